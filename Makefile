@@ -1,0 +1,44 @@
+# Both commands set themselves up: they need Python 3.11+ and make, nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+OUTPUT ?= runs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench clean
+
+help:
+	@echo 'make demo   train digits with several methods, write a report'
+	@echo 'make test   lint, type check, tests, doctests, README, notebooks'
+	@echo 'make bench  the benchmark tables (cost of a step on this machine)'
+	@echo 'make clean  remove the virtual environment and caches'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'Python 3.11 or newer is needed: make PYTHON=...' >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.train
+
+demo: $(VENV)/.train
+	$(BIN)/optax-sam compare --output $(OUTPUT) --overwrite
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check
+
+test: lint
+	$(BIN)/python -m pytest -n 2
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.step_cost
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,173 @@
+"""Descents: which direction goes on to the base optimizer?
+
+A descent has `init(params)`, `on_ascent(clean, perturbed, state)` for the
+steps that took the second gradient, and `on_skip(clean, state)` for the
+others; both return (direction, new state). A descent with state is given
+gradients that are averaged over the devices.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import numerics, validation
+
+
+class Descent(NamedTuple):
+  """Combines the clean and the perturbed gradient into a direction.
+
+  Attributes:
+    init: from the parameters to the state of the descent.
+    on_ascent: from (clean gradient, perturbed gradient, state) to (direction,
+      new state).
+    on_skip: from (clean gradient, state) to (direction, new state).
+  """
+
+  init: Callable[[optax.Params], Any]
+  on_ascent: Callable[[optax.Updates, optax.Updates, Any], tuple[Any, Any]]
+  on_skip: Callable[[optax.Updates, Any], tuple[Any, Any]]
+
+
+class ReuseOrthogonalState(NamedTuple):
+  """State of `reuse_orthogonal`.
+
+  Attributes:
+    direction: part of the last perturbed gradient that is orthogonal to its
+      clean gradient, like the parameters, float32 or wider.
+    ratio: norm of that part over the norm of the clean gradient, a scalar; a
+      sane `alpha` is close to it.
+  """
+
+  direction: optax.Updates
+  ratio: jax.Array
+
+
+def _no_state(params: optax.Params) -> optax.EmptyState:
+  del params
+  return optax.EmptyState()
+
+
+def _keep_clean(clean: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:
+  return clean, state
+
+
+def perturbed_gradient() -> Descent:
+  """Descends with the gradient at the perturbed parameters: `u = gp`."""
+
+  def on_ascent(
+    clean: optax.Updates, perturbed: optax.Updates, state: Any
+  ) -> tuple[optax.Updates, Any]:
+    del clean
+    return perturbed, state
+
+  return Descent(_no_state, on_ascent, _keep_clean)
+
+
+def mix(alpha: float) -> Descent:
+  """Descends with `u = g + alpha * (gp - g)`.
+
+  Args:
+    alpha: weight of the difference: 0 is the base optimizer, 1 is SAM, more
+      extrapolates.
+  """
+  validation.check_number('alpha', alpha)
+
+  @jax.jit
+  def mixed(clean: optax.Updates, perturbed: optax.Updates) -> optax.Updates:
+    def leaf(g: jax.Array, gp: jax.Array) -> jax.Array:
+      wide = numerics.widen(g)
+      difference = numerics.widen(gp) - wide
+      weight = jnp.asarray(alpha, wide.dtype)
+      return (wide + weight * difference).astype(g.dtype)
+
+    return jax.tree.map(leaf, clean, perturbed)
+
+  def on_ascent(
+    clean: optax.Updates, perturbed: optax.Updates, state: Any
+  ) -> tuple[optax.Updates, Any]:
+    return mixed(clean, perturbed), state
+
+  return Descent(_no_state, on_ascent, _keep_clean)
+
+
+def reuse_orthogonal(alpha: float = 0.1, *, per_leaf: bool = False) -> Descent:
+  """Reuses, where a step skips, what the last ascent added to the gradient.
+
+  With `g` the clean and `gp` the perturbed gradient::
+
+    on ascent:  gv = gp - (dot(g, gp) / norm(g)^2) * g;   u = gp
+    on skip:    u = g + alpha * (norm(g) / norm(gv)) * gv
+
+  `gv = 0`, as before the first ascent, makes a skipped step the base
+  optimizer's. A `gv` that is mere rounding against `gp` is stored as 0, and
+  one that isn't finite is not stored.
+
+  Args:
+    alpha: length of the reused part relative to the clean gradient, in [0, 1).
+    per_leaf: whether norms and inner products are taken leaf by leaf, as
+      several published programs do, rather than over all leaves together.
+  """
+  validation.check_number('alpha', alpha, at_least=0, below=1)
+  validation.check_choice('per_leaf', per_leaf, (True, False))
+
+  def init(params: optax.Params) -> ReuseOrthogonalState:
+    zero = jnp.zeros((), numerics.accumulator_dtype(params))
+    return ReuseOrthogonalState(numerics.zeros_like(params), zero)
+
+  def orthogonal(clean: optax.Updates, perturbed: optax.Updates) -> Any:
+    squared = numerics.dot(clean, clean)
+    slope = jnp.where(
+      squared > 0,
+      numerics.dot(clean, perturbed) / jnp.where(squared > 0, squared, 1),
+      0,
+    )
+    part = jax.tree.map(
+      lambda g, gp: (
+        numerics.widen(gp)
+        - slope.astype(numerics.widen(g).dtype) * numerics.widen(g)
+      ),
+      clean,
+      perturbed,
+    )
+    negligible = numerics.is_negligible(
+      numerics.norm(part), numerics.norm(perturbed)
+    )
+    zeros = jax.tree.map(jnp.zeros_like, part)
+    return numerics.select(negligible, zeros, part)
+
+  def reuse(clean: optax.Updates, direction: optax.Updates) -> optax.Updates:
+    available = numerics.norm(direction)
+    usable = numerics.is_usable(available)
+    wanted = jnp.asarray(alpha, available.dtype) * numerics.norm(clean)
+    scale = wanted.astype(available.dtype) / jnp.where(usable, available, 1)
+    added = numerics.multiply_where(usable, scale, direction)
+    return jax.tree.map(
+      lambda g, v: (numerics.widen(g) + v).astype(g.dtype), clean, added
+    )
+
+  def leaf_by_leaf(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function if not per_leaf else (lambda *t: jax.tree.map(function, *t))
+
+  @jax.jit
+  def on_ascent(
+    clean: optax.Updates,
+    perturbed: optax.Updates,
+    state: ReuseOrthogonalState,
+  ) -> tuple[optax.Updates, ReuseOrthogonalState]:
+    direction = leaf_by_leaf(orthogonal)(clean, perturbed)
+    length, reference = numerics.norm(direction), numerics.norm(clean)
+    ratio = length / jnp.where(reference > 0, reference, 1)
+    finite = jnp.isfinite(length) & jnp.isfinite(reference)
+    found = ReuseOrthogonalState(direction, ratio.astype(state.ratio.dtype))
+    return perturbed, numerics.select(finite, found, state)
+
+  @jax.jit
+  def on_skip(
+    clean: optax.Updates, state: ReuseOrthogonalState
+  ) -> tuple[optax.Updates, ReuseOrthogonalState]:
+    return leaf_by_leaf(reuse)(clean, state.direction), state
+
+  return Descent(init, on_ascent, on_skip)

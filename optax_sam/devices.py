@@ -1,0 +1,63 @@
+"""Averages over devices, and the checks that keep a gradient local."""
+
+from typing import Any
+
+import jax
+
+AxisName = Any
+
+
+def average(tree: Any, axis_name: AxisName | None) -> Any:
+  """Averages over the devices of `axis_name`; without one, does nothing."""
+  return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+def _names(axis_name: AxisName) -> tuple[str, ...]:
+  return axis_name if isinstance(axis_name, tuple) else (axis_name,)
+
+
+def _missing(leaf: Any, axis_name: AxisName) -> tuple[str, ...]:
+  """Returns the axes that a leaf is known not to vary over."""
+  varying = jax.typeof(leaf).manual_axis_type.varying
+  # Outside of shard_map with check_vma nothing is known to vary, not even
+  # the index of the device: then there is nothing to cast or to check.
+  tracked = [
+    name
+    for name in _names(axis_name)
+    if name in jax.typeof(jax.lax.axis_index(name)).manual_axis_type.varying
+  ]
+  return tuple(name for name in tracked if name not in varying)
+
+
+def as_local(tree: Any, axis_name: AxisName | None) -> Any:
+  """Marks replicated values as local to a device.
+
+  Inside `jax.shard_map` the gradient with respect to a replicated value is
+  summed over the axis behind one's back; with respect to a local one it stays
+  local.
+  """
+  if axis_name is None:
+    return tree
+
+  def cast(leaf: Any) -> Any:
+    missing = _missing(leaf, axis_name)
+    return jax.lax.pcast(leaf, missing, to='varying') if missing else leaf
+
+  return jax.tree.map(cast, tree)
+
+
+def check_local(updates: Any, axis_name: AxisName | None) -> None:
+  """Raises if gradients were summed over the axis before they came here."""
+  if axis_name is None:
+    return
+  for leaf in jax.tree.leaves(updates):
+    if _missing(leaf, axis_name):
+      msg = (
+        f'updates must be local gradients, got gradients that are equal on '
+        f'all devices of axis_name={axis_name!r}: inside jax.shard_map the '
+        f'gradient with respect to replicated parameters is summed over the '
+        f'axis. Write grads = jax.grad(loss)(jax.lax.pcast(params, '
+        f"{axis_name!r}, to='varying')), and don't average them: the element "
+        f'does.'
+      )
+      raise ValueError(msg)

@@ -1,0 +1,1 @@
+"""Published methods, each a few lines over `sharpness_aware`."""

@@ -1,0 +1,208 @@
+"""Methods that take the second gradient at every step, over all examples."""
+
+from typing import Any, Literal
+
+import optax
+
+from optax_sam import masking, perturbations, validation
+from optax_sam.sharpness_aware import sharpness_aware
+
+
+def sam(
+  rho: optax.ScalarOrSchedule = 0.05,
+  *,
+  p: float = 2,
+  ascent_steps: int = 1,
+  mask: masking.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Sharpness-aware minimization (SAM).
+
+  With `g` the gradient at the parameters `w`::
+
+    epsilon = rho * g / (norm(g) + 1e-12)        # p = inf: rho * sign(g)
+    u       = gradient at w + epsilon
+
+  With `ascent_steps = k` above 1 there are k steps of length `rho`, each
+  projected back into the ball of radius `rho` around `w`; the step size and
+  the projection are those of Andriushchenko and Flammarion (2022,
+  arXiv 2206.06232), where `optax.contrib.sam` doesn't project.
+
+  Published programs agree with one another and with this rule. The appendix of
+  the paper prints a squared norm in one place, against its own equation 2.
+
+  Args:
+    rho: radius of the perturbation, at least 0, or a schedule of it. 0.05 is
+      the authors' default; their grid runs from 0.01 to 0.5.
+    p: 2 or infinity, the norm in which the perturbation has length `rho`.
+    ascent_steps: number of ascent steps, at least 1; each costs a gradient.
+    mask: which leaves may be perturbed, a prefix tree of bools or a function
+      from the parameters to one; see `optax_sam.sharpness_aware`.
+    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over.
+    sync_ascent: whether the ascent gradient is averaged over that axis too. By
+      default each device perturbs by its own, as in the paper.
+
+  Returns:
+    A gradient transformation, to be placed first in `optax.chain`; its
+    `update` needs `value_fn` or `grad_fn`. Cost: 1 + `ascent_steps` gradients.
+
+  Raises:
+    ValueError: if a Python value is out of range.
+
+  References:
+    Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
+    Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
+    ICLR 2021.
+
+  >>> import jax, jax.numpy as jnp, optax, optax_sam
+  >>> tx = optax.chain(optax_sam.sam(rho=0.5), optax.sgd(0.1))
+  >>> loss = lambda w: jnp.sum(w**2)
+  >>> w = jnp.array([3.0, 4.0])
+  >>> updates, state = tx.update(
+  ...   jax.grad(loss)(w), tx.init(w), w, value_fn=loss
+  ... )
+  >>> [round(x, 3) for x in updates.tolist()]  # -0.1 * 2 * (w + 0.5 * w / 5)
+  [-0.66, -0.88]
+  """
+  validation.check_static_integer('ascent_steps', ascent_steps)
+  return sharpness_aware(
+    perturbations.ascend_repeatedly(rho, ascent_steps, p=p),
+    mask=mask,
+    axis_name=axis_name,
+    sync_ascent=sync_ascent,
+  )
+
+
+def asam(
+  rho: optax.ScalarOrSchedule = 0.5,
+  *,
+  eta: float = 0.01,
+  scaled: masking.Mask = None,
+  mask: masking.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Adaptive sharpness-aware minimization (ASAM).
+
+  With `g` the gradient at `w`, `T = abs(w) + eta` on scaled leaves and `T = 1`
+  on the others::
+
+    epsilon = rho * T^2 * g / (norm(T * g) + 1e-12)   # norm(epsilon / T) = rho
+    u       = gradient at w + epsilon
+
+  Published programs differ. The default is that of the authors, who scale the
+  parameters whose name contains "weight"; here, all but those called `bias`,
+  `b`, `beta` or `offset`. `asam(2.0, eta=0.0, scaled=True)` is the widely used
+  variant of davda54/sam, in which a bias that starts at zero never moves the
+  perturbation; `scaled=True` alone that of dbahri/universal_sam. The paper's
+  own rule and its `eta` could not be confirmed.
+
+  Args:
+    rho: radius relative to the weights, at least 0, or a schedule of it. 0.5
+      is the default of the authors' class and their choice for CIFAR-10 (1.0
+      for CIFAR-100); usable from 0.1 to 2.
+    eta: added to the size of the weights, at least 0. 0.01 is the default of
+      the authors' class; their example script passes 0.
+    scaled: which leaves are scaled, a bool, a prefix tree of bools or a
+      function from the parameters to one; None goes by their names.
+    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over.
+    sync_ascent: whether the ascent gradient is averaged over that axis too.
+
+  Returns:
+    A gradient transformation, to be placed first in `optax.chain`; its
+    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients.
+
+  Raises:
+    ValueError: if a Python value is out of range.
+
+  References:
+    Kwon, Kim, Park, Choi, `ASAM: Adaptive Sharpness-Aware Minimization for
+    Scale-Invariant Learning of Deep Neural Networks
+    <https://arxiv.org/abs/2102.11600>`_, ICML 2021.
+
+  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> tx = optax_sam.asam(rho=0.5, eta=0.0)
+  >>> loss = lambda w: jnp.sum(w)
+  >>> w = jnp.array([3.0, 4.0])
+  >>> u, _ = tx.update(jnp.ones(2), tx.init(w), w, grad_fn=lambda w: w)
+  >>> [round(x, 3) for x in u.tolist()]  # w + 0.5 * w^2 / 5
+  [3.9, 5.6]
+  """
+  return sharpness_aware(
+    perturbations.scale_to_adaptive_radius(rho, eta=eta, scaled=scaled),
+    mask=mask,
+    axis_name=axis_name,
+    sync_ascent=sync_ascent,
+  )
+
+
+def friendly_sam(
+  rho: optax.ScalarOrSchedule = 0.05,
+  *,
+  sigma: float = 1.0,
+  decay: float = 0.9,
+  order: Literal['paper', 'official'] = 'paper',
+  mask: masking.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Friendly sharpness-aware minimization (F-SAM): perturbs by noise alone.
+
+  With `g` the gradient of the batch at `w`, `gbar` its average over the
+  devices, and `m` starting at 0, an estimate of the full gradient that is
+  subtracted::
+
+    m       = decay * m + (1 - decay) * gbar
+    d       = g - sigma * m          # order='official': with the m before, and
+                                     # d = g, m = gbar at the first step
+    epsilon = rho * d / (norm(d) + 1e-12)
+    u       = gradient at w + epsilon
+
+  A `d` that is mere rounding against `g` gives `epsilon = 0`. The first step
+  of both orders is SAM's, and at `sigma = 1` both have the same direction for
+  equal `m`. The order of the paper rests on restatements of it that agree; the
+  official one is that of the authors' program nblt/F-SAM.
+
+  Args:
+    rho: radius, at least 0, or a schedule of it. 0.05 is the default of the
+      authors' class; their CIFAR runs use 0.1 to 0.2.
+    sigma: share of the estimate that is subtracted, in [0, 1]; 0 is SAM.
+    decay: weight of the past, in [0, 1), above 0 in the order of the paper.
+      0.9 is the default of the authors' class, whose runs use 0.6 and 0.95;
+      the value of the paper could not be confirmed.
+    order: 'paper' subtracts the estimate that holds the current gradient,
+      'official' the one before it.
+    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over.
+    sync_ascent: whether the ascent gradient is averaged over that axis too.
+
+  Returns:
+    A gradient transformation, to be placed first in `optax.chain`; its
+    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients; keeps `m`.
+
+  Raises:
+    ValueError: if a Python value is out of range.
+
+  References:
+    Li, Zhou, He, Cheng, Huang, `Friendly Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2403.12350>`_, CVPR 2024.
+
+  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> tx = optax_sam.friendly_sam(rho=0.5)
+  >>> loss = lambda w: jnp.sum(w**2)
+  >>> w = jnp.array([3.0, 4.0])
+  >>> u, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  >>> [round(x, 3) for x in u.tolist()]
+  [6.6, 8.8]
+  """
+  return sharpness_aware(
+    optax.chain(
+      perturbations.subtract_ema(decay, sigma, order=order),
+      perturbations.scale_to_radius(rho),
+    ),
+    mask=mask,
+    axis_name=axis_name,
+    sync_ascent=sync_ascent,
+  )

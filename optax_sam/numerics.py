@@ -1,0 +1,135 @@
+"""Norms, inner products and safe scaling, accumulated in float32 or wider.
+
+The functions are jitted so that an eager caller pays one dispatch per tree
+rather than one per leaf; inside a caller's own `jax.jit` they are inlined.
+"""
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+STABILIZER = 1e-12
+
+
+def is_float(leaf: Any) -> bool:
+  """Returns whether a leaf of the parameters can be perturbed at all."""
+  return jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def accumulator_dtype(tree: optax.Params) -> jnp.dtype:
+  """Returns float64 if any leaf is float64, else float32."""
+  dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
+  return jnp.dtype('float64' if jnp.dtype('float64') in dtypes else 'float32')
+
+
+def widen(leaf: jax.Array) -> jax.Array:
+  """Casts a leaf to float32, or leaves it float64."""
+  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+
+
+def zeros_like(tree: optax.Params) -> optax.Params:
+  """Returns a params-shaped accumulator of zeros, float32 or wider."""
+
+  def zeros(leaf: jax.Array) -> jax.Array:
+    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    # Derived from the leaf where it is an array, so that sharding follows.
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+      return jnp.zeros(leaf.shape, dtype)
+    return jnp.zeros_like(leaf, dtype=dtype)
+
+  return jax.tree.map(zeros, tree)
+
+
+def _sum(terms: list[jax.Array], dtype: jnp.dtype) -> jax.Array:
+  return sum((term.astype(dtype) for term in terms), jnp.zeros((), dtype))
+
+
+@jax.jit
+def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
+  """Inner product over all leaves together."""
+  products = jax.tree.map(
+    lambda x, y: jnp.sum(widen(x) * widen(y)), left, right
+  )
+  return _sum(jax.tree.leaves(products), accumulator_dtype(left))
+
+
+@jax.jit
+def norm(tree: optax.Updates) -> jax.Array:
+  """One 2-norm over all leaves together."""
+  return jnp.sqrt(dot(tree, tree))
+
+
+def is_usable(size: jax.Array) -> jax.Array:
+  """Whether a norm can be divided by: finite and not zero."""
+  return jnp.isfinite(size) & (size > 0)
+
+
+def is_negligible(difference: jax.Array, reference: jax.Array) -> jax.Array:
+  """Whether the norm of a difference is mere rounding of what it came from.
+
+  Blown up to a fixed length, the rounding noise that remains of two nearly
+  equal vectors would be a direction without meaning.
+  """
+  return difference <= 8 * jnp.finfo(difference.dtype).eps * reference
+
+
+@jax.jit
+def scale_to(
+  radius: Any, tree: optax.Updates, size: jax.Array | None = None
+) -> optax.Updates:
+  """Scales a tree to length `radius`; to zero where its norm is unusable.
+
+  Args:
+    radius: the length asked for, a scalar.
+    tree: what to scale; each leaf keeps its dtype.
+    size: the norm to divide by, where it isn't the 2-norm of `tree`.
+
+  Returns:
+    `radius * tree / (size + 1e-12)`, or zeros if `size` is 0 or not finite.
+  """
+  size = norm(tree) if size is None else size
+  usable = is_usable(size)
+  scale = jnp.asarray(radius, size.dtype) / (
+    jnp.where(usable, size, 1.0) + STABILIZER
+  )
+  return multiply_where(usable, scale, tree)
+
+
+@jax.jit
+def multiply_where(
+  condition: jax.Array, scale: jax.Array, tree: optax.Updates
+) -> optax.Updates:
+  """Returns `scale * tree` where the condition holds, else zeros."""
+
+  def multiply(leaf: jax.Array) -> jax.Array:
+    wide = widen(leaf)
+    # A select, not a product with 0: 0 * nan is nan.
+    scaled = jnp.where(condition, scale.astype(wide.dtype) * wide, 0.0)
+    return scaled.astype(leaf.dtype)
+
+  return jax.tree.map(multiply, tree)
+
+
+@jax.jit
+def select(
+  condition: jax.Array, on_true: optax.Updates, on_false: optax.Updates
+) -> optax.Updates:
+  """Chooses between two trees by one scalar condition."""
+  return jax.tree.map(
+    functools.partial(jnp.where, condition), on_true, on_false
+  )
+
+
+@jax.jit
+def add(params: optax.Params, perturbation: optax.Updates) -> optax.Params:
+  """Returns the perturbed parameters, in the dtype of the parameters."""
+  return jax.tree.map(lambda p, e: p + e.astype(p.dtype), params, perturbation)
+
+
+def size(tree: optax.Params) -> int:
+  """Number of entries of all leaves together."""
+  return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,155 @@
+"""What a training step hands over to be differentiated once more."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import devices, masking
+
+ValueFn = Callable[[optax.Params], jax.Array]
+GradFn = Callable[[optax.Params], Any]
+PerExampleValueFn = Callable[[optax.Params, Any], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """The loss of one batch, seen through whichever functions were given.
+
+  Attributes:
+    value_fn: from the parameters to the scalar loss of the batch.
+    grad_fn: from the parameters to its gradient, or to (loss, gradient).
+    per_example_value_fn: from the parameters and a batch to its (B,) losses.
+    batch: a pytree whose leaves have the examples on axis 0.
+    axis_name: the axis that gradients must stay local to.
+    floats: a tree of bools: which leaves of the whole parameters the methods
+      below take and give; None for all.
+    whole_params: the parameters with all their leaves, as the functions of
+      the training step know them.
+  """
+
+  value_fn: ValueFn | None = None
+  grad_fn: GradFn | None = None
+  per_example_value_fn: PerExampleValueFn | None = None
+  batch: Any = None
+  axis_name: Any = None
+  floats: Any = None
+  whole_params: Any = None
+
+  def value_and_grad(
+    self, params: optax.Params
+  ) -> tuple[jax.Array | None, optax.Updates]:
+    """Returns the loss, where it is known, and its gradient."""
+    params = devices.as_local(params, self.axis_name)
+    if self.grad_fn is not None:
+      whole = self._whole(params)
+      value, gradient = _split_value(self.grad_fn(whole), whole)
+      if self.floats is not None:
+        gradient = masking.keep(self.floats, gradient)
+      return value, gradient
+    if self.value_fn is not None:
+      value_fn = _as_scalar(self.value_fn)
+      return jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
+    if self.per_example_value_fn is not None and self.batch is not None:
+      return jax.value_and_grad(self._mean)(params)
+    msg = (
+      'the second gradient needs a function to differentiate; pass one to '
+      'update, for example\n'
+      '  value_fn = lambda p: loss(p, batch)\n'
+      '  updates, opt_state = tx.update(\n'
+      '    grads, opt_state, params, value_fn=value_fn)'
+    )
+    raise ValueError(msg)
+
+  def _whole(self, params: optax.Params) -> optax.Params:
+    if self.floats is None:
+      return params
+    return masking.fill(self.floats, params, self.whole_params)
+
+  def _mean(self, params: optax.Params) -> jax.Array:
+    return jnp.mean(self.losses(params))
+
+  def losses(self, params: optax.Params) -> jax.Array:
+    """Returns the loss of every example of the batch, shape (B,)."""
+    if self.per_example_value_fn is None or self.batch is None:
+      self._needs_examples()
+    losses = self.per_example_value_fn(self._whole(params), self.batch)
+    if losses.shape != (self.num_examples,):
+      msg = (
+        f'per_example_value_fn must return one loss an example, shape '
+        f'({self.num_examples},), got shape {losses.shape}.'
+      )
+      raise ValueError(msg)
+    return losses
+
+  @functools.cached_property
+  def num_examples(self) -> int:
+    """Number of examples of the batch."""
+    if self.per_example_value_fn is None or self.batch is None:
+      self._needs_examples()
+    sizes = {
+      jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
+      for leaf in jax.tree.leaves(self.batch)
+    }
+    if len(sizes) != 1 or None in sizes:
+      shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self.batch)]
+      msg = (
+        f'batch must be a pytree whose leaves all have the examples on axis '
+        f'0, got leaves of shapes {shapes}.'
+      )
+      raise ValueError(msg)
+    return sizes.pop()
+
+  def rows(self, index: jax.Array | slice) -> 'Objective':
+    """Returns the mean loss over some of the examples, gathered first."""
+    if self.per_example_value_fn is None or self.batch is None:
+      self._needs_examples()
+    chosen = jax.tree.map(lambda leaf: leaf[index], self.batch)
+    return dataclasses.replace(self, value_fn=None, grad_fn=None, batch=chosen)
+
+  def _needs_examples(self) -> NoReturn:
+    msg = (
+      'this method chooses among the examples of a batch; pass them to '
+      'update, for example\n'
+      '  updates, opt_state = tx.update(\n'
+      '    grads, opt_state, params,\n'
+      '    per_example_value_fn=f, batch=batch)\n'
+      'where f(params, batch) returns one loss an example, shape (B,)'
+    )
+    raise ValueError(msg)
+
+
+def _as_scalar(value_fn: ValueFn) -> ValueFn:
+  def scalar(params: optax.Params) -> jax.Array:
+    value = value_fn(params)
+    if isinstance(value, tuple) or jnp.shape(value):
+      got = 'a tuple' if isinstance(value, tuple) else f'{jnp.shape(value)}'
+      msg = (
+        f'value_fn must return a scalar, got {got}: write '
+        f'value_fn=lambda p: loss(p, batch)[0] if the loss comes with more.'
+      )
+      raise ValueError(msg)
+    return value
+
+  return scalar
+
+
+def _split_value(
+  result: Any, params: optax.Params
+) -> tuple[jax.Array | None, optax.Updates]:
+  structure = jax.tree.structure(params)
+  if jax.tree.structure(result) == structure:
+    return None, result
+  pair = isinstance(result, tuple) and len(result) == 2
+  if pair and jax.tree.structure(result[1]) == structure:
+    return result
+  msg = (
+    f'grad_fn must return a gradient like the parameters, or (loss, '
+    f'gradient), got {jax.tree.structure(result)} for parameters '
+    f'{structure}.'
+  )
+  raise ValueError(msg)

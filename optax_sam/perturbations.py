@@ -1,0 +1,330 @@
+"""Perturbations: from the ascent gradient to the perturbation epsilon.
+
+Each is an ordinary `optax.GradientTransformationExtraArgs`, so pieces join
+with `optax.chain`. `optax_sam.sharpness_aware` calls `update` with the ascent
+gradient, with the parameters that may be perturbed, and with these extra
+arguments: `axis_name` (what a piece stores must be averaged over it) and
+`ascent_grad_fn` (from a perturbation to the ascent gradient there).
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import devices, masking, numerics, validation
+
+_UNSCALED_NAMES = ('bias', 'b', 'beta', 'offset')
+
+
+class RadiusState(NamedTuple):
+  """State of a piece whose radius is a schedule; none without one.
+
+  Attributes:
+    count: number of steps so far, a scalar int32.
+  """
+
+  count: jax.Array
+
+
+class SubtractEmaState(NamedTuple):
+  """State of `subtract_ema`.
+
+  Attributes:
+    ema: moving average of the gradient, like the parameters, float32 or wider.
+    started: whether a gradient has entered it, a scalar bool.
+  """
+
+  ema: optax.Updates
+  started: jax.Array
+
+
+def scale_to_radius(
+  rho: optax.ScalarOrSchedule, *, p: float = 2
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the ascent gradient to length rho: the perturbation of SAM.
+
+  With `g` the ascent gradient::
+
+    p = 2:    epsilon = rho * g / (norm(g) + 1e-12)
+    p = inf:  epsilon = rho * sign(g)
+
+  A norm that is zero or not finite gives `epsilon = 0`.
+
+  Args:
+    rho: radius, at least 0, or a schedule of it.
+    p: 2 or infinity, the norm in which epsilon has length rho.
+
+  >>> piece = scale_to_radius(0.5)
+  >>> piece.update(jnp.array([3.0, 4.0]), piece.init(None))[0].tolist()
+  [0.30000001192092896, 0.4000000059604645]
+  """
+  validation.check_choice('p', p, (2, float('inf')))
+
+  def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
+    return _ascent_step(radius, updates, p)
+
+  return _with_radius(rho, perturb)
+
+
+def ascend_repeatedly(
+  rho: optax.ScalarOrSchedule, steps: int, *, p: float = 2
+) -> optax.GradientTransformationExtraArgs:
+  """Takes several ascent steps of length rho inside the ball of radius rho.
+
+  `steps` times, starting from `delta = 0` and with `h` the ascent gradient at
+  `w + delta`::
+
+    delta = delta + rho * h / (norm(h) + 1e-12)
+    delta = delta * min(1, rho / norm(delta))  # p = inf: clipped to rho
+
+  Each step but the first costs one more gradient.
+
+  Args:
+    rho: radius and length of a step, at least 0, or a schedule of it.
+    steps: number of ascent steps, at least 1.
+    p: 2 or infinity.
+  """
+  validation.check_static_integer('steps', steps)
+  validation.check_choice('p', p, (2, float('inf')))
+
+  def perturb(
+    radius: Any,
+    updates: optax.Updates,
+    *,
+    ascent_grad_fn: Callable[[optax.Updates], optax.Updates] | None = None,
+    **_: Any,
+  ) -> optax.Updates:
+    delta = _ascent_step(radius, updates, p)
+    for _step in range(1, steps):
+      if ascent_grad_fn is None:
+        msg = (
+          'ascend_repeatedly needs ascent_grad_fn, a function from the '
+          'perturbation to the ascent gradient there: use it as the '
+          'perturbation of optax_sam.sharpness_aware, which passes it.'
+        )
+        raise ValueError(msg)
+      step = _ascent_step(radius, ascent_grad_fn(delta), p)
+      delta = _project(radius, numerics.add(delta, step), p)
+    return delta
+
+  return _with_radius(rho, perturb)
+
+
+def scale_to_adaptive_radius(
+  rho: optax.ScalarOrSchedule,
+  *,
+  eta: float = 0.01,
+  scaled: masking.Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the ascent gradient to a radius relative to the weights: ASAM.
+
+  With `T = abs(w) + eta` on scaled leaves and `T = 1` on the others::
+
+    epsilon = rho * T ^ 2 * g / (norm(T * g) + 1e-12)  # norm(epsilon/T) = rho
+
+  Args:
+    rho: radius, at least 0, or a schedule of it.
+    eta: added to the size of the weights, at least 0.
+    scaled: which leaves are scaled; None goes by the last part of a leaf's
+      name: `bias`, `b`, `beta` and `offset` are not, all else is. A bool, a
+      prefix tree or a function from the parameters overrides it.
+  """
+  validation.check_number('eta', eta, at_least=0)
+  if scaled is None:
+    scaled = _scaled_by_name
+
+  def scales(is_scaled: bool, weight: jax.Array) -> jax.Array:
+    wide = numerics.widen(weight)
+    if not is_scaled:
+      return jnp.ones_like(wide)
+    return jnp.abs(wide) + jnp.asarray(eta, wide.dtype)
+
+  @jax.jit
+  def scale(
+    radius: Any, updates: optax.Updates, params: optax.Params
+  ) -> optax.Updates:
+    chosen = masking.chosen_leaves(scaled, params, name='scaled')
+    scale = jax.tree.map(scales, chosen, params)
+    once = jax.tree.map(_multiply_wide, scale, updates)
+    twice = jax.tree.map(_multiply_wide, scale, once)
+    perturbation = numerics.scale_to(radius, twice, numerics.norm(once))
+    return jax.tree.map(lambda e, g: e.astype(g.dtype), perturbation, updates)
+
+  def perturb(
+    radius: Any, updates: optax.Updates, *, params: optax.Params, **_: Any
+  ) -> optax.Updates:
+    return scale(radius, updates, params)
+
+  return _with_radius(rho, perturb)
+
+
+def subtract_ema(
+  decay: float = 0.9,
+  sigma: float = 1.0,
+  *,
+  order: Literal['paper', 'official'] = 'paper',
+) -> optax.GradientTransformationExtraArgs:
+  """Subtracts a moving average of the gradient: what is left is its noise.
+
+  With `g` the gradient, `gbar` its average over the devices, and `m` starting
+  at 0::
+
+    'paper':     m = decay * m + (1 - decay) * gbar;  d = g - sigma * m
+    'official':  d = g - sigma * m, then the same m   # first step: d = g,
+                                                      # m = gbar
+
+  A `d` that is mere rounding against `g` is returned as 0. A gradient that
+  isn't finite leaves `m` alone.
+
+  Args:
+    decay: weight of the past, in [0, 1); above 0 in the order of the paper.
+    sigma: share of the average that is subtracted, in [0, 1].
+    order: 'paper' subtracts the average that holds the current gradient,
+      'official' the one before it.
+  """
+  validation.check_choice('order', order, ('paper', 'official'))
+  validation.check_number('sigma', sigma, at_least=0, at_most=1)
+  validation.check_number('decay', decay, at_least=0, below=1)
+  if order == 'paper' and validation.is_python_number(decay) and decay == 0:
+    msg = (
+      "decay must be above 0 with order='paper', got 0: the average would be "
+      "the gradient itself; write decay=0.9, or order='official'."
+    )
+    raise ValueError(msg)
+
+  def init(params: optax.Params) -> SubtractEmaState:
+    return SubtractEmaState(numerics.zeros_like(params), jnp.zeros((), bool))
+
+  def mix(old: optax.Updates, new: optax.Updates) -> optax.Updates:
+    def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
+      past = jnp.asarray(decay, m.dtype)
+      return past * m + (1 - past) * g.astype(m.dtype)
+
+    return jax.tree.map(leaf, old, new)
+
+  def subtract(updates: optax.Updates, ema: optax.Updates) -> optax.Updates:
+    difference = jax.tree.map(
+      lambda g, m: numerics.widen(g) - jnp.asarray(sigma, m.dtype) * m,
+      updates,
+      ema,
+    )
+    negligible = numerics.is_negligible(
+      numerics.norm(difference), numerics.norm(updates)
+    )
+    return jax.tree.map(
+      lambda d, g: jnp.where(negligible, 0, d).astype(g.dtype),
+      difference,
+      updates,
+    )
+
+  @jax.jit
+  def separate(
+    updates: optax.Updates, averaged: optax.Updates, state: SubtractEmaState
+  ) -> tuple[optax.Updates, SubtractEmaState]:
+    finite = jnp.isfinite(numerics.norm(averaged))
+    ema = mix(state.ema, averaged)
+    if order == 'official':
+      first = jax.tree.map(lambda g, m: g.astype(m.dtype), averaged, ema)
+      ema = numerics.select(state.started, ema, first)
+      noise = subtract(updates, state.ema)
+    else:
+      noise = subtract(updates, ema)
+    found = SubtractEmaState(ema, jnp.ones((), bool))
+    return noise, numerics.select(finite, found, state)
+
+  def update(
+    updates: optax.Updates,
+    state: SubtractEmaState,
+    params: optax.Params | None = None,
+    *,
+    axis_name: Any = None,
+    **_: Any,
+  ) -> tuple[optax.Updates, SubtractEmaState]:
+    del params
+    return separate(updates, devices.average(updates, axis_name), state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _with_radius(
+  rho: optax.ScalarOrSchedule, perturb: Callable[..., optax.Updates]
+) -> optax.GradientTransformationExtraArgs:
+  """Builds a piece that keeps nothing but the count of its schedule."""
+  validation.check_radius(rho)
+
+  def init(params: optax.Params) -> RadiusState | optax.EmptyState:
+    del params
+    if callable(rho):
+      return RadiusState(jnp.zeros((), jnp.int32))
+    return optax.EmptyState()
+
+  def update(
+    updates: optax.Updates,
+    state: Any,
+    params: optax.Params | None = None,
+    **extra_args: Any,
+  ) -> tuple[optax.Updates, Any]:
+    radius = rho
+    if callable(rho):
+      radius = rho(state.count)
+      state = RadiusState(optax.safe_increment(state.count))
+    return perturb(radius, updates, params=params, **extra_args), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _ascent_step(
+  radius: Any, gradient: optax.Updates, p: float
+) -> optax.Updates:
+  return (
+    numerics.scale_to(radius, gradient)
+    if p == 2
+    else _sign_step(radius, gradient)
+  )
+
+
+@jax.jit
+def _sign_step(radius: Any, gradient: optax.Updates) -> optax.Updates:
+  size = numerics.norm(gradient)
+  signs = jax.tree.map(jnp.sign, gradient)
+  return numerics.multiply_where(
+    numerics.is_usable(size), jnp.asarray(radius, size.dtype), signs
+  )
+
+
+def _project(radius: Any, delta: optax.Updates, p: float) -> optax.Updates:
+  return _into_ball(radius, delta) if p == 2 else _into_box(radius, delta)
+
+
+@jax.jit
+def _into_ball(radius: Any, delta: optax.Updates) -> optax.Updates:
+  size = numerics.norm(delta)
+  radius = jnp.asarray(radius, size.dtype)
+  outside = size > radius
+  scale = jnp.where(outside, radius / jnp.where(outside, size, 1), 1)
+  return numerics.multiply_where(jnp.isfinite(size), scale, delta)
+
+
+@jax.jit
+def _into_box(radius: Any, delta: optax.Updates) -> optax.Updates:
+  def clip(leaf: jax.Array) -> jax.Array:
+    bound = jnp.asarray(radius, leaf.dtype)
+    return jnp.clip(leaf, -bound, bound)
+
+  return jax.tree.map(clip, delta)
+
+
+def _multiply_wide(left: jax.Array, right: jax.Array) -> jax.Array:
+  dtype = jnp.promote_types(left.dtype, numerics.widen(right).dtype)
+  return left.astype(dtype) * right.astype(dtype)
+
+
+def _scaled_by_name(params: optax.Params) -> Any:
+  def is_scaled(path: tuple[Any, ...], _: Any) -> bool:
+    parts = masking.path_parts(path)
+    return not parts or parts[-1] not in _UNSCALED_NAMES
+
+  return jax.tree_util.tree_map_with_path(is_scaled, params)

@@ -1,0 +1,174 @@
+"""Selections: which examples of the batch feed each of the two gradients?
+
+A selection has `init(params)` for what it stores, and `select(objective,
+params, state, count)`, which names the objective of the ascent gradient and,
+given the perturbed parameters, that of the descent gradient. Chosen examples
+are gathered before a gradient is taken, so that the others cost nothing.
+"""
+
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.objective import Objective
+
+
+class Selected(NamedTuple):
+  """What the two gradients are taken of.
+
+  Attributes:
+    ascent: objective of the ascent gradient; the objective that was given
+      itself where the clean gradient serves.
+    descent: from the perturbed parameters to the objective of the gradient
+      there.
+  """
+
+  ascent: Objective
+  descent: Callable[[optax.Params], Objective]
+
+
+class Selection(NamedTuple):
+  """Chooses the examples of both gradients.
+
+  Attributes:
+    init: from the parameters to what the selection stores.
+    select: from (objective, parameters, state, count) to `Selected`.
+  """
+
+  init: Callable[[optax.Params], Any]
+  select: Callable[[Objective, optax.Params, Any, jax.Array], Selected]
+
+
+class RandomSubsetState(NamedTuple):
+  """State of `random_subset` with a key.
+
+  Attributes:
+    key: typed PRNG key that all draws derive from.
+  """
+
+  key: jax.Array
+
+
+def _no_state(params: optax.Params) -> optax.EmptyState:
+  del params
+  return optax.EmptyState()
+
+
+def all_examples() -> Selection:
+  """Takes both gradients over the whole batch."""
+
+  def select(
+    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+  ) -> Selected:
+    del params, state, count
+    return Selected(objective, lambda _: objective)
+
+  return Selection(_no_state, select)
+
+
+def random_subset(
+  fraction: float, key: jax.Array | int | None = None
+) -> Selection:
+  """Takes the ascent gradient over a part of the batch only.
+
+  Args:
+    fraction: size of the part: a number of examples if an int, a fraction of
+      the batch in (0, 1] if a float.
+    key: integer seed or typed key to draw the part with, without replacement;
+      None takes the first rows.
+  """
+  check_size('fraction', fraction)
+  if key is not None:
+    validation.check_key(key)
+
+  def init(params: optax.Params) -> RandomSubsetState | optax.EmptyState:
+    if key is None:
+      return _no_state(params)
+    return RandomSubsetState(validation.as_key(key))
+
+  def select(
+    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+  ) -> Selected:
+    del params
+    size = num_examples(fraction, objective.num_examples)
+    rows = slice(size)
+    if key is not None:
+      draw = jax.random.fold_in(state.key, count)
+      rows = jax.random.permutation(draw, objective.num_examples)[:size]
+    return Selected(objective.rows(rows), lambda _: objective)
+
+  return Selection(init, select)
+
+
+def top_k(ascent: float, descent: float) -> Selection:
+  """Takes each gradient over the examples with the largest clean losses.
+
+  One ranking at the unperturbed parameters serves both, so the smaller set is
+  part of the larger one. Losses that aren't finite rank last, equal ones by
+  their position.
+
+  Args:
+    ascent: size of the set for the ascent gradient: a number of examples if an
+      int, a fraction of the batch in (0, 1] if a float.
+    descent: size of the set for the descent gradient, likewise.
+  """
+  check_size('ascent', ascent)
+  check_size('descent', descent)
+
+  def select(
+    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+  ) -> Selected:
+    del state, count
+    batch_size = objective.num_examples
+    num_ascent = num_examples(ascent, batch_size)
+    num_descent = num_examples(descent, batch_size)
+    rows = largest(objective.losses(params), max(num_ascent, num_descent))
+    descent_objective = objective.rows(rows[:num_descent])
+    return Selected(
+      objective.rows(rows[:num_ascent]), lambda _: descent_objective
+    )
+
+  return Selection(_no_state, select)
+
+
+def largest(scores: jax.Array, size: int) -> jax.Array:
+  """Returns the positions of the largest scores, the largest first."""
+  scores = jax.lax.stop_gradient(scores).astype(
+    jnp.promote_types(scores.dtype, jnp.float32)
+  )
+  # lax.top_k alone would rank a NaN before everything else.
+  ranked = jnp.where(jnp.isfinite(scores), scores, -jnp.inf)
+  return jax.lax.top_k(ranked, size)[1]
+
+
+def num_examples(size: float, batch_size: int) -> int:
+  """Returns a number of examples from a number or a fraction."""
+  if isinstance(size, numbers.Integral):
+    return min(int(size), batch_size)
+  return min(max(1, round(size * batch_size)), batch_size)
+
+
+def check_size(name: str, size: Any) -> None:
+  """Raises unless a size is an int above 0 or a float in (0, 1]."""
+  if isinstance(size, jax.Array):
+    msg = (
+      f'{name} shapes the compiled program and must be a Python number, got '
+      f"an array. With optax.inject_hyperparams write static_args=('{name}',)."
+    )
+    raise ValueError(msg)
+  is_number = validation.is_python_number(size)
+  is_count = is_number and isinstance(size, numbers.Integral) and size >= 1
+  is_fraction = (
+    is_number and not isinstance(size, numbers.Integral) and 0 < size <= 1
+  )
+  if not is_count and not is_fraction:
+    msg = (
+      f'{name} must be a number of examples (an int of at least 1) or a '
+      f'fraction of the batch (a float in (0, 1]), got {size!r}.'
+    )
+    raise ValueError(msg)

@@ -1,0 +1,110 @@
+"""Checks of Python values; traced values pass, so that they can be injected."""
+
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def is_python_number(value: Any) -> bool:
+  """Whether a value can be checked when a transformation is built."""
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def check_number(
+  name: str,
+  value: Any,
+  *,
+  at_least: float | None = None,
+  above: float | None = None,
+  at_most: float | None = None,
+  below: float | None = None,
+) -> None:
+  """Raises a `ValueError` if a Python number is outside of its range."""
+  if isinstance(value, (bool, str)) or value is None:
+    msg = f'{name} must be a number, got {value!r}.'
+    raise ValueError(msg)
+  if not is_python_number(value):
+    return
+  bounds = (
+    (at_least, 'at least', lambda bound: value >= bound),
+    (above, 'above', lambda bound: value > bound),
+    (at_most, 'at most', lambda bound: value <= bound),
+    (below, 'below', lambda bound: value < bound),
+  )
+  given = [row for row in bounds if row[0] is not None]
+  if value != value or not all(holds(bound) for bound, _, holds in given):
+    wanted = ' and '.join(f'{words} {bound}' for bound, words, _ in given)
+    msg = f'{name} must be {wanted or "a number"}, got {value!r}.'
+    raise ValueError(msg)
+
+
+def check_radius(value: Any, name: str = 'rho') -> None:
+  """Raises if a radius is neither a number of at least 0 nor a schedule."""
+  if not callable(value):
+    check_number(name, value, at_least=0)
+
+
+def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
+  """Raises if a Python number isn't a whole number of steps."""
+  check_number(name, value, at_least=at_least)
+  if is_python_number(value) and value != int(value):
+    msg = f'{name} must be a whole number of steps, got {value!r}.'
+    raise ValueError(msg)
+
+
+def check_static_integer(name: str, value: Any, *, at_least: int = 1) -> None:
+  """Raises if a value that shapes the program isn't a Python integer."""
+  if isinstance(value, jax.Array):
+    msg = (
+      f'{name} shapes the compiled program and must be a Python integer, got '
+      f'an array. With optax.inject_hyperparams write '
+      f"static_args=('{name}',)."
+    )
+    raise ValueError(msg)
+  if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+    msg = f'{name} must be a Python integer, got {value!r}.'
+    raise ValueError(msg)
+  check_number(name, value, at_least=at_least)
+
+
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+  """Raises if a value is none of the choices."""
+  if isinstance(value, jax.Array):
+    msg = (
+      f'{name} shapes the compiled program and must be a Python value, got an '
+      f"array. With optax.inject_hyperparams write static_args=('{name}',)."
+    )
+    raise ValueError(msg)
+  if value not in choices:
+    allowed = ', '.join(repr(choice) for choice in choices)
+    msg = f'{name} must be one of {allowed}, got {value!r}.'
+    raise ValueError(msg)
+
+
+def as_key(key: Any, name: str = 'key') -> jax.Array:
+  """Returns a typed PRNG key from a typed key or an integer seed."""
+  if isinstance(key, numbers.Integral) and not isinstance(key, bool):
+    return jax.random.key(int(key))
+  if isinstance(key, jax.Array) and jnp.issubdtype(
+    key.dtype, jax.dtypes.prng_key
+  ):
+    if key.shape:
+      msg = f'{name} must be one key, got an array of shape {key.shape}.'
+      raise ValueError(msg)
+    return key
+  if isinstance(key, jax.Array) and key.shape == ():
+    return jax.random.key(key)  # a seed that optax.inject_hyperparams traced
+  msg = (
+    f'{name} must be an integer seed or a typed key, got {key!r}: write '
+    f'{name}=0 or {name}=jax.random.key(0).'
+  )
+  raise ValueError(msg)
+
+
+def check_key(key: Any, name: str = 'key') -> None:
+  """Raises if a key is neither an integer seed nor a typed key."""
+  if isinstance(key, numbers.Integral) and not isinstance(key, bool):
+    return
+  as_key(key, name)
