@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint smoke bench clean
 
 help:
 	@echo 'make demo   train digits with several methods, write a report'
@@ -37,8 +37,13 @@ lint: $(VENV)/.dev
 test: lint
 	$(BIN)/python -m pytest -n 2
 
+# The part that shows whether another Python or JAX breaks the library.
+smoke: $(VENV)/.dev
+	$(BIN)/python -m pytest -n 2 tests/conformance tests/test_flax.py \
+	  tests/test_numerics.py tests/test_selections.py tests/distributed
+
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.step_cost
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis

@@ -20,22 +20,28 @@ def is_float(leaf: Any) -> bool:
   return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def wide_dtype(*leaves: Any) -> jnp.dtype:
+  """Returns float64 if any of the leaves is float64, else float32."""
+  double = jnp.dtype('float64')
+  is_double = any(leaf.dtype == double for leaf in leaves)
+  return double if is_double else jnp.dtype('float32')
+
+
 def accumulator_dtype(tree: optax.Params) -> jnp.dtype:
-  """Returns float64 if any leaf is float64, else float32."""
-  dtypes = [leaf.dtype for leaf in jax.tree.leaves(tree)]
-  return jnp.dtype('float64' if jnp.dtype('float64') in dtypes else 'float32')
+  """Returns the dtype that sums over a whole tree are taken in."""
+  return wide_dtype(*jax.tree.leaves(tree))
 
 
 def widen(leaf: jax.Array) -> jax.Array:
   """Casts a leaf to float32, or leaves it float64."""
-  return leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+  return leaf.astype(wide_dtype(leaf))
 
 
 def zeros_like(tree: optax.Params) -> optax.Params:
   """Returns a params-shaped accumulator of zeros, float32 or wider."""
 
   def zeros(leaf: jax.Array) -> jax.Array:
-    dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+    dtype = wide_dtype(leaf)
     # Derived from the leaf where it is an array, so that sharding follows.
     if isinstance(leaf, jax.ShapeDtypeStruct):
       return jnp.zeros(leaf.shape, dtype)
@@ -128,6 +134,11 @@ def select(
 def add(params: optax.Params, perturbation: optax.Updates) -> optax.Params:
   """Returns the perturbed parameters, in the dtype of the parameters."""
   return jax.tree.map(lambda p, e: p + e.astype(p.dtype), params, perturbation)
+
+
+def increment(count: jax.Array) -> jax.Array:
+  """Counts one step more, and stays at the largest integer."""
+  return jnp.asarray(optax.safe_increment(count))
 
 
 def size(tree: optax.Params) -> int:

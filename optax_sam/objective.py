@@ -91,18 +91,14 @@ class Objective:
     """Number of examples of the batch."""
     if self.per_example_value_fn is None or self.batch is None:
       self._needs_examples()
-    sizes = {
-      jnp.shape(leaf)[0] if jnp.ndim(leaf) else None
-      for leaf in jax.tree.leaves(self.batch)
-    }
-    if len(sizes) != 1 or None in sizes:
-      shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self.batch)]
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self.batch)]
+    if () in shapes or len({shape[0] for shape in shapes}) != 1:
       msg = (
         f'batch must be a pytree whose leaves all have the examples on axis '
         f'0, got leaves of shapes {shapes}.'
       )
       raise ValueError(msg)
-    return sizes.pop()
+    return shapes[0][0]
 
   def rows(self, index: jax.Array | slice) -> 'Objective':
     """Returns the mean loss over some of the examples, gathered first."""

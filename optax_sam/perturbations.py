@@ -236,13 +236,13 @@ def subtract_ema(
     return noise, numerics.select(finite, found, state)
 
   def update(
-    updates: optax.Updates,
-    state: SubtractEmaState,
-    params: optax.Params | None = None,
+    updates: Any,
+    state: Any,
+    params: Any = None,
     *,
     axis_name: Any = None,
     **_: Any,
-  ) -> tuple[optax.Updates, SubtractEmaState]:
+  ) -> tuple[Any, Any]:
     del params
     return separate(updates, devices.average(updates, axis_name), state)
 
@@ -262,15 +262,12 @@ def _with_radius(
     return optax.EmptyState()
 
   def update(
-    updates: optax.Updates,
-    state: Any,
-    params: optax.Params | None = None,
-    **extra_args: Any,
-  ) -> tuple[optax.Updates, Any]:
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, Any]:
     radius = rho
     if callable(rho):
       radius = rho(state.count)
-      state = RadiusState(optax.safe_increment(state.count))
+      state = RadiusState(numerics.increment(state.count))
     return perturb(radius, updates, params=params, **extra_args), state
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -318,7 +315,7 @@ def _into_box(radius: Any, delta: optax.Updates) -> optax.Updates:
 
 
 def _multiply_wide(left: jax.Array, right: jax.Array) -> jax.Array:
-  dtype = jnp.promote_types(left.dtype, numerics.widen(right).dtype)
+  dtype = numerics.wide_dtype(left, right)
   return left.astype(dtype) * right.astype(dtype)
 
 

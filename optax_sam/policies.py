@@ -131,7 +131,7 @@ def every(period: int) -> Policy:
   ) -> tuple[jax.Array, EveryState]:
     del grads
     ascend = state.count % jnp.asarray(period, jnp.int32) == 0
-    return ascend, EveryState(optax.safe_increment(state.count))
+    return ascend, EveryState(numerics.increment(state.count))
 
   return Policy(init, _without_gradient(decide), reads_gradient=False)
 
@@ -165,7 +165,7 @@ def bernoulli(
     chance = probability(state.count) if callable(probability) else probability
     coin = jax.random.fold_in(state.key, state.count)
     ascend = jax.random.bernoulli(coin, jnp.asarray(chance, jnp.float32))
-    return ascend, state._replace(count=optax.safe_increment(state.count))
+    return ascend, state._replace(count=numerics.increment(state.count))
 
   return Policy(init, _without_gradient(decide), reads_gradient=False)
 
@@ -238,7 +238,7 @@ def on_sharp_gradients(
     factor = progress * cast(lambda_1) + (1 - progress) * cast(lambda_2)
     threshold = mean + factor * jnp.sqrt(variance)
     finite = jnp.isfinite(squared_norm) & jnp.isfinite(variance)
-    count = optax.safe_increment(state.count)
+    count = numerics.increment(state.count)
     found = SharpGradientsState(count, squared_norm, mean, variance, threshold)
     kept = state._replace(count=count)
     ascend = finite & (squared_norm >= threshold)
@@ -273,7 +273,7 @@ def after(start: int, policy: Policy | None = None) -> Policy:
   ) -> tuple[jax.Array, AfterState]:
     ascend, inner = followed.decide(grads, state.policy)
     started = state.count >= jnp.asarray(start, jnp.int32)
-    new_state = AfterState(optax.safe_increment(state.count), inner)
+    new_state = AfterState(numerics.increment(state.count), inner)
     return started & jnp.asarray(ascend), new_state
 
   return Policy(init, decide, reads_gradient=followed.reads_gradient)
@@ -281,7 +281,7 @@ def after(start: int, policy: Policy | None = None) -> Policy:
 
 def _without_gradient(decide: Callable[..., Any]) -> Callable[..., Any]:
   """Keeps an unused gradient out of a jitted call."""
-  return lambda grads, state: decide(None, state)
+  return lambda _, state: decide(None, state)
 
 
 def _warn_if_unreachable(decay: Any, **lambdas: Any) -> None:

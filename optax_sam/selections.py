@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import validation
+from optax_sam import numerics, validation
 from optax_sam.objective import Objective
 
 
@@ -138,9 +138,7 @@ def top_k(ascent: float, descent: float) -> Selection:
 
 def largest(scores: jax.Array, size: int) -> jax.Array:
   """Returns the positions of the largest scores, the largest first."""
-  scores = jax.lax.stop_gradient(scores).astype(
-    jnp.promote_types(scores.dtype, jnp.float32)
-  )
+  scores = numerics.widen(jax.lax.stop_gradient(scores))
   # lax.top_k alone would rank a NaN before everything else.
   ranked = jnp.where(jnp.isfinite(scores), scores, -jnp.inf)
   return jax.lax.top_k(ranked, size)[1]
@@ -162,7 +160,7 @@ def check_size(name: str, size: Any) -> None:
     )
     raise ValueError(msg)
   is_number = validation.is_python_number(size)
-  is_count = is_number and isinstance(size, numbers.Integral) and size >= 1
+  is_count = is_number and isinstance(size, numbers.Integral) and int(size) >= 1
   is_fraction = (
     is_number and not isinstance(size, numbers.Integral) and 0 < size <= 1
   )

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import devices, masking, numerics, validation
 from optax_sam import descents as descents_lib
+from optax_sam import devices, masking, numerics, validation
 from optax_sam import policies as policies_lib
 from optax_sam import selections as selections_lib
 from optax_sam.objective import GradFn, Objective, PerExampleValueFn, ValueFn
@@ -174,16 +174,16 @@ def sharpness_aware(
     )
 
   def update(
-    updates: optax.Updates,
-    state: SharpnessAwareState,
-    params: optax.Params | None = None,
+    updates: Any,
+    state: Any,
+    params: Any = None,
     *,
     value_fn: ValueFn | None = None,
     grad_fn: GradFn | None = None,
     per_example_value_fn: PerExampleValueFn | None = None,
     batch: Any = None,
     **extra_args: Any,
-  ) -> tuple[optax.Updates, SharpnessAwareState]:
+  ) -> tuple[Any, SharpnessAwareState]:
     if params is None:
       msg = (
         'params must be given: write tx.update(grads, opt_state, params, '
@@ -291,7 +291,7 @@ def sharpness_aware(
       perturbed_loss=step.perturbed_loss,
     )
     new_state = SharpnessAwareState(
-      count=optax.safe_increment(state.count),
+      count=numerics.increment(state.count),
       perturbation=perturbation_state,
       policy=policy_state,
       descent=step.descent,

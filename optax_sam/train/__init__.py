@@ -1,0 +1,1 @@
+"""The trainer: compares sharpness-aware methods, command `optax-sam`."""

@@ -1,0 +1,160 @@
+"""Checkpoints of a run with Orbax: everything needed to go on bit by bit."""
+
+import contextlib
+import gc
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from optax_sam.train.loop import Progress
+from optax_sam.train.step import TrainingState
+
+_KEPT = 3
+
+
+class Checkpoints:
+  """The checkpoints in one directory, written in the background."""
+
+  def __init__(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
+    """Opens the directory, creating it where it is missing.
+
+    Args:
+      directory: of the checkpoints, one subdirectory each.
+      settings: of the run, kept with every checkpoint.
+    """
+    self._settings = settings
+    self._manager = ocp.CheckpointManager(
+      directory.absolute(),
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=_KEPT, enable_async_checkpointing=True
+      ),
+    )
+
+  def __enter__(self) -> Self:
+    """Does nothing more."""
+    return self
+
+  def __exit__(self, *error: object) -> None:
+    """Waits until everything is on disk."""
+    self._manager.close()
+
+  def save(self, progress: Progress) -> None:
+    """Saves a run as it is now, unless this step is saved already."""
+    if progress.step in self._manager.all_steps():
+      return
+    record = {
+      'step': progress.step,
+      'log': progress.log,
+      'evaluations': progress.evaluations,
+      'settings': self._settings,
+      'fingerprint': int(_fingerprint(progress.state)),
+    }
+    self._manager.save(
+      progress.step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(progress.state),
+        record=ocp.args.JsonSave(record),
+      ),
+    )
+
+  def restore(
+    self, like: TrainingState, say: Callable[[str], None]
+  ) -> Progress | None:
+    """Returns the latest checkpoint that is whole, None if there is none.
+
+    A damaged one is reported and, once an older one is read, removed, so that
+    the run can write it anew.
+
+    Args:
+      like: a state of the same run, for shapes and types.
+      say: told about every damaged checkpoint.
+
+    Raises:
+      ValueError: if there are checkpoints and none can be read.
+    """
+    steps = sorted(self._manager.all_steps(), reverse=True)
+    damaged: list[int] = []
+    for step in steps:
+      try:
+        with _without_echo():
+          progress = self._read(step, like)
+      except Exception as error:  # noqa: BLE001 (damage has no type of its own)
+        say(f'The checkpoint of step {step} is damaged: {_sentence(error)}')
+        damaged.append(step)
+        continue
+      for late in damaged:
+        self._manager.delete(late)
+      return progress
+    if damaged:
+      msg = f'none of the checkpoints {sorted(damaged)} can be read'
+      raise ValueError(msg)
+    return None
+
+  def _read(self, step: int, like: TrainingState) -> Progress:
+    found: Any = self._manager.restore(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardRestore(like),
+        record=ocp.args.JsonRestore(),
+      ),
+    )
+    record = found.record
+    if int(_fingerprint(found.state)) != record['fingerprint']:
+      msg = 'its arrays are not those that were saved'
+      raise ValueError(msg)
+    return Progress(
+      found.state, record['step'], record['log'], record['evaluations']
+    )
+
+
+@jax.jit
+def _fingerprint(state: TrainingState) -> jax.Array:
+  """A checksum over all bits, as the files carry none over whole arrays."""
+  total = jnp.zeros((), jnp.uint32)
+  for leaf in jax.tree.leaves(state):
+    words = _words(leaf)
+    # Odd factors, so that a change of one word or a swap of two shows.
+    factors = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
+    total = total * jnp.uint32(31) + jnp.sum(words * factors)
+  return total
+
+
+def _words(leaf: jax.Array) -> jax.Array:
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    leaf = jax.random.key_data(leaf)
+  if leaf.dtype == jnp.bool_:
+    return leaf.astype(jnp.uint32).reshape(-1)
+  unsigned = np.dtype(f'uint{8 * min(leaf.dtype.itemsize, 4)}')
+  bits = jax.lax.bitcast_convert_type(leaf, unsigned)
+  return bits.astype(jnp.uint32).reshape(-1)
+
+
+@contextlib.contextmanager
+def _without_echo() -> Iterator[None]:
+  """Keeps one failure from being printed once for each array.
+
+  Orbax reads all arrays at once and gives up at the first that fails; Python
+  would print the failures of the others as they are collected.
+  """
+  former = sys.unraisablehook
+  sys.unraisablehook = lambda _: None
+  try:
+    try:
+      yield
+    except Exception as error:  # noqa: BLE001 (as in restore)
+      # Without the traceback, which holds what has to be collected here.
+      raise ValueError(_sentence(error)) from None
+    finally:
+      gc.collect()
+  finally:
+    sys.unraisablehook = former
+
+
+def _sentence(error: Exception) -> str:
+  return str(error).partition('. ')[0].strip() or type(error).__name__

@@ -1,0 +1,109 @@
+"""The command `optax-sam`."""
+
+import contextlib
+import io
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+from optax_sam.train import config as config_lib
+
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+  """Runs the command and exits: 0, 2 on bad input, 130 after Ctrl-C."""
+  arguments = sys.argv[1:] if arguments is None else list(arguments)
+  try:
+    config = _parse(arguments)
+    sys.exit(_run(config, shlex.join(['optax-sam', *arguments])))
+  except KeyboardInterrupt:
+    _complain('interrupted, nothing was written')
+    sys.exit(INTERRUPTED)
+  except ValueError as error:
+    _complain(str(error))
+    sys.exit(USAGE_ERROR)
+  except OSError as error:
+    where = f'{error.filename}: ' if error.filename else ''
+    _complain(f'cannot write the output: {where}{error.strerror or error}')
+    sys.exit(USAGE_ERROR)
+
+
+def _run(config: Any, command: str) -> int:
+  """Runs one command, importing what it needs and no more."""
+  from rich.console import Console
+
+  console = Console()
+  match config:
+    case config_lib.CompareConfig():
+      from optax_sam.train import compare
+
+      comparison = compare.run(config, console, command)
+      return INTERRUPTED if comparison.interrupted else 0
+    case config_lib.TrainConfig():
+      from optax_sam.train import single
+
+      return 0 if single.run(config, console) else INTERRUPTED
+    case _:
+      from optax_sam.train import table
+
+      table.print_methods(console)
+      return 0
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+  """Returns the configuration of a command.
+
+  Raises:
+    ValueError: with tyro's complaint in one line.
+  """
+  complaint = io.StringIO()
+  try:
+    with contextlib.redirect_stderr(complaint):
+      return tyro.extras.subcommand_cli_from_dict(
+        {
+          'compare': config_lib.CompareConfig,
+          'train': config_lib.TrainConfig,
+          'methods': config_lib.MethodsConfig,
+        },
+        prog='optax-sam',
+        description='Trains with sharpness-aware methods and compares them.',
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+      )
+  except SystemExit as stop:
+    if stop.code == 0:
+      raise  # --help
+    raise ValueError(_first_lines(complaint.getvalue())) from None
+
+
+def _first_lines(box: str) -> str:
+  """Takes the complaint, and tyro's guess at what was meant, out of a box."""
+  sections: list[list[str]] = [[]]
+  for line in box.splitlines():
+    text = line.strip('│╭╮╰╯ ')
+    if not text.strip('─'):
+      sections.append([])
+    elif not text.startswith('─'):  # the title of the box
+      sections[-1].append(text.strip())
+  complaint, *more = [section for section in sections if section]
+  message = ' '.join(complaint).rstrip('.')
+  for section in more:
+    if section[0].startswith('Perhaps you meant'):
+      message += f'; perhaps you meant {section[1]}'
+    elif section[0].startswith('Available'):
+      message += f'; {section[0]}'
+  return f'{message}; see --help'
+
+
+def _complain(message: str) -> None:
+  one_line = ' '.join(message.split())
+  print(f'optax-sam: error: {one_line}', file=sys.stderr)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,225 @@
+"""The comparison: methods and seeds, then timing, then the report."""
+
+import datetime as dt
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+from optax_sam.train import config as config_lib
+from optax_sam.train import (
+  loop,
+  machine,
+  methods,
+  output,
+  progress,
+  report,
+  results,
+  task,
+  timing,
+)
+from optax_sam.train.step import TrainingState
+
+FILES = frozenset(
+  {
+    output.CONFIG,
+    'report.html',
+    'results.csv',
+    'metrics.jsonl',
+  }
+)
+
+
+def run(
+  config: config_lib.CompareConfig, console: Console, command: str = ''
+) -> results.Comparison:
+  """Compares methods and writes a report.
+
+  Args:
+    config: what to compare.
+    console: where progress and the table of results go.
+    command: the command line, for the report.
+
+  Returns:
+    What was measured; `interrupted` after Ctrl-C, with the runs that were
+    finished by then. Nothing is written if there are none.
+
+  Raises:
+    ValueError: before anything is trained, if the configuration is unusable.
+    OSError: if the output cannot be written.
+  """
+  config_lib.validate(config)
+  names = _with_base_first(config)
+  settings = _method_settings(config, names)
+  target = config.output or output.dated(config.dataset)
+  with output.new_directory(
+    target, overwrite=config.overwrite, known=FILES
+  ) as directory:
+    comparison = _measure(config, names, settings, console, command)
+    if not comparison.runs:
+      raise KeyboardInterrupt
+    report.print_table(comparison, console)
+    report.write_report(comparison, directory)
+    output.write_config(directory, 'compare', config_lib.settings(config))
+  console.print(
+    f'Report: {target / "report.html"}', soft_wrap=True, highlight=False
+  )
+  return comparison
+
+
+def _with_base_first(config: config_lib.CompareConfig) -> list[str]:
+  methods.check_names(config.methods, config.base)
+  return list(dict.fromkeys((config.base, *config.methods)))
+
+
+def _method_settings(
+  config: config_lib.CompareConfig, names: list[str]
+) -> dict[str, dict[str, Any]]:
+  """Returns complete settings by method, each proven to build a method."""
+  given = methods.parse_settings(config.set, names)
+  settings = {
+    name: methods.complete_settings(name, given.get(name, {}), config.rho)
+    for name in names
+  }
+  for name in names:
+    methods.build(name, settings[name], total_steps=config.steps, seed=0)
+  return settings
+
+
+def _measure(
+  config: config_lib.CompareConfig,
+  names: list[str],
+  settings: dict[str, dict[str, Any]],
+  console: Console,
+  command: str,
+) -> results.Comparison:
+  """Trains and times everything, as far as Ctrl-C lets it."""
+  started, start = dt.datetime.now().astimezone(), time.perf_counter()
+  problem = task.build(config)
+  runs: list[results.Run] = []
+  timings: list[results.Timing] = []
+  interrupted = False
+  with progress.Reporter(console) as reporter:
+    try:
+      trainers = _compile(config, problem, settings, reporter)
+      states = _train(config, trainers, runs, reporter)
+      timings += _time(config, trainers, states, reporter)
+    except KeyboardInterrupt:
+      interrupted = True
+      reporter.line(f'Interrupted; {len(runs)} runs are finished.')
+  return results.Comparison(
+    settings=config_lib.settings(config)
+    | {
+      'methods': names,
+      'learning_rate': config_lib.learning_rate(config),
+      'weight_decay': config_lib.weight_decay(config),
+    },
+    command=command,
+    base=config.base,
+    runs=runs,
+    timings=timings,
+    versions=machine.versions(),
+    machine=machine.describe(),
+    started=started.isoformat(timespec='seconds'),
+    seconds=time.perf_counter() - start,
+    interrupted=interrupted,
+    total_steps=config.steps,
+    test_examples=len(problem.dataset.test['labels']),
+    sharpness_radius=config.sharpness_radius,
+  )
+
+
+def _compile(
+  config: config_lib.CompareConfig,
+  problem: task.Task,
+  settings: dict[str, dict[str, Any]],
+  reporter: progress.Reporter,
+) -> dict[str, loop.Trainer]:
+  trainers = {}
+  with reporter.phase('Compiling', len(settings)) as phase:
+    for name, own in settings.items():
+      phase.detail(name)
+      trainers[name] = loop.Trainer(config, problem, name, own)
+      trainers[name].compile()
+      phase.advance()
+    phase.detail('')
+  return trainers
+
+
+def _train(
+  config: config_lib.CompareConfig,
+  trainers: dict[str, loop.Trainer],
+  runs: list[results.Run],
+  reporter: progress.Reporter,
+) -> dict[str, list[TrainingState]]:
+  """Appends the runs one by one; returns states of seed 0 for the timing.
+
+  One seed after the other, so that an interruption leaves complete pairs.
+  """
+  states: dict[str, list[TrainingState]] = {name: [] for name in trainers}
+  points = timing.points(config.steps)
+  steps = config.seeds * len(trainers) * config.steps
+  with reporter.phase('Training', steps) as phase:
+    for seed, name in itertools.product(range(config.seeds), trainers):
+      keeps = seed == 0 and config.timing_rounds > 0
+
+      def after_step(
+        current: loop.Progress, name: str = name, keeps: bool = keeps
+      ) -> None:
+        phase.advance()
+        if keeps:
+          states[name] += [current.state] * points.count(current.step)
+
+      phase.detail(f'{name}, seed {seed}')
+      runs.append(_one_run(trainers[name], seed, after_step))
+      reporter.line(_summary(runs[-1]))
+    phase.detail('')
+  return states
+
+
+def _one_run(
+  trainer: loop.Trainer, seed: int, after_step: Callable[[loop.Progress], None]
+) -> results.Run:
+  start = time.perf_counter()
+  current = trainer.start(seed)
+  trainer.run(current, seed, after_step)
+  seconds = time.perf_counter() - start
+  return results.Run(
+    method=trainer.name,
+    seed=seed,
+    settings=trainer.settings,
+    log=current.log,
+    evaluations=current.evaluations,
+    sharpness=trainer.measure_sharpness(current.state),
+    seconds=seconds,
+  )
+
+
+def _time(
+  config: config_lib.CompareConfig,
+  trainers: dict[str, loop.Trainer],
+  states: dict[str, list[TrainingState]],
+  reporter: progress.Reporter,
+) -> list[results.Timing]:
+  if not config.timing_rounds:
+    return []
+  with reporter.phase('Timing', config.timing_rounds) as phase:
+    return timing.measure(
+      trainers,
+      states,
+      base=config.base,
+      rounds=config.timing_rounds,
+      after_round=phase.advance,
+    )
+
+
+def _summary(run: results.Run) -> str:
+  last = run.evaluations[-1]
+  return (
+    f'  {run.method}, seed {run.seed}: test accuracy '
+    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}, '
+    f'top eigenvalue {run.sharpness["top_eigenvalue"]:.3g}, '
+    f'{run.seconds:.1f} s'
+  )

@@ -1,0 +1,176 @@
+"""Plots over steps, and of accuracy against time."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from optax_sam.train import curves
+from optax_sam.train.results import Comparison, Summary, finite
+from optax_sam.train.svg import Style, add_legend, new_figure, scale, to_svg
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+
+MARKERS_PER_CURVE = 6
+
+
+def training_loss(
+  comparison: Comparison, styles: dict[str, Style]
+) -> str | None:
+  """Plots the training loss over steps; None if nothing was logged."""
+
+  def finish(axes: 'Axes', shown: list[curves.Curve]) -> None:
+    means = [value for curve in shown for value in finite(curve.mean)]
+    lows = [value for curve in shown for value in finite(curve.low)]
+    # One run on its way to infinity must not flatten all others.
+    limit = 3 * max(float(curve.high[0]) for curve in shown)
+    cut = max(means) > limit > 0
+    scale(axes, 'y', [min(value, limit) for value in lows + means])
+    if cut:
+      axes.set_ylim(top=limit)
+    axes.set_ylabel('training loss')
+
+  return _plot(
+    'training-loss', comparison, styles, curves.training_loss, finish
+  )
+
+
+def test_accuracy(
+  comparison: Comparison, styles: dict[str, Style]
+) -> str | None:
+  """Plots the test accuracy over steps; None if nothing was evaluated.
+
+  The axis is fitted to what comes after the first quarter of the steps.
+
+  Args:
+    comparison: What was measured.
+    styles: Style by method.
+
+  Returns:
+    The plot.
+  """
+
+  def finish(axes: 'Axes', shown: list[curves.Curve]) -> None:
+    end = max(float(curve.steps[-1]) for curve in shown)
+    low = min(
+      value
+      for curve in shown
+      for step, value in zip(curve.steps, curve.low, strict=True)
+      if step >= end / 4
+    )
+    top = max(float(curve.high.max()) for curve in shown)
+    margin = 0.05 * (top - low) or 0.005
+    axes.set_ylim(low - margin, top + margin)
+    _percent_axis(axes, 'test accuracy, %')
+
+  return _plot(
+    'test-accuracy', comparison, styles, curves.test_accuracy, finish
+  )
+
+
+def second_gradients(
+  comparison: Comparison, styles: dict[str, Style]
+) -> str | None:
+  """Plots the share of steps with a second gradient over steps."""
+
+  def finish(axes: 'Axes', shown: list[curves.Curve]) -> None:
+    top = max([1.0, *(float(curve.high.max()) for curve in shown)])
+    axes.set_ylim(-0.04 * top, 1.04 * top)
+    _percent_axis(axes, 'steps with a second gradient, %')
+
+  return _plot(
+    'second-gradients',
+    comparison,
+    styles,
+    curves.second_gradient_share,
+    finish,
+  )
+
+
+def accuracy_against_time(
+  rows: Sequence[Summary], styles: dict[str, Style]
+) -> str | None:
+  """Plots test accuracy against the time of a step.
+
+  Args:
+    rows: The summary.
+    styles: Style by method.
+
+  Returns:
+    The plot; None if no method has both.
+  """
+  shown = [
+    (row, row.accuracy, row.relative_time, row.relative_time_quartiles)
+    for row in rows
+    if row.accuracy is not None
+    and row.relative_time is not None
+    and row.relative_time_quartiles is not None
+  ]
+  if not shown:
+    return None
+  used = {row.method: styles[row.method] for row, *_ in shown}
+  figure, axes = new_figure(4.2)
+  for row, accuracy, time, (low, high) in shown:
+    style = styles[row.method]
+    axes.errorbar(
+      [time],
+      [100 * accuracy],
+      xerr=[[time - low], [high - time]],
+      yerr=100 * (row.accuracy_deviation or 0.0),
+      color=style.color,
+      marker=style.marker,
+      markersize=8,
+      linewidth=1,
+    )
+  axes.margins(0.1)
+  axes.set_xlabel('time of a step, base optimizer = 1')
+  axes.set_ylabel('test accuracy, %')
+  add_legend(figure, used)
+  return to_svg(figure, 'accuracy-time')
+
+
+def _plot(
+  name: str,
+  comparison: Comparison,
+  styles: dict[str, Style],
+  curve_of: Callable[[Comparison, str], curves.Curve | None],
+  finish: Callable[['Axes', list[curves.Curve]], None],
+) -> str | None:
+  found = {
+    method: curve
+    for method in comparison.methods
+    if (curve := curve_of(comparison, method)) is not None
+  }
+  if not found:
+    return None
+  figure, axes = new_figure(4.2)
+  for index, (method, curve) in enumerate(found.items()):
+    style = styles[method]
+    # Staggered markers keep curves apart that lie on each other.
+    every = max(1, len(curve.steps) // MARKERS_PER_CURVE)
+    axes.fill_between(
+      curve.steps,
+      curve.low,
+      curve.high,
+      color=style.color,
+      alpha=0.16 if len(found) <= 4 else 0.07,
+      linewidth=0,
+    )
+    axes.plot(
+      curve.steps,
+      curve.mean,
+      color=style.color,
+      linestyle=style.line,
+      marker=style.marker,
+      markersize=5.5,
+      markevery=(index * every // len(found), every),
+    )
+  axes.set_xlabel('step')
+  axes.set_xlim(0, max(float(curve.steps[-1]) for curve in found.values()))
+  finish(axes, list(found.values()))
+  add_legend(figure, {method: styles[method] for method in found})
+  return to_svg(figure, name)
+
+
+def _percent_axis(axes: 'Axes', label: str) -> None:
+  axes.yaxis.set_major_formatter(lambda value, _: f'{100 * value:g}')
+  axes.set_ylabel(label)

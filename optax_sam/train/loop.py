@@ -1,0 +1,214 @@
+"""The training loop of one run, and the evaluation of what it trained."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+import optax_sam
+from optax_sam import sharpness
+from optax_sam.train import config as config_lib
+from optax_sam.train import data, methods, optimizers
+from optax_sam.train import step as step_lib
+from optax_sam.train.step import TrainingState
+from optax_sam.train.task import Collections, Task
+
+Row = dict[str, float]
+
+
+@dataclasses.dataclass
+class Progress:
+  """How far a run has come.
+
+  Attributes:
+    state: parameters, optimizer state, keys.
+    step: steps taken, which is also the position in the data.
+    log: rows of training metrics so far.
+    evaluations: rows of test metrics so far.
+  """
+
+  state: TrainingState
+  step: int = 0
+  log: list[Row] = dataclasses.field(default_factory=list)
+  evaluations: list[Row] = dataclasses.field(default_factory=list)
+
+
+class Trainer:
+  """Trains one task with one method, with any number of seeds."""
+
+  def __init__(
+    self,
+    config: config_lib.Experiment,
+    task: Task,
+    name: str,
+    settings: Mapping[str, Any],
+  ) -> None:
+    """Prepares a method without compiling anything yet.
+
+    Args:
+      config: the common settings.
+      task: what to train.
+      name: a method of the registry, or the base optimizer.
+      settings: the method's complete settings.
+    """
+    self.config = config
+    self.task = task
+    self.name = name
+    self.settings = dict(settings)
+    self.on_host = methods.skips(name) and branches_on_host(config.execution)
+    self.temporary_bytes: int | None = None
+    self._schedule = optimizers.schedule(config)
+    place = step_lib.in_one_program
+    if self.on_host:
+      place = step_lib.branching_on_host
+    self.step: Any = place(task, self._method(seed=0), self._base())
+
+  def start(self, seed: int) -> Progress:
+    """Returns a run before its first step."""
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    params, statistics = _init(self.task, init_key)
+    opt_state = (
+      self._method(seed).init(params),
+      self._base().init(params),
+    )
+    step = jnp.zeros((), jnp.int32)
+    return Progress(TrainingState(step, params, statistics, opt_state, run_key))
+
+  def compile(self) -> None:
+    """Compiles the step, once for all seeds, and takes its memory down.
+
+    A method that branches on the host is several programs, which are compiled
+    as the steps call them; a few steps on a state that is then dropped.
+    """
+    state = self.start(seed=0).state
+    batch = self.batch(step=0, seed=0)
+    if self.on_host:
+      for _ in range(_WARM_UP_STEPS):
+        state, _ = self.step(state, batch)
+      jax.block_until_ready(state)
+      return
+    compiled = self.step.lower(state, batch).compile()
+    memory = compiled.memory_analysis()
+    self.temporary_bytes = getattr(memory, 'temp_size_in_bytes', None)
+    self.step = compiled
+
+  def batch(self, step: int, seed: int) -> data.Batch:
+    """Returns the batch of a step."""
+    train = self.task.dataset.train
+    return data.batch_at(train, step, self.config.batch_size, seed)
+
+  def run(
+    self,
+    progress: Progress,
+    seed: int,
+    after_step: Callable[[Progress], None] = lambda _: None,
+  ) -> None:
+    """Trains from where `progress` is to the last step.
+
+    Args:
+      progress: of this run; brought up to date after every step.
+      seed: of the order of the data.
+      after_step: called after every step.
+    """
+    config = self.config
+    evaluate_at = evenly_spaced(config.steps, config.evaluations)
+    while progress.step < config.steps:
+      batch = self.batch(progress.step, seed)
+      state, metrics = self.step(progress.state, batch)
+      progress.state, progress.step = state, progress.step + 1
+      last = progress.step == config.steps
+      if last or progress.step % config.log_every == 0:
+        progress.log.append(self._log_row(progress, metrics))
+      if progress.step in evaluate_at:
+        progress.evaluations.append(self._evaluation_row(progress))
+      after_step(progress)
+
+  def measure_sharpness(self, state: TrainingState) -> Row:
+    """Measures sharpness in evaluation mode, on fixed training examples."""
+    count = self.config.sharpness_examples
+    train = self.task.dataset.train
+    batch = {name: values[:count] for name, values in train.items()}
+    loss, args = self.task.evaluation_loss, (state.statistics, batch)
+    try:
+      eigenvalue = sharpness.top_eigenvalue(
+        loss, state.params, args=args, tolerance=_EIGENVALUE_TOLERANCE
+      )
+    except RuntimeError:  # did not converge: better no figure than a wrong one
+      eigenvalue = math.nan
+    rise = sharpness.sam_sharpness(
+      loss, state.params, self.config.sharpness_radius, args=args
+    )
+    return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
+
+  def _method(self, seed: int) -> Any:
+    return methods.build(
+      self.name, self.settings, total_steps=self.config.steps, seed=seed
+    )
+
+  def _base(self) -> Any:
+    return optimizers.base_optimizer(self.config)
+
+  def _log_row(self, progress: Progress, metrics: step_lib.Metrics) -> Row:
+    values: dict[str, Any] = {
+      **metrics,
+      'learning_rate': self._schedule(progress.step - 1),
+      **self._method_metrics(progress.state),
+    }
+    row = {name: float(value) for name, value in values.items()}
+    if not row['second_gradients']:
+      row['perturbed_loss'] = math.nan  # not known before the first ascent
+    return {'step': progress.step, **row}
+
+  def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
+    if self.name not in methods.METHODS:
+      return {'ascended': 0, 'second_gradients': 0}
+    return optax_sam.metrics(state.opt_state)
+
+  def _evaluation_row(self, progress: Progress) -> Row:
+    params, statistics = progress.state.params, progress.state.statistics
+    dataset = self.task.dataset
+    test_loss, test_accuracy = _evaluate(
+      self.task, params, statistics, dataset.test
+    )
+    _, train_accuracy = _evaluate(self.task, params, statistics, dataset.train)
+    return {
+      'step': progress.step,
+      'test_loss': float(test_loss),
+      'test_accuracy': float(test_accuracy),
+      'train_accuracy': float(train_accuracy),
+    }
+
+
+# Enough that a method that skips has met both of its branches.
+_WARM_UP_STEPS = 3
+_EIGENVALUE_TOLERANCE = 1e-2
+
+
+def branches_on_host(execution: str) -> bool:
+  """Whether methods that skip decide on the host; `auto` means on CPU."""
+  if execution == 'auto':
+    return jax.default_backend() == 'cpu'
+  return execution == 'host'
+
+
+def evenly_spaced(steps: int, count: int) -> frozenset[int]:
+  """Returns up to `count` steps, the last one included."""
+  return frozenset(
+    max(1, round(steps * position / count)) for position in range(1, count + 1)
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(task: Task, key: jax.Array) -> tuple[Any, Collections]:
+  return task.init(key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(
+  task: Task, params: Any, statistics: Collections, batch: data.Batch
+) -> tuple[jax.Array, jax.Array]:
+  return task.evaluate(params, statistics, batch)

@@ -1,0 +1,230 @@
+"""The registry of methods: what the trainer and its table know of each.
+
+A new method is one more row; nothing else in the trainer names a method.
+"""
+
+import ast
+import dataclasses
+import inspect
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import optax
+
+import optax_sam
+
+# Arguments that the trainer fills or that describe how it runs, rather than
+# what the method is.
+_NOT_SETTABLE = frozenset(
+  {
+    'total_steps',
+    'key',
+    'mask',
+    'axis_name',
+    'sync_ascent',
+    'scaled',
+  }
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """One row of the registry.
+
+  Attributes:
+    factory: the public function that builds the transformation. Arguments
+      named `total_steps` and `key` are filled by the trainer.
+    gradients: gradients per step, s the share of steps that ascend.
+    state: what it keeps beside a step counter.
+    paper: where it was published.
+    skips: whether some of its steps take no second gradient.
+    defaults: the trainer's values of arguments that have no default.
+  """
+
+  factory: Callable[..., optax.GradientTransformation]
+  gradients: str
+  state: str
+  paper: str
+  skips: bool = False
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+METHODS: dict[str, Method] = {
+  'sam': Method(
+    factory=optax_sam.sam,
+    gradients='2',
+    state='none',
+    paper='Foret et al., 2021, arXiv 2010.01412',
+  ),
+  'asam': Method(
+    factory=optax_sam.asam,
+    gradients='2',
+    state='none',
+    paper='Kwon et al., 2021, arXiv 2102.11600',
+  ),
+  'friendly_sam': Method(
+    factory=optax_sam.friendly_sam,
+    gradients='2',
+    state='average of gradients',
+    paper='Li et al., 2024, arXiv 2403.12350',
+  ),
+  'ss_sam': Method(
+    factory=optax_sam.ss_sam,
+    gradients='1 + s',
+    state='PRNG key',
+    paper='Zhao et al., 2022, arXiv 2203.09962',
+    skips=True,
+  ),
+  'look_sam': Method(
+    factory=optax_sam.look_sam,
+    gradients='1 + 1/period',
+    state='one direction',
+    paper='Liu et al., 2022, arXiv 2203.02714',
+    skips=True,
+  ),
+  'ae_sam': Method(
+    factory=optax_sam.ae_sam,
+    gradients='1 + s',
+    state='two moments, scalars',
+    paper='Jiang et al., 2023, arXiv 2304.14647',
+    skips=True,
+  ),
+  'ae_look_sam': Method(
+    factory=optax_sam.ae_look_sam,
+    gradients='1 + s',
+    state='two moments, one direction',
+    paper='Jiang et al., 2023, arXiv 2304.14647',
+    skips=True,
+  ),
+  'k_sam': Method(
+    factory=optax_sam.k_sam,
+    gradients='1/3 + ascent + descent',
+    state='none',
+    paper='Ni et al., 2022, arXiv 2210.12864',
+    defaults={'ascent': 1 / 3, 'descent': 1 / 3},
+  ),
+  'subset_sam': Method(
+    factory=optax_sam.subset_sam,
+    gradients='1 + fraction',
+    state='PRNG key',
+    paper='Bahri et al., 2022, arXiv 2110.08529',
+  ),
+}
+
+
+def settable(name: str) -> tuple[str, ...]:
+  """Returns the names that `--set NAME.setting=value` accepts."""
+  parameters = inspect.signature(METHODS[name].factory).parameters
+  return tuple(key for key in parameters if key not in _NOT_SETTABLE)
+
+
+def check_names(names: Iterable[str], base: str) -> None:
+  """Raises a ValueError if a name is neither a method nor the base."""
+  for name in names:
+    if name != base and name not in METHODS:
+      allowed = ', '.join((base, *METHODS))
+      msg = f'method {name!r} is unknown; choose among {allowed}'
+      raise ValueError(msg)
+
+
+def parse_settings(
+  assignments: Iterable[str], names: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+  """Reads assignments such as `ae_sam.lambda_2=2`.
+
+  Args:
+    assignments: texts of the form METHOD.SETTING=VALUE.
+    names: the methods of this run; a setting of another one is an error.
+
+  Returns:
+    For each method the settings that were given, perhaps none.
+
+  Raises:
+    ValueError: if anything in an assignment is unknown, naming what is known.
+  """
+  parsed: dict[str, dict[str, Any]] = {
+    name: {} for name in names if name in METHODS
+  }
+  for text in assignments:
+    target, equals, value = text.partition('=')
+    name, dot, setting = target.strip().partition('.')
+    if not (equals and dot):
+      msg = f'--set {text!r} must read METHOD.SETTING=VALUE'
+      raise ValueError(msg)
+    if name not in parsed:
+      allowed = ', '.join(parsed) or 'none, the base optimizer has no settings'
+      msg = f'--set {text}: {name!r} is no method of this run ({allowed})'
+      raise ValueError(msg)
+    allowed = settable(name)
+    if setting not in allowed:
+      msg = (
+        f'--set {text}: {name} has no setting {setting!r}; '
+        f'choose among {", ".join(allowed)}'
+      )
+      raise ValueError(msg)
+    parsed[name][setting] = _parse_value(text, name, setting, value.strip())
+  return parsed
+
+
+def complete_settings(
+  name: str, given: Mapping[str, Any], rho: float | None
+) -> dict[str, Any]:
+  """Returns every setting of a method: given ones, --rho, then defaults."""
+  if name not in METHODS:
+    return {}
+  method = METHODS[name]
+  parameters = inspect.signature(method.factory).parameters
+  chosen = {key: parameters[key].default for key in settable(name)}
+  chosen.update(method.defaults)
+  if rho is not None and 'rho' in chosen:
+    chosen['rho'] = rho
+  chosen.update(given)
+  return {k: v for k, v in chosen.items() if v is not inspect.Parameter.empty}
+
+
+def build(
+  name: str, settings: Mapping[str, Any], *, total_steps: int, seed: int
+) -> optax.GradientTransformation:
+  """Builds a method; any other name is the base optimizer, nothing before it.
+
+  Args:
+    name: a name in the registry, or that of the base optimizer.
+    settings: as `complete_settings` returns them.
+    total_steps: for methods whose rule depends on the length of training.
+    seed: for methods that draw; it enters the state in `init` only.
+  """
+  if name not in METHODS:
+    return optax.identity()
+  factory = METHODS[name].factory
+  filled = {'total_steps': total_steps, 'key': seed}
+  parameters = inspect.signature(factory).parameters
+  arguments = {k: v for k, v in filled.items() if k in parameters}
+  try:
+    return factory(**settings, **arguments)
+  except (TypeError, ValueError) as error:
+    msg = f'{name}: {error}'
+    raise ValueError(msg) from error
+
+
+def skips(name: str) -> bool:
+  """Whether some steps of a method take no second gradient."""
+  return name in METHODS and METHODS[name].skips
+
+
+def _parse_value(text: str, name: str, setting: str, value: str) -> Any:
+  try:
+    parsed = ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    parsed = value
+  default = complete_settings(name, {}, None).get(setting)
+  number = isinstance(default, numbers.Real) and not isinstance(default, bool)
+  if number and (
+    isinstance(parsed, bool) or not isinstance(parsed, numbers.Real)
+  ):
+    msg = f'--set {text}: {setting} must be a number, not {value!r}'
+    raise ValueError(msg)
+  if isinstance(default, bool) and not isinstance(parsed, bool):
+    msg = f'--set {text}: {setting} must be True or False, not {value!r}'
+    raise ValueError(msg)
+  return parsed

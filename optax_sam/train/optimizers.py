@@ -1,0 +1,34 @@
+"""The base optimizer and its schedule."""
+
+import jax
+import optax
+
+from optax_sam.train import config as config_lib
+
+
+def schedule(config: config_lib.Experiment) -> optax.Schedule:
+  """Returns the learning rate of each step: a linear rise, then a cosine."""
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=config_lib.learning_rate(config),
+    warmup_steps=round(config.warmup * config.steps),
+    decay_steps=config.steps,
+  )
+
+
+def base_optimizer(
+  config: config_lib.Experiment,
+) -> optax.GradientTransformation:
+  """Returns SGD with momentum or AdamW, with weight decay on kernels only."""
+  decay = config_lib.weight_decay(config)
+  if config.base == 'adamw':
+    return optax.adamw(schedule(config), weight_decay=decay, mask=_is_kernel)
+  return optax.chain(
+    optax.add_decayed_weights(decay, mask=_is_kernel),
+    optax.sgd(schedule(config), momentum=0.9),
+  )
+
+
+def _is_kernel(params: optax.Params) -> optax.Params:
+  """Marks what has more than one axis: not biases, not batch norm."""
+  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,0 +1,139 @@
+"""Output directories that appear whole or not at all."""
+
+import contextlib
+import datetime as dt
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+CONFIG = 'config.json'
+MARK = 'optax_sam'
+
+
+def dated(name: str) -> pathlib.Path:
+  """Returns a directory for an output that was given none."""
+  now = dt.datetime.now().astimezone()
+  return pathlib.Path('runs') / f'{name}-{now:%Y%m%d-%H%M%S}'
+
+
+def write_config(
+  directory: pathlib.Path, command: str, settings: dict[str, Any]
+) -> None:
+  """Writes the file by which an output of ours is recognized later."""
+  content = {MARK: command, 'settings': settings}
+  text = json.dumps(content, indent=2, sort_keys=True) + '\n'
+  (directory / CONFIG).write_text(text, encoding='utf-8')
+
+
+def read_config(directory: pathlib.Path) -> dict[str, Any] | None:
+  """Returns the content of `config.json`, None if it isn't one of ours."""
+  try:
+    content = json.loads((directory / CONFIG).read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return None
+  return content if isinstance(content, dict) and MARK in content else None
+
+
+def check(
+  target: pathlib.Path, *, overwrite: bool, known: frozenset[str]
+) -> None:
+  """Raises a ValueError if an output must not be written to `target`.
+
+  Args:
+    target: the directory to write.
+    overwrite: whether a former output may be replaced.
+    known: names of the files of a former output. A directory with any other
+      entry is somebody's own and is never replaced.
+  """
+  if not (target.exists() or target.is_symlink()):
+    return
+  if target.is_symlink() or not target.is_dir():
+    msg = f'--output {target} is not a directory; choose another one'
+    raise ValueError(msg)
+  if not overwrite:
+    msg = f'--output {target} exists; choose another one or add --overwrite'
+    raise ValueError(msg)
+  foreign = sorted({entry.name for entry in target.iterdir()} - known)
+  if read_config(target) is None or foreign:
+    why = f'it contains {foreign[0]!r}' if foreign else f'it has no {CONFIG}'
+    msg = (
+      f'--output {target} is not an output of optax-sam ({why}) and will not '
+      f'be replaced; choose another one'
+    )
+    raise ValueError(msg)
+
+
+@contextlib.contextmanager
+def new_directory(
+  target: pathlib.Path, *, overwrite: bool, known: frozenset[str]
+) -> Iterator[pathlib.Path]:
+  """Yields a temporary sibling of `target` that becomes it at the end.
+
+  On any error the sibling is removed and what was there before stays.
+
+  Args:
+    target: the directory to write.
+    overwrite: whether a former output may be replaced.
+    known: names of the files of an output, as in `check`.
+  """
+  target = pathlib.Path(os.path.abspath(target))  # noqa: PTH100 (no symlinks)
+  check(target, overwrite=overwrite, known=known)
+  created = _make_parents(target.parent)
+  temporary = None
+  try:
+    temporary = pathlib.Path(
+      tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent)
+    )
+    _probe(temporary)
+    yield temporary
+    temporary.chmod(0o755)
+    check(target, overwrite=overwrite, known=known)
+    _replace(target, temporary)
+  except BaseException:
+    if temporary is not None:
+      shutil.rmtree(temporary, ignore_errors=True)
+    for directory in reversed(created):
+      with contextlib.suppress(OSError):
+        directory.rmdir()
+    raise
+
+
+def _make_parents(directory: pathlib.Path) -> list[pathlib.Path]:
+  """Creates missing directories and returns those that it created."""
+  missing = []
+  while not directory.exists():
+    missing.append(directory)
+    directory = directory.parent
+  created = []
+  for path in reversed(missing):
+    path.mkdir()
+    created.append(path)
+  return created
+
+
+def _probe(directory: pathlib.Path) -> None:
+  """Raises an OSError now rather than after the training."""
+  probe = directory / 'probe'
+  probe.write_bytes(bytes(4096))
+  probe.unlink()
+
+
+def _replace(target: pathlib.Path, temporary: pathlib.Path) -> None:
+  if not target.exists():
+    temporary.rename(target)
+    return
+  former = pathlib.Path(
+    tempfile.mkdtemp(prefix=f'.{target.name}-former-', dir=target.parent)
+  )
+  target.rename(former / target.name)
+  try:
+    temporary.rename(target)
+  except BaseException:
+    (former / target.name).rename(target)
+    former.rmdir()
+    raise
+  shutil.rmtree(former, ignore_errors=True)

@@ -1,0 +1,136 @@
+"""The plots of the page, with their words."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from optax_sam.train import curve_plots, formats, row_plots
+from optax_sam.train.results import Comparison, Summary
+from optax_sam.train.svg import Style
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+  """A plot with its words.
+
+  Attributes:
+    title: What it shows.
+    caption: How to read it.
+    alternative: The same in words, for who cannot see it.
+    svg: The plot; None if there is nothing to plot.
+  """
+
+  title: str
+  caption: str
+  alternative: str
+  svg: str | None
+
+
+def picture_groups(
+  comparison: Comparison, rows: Sequence[Summary], styles: dict[str, Style]
+) -> list[tuple[str, list[Picture]]]:
+  """Draws all plots.
+
+  Args:
+    comparison: What was measured.
+    rows: Its summary.
+    styles: Style by method.
+
+  Returns:
+    The plots under their headings.
+  """
+  base = comparison.base
+  radius = formats.number(comparison.sharpness_radius)
+  by_method = {row.method: formats.cells(row) for row in rows}
+
+  def values(*keys: str) -> str:
+    return '; '.join(
+      f'{method} {" ".join(cells[key] for key in keys)}'.strip()
+      for method, cells in by_method.items()
+    )
+
+  return [
+    (
+      'Accuracy',
+      [
+        Picture(
+          f'Difference to {base}',
+          'Mean of the differences seed by seed, with its 95% interval; small'
+          ' dots are seeds. Filled marker and thick line: the interval leaves'
+          ' out 0. Open marker and thin line: it contains 0, or there is none.',
+          'Difference in test accuracy, percentage points: '
+          + values('difference', 'interval', 'verdict'),
+          row_plots.differences(rows, styles),
+        ),
+        Picture(
+          'Accuracy against time',
+          'Up is more accurate, left is faster. Lines: standard deviation over'
+          ' seeds, quartiles of the time.',
+          'Test accuracy in percent and time of a step: '
+          + values('accuracy', 'time'),
+          curve_plots.accuracy_against_time(rows, styles),
+        ),
+      ],
+    ),
+    (
+      'Learning curves',
+      [
+        Picture(
+          'Training loss',
+          'Loss at the unperturbed parameters: mean over seeds, shaded from the'
+          ' smallest to the largest. Long runs are averaged over 40 spans.',
+          'Training loss over steps, a curve for each method.',
+          curve_plots.training_loss(comparison, styles),
+        ),
+        Picture(
+          'Test accuracy',
+          'Mean over seeds, shaded from the smallest to the largest. The axis is'
+          ' fitted to what follows the first quarter of the steps.',
+          'Test accuracy over steps. At the end, in percent: '
+          + values('accuracy'),
+          curve_plots.test_accuracy(comparison, styles),
+        ),
+      ],
+    ),
+    (
+      'Cost',
+      [
+        Picture(
+          'Second gradients',
+          'Share of the steps that computed a second gradient.',
+          'Share of steps with a second gradient. Of all steps, in percent: '
+          + values('second_gradients'),
+          curve_plots.second_gradients(comparison, styles),
+        ),
+        Picture(
+          'Time of a step',
+          f'Relative to {base} in the same round: median, and a line from the'
+          ' first to the third quartile.',
+          f'Time of a step relative to {base}: ' + values('time', 'quartiles'),
+          row_plots.step_time(rows, styles),
+        ),
+      ],
+    ),
+    (
+      'Sharpness at the end of training',
+      [
+        Picture(
+          'SAM sharpness',
+          f'How much the loss rises at radius {radius} along the gradient. Mean;'
+          ' small dots are seeds. Lower is flatter.',
+          'SAM sharpness: ' + values('sam_sharpness'),
+          row_plots.sharpness(
+            comparison, styles, 'sam_sharpness', 'rise of the loss'
+          ),
+        ),
+        Picture(
+          'Top eigenvalue of the Hessian',
+          'Curvature in the steepest direction. Mean; small dots are seeds.'
+          ' Lower is flatter.',
+          'Top eigenvalue of the Hessian: ' + values('top_eigenvalue'),
+          row_plots.sharpness(
+            comparison, styles, 'top_eigenvalue', 'top eigenvalue'
+          ),
+        ),
+      ],
+    ),
+  ]

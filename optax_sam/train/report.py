@@ -1,0 +1,114 @@
+"""The report of a comparison: a page, the raw numbers, a terminal's table."""
+
+import csv
+import io
+import json
+import math
+import pathlib
+
+from optax_sam.train.page import render_page
+from optax_sam.train.results import Comparison
+from optax_sam.train.terminal import print_table
+
+__all__ = ['metrics_jsonl', 'print_table', 'results_csv', 'write_report']
+
+
+def write_report(comparison: Comparison, directory: pathlib.Path) -> None:
+  """Writes report.html, results.csv and metrics.jsonl into a directory.
+
+  All three are made before the first is written, and each appears whole or
+  not at all.
+
+  Args:
+    comparison: What was measured.
+    directory: An existing directory; files of these names are replaced.
+
+  Raises:
+    ValueError: If the directory does not exist.
+  """
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    message = (
+      f'directory: {str(directory)!r} is not a directory; create it first'
+    )
+    raise ValueError(message)
+  texts = {
+    'results.csv': results_csv(comparison),
+    'metrics.jsonl': metrics_jsonl(comparison),
+    'report.html': render_page(comparison),
+  }
+  for name, text in texts.items():
+    unfinished = directory / f'.{name}.unfinished'
+    try:
+      unfinished.write_text(text, encoding='utf-8', newline='')
+      unfinished.replace(directory / name)
+    finally:
+      unfinished.unlink(missing_ok=True)
+
+
+def results_csv(comparison: Comparison) -> str:
+  """Writes a row a run, in full precision.
+
+  Args:
+    comparison: What was measured.
+
+  Returns:
+    Comma-separated values; a number that was not measured is empty.
+  """
+  rows = [
+    {
+      'method': run.method,
+      'seed': run.seed,
+      'steps': run.steps,
+      'complete': comparison.is_complete(run),
+      'diverged': run.diverged,
+      **{
+        key: run.evaluations[-1][key]
+        for key in ('test_accuracy', 'test_loss', 'train_accuracy')
+        if run.evaluations and key in run.evaluations[-1]
+      },
+      'second_gradient_share': run.second_gradient_share,
+      **run.sharpness,
+      'seconds': run.seconds,
+      **{f'setting_{name}': value for name, value in run.settings.items()},
+    }
+    for run in comparison.runs
+  ]
+  columns = ['method', 'seed', 'steps', 'complete', 'diverged']
+  columns += ['test_accuracy', 'test_loss', 'train_accuracy']
+  columns += ['second_gradient_share', 'sam_sharpness', 'top_eigenvalue']
+  columns += ['seconds']
+  # The columns of a dict keep their order: common ones first, settings last.
+  columns = list(dict.fromkeys(columns + [key for row in rows for key in row]))
+  buffer = io.StringIO()
+  writer = csv.DictWriter(buffer, columns, restval='', lineterminator='\n')
+  writer.writeheader()
+  writer.writerows(rows)
+  return buffer.getvalue()
+
+
+def metrics_jsonl(comparison: Comparison) -> str:
+  """Writes a line for every logged step and every evaluation.
+
+  Args:
+    comparison: What was measured.
+
+  Returns:
+    Lines of JSON with `method`, `seed` and `kind`, 'log' or 'evaluation'.
+    JSON knows no NaN and no infinity: they are null.
+  """
+  lines = []
+  for run in comparison.runs:
+    for kind, rows in (('log', run.log), ('evaluation', run.evaluations)):
+      for row in rows:
+        head = {'method': run.method, 'seed': run.seed, 'kind': kind}
+        line = head | {name: _plain(value) for name, value in row.items()}
+        lines.append(json.dumps(line, allow_nan=False) + '\n')
+  return ''.join(lines)
+
+
+def _plain(value: float) -> float | int | bool | None:
+  if isinstance(value, bool | int):
+    return value
+  value = float(value)
+  return value if math.isfinite(value) else None

@@ -1,0 +1,230 @@
+"""One run of one method, with checkpoints and resume."""
+
+import contextlib
+import json
+import math
+import pathlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+
+from optax_sam.train import config as config_lib
+from optax_sam.train import loop, methods, output, progress, task
+from optax_sam.train.checkpoints import Checkpoints
+
+_CHECKPOINTS = 'checkpoints'
+_METRICS = 'metrics.jsonl'
+FILES = frozenset({output.CONFIG, _CHECKPOINTS, _METRICS})
+
+
+def run(config: config_lib.TrainConfig, console: Console) -> bool:
+  """Trains one model, from the start or from the last checkpoint.
+
+  Args:
+    config: what to train.
+    console: where progress goes.
+
+  Returns:
+    Whether the run came to its end; False after Ctrl-C, with a checkpoint.
+
+  Raises:
+    ValueError: before anything is trained, if the configuration is unusable or
+      isn't that of the run to resume.
+    OSError: if the output cannot be written.
+  """
+  config_lib.validate(config)
+  method_settings = _method_settings(config)
+  target = _prepare(config)
+  with progress.Reporter(console) as reporter:
+    trainer = loop.Trainer(
+      config, task.build(config), config.method, method_settings
+    )
+    with Checkpoints(
+      target / _CHECKPOINTS, config_lib.settings(config)
+    ) as checkpoints:
+      current = _begin(config, trainer, checkpoints, reporter)
+      finished = _train(config, trainer, current, checkpoints, reporter)
+    if not finished:
+      reporter.line(
+        f'Interrupted after step {current.step} of {config.steps}; go on with '
+        f'--output {target} --resume.'
+      )
+      return False
+    sharpness = trainer.measure_sharpness(current.state)
+    _write_metrics(target / _METRICS, current, sharpness)
+    reporter.line(_summary(config, current, sharpness))
+  console.print(f'Run: {target}', soft_wrap=True, highlight=False)
+  return True
+
+
+def _method_settings(config: config_lib.TrainConfig) -> dict[str, Any]:
+  """Returns the method's complete settings, proven to build it."""
+  name = config.method
+  methods.check_names([name], config.base)
+  given = methods.parse_settings(config.set, [name]).get(name, {})
+  settings = methods.complete_settings(name, given, config.rho)
+  methods.build(name, settings, total_steps=config.steps, seed=config.seed)
+  return settings
+
+
+def _prepare(config: config_lib.TrainConfig) -> pathlib.Path:
+  """Returns the directory of the run, new or to be resumed."""
+  default = output.dated(f'{config.method}-{config.dataset}')
+  if not config.resume:
+    target = config.output or default
+    with output.new_directory(
+      target, overwrite=config.overwrite, known=FILES
+    ) as directory:
+      output.write_config(directory, 'train', config_lib.settings(config))
+    return target
+  if config.output is None:
+    msg = '--resume needs --output, the directory of the run to go on with'
+    raise ValueError(msg)
+  if not config.output.is_dir():
+    msg = f'--output {config.output}: there is no such run to resume'
+    raise ValueError(msg)
+  former = output.read_config(config.output)
+  if former is None or former.get(output.MARK) != 'train':
+    msg = f'--output {config.output} is not a run of `optax-sam train`'
+    raise ValueError(msg)
+  _check_same(former['settings'], config_lib.settings(config))
+  return config.output
+
+
+def _check_same(former: dict[str, Any], now: dict[str, Any]) -> None:
+  """Raises a ValueError that shows every setting that differs."""
+  different = [
+    f'{name} was {former.get(name)!r} and is now {now.get(name)!r}'
+    for name in sorted(former.keys() | now.keys())
+    if former.get(name) != now.get(name)
+  ]
+  if different:
+    msg = f'--resume under another configuration: {"; ".join(different)}'
+    raise ValueError(msg)
+
+
+def _begin(
+  config: config_lib.TrainConfig,
+  trainer: loop.Trainer,
+  checkpoints: Checkpoints,
+  reporter: progress.Reporter,
+) -> loop.Progress:
+  start = trainer.start(config.seed)
+  found = None
+  if config.resume:
+    found = checkpoints.restore(start.state, reporter.line)
+    where = 'no checkpoint yet, from the start'
+    if found is not None:
+      where = f'from the checkpoint of step {found.step}'
+    reporter.line(f'Resuming {where}.')
+  return start if found is None else found
+
+
+def _train(
+  config: config_lib.TrainConfig,
+  trainer: loop.Trainer,
+  current: loop.Progress,
+  checkpoints: Checkpoints,
+  reporter: progress.Reporter,
+) -> bool:
+  """Trains to the end, saving on the way; returns whether it got there."""
+  with reporter.phase('Compiling', 1) as phase:
+    trainer.compile()
+    phase.advance()
+  with (
+    reporter.phase('Training', config.steps) as phase,
+    _interrupts_between_steps() as interrupted,
+  ):
+    phase.advance(current.step)
+
+    def after_step(current: loop.Progress) -> None:
+      phase.advance()
+      if current.step % config.checkpoint_every == 0:
+        checkpoints.save(current)
+      if (
+        current.evaluations and current.evaluations[-1]['step'] == current.step
+      ):
+        reporter.line(_evaluation(current))
+      if interrupted.is_set():
+        raise KeyboardInterrupt
+
+    try:
+      trainer.run(current, config.seed, after_step)
+    except KeyboardInterrupt:
+      checkpoints.save(current)
+      return False
+    checkpoints.save(current)
+    return True
+
+
+@contextlib.contextmanager
+def _interrupts_between_steps() -> Iterator[threading.Event]:
+  """Yields an event that Ctrl-C sets; a second Ctrl-C stops at once.
+
+  A step that is half recorded would make a checkpoint that resumes wrongly.
+  """
+  event = threading.Event()
+
+  def handle(*arguments: object) -> None:
+    del arguments
+    if event.is_set():
+      raise KeyboardInterrupt
+    event.set()
+
+  if threading.current_thread() is not threading.main_thread():
+    yield event  # only the main thread may install a handler
+    return
+  former = signal.signal(signal.SIGINT, handle)
+  try:
+    yield event
+  finally:
+    signal.signal(signal.SIGINT, former)
+
+
+def _write_metrics(
+  path: pathlib.Path, current: loop.Progress, sharpness: loop.Row
+) -> None:
+  """Writes one JSON object a line, whole or not at all."""
+  rows = [
+    *({'kind': 'log', **row} for row in current.log),
+    *({'kind': 'evaluation', **row} for row in current.evaluations),
+    {'kind': 'sharpness', **sharpness},
+  ]
+  # JSON has neither NaN nor infinity.
+  lines = [
+    json.dumps(
+      {
+        key: None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for key, value in row.items()
+      }
+    )
+    for row in rows
+  ]
+  temporary = path.with_suffix('.partial')
+  temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  temporary.replace(path)
+
+
+def _evaluation(current: loop.Progress) -> str:
+  last = current.evaluations[-1]
+  return (
+    f'  step {last["step"]}: test accuracy '
+    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}'
+  )
+
+
+def _summary(
+  config: config_lib.TrainConfig, current: loop.Progress, sharpness: loop.Row
+) -> str:
+  taken = int(current.log[-1]['second_gradients'])
+  return (
+    f'{config.method}: {taken} of {current.step} steps took a second gradient; '
+    f'SAM sharpness at rho={config.sharpness_radius}: '
+    f'{sharpness["sam_sharpness"]:.3g}; '
+    f'top eigenvalue: {sharpness["top_eigenvalue"]:.3g}'
+  )

@@ -1,0 +1,158 @@
+"""One training step, written once for every method, and where it runs."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import optax
+
+from optax_sam.train import data
+from optax_sam.train.task import Collections, Task
+
+Metrics = dict[str, jax.Array]
+
+
+class TrainingState(NamedTuple):
+  """Everything that a step reads and writes.
+
+  Attributes:
+    step: number of steps taken, a scalar int32.
+    params: the parameters, never perturbed between steps.
+    statistics: running statistics of batch norm, empty without.
+    opt_state: state of the chain of method and base optimizer.
+    key: typed PRNG key of the run; dropout folds the step in.
+  """
+
+  step: jax.Array
+  params: optax.Params
+  statistics: Collections
+  opt_state: optax.OptState
+  key: jax.Array
+
+
+Step = Callable[[TrainingState, data.Batch], tuple[TrainingState, Metrics]]
+
+
+def in_one_program(
+  task: Task,
+  method: optax.GradientTransformation,
+  base: optax.GradientTransformation,
+) -> Step:
+  """Returns a jitted step; a method that skips does so inside the program."""
+  tx = optax.with_extra_args_support(optax.chain(method, base))
+
+  def step(
+    state: TrainingState, batch: data.Batch
+  ) -> tuple[TrainingState, Metrics]:
+    statistics = state.statistics
+    key = jax.random.fold_in(state.key, state.step)
+
+    # The clean pass: the logged loss, and the only update of batch norm's
+    # running statistics.
+    (loss, new_statistics), grads = jax.value_and_grad(task.loss, has_aux=True)(
+      state.params, statistics, batch, key
+    )
+
+    # Later passes see the same batch, the same statistics, the same dropout.
+    updates, opt_state = tx.update(
+      grads,
+      state.opt_state,
+      state.params,
+      value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
+      per_example_value_fn=lambda p, b: task.losses(p, statistics, b, key)[0],
+      batch=batch,
+    )
+    params = optax.apply_updates(state.params, updates)
+    return (
+      TrainingState(
+        state.step + 1, params, new_statistics, opt_state, state.key
+      ),
+      {
+        'loss': loss,
+        'gradient_norm': optax.tree.norm(grads),
+        'parameter_norm': optax.tree.norm(params),
+        'update_norm': optax.tree.norm(updates),
+      },
+    )
+
+  return jax.jit(step)
+
+
+def branching_on_host(
+  task: Task,
+  method: optax.GradientTransformation,
+  base: optax.GradientTransformation,
+) -> Step:
+  """Returns the same step in several programs, the method's choice in between.
+
+  The method sees concrete arrays, so it decides in Python whether to call
+  `grad_fn`. XLA's CPU backend is slow at convolutions inside a conditional;
+  here every gradient is a program of its own.
+  """
+  tx = optax.with_extra_args_support(optax.chain(method, _jitted(base)))
+
+  @jax.jit
+  def clean_pass(
+    state: TrainingState, batch: data.Batch
+  ) -> tuple[jax.Array, Collections, optax.Updates, jax.Array, jax.Array]:
+    key = jax.random.fold_in(state.key, state.step)
+    (loss, statistics), grads = jax.value_and_grad(task.loss, has_aux=True)(
+      state.params, state.statistics, batch, key
+    )
+    return loss, statistics, grads, key, optax.tree.norm(grads)
+
+  @jax.jit
+  def gradient(
+    params: optax.Params,
+    statistics: Collections,
+    batch: data.Batch,
+    key: jax.Array,
+  ) -> tuple[jax.Array, optax.Updates]:
+    def loss(params: optax.Params) -> jax.Array:
+      return task.loss(params, statistics, batch, key)[0]
+
+    return jax.value_and_grad(loss)(params)
+
+  @jax.jit
+  def apply(
+    state: TrainingState, updates: optax.Updates
+  ) -> tuple[jax.Array, optax.Params, jax.Array, jax.Array]:
+    params = optax.apply_updates(state.params, updates)
+    norms = optax.tree.norm(params), optax.tree.norm(updates)
+    return state.step + 1, params, *norms
+
+  def step(
+    state: TrainingState, batch: data.Batch
+  ) -> tuple[TrainingState, Metrics]:
+    loss, statistics, grads, key, gradient_norm = clean_pass(state, batch)
+    updates, opt_state = tx.update(
+      grads,
+      state.opt_state,
+      state.params,
+      grad_fn=lambda p: gradient(p, state.statistics, batch, key),
+      per_example_value_fn=lambda p, b: task.losses(
+        p, state.statistics, b, key
+      )[0],
+      batch=batch,
+    )
+    count, params, parameter_norm, update_norm = apply(state, updates)
+    return (
+      TrainingState(count, params, statistics, opt_state, state.key),
+      {
+        'loss': loss,
+        'gradient_norm': gradient_norm,
+        'parameter_norm': parameter_norm,
+        'update_norm': update_norm,
+      },
+    )
+
+  return step
+
+
+def _jitted(
+  transformation: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+  """Makes an update one program; it has no use for the functions of a step."""
+  return optax.GradientTransformation(
+    transformation.init, jax.jit(transformation.update)
+  )

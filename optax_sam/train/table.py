@@ -1,0 +1,20 @@
+"""The table of methods."""
+
+from rich.console import Console
+from rich.table import Table
+
+from optax_sam.train.methods import METHODS
+
+
+def print_methods(console: Console) -> None:
+  """Prints one row per method of the registry."""
+  table = Table(
+    title='Methods',
+    caption='s: share of the steps that take a second gradient. '
+    'For k_sam, 1/3 is the forward pass that ranks the examples.',
+  )
+  for header in ('method', 'gradients per step', 'state', 'paper'):
+    table.add_column(header, overflow='fold')
+  for name, method in METHODS.items():
+    table.add_row(name, method.gradients, method.state, method.paper)
+  console.print(table)

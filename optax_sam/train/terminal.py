@@ -1,0 +1,86 @@
+"""The results of a comparison as a table for a terminal."""
+
+from typing import TYPE_CHECKING
+
+from optax_sam.train import formats, wording
+from optax_sam.train.results import Comparison, Summary, summarize
+
+if TYPE_CHECKING:
+  import rich.console
+  from rich.text import Text
+
+# Narrower terminals get the columns that the question is about.
+WIDE = 96
+HIGHER, LOWER = (
+  '\N{BLACK UP-POINTING TRIANGLE}',
+  '\N{BLACK DOWN-POINTING TRIANGLE}',
+)
+OPEN = '~'
+
+
+def print_table(
+  comparison: Comparison, console: 'rich.console.Console'
+) -> None:
+  """Prints the results, what they say, and what is missing.
+
+  Args:
+    comparison: What was measured.
+    console: Where to print.
+  """
+  from rich import box
+  from rich.table import Table
+  from rich.text import Text
+
+  rows = summarize(comparison)
+  wide = console.width >= WIDE
+  table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+  table.add_column('method', overflow='fold')
+  for name in ('test\naccuracy, %', 'difference, points', '2nd\ngrad.', 'time'):
+    table.add_column(name, justify='right', no_wrap=True, vertical='bottom')
+  if wide:
+    table.add_column('SAM\nsharpness', justify='right', no_wrap=True)
+    table.add_column('top eigen-\nvalue', justify='right', no_wrap=True)
+  for row in rows:
+    cells = formats.cells(row)
+    accuracy = cells['accuracy']
+    if cells['deviation']:
+      accuracy += f' ± {cells["deviation"]}'
+    shown = [
+      Text(row.method, style='bold' if row.is_base else ''),
+      Text(accuracy),
+      _difference(row, cells),
+      Text(cells['second_gradients']),
+      Text(cells['time']),
+    ]
+    if wide:
+      shown += [Text(cells['sam_sharpness']), Text(cells['top_eigenvalue'])]
+    table.add_row(*shown)
+  console.print()
+  console.print(Text(wording.headline(comparison, rows) + '.', style='bold'))
+  if rows:
+    console.print(table)
+  if any(row.difference.interval for row in rows):
+    console.print(
+      Text(
+        f'{HIGHER}{LOWER} the 95% interval leaves out 0; {OPEN} it contains 0.',
+        style='dim',
+      )
+    )
+  for sentence in wording.findings(comparison, rows):
+    console.print(Text(sentence))
+  for sentence in wording.warnings(comparison, rows):
+    console.print(Text(sentence, style='yellow'))
+
+
+def _difference(row: Summary, cells: dict[str, str]) -> 'Text':
+  from rich.text import Text
+
+  difference = row.difference
+  if difference.interval is None:
+    return Text(cells['difference'], style='dim')
+  text = f'{cells["difference"]} ({cells["interval"]})'
+  if not difference.resolved:
+    return Text(f'{OPEN} {text}', style='dim')
+  higher = (difference.mean or 0.0) > 0
+  sign, style = (HIGHER, 'bold green') if higher else (LOWER, 'bold red')
+  return Text(f'{sign} {text}', style=style)

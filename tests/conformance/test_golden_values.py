@@ -1,0 +1,134 @@
+"""Three steps of every method on one small problem, in float64.
+
+The problem is a quartic with a moving quadratic part; the expected numbers
+come from independent programs (those of the authors for SAM and ASAM) or, for
+the rest, from a transcription of each rule that shares no code with this one.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+
+pytestmark = pytest.mark.usefixtures('float64')
+
+# Method, its chain's first element, then w[0], w[4], w[11] and norm(w).
+EXPECTED = [
+  ('base', optax.identity, (0.40986725, -0.28400597, -0.02406190, 0.92816116)),
+  ('sam', optax_sam.sam, (0.39837931, -0.26478414, -0.00755688, 0.90250011)),
+  (
+    'sam p=inf',
+    lambda: optax_sam.sam(p=np.inf),
+    (0.36909565, -0.22745824, 0.02918378, 0.84681872),
+  ),
+  (
+    'sam ascent_steps=3',
+    lambda: optax_sam.sam(ascent_steps=3),
+    (0.39830937, -0.26464339, -0.00718991, 0.90246911),
+  ),
+  ('asam', optax_sam.asam, (0.36364426, -0.18699136, 0.11026726, 0.78697654)),
+  (
+    'asam scaled',
+    lambda: optax_sam.asam(2.0, eta=0.0, scaled=True),
+    (0.14175001, 0.17798759, 0.08725294, 0.73210136),
+  ),
+  (
+    'sam mask',
+    lambda: optax_sam.sam(0.5, mask=optax_sam.norm_layers_only),
+    (0.36094662, -0.22165516, 0.02199929, 0.87762036),
+  ),
+  (
+    'friendly_sam',
+    optax_sam.friendly_sam,
+    (0.39779827, -0.26501876, -0.01017447, 0.90265972),
+  ),
+  (
+    'friendly_sam official',
+    lambda: optax_sam.friendly_sam(order='official'),
+    (0.39716683, -0.26803097, -0.01582834, 0.91114855),
+  ),
+  (
+    'friendly_sam sigma=0.5',
+    lambda: optax_sam.friendly_sam(sigma=0.5),
+    (0.39815876, -0.26484792, -0.00850915, 0.90248141),
+  ),
+  (
+    'look_sam',
+    lambda: optax_sam.look_sam(period=2),
+    (0.39224498, -0.26309373, -0.01732747, 0.92323306),
+  ),
+  (
+    'look_sam per_leaf',
+    lambda: optax_sam.look_sam(period=2, per_leaf=True),
+    (0.39498236, -0.28112604, -0.00562512, 0.93522009),
+  ),
+  (
+    'ae_look_sam',
+    lambda: optax_sam.ae_look_sam(total_steps=3),
+    (0.39788664, -0.26643847, -0.00858294, 0.91294739),
+  ),
+]
+
+CURVATURE = np.linspace(0.5, 3, 12)
+START = 0.8 * np.sin(np.arange(1, 13))
+
+
+def as_tree(flat):
+  flat = jnp.asarray(flat)
+  return {
+    'fc.weight': flat[:6].reshape(2, 3),
+    'norm.weight': flat[6:9],
+    'fc.bias': flat[9:],
+  }
+
+
+def as_vector(tree):
+  names = ('fc.weight', 'norm.weight', 'fc.bias')
+  return jnp.concatenate([tree[name].ravel() for name in names])
+
+
+def loss(params, t):
+  w = as_vector(params)
+  direction = jnp.cos(t + 0.7 * np.arange(12))
+  return (
+    jnp.sum(CURVATURE * w**2) / 2
+    + 0.05 * jnp.sum(w**4)
+    + (jnp.dot(direction, w) - 1) ** 2 / 2
+  )
+
+
+def test_problem_is_the_one_of_the_table():
+  value, grads = jax.value_and_grad(loss)(as_tree(START), 0.0)
+  np.testing.assert_allclose(value, 3.662828909879973, rtol=1e-14)
+  np.testing.assert_allclose(
+    as_vector(grads)[:3], [0.925679, 1.009929, 0.197808], atol=1e-6
+  )
+
+
+@pytest.mark.parametrize(
+  ('method', 'expected'),
+  [pytest.param(*row[1:], id=row[0]) for row in EXPECTED],
+)
+def test_three_steps(method, expected):
+  tx = optax.chain(
+    method(), optax.add_decayed_weights(0.01), optax.sgd(0.05, momentum=0.9)
+  )
+  tx = optax.with_extra_args_support(tx)
+  params = as_tree(START)
+  state = tx.init(params)
+
+  @jax.jit
+  def step(params, state, t):
+    value_fn = lambda p: loss(p, t)
+    grads = jax.grad(value_fn)(params)
+    updates, state = tx.update(grads, state, params, value_fn=value_fn)
+    return optax.apply_updates(params, updates), state
+
+  for t in range(3):
+    params, state = step(params, state, float(t))
+  w = np.asarray(as_vector(params))
+  found = (w[0], w[4], w[11], np.linalg.norm(w))
+  np.testing.assert_allclose(found, expected, rtol=0, atol=6e-9)

@@ -1,0 +1,228 @@
+"""Settings at which one method is another, on a small classifier in float64.
+
+The runs are compared over several steps of momentum SGD with weight decay, so
+that what a method keeps between the steps is compared too.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from optax_sam import descents, perturbations, policies, selections
+from tests.conformance.reference import Recording, base, replay
+
+pytestmark = pytest.mark.usefixtures('float64')
+RHO = 0.3
+NEVER = pytest.mark.filterwarnings('ignore:lambda_.*no step ascends')
+
+
+def chain(*pieces, **kwargs):
+  return optax_sam.sharpness_aware(optax.chain(*pieces), **kwargs)
+
+
+EQUAL_TO_BASE = {
+  'sam': lambda: optax_sam.sam(0.0),
+  'sam p=inf': lambda: optax_sam.sam(0.0, p=np.inf),
+  'sam steps': lambda: optax_sam.sam(0.0, ascent_steps=3),
+  'asam': lambda: optax_sam.asam(0.0),
+  'friendly_sam': lambda: optax_sam.friendly_sam(0.0),
+  'ss_sam probability=0': lambda: optax_sam.ss_sam(RHO, probability=0.0, key=0),
+  'ae_sam lambdas=1e9': lambda: optax_sam.ae_sam(
+    RHO, total_steps=12, lambda_1=1e9, lambda_2=1e9
+  ),
+  'mix alpha=0': lambda: chain(
+    perturbations.scale_to_radius(RHO), descent=descents.mix(0.0)
+  ),
+  'sam no leaf allowed': lambda: optax_sam.sam(RHO, mask=False),
+  'sam after the end': lambda: chain(
+    perturbations.scale_to_radius(RHO), policy=policies.after(100)
+  ),
+}
+
+EQUAL_TO_SAM = {
+  'asam scaled=False': lambda: optax_sam.asam(RHO, scaled=False),
+  'friendly_sam sigma=0': lambda: optax_sam.friendly_sam(RHO, sigma=0.0),
+  'look_sam period=1': lambda: optax_sam.look_sam(RHO, period=1),
+  'ss_sam probability=1': lambda: optax_sam.ss_sam(RHO, probability=1, key=0),
+  'ae_sam lambdas=-1e9': lambda: optax_sam.ae_sam(
+    RHO, total_steps=12, lambda_1=-1e9, lambda_2=-1e9
+  ),
+  'ae_look_sam lambdas=-1e9': lambda: optax_sam.ae_look_sam(
+    RHO, total_steps=12, lambda_1=-1e9, lambda_2=-1e9
+  ),
+  'k_sam all': lambda: optax_sam.k_sam(RHO, ascent=1.0, descent=1.0),
+  'subset_sam all': lambda: optax_sam.subset_sam(RHO, fraction=1.0),
+  'subset_sam all, drawn': lambda: optax_sam.subset_sam(
+    RHO, fraction=1.0, key=3
+  ),
+  'mask all True': lambda: optax_sam.sam(RHO, mask=True),
+  'mix alpha=1': lambda: chain(
+    perturbations.scale_to_radius(RHO), descent=descents.mix(1.0)
+  ),
+  'after the start': lambda: chain(
+    perturbations.scale_to_radius(RHO), policy=policies.after(0)
+  ),
+  'constant schedule': lambda: optax_sam.sam(optax.constant_schedule(RHO)),
+}
+
+
+def trajectory(method):
+  recording = Recording('P1_sam_davda54')
+  tx = optax.with_extra_args_support(optax.chain(method, base()))
+  return [recording.flat(p) for p, _ in replay(recording, tx)]
+
+
+@functools.cache
+def sam_trajectory():
+  return trajectory(optax_sam.sam(RHO))
+
+
+@functools.cache
+def base_trajectory():
+  return trajectory(optax.identity())
+
+
+@NEVER
+@pytest.mark.parametrize('name', EQUAL_TO_BASE)
+def test_equals_the_base_optimizer(name):
+  found = trajectory(EQUAL_TO_BASE[name]())
+  np.testing.assert_array_equal(found, base_trajectory())
+
+
+@pytest.mark.parametrize('name', EQUAL_TO_SAM)
+def test_equals_sam(name):
+  found = trajectory(EQUAL_TO_SAM[name]())
+  np.testing.assert_allclose(found, sam_trajectory(), rtol=0, atol=1e-12)
+
+
+def test_sam_is_not_the_base_optimizer():
+  difference = np.abs(np.subtract(sam_trajectory(), base_trajectory()))
+  assert difference.max() > 1e-3
+
+
+def test_k_sam_without_radius_is_ordered_sgd():
+  """Examples are still chosen at rho = 0."""
+  recording = Recording('P1_ksam_numpy')
+  found = trajectory(optax_sam.k_sam(0.0, ascent=4, descent=8))
+  params = recording.tree(recording['w'][0])
+  optimizer = base()
+  state = optimizer.init(params)
+  for t in range(recording.steps):
+    batch = recording.batch(t)
+    worst = jnp.argsort(-recording.losses(params, batch))[:8]
+    rows = jax.tree.map(lambda x, worst=worst: x[worst], batch)
+    grads = jax.grad(lambda p, rows=rows: recording.losses(p, rows).mean())(
+      params
+    )
+    updates, state = optimizer.update(grads, state, params)
+    params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(
+      found[t], recording.flat(params), rtol=0, atol=1e-12
+    )
+
+
+def test_both_orders_of_friendly_sam_agree_for_an_equal_average():
+  """At sigma = 1 they have one direction, whatever the decay."""
+  recording = Recording('P1_fsam06_nblt')
+  gradient = recording.tree(recording['g'][3])
+  ema = recording.tree(recording['fsam_m'][2])
+  state = perturbations.SubtractEmaState(ema, jnp.ones((), bool))
+  epsilons = []
+  for order in ('paper', 'official'):
+    piece = perturbations.subtract_ema(0.6, order=order)
+    noise, new_state = piece.update(gradient, state)
+    scale = perturbations.scale_to_radius(RHO)
+    epsilons.append(recording.flat(scale.update(noise, scale.init(None))[0]))
+    np.testing.assert_allclose(
+      recording.flat(new_state.ema), recording['fsam_m'][3], atol=1e-14
+    )
+  np.testing.assert_allclose(*epsilons, atol=1e-13)
+
+
+GLOBAL_RULES = {
+  'sam': lambda: optax_sam.sam(RHO),
+  'friendly_sam': lambda: optax_sam.friendly_sam(RHO),
+  'look_sam': lambda: optax_sam.look_sam(RHO, period=2),
+  'ae_look_sam': lambda: optax_sam.ae_look_sam(RHO, total_steps=12),
+  'asam scaled': lambda: optax_sam.asam(RHO, scaled=True),
+}
+
+
+@pytest.mark.parametrize('name', GLOBAL_RULES)
+def test_splitting_leaves_changes_nothing(name):
+  recording = Recording('P3_sam_davda54')
+  whole = trajectory_of_quartic(GLOBAL_RULES[name](), split=False)
+  parts = trajectory_of_quartic(GLOBAL_RULES[name](), split=True)
+  assert recording.steps == len(whole)
+  np.testing.assert_allclose(parts, whole, rtol=0, atol=1e-12)
+
+
+def trajectory_of_quartic(method, *, split):
+  recording = Recording('P3_sam_davda54')
+  kernel = recording.tree(recording['w'][0])['layer']['kernel']
+  params = {'kernel': kernel}
+  if split:
+    params = {'first': kernel[:3], 'rest': kernel[3:]}
+
+  def loss(params):
+    kernel = jnp.concatenate(list(params.values()))
+    tree = {'layer': {'kernel': kernel}}
+    return recording.losses(tree, recording.batch(0))[0]
+
+  tx = optax.chain(method, base())
+  state, found = tx.init(params), []
+  for _ in range(recording.steps):
+    updates, state = jax.jit(functools.partial(tx.update, value_fn=loss))(
+      jax.grad(loss)(params), state, params
+    )
+    params = optax.apply_updates(params, updates)
+    found.append(np.concatenate([np.ravel(x) for x in params.values()]))
+  return found
+
+
+def test_reused_part_is_orthogonal_and_as_long_as_asked():
+  recording = Recording('P1_sam_davda54')
+  with jax.enable_x64(False):
+    clean = recording.tree(np.float32(recording['g'][0]))
+    perturbed = recording.tree(np.float32(recording['g_final'][0]))
+    descent = descents.reuse_orthogonal(0.3)
+    _, state = descent.on_ascent(clean, perturbed, descent.init(clean))
+    part = recording.flat(state.direction).astype(np.float64)
+    g = recording.flat(clean).astype(np.float64)
+    cosine = part @ g / np.linalg.norm(part) / np.linalg.norm(g)
+    assert abs(cosine) < 1e-5
+    direction, _ = descent.on_skip(clean, state)
+    added = recording.flat(direction) - g
+  np.testing.assert_allclose(
+    np.linalg.norm(added), 0.3 * np.linalg.norm(g), rtol=1e-5
+  )
+  np.testing.assert_allclose(
+    float(state.ratio), np.linalg.norm(part) / np.linalg.norm(g), rtol=1e-5
+  )
+
+
+def test_any_policy_perturbation_descent_and_selection_compose():
+  """A sample of combinations that nobody published; all must just run."""
+  recording = Recording('P1_sam_davda54')
+  noise = [
+    perturbations.subtract_ema(0.9),
+    perturbations.scale_to_adaptive_radius(0.1),
+  ]
+  for policy in (policies.every(2), policies.bernoulli(0.5, 0)):
+    for selection in (selections.top_k(4, 8), selections.random_subset(0.5)):
+      method = chain(
+        *noise,
+        policy=policy,
+        selection=selection,
+        descent=descents.reuse_orthogonal(0.2),
+      )
+      steps = list(replay(recording, optax.chain(method, base())))
+      for params, _ in steps:
+        assert np.isfinite(recording.flat(params)).all()
+      taken = optax_sam.metrics(steps[-1][1])['second_gradients']
+      assert 0 < taken < recording.steps

@@ -1,0 +1,154 @@
+"""What `update` takes, ignores and asks for."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+from tests.contracts import table
+
+# Optax's own transformations promote dtypes implicitly.
+STRICT = False
+
+
+def _update(tx, **extra):
+  params = table.params()
+  grads = jax.grad(table.loss)(params, table.batch())
+  return tx.update(grads, tx.init(params), params, **extra)
+
+
+@table.every_row()
+def test_unexpected_arguments_are_ignored(name):
+  tx = table.ROWS[name]()
+  given = table.functions(table.batch())
+  plain = _update(tx, **given)
+  crowded = _update(
+    tx, **given, value=jnp.float32(1), grad=None, unheard_of='word'
+  )
+  table.assert_equal(plain, crowded)
+
+
+@table.every_row()
+def test_in_a_chain_whose_rest_wants_other_arguments(name):
+  tx = optax.chain(
+    table.ROWS[name](),
+    optax.contrib.reduce_on_plateau(patience=1, cooldown=0, factor=0.5),
+    optax.sgd(0.1),
+  )
+  params = table.params()
+  state = tx.init(params)
+
+  @jax.jit
+  def step(params, state):
+    given = table.functions(table.batch())
+    value, grads = jax.value_and_grad(given['value_fn'])(params)
+    updates, state = tx.update(
+      grads, state, params, value=jnp.maximum(value, 1e3), **given
+    )
+    return optax.apply_updates(params, updates), state
+
+  for _ in range(3):
+    params, state = step(params, state)
+  # No progress, as far as it was told.
+  assert float(state[1].scale) == pytest.approx(0.25)
+  assert table.all_finite(params)
+
+
+def test_before_a_line_search():
+  # The search evaluates the same value_fn along the direction of the method.
+  tx = optax.chain(
+    optax_sam.sam(0.05),
+    optax.sgd(1.0),
+    optax.scale_by_backtracking_linesearch(max_backtracking_steps=15),
+  )
+  params, batch = table.params(), table.batch()
+  value_fn = lambda p: table.loss(p, batch)
+  value, grads = jax.value_and_grad(value_fn)(params)
+  updates, _ = tx.update(
+    grads, tx.init(params), params, value=value, grad=grads, value_fn=value_fn
+  )
+  assert float(value_fn(optax.apply_updates(params, updates))) < float(value)
+
+
+@table.every_row(picks_examples=False)
+def test_any_of_the_functions_will_do(name):
+  tx = table.ROWS[name]()
+  given = table.functions(table.batch())
+  grad_fn = jax.grad(given['value_fn'])
+  by_value, state = _update(tx, value_fn=given['value_fn'])
+  by_grad, _ = _update(tx, grad_fn=grad_fn)
+  by_both, both = _update(tx, grad_fn=jax.value_and_grad(given['value_fn']))
+  del given['value_fn']
+  by_example, _ = _update(tx, **given)
+  table.assert_close(by_value, by_grad)
+  table.assert_close(by_value, by_both)
+  table.assert_close(by_value, by_example)
+  table.assert_close(state.info, both.info)
+
+
+def test_grad_fn_goes_before_value_fn():
+  def value_fn(params):
+    raise AssertionError
+
+  grad_fn = lambda p: jax.tree.map(jnp.ones_like, p)
+  updates, _ = _update(optax_sam.sam(), value_fn=value_fn, grad_fn=grad_fn)
+  table.assert_equal(updates, grad_fn(updates))
+
+
+@table.every_row()
+def test_a_missing_function_is_asked_for(name):
+  with pytest.raises(ValueError, match=r'updates, opt_state = tx\.update\('):
+    _update(_ascending(name))
+
+
+@table.every_row()
+def test_missing_params_are_asked_for(name):
+  tx = table.ROWS[name]()
+  with pytest.raises(ValueError, match=r'params must be given: write tx\.up'):
+    tx.update(table.params(), tx.init(table.params()), value_fn=table.loss)
+
+
+@table.every_row(picks_examples=False)
+def test_a_value_with_more_than_the_value(name):
+  value_fn = lambda p: (table.loss(p, table.batch()), {'accuracy': 1.0})
+  with pytest.raises(ValueError, match=r'a scalar, got a tuple: write .*\[0\]'):
+    _update(_ascending(name), value_fn=value_fn)
+
+
+def test_a_value_of_some_shape():
+  value_fn = lambda p: table.losses(p, table.batch())
+  with pytest.raises(ValueError, match=r'a scalar, got \(8,\)'):
+    _update(optax_sam.sam(), value_fn=value_fn)
+
+
+def test_a_grad_fn_that_returns_something_else():
+  with pytest.raises(ValueError, match='grad_fn must return a gradient'):
+    _update(optax_sam.sam(), grad_fn=lambda p: p['dense'])
+
+
+@table.every_row(picks_examples=True)
+def test_losses_of_the_wrong_shape(name):
+  with pytest.raises(ValueError, match=r'one loss an example, shape \(.,\)'):
+    _update(
+      table.ROWS[name](),
+      per_example_value_fn=table.loss,
+      batch=table.batch(),
+    )
+
+
+@table.every_row(picks_examples=True)
+@pytest.mark.parametrize(
+  'wrong', [{'x': jnp.ones(8), 'y': jnp.ones(7)}, jnp.float32(1)]
+)
+def test_a_batch_without_an_axis_of_examples(name, wrong):
+  with pytest.raises(ValueError, match='batch must be a pytree whose leaves'):
+    _update(
+      table.ROWS[name](), per_example_value_fn=table.losses, batch=wrong
+    )
+
+
+def _ascending(name):
+  """Returns a method that takes the second gradient at the first step."""
+  changes = {'ss_sam': {'probability': 1.0}, 'unpublished': {'start': 0}}
+  return table.ROWS[name](**changes.get(name, {}))

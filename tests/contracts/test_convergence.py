@@ -1,0 +1,88 @@
+"""Every method minimizes, inside `jax.lax.scan`.
+
+The gradient at `w + epsilon` doesn't vanish at a minimum, so with a constant
+radius every method circles around it at a distance that is proportional to
+the radius. The radius goes to zero by a schedule here; then what remains is
+the base optimizer, and the minimum is reached.
+
+All examples of both problems have the same minimum, so that those which pick
+examples have it too.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.contracts import table
+
+# Optax's own transformations promote dtypes implicitly.
+STRICT = False
+
+
+def _parabola(params, batch):
+  """Returns squares of linear functions, a well-posed problem in three."""
+  error = (params - jnp.array([1.0, -2.0, 0.5]))[None] @ batch['directions'].T
+  return jnp.square(error)[0]
+
+
+def _rosenbrock(params, batch):
+  """Returns multiples of Rosenbrock's function, its minimum at (1, 1)."""
+  x, y = params
+  return batch['weights'] * ((1 - x) ** 2 + 100 * (y - x**2) ** 2)
+
+
+_PARABOLA = (
+  _parabola,
+  {'directions': jnp.asarray(np.sin(np.arange(1, 25)).reshape(8, 3))},
+  jnp.zeros(3),
+  optax.sgd(0.2),
+  300,
+)
+_ROSENBROCK = (
+  _rosenbrock,
+  {'weights': jnp.linspace(0.5, 1.5, 8)},
+  jnp.array([-1.0, 1.0]),
+  optax.adam(0.05),
+  2000,
+)
+
+
+@table.every_row()
+@pytest.mark.parametrize('problem', [_PARABOLA, _ROSENBROCK])
+def test_reaches_the_minimum(name, problem):
+  losses, batch, start, base, steps = problem
+  rho = optax.cosine_decay_schedule(0.05, steps // 2)
+  tx = optax.chain(table.ROWS[name](rho), base)
+  step = table.training_step(tx, losses)
+
+  @jax.jit
+  def run(state):
+    return jax.lax.scan(
+      lambda state, _: (step(*state, batch), None), state, length=steps
+    )[0]
+
+  params, opt_state = run((start, tx.init(start)))
+  assert int(opt_state[0].count) == steps
+  assert float(jnp.mean(losses(start, batch))) > 0.5
+  assert float(jnp.mean(losses(params, batch))) < 1e-5
+
+
+def test_a_constant_radius_circles_around_the_minimum():
+  # On sum(w^2) with steps of length s the distance to the minimum settles
+  # where one step jumps across it: s * (2 d + 2 rho) = 2 d.
+  rho, s = 0.1, 0.1
+  loss = lambda w: jnp.sum(jnp.square(w))
+  tx = optax.chain(table.METHODS['sam'](rho), optax.sgd(s))
+
+  def step(state, _):
+    w, opt_state = state
+    updates, opt_state = tx.update(
+      jax.grad(loss)(w), opt_state, w, value_fn=loss
+    )
+    return (optax.apply_updates(w, updates), opt_state), None
+
+  start = jnp.array([3.0, 4.0])
+  (w, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=200)
+  np.testing.assert_allclose(jnp.linalg.norm(w), s * rho / (1 - s), rtol=1e-4)

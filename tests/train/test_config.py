@@ -1,0 +1,51 @@
+import dataclasses
+import json
+
+import pytest
+
+from optax_sam.train import config
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'named'),
+  [
+    ('dataset', 'cifar', 'digits, mnist1d'),
+    ('model', 'resnet', 'mlp, cnn'),
+    ('base', 'adam', 'sgd, adamw'),
+    ('execution', 'gpu', 'auto, jit, host'),
+    ('steps', 0, '--steps must be at least 1, not 0'),
+    ('batch_size', 0, '--batch-size must be at least 1'),
+    ('seeds', 0, '--seeds'),
+    ('learning_rate', 0.0, '--learning-rate must be above 0'),
+    ('learning_rate', float('nan'), '--learning-rate'),
+    ('label_noise', 1.5, '--label-noise must be from 0 to 1'),
+    ('rho', -0.1, '--rho must be at least 0'),
+    ('rho', float('inf'), '--rho'),
+    ('warmup', 1.0, '--warmup'),
+    ('weight_decay', -1.0, '--weight-decay'),
+  ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(field, value, named):
+  changed = dataclasses.replace(config.CompareConfig(), **{field: value})
+  with pytest.raises(ValueError, match=named):
+    config.validate(changed)
+
+
+def test_the_defaults_are_valid():
+  config.validate(config.CompareConfig())
+  config.validate(config.TrainConfig())
+
+
+def test_each_base_has_its_own_defaults():
+  sgd, adamw = (config.CompareConfig(base=base) for base in ('sgd', 'adamw'))
+  assert config.learning_rate(sgd) > config.learning_rate(adamw)
+  assert config.weight_decay(sgd) < config.weight_decay(adamw)
+  given = config.CompareConfig(base='adamw', learning_rate=0.5, weight_decay=0)
+  assert config.learning_rate(given) == 0.5
+  assert config.weight_decay(given) == 0
+
+
+def test_settings_survive_json_and_leave_the_output_out():
+  settings = config.settings(config.TrainConfig(set=('sam.rho=1',)))
+  assert json.loads(json.dumps(settings)) == settings
+  assert not {'output', 'overwrite', 'resume'} & set(settings)
