@@ -115,7 +115,8 @@ def nnx_losses(model, batch, mask=None):
 
 
 def nnx_loss(model, batch, mask=None):
-  return jnp.mean(nnx_losses(model, batch, mask)), 'more'
+  losses = nnx_losses(model, batch, mask)
+  return jnp.mean(losses), losses
 
 
 def nnx_step(model, optimizer, batch):

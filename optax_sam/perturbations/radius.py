@@ -1,20 +1,13 @@
-"""Perturbations: from the ascent gradient to the perturbation epsilon.
-
-Each is an ordinary `optax.GradientTransformationExtraArgs`, so pieces join
-with `optax.chain`. `optax_sam.sharpness_aware` calls `update` with the ascent
-gradient, with the parameters that may be perturbed, and with these extra
-arguments: `axis_name` (what a piece stores must be averaged over it) and
-`ascent_grad_fn` (from a perturbation to the ascent gradient there).
-"""
+"""Perturbations of a given length, in one metric or another."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import devices, masking, numerics, validation
+from optax_sam import masking, numerics, validation
 
 _UNSCALED_NAMES = ('bias', 'b', 'beta', 'offset')
 
@@ -27,18 +20,6 @@ class RadiusState(NamedTuple):
   """
 
   count: jax.Array
-
-
-class SubtractEmaState(NamedTuple):
-  """State of `subtract_ema`.
-
-  Attributes:
-    ema: moving average of the gradient, like the parameters, float32 or wider.
-    started: whether a gradient has entered it, a scalar bool.
-  """
-
-  ema: optax.Updates
-  started: jax.Array
 
 
 def scale_to_radius(
@@ -159,94 +140,6 @@ def scale_to_adaptive_radius(
     return scale(radius, updates, params)
 
   return _with_radius(rho, perturb)
-
-
-def subtract_ema(
-  decay: float = 0.9,
-  sigma: float = 1.0,
-  *,
-  order: Literal['paper', 'official'] = 'paper',
-) -> optax.GradientTransformationExtraArgs:
-  """Subtracts a moving average of the gradient: what is left is its noise.
-
-  With `g` the gradient, `gbar` its average over the devices, and `m` starting
-  at 0::
-
-    'paper':     m = decay * m + (1 - decay) * gbar;  d = g - sigma * m
-    'official':  d = g - sigma * m, then the same m   # first step: d = g,
-                                                      # m = gbar
-
-  A `d` that is mere rounding against `g` is returned as 0. A gradient that
-  isn't finite leaves `m` alone.
-
-  Args:
-    decay: weight of the past, in [0, 1); above 0 in the order of the paper.
-    sigma: share of the average that is subtracted, in [0, 1].
-    order: 'paper' subtracts the average that holds the current gradient,
-      'official' the one before it.
-  """
-  validation.check_choice('order', order, ('paper', 'official'))
-  validation.check_number('sigma', sigma, at_least=0, at_most=1)
-  validation.check_number('decay', decay, at_least=0, below=1)
-  if order == 'paper' and validation.is_python_number(decay) and decay == 0:
-    msg = (
-      "decay must be above 0 with order='paper', got 0: the average would be "
-      "the gradient itself; write decay=0.9, or order='official'."
-    )
-    raise ValueError(msg)
-
-  def init(params: optax.Params) -> SubtractEmaState:
-    return SubtractEmaState(numerics.zeros_like(params), jnp.zeros((), bool))
-
-  def mix(old: optax.Updates, new: optax.Updates) -> optax.Updates:
-    def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
-      past = jnp.asarray(decay, m.dtype)
-      return past * m + (1 - past) * g.astype(m.dtype)
-
-    return jax.tree.map(leaf, old, new)
-
-  def subtract(updates: optax.Updates, ema: optax.Updates) -> optax.Updates:
-    difference = jax.tree.map(
-      lambda g, m: numerics.widen(g) - jnp.asarray(sigma, m.dtype) * m,
-      updates,
-      ema,
-    )
-    negligible = numerics.is_negligible(
-      numerics.norm(difference), numerics.norm(updates)
-    )
-    return jax.tree.map(
-      lambda d, g: jnp.where(negligible, 0, d).astype(g.dtype),
-      difference,
-      updates,
-    )
-
-  @jax.jit
-  def separate(
-    updates: optax.Updates, averaged: optax.Updates, state: SubtractEmaState
-  ) -> tuple[optax.Updates, SubtractEmaState]:
-    finite = jnp.isfinite(numerics.norm(averaged))
-    ema = mix(state.ema, averaged)
-    if order == 'official':
-      first = jax.tree.map(lambda g, m: g.astype(m.dtype), averaged, ema)
-      ema = numerics.select(state.started, ema, first)
-      noise = subtract(updates, state.ema)
-    else:
-      noise = subtract(updates, ema)
-    found = SubtractEmaState(ema, jnp.ones((), bool))
-    return noise, numerics.select(finite, found, state)
-
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    axis_name: Any = None,
-    **_: Any,
-  ) -> tuple[Any, Any]:
-    del params
-    return separate(updates, devices.average(updates, axis_name), state)
-
-  return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _with_radius(
