@@ -6,11 +6,8 @@ from optax_sam.methods.every_step import asam, friendly_sam, sam
 from optax_sam.methods.some_examples import k_sam, subset_sam
 from optax_sam.methods.some_steps import ae_look_sam, ae_sam, look_sam, ss_sam
 from optax_sam.metrics import metrics
-from optax_sam.sharpness_aware import (
-  SharpnessAwareInfo,
-  SharpnessAwareState,
-  sharpness_aware,
-)
+from optax_sam.sharpness_aware import sharpness_aware
+from optax_sam.step import SharpnessAwareInfo, SharpnessAwareState
 
 __version__ = '0.1.0'
 

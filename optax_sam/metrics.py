@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam.sharpness_aware import SharpnessAwareState
+from optax_sam.step import SharpnessAwareState
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:

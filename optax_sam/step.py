@@ -1,0 +1,249 @@
+"""One step of a sharpness-aware method, from gradient to direction."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import devices, masking, numerics
+from optax_sam.descents import Descent
+from optax_sam.objective import Objective
+from optax_sam.policies import Policy
+from optax_sam.selections import Selected, Selection
+
+
+class SharpnessAwareInfo(NamedTuple):
+  """What the last steps did, for logs; equal on all devices.
+
+  Attributes:
+    ascended: whether the last step took the second gradient, a scalar bool.
+    second_gradients: number of steps so far that took it, a scalar int32.
+    ascent_norm: norm of the ascent gradient at the last step that took it, a
+      scalar; 0 before the first.
+    perturbed_loss: loss at the perturbed parameters at that step, a scalar; 0
+      as long as it isn't known, as with a `grad_fn` that returns no loss.
+  """
+
+  ascended: jax.Array
+  second_gradients: jax.Array
+  ascent_norm: jax.Array
+  perturbed_loss: jax.Array
+
+
+class SharpnessAwareState(NamedTuple):
+  """State of `sharpness_aware`.
+
+  Attributes:
+    count: number of steps so far, a scalar int32.
+    perturbation: state of the perturbation.
+    policy: state of the policy.
+    descent: state of the descent.
+    selection: state of the selection.
+    info: what the last steps did.
+  """
+
+  count: jax.Array
+  perturbation: Any
+  policy: Any
+  descent: Any
+  selection: Any
+  info: SharpnessAwareInfo
+
+
+@dataclasses.dataclass(frozen=True)
+class Choices:
+  """The four choices of a method, and how it treats devices."""
+
+  perturbation: optax.GradientTransformationExtraArgs
+  policy: Policy
+  descent: Descent
+  selection: Selection
+  axis_name: Any
+  sync_ascent: bool
+
+
+class _Perturbed(NamedTuple):
+  """Where the second gradient is taken, and of what."""
+
+  point: optax.Params
+  selected: Selected
+  ascent_norm: jax.Array
+  state: Any
+
+
+class _Outcome(NamedTuple):
+  """What either branch of a step returns."""
+
+  direction: optax.Updates
+  descent: Any
+  ascent_norm: jax.Array
+  perturbed_loss: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """One call of `update`, on the floating-point leaves alone.
+
+  Attributes:
+    choices: what the method is made of.
+    objective: what the training step gave to differentiate.
+    clean: gradient that came in, local to a device.
+    params: parameters, unperturbed.
+    allowed: tree of bools: which leaves may be perturbed.
+    state: state before the step.
+    extra_args: extra arguments that are none of ours.
+  """
+
+  choices: Choices
+  objective: Objective
+  clean: optax.Updates
+  params: optax.Params
+  allowed: Any
+  state: SharpnessAwareState
+  extra_args: dict[str, Any]
+
+  @functools.cached_property
+  def stores_gradient(self) -> bool:
+    """Whether the descent sees gradients averaged over the devices."""
+    stores = bool(jax.tree.leaves(self.state.descent))
+    return self.choices.sync_ascent or stores
+
+  @functools.cached_property
+  def needs_average(self) -> bool:
+    """Whether the clean gradient is averaged before the branch."""
+    return self.stores_gradient or self.choices.policy.reads_gradient
+
+  @functools.cached_property
+  def average(self) -> optax.Updates:
+    """The clean gradient, averaged over the devices where that is needed."""
+    if not self.needs_average:
+      return self.clean
+    return devices.average(self.clean, self.choices.axis_name)
+
+  @functools.cached_property
+  def sync_axis(self) -> Any:
+    """The axis that an ascent gradient is averaged over, if any."""
+    return self.choices.axis_name if self.choices.sync_ascent else None
+
+  def run(self) -> tuple[optax.Updates, SharpnessAwareState]:
+    """Takes the step; returns the direction and the new state."""
+    choices, state = self.choices, self.state
+    devices.check_local(self.clean, choices.axis_name)
+    ascend, policy_state = choices.policy.decide(self.average, state.policy)
+
+    # Statistics must not miss a step, skipped or not.
+    perturbation_state = state.perturbation
+    perturbed = None
+    if jax.tree.leaves(state.perturbation):
+      perturbed = self.perturb()
+      perturbation_state = perturbed.state
+
+    def ascend_branch() -> _Outcome:
+      return self.ascend(perturbed)
+
+    if isinstance(ascend, jax.core.Tracer):
+      outcome = jax.lax.cond(ascend, ascend_branch, self.skip)
+    else:
+      outcome = ascend_branch() if ascend else self.skip()
+    if not self.needs_average:
+      outcome = self._averaged(outcome)
+
+    ascended = jnp.asarray(ascend)
+    taken = state.info.second_gradients + ascended.astype(jnp.int32)
+    info = SharpnessAwareInfo(
+      ascended, taken, outcome.ascent_norm, outcome.perturbed_loss
+    )
+    return outcome.direction, SharpnessAwareState(
+      count=numerics.increment(state.count),
+      perturbation=perturbation_state,
+      policy=policy_state,
+      descent=outcome.descent,
+      selection=state.selection,
+      info=info,
+    )
+
+  def perturb(self) -> _Perturbed:
+    """Computes the perturbation and the next state of its statistics."""
+    selected = self.choices.selection.select(
+      self.objective, self.params, self.state.selection, self.state.count
+    )
+    inside = masking.keep(self.allowed, self.params)
+
+    def move(epsilon: optax.Updates) -> optax.Params:
+      moved = numerics.add(inside, jax.lax.stop_gradient(epsilon))
+      return masking.fill(self.allowed, moved, self.params)
+
+    def ascent_grad_fn(epsilon: optax.Updates) -> optax.Updates:
+      _, gradient = selected.ascent.value_and_grad(move(epsilon))
+      gradient = devices.average(gradient, self.sync_axis)
+      return masking.keep(self.allowed, gradient)
+
+    ascent_gradient = masking.keep(
+      self.allowed, self._ascent_gradient(selected.ascent)
+    )
+    choices = self.choices
+    epsilon, perturbation_state = choices.perturbation.update(
+      ascent_gradient,
+      self.state.perturbation,
+      inside,
+      axis_name=None if choices.sync_ascent else choices.axis_name,
+      ascent_grad_fn=ascent_grad_fn,
+      **self.extra_args,
+    )
+    return _Perturbed(
+      move(epsilon),
+      selected,
+      numerics.norm(ascent_gradient),
+      perturbation_state,
+    )
+
+  def _ascent_gradient(self, ascent: Objective) -> optax.Updates:
+    if ascent is self.objective:
+      return self.average if self.choices.sync_ascent else self.clean
+    _, gradient = ascent.value_and_grad(self.params)
+    return devices.average(gradient, self.sync_axis)
+
+  def ascend(self, perturbed: _Perturbed | None = None) -> _Outcome:
+    """Takes the second gradient and descends with what it shows."""
+    perturbed = perturbed or self.perturb()
+    descent_objective = perturbed.selected.descent(perturbed.point)
+    value, gradient = descent_objective.value_and_grad(perturbed.point)
+    gradient = jax.tree.map(
+      lambda gp, g: gp.astype(g.dtype), gradient, self.clean
+    )
+    axis_name, info = self.choices.axis_name, self.state.info
+    if value is None:
+      value = devices.as_local(info.perturbed_loss, axis_name)
+    dtype = info.perturbed_loss.dtype
+    scalars = (perturbed.ascent_norm.astype(dtype), value.astype(dtype))
+    if self.stores_gradient:
+      gradient, scalars = devices.average((gradient, scalars), axis_name)
+    direction, descent_state = self.choices.descent.on_ascent(
+      self.average if self.stores_gradient else self.clean,
+      gradient,
+      self.state.descent,
+    )
+    outcome = _Outcome(direction, descent_state, *scalars)
+    averages_here = self.needs_average and not self.stores_gradient
+    return self._averaged(outcome) if averages_here else outcome
+
+  def skip(self) -> _Outcome:
+    """Descends without a second gradient."""
+    direction, descent_state = self.choices.descent.on_skip(
+      self.average, self.state.descent
+    )
+    scalars = (self.state.info.ascent_norm, self.state.info.perturbed_loss)
+    if not self.needs_average:
+      scalars = devices.as_local(scalars, self.choices.axis_name)
+    return _Outcome(direction, descent_state, *scalars)
+
+  def _averaged(self, outcome: _Outcome) -> _Outcome:
+    # One collective for the direction and the scalars together.
+    direction, norm, loss = devices.average(
+      (outcome.direction, outcome.ascent_norm, outcome.perturbed_loss),
+      self.choices.axis_name,
+    )
+    return _Outcome(direction, outcome.descent, norm, loss)

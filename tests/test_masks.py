@@ -1,0 +1,121 @@
+"""Exact masks: as many entries as asked for, the same as a sort would give."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from optax_sam import masks
+
+SCORES = st.one_of(
+  st.sampled_from([0.0, 0.5, 1.0, 2.0**-120, np.inf]),
+  st.floats(0, 2.0**100, width=32, allow_subnormal=False),
+)
+TREES = st.lists(
+  hnp.arrays(
+    np.float32,
+    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
+    elements=SCORES,
+  ),
+  min_size=1,
+  max_size=4,
+)
+
+
+def joined(tree):
+  return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(TREES, st.data())
+def test_largest_equals_top_k_of_all_leaves_joined(arrays, data):
+  flat = joined(arrays)
+  k = data.draw(st.integers(0, flat.size))
+  tree = [jnp.asarray(x) for x in arrays]
+  found = masks.largest(jax.tree.map(masks.rank_bits, tree), k)
+  expected = np.zeros(flat.size, bool)
+  expected[np.asarray(jax.lax.top_k(jnp.asarray(flat), k)[1])] = True
+  np.testing.assert_array_equal(joined(found), expected)
+
+
+@pytest.mark.parametrize('k', range(8))
+def test_ties_are_admitted_in_order(k):
+  tree = {'a': jnp.zeros((2, 2)), 'b': jnp.zeros(()), 'c': jnp.zeros((2,))}
+  found = masks.largest(jax.tree.map(masks.rank_bits, tree), k)
+  np.testing.assert_array_equal(joined(found), np.arange(7) < k)
+
+
+def test_nan_and_excluded_entries_are_never_chosen():
+  scores = [jnp.array([jnp.nan, 1.0, 0.0]), jnp.array([jnp.inf, jnp.nan])]
+  bits = jax.tree.map(masks.rank_bits, scores)
+  found = masks.largest(bits, 3)
+  assert joined(found).tolist() == [False, True, True, True, False]
+  assert joined(masks.largest(bits, 5)).sum() == 3
+
+
+@pytest.mark.parametrize(
+  ('sparsity', 'size', 'kept'),
+  [(0.9, 10, 1), (0.5, 7, 3), (0.0, 5, 5), (1.0, 5, 0), (0.1, 10, 9)],
+)
+def test_number_of_kept_entries_is_exact(sparsity, size, kept):
+  assert masks.num_kept(sparsity, size) == kept
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 30), st.data())
+def test_drop_and_grow_keeps_the_count(size, data):
+  active = data.draw(st.integers(0, size))
+  moved = data.draw(st.integers(0, min(active, size - active)))
+  generator = np.random.default_rng(data.draw(st.integers(0, 99)))
+  mask = generator.permutation(np.arange(size) < active)
+  drop = generator.integers(0, 4, size).astype(np.int32)
+  grow = generator.integers(0, 4, size).astype(np.int32)
+  found = np.asarray(
+    masks.drop_and_grow(
+      [jnp.asarray(mask)], [jnp.asarray(drop)], [jnp.asarray(grow)], moved
+    )[0]
+  )
+  assert found.sum() == active
+  dropped, grown = mask & ~found, found & ~mask
+  assert dropped.sum() == grown.sum() == moved
+  if 0 < moved:
+    assert drop[dropped].max() <= drop[mask & found].min(initial=99)
+    assert grow[grown].min() >= grow[~mask & ~found].max(initial=-1)
+
+
+@pytest.mark.parametrize(('n', 'm'), [(1, 2), (2, 4), (4, 4)])
+def test_n_of_m_keeps_n_in_every_group_of_inputs(n, m):
+  score = jax.random.uniform(jax.random.key(0), (3, 4, 5))
+  mask = np.asarray(masks.n_of_m(score, n, m)).reshape(-1, m, 5)
+  np.testing.assert_array_equal(mask.sum(axis=1), n)
+  groups = np.asarray(score).reshape(-1, m, 5)
+  kept = np.where(mask, groups, np.inf).min(axis=1)
+  left = np.where(mask, -np.inf, groups).max(axis=1)
+  assert (kept > left).all()
+
+
+def test_n_of_m_breaks_ties_and_passes_what_it_cannot_group():
+  tied = np.asarray(masks.n_of_m(jnp.zeros((4, 2)), 2, 4))
+  np.testing.assert_array_equal(tied[:, 0], [True, True, False, False])
+  assert np.asarray(masks.n_of_m(jnp.zeros((4,)), 2, 4)).all()
+  assert np.asarray(masks.n_of_m(jnp.zeros((6, 2)), 2, 4)).all()
+
+
+@pytest.mark.parametrize('pattern', ['2', '0:4', '5:4', 'a:b', '', 4])
+def test_wrong_patterns_are_refused(pattern):
+  with pytest.raises(ValueError, match='pattern must be'):
+    masks.parse_pattern(pattern)
+
+
+def test_no_leaf_is_sorted_or_joined():
+  tree = {'a': jnp.zeros((64, 8)), 'b': jnp.zeros((32,))}
+  text = masks.largest.lower(tree_of_bits(tree), 100).compile().as_text()
+  for operation in (' sort(', ' concatenate(', ' reshape('):
+    assert operation not in text
+
+
+def tree_of_bits(tree):
+  return jax.tree.map(masks.rank_bits, tree)
