@@ -25,9 +25,9 @@ from optax_sam.step import (
 def sharpness_aware(
   perturbation: optax.GradientTransformation,
   *,
-  policy: Policy | None = None,
-  descent: Descent | None = None,
-  selection: Selection | None = None,
+  policy: policies.Policy | None = None,
+  descent: descents.Descent | None = None,
+  selection: selections.Selection | None = None,
   mask: masking.Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
