@@ -66,17 +66,69 @@ def perturbed_gradient() -> Descent:
   return Descent(_no_state, on_ascent, _keep_clean)
 
 
-def mix(alpha: float) -> Descent:
+def surrogate_gap(alpha: float = 0.4) -> Descent:
+  """Descends on the perturbed loss and on its gap to the clean one: GSAM.
+
+  With `g` the clean and `gp` the perturbed gradient::
+
+    perp = g - (dot(g, gp) / norm(gp) ^ 2) * gp
+    u = gp - alpha * perp
+
+  A `perp` that is mere rounding against `g`, or a `gp` of 0, gives `u = gp`.
+
+  Args:
+    alpha: weight of the part of the clean gradient that is orthogonal to the
+      perturbed one, at least 0; 0 is SAM.
+  """
+  validation.check_number('alpha', alpha, at_least=0)
+
+  @jax.jit
+  def on_ascent(
+    clean: optax.Updates, perturbed: optax.Updates, state: Any
+  ) -> tuple[optax.Updates, Any]:
+    part = _orthogonal_part(clean, to=perturbed)
+    usable = numerics.is_usable(numerics.norm(perturbed))
+
+    def leaf(gp: jax.Array, perp: jax.Array) -> jax.Array:
+      wide = numerics.widen(gp)
+      moved = wide - jnp.asarray(alpha, wide.dtype) * perp.astype(wide.dtype)
+      return jnp.where(usable, moved, wide).astype(gp.dtype)
+
+    return jax.tree.map(leaf, perturbed, part), state
+
+  return Descent(_no_state, on_ascent, _keep_clean)
+
+
+def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
   """Descends with `u = g + alpha * (gp - g)`.
 
   Args:
     alpha: weight of the difference: 0 is the base optimizer, 1 is SAM, more
       extrapolates.
+    normalize_clean: whether `u = (1 - alpha) * g / norm(g) + alpha * gp`, with
+      the clean gradient at unit length, instead.
   """
   validation.check_number('alpha', alpha)
+  validation.check_choice('normalize_clean', normalize_clean, (True, False))
+
+  @jax.jit
+  def with_unit_clean(
+    clean: optax.Updates, perturbed: optax.Updates
+  ) -> optax.Updates:
+    unit = numerics.scale_to(1.0, jax.tree.map(numerics.widen, clean))
+
+    def leaf(u: jax.Array, gp: jax.Array) -> jax.Array:
+      weight = jnp.asarray(alpha, u.dtype)
+      mixed = (1 - weight) * u + weight * gp.astype(u.dtype)
+      return mixed.astype(gp.dtype)
+
+    return jax.tree.map(leaf, unit, perturbed)
 
   @jax.jit
   def mixed(clean: optax.Updates, perturbed: optax.Updates) -> optax.Updates:
+    if normalize_clean:
+      return with_unit_clean(clean, perturbed)
+
     def leaf(g: jax.Array, gp: jax.Array) -> jax.Array:
       wide = numerics.widen(g)
       difference = numerics.widen(gp) - wide
@@ -118,25 +170,7 @@ def reuse_orthogonal(alpha: float = 0.1, *, per_leaf: bool = False) -> Descent:
     return ReuseOrthogonalState(numerics.zeros_like(params), zero)
 
   def orthogonal(clean: optax.Updates, perturbed: optax.Updates) -> Any:
-    squared = numerics.dot(clean, clean)
-    slope = jnp.where(
-      squared > 0,
-      numerics.dot(clean, perturbed) / jnp.where(squared > 0, squared, 1),
-      0,
-    )
-    part = jax.tree.map(
-      lambda g, gp: (
-        numerics.widen(gp)
-        - slope.astype(numerics.widen(g).dtype) * numerics.widen(g)
-      ),
-      clean,
-      perturbed,
-    )
-    negligible = numerics.is_negligible(
-      numerics.norm(part), numerics.norm(perturbed)
-    )
-    zeros = jax.tree.map(jnp.zeros_like, part)
-    return numerics.select(negligible, zeros, part)
+    return _orthogonal_part(perturbed, to=clean)
 
   def reuse(clean: optax.Updates, direction: optax.Updates) -> optax.Updates:
     available = numerics.norm(direction)
@@ -171,3 +205,22 @@ def reuse_orthogonal(alpha: float = 0.1, *, per_leaf: bool = False) -> Descent:
     return leaf_by_leaf(reuse)(clean, state.direction), state
 
   return Descent(init, on_ascent, on_skip)
+
+
+def _orthogonal_part(updates: optax.Updates, *, to: optax.Updates) -> Any:
+  """Returns what is left without the direction of `to`; 0 if mere rounding."""
+  squared = numerics.dot(to, to)
+  usable = squared > 0
+  slope = numerics.dot(updates, to) / jnp.where(usable, squared, 1)
+  slope = jnp.where(usable, slope, 0)
+
+  def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+    dtype = numerics.wide_dtype(x, y)
+    return x.astype(dtype) - slope.astype(dtype) * y.astype(dtype)
+
+  part = jax.tree.map(leaf, updates, to)
+  negligible = numerics.is_negligible(
+    numerics.norm(part), numerics.norm(updates)
+  )
+  zeros = jax.tree.map(jnp.zeros_like, part)
+  return numerics.select(negligible, zeros, part)

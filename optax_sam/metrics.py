@@ -4,8 +4,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optax_sam.step import SharpnessAwareState
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
 def metrics(opt_state: Any) -> dict[str, jax.Array]:
@@ -43,6 +46,12 @@ def metrics(opt_state: Any) -> dict[str, jax.Array]:
       'optax.sgd(0.1)).'
     )
     raise ValueError(msg)
+  if not all(isinstance(state.count, _ARRAYS) for state in found):
+    msg = (
+      f'opt_state must hold arrays, got a {type(found[0].count).__name__}: '
+      f'for an NNX optimizer write metrics(nnx.as_pure(optimizer.opt_state)).'
+    )
+    raise ValueError(msg)
   if len(found) == 1:
     return _scalars(found[0])
   return {
@@ -65,7 +74,7 @@ def _scalars(state: SharpnessAwareState) -> dict[str, jax.Array]:
 
 def _fields(state: Any, prefix: str) -> dict[str, jax.Array]:
   """Returns the scalar fields of nested states, but no leaf of a tree."""
-  if isinstance(state, jax.Array):
+  if isinstance(state, _ARRAYS):
     is_key = jnp.issubdtype(state.dtype, jax.dtypes.prng_key)
     return {} if state.shape or is_key else {prefix: state}
   if hasattr(state, '_asdict'):

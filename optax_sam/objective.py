@@ -104,8 +104,25 @@ class Objective:
     """Returns the mean loss over some of the examples, gathered first."""
     if self.per_example_value_fn is None or self.batch is None:
       self._needs_examples()
-    chosen = jax.tree.map(lambda leaf: leaf[index], self.batch)
-    return dataclasses.replace(self, value_fn=None, grad_fn=None, batch=chosen)
+    return self.on(jax.tree.map(lambda leaf: leaf[index], self.batch))
+
+  def on(self, batch: Any) -> 'Objective':
+    """Returns the mean loss over another batch."""
+    return dataclasses.replace(self, value_fn=None, grad_fn=None, batch=batch)
+
+  def of_leaves(self, chosen: Any) -> 'Objective':
+    """Returns the same loss as a function of some of the leaves only.
+
+    Args:
+      chosen: tree of bools like the parameters that this objective takes.
+    """
+    if self.floats is None:
+      msg = 'of_leaves needs an objective that knows its whole parameters.'
+      raise ValueError(msg)
+    nothing = jax.tree.map(lambda _: False, self.floats)
+    return dataclasses.replace(
+      self, floats=masking.fill(self.floats, chosen, nothing)
+    )
 
   def _needs_examples(self) -> NoReturn:
     msg = (

@@ -23,12 +23,12 @@ class Selected(NamedTuple):
 
   Attributes:
     ascent: objective of the ascent gradient; the objective that was given
-      itself where the clean gradient serves.
+      itself where the clean gradient serves, None where there is no ascent.
     descent: from the perturbed parameters to the objective of the gradient
       there.
   """
 
-  ascent: Objective
+  ascent: Objective | None
   descent: Callable[[optax.Params], Objective]
 
 
@@ -38,10 +38,13 @@ class Selection(NamedTuple):
   Attributes:
     init: from the parameters to what the selection stores.
     select: from (objective, parameters, state, count) to `Selected`.
+    micro_batch_size: number of examples that are perturbed together, each such
+      part of the batch by itself; None for all.
   """
 
   init: Callable[[optax.Params], Any]
   select: Callable[[Objective, optax.Params, Any, jax.Array], Selected]
+  micro_batch_size: int | None = None
 
 
 class RandomSubsetState(NamedTuple):
@@ -105,7 +108,7 @@ def random_subset(
   return Selection(init, select)
 
 
-def top_k(ascent: float, descent: float) -> Selection:
+def top_k(ascent: float | None, descent: float) -> Selection:
   """Takes each gradient over the examples with the largest clean losses.
 
   One ranking at the unperturbed parameters serves both, so the smaller set is
@@ -114,10 +117,12 @@ def top_k(ascent: float, descent: float) -> Selection:
 
   Args:
     ascent: size of the set for the ascent gradient: a number of examples if an
-      int, a fraction of the batch in (0, 1] if a float.
+      int, a fraction of the batch in (0, 1] if a float. None takes no ascent
+      gradient at all: Ordered SGD.
     descent: size of the set for the descent gradient, likewise.
   """
-  check_size('ascent', ascent)
+  if ascent is not None:
+    check_size('ascent', ascent)
   check_size('descent', descent)
 
   def select(
@@ -125,15 +130,55 @@ def top_k(ascent: float, descent: float) -> Selection:
   ) -> Selected:
     del state, count
     batch_size = objective.num_examples
-    num_ascent = num_examples(ascent, batch_size)
+    num_ascent = 0 if ascent is None else num_examples(ascent, batch_size)
     num_descent = num_examples(descent, batch_size)
     rows = largest(objective.losses(params), max(num_ascent, num_descent))
     descent_objective = objective.rows(rows[:num_descent])
     return Selected(
-      objective.rows(rows[:num_ascent]), lambda _: descent_objective
+      objective.rows(rows[:num_ascent]) if num_ascent else None,
+      lambda _: descent_objective,
     )
 
   return Selection(_no_state, select)
+
+
+def sharpest(size: float) -> Selection:
+  """Descends on the examples whose loss the perturbation raises most: ESAM.
+
+  The perturbation is that of the whole batch; one more forward pass at the
+  perturbed parameters ranks the examples by the rise of their losses.
+
+  Args:
+    size: size of the set for the descent gradient: a number of examples if an
+      int, a fraction of the batch in (0, 1] if a float.
+  """
+  check_size('size', size)
+
+  def select(
+    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+  ) -> Selected:
+    del state, count
+
+    def descent(point: optax.Params) -> Objective:
+      rise = objective.losses(point) - objective.losses(params)
+      wanted = num_examples(size, objective.num_examples)
+      return objective.rows(largest(rise, wanted))
+
+    return Selected(objective, descent)
+
+  return Selection(_no_state, select)
+
+
+def micro_batches(size: int) -> Selection:
+  """Perturbs every part of the batch by its own gradient: m-sharpness.
+
+  Args:
+    size: number of examples of a part, at least 1; parts are consecutive rows,
+      the last one smaller if `size` doesn't divide the batch.
+  """
+  validation.check_static_integer('size', size)
+  whole = all_examples()
+  return Selection(whole.init, whole.select, micro_batch_size=size)
 
 
 def largest(scores: jax.Array, size: int) -> jax.Array:

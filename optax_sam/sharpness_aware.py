@@ -135,7 +135,8 @@ def sharpness_aware(
         ascended=jnp.zeros((), bool),
         second_gradients=jnp.zeros((), jnp.int32),
         ascent_norm=scalar,
-        perturbed_loss=scalar,
+        # A buffer of its own: the same one can't be donated twice.
+        perturbed_loss=jnp.zeros_like(scalar),
       ),
     )
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import devices, masking, numerics
+from optax_sam import chunks, devices, masking, numerics
 from optax_sam.descents import Descent
 from optax_sam.objective import Objective
 from optax_sam.policies import Policy
@@ -74,6 +74,14 @@ class _Perturbed(NamedTuple):
   state: Any
 
 
+class _Second(NamedTuple):
+  """The gradient at the perturbed parameters, and what belongs to it."""
+
+  gradient: optax.Updates
+  ascent_norm: jax.Array
+  perturbed_loss: jax.Array
+
+
 class _Outcome(NamedTuple):
   """What either branch of a step returns."""
 
@@ -123,7 +131,12 @@ class Step:
       return self.clean
     return devices.average(self.clean, self.choices.axis_name)
 
-  @functools.cached_property
+  @property
+  def synced_clean(self) -> optax.Updates:
+    """The clean gradient as an ascent gradient."""
+    return self.average if self.choices.sync_ascent else self.clean
+
+  @property
   def sync_axis(self) -> Any:
     """The axis that an ascent gradient is averaged over, if any."""
     return self.choices.axis_name if self.choices.sync_ascent else None
@@ -177,21 +190,28 @@ class Step:
       return masking.fill(self.allowed, moved, self.params)
 
     def ascent_grad_fn(epsilon: optax.Updates) -> optax.Updates:
-      _, gradient = selected.ascent.value_and_grad(move(epsilon))
-      gradient = devices.average(gradient, self.sync_axis)
+      gradient = self._gradient_at(move(epsilon), selected.ascent)
       return masking.keep(self.allowed, gradient)
 
+    clean_serves = selected.ascent is self.objective
     ascent_gradient = masking.keep(
-      self.allowed, self._ascent_gradient(selected.ascent)
+      self.allowed,
+      self.synced_clean
+      if clean_serves
+      else self._gradient_at(self.params, selected.ascent),
     )
     choices = self.choices
     epsilon, perturbation_state = choices.perturbation.update(
       ascent_gradient,
       self.state.perturbation,
       inside,
-      axis_name=None if choices.sync_ascent else choices.axis_name,
-      ascent_grad_fn=ascent_grad_fn,
-      **self.extra_args,
+      **{
+        **self.extra_args,
+        'axis_name': choices.axis_name,
+        'is_synced': choices.sync_ascent,
+        'ascent_grad_fn': ascent_grad_fn,
+        'objective': self.objective.of_leaves(self.allowed),
+      },
     )
     return _Perturbed(
       move(epsilon),
@@ -200,25 +220,54 @@ class Step:
       perturbation_state,
     )
 
-  def _ascent_gradient(self, ascent: Objective) -> optax.Updates:
-    if ascent is self.objective:
-      return self.average if self.choices.sync_ascent else self.clean
-    _, gradient = ascent.value_and_grad(self.params)
+  def _gradient_at(
+    self, point: optax.Params, ascent: Objective | None
+  ) -> optax.Updates:
+    """Returns an ascent gradient, averaged if it is to be."""
+    if ascent is None:
+      return jax.tree.map(jnp.zeros_like, self.params)
+    _, gradient = ascent.value_and_grad(point)
     return devices.average(gradient, self.sync_axis)
+
+  def second_gradient(self, perturbed: _Perturbed) -> _Second:
+    """Takes the gradient at the perturbed parameters."""
+    objective = perturbed.selected.descent(perturbed.point)
+    value, gradient = objective.value_and_grad(perturbed.point)
+    info = self.state.info
+    if value is None:
+      value = devices.as_local(info.perturbed_loss, self.choices.axis_name)
+    dtype = info.perturbed_loss.dtype
+    norm = perturbed.ascent_norm.astype(dtype)
+    return _Second(gradient, norm, value.astype(dtype))
+
+  def second_gradient_by_parts(self, size: int) -> _Second:
+    """Perturbs every part of the batch by its own gradient; their mean."""
+
+    def of_part(batch: Any) -> _Second:
+      objective = self.objective.on(batch)
+      _, clean = objective.value_and_grad(self.params)
+      part = dataclasses.replace(self, objective=objective, clean=clean)
+      second = part.second_gradient(part.perturb())
+      weight = objective.num_examples / self.objective.num_examples
+      return jax.tree.map(lambda x: weight * numerics.widen(x), second)
+
+    _ = self.objective.num_examples  # says what is missing, if it is
+    return chunks.sum_over_chunks(
+      of_part, self.objective.batch, size, self.choices.axis_name
+    )
 
   def ascend(self, perturbed: _Perturbed | None = None) -> _Outcome:
     """Takes the second gradient and descends with what it shows."""
-    perturbed = perturbed or self.perturb()
-    descent_objective = perturbed.selected.descent(perturbed.point)
-    value, gradient = descent_objective.value_and_grad(perturbed.point)
+    size = self.choices.selection.micro_batch_size
+    if size is None:
+      second = self.second_gradient(perturbed or self.perturb())
+    else:
+      second = self.second_gradient_by_parts(size)
     gradient = jax.tree.map(
-      lambda gp, g: gp.astype(g.dtype), gradient, self.clean
+      lambda gp, g: gp.astype(g.dtype), second.gradient, self.clean
     )
-    axis_name, info = self.choices.axis_name, self.state.info
-    if value is None:
-      value = devices.as_local(info.perturbed_loss, axis_name)
-    dtype = info.perturbed_loss.dtype
-    scalars = (perturbed.ascent_norm.astype(dtype), value.astype(dtype))
+    axis_name = self.choices.axis_name
+    scalars = (second.ascent_norm, second.perturbed_loss)
     if self.stores_gradient:
       gradient, scalars = devices.average((gradient, scalars), axis_name)
     direction, descent_state = self.choices.descent.on_ascent(

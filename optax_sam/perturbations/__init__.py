@@ -3,23 +3,51 @@
 Each is an ordinary `optax.GradientTransformationExtraArgs`, so pieces join
 with `optax.chain`. `optax_sam.sharpness_aware` calls `update` with the ascent
 gradient, with the parameters that may be perturbed, and with these extra
-arguments: `axis_name` (what a piece stores must be averaged over it) and
-`ascent_grad_fn` (from a perturbation to the ascent gradient there).
+arguments: `axis_name` (what a piece stores must be averaged over it),
+`is_synced` (whether the ascent gradient was averaged already),
+`ascent_grad_fn` (from a perturbation to the ascent gradient there) and
+`objective` (the loss of the batch as a function of these parameters).
 """
 
 from optax_sam.perturbations.noise import SubtractEmaState, subtract_ema
 from optax_sam.perturbations.radius import (
   RadiusState,
   ascend_repeatedly,
+  scale_by_radius,
+  scale_by_trust_ratio_radius,
   scale_to_adaptive_radius,
+  scale_to_fisher_radius,
   scale_to_radius,
+)
+from optax_sam.perturbations.random import (
+  RandomState,
+  keep_random_entries,
+  keep_random_tensors,
+)
+from optax_sam.perturbations.sparse import (
+  DynamicState,
+  TopFisherState,
+  keep_dynamic,
+  keep_n_of_m,
+  keep_top_fisher,
 )
 
 __all__ = [
+  'DynamicState',
   'RadiusState',
+  'RandomState',
   'SubtractEmaState',
+  'TopFisherState',
   'ascend_repeatedly',
+  'keep_dynamic',
+  'keep_n_of_m',
+  'keep_random_entries',
+  'keep_random_tensors',
+  'keep_top_fisher',
+  'scale_by_radius',
+  'scale_by_trust_ratio_radius',
   'scale_to_adaptive_radius',
+  'scale_to_fisher_radius',
   'scale_to_radius',
   'subtract_ema',
 ]

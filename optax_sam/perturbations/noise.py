@@ -101,9 +101,11 @@ def subtract_ema(
     params: Any = None,
     *,
     axis_name: Any = None,
+    is_synced: bool = False,
     **_: Any,
   ) -> tuple[Any, Any]:
     del params
-    return separate(updates, devices.average(updates, axis_name), state)
+    averaged = devices.average(updates, None if is_synced else axis_name)
+    return separate(updates, averaged, state)
 
   return optax.GradientTransformationExtraArgs(init, update)

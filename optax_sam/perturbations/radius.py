@@ -1,7 +1,7 @@
 """Perturbations of a given length, in one metric or another."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,30 @@ def scale_to_radius(
     return _ascent_step(radius, updates, p)
 
   return _with_radius(rho, perturb)
+
+
+def scale_by_radius(
+  rho: optax.ScalarOrSchedule, *, clip: bool = False
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the ascent gradient by rho, without normalizing it.
+
+  `epsilon = rho * g`, or 0 if the norm of `g` isn't finite.
+
+  Args:
+    rho: factor, at least 0, or a schedule of it.
+    clip: whether an epsilon longer than rho is shortened to it.
+  """
+  validation.check_choice('clip', clip, (True, False))
+
+  @jax.jit
+  def scale(radius: Any, updates: optax.Updates) -> optax.Updates:
+    size = numerics.norm(updates)
+    radius = jnp.asarray(radius, size.dtype)
+    if clip:
+      radius = radius / jnp.maximum(size, 1)
+    return numerics.multiply_where(jnp.isfinite(size), radius, updates)
+
+  return _with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
 
 
 def ascend_repeatedly(
@@ -140,6 +164,91 @@ def scale_to_adaptive_radius(
     return scale(radius, updates, params)
 
   return _with_radius(rho, perturb)
+
+
+def scale_to_fisher_radius(
+  rho: optax.ScalarOrSchedule, *, eta: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the ascent gradient to a radius in the Fisher metric: Fisher SAM.
+
+  With `F = 1 + eta * g^2`, elementwise, the diagonal of the metric::
+
+    epsilon = rho * (g / F) / sqrt(sum(g ^ 2 / F))  # sum(F * epsilon^2) = rho^2
+
+  Args:
+    rho: radius, at least 0, or a schedule of it.
+    eta: weight of the squared gradient, at least 0; 0 is SAM.
+  """
+  validation.check_number('eta', eta, at_least=0)
+
+  @jax.jit
+  def scale(radius: Any, updates: optax.Updates) -> optax.Updates:
+    wide = jax.tree.map(numerics.widen, updates)
+    natural = jax.tree.map(
+      lambda g: g / (1 + jnp.asarray(eta, g.dtype) * jnp.square(g)), wide
+    )
+    size = jnp.sqrt(numerics.dot(natural, wide))
+    epsilon = numerics.scale_to(radius, natural, size)
+    return jax.tree.map(lambda e, g: e.astype(g.dtype), epsilon, updates)
+
+  return _with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
+
+
+def scale_by_trust_ratio_radius(
+  rho: optax.ScalarOrSchedule,
+  *,
+  rule: Literal['global', 'layer', 'unit'] = 'global',
+  max_ratio: float = 20.0,
+) -> optax.GradientTransformationExtraArgs:
+  """Scales every leaf by the size of its weights: Look-LayerSAM's ascent.
+
+  With `w_l`, `g_l` a leaf of the parameters and of the ascent gradient::
+
+    'global':  rho * min(norm(w_l) / norm(g_l), max_ratio) * g_l / norm(g)
+    'layer':   rho * norm(w_l) * g_l / norm(g_l)^2
+    'unit':    rho * g_l / norm(g_l)
+
+  A norm of zero, of the gradient or, but for 'unit', of the weights, leaves
+  the leaf unperturbed.
+
+  Args:
+    rho: radius, at least 0, or a schedule of it.
+    rule: which of the three.
+    max_ratio: bound of the ratio in 'global', above 0.
+  """
+  validation.check_choice('rule', rule, ('global', 'layer', 'unit'))
+  validation.check_number('max_ratio', max_ratio, above=0)
+
+  def factor(weight: jax.Array, gradient: jax.Array, total: Any) -> Any:
+    size, length = numerics.norm(gradient), numerics.norm(weight)
+    size, length = size.astype(total.dtype), length.astype(total.dtype)
+    usable = numerics.is_usable(size) & numerics.is_usable(total)
+    divisor = jnp.where(usable, size, 1)
+    if rule == 'unit':
+      return usable, 1 / divisor
+    usable &= numerics.is_usable(length)
+    ratio = length / divisor
+    if rule == 'layer':
+      return usable, ratio / divisor
+    bounded = jnp.minimum(ratio, jnp.asarray(max_ratio, ratio.dtype))
+    return usable, bounded / jnp.where(usable, total, 1)
+
+  @jax.jit
+  def scale(
+    radius: Any, updates: optax.Updates, params: optax.Params
+  ) -> optax.Updates:
+    total = numerics.norm(updates)
+
+    def leaf(weight: jax.Array, gradient: jax.Array) -> jax.Array:
+      usable, scale = factor(weight, gradient, total)
+      scale *= jnp.asarray(radius, total.dtype)
+      return numerics.multiply_where(usable, scale, gradient)
+
+    return jax.tree.map(leaf, params, updates)
+
+  return _with_radius(
+    rho, lambda radius, updates, params, **_: scale(radius, updates, params)
+  )
 
 
 def _with_radius(

@@ -1,0 +1,56 @@
+"""Sums over parts of a batch, one part in memory at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam import devices
+
+
+def sum_over_chunks(
+  function: Callable[[Any], Any],
+  batch: Any,
+  chunk_size: int,
+  axis_name: Any = None,
+) -> Any:
+  """Adds up a function of consecutive rows of a batch.
+
+  Args:
+    function: from some rows, a pytree like `batch`, to a pytree of arrays.
+    batch: pytree whose leaves have the rows on axis 0.
+    chunk_size: rows at a time; the last part is smaller if there is a
+      remainder.
+    axis_name: the axis that the results are local to.
+
+  Returns:
+    The sum of the results.
+  """
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  chunks, remainder = divmod(rows, chunk_size)
+  total = None
+  if remainder:
+    total = function(jax.tree.map(lambda x: x[rows - remainder :], batch))
+  if chunks == 1:
+    # Not a loop of one turn: XLA's CPU backend is slow at convolutions in it.
+    only = function(jax.tree.map(lambda x: x[:chunk_size], batch))
+    return only if total is None else jax.tree.map(jnp.add, total, only)
+  if not chunks:
+    return total
+
+  def split(leaf: jax.Array) -> jax.Array:
+    whole = leaf[: rows - remainder]
+    return whole.reshape(chunks, chunk_size, *leaf.shape[1:])
+
+  stacked = jax.tree.map(split, batch)
+  if total is None:
+    first = jax.tree.map(lambda x: x[0], stacked)
+    shapes = jax.eval_shape(function, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total = devices.as_local(zeros, axis_name)
+
+  def add(total: Any, chunk: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, function(chunk)), None
+
+  return jax.lax.scan(add, total, stacked)[0]
