@@ -22,7 +22,10 @@ def random_network():
     'first': jax.random.normal(keys[0], (3, 4)),
     'second': jax.random.normal(keys[1], (4, 2)),
   }
-  args = (jax.random.normal(keys[2], (5, 3)), jax.random.normal(keys[3], (5, 2)))
+  args = (
+    jax.random.normal(keys[2], (5, 3)),
+    jax.random.normal(keys[3], (5, 2)),
+  )
   return params, args
 
 
@@ -57,11 +60,11 @@ def test_many_steps_find_the_sharpest_direction():
     quadratic, params, 1.0, steps=40, args=(hessian,)
   )
   angles = jnp.linspace(0, 2 * jnp.pi, 10_001)
-  ball = params + jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
+  ball = params[None] + jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)
   start = quadratic(params, hessian)
   largest = max(jax.vmap(quadratic, (0, None))(ball, hessian)) - start
   assert one < 0.6 * largest
-  assert many == pytest.approx(float(largest), rel=1e-3)
+  assert many == pytest.approx(float(largest), rel=1e-2)
 
 
 def test_the_largest_rise_counts_not_the_last():
@@ -161,14 +164,10 @@ def test_other_arguments_compile_nothing_anew():
     traces.append(scale)
     return scale * jnp.sum(params**2)
 
-  found = []
-  for scale in (1.0, 3.0):
-    found.append(
-      sharpness.top_eigenvalue(value_fn, jnp.ones(3), args=(jnp.array(scale),))
-    )
-    sharpness.sam_sharpness(
-      value_fn, jnp.ones(3), 0.1, args=(jnp.array(scale),)
-    )
-    count = len(traces) if scale == 1.0 else count
+  found, counts = [], []
+  for scale in (jnp.array(1.0), jnp.array(3.0)):
+    found.append(sharpness.top_eigenvalue(value_fn, jnp.ones(3), args=(scale,)))
+    sharpness.sam_sharpness(value_fn, jnp.ones(3), 0.1, args=(scale,))
+    counts.append(len(traces))
   assert found == pytest.approx([2.0, 6.0])
-  assert len(traces) == count
+  assert counts[0] == counts[1]

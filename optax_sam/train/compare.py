@@ -108,7 +108,7 @@ def _measure(
       timings += _time(config, trainers, states, reporter)
     except KeyboardInterrupt:
       interrupted = True
-      reporter.line(f'Interrupted; {len(runs)} runs are finished.')
+      reporter.line(f'Interrupted; finished runs: {len(runs)}.')
   return results.Comparison(
     settings=config_lib.settings(config)
     | {

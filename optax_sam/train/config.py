@@ -66,7 +66,7 @@ class Experiment:
 
   execution: Execution = 'auto'
   """Where a method decides to skip the second gradient: on the host, or
-  inside the compiled step; auto: on the host on CPU."""
+  inside the compiled step; auto: on the host for convolutions on CPU."""
 
   evaluations: int = 6
   """Evaluations in a run, evenly spaced."""

@@ -59,13 +59,19 @@ class Trainer:
     self.task = task
     self.name = name
     self.settings = dict(settings)
-    self.on_host = methods.skips(name) and branches_on_host(config.execution)
+    self.on_host = methods.skips(name) and branches_on_host(
+      config.execution, has_convolutions=task.model.has_convolutions
+    )
     self.temporary_bytes: int | None = None
     self._schedule = optimizers.schedule(config)
-    place = step_lib.in_one_program
-    if self.on_host:
-      place = step_lib.branching_on_host
-    self.step: Any = place(task, self._method(seed=0), self._base())
+    method, base = self._method(seed=0), self._base()
+    self.step: Any = (
+      step_lib.branching_on_host(task, method, base)
+      if self.on_host
+      else step_lib.in_one_program(
+        task, method, base, uses_gradient=methods.uses_gradient(name)
+      )
+    )
 
   def start(self, seed: int) -> Progress:
     """Returns a run before its first step."""
@@ -117,7 +123,7 @@ class Trainer:
     config = self.config
     evaluate_at = evenly_spaced(config.steps, config.evaluations)
     while progress.step < config.steps:
-      batch = self.batch(progress.step, seed)
+      batch = self.batch(step=progress.step, seed=seed)
       state, metrics = self.step(progress.state, batch)
       progress.state, progress.step = state, progress.step + 1
       last = progress.step == config.steps
@@ -154,6 +160,7 @@ class Trainer:
 
   def _log_row(self, progress: Progress, metrics: step_lib.Metrics) -> Row:
     values: dict[str, Any] = {
+      'gradient_norm': math.nan,  # of methods that need no clean gradient
       **metrics,
       'learning_rate': self._schedule(progress.step - 1),
       **self._method_metrics(progress.state),
@@ -188,10 +195,14 @@ _WARM_UP_STEPS = 3
 _EIGENVALUE_TOLERANCE = 1e-2
 
 
-def branches_on_host(execution: str) -> bool:
-  """Whether methods that skip decide on the host; `auto` means on CPU."""
+def branches_on_host(execution: str, *, has_convolutions: bool) -> bool:
+  """Whether methods that skip decide on the host rather than in the program.
+
+  With `auto` they do so for convolutions on CPU, which XLA runs many times
+  slower inside a conditional. For anything else one program is faster.
+  """
   if execution == 'auto':
-    return jax.default_backend() == 'cpu'
+    return has_convolutions and jax.default_backend() == 'cpu'
   return execution == 'host'
 
 

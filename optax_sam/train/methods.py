@@ -39,6 +39,7 @@ class Method:
     state: what it keeps beside a step counter.
     paper: where it was published.
     skips: whether some of its steps take no second gradient.
+    uses_gradient: whether it reads the clean gradient of the whole batch.
     defaults: the trainer's values of arguments that have no default.
   """
 
@@ -47,6 +48,7 @@ class Method:
   state: str
   paper: str
   skips: bool = False
+  uses_gradient: bool = True
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -102,6 +104,7 @@ METHODS: dict[str, Method] = {
     gradients='1/3 + ascent + descent',
     state='none',
     paper='Ni et al., 2022, arXiv 2210.12864',
+    uses_gradient=False,
     defaults={'ascent': 1 / 3, 'descent': 1 / 3},
   ),
   'subset_sam': Method(
@@ -109,6 +112,7 @@ METHODS: dict[str, Method] = {
     gradients='1 + fraction',
     state='PRNG key',
     paper='Bahri et al., 2022, arXiv 2110.08529',
+    uses_gradient=False,
   ),
 }
 
@@ -210,6 +214,11 @@ def build(
 def skips(name: str) -> bool:
   """Whether some steps of a method take no second gradient."""
   return name in METHODS and METHODS[name].skips
+
+
+def uses_gradient(name: str) -> bool:
+  """Whether a method, or the base optimizer, reads the clean gradient."""
+  return name not in METHODS or METHODS[name].uses_gradient
 
 
 def _parse_value(text: str, name: str, setting: str, value: str) -> Any:

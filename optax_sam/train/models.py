@@ -1,6 +1,7 @@
 """Models in Flax linen."""
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -11,10 +12,13 @@ class MLP(nn.Module):
   """Dense layers with dropout.
 
   Attributes:
+    has_convolutions: whether XLA's CPU backend needs care, see the trainer.
     classes: number of classes.
     widths: width of each hidden layer.
     dropout: share of the units that are dropped in training.
   """
+
+  has_convolutions: ClassVar[bool] = False
 
   classes: int
   widths: Sequence[int] = (128, 128)
@@ -34,10 +38,13 @@ class CNN(nn.Module):
   """Convolutions with batch norm, over images or over 1-D signals.
 
   Attributes:
+    has_convolutions: as in `MLP`.
     classes: number of classes.
     widths: channels of each convolution; all but the first halve the sides.
     kernel: side of the kernels.
   """
+
+  has_convolutions: ClassVar[bool] = True
 
   classes: int
   widths: Sequence[int] = (32, 64, 64)
@@ -59,7 +66,7 @@ class CNN(nn.Module):
     return nn.Dense(self.classes)(x)
 
 
-def build(name: str, classes: int, input_shape: Sequence[int]) -> nn.Module:
+def build(name: str, classes: int, input_shape: Sequence[int]) -> MLP | CNN:
   """Returns a model by name.
 
   Args:

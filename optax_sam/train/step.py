@@ -37,8 +37,21 @@ def in_one_program(
   task: Task,
   method: optax.GradientTransformation,
   base: optax.GradientTransformation,
+  *,
+  uses_gradient: bool = True,
 ) -> Step:
-  """Returns a jitted step; a method that skips does so inside the program."""
+  """Returns a jitted step; a method that skips does so inside the program.
+
+  Args:
+    task: what to train.
+    method: the first element of the chain.
+    base: the base optimizer, the rest of it.
+    uses_gradient: whether the method reads the clean gradient. If not, the
+      step doesn't log its norm either, and XLA drops that backward pass.
+
+  Returns:
+    The step, from state and batch to the next state and metrics.
+  """
   tx = optax.with_extra_args_support(optax.chain(method, base))
 
   def step(
@@ -63,17 +76,16 @@ def in_one_program(
       batch=batch,
     )
     params = optax.apply_updates(state.params, updates)
-    return (
-      TrainingState(
-        state.step + 1, params, new_statistics, opt_state, state.key
-      ),
-      {
-        'loss': loss,
-        'gradient_norm': optax.tree.norm(grads),
-        'parameter_norm': optax.tree.norm(params),
-        'update_norm': optax.tree.norm(updates),
-      },
-    )
+    metrics = {
+      'loss': loss,
+      'parameter_norm': optax.tree.norm(params),
+      'update_norm': optax.tree.norm(updates),
+    }
+    if uses_gradient:
+      metrics['gradient_norm'] = optax.tree.norm(grads)
+    return TrainingState(
+      state.step + 1, params, new_statistics, opt_state, state.key
+    ), metrics
 
   return jax.jit(step)
 

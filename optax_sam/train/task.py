@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -23,7 +22,7 @@ class Task:
     dataset: its training and test examples.
   """
 
-  model: nn.Module
+  model: models.MLP | models.CNN
   dataset: data.Dataset
 
   def init(self, key: jax.Array) -> tuple[optax.Params, Collections]:

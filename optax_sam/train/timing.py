@@ -76,7 +76,8 @@ def _turn(trainer: Trainer, state: TrainingState) -> float:
   """Returns the seconds that a few steps take from a state on."""
   first = int(state.step)
   batches = [
-    trainer.batch(step, seed=0) for step in range(first, first + STEPS_A_TURN)
+    trainer.batch(step=step, seed=0)
+    for step in range(first, first + STEPS_A_TURN)
   ]
   jax.block_until_ready(state)
   start = time.perf_counter()

@@ -44,11 +44,11 @@ def test_loading_twice_gives_the_same(digits):
 def test_mnist1d_is_generated_without_a_network(monkeypatch):
   import socket
 
-  def no_network(*arguments, **more):
+  def no_network(*_):
     raise AssertionError
 
   monkeypatch.setattr(socket.socket, 'connect', no_network)
-  np.random.seed(5)  # noqa: NPY002
+  np.random.seed(5)
   random.seed(5)
   expected = np.random.RandomState(5).uniform()
   expected_python = random.Random(5).random()
@@ -57,7 +57,7 @@ def test_mnist1d_is_generated_without_a_network(monkeypatch):
   assert dataset.test['inputs'].shape == (1000, 40, 1)
   assert set(dataset.train['labels']) == set(range(10))
   # The package seeds the global generators; they are put back.
-  assert np.random.uniform() == expected  # noqa: NPY002
+  assert np.random.uniform() == expected
   assert random.random() == expected_python
 
 
@@ -80,9 +80,9 @@ def test_label_noise_is_symmetric(digits):
 
 def test_an_epoch_shows_every_example_once(digits):
   train = {**digits.train, 'number': np.arange(1000)}
-  seen = np.concatenate([
-    data.batch_at(train, step, 100, seed=3)['number'] for step in range(10)
-  ])
+  seen = np.concatenate(
+    [data.batch_at(train, step, 100, seed=3)['number'] for step in range(10)]
+  )
   np.testing.assert_array_equal(np.sort(seen), np.arange(1000))
   following = data.batch_at(train, 10, 100, seed=3)['number']
   assert not np.array_equal(following, seen[:100])

@@ -69,10 +69,8 @@ def test_a_bad_assignment_names_what_is_allowed(text, named):
 
 
 def test_a_value_out_of_range_names_the_method():
-  with pytest.raises(ValueError, match='friendly_sam: .*decay'):
-    methods.build(
-      'friendly_sam', {'decay': 2.0}, total_steps=1, seed=0
-    )
+  with pytest.raises(ValueError, match=r'friendly_sam: .*decay'):
+    methods.build('friendly_sam', {'decay': 2.0}, total_steps=1, seed=0)
 
 
 def test_an_unknown_method_names_the_known_ones():

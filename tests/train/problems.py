@@ -1,0 +1,39 @@
+"""Small configurations that the tests of the trainer share."""
+
+from optax_sam.train import config, data, loop, methods, models, task
+
+SMALL = {
+  'model': 'mlp',
+  'steps': 12,
+  'batch_size': 50,
+  'evaluations': 2,
+  'log_every': 1,
+  'sharpness_examples': 20,
+}
+
+
+def compare_config(**changes):
+  small = {'methods': ('sam',), 'seeds': 1, 'timing_rounds': 0}
+  return config.CompareConfig(**(SMALL | small | changes))
+
+
+def train_config(**changes):
+  return config.TrainConfig(**(SMALL | {'checkpoint_every': 3} | changes))
+
+
+def names(directory):
+  return {path.name for path in directory.iterdir()}
+
+
+def small_task(model):
+  small = {
+    'mlp': models.MLP(10, widths=(16,)),
+    'cnn': models.CNN(10, widths=(4, 8)),
+  }
+  return task.Task(small[model], data.load('digits'))
+
+
+def trainer(name, *, given=None, **changes):
+  config = compare_config(**changes)
+  settings = methods.complete_settings(name, given or {}, config.rho)
+  return loop.Trainer(config, small_task(config.model), name, settings)

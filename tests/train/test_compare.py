@@ -1,0 +1,170 @@
+import dataclasses
+import io
+import json
+import os
+import signal
+
+import pytest
+from rich.console import Console
+
+from optax_sam.train import compare, loop, report
+from tests.train import problems
+
+STRICT = False  # Flax promotes ranks
+
+
+def run(config, command=''):
+  text = io.StringIO()
+  comparison = compare.run(config, Console(file=text, width=200), command)
+  return comparison, text.getvalue()
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+  config = problems.compare_config(
+    methods=('ae_sam', 'k_sam'),
+    seeds=2,
+    timing_rounds=2,
+    label_noise=0.1,
+    set=('k_sam.rho=0.1',),
+    output=tmp_path_factory.mktemp('compare') / 'report',
+  )
+  return config, *run(config, 'optax-sam compare ...')
+
+
+def test_every_method_runs_with_every_seed(small):
+  _, comparison, _ = small
+  assert [(run.seed, run.method) for run in comparison.runs] == [
+    (seed, method) for seed in (0, 1) for method in ('sgd', 'ae_sam', 'k_sam')
+  ]
+  assert not comparison.interrupted
+  assert all(comparison.is_complete(run) for run in comparison.runs)
+  for run in comparison.runs:
+    assert set(run.sharpness) == {'sam_sharpness', 'top_eigenvalue'}
+
+
+def test_settings_of_the_methods_are_recorded(small):
+  _, comparison, _ = small
+  k_sam = comparison.runs_of('k_sam')[0].settings
+  assert k_sam == {'rho': 0.1, 'ascent': 1 / 3, 'descent': 1 / 3}
+  assert comparison.runs_of('sgd')[0].settings == {}
+
+
+def test_every_method_is_timed_relative_to_the_base(small):
+  _, comparison, _ = small
+  assert [timing.method for timing in comparison.timings] == [
+    'sgd',
+    'ae_sam',
+    'k_sam',
+  ]
+  for timing in comparison.timings:
+    assert len(timing.milliseconds) == len(timing.relative) == 2
+    assert all(value > 0 for value in timing.milliseconds)
+  assert comparison.timings[0].relative == [1.0, 1.0]
+
+
+def test_the_output_holds_the_report_and_the_configuration(small):
+  config, _, text = small
+  assert problems.names(config.output) == compare.FILES
+  content = json.loads((config.output / 'config.json').read_text())
+  assert content['settings']['label_noise'] == 0.1
+  assert str(config.output / 'report.html') in text
+
+
+def test_nothing_but_the_output_is_left(small):
+  config, _, _ = small
+  assert problems.names(config.output.parent) == {config.output.name}
+
+
+def test_progress_is_plain_lines_without_a_terminal(small):
+  _, comparison, text = small
+  lines = text.splitlines()
+  for phase in ('Compiling', 'Training', 'Timing'):
+    assert phase in lines
+  assert '\x1b' not in text
+  assert sum('test accuracy' in line for line in lines) >= len(comparison.runs)
+
+
+def test_the_same_comparison_gives_the_same_numbers(small, tmp_path):
+  config, comparison, _ = small
+  again, _ = run(
+    dataclasses.replace(
+      config, output=tmp_path / 'again', seeds=1, timing_rounds=0
+    )
+  )
+  for one, two in zip(again.runs, comparison.runs[:3], strict=True):
+    assert one.evaluations == two.evaluations
+    assert one.sharpness == two.sharpness
+
+
+@pytest.mark.parametrize(
+  ('changes', 'named'),
+  [
+    ({'methods': ('adam',)}, 'adam'),
+    ({'methods': ('adamw',)}, 'adamw'),
+    ({'set': ('sam.rho=wide',)}, 'must be a number'),
+    ({'set': ('sam.rho=-1',)}, 'sam: rho'),
+    ({'batch_size': 1001}, '--batch-size must be at most 1000'),
+    ({'sharpness_examples': 1001}, '--sharpness-examples'),
+    ({'steps': 0}, '--steps'),
+  ],
+)
+def test_bad_input_is_refused_before_training(
+  changes, named, tmp_path, monkeypatch
+):
+  monkeypatch.setattr(loop, 'Trainer', None)
+  config = problems.compare_config(output=tmp_path / 'out', **changes)
+  with pytest.raises(ValueError, match=named):
+    run(config)
+  assert not problems.names(tmp_path)
+
+
+def test_an_existing_output_is_refused_before_training(tmp_path, monkeypatch):
+  monkeypatch.setattr(loop, 'Trainer', None)
+  (tmp_path / 'precious').write_text('mine')
+  for overwrite in (False, True):
+    config = problems.compare_config(output=tmp_path, overwrite=overwrite)
+    with pytest.raises(ValueError, match='--output'):
+      run(config)
+  assert problems.names(tmp_path) == {'precious'}
+
+
+def interrupt_at(monkeypatch, calls):
+  original, count = loop.Trainer.start, []
+
+  def start(self, seed):
+    count.append(seed)
+    if len(count) == calls:
+      os.kill(os.getpid(), signal.SIGINT)
+    return original(self, seed)
+
+  monkeypatch.setattr(loop.Trainer, 'start', start)
+
+
+def test_ctrl_c_reports_the_finished_runs(tmp_path, monkeypatch):
+  interrupt_at(monkeypatch, 4)  # after two compilations and one run
+  config = problems.compare_config(output=tmp_path / 'out')
+  comparison, text = run(config)
+  assert comparison.interrupted
+  assert [run.method for run in comparison.runs] == ['sgd']
+  assert 'Interrupted; finished runs: 1.' in text
+  assert problems.names(tmp_path / 'out') == compare.FILES
+
+
+def test_ctrl_c_before_any_run_writes_nothing(tmp_path, monkeypatch):
+  interrupt_at(monkeypatch, 1)
+  with pytest.raises(KeyboardInterrupt):
+    run(problems.compare_config(output=tmp_path / 'out'))
+  assert not problems.names(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+  def write_report(_, directory):
+    (directory / 'results.csv').write_text('half')
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(report, 'write_report', write_report)
+  config = problems.compare_config(methods=(), output=tmp_path / 'out')
+  with pytest.raises(OSError, match='No space'):
+    run(config)
+  assert not problems.names(tmp_path)
