@@ -133,9 +133,24 @@ def select(
 @jax.jit
 def add(params: optax.Params, perturbation: optax.Updates) -> optax.Params:
   """Returns the perturbed parameters, in the dtype of the parameters."""
-  return jax.tree.map(lambda p, e: p + e.astype(p.dtype), params, perturbation)
+  return jax.tree.map(
+    lambda p, e: p + jax.lax.stop_gradient(e).astype(p.dtype),
+    params,
+    perturbation,
+  )
 
 
+def cast_like(tree: Any, reference: Any) -> Any:
+  """Casts every leaf to the dtype of another tree's."""
+  return jax.tree.map(
+    # Not a cast to the same: outside of jit that would still be a program.
+    lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype),
+    tree,
+    reference,
+  )
+
+
+@jax.jit
 def increment(count: jax.Array) -> jax.Array:
   """Counts one step more, and stays at the largest integer."""
   return jnp.asarray(optax.safe_increment(count))

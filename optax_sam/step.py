@@ -164,13 +164,14 @@ class Step:
     if not self.needs_average:
       outcome = self._averaged(outcome)
 
-    ascended = jnp.asarray(ascend)
-    taken = state.info.second_gradients + ascended.astype(jnp.int32)
+    count, ascended, taken = _advance(
+      state.count, state.info.second_gradients, ascend
+    )
     info = SharpnessAwareInfo(
       ascended, taken, outcome.ascent_norm, outcome.perturbed_loss
     )
     return outcome.direction, SharpnessAwareState(
-      count=numerics.increment(state.count),
+      count=count,
       perturbation=perturbation_state,
       policy=policy_state,
       descent=outcome.descent,
@@ -186,7 +187,7 @@ class Step:
     inside = masking.keep(self.allowed, self.params)
 
     def move(epsilon: optax.Updates) -> optax.Params:
-      moved = numerics.add(inside, jax.lax.stop_gradient(epsilon))
+      moved = numerics.add(inside, epsilon)
       return masking.fill(self.allowed, moved, self.params)
 
     def ascent_grad_fn(epsilon: optax.Updates) -> optax.Updates:
@@ -236,9 +237,10 @@ class Step:
     info = self.state.info
     if value is None:
       value = devices.as_local(info.perturbed_loss, self.choices.axis_name)
-    dtype = info.perturbed_loss.dtype
-    norm = perturbed.ascent_norm.astype(dtype)
-    return _Second(gradient, norm, value.astype(dtype))
+    norm, value = numerics.cast_like(
+      (perturbed.ascent_norm, value), (info.ascent_norm, info.perturbed_loss)
+    )
+    return _Second(gradient, norm, value)
 
   def second_gradient_by_parts(self, size: int) -> _Second:
     """Perturbs every part of the batch by its own gradient; their mean."""
@@ -263,9 +265,7 @@ class Step:
       second = self.second_gradient(perturbed or self.perturb())
     else:
       second = self.second_gradient_by_parts(size)
-    gradient = jax.tree.map(
-      lambda gp, g: gp.astype(g.dtype), second.gradient, self.clean
-    )
+    gradient = numerics.cast_like(second.gradient, self.clean)
     axis_name = self.choices.axis_name
     scalars = (second.ascent_norm, second.perturbed_loss)
     if self.stores_gradient:
@@ -296,3 +296,11 @@ class Step:
       self.choices.axis_name,
     )
     return _Outcome(direction, outcome.descent, norm, loss)
+
+
+@jax.jit
+def _advance(
+  count: jax.Array, taken: jax.Array, ascend: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  ascended = jnp.asarray(ascend)
+  return numerics.increment(count), ascended, taken + ascended.astype(jnp.int32)
