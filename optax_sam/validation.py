@@ -93,7 +93,8 @@ def as_key(key: Any, name: str = 'key') -> jax.Array:
     if key.shape:
       msg = f'{name} must be one key, got an array of shape {key.shape}.'
       raise ValueError(msg)
-    return key
+    # The state may be donated; the caller's own key must outlive it.
+    return key.copy()
   if isinstance(key, jax.Array) and key.shape == ():
     return jax.random.key(key)  # a seed that optax.inject_hyperparams traced
   msg = (
@@ -105,6 +106,5 @@ def as_key(key: Any, name: str = 'key') -> jax.Array:
 
 def check_key(key: Any, name: str = 'key') -> None:
   """Raises if a key is neither an integer seed nor a typed key."""
-  if isinstance(key, numbers.Integral) and not isinstance(key, bool):
-    return
-  as_key(key, name)
+  if not (isinstance(key, numbers.Integral) and not isinstance(key, bool)):
+    as_key(key, name)

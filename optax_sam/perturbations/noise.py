@@ -50,8 +50,8 @@ def subtract_ema(
   validation.check_number('decay', decay, at_least=0, below=1)
   if order == 'paper' and validation.is_python_number(decay) and decay == 0:
     msg = (
-      "decay must be above 0 with order='paper', got 0: the average would be "
-      "the gradient itself; write decay=0.9, or order='official'."
+      f"decay must be above 0 with order='paper', got {decay!r}: the average "
+      f"would be the gradient itself; write decay=0.9, or order='official'."
     )
     raise ValueError(msg)
 

@@ -19,14 +19,17 @@ def training_loss(
   """Plots the training loss over steps; None if nothing was logged."""
 
   def finish(axes: 'Axes', shown: list[curves.Curve]) -> None:
-    means = [value for curve in shown for value in finite(curve.mean)]
-    lows = [value for curve in shown for value in finite(curve.low)]
+    values = [value for curve in shown for value in finite(curve.low)]
+    values += [value for curve in shown for value in finite(curve.high)]
     # One run on its way to infinity must not flatten all others.
-    limit = 3 * max(float(curve.high[0]) for curve in shown)
-    cut = max(means) > limit > 0
-    scale(axes, 'y', [min(value, limit) for value in lows + means])
-    if cut:
-      axes.set_ylim(top=limit)
+    limit = 3 * max(abs(float(curve.high[0])) for curve in shown)
+    values = [value for value in values if value <= limit]
+    low, high = min(values), max(values)
+    if scale(axes, 'y', values):
+      axes.set_ylim(low / 1.2, high * 1.2)
+    else:
+      margin = 0.05 * (high - low) or 0.01
+      axes.set_ylim(low - margin, high + margin)
     axes.set_ylabel('training loss')
 
   return _plot(
@@ -50,6 +53,8 @@ def test_accuracy(
   """
 
   def finish(axes: 'Axes', shown: list[curves.Curve]) -> None:
+    # A diverged run's curve may leave the axis: the others are the question.
+    shown = [curve for curve in shown if not curve.diverged] or shown
     end = max(float(curve.steps[-1]) for curve in shown)
     low = min(
       value
@@ -57,7 +62,7 @@ def test_accuracy(
       for step, value in zip(curve.steps, curve.low, strict=True)
       if step >= end / 4
     )
-    top = max(float(curve.high.max()) for curve in shown)
+    top = max(max(curve.high) for curve in shown)
     margin = 0.05 * (top - low) or 0.005
     axes.set_ylim(low - margin, top + margin)
     _percent_axis(axes, 'test accuracy, %')
@@ -73,7 +78,7 @@ def second_gradients(
   """Plots the share of steps with a second gradient over steps."""
 
   def finish(axes: 'Axes', shown: list[curves.Curve]) -> None:
-    top = max([1.0, *(float(curve.high.max()) for curve in shown)])
+    top = max([1.0, *(float(max(curve.high)) for curve in shown)])
     axes.set_ylim(-0.04 * top, 1.04 * top)
     _percent_axis(axes, 'steps with a second gradient, %')
 
@@ -91,24 +96,27 @@ def accuracy_against_time(
 ) -> str | None:
   """Plots test accuracy against the time of a step.
 
+  Methods with a diverged run are left out: they would flatten the others.
+
   Args:
     rows: The summary.
     styles: Style by method.
 
   Returns:
-    The plot; None if no method has both.
+    The plot; None if fewer than two methods have both.
   """
   shown = [
     (row, row.accuracy, row.relative_time, row.relative_time_quartiles)
     for row in rows
-    if row.accuracy is not None
+    if not row.diverged
+    and row.accuracy is not None
     and row.relative_time is not None
     and row.relative_time_quartiles is not None
   ]
-  if not shown:
+  if len(shown) < 2:
     return None
   used = {row.method: styles[row.method] for row, *_ in shown}
-  figure, axes = new_figure(4.2)
+  figure, axes = new_figure(3.5)
   for row, accuracy, time, (low, high) in shown:
     style = styles[row.method]
     axes.errorbar(
@@ -142,11 +150,13 @@ def _plot(
   }
   if not found:
     return None
-  figure, axes = new_figure(4.2)
+  figure, axes = new_figure(3.5)
   for index, (method, curve) in enumerate(found.items()):
     style = styles[method]
     # Staggered markers keep curves apart that lie on each other.
-    every = max(1, len(curve.steps) // MARKERS_PER_CURVE)
+    size = len(curve.steps)
+    every = max(len(found), size // MARKERS_PER_CURVE)
+    first = index * every // len(found) % size
     axes.fill_between(
       curve.steps,
       curve.low,
@@ -162,7 +172,7 @@ def _plot(
       linestyle=style.line,
       marker=style.marker,
       markersize=5.5,
-      markevery=(index * every // len(found), every),
+      markevery=(first, every),
     )
   axes.set_xlabel('step')
   axes.set_xlim(0, max(float(curve.steps[-1]) for curve in found.values()))

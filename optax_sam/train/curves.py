@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from optax_sam.train.results import Comparison, Run
+from optax_sam.train.svg import is_drawable
 
 SPANS = 40
 SHARE_SPANS = 20
@@ -20,27 +21,28 @@ class Curve:
     mean: Mean over seeds.
     low: Smallest value of any seed.
     high: Largest value of any seed.
+    diverged: Whether a run of the method diverged.
   """
 
   steps: np.ndarray
   mean: np.ndarray
   low: np.ndarray
   high: np.ndarray
+  diverged: bool
 
 
 def training_loss(comparison: Comparison, method: str) -> Curve | None:
   """Returns the training loss, averaged over spans of steps if it is long."""
   runs = _runs(comparison, method)
-  return _over_seeds(
-    [_averaged(run.log, 'loss', comparison.total_steps) for run in runs]
-  )
+  spans = [_averaged(run.log, 'loss', comparison.total_steps) for run in runs]
+  return _over_seeds(runs, spans)
 
 
 def test_accuracy(comparison: Comparison, method: str) -> Curve | None:
   """Returns the test accuracy at the evaluations."""
   runs = _runs(comparison, method)
   return _over_seeds(
-    [_points(run.evaluations, 'test_accuracy') for run in runs]
+    runs, [_points(run.evaluations, 'test_accuracy') for run in runs]
   )
 
 
@@ -56,25 +58,23 @@ def second_gradient_share(comparison: Comparison, method: str) -> Curve | None:
   Returns:
     The share, between 0 and 1, at the middle of each span.
   """
+  runs = _runs(comparison, method)
+  counts = [_points(run.log, 'second_gradients') for run in runs]
+  if not counts or not all(counts):
+    return None
+  spans = min(SHARE_SPANS, *map(len, counts))
+  edges = np.linspace(0, min(max(of_run) for of_run in counts), spans + 1)
+  middles = (edges[:-1] + edges[1:]) / 2
   shares = []
-  for run in _runs(comparison, method):
-    counts = _points(run.log, 'second_gradients')
-    if not counts:
-      continue
-    steps = np.array([0.0, *counts])
-    taken = np.array([0.0, *counts.values()])
-    spans = min(SHARE_SPANS, len(counts))
-    edges = np.linspace(0, steps[-1], spans + 1)
-    width = steps[-1] / spans
-    share = np.diff(np.interp(edges, steps, taken)) / width
-    middles = (edges[:-1] + edges[1:]) / 2
+  for of_run in counts:
+    steps, taken = [0.0, *of_run], [0.0, *of_run.values()]
+    share = np.diff(np.interp(edges, steps, taken)) / np.diff(edges)
     shares.append(dict(zip(middles, share, strict=True)))
-  return _over_seeds(shares)
+  return _over_seeds(runs, shares)
 
 
 def _runs(comparison: Comparison, method: str) -> list[Run]:
   runs = comparison.runs_of(method)
-  # A mean over a changing set of seeds would jump where a run was stopped.
   return [run for run in runs if comparison.is_complete(run)] or runs
 
 
@@ -82,7 +82,7 @@ def _points(rows: Sequence[dict[str, float]], key: str) -> dict[float, float]:
   return {
     float(row['step']): float(row[key])
     for row in rows
-    if key in row and np.isfinite(row[key])
+    if key in row and is_drawable(row[key])
   }
 
 
@@ -102,12 +102,22 @@ def _averaged(
   }
 
 
-def _over_seeds(runs: Sequence[dict[float, float]]) -> Curve | None:
-  steps = sorted(set().union(*runs)) if runs else []
+def _over_seeds(
+  runs: Sequence[Run], points: Sequence[dict[float, float]]
+) -> Curve | None:
+  """Combines the points of the runs where all of them have one.
+
+  A mean over changing seeds would jump, so a curve ends where its first run
+  diverges or stops.
+  """
+  steps = sorted(set(points[0]).intersection(*points)) if points else []
   if not steps:
     return None
-  values = np.ma.masked_invalid(
-    [[run.get(step, np.nan) for step in steps] for run in runs]
+  values = np.array([[of_run[step] for step in steps] for of_run in points])
+  return Curve(
+    steps=np.array(steps),
+    mean=values.mean(axis=0),
+    low=values.min(axis=0),
+    high=values.max(axis=0),
+    diverged=any(run.diverged for run in runs),
   )
-  parts = (values.mean(axis=0), values.min(axis=0), values.max(axis=0))
-  return Curve(np.array(steps), *map(np.asarray, parts))

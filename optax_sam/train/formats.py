@@ -99,11 +99,8 @@ def cells(row: Summary) -> dict[str, str]:
     verdict_class = 'resolved' if difference.resolved else 'open'
   deviation = row.accuracy_deviation
   low, high = row.relative_time_quartiles or (None, None)
-  seeds = str(row.seeds)
-  if row.diverged:
-    seeds += f', {row.diverged} diverged'
-  if row.unfinished:
-    seeds += f', {row.unfinished} unfinished'
+  notes = [f'{row.diverged} diverged'] if row.diverged else []
+  notes += [f'{row.unfinished} unfinished'] if row.unfinished else []
   return {
     'method': row.method,
     'accuracy': percent(row.accuracy),
@@ -118,7 +115,8 @@ def cells(row: Summary) -> dict[str, str]:
     'sam_sharpness': number(row.sam_sharpness),
     'top_eigenvalue': number(row.top_eigenvalue),
     'memory': memory(row.temporary_bytes),
-    'seeds': seeds,
+    'seeds': str(row.seeds),
+    'notes': ', '.join(notes),
   }
 
 

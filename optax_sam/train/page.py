@@ -43,7 +43,7 @@ def render_page(comparison: Comparison) -> str:
     findings=wording.findings(comparison, rows),
     warnings=wording.warnings(comparison, rows),
     base=comparison.base,
-    started=comparison.started,
+    started=comparison.started.replace('T', ' '),
     radius=formats.number(comparison.sharpness_radius),
     rows=[
       formats.cells(row)

@@ -39,6 +39,12 @@ def picture_groups(
     The plots under their headings.
   """
   base = comparison.base
+  pointing = left_out = ends = leaves = ''
+  if any(row.diverged for row in rows):
+    pointing = ' An arrow points to a diverged method outside the axis.'
+    left_out = ' Methods with a diverged run are left out.'
+    ends = ' A curve ends where its first run diverged.'
+    leaves = ' A diverged method may leave it.'
   radius = formats.number(comparison.sharpness_radius)
   by_method = {row.method: formats.cells(row) for row in rows}
 
@@ -56,7 +62,8 @@ def picture_groups(
           f'Difference to {base}',
           'Mean of the differences seed by seed, with its 95% interval; small'
           ' dots are seeds. Filled marker and thick line: the interval leaves'
-          ' out 0. Open marker and thin line: it contains 0, or there is none.',
+          ' out 0. Open marker and thin line: it contains 0, or there is none.'
+          + pointing,
           'Difference in test accuracy, percentage points: '
           + values('difference', 'interval', 'verdict'),
           row_plots.differences(rows, styles),
@@ -64,7 +71,7 @@ def picture_groups(
         Picture(
           'Accuracy against time',
           'Up is more accurate, left is faster. Lines: standard deviation over'
-          ' seeds, quartiles of the time.',
+          ' seeds, quartiles of the time.' + left_out,
           'Test accuracy in percent and time of a step: '
           + values('accuracy', 'time'),
           curve_plots.accuracy_against_time(rows, styles),
@@ -77,14 +84,15 @@ def picture_groups(
         Picture(
           'Training loss',
           'Loss at the unperturbed parameters: mean over seeds, shaded from the'
-          ' smallest to the largest. Long runs are averaged over 40 spans.',
+          ' smallest to the largest. Averaged over'
+          ' short spans of steps.' + ends,
           'Training loss over steps, a curve for each method.',
           curve_plots.training_loss(comparison, styles),
         ),
         Picture(
           'Test accuracy',
-          'Mean over seeds, shaded from the smallest to the largest. The axis is'
-          ' fitted to what follows the first quarter of the steps.',
+          'Mean over seeds, shaded from the smallest to the largest. The axis'
+          ' is fitted to what follows the first quarter of the steps.' + leaves,
           'Test accuracy over steps. At the end, in percent: '
           + values('accuracy'),
           curve_plots.test_accuracy(comparison, styles),
@@ -115,8 +123,8 @@ def picture_groups(
       [
         Picture(
           'SAM sharpness',
-          f'How much the loss rises at radius {radius} along the gradient. Mean;'
-          ' small dots are seeds. Lower is flatter.',
+          f'How much the loss rises at radius {radius} along the gradient.'
+          ' Mean; small dots are seeds. Lower is flatter.',
           'SAM sharpness: ' + values('sam_sharpness'),
           row_plots.sharpness(
             comparison, styles, 'sam_sharpness', 'rise of the loss'

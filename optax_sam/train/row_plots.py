@@ -12,6 +12,7 @@ from optax_sam.train.svg import (
   MUTED,
   PANEL,
   Style,
+  is_drawable,
   new_figure,
   scale,
   to_svg,
@@ -38,19 +39,29 @@ def differences(
     The plot; None if there is no difference.
   """
   shown = [
-    (row.difference, row.difference.mean, styles[row.method], row.method)
+    (row, row.difference, row.difference.mean)
     for row in rows
     if row.difference.mean is not None
   ]
   if not shown:
     return None
   figure, axes = _row_axes(
-    [method for *_, method in shown],
-    [formats.points(center) for _, center, *_ in shown],
+    [row.method for row, *_ in shown],
+    [formats.points(center) for *_, center in shown],
   )
+  # A diverged run would flatten all other rows: its row may leave the axis.
+  fitted = [row.difference for row, *_ in shown if not row.diverged]
+  fitted = fitted or [difference for _, difference, _ in shown]
+  extent = [0.0]
+  for difference in fitted:
+    extent += [*difference.by_seed.values(), *(difference.interval or ())]
+  low, high = 100 * min(extent), 100 * max(extent)
+  margin = 0.06 * (high - low) or 0.5
+  low, high = low - margin, high + margin
+  axes.set_xlim(low, high)
   axes.axvline(0, color=INK, linewidth=1.2)
-  for index, (difference, center, style, _) in enumerate(shown):
-    resolved = difference.resolved
+  for index, (row, difference, center) in enumerate(shown):
+    style, resolved = styles[row.method], difference.resolved
     if difference.interval is not None:
       axes.plot(
         [100 * bound for bound in difference.interval],
@@ -63,6 +74,14 @@ def differences(
       )
     _seeds(axes, index, [100 * x for x in difference.by_seed.values()])
     _marker(axes, index, 100 * center, style, filled=resolved)
+    if not low <= 100 * center <= high:
+      axes.annotate(
+        '',
+        (low if center < 0 else high, index),
+        (14 if center < 0 else -14, 0),
+        textcoords='offset points',
+        arrowprops={'arrowstyle': '->', 'color': MUTED},
+      )
   axes.set_xlabel('difference in test accuracy, percentage points')
   return to_svg(figure, 'differences')
 
@@ -126,7 +145,11 @@ def sharpness(
     )
     for method in comparison.methods
   }
-  values = {method: kept for method, kept in values.items() if kept}
+  values = {
+    method: [value for value in kept if is_drawable(value)]
+    for method, kept in values.items()
+    if any(map(is_drawable, kept))
+  }
   if not values:
     return None
   figure, axes = _row_axes(

@@ -101,15 +101,21 @@ def branching_on_host(
   `grad_fn`. XLA's CPU backend is slow at convolutions inside a conditional;
   here every gradient is a program of its own.
   """
-  tx = optax.with_extra_args_support(optax.chain(method, _jitted(base)))
+  method = optax.with_extra_args_support(method)
 
+  # Each program is given what it needs and no more: outside of a program every
+  # array costs time to hand over.
   @jax.jit
   def clean_pass(
-    state: TrainingState, batch: data.Batch
+    params: optax.Params,
+    statistics: Collections,
+    batch: data.Batch,
+    key: jax.Array,
+    count: jax.Array,
   ) -> tuple[jax.Array, Collections, optax.Updates, jax.Array, jax.Array]:
-    key = jax.random.fold_in(state.key, state.step)
+    key = jax.random.fold_in(key, count)
     (loss, statistics), grads = jax.value_and_grad(task.loss, has_aux=True)(
-      state.params, state.statistics, batch, key
+      params, statistics, batch, key
     )
     return loss, statistics, grads, key, optax.tree.norm(grads)
 
@@ -126,20 +132,27 @@ def branching_on_host(
     return jax.value_and_grad(loss)(params)
 
   @jax.jit
-  def apply(
-    state: TrainingState, updates: optax.Updates
-  ) -> tuple[jax.Array, optax.Params, jax.Array, jax.Array]:
-    params = optax.apply_updates(state.params, updates)
+  def descend(
+    params: optax.Params,
+    direction: optax.Updates,
+    base_state: optax.OptState,
+    count: jax.Array,
+  ) -> tuple[optax.Params, optax.OptState, jax.Array, jax.Array, jax.Array]:
+    updates, base_state = base.update(direction, base_state, params)
+    params = optax.apply_updates(params, updates)
     norms = optax.tree.norm(params), optax.tree.norm(updates)
-    return state.step + 1, params, *norms
+    return params, base_state, count + 1, *norms
 
   def step(
     state: TrainingState, batch: data.Batch
   ) -> tuple[TrainingState, Metrics]:
-    loss, statistics, grads, key, gradient_norm = clean_pass(state, batch)
-    updates, opt_state = tx.update(
+    method_state, base_state = state.opt_state
+    loss, statistics, grads, key, gradient_norm = clean_pass(
+      state.params, state.statistics, batch, state.key, state.step
+    )
+    direction, method_state = method.update(
       grads,
-      state.opt_state,
+      method_state,
       state.params,
       grad_fn=lambda p: gradient(p, state.statistics, batch, key),
       per_example_value_fn=lambda p, b: task.losses(
@@ -147,9 +160,13 @@ def branching_on_host(
       )[0],
       batch=batch,
     )
-    count, params, parameter_norm, update_norm = apply(state, updates)
+    params, base_state, count, parameter_norm, update_norm = descend(
+      state.params, direction, base_state, state.step
+    )
     return (
-      TrainingState(count, params, statistics, opt_state, state.key),
+      TrainingState(
+        count, params, statistics, (method_state, base_state), state.key
+      ),
       {
         'loss': loss,
         'gradient_norm': gradient_norm,
@@ -159,12 +176,3 @@ def branching_on_host(
     )
 
   return step
-
-
-def _jitted(
-  transformation: optax.GradientTransformation,
-) -> optax.GradientTransformation:
-  """Makes an update one program; it has no use for the functions of a step."""
-  return optax.GradientTransformation(
-    transformation.init, jax.jit(transformation.update)
-  )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,9 @@ HUES = 6
 MARKERS = ('s', 'o', '^', 'D', 'v', 'P', 'X', '<', '>', 'p', 'h', '*')
 # An axis is logarithmic where its values span more than this.
 LOGARITHMIC = 8
-WIDTH = 6.4  # inches of 72 units: text keeps its size on a phone
+# Axes overflow where a diverging run comes near the largest float.
+LARGEST = 1e30
+WIDTH = 5.6  # inches of 72 units: about a phone, so text stays legible
 
 _RC = {
   'axes.edgecolor': MUTED,
@@ -125,10 +128,18 @@ def add_legend(figure: 'Figure', styles: dict[str, Style]) -> None:
     for style in styles.values()
   ]
   widest = max(map(len, styles))
-  columns = max(1, min(len(styles), int(72 / (widest + 6))))
+  fitting = max(1, int(63 / (widest + 6)))
+  lines = math.ceil(len(styles) / fitting)
+  columns = math.ceil(len(styles) / lines)
+  figure.set_figheight(figure.get_figheight() + 0.25 * lines)
   figure.legend(
     handles, list(styles), loc='outside lower center', ncols=columns
   )
+
+
+def is_drawable(value: float) -> bool:
+  """Whether a value is finite and not too large for an axis."""
+  return abs(value) <= LARGEST
 
 
 def scale(axes: 'Axes', direction: str, values: Sequence[float]) -> bool:

@@ -9,12 +9,19 @@ if TYPE_CHECKING:
   import rich.console
   from rich.text import Text
 
-# Narrower terminals get the columns that the question is about.
-WIDE = 96
-HIGHER, LOWER = (
-  '\N{BLACK UP-POINTING TRIANGLE}',
-  '\N{BLACK DOWN-POINTING TRIANGLE}',
+NARROW, EXTRA_WIDTH = 62, 11
+COLUMNS = (
+  'test\naccuracy, %',
+  'difference\n(interval), points',
+  '2nd\ngrad. %',
+  'step\ntime',
 )
+EXTRA = (
+  ('sam_sharpness', 'SAM\nsharpness'),
+  ('top_eigenvalue', 'top eigen-\nvalue'),
+)
+HIGHER = '\N{BLACK UP-POINTING TRIANGLE}'
+LOWER = '\N{BLACK DOWN-POINTING TRIANGLE}'
 OPEN = '~'
 
 
@@ -32,14 +39,13 @@ def print_table(
   from rich.text import Text
 
   rows = summarize(comparison)
-  wide = console.width >= WIDE
+  # What is left beside the columns that the question is about.
+  room = console.width - NARROW - max(map(len, comparison.methods), default=0)
+  extra = EXTRA[: max(0, room // EXTRA_WIDTH)]
   table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
   table.add_column('method', overflow='fold')
-  for name in ('test\naccuracy, %', 'difference, points', '2nd\ngrad.', 'time'):
-    table.add_column(name, justify='right', no_wrap=True, vertical='bottom')
-  if wide:
-    table.add_column('SAM\nsharpness', justify='right', no_wrap=True)
-    table.add_column('top eigen-\nvalue', justify='right', no_wrap=True)
+  for name in (*COLUMNS, *(header for _, header in extra)):
+    table.add_column(name, justify='right', no_wrap=True)
   for row in rows:
     cells = formats.cells(row)
     accuracy = cells['accuracy']
@@ -52,8 +58,7 @@ def print_table(
       Text(cells['second_gradients']),
       Text(cells['time']),
     ]
-    if wide:
-      shown += [Text(cells['sam_sharpness']), Text(cells['top_eigenvalue'])]
+    shown += [Text(cells[key]) for key, _ in extra]
     table.add_row(*shown)
   console.print()
   console.print(Text(wording.headline(comparison, rows) + '.', style='bold'))

@@ -73,7 +73,7 @@ def _claim(
       f' {group[most].method} the most ({points(values[most])} points)'
     )
   verb = 'is' if len(group) == 1 else 'are'
-  by = ', '.join(points(value) for value in values)
+  by = join([points(value) for value in values])
   names = join([row.method for row in group])
   return f'{names} {verb} {adjective} accurate than {base} ({by} points)'
 
@@ -136,6 +136,11 @@ def warnings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
       'Interrupted: this comparison was stopped before its end and is'
       ' incomplete.'
     )
+  asked = comparison.settings.get('methods')
+  names = asked if isinstance(asked, list | tuple) else []
+  absent = [str(name) for name in names if name not in comparison.methods]
+  if absent:
+    sentences.append(f'No run of {join(absent)}.')
   unfinished = sum(row.unfinished for row in rows)
   if unfinished:
     names = join([row.method for row in rows if row.unfinished])
@@ -177,31 +182,42 @@ def reading(comparison: Comparison) -> list[tuple[str, str]]:
     ),
     (
       f'Difference to {base}',
-      ('Runs with the same seed start from the same parameters and see the'
-      ' examples in the same order, so they are compared seed by seed. The'
-      ' interval says where the mean difference over all possible seeds'
-      ' plausibly lies. It covers the luck of the seed, not the luck of which'
-      ' test examples there are.'),
+      (
+        'Runs with the same seed start from the same parameters and see the'
+        ' examples in the same order, so they are compared seed by seed. The'
+        ' interval says where the mean difference over all possible seeds'
+        ' plausibly lies. It covers the luck of the seed, not the luck of which'
+        ' test examples there are.'
+      ),
     ),
     (
       'Resolved',
-      ('The interval leaves out 0. If it contains 0, this comparison does not'
-      ' show which of the two is more accurate; that is not the same as showing'
-      ' that they are equal. More seeds make the interval narrower.'),
+      (
+        'The interval leaves out 0. If it contains 0, this comparison does not'
+        ' show which of the two is more accurate; that is not the same as'
+        ' showing that they are equal. More seeds make the interval narrower.'
+      ),
     ),
     (
       'Second gradients',
-      ('A sharpness-aware step takes a second gradient, at perturbed parameters;'
-      ' it is most of the extra cost. Some methods skip it at some steps.'),
+      (
+        'A sharpness-aware step takes a second gradient, at perturbed'
+        ' parameters; it is most of the extra cost. Some methods skip it at'
+        ' some steps.'
+      ),
     ),
     (
       'Time of a step',
-      (f'Methods take turns with {base} in the same process, so that a slow'
-      ' moment of the machine hits both. It holds for this machine.'),
+      (
+        f'Methods take turns with {base} in the same process, so that a slow'
+        ' moment of the machine hits both. It holds for this machine.'
+      ),
     ),
     (
       'SAM sharpness, top eigenvalue',
-      ('Two measures of how sharp the minimum is. A flatter minimum is not by'
-      ' itself a better model: compare them together with the accuracy.'),
+      (
+        'Two measures of how sharp the minimum is. A flatter minimum is not by'
+        ' itself a better model: compare them together with the accuracy.'
+      ),
     ),
   ]

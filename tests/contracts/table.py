@@ -80,9 +80,7 @@ METHODS = {
   'sam': Row(optax_sam.sam, static=('p', 'ascent_steps')),
   'asam': Row(optax_sam.asam),
   'friendly_sam': Row(optax_sam.friendly_sam),
-  'ss_sam': Row(
-    optax_sam.ss_sam, {'probability': 0.5, 'key': 1}, skips=True
-  ),
+  'ss_sam': Row(optax_sam.ss_sam, {'probability': 0.5, 'key': 1}, skips=True),
   'look_sam': Row(optax_sam.look_sam, {'period': 3}, skips=True),
   'ae_sam': Row(optax_sam.ae_sam, {'total_steps': 20}, skips=True),
   'ae_look_sam': Row(optax_sam.ae_look_sam, {'total_steps': 20}, skips=True),
@@ -168,18 +166,25 @@ def batch(step: int = 0) -> dict[str, jax.Array]:
   """Returns another batch at each of the steps."""
   numbers = np.sin(np.arange(NUM_EXAMPLES * 5) * 1.7 + step)
   x, y = np.split(numbers.reshape(NUM_EXAMPLES, 5), [3], axis=1)
-  return {'x': jnp.asarray(x, jnp.float32), 'y': jnp.asarray(y, jnp.float32)}
+  return {
+    'weight': jnp.ones(NUM_EXAMPLES, jnp.float32),
+    'x': jnp.asarray(x, jnp.float32),
+    'y': jnp.asarray(y, jnp.float32),
+  }
 
 
 # Jitted for the sake of the tests that run a step outside of jit.
 @jax.jit
 def losses(params: optax.Params, batch: Any) -> jax.Array:
-  """Returns the squared error of every example."""
+  """Returns the weighted squared error of every example."""
+  batch = jax.tree.map(
+    lambda leaf: leaf.astype(params['norm']['scale'].dtype), batch
+  )
   kernel, bias = params['dense']['kernel'], params['dense']['bias']
   scale = params['norm']['scale']
-  hidden = jnp.tanh(batch['x'].astype(kernel.dtype) @ kernel + bias[None])
-  error = hidden * scale[None] - batch['y'].astype(kernel.dtype)
-  return jnp.sum(jnp.square(error), axis=1)
+  hidden = jnp.tanh(batch['x'] @ kernel + bias[None])
+  error = hidden * scale[None] - batch['y']
+  return batch['weight'] * jnp.sum(jnp.square(error), axis=1)
 
 
 @jax.jit
@@ -224,6 +229,39 @@ def compiled(name: str) -> tuple[Any, Callable[..., Any]]:
   """Returns a method with its base, and its jitted step, shared by tests."""
   tx = optax.chain(ROWS[name](), base())
   return tx, jax.jit(training_step(tx))
+
+
+@functools.cache
+def compiled_injected(name: str) -> tuple[Any, Callable[..., Any]]:
+  """Returns the same with the numbers of the method in the state."""
+  tx = optax.chain(ROWS[name].injected(), base())
+  return tx, jax.jit(training_step(tx))
+
+
+@functools.cache
+def direction(name: str) -> Callable[..., tuple[optax.Updates, Any]]:
+  """Returns the jitted update of a method alone, at a batch."""
+  tx = ROWS[name]()
+
+  def update(
+    params: optax.Params, state: Any, batch: Any
+  ) -> tuple[optax.Updates, Any]:
+    grads = jax.grad(loss)(params, batch)
+    return tx.update(grads, state, params, **functions(batch))
+
+  return jax.jit(update)
+
+
+@functools.cache
+def compiled_base() -> tuple[Any, Callable[..., Any]]:
+  """Returns the base optimizer alone, and its jitted step."""
+  tx = base()
+  return tx, jax.jit(training_step(optax.with_extra_args_support(tx)))
+
+
+def start(tx: optax.GradientTransformation) -> tuple[Any, Any]:
+  """Returns (params, opt_state) before the first step."""
+  return params(), tx.init(params())
 
 
 def train(

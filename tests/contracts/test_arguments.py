@@ -88,7 +88,7 @@ def test_any_of_the_functions_will_do(name):
 
 
 def test_grad_fn_goes_before_value_fn():
-  def value_fn(params):
+  def value_fn(_):
     raise AssertionError
 
   grad_fn = lambda p: jax.tree.map(jnp.ones_like, p)
@@ -143,9 +143,7 @@ def test_losses_of_the_wrong_shape(name):
 )
 def test_a_batch_without_an_axis_of_examples(name, wrong):
   with pytest.raises(ValueError, match='batch must be a pytree whose leaves'):
-    _update(
-      table.ROWS[name](), per_example_value_fn=table.losses, batch=wrong
-    )
+    _update(table.ROWS[name](), per_example_value_fn=table.losses, batch=wrong)
 
 
 def _ascending(name):

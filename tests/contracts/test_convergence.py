@@ -3,7 +3,8 @@
 The gradient at `w + epsilon` doesn't vanish at a minimum, so with a constant
 radius every method circles around it at a distance that is proportional to
 the radius. The radius goes to zero by a schedule here; then what remains is
-the base optimizer, and the minimum is reached.
+the base optimizer, and the minimum is reached. Rosenbrock's valley is narrow,
+its curvature 1000 across, so the radius starts small there.
 
 All examples of both problems have the same minimum, so that those which pick
 examples have it too.
@@ -37,6 +38,7 @@ _PARABOLA = (
   _parabola,
   {'directions': jnp.asarray(np.sin(np.arange(1, 25)).reshape(8, 3))},
   jnp.zeros(3),
+  0.1,
   optax.sgd(0.2),
   300,
 )
@@ -44,16 +46,19 @@ _ROSENBROCK = (
   _rosenbrock,
   {'weights': jnp.linspace(0.5, 1.5, 8)},
   jnp.array([-1.0, 1.0]),
+  0.01,
   optax.adam(0.05),
   2000,
 )
 
 
 @table.every_row()
-@pytest.mark.parametrize('problem', [_PARABOLA, _ROSENBROCK])
+@pytest.mark.parametrize(
+  'problem', [_PARABOLA, _ROSENBROCK], ids=['parabola', 'rosenbrock']
+)
 def test_reaches_the_minimum(name, problem):
-  losses, batch, start, base, steps = problem
-  rho = optax.cosine_decay_schedule(0.05, steps // 2)
+  losses, batch, start, radius, base, steps = problem
+  rho = optax.cosine_decay_schedule(radius, steps // 2)
   tx = optax.chain(table.ROWS[name](rho), base)
   step = table.training_step(tx, losses)
 
@@ -66,7 +71,7 @@ def test_reaches_the_minimum(name, problem):
   params, opt_state = run((start, tx.init(start)))
   assert int(opt_state[0].count) == steps
   assert float(jnp.mean(losses(start, batch))) > 0.5
-  assert float(jnp.mean(losses(params, batch))) < 1e-5
+  assert float(jnp.mean(losses(params, batch))) < 1e-8
 
 
 def test_a_constant_radius_circles_around_the_minimum():

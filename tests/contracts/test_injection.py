@@ -1,73 +1,103 @@
-"""`optax.inject_hyperparams` around every method."""
+"""`optax.inject_hyperparams` around every method, and schedules of rho."""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import optax_sam
 from tests.contracts import table
 
-
-def _trained(tx, steps=4):
-  tx = optax.chain(tx, table.base())
-  params = table.params()
-  step = jax.jit(table.training_step(tx))
-  return table.train(step, (params, tx.init(params)), range(steps))
+_RADII = jnp.array([0.3, 0.0, 0.1, 0.2])
 
 
 @table.every_row()
 def test_same_updates_as_without(name):
-  row = table.ROWS[name]
-  params, state = _trained(row.injected())
+  tx, step = table.compiled_injected(name)
+  params, state = table.train(step, table.start(tx), range(4))
   tx, step = table.compiled(name)
-  start = table.params()
-  expected, _ = table.train(step, (start, tx.init(start)), range(4))
+  expected, _ = table.train(step, table.start(tx), range(4))
   table.assert_close(params, expected)
-  assert 'rho' in state[0].hyperparams
+  assert float(state[0].hyperparams['rho']) == np.float32(0.05)
 
 
 @table.every_row()
-def test_rho_can_be_changed_without_compiling_again(name):
-  row = table.ROWS[name]
-  tx = optax.chain(row.injected(0.0), table.base())
-  start = table.params()
+def test_a_schedule_equals_radii_set_by_hand(name):
+  # The schedule is read at the count before the increment, from 0 on, and
+  # what was injected can be changed without compiling again.
+  tx = optax.chain(table.ROWS[name](lambda count: _RADII[count]), table.base())
   step = jax.jit(table.training_step(tx))
-  params, state = step(start, tx.init(start), table.batch())
-  # At the second step, so that the constant methods need both radii.
-  state[0].hyperparams['rho'] = jnp.full((), 0.3, jnp.float32)
-  small, large = row(0.0), row(0.3)
-  params, _ = step(params, state, table.batch(1))
+  scheduled, state = table.train(step, table.start(tx), range(4))
+
+  tx, step = table.compiled_injected(name)
+  params, opt_state = table.start(tx)
+  for t, rho in enumerate(_RADII):
+    opt_state[0].hyperparams['rho'] = rho
+    params, opt_state = step(params, opt_state, table.batch(t))
   assert step._cache_size() == 1
+  table.assert_close(scheduled, params)
 
-  first = optax.chain(small, table.base())
-  expected, between = jax.jit(table.training_step(first))(
-    start, first.init(start), table.batch()
-  )
-  second = optax.chain(large, table.base())
-  expected, _ = jax.jit(table.training_step(second))(
-    expected, between, table.batch(1)
-  )
-  table.assert_close(params, expected)
-
-
-@table.every_row()
-def test_a_schedule_of_the_wrapper(name):
-  schedule = optax.linear_schedule(0.0, 0.4, 4)
-  by_wrapper, _ = _trained(table.ROWS[name].injected(schedule))
-  by_method, _ = _trained(table.ROWS[name](schedule))
-  table.assert_close(by_wrapper, by_method)
+  # A step that skips advances the schedule all the same.
+  counts = optax.tree.get_all_with_path(state[0].perturbation, 'count')
+  assert [int(count) for _, count in counts] == [4]
 
 
 @table.every_row()
 def test_without_static_args_the_error_says_what_to_write(name):
   row = table.ROWS[name]
+  build = lambda: optax.inject_hyperparams(row.factory)(0.05, **row.arguments)
   if not row.static:
-    pytest.skip('nothing of it shapes the program')
-  factory = optax.inject_hyperparams(row.factory)
+    build().init(table.params())
+    return
   with pytest.raises(ValueError, match=r"write static_args=\('.*',\)") as info:
-    factory(0.05, **row.arguments).init(table.params())
+    build().init(table.params())
   assert any(f"('{name}',)" in str(info.value) for name in row.static)
+
+
+@pytest.mark.parametrize('name', ['sam', 'ae_look_sam'])
+def test_a_schedule_of_the_wrapper(name):
+  schedule = optax.linear_schedule(0.0, 0.4, 4)
+  trained = []
+  for build in (table.ROWS[name], table.ROWS[name].injected):
+    tx = optax.chain(build(schedule), table.base())
+    step = jax.jit(table.training_step(tx))
+    trained.append(table.train(step, table.start(tx), range(4))[0])
+  table.assert_close(*trained)
+
+
+@table.every_row()
+@pytest.mark.parametrize('rho', [jnp.asarray(0.05), np.float32(0.05)])
+def test_an_array_as_the_radius(name, rho):
+  by_array, by_number = table.ROWS[name](rho), table.ROWS[name](0.05)
+  params, given = table.params(), table.functions(table.batch())
+  grads = jax.grad(given['value_fn'])(params)
+  table.assert_equal(
+    by_array.update(grads, by_array.init(params), params, **given),
+    by_number.update(grads, by_number.init(params), params, **given),
+  )
+
+
+def test_a_schedule_of_another_dtype():
+  # As one that is computed from the count alone.
+  tx = optax_sam.sam(lambda count: count + 1)
+  gradient, radius = jnp.array([3.0, 4.0]), jnp.array([0.6, 0.8])
+  state = tx.init(gradient)
+  for t in range(3):
+    found, state = tx.update(gradient, state, jnp.zeros(2), grad_fn=lambda w: w)
+    np.testing.assert_allclose(found, (t + 1) * radius, rtol=1e-6)
+
+
+def test_a_schedule_of_the_probability():
+  tx = optax_sam.ss_sam(
+    0.05, probability=lambda count: jnp.where(count < 2, 1.0, 0.0), key=0
+  )
+  gradient = jnp.array([3.0, 4.0])
+  state, ascended = tx.init(gradient), []
+  for _ in range(4):
+    _, state = tx.update(gradient, state, gradient, grad_fn=lambda w: w)
+    ascended.append(bool(state.info.ascended))
+  assert ascended == [True, True, False, False]
 
 
 def test_booleans_need_no_static_args():

@@ -50,4 +50,3 @@ def test_flags_of_the_row(name):
   if row.picks_examples:
     with pytest.raises(ValueError, match='per_example_value_fn'):
       tx.update(params, tx.init(params), params, value_fn=value_fn)
-

@@ -1,0 +1,190 @@
+"""Cost of one training step relative to SGD: `python -m benchmarks.step_cost`.
+
+The steps are those of the trainer, on its small conv net with batch norm and
+images of the size of its digits. All take turns in one process, so that
+whatever else the machine does hits them alike; a ratio is taken within a
+round, to SGD in one program.
+"""
+
+import dataclasses
+import datetime as dt
+import functools
+import time
+import warnings
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+import tyro
+
+import optax_sam
+from optax_sam.train import data, machine, models
+from optax_sam.train import step as step_lib
+from optax_sam.train.task import Task
+
+_CLASSES = 10
+_IMAGE = (8, 8, 1)
+_TOTAL_STEPS = 100_000
+_LARGE = 1e9
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One row of the table.
+
+  Attributes:
+    name: what it is called there.
+    method: what stands before the base optimizer.
+    build: how its step is executed.
+    share: share of steps that take the second gradient, where it must be
+      exactly that one.
+  """
+
+  name: str
+  method: optax.GradientTransformation
+  build: Callable[..., step_lib.Step] = step_lib.in_one_program
+  share: float | None = None
+
+
+def _ae_sam(threshold: float) -> optax.GradientTransformation:
+  """Builds AE-SAM with the same threshold from the start to the end."""
+  with warnings.catch_warnings():
+    # That no step ascends is what is measured.
+    warnings.simplefilter('ignore', UserWarning)
+    return optax_sam.ae_sam(
+      total_steps=_TOTAL_STEPS, lambda_1=threshold, lambda_2=threshold
+    )
+
+
+def rows() -> list[Row]:
+  """Returns what is measured, SGD first."""
+  host = step_lib.branching_on_host
+  without_gradient = functools.partial(
+    step_lib.in_one_program, uses_gradient=False
+  )
+  third = 1 / 3
+  steps = {'total_steps': _TOTAL_STEPS}
+  return [
+    Row('SGD', optax.identity()),
+    Row('SGD, on the host', optax.identity(), host),
+    Row('sam', optax_sam.sam()),
+    Row('asam', optax_sam.asam()),
+    Row('friendly_sam', optax_sam.friendly_sam()),
+    Row(
+      'k_sam, a third each',
+      optax_sam.k_sam(ascent=third, descent=third),
+      without_gradient,
+    ),
+    Row('subset_sam, a quarter', optax_sam.subset_sam(), without_gradient),
+    Row('sam, on the host', optax_sam.sam(), host, 1),
+    Row('ae_sam skipped, on the host', _ae_sam(_LARGE), host, 0),
+    Row('ae_sam full, on the host', _ae_sam(-_LARGE), host, 1),
+    Row('ae_sam skipped, in one program', _ae_sam(_LARGE), share=0),
+    Row('ae_sam full, in one program', _ae_sam(-_LARGE), share=1),
+    Row('ss_sam, on the host', optax_sam.ss_sam(key=0), host),
+    Row('look_sam, on the host', optax_sam.look_sam(), host),
+    Row('ae_sam, on the host', optax_sam.ae_sam(**steps), host),
+    Row('ae_look_sam, on the host', optax_sam.ae_look_sam(**steps), host),
+  ]
+
+
+class Runner:
+  """Trains one row on, a few steps at a time.
+
+  Attributes:
+    row: what it trains.
+    seconds: time per step of every round that counts.
+  """
+
+  def __init__(self, row: Row, task: Task, batches: list[data.Batch]):
+    """Compiles nothing yet: the first round does."""
+    base = optax.chain(
+      optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9)
+    )
+    self.row = row
+    self.seconds: list[float] = []
+    self._batches = batches
+    self._step = row.build(task, row.method, base)
+    params, statistics = task.init(jax.random.key(0))
+    self._state = step_lib.TrainingState(
+      step=jax.numpy.zeros((), int),
+      params=params,
+      statistics=statistics,
+      opt_state=optax.chain(row.method, base).init(params),
+      key=jax.random.key(1),
+    )
+
+  def turn(self) -> float:
+    """Takes a few steps, and returns the seconds that one of them took."""
+    jax.block_until_ready(self._state)
+    start = time.perf_counter()
+    for batch in self._batches:
+      self._state, _ = self._step(self._state, batch)
+    jax.block_until_ready(self._state)
+    return (time.perf_counter() - start) / len(self._batches)
+
+  def check(self) -> None:
+    """Raises if a row didn't do what its name says."""
+    if self.row.share is None:
+      return
+    found = optax_sam.metrics(self._state.opt_state)
+    share = int(found['second_gradients']) / int(found['count'])
+    if share != self.row.share:
+      msg = f'{self.row.name} took the second gradient at {share} of its steps'
+      raise RuntimeError(msg)
+
+
+def _task(batch_size: int, num_batches: int) -> tuple[Task, list[data.Batch]]:
+  random = np.random.default_rng(0)
+  count = batch_size * num_batches
+  examples = {
+    'inputs': random.normal(size=(count, *_IMAGE)).astype(np.float32),
+    'labels': random.integers(_CLASSES, size=count).astype(np.int32),
+  }
+  dataset = data.Dataset(examples, examples, _CLASSES)
+  batches = [
+    {
+      name: jax.device_put(values[i * batch_size : (i + 1) * batch_size])
+      for name, values in examples.items()
+    }
+    for i in range(num_batches)
+  ]
+  return Task(models.build('cnn', _CLASSES, _IMAGE), dataset), batches
+
+
+def main(rounds: int = 60, steps: int = 4, batch_size: int = 128) -> None:
+  """Prints a Markdown table of the cost of a step relative to SGD.
+
+  Args:
+    rounds: number of rounds that count; two more before them warm up.
+    steps: number of steps that a row takes in a round.
+    batch_size: number of examples of a batch.
+  """
+  task, batches = _task(batch_size, steps)
+  runners = [Runner(row, task, batches) for row in rows()]
+  for round_number in range(rounds + 2):
+    for runner in runners:
+      seconds = runner.turn()
+      if round_number >= 2:
+        runner.seconds.append(seconds)
+  for runner in runners:
+    runner.check()
+
+  reference = np.asarray(runners[0].seconds)
+  print(f'{dt.datetime.now(dt.UTC):%Y-%m-%d}, batch {batch_size},')
+  print(', '.join((*machine.describe().values(), f'jax {jax.__version__}')))
+  print()
+  print('| step | relative to SGD | quartiles | ms |')
+  print('|---|---|---|---|')
+  for runner in runners:
+    values = np.asarray(runner.seconds)
+    low, middle, high = np.quantile(values / reference, (0.25, 0.5, 0.75))
+    print(
+      f'| {runner.row.name} | {middle:.2f} | {low:.2f} to {high:.2f} '
+      f'| {1e3 * np.median(values):.2f} |'
+    )
+
+
+if __name__ == '__main__':
+  tyro.cli(main)

@@ -1,0 +1,108 @@
+"""Bad values are refused by name, with the value, before anything runs."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+from tests.contracts import table
+
+# An argument, bad values of it; checked on every method that has it.
+_BAD = {
+  'rho': [-0.1, float('nan'), '0.05', None, True],
+  'p': [1, 3, '2'],
+  'ascent_steps': [0, -1, 1.5, True],
+  'eta': [-1e-3, 'small'],
+  'sigma': [-0.1, 1.1],
+  'decay': [-0.1, 1.0, 0],
+  'order': ['published', None],
+  'probability': [-0.1, 1.1, '0.5'],
+  'key': [0.5, 'seed', jnp.zeros(2, jnp.uint32)],
+  'period': [0, 2.5, -1],
+  'alpha': [-0.1, 1.0],
+  'per_leaf': [2, 'yes'],
+  'total_steps': [0, -5, None],
+  'lambda_1': ['low', float('nan')],
+  'lambda_2': [None],
+  'ascent': [0, 0.0, 1.1, -1, True],
+  'descent': [0, 1.5, 'half'],
+  'fraction': [0, 0.0, 1.5, None],
+  'sync_ascent': ['yes', 2],
+}
+# Values that some method takes.
+_GOOD = {
+  ('ae_sam', 'decay'): [0.0],
+  ('ae_look_sam', 'decay'): [0.0],
+}
+# Arguments of every kind, or checked where they meet the parameters.
+_UNCHECKED = {'mask', 'axis_name', 'scaled'}
+
+
+def _cases():
+  for name, row in table.METHODS.items():
+    for argument in inspect.signature(row.factory).parameters:
+      for value in _BAD.get(argument, ()):
+        if value not in _GOOD.get((name, argument), ()):
+          yield name, argument, value
+
+
+def test_no_argument_is_forgotten():
+  for row in table.METHODS.values():
+    names = set(inspect.signature(row.factory).parameters)
+    assert names <= _BAD.keys() | _UNCHECKED
+
+
+@pytest.mark.parametrize(('name', 'argument', 'value'), list(_cases()))
+def test_a_bad_value_is_refused(name, argument, value):
+  row = table.METHODS[name]
+  with pytest.raises(ValueError, match=rf'^{argument} must be ') as info:
+    row(**{argument: value})
+  assert repr(value) in str(info.value)
+
+
+@table.every_row()
+def test_averaging_without_an_axis(name):
+  with pytest.raises(ValueError, match=r'sync_ascent=True needs axis_name'):
+    table.ROWS[name](sync_ascent=True)
+
+
+def test_required_arguments():
+  for name, row in table.METHODS.items():
+    needed = {
+      parameter.name
+      for parameter in inspect.signature(row.factory).parameters.values()
+      if parameter.default is inspect.Parameter.empty
+    }
+    assert needed <= row.arguments.keys(), name
+    if needed:
+      with pytest.raises(TypeError, match=next(iter(needed))):
+        row.factory(0.05)
+
+
+@pytest.mark.parametrize('argument', ['lambda_1', 'lambda_2'])
+def test_a_threshold_that_no_step_can_reach(argument):
+  with pytest.warns(UserWarning, match=rf'{argument}=4 is above 1 / sqrt'):
+    optax_sam.ae_sam(total_steps=10, decay=0.9, **{argument: 4})
+
+
+def test_traced_values_pass():
+  # Those of optax.inject_hyperparams, which nothing can check.
+  @jax.jit
+  def build(rho):
+    tx = optax_sam.sam(rho)
+    w = jnp.array([3.0, 4.0])
+    return tx.update(w, tx.init(w), w, grad_fn=lambda p: p)[0]
+
+  assert build(-1.0).tolist() == pytest.approx([2.4, 3.2])
+
+
+def test_schedules_are_not_called_before_they_are_needed():
+  def schedule(_):
+    raise AssertionError
+
+  optax_sam.sam(schedule)
+  optax_sam.ss_sam(probability=schedule, key=0)
+  optax.chain(optax_sam.sam(schedule)).init(jnp.ones(2))

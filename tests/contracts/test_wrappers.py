@@ -1,0 +1,150 @@
+"""Inside Optax's wrappers, and what is read out of them."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+from tests.contracts import table
+
+# Optax's own transformations promote dtypes implicitly.
+STRICT = False
+
+
+@table.every_row()
+def test_before_wrapped_base_optimizers(name):
+  accumulating = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=2)
+  tx = optax.chain(
+    table.ROWS[name](),
+    optax.apply_if_finite(accumulating.gradient_transformation(), 5),
+  )
+  step = jax.jit(table.training_step(tx))
+  start, opt_state = table.start(tx)
+  params, opt_state = step(start, opt_state, table.batch(0))
+  table.assert_equal(params, start)
+  rejected, opt_state = step(params, opt_state, _spoilt())
+  table.assert_equal(rejected, start)
+  params, opt_state = step(params, opt_state, table.batch(1))
+
+  # Two directions from the same place, averaged; the bad one between them
+  # counts as a step, but leaves nothing behind.
+  update = table.direction(name)
+  first, state = update(start, table.ROWS[name]().init(start), table.batch(0))
+  _, state = update(start, state, _spoilt())
+  second, _ = update(start, state, table.batch(1))
+  mean = jax.tree.map(lambda x, y: -0.1 * (x + y) / 2, first, second)
+  table.assert_close(params, optax.apply_updates(start, mean), 1e-5)
+  assert int(optax_sam.metrics(opt_state)['count']) == 3
+
+
+@table.every_row()
+def test_inside_wrappers(name):
+  method = table.ROWS[name].injected()
+  chain = optax.chain(optax.identity(), optax.chain(method, optax.sgd(0.1)))
+  accumulating = optax.MultiSteps(optax.apply_if_finite(chain, 5), 2)
+  tx = accumulating.gradient_transformation()
+  step = jax.jit(table.training_step(tx))
+  state = table.train(step, table.start(tx), range(2))
+  rejected = step(*step(*state, _spoilt()), _spoilt())
+  table.assert_equal(rejected[0], state[0])
+
+  found = jax.jit(optax_sam.metrics)(rejected[1])
+  params = table.params()
+  _, alone = table.direction(name)(
+    params, table.ROWS[name]().init(params), table.batch()
+  )
+  expected = optax_sam.metrics(alone)
+  assert found.keys() == expected.keys()
+  assert {*alone.info._fields, 'count'} <= found.keys()
+  assert all(scalar.shape == () for scalar in found.values())
+  assert int(found['count']) == 1
+  assert bool(found['ascended']) == bool(expected['ascended'])
+
+
+def _spoilt():
+  batch = table.batch(7)
+  batch['y'] = batch['y'].at[:, 0].set(jnp.nan)
+  return batch
+
+
+def test_different_optimizers_behind_one_method():
+  labels = {'dense': 'adam', 'norm': 'sgd'}
+  tx = optax.chain(
+    optax_sam.sam(),
+    optax.multi_transform(
+      {'adam': optax.adam(0.01), 'sgd': optax.sgd(0.1)}, labels
+    ),
+  )
+  step = jax.jit(table.training_step(tx))
+  params, _ = table.train(step, table.start(tx), range(1))
+  start = table.params()
+  direction, _ = table.direction('sam')(
+    start, optax_sam.sam().init(start), table.batch()
+  )
+  table.assert_close(
+    params['norm']['scale'],
+    table.params()['norm']['scale'] - 0.1 * direction['norm']['scale'],
+  )
+  # Adam's first step is the sign of the direction.
+  table.assert_close(
+    params['dense']['bias'],
+    table.params()['dense']['bias']
+    - 0.01 * jnp.sign(direction['dense']['bias']),
+    1e-5,
+  )
+
+
+@pytest.mark.parametrize('wrapper', ['masked', 'multi_transform'])
+def test_inside_a_mask_of_optax(wrapper):
+  # The function then sees the kept part of the parameters only.
+  kept = {'dense': True, 'norm': False}
+  params, batch = table.params(), table.batch()
+
+  def value_fn(part):
+    return table.loss({**part, 'norm': params['norm']}, batch)
+
+  grads = jax.grad(table.loss)(params, batch)
+  if wrapper == 'masked':
+    tx = optax.masked(optax_sam.sam(0.5), kept)
+  else:
+    transforms = {True: optax_sam.sam(0.5), False: optax.identity()}
+    tx = optax.multi_transform(transforms, kept)
+  updates, state = tx.update(grads, tx.init(params), params, value_fn=value_fn)
+  alone = optax_sam.sam(0.5, mask=kept)
+  expected, _ = alone.update(
+    grads, alone.init(params), params, value_fn=lambda p: table.loss(p, batch)
+  )
+  table.assert_close(updates['dense'], expected['dense'])
+  table.assert_equal(updates['norm'], grads['norm'])
+  assert int(optax_sam.metrics(state)['count']) == 1
+
+
+def test_metrics_are_what_happened():
+  loss = lambda w: jnp.sum(jnp.square(w))
+  tx, w = optax_sam.sam(0.5), jnp.array([3.0, 4.0])
+  _, state = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  found = {key: float(x) for key, x in optax_sam.metrics(state).items()}
+  assert found == pytest.approx(
+    {
+      'count': 1,
+      'ascended': 1,
+      'second_gradients': 1,
+      'ascent_norm': 10.0,
+      'perturbed_loss': 5.5**2,
+    }
+  )
+
+
+def test_metrics_of_two_methods():
+  tx = optax.multi_transform(
+    {'a': optax_sam.sam(), 'b': optax_sam.look_sam()},
+    {'dense': 'a', 'norm': 'b'},
+  )
+  found = optax_sam.metrics(tx.init(table.params()))
+  assert {'0/count', '1/count', '1/descent/ratio'} <= found.keys()
+
+
+def test_metrics_without_a_method():
+  with pytest.raises(ValueError, match='opt_state must hold the state of a m'):
+    optax_sam.metrics(optax.adam(0.1).init(table.params()))
