@@ -2,12 +2,23 @@
 
 from optax_sam import descents, perturbations, policies, selections
 from optax_sam.masking import norm_layers_only
+from optax_sam.methods.both_gradients import gradient_norm_penalty, gsam, wsam
 from optax_sam.methods.every_step import asam, friendly_sam, sam
-from optax_sam.methods.parts_of_batch import subset_sam
-from optax_sam.methods.reused_steps import ae_look_sam, look_sam
-from optax_sam.methods.some_examples import k_sam
+from optax_sam.methods.other_lengths import fisher_sam, unnormalized_sam
+from optax_sam.methods.parts_of_batch import m_sam, subset_sam
+from optax_sam.methods.reused_steps import (
+  ae_look_sam,
+  look_layer_sam,
+  look_sam,
+)
+from optax_sam.methods.some_entries import (
+  sparse_sam_dynamic,
+  sparse_sam_fisher,
+)
+from optax_sam.methods.some_examples import esam, k_sam, ordered_sgd
 from optax_sam.methods.some_steps import ae_sam, ss_sam
 from optax_sam.metrics import metrics
+from optax_sam.schedules import rho_like_learning_rate
 from optax_sam.sharpness_aware import sharpness_aware
 from optax_sam.step import SharpnessAwareInfo, SharpnessAwareState
 
@@ -20,16 +31,28 @@ __all__ = [
   'ae_sam',
   'asam',
   'descents',
+  'esam',
+  'fisher_sam',
   'friendly_sam',
+  'gradient_norm_penalty',
+  'gsam',
   'k_sam',
+  'look_layer_sam',
   'look_sam',
+  'm_sam',
   'metrics',
   'norm_layers_only',
+  'ordered_sgd',
   'perturbations',
   'policies',
+  'rho_like_learning_rate',
   'sam',
   'selections',
   'sharpness_aware',
+  'sparse_sam_dynamic',
+  'sparse_sam_fisher',
   'ss_sam',
   'subset_sam',
+  'unnormalized_sam',
+  'wsam',
 ]

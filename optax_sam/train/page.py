@@ -1,7 +1,6 @@
 """The page of a comparison: one file of HTML that needs nothing else."""
 
 import dataclasses
-import json
 from importlib import resources
 
 from optax_sam.train import formats, wording
@@ -72,7 +71,7 @@ def _facts(
   comparison: Comparison,
 ) -> list[tuple[str, list[tuple[str, str]]]]:
   run = [
-    ('started', comparison.started),
+    ('started', comparison.started.replace('T', ' ')),
     ('duration', formats.duration(comparison.seconds)),
     ('seeds', ', '.join(map(str, comparison.seeds))),
     ('steps of a run', f'{comparison.total_steps:,}'),
@@ -97,10 +96,17 @@ def _facts(
 
 
 def _pairs(settings: dict[str, object]) -> dict[str, str]:
-  return {
-    name: value if isinstance(value, str) else json.dumps(value, default=str)
-    for name, value in settings.items()
-  }
+  return {name: _value(value) for name, value in settings.items()}
+
+
+def _value(value: object) -> str:
+  if value is None or value == [] or value == ():
+    return 'none'
+  if isinstance(value, bool):
+    return 'yes' if value else 'no'
+  if isinstance(value, list | tuple):
+    return ', '.join(map(_value, value))
+  return str(value)
 
 
 def _settings(settings: dict[str, object]) -> str:

@@ -66,6 +66,43 @@ EXPECTED = [
     (0.39498236, -0.28112604, -0.00562512, 0.93522009),
   ),
   (
+    'look_layer_sam',
+    lambda: optax_sam.look_layer_sam(period=2),
+    (0.39161153, -0.26203946, -0.02492001, 0.92464988),
+  ),
+  (
+    'look_layer_sam layer',
+    lambda: optax_sam.look_layer_sam(period=2, rule='layer'),
+    (0.39010693, -0.25940438, -0.02268373, 0.92064137),
+  ),
+  (
+    'look_layer_sam unit',
+    lambda: optax_sam.look_layer_sam(period=2, rule='unit'),
+    (0.39068782, -0.25993534, -0.01160405, 0.91613164),
+  ),
+  ('gsam', optax_sam.gsam, (0.39836672, -0.26483286, -0.00635992, 0.90579709)),
+  (
+    'fisher_sam',
+    optax_sam.fisher_sam,
+    (0.39536345, -0.26420145, -0.00591917, 0.89765478),
+  ),
+  (
+    'gradient_norm_penalty',
+    optax_sam.gradient_norm_penalty,
+    (0.39136535, -0.25318363, 0.00195438, 0.88787700),
+  ),
+  (
+    'gradient_norm_penalty normalize_clean',
+    lambda: optax_sam.gradient_norm_penalty(normalize_clean=True),
+    (0.43217737, -0.32116042, -0.04356668, 1.00683518),
+  ),
+  ('wsam', optax_sam.wsam, (0.29744512, -0.11104458, 0.08851943, 0.76174167)),
+  (
+    'unnormalized_sam',
+    lambda: optax_sam.unnormalized_sam(0.05),
+    (0.34661448, -0.18471927, 0.05528834, 0.82810515),
+  ),
+  (
     'ae_look_sam',
     lambda: optax_sam.ae_look_sam(total_steps=3),
     (0.39788664, -0.26643847, -0.00858294, 0.91294739),

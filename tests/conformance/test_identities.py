@@ -35,8 +35,19 @@ EQUAL_TO_BASE = {
   'ae_sam lambdas=1e9': lambda: optax_sam.ae_sam(
     RHO, total_steps=12, lambda_1=1e9, lambda_2=1e9
   ),
-  'mix alpha=0': lambda: chain(
-    perturbations.scale_to_radius(RHO), descent=descents.mix(0.0)
+  'fisher_sam': lambda: optax_sam.fisher_sam(0.0),
+  'gsam': lambda: optax_sam.gsam(0.0),
+  'wsam': lambda: optax_sam.wsam(0.0),
+  'look_layer_sam': lambda: optax_sam.look_layer_sam(0.0),
+  'gradient_norm_penalty alpha=0': lambda: optax_sam.gradient_norm_penalty(
+    RHO, alpha=0.0
+  ),
+  'wsam gamma=0': lambda: optax_sam.wsam(RHO, gamma=0.0),
+  'sparse_sam_fisher sparsity=1': lambda: optax_sam.sparse_sam_fisher(
+    RHO, sparsity=1, refresh_every=2
+  ),
+  'sparse_sam_dynamic sparsity=1': lambda: optax_sam.sparse_sam_dynamic(
+    RHO, sparsity=1.0, refresh_every=2, total_steps=12, key=0
   ),
   'sam no leaf allowed': lambda: optax_sam.sam(RHO, mask=False),
   'sam after the end': lambda: chain(
@@ -60,10 +71,21 @@ EQUAL_TO_SAM = {
   'subset_sam all, drawn': lambda: optax_sam.subset_sam(
     RHO, fraction=1.0, key=3
   ),
-  'mask all True': lambda: optax_sam.sam(RHO, mask=True),
-  'mix alpha=1': lambda: chain(
-    perturbations.scale_to_radius(RHO), descent=descents.mix(1.0)
+  'gsam alpha=0': lambda: optax_sam.gsam(RHO, alpha=0.0),
+  'gradient_norm_penalty alpha=1': lambda: optax_sam.gradient_norm_penalty(
+    RHO, alpha=1.0
   ),
+  'wsam gamma=0.5': lambda: optax_sam.wsam(RHO, gamma=0.5),
+  'fisher_sam eta=0': lambda: optax_sam.fisher_sam(RHO, eta=0.0),
+  'sparse_sam_fisher sparsity=0': lambda: optax_sam.sparse_sam_fisher(
+    RHO, sparsity=0.0, refresh_every=2
+  ),
+  'sparse_sam_dynamic sparsity=0': lambda: optax_sam.sparse_sam_dynamic(
+    RHO, sparsity=0.0, refresh_every=2, total_steps=12, key=0
+  ),
+  'esam all': lambda: optax_sam.esam(RHO, beta=1.0, gamma=1.0, key=0),
+  'm_sam one part': lambda: optax_sam.m_sam(RHO, micro_batch_size=16),
+  'mask all True': lambda: optax_sam.sam(RHO, mask=True),
   'after the start': lambda: chain(
     perturbations.scale_to_radius(RHO), policy=policies.after(0)
   ),
@@ -75,6 +97,18 @@ def trajectory(method):
   recording = Recording('P1_sam_davda54')
   tx = optax.with_extra_args_support(optax.chain(method, base()))
   return [recording.flat(p) for p, _ in replay(recording, tx)]
+
+
+EQUAL_PAIRS = {
+  'wsam is a gradient norm penalty': (
+    lambda: optax_sam.wsam(RHO, gamma=0.4),
+    lambda: optax_sam.gradient_norm_penalty(RHO, alpha=0.4 / 0.6),
+  ),
+  'ordered_sgd is k_sam without radius': (
+    lambda: optax_sam.ordered_sgd(k=8),
+    lambda: optax_sam.k_sam(0.0, ascent=4, descent=8),
+  ),
+}
 
 
 @functools.cache
@@ -98,6 +132,19 @@ def test_equals_the_base_optimizer(name):
 def test_equals_sam(name):
   found = trajectory(EQUAL_TO_SAM[name]())
   np.testing.assert_allclose(found, sam_trajectory(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('name', EQUAL_PAIRS)
+def test_equals_another_method(name):
+  left, right = EQUAL_PAIRS[name]
+  np.testing.assert_allclose(
+    trajectory(left()), trajectory(right()), rtol=0, atol=1e-12
+  )
+
+
+def test_ordered_sgd_with_all_examples_is_the_base_optimizer():
+  found = trajectory(optax_sam.ordered_sgd(k=1.0))
+  np.testing.assert_allclose(found, base_trajectory(), rtol=0, atol=1e-13)
 
 
 def test_sam_is_not_the_base_optimizer():

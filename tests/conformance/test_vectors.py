@@ -1,5 +1,8 @@
 """Whole trajectories of published programs, reproduced in float64."""
 
+import pathlib
+
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -26,6 +29,15 @@ def _look_sam(**kwargs):
   return lambda: optax_sam.look_sam(0.1, period=5, alpha=0.7, **kwargs)
 
 
+def _radius(t):
+  return 0.1 - 0.09 * jnp.asarray(t, jnp.float64) / 24
+
+
+def _learning_rate(t):
+  progress = jnp.asarray(t, jnp.float64) / 24
+  return 0.001 + 0.099 * (1 + jnp.cos(jnp.pi * progress)) / 2
+
+
 # Recorded runs, the call that reproduces them, the tolerance on w.
 TRAJECTORIES = [
   ('P1 P3 P3z P3t', 'sam_davda54', lambda: optax_sam.sam(0.05), 1e-10),
@@ -48,6 +60,25 @@ TRAJECTORIES = [
     lambda: optax_sam.k_sam(0.05, ascent=4, descent=8),
     1e-10,
   ),
+  (
+    'P1 P3 P3z P3t',
+    'gsam_juntang',
+    lambda: optax_sam.gsam(_radius, alpha=0.4),
+    1e-10,
+  ),
+  ('P1 P3 P3z', 'wsamc_atorch', lambda: optax_sam.wsam(0.05), 1e-10),
+  (
+    'P1 P3 P3z P3t',
+    'usam_tml',
+    lambda: optax_sam.unnormalized_sam(0.05),
+    1e-10,
+  ),
+  (
+    'P1',
+    'esamb1_dydjw9',
+    lambda: optax_sam.esam(0.05, beta=1.0, gamma=7, key=0),
+    1e-6,
+  ),
   # Programs with a stabilizer of 1e-16, at a gradient next to 0.
   ('P3z', 'asam_samsung', lambda: optax_sam.asam(0.5, eta=0.01), 1e-8),
 ]
@@ -66,6 +97,40 @@ def test_reproduces_trajectory(name, method, tolerance):
     np.testing.assert_allclose(
       recording.flat(params), recording['w'][t + 1], rtol=0, atol=tolerance
     )
+
+
+def test_gsam_couples_its_radius_to_the_learning_rate():
+  recording = Recording('P3_gsamprop_juntang')
+  radius = optax_sam.rho_like_learning_rate(
+    _learning_rate, rho_max=0.1, rho_min=0.01, lr_max=0.1, lr_min=0.001
+  )
+  for t in range(recording.steps):
+    np.testing.assert_allclose(_learning_rate(t), recording['lr'][t])
+    np.testing.assert_allclose(radius(t), recording['rho_t'][t])
+  tx = optax.chain(optax_sam.gsam(radius, alpha=0.4), base(_learning_rate))
+  for t, (params, _) in enumerate(replay(recording, tx)):
+    np.testing.assert_allclose(
+      recording.flat(params), recording['w'][t + 1], rtol=0, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize('problem', ['P1', 'P3'])
+def test_decoupled_wsam_wraps_its_base(problem):
+  recording = Recording(f'{problem}_wsam_atorch')
+  tx = optax_sam.wsam_decoupled(base(), rho=0.05, gamma=0.9, learning_rate=0.1)
+  for t, (params, _) in enumerate(replay(recording, tx)):
+    np.testing.assert_allclose(
+      recording.flat(params), recording['w'][t + 1], rtol=0, atol=1e-10
+    )
+
+
+def test_every_recorded_program_is_used():
+  """A file that nothing reads would prove nothing."""
+  folder = pathlib.Path(__file__).parent
+  tests = ''.join(path.read_text() for path in folder.glob('test_*.py'))
+  for path in (folder.parent / 'data' / 'vectors').glob('*.npz'):
+    name = path.stem.partition('_')[2]
+    assert name == 'problem' or name in tests or path.stem in tests, path.stem
 
 
 def test_float32_decides_as_float64():

@@ -1,0 +1,114 @@
+"""Methods that need the base optimizer in their hands."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import devices, masking, numerics, perturbations, validation
+from optax_sam.sharpness_aware import sharpness_aware
+from optax_sam.step import SharpnessAwareState
+
+
+class WsamDecoupledState(NamedTuple):
+  """State of `wsam_decoupled`.
+
+  Attributes:
+    ascent: state of the sharpness-aware part.
+    base: state of the base optimizer.
+  """
+
+  ascent: SharpnessAwareState
+  base: optax.OptState
+
+
+def wsam_decoupled(
+  base: optax.GradientTransformation,
+  *,
+  rho: optax.ScalarOrSchedule = 0.05,
+  gamma: float = 0.9,
+  learning_rate: optax.ScalarOrSchedule,
+  mask: masking.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Weighted SAM (WSAM), decoupled: the sharpness stays out of the base.
+
+  With `g` the gradient at `w`, `gp` that at SAM's `w + epsilon`,
+  `a = gamma / (1 - gamma)`, and `t` the step, counted from 0::
+
+    update = base.update(g) - learning_rate(t) * a * (gp - g)
+
+  The second term enters neither momentum nor weight decay nor preconditioning,
+  which no element of a chain in front of the base optimizer can do: hence it
+  is wrapped. This is the authors' default; under plain SGD it equals `wsam`.
+
+  Args:
+    base: base optimizer, with everything that belongs to it in a chain.
+    rho: radius, at least 0, or a schedule of it.
+    gamma: weight of the sharpness, in [0, 1); 0 is the base optimizer; the
+      authors advise 0.8 to 0.95.
+    learning_rate: factor of the second term, usually that of the base, or a
+      schedule of it.
+    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over.
+    sync_ascent: whether the ascent gradient is averaged over that axis too.
+
+  Returns:
+    An optimizer whose `update` needs `value_fn` or `grad_fn`. Cost: 2
+    gradients; keeps the state of the base.
+
+  Raises:
+    ValueError: if a Python value is out of range.
+
+  References:
+    Yue, Jiang, Ye, Gao, Liu, Zhang, `Sharpness-Aware Minimization Revisited:
+    Weighted Sharpness as a Regularization Term
+    <https://arxiv.org/abs/2305.15817>`_, KDD 2023.
+
+  >>> import jax, jax.numpy as jnp, optax, optax_sam
+  >>> tx = optax_sam.wsam_decoupled(
+  ...   optax.sgd(0.1), rho=0.5, gamma=0.75, learning_rate=0.1
+  ... )
+  >>> loss = lambda w: jnp.sum(w**2)
+  >>> w = jnp.array([3.0, 4.0])
+  >>> updates, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  >>> [round(x, 3) for x in updates.tolist()]  # -0.1 * (g + 3 * (gp - g))
+  [-0.78, -1.04]
+  """
+  validation.check_number('gamma', gamma, at_least=0, below=1)
+  if not callable(learning_rate):
+    validation.check_number('learning_rate', learning_rate, at_least=0)
+  base = optax.with_extra_args_support(base)
+  ascent = sharpness_aware(
+    perturbations.scale_to_radius(rho),
+    mask=mask,
+    axis_name=axis_name,
+    sync_ascent=sync_ascent,
+  )
+
+  def init(params: optax.Params) -> WsamDecoupledState:
+    return WsamDecoupledState(ascent.init(params), base.init(params))
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, WsamDecoupledState]:
+    count = state.ascent.count
+    rate = learning_rate(count) if callable(learning_rate) else learning_rate
+    perturbed, ascent_state = ascent.update(
+      updates, state.ascent, params, **extra_args
+    )
+    clean = devices.average(updates, axis_name)
+    steps, base_state = base.update(clean, state.base, params, **extra_args)
+
+    def add(step: jax.Array, gp: jax.Array, g: jax.Array) -> jax.Array:
+      wide = numerics.widen(gp)
+      weight = jnp.asarray(rate * gamma / (1 - gamma), wide.dtype)
+      moved = weight * (wide - g.astype(wide.dtype))
+      return step - moved.astype(step.dtype)
+
+    new_state = WsamDecoupledState(ascent_state, base_state)
+    return jax.tree.map(add, steps, perturbed, clean), new_state
+
+  return optax.GradientTransformationExtraArgs(init, update)
