@@ -178,21 +178,28 @@ def test_look_sam_keeps_the_recorded_direction():
     )
 
 
-def test_zero_gradient_perturbs_nothing():
+@pytest.mark.parametrize(
+  ('name', 'method'),
+  [
+    ('P3z_looksam_samhub', _look_sam()),
+    ('P3z_gsam_samhub', lambda: optax_sam.gsam(_radius, alpha=0.4)),
+  ],
+)
+def test_zero_gradient_perturbs_nothing(name, method):
   """Where a public port divides 0 by 0, ours takes the base step."""
-  theirs = Recording('P3z_looksam_samhub')
+  theirs = Recording(name)
   assert np.isnan(theirs['g_final']).any() or np.isnan(theirs['w']).any()
-  tx = optax.chain(optax_sam.look_sam(0.1, period=5, alpha=0.7), base())
+  tx = optax.chain(method(), base())
   for params, _ in replay(theirs, tx):
     assert np.isfinite(theirs.flat(params)).all()
 
 
 @pytest.mark.parametrize(
-  ('run', 'length'), [('mipeng', 0.003), ('samsung', 0.05)]
+  ('run', 'length'), [('P3t_sam_mipeng', 0.003), ('P3t_sam_samsung', 0.05)]
 )
 def test_stabilizer_is_1e_12(run, length):
   """At a gradient of 6.5e-9 other stabilizers give other lengths."""
-  theirs = Recording(f'P3t_sam_{run}')
+  theirs = Recording(run)
   first = np.linalg.norm(theirs['eps'][0])
   np.testing.assert_allclose(first, length, rtol=0.02)
   piece = optax_sam.perturbations.scale_to_radius(0.05)
