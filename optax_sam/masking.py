@@ -31,7 +31,9 @@ def path_parts(path: tuple[Any, ...]) -> list[str]:
 
 
 def float_leaves(params: optax.Params) -> Any:
-  """Returns a tree of bools, True at the floating-point leaves."""
+  """Returns a tree of bools, True at floating-point leaves; None if all are."""
+  if all(numerics.is_float(leaf) for leaf in jax.tree.leaves(params)):
+    return None
   return jax.tree.map(numerics.is_float, params)
 
 
@@ -74,7 +76,9 @@ def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:
 
 
 def keep(chosen: Any, tree: Any) -> Any:
-  """Replaces every leaf that isn't chosen by `optax.MaskedNode`."""
+  """Replaces leaves that aren't chosen by `optax.MaskedNode`; None keeps all."""
+  if chosen is None:
+    return tree
   return jax.tree.map(
     lambda kept, leaf: leaf if kept else optax.MaskedNode(), chosen, tree
   )
@@ -82,6 +86,8 @@ def keep(chosen: Any, tree: Any) -> Any:
 
 def fill(chosen: Any, kept: Any, others: Any) -> Any:
   """Undoes `keep`, with the leaves of `others` in the places left out."""
+  if chosen is None:
+    return kept
   return jax.tree.map(
     lambda is_kept, leaf, other: leaf if is_kept else other,
     chosen,

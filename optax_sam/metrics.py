@@ -11,7 +11,7 @@ from optax_sam.step import SharpnessAwareState
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
-def metrics(opt_state: Any) -> dict[str, jax.Array]:
+def metrics(opt_state: Any) -> dict[str, Any]:
   """Returns the scalars of a sharpness-aware element, wherever it sits.
 
   Args:
@@ -65,14 +65,14 @@ def _is_element(node: Any) -> bool:
   return isinstance(node, SharpnessAwareState)
 
 
-def _scalars(state: SharpnessAwareState) -> dict[str, jax.Array]:
+def _scalars(state: SharpnessAwareState) -> dict[str, Any]:
   scalars = {'count': state.count, **state.info._asdict()}
   for choice in ('perturbation', 'policy', 'descent', 'selection'):
     scalars.update(_fields(getattr(state, choice), choice))
   return scalars
 
 
-def _fields(state: Any, prefix: str) -> dict[str, jax.Array]:
+def _fields(state: Any, prefix: str) -> dict[str, Any]:
   """Returns the scalar fields of nested states, but no leaf of a tree."""
   if isinstance(state, _ARRAYS):
     is_key = jnp.issubdtype(state.dtype, jax.dtypes.prng_key)

@@ -48,9 +48,7 @@ class Objective:
     if self.grad_fn is not None:
       whole = self._whole(params)
       value, gradient = _split_value(self.grad_fn(whole), whole)
-      if self.floats is not None:
-        gradient = masking.keep(self.floats, gradient)
-      return value, gradient
+      return value, masking.keep(self.floats, gradient)
     if self.value_fn is not None:
       value_fn = _as_scalar(self.value_fn)
       return jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
@@ -66,8 +64,6 @@ class Objective:
     raise ValueError(msg)
 
   def _whole(self, params: optax.Params) -> optax.Params:
-    if self.floats is None:
-      return params
     return masking.fill(self.floats, params, self.whole_params)
 
   def _mean(self, params: optax.Params) -> jax.Array:
@@ -116,13 +112,9 @@ class Objective:
     Args:
       chosen: tree of bools like the parameters that this objective takes.
     """
-    if self.floats is None:
-      msg = 'of_leaves needs an objective that knows its whole parameters.'
-      raise ValueError(msg)
-    nothing = jax.tree.map(lambda _: False, self.floats)
-    return dataclasses.replace(
-      self, floats=masking.fill(self.floats, chosen, nothing)
-    )
+    nothing = jax.tree.map(lambda _: False, self.whole_params)
+    floats = masking.fill(self.floats, chosen, nothing)
+    return dataclasses.replace(self, floats=floats)
 
   def _needs_examples(self) -> NoReturn:
     msg = (

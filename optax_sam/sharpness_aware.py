@@ -13,6 +13,7 @@ from optax_sam import (
   selections,
   validation,
 )
+from optax_sam.displacement import Displacement
 from optax_sam.objective import GradFn, Objective, PerExampleValueFn, ValueFn
 from optax_sam.step import (
   Choices,
@@ -114,7 +115,7 @@ def sharpness_aware(
     )
     raise ValueError(msg)
   choices = Choices(
-    optax.with_extra_args_support(perturbation),
+    Displacement(perturbation, mask, axis_name, sync_ascent),
     policies.always() if policy is None else policy,
     descents.perturbed_gradient() if descent is None else descent,
     selections.all_examples() if selection is None else selection,
@@ -124,11 +125,10 @@ def sharpness_aware(
 
   def init(params: optax.Params) -> SharpnessAwareState:
     params = masking.keep(masking.float_leaves(params), params)
-    allowed = masking.chosen_leaves(mask, params)
     scalar = jnp.zeros((), numerics.accumulator_dtype(params))
     return SharpnessAwareState(
       count=jnp.zeros((), jnp.int32),
-      perturbation=choices.perturbation.init(masking.keep(allowed, params)),
+      perturbation=choices.displacement.init(params),
       policy=choices.policy.init(params),
       descent=choices.descent.init(params),
       selection=choices.selection.init(params),
@@ -159,7 +159,6 @@ def sharpness_aware(
       )
       raise ValueError(msg)
     floats = masking.float_leaves(params)
-    float_params = masking.keep(floats, params)
     step = Step(
       choices=choices,
       objective=Objective(
@@ -172,8 +171,7 @@ def sharpness_aware(
         whole_params=params,
       ),
       clean=masking.keep(floats, updates),
-      params=float_params,
-      allowed=masking.chosen_leaves(mask, float_params),
+      params=masking.keep(floats, params),
       state=state,
       extra_args=extra_args,
     )

@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import chunks, devices, masking, numerics
+from optax_sam import chunks, devices, numerics
 from optax_sam.descents import Descent
+from optax_sam.displacement import Displaced, Displacement
 from optax_sam.objective import Objective
 from optax_sam.policies import Policy
 from optax_sam.selections import Selected, Selection
@@ -57,7 +58,7 @@ class SharpnessAwareState(NamedTuple):
 class Choices:
   """The four choices of a method, and how it treats devices."""
 
-  perturbation: optax.GradientTransformationExtraArgs
+  displacement: Displacement
   policy: Policy
   descent: Descent
   selection: Selection
@@ -68,10 +69,8 @@ class Choices:
 class _Perturbed(NamedTuple):
   """Where the second gradient is taken, and of what."""
 
-  point: optax.Params
+  displaced: Displaced
   selected: Selected
-  ascent_norm: jax.Array
-  state: Any
 
 
 class _Second(NamedTuple):
@@ -100,7 +99,6 @@ class Step:
     objective: what the training step gave to differentiate.
     clean: gradient that came in, local to a device.
     params: parameters, unperturbed.
-    allowed: tree of bools: which leaves may be perturbed.
     state: state before the step.
     extra_args: extra arguments that are none of ours.
   """
@@ -109,7 +107,6 @@ class Step:
   objective: Objective
   clean: optax.Updates
   params: optax.Params
-  allowed: Any
   state: SharpnessAwareState
   extra_args: dict[str, Any]
 
@@ -132,11 +129,6 @@ class Step:
     return devices.average(self.clean, self.choices.axis_name)
 
   @property
-  def synced_clean(self) -> optax.Updates:
-    """The clean gradient as an ascent gradient."""
-    return self.average if self.choices.sync_ascent else self.clean
-
-  @property
   def sync_axis(self) -> Any:
     """The axis that an ascent gradient is averaged over, if any."""
     return self.choices.axis_name if self.choices.sync_ascent else None
@@ -152,7 +144,7 @@ class Step:
     perturbed = None
     if jax.tree.leaves(state.perturbation):
       perturbed = self.perturb()
-      perturbation_state = perturbed.state
+      perturbation_state = perturbed.displaced.state
 
     def ascend_branch() -> _Outcome:
       return self.ascend(perturbed)
@@ -184,42 +176,20 @@ class Step:
     selected = self.choices.selection.select(
       self.objective, self.params, self.state.selection, self.state.count
     )
-    inside = masking.keep(self.allowed, self.params)
-
-    def move(epsilon: optax.Updates) -> optax.Params:
-      moved = numerics.add(inside, epsilon)
-      return masking.fill(self.allowed, moved, self.params)
-
-    def ascent_grad_fn(epsilon: optax.Updates) -> optax.Updates:
-      gradient = self._gradient_at(move(epsilon), selected.ascent)
-      return masking.keep(self.allowed, gradient)
-
-    clean_serves = selected.ascent is self.objective
-    ascent_gradient = masking.keep(
-      self.allowed,
-      self.synced_clean
-      if clean_serves
-      else self._gradient_at(self.params, selected.ascent),
-    )
-    choices = self.choices
-    epsilon, perturbation_state = choices.perturbation.update(
-      ascent_gradient,
+    displaced = self.choices.displacement(
+      self._ascent_gradient(selected.ascent),
       self.state.perturbation,
-      inside,
-      **{
-        **self.extra_args,
-        'axis_name': choices.axis_name,
-        'is_synced': choices.sync_ascent,
-        'ascent_grad_fn': ascent_grad_fn,
-        'objective': self.objective.of_leaves(self.allowed),
-      },
+      self.params,
+      gradient_at=lambda point: self._gradient_at(point, selected.ascent),
+      objective=self.objective,
+      extra_args=self.extra_args,
     )
-    return _Perturbed(
-      move(epsilon),
-      selected,
-      numerics.norm(ascent_gradient),
-      perturbation_state,
-    )
+    return _Perturbed(displaced, selected)
+
+  def _ascent_gradient(self, ascent: Objective | None) -> optax.Updates:
+    if ascent is not self.objective:
+      return self._gradient_at(self.params, ascent)
+    return self.average if self.choices.sync_ascent else self.clean
 
   def _gradient_at(
     self, point: optax.Params, ascent: Objective | None
@@ -232,13 +202,13 @@ class Step:
 
   def second_gradient(self, perturbed: _Perturbed) -> _Second:
     """Takes the gradient at the perturbed parameters."""
-    objective = perturbed.selected.descent(perturbed.point)
-    value, gradient = objective.value_and_grad(perturbed.point)
+    point, ascent_norm, _ = perturbed.displaced
+    value, gradient = perturbed.selected.descent(point).value_and_grad(point)
     info = self.state.info
     if value is None:
       value = devices.as_local(info.perturbed_loss, self.choices.axis_name)
     norm, value = numerics.cast_like(
-      (perturbed.ascent_norm, value), (info.ascent_norm, info.perturbed_loss)
+      (ascent_norm, value), (info.ascent_norm, info.perturbed_loss)
     )
     return _Second(gradient, norm, value)
 

@@ -1,0 +1,130 @@
+"""From an ascent gradient to the perturbed parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import optax
+
+from optax_sam import masking, numerics
+from optax_sam.objective import Objective
+
+
+class Displaced(NamedTuple):
+  """Where the second gradient is taken.
+
+  Attributes:
+    point: the perturbed parameters.
+    ascent_norm: norm of the ascent gradient over the leaves that may be
+      perturbed.
+    state: next state of the perturbation.
+  """
+
+  point: optax.Params
+  ascent_norm: jax.Array
+  state: Any
+
+
+class Displacement:
+  """Perturbs the parameters, in one program wherever that is possible.
+
+  Most perturbations are functions of arrays: outside of jit they are one
+  dispatch. Those that call back into the training step, for more gradients,
+  can't be compiled without it and run as they come; the first call finds out.
+  """
+
+  def __init__(
+    self,
+    perturbation: optax.GradientTransformation,
+    mask: masking.Mask,
+    axis_name: Any,
+    is_synced: bool,
+  ) -> None:
+    self._perturbation = optax.with_extra_args_support(perturbation)
+    self._mask = mask
+    self._given = {'axis_name': axis_name, 'is_synced': is_synced}
+    self._calls_back = False
+    self._program = jax.jit(self._displace_alone)
+
+  def init(self, params: optax.Params) -> Any:
+    """Returns the state of the perturbation."""
+    allowed = masking.chosen_leaves(self._mask, params)
+    return self._perturbation.init(masking.keep(allowed, params))
+
+  def __call__(
+    self,
+    gradient: optax.Updates,
+    state: Any,
+    params: optax.Params,
+    *,
+    gradient_at: Callable[[optax.Params], optax.Updates],
+    objective: Objective,
+    extra_args: dict[str, Any],
+  ) -> Displaced:
+    """Perturbs the parameters.
+
+    Args:
+      gradient: ascent gradient.
+      state: state of the perturbation.
+      params: parameters, unperturbed.
+      gradient_at: from parameters to the ascent gradient there.
+      objective: the loss of the batch.
+      extra_args: what the caller of `update` passed besides.
+    """
+    if not self._calls_back and not extra_args:
+      try:
+        return self._program(gradient, state, params)
+      except _CalledBackError:
+        self._calls_back = True
+    return self._displace(
+      gradient, state, params, gradient_at, objective.of_leaves, extra_args
+    )
+
+  def _displace_alone(
+    self, gradient: optax.Updates, state: Any, params: optax.Params
+  ) -> Displaced:
+    return self._displace(
+      gradient, state, params, _refuse, lambda _: _Refusing(), {}
+    )
+
+  def _displace(
+    self,
+    gradient: optax.Updates,
+    state: Any,
+    params: optax.Params,
+    gradient_at: Callable[[optax.Params], optax.Updates],
+    objective_of: Callable[[Any], Any],
+    extra_args: dict[str, Any],
+  ) -> Displaced:
+    allowed = masking.chosen_leaves(self._mask, params)
+    inside = masking.keep(allowed, params)
+    gradient = masking.keep(allowed, gradient)
+
+    def move(epsilon: optax.Updates) -> optax.Params:
+      moved = numerics.add(inside, epsilon)
+      return masking.fill(allowed, moved, params)
+
+    ours = {
+      **self._given,
+      'ascent_grad_fn': lambda e: masking.keep(allowed, gradient_at(move(e))),
+      'objective': objective_of(allowed),
+    }
+    epsilon, new_state = self._perturbation.update(
+      gradient, state, inside, **{**extra_args, **ours}
+    )
+    return Displaced(move(epsilon), numerics.norm(gradient), new_state)
+
+
+class _CalledBackError(Exception):
+  """A perturbation called a function of the training step."""
+
+
+def _refuse(*_: Any) -> NoReturn:
+  raise _CalledBackError
+
+
+class _Refusing:
+  """Stands for an objective as long as nobody looks at it."""
+
+  def __getattr__(self, name: str) -> NoReturn:
+    raise _CalledBackError
