@@ -76,7 +76,7 @@ def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:
 
 
 def keep(chosen: Any, tree: Any) -> Any:
-  """Replaces leaves that aren't chosen by `optax.MaskedNode`; None keeps all."""
+  """Puts `optax.MaskedNode` where a leaf isn't chosen; None chooses all."""
   if chosen is None:
     return tree
   return jax.tree.map(
