@@ -21,6 +21,17 @@ METHODS = {
   'friendly_sam_official': functools.partial(
     optax_sam.friendly_sam, order='official'
   ),
+  'fisher_sam': optax_sam.fisher_sam,
+  'gsam': optax_sam.gsam,
+  'wsam': functools.partial(optax_sam.wsam, gamma=0.6),
+  'look_layer_sam': functools.partial(optax_sam.look_layer_sam, period=2),
+  'sparse_sam_dynamic': functools.partial(
+    optax_sam.sparse_sam_dynamic, refresh_every=2, total_steps=6, key=0
+  ),
+  # With all examples in the Fisher information, however they are spread.
+  'sparse_sam_fisher': functools.partial(
+    optax_sam.sparse_sam_fisher, refresh_every=2
+  ),
   'ss_sam': functools.partial(optax_sam.ss_sam, key=0),
   'look_sam': functools.partial(optax_sam.look_sam, period=2),
   'ae_sam': functools.partial(optax_sam.ae_sam, total_steps=6),
@@ -29,8 +40,21 @@ METHODS = {
 SELECTING = {
   'k_sam': functools.partial(optax_sam.k_sam, ascent=2, descent=3),
   'subset_sam': functools.partial(optax_sam.subset_sam, fraction=0.5, key=0),
+  'esam': functools.partial(optax_sam.esam, key=0),
+  'm_sam': functools.partial(optax_sam.m_sam, micro_batch_size=3),
 }
 WAYS = ('shard_map', 'shard_map_unchecked', 'pmap')
+# One method of every kind goes all ways, the others the strictest one.
+ALL_WAYS = ('sam', 'friendly_sam', 'ss_sam', 'ae_look_sam', 'k_sam')
+
+
+def cases(methods):
+  return [
+    (name, way)
+    for name in methods
+    for way in WAYS
+    if way == 'shard_map' or name in ALL_WAYS
+  ]
 
 
 def test_there_are_eight_devices():
@@ -137,8 +161,7 @@ def shards_of(leaf):
   return [np.asarray(shard.data) for shard in leaf.addressable_shards]
 
 
-@pytest.mark.parametrize('way', WAYS)
-@pytest.mark.parametrize('name', METHODS)
+@pytest.mark.parametrize(('name', 'way'), cases(METHODS))
 def test_synced_ascent_equals_the_global_batch(name, way):
   found, state = run(METHODS[name], way, sync_ascent=True)
   expected, expected_state = run_on_one(METHODS[name])
@@ -151,8 +174,7 @@ def test_synced_ascent_equals_the_global_batch(name, way):
     )
 
 
-@pytest.mark.parametrize('way', WAYS)
-@pytest.mark.parametrize('name', {**METHODS, **SELECTING})
+@pytest.mark.parametrize(('name', 'way'), cases({**METHODS, **SELECTING}))
 def test_replicas_stay_bit_equal(name, way):
   method = {**METHODS, **SELECTING}[name]
   params, state = run(method, way, steps=20)
@@ -195,6 +217,10 @@ def test_local_ascent_is_m_sharpness(way):
     updates, state = base.update(mean, state, params)
     params = optax.apply_updates(params, updates)
   assert_close(of_first_device(found, way), params)
+  parts_on_one_device, _ = run_on_one(
+    functools.partial(optax_sam.m_sam, micro_batch_size=4)
+  )
+  assert_close(parts_on_one_device, params)
   different, _ = run_on_one(optax_sam.sam)
   with pytest.raises(AssertionError):
     assert_close(params, different)
@@ -243,6 +269,14 @@ def averaging_sgd():
     ('ss_sam', 0),
     ('k_sam', 0),
     ('subset_sam', 0),
+    ('gsam', 0),
+    ('wsam', 0),
+    ('fisher_sam', 0),
+    ('esam', 0),
+    ('m_sam', 0),
+    ('sparse_sam_dynamic', 1),  # inside of the branch that refreshes
+    ('sparse_sam_fisher', 1),
+    ('look_layer_sam', 1),
     ('friendly_sam', 1),
     ('ae_sam', 1),
     ('look_sam', 1),
