@@ -10,7 +10,8 @@ _ROOT = pathlib.Path(__file__).parents[2]
 _FLAGS = (
   '--xla_force_host_platform_device_count=8 '
   '--xla_cpu_collective_call_warn_stuck_timeout_seconds=20 '
-  '--xla_cpu_collective_call_terminate_timeout_seconds=60'
+  '--xla_cpu_collective_call_terminate_timeout_seconds=60 '
+  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
 
 
