@@ -21,6 +21,7 @@ from optax_sam.metrics import metrics
 from optax_sam.schedules import rho_like_learning_rate
 from optax_sam.sharpness_aware import sharpness_aware
 from optax_sam.step import SharpnessAwareInfo, SharpnessAwareState
+from optax_sam.wrappers import wsam_decoupled
 
 __version__ = '0.1.0'
 
@@ -55,4 +56,5 @@ __all__ = [
   'subset_sam',
   'unnormalized_sam',
   'wsam',
+  'wsam_decoupled',
 ]

@@ -1,9 +1,11 @@
 """From an ascent gradient to the perturbed parameters."""
 
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import numpy as np
 import optax
 
 from optax_sam import masking, numerics
@@ -71,9 +73,9 @@ class Displacement:
       objective: the loss of the batch.
       extra_args: what the caller of `update` passed besides.
     """
-    if not self._calls_back and not extra_args:
+    if not self._calls_back and _are_arrays(extra_args):
       try:
-        return self._program(gradient, state, params)
+        return self._program(gradient, state, params, extra_args)
       except _CalledBackError:
         self._calls_back = True
     return self._displace(
@@ -81,10 +83,14 @@ class Displacement:
     )
 
   def _displace_alone(
-    self, gradient: optax.Updates, state: Any, params: optax.Params
+    self,
+    gradient: optax.Updates,
+    state: Any,
+    params: optax.Params,
+    extra_args: dict[str, Any],
   ) -> Displaced:
     return self._displace(
-      gradient, state, params, _refuse, lambda _: _Refusing(), {}
+      gradient, state, params, _refuse, lambda _: _Refusing(), extra_args
     )
 
   def _displace(
@@ -113,6 +119,11 @@ class Displacement:
       gradient, state, inside, **{**extra_args, **ours}
     )
     return Displaced(move(epsilon), numerics.norm(gradient), new_state)
+
+
+def _are_arrays(tree: Any) -> bool:
+  kinds = (jax.Array, np.ndarray, numbers.Number)
+  return all(isinstance(leaf, kinds) for leaf in jax.tree.leaves(tree))
 
 
 class _CalledBackError(Exception):

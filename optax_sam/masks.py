@@ -140,9 +140,9 @@ def check_sparsity(sparsity: Any) -> None:
   """Raises unless a sparsity is a Python number in [0, 1]."""
   if not validation.is_python_number(sparsity):
     msg = (
-      f'sparsity decides how many entries are perturbed and must be a Python '
-      f'number in [0, 1], got {sparsity!r}. With optax.inject_hyperparams '
-      f"write static_args=('sparsity',)."
+      f'sparsity must be a Python number in [0, 1], since it decides how many '
+      f'entries are perturbed, got {sparsity!r}. With '
+      f"optax.inject_hyperparams write static_args=('sparsity',)."
     )
     raise ValueError(msg)
   validation.check_number('sparsity', sparsity, at_least=0, at_most=1)

@@ -73,11 +73,12 @@ class Objective:
     """Returns the loss of every example of the batch, shape (B,)."""
     if self.per_example_value_fn is None or self.batch is None:
       self._needs_examples()
+    wanted = (self.num_examples,)  # looks at the batch before it is used
     losses = self.per_example_value_fn(self._whole(params), self.batch)
-    if losses.shape != (self.num_examples,):
+    if losses.shape != wanted:
       msg = (
         f'per_example_value_fn must return one loss an example, shape '
-        f'({self.num_examples},), got shape {losses.shape}.'
+        f'{wanted}, got shape {losses.shape}.'
       )
       raise ValueError(msg)
     return losses
@@ -98,8 +99,7 @@ class Objective:
 
   def rows(self, index: jax.Array | slice) -> 'Objective':
     """Returns the mean loss over some of the examples, gathered first."""
-    if self.per_example_value_fn is None or self.batch is None:
-      self._needs_examples()
+    _ = self.num_examples  # says what is wrong with the batch, if anything
     return self.on(jax.tree.map(lambda leaf: leaf[index], self.batch))
 
   def on(self, batch: Any) -> 'Objective':

@@ -81,7 +81,7 @@ def test_drop_and_grow_keeps_the_count(size, data):
   assert found.sum() == active
   dropped, grown = mask & ~found, found & ~mask
   assert dropped.sum() == grown.sum() == moved
-  if 0 < moved:
+  if moved > 0:
     assert drop[dropped].max() <= drop[mask & found].min(initial=99)
     assert grow[grown].min() >= grow[~mask & ~found].max(initial=-1)
 

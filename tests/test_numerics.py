@@ -10,7 +10,9 @@ from hypothesis.extra import numpy as hnp
 
 from optax_sam import numerics
 
-FLOATS = st.floats(-1e3, 1e3, width=32).filter(lambda x: x == 0 or abs(x) > 1e-3)
+FLOATS = st.floats(-1e3, 1e3, width=32).filter(
+  lambda x: x == 0 or abs(x) > 1e-3
+)
 TREES = st.lists(
   hnp.arrays(
     np.float32,

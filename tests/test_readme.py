@@ -12,6 +12,7 @@ import pytest
 import optax_sam
 
 PAGE = pathlib.Path(__file__).parent.parent / 'README.md'
+_NUMBERS = {19: 'nineteen', 20: 'twenty', 21: 'twenty-one'}
 FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
@@ -26,11 +27,14 @@ def python_blocks():
 
 
 def rows(heading):
-  """Returns the cells of the table below a heading, without its head."""
+  """Returns the cells of the tables below a heading, without their heads."""
   section = PAGE.read_text().split(f'\n## {heading}\n')[1].split('\n## ')[0]
   lines = [line for line in section.splitlines() if line.startswith('|')]
-  return [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines][
-    2:
+  cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
+  # A rule of dashes, and the head above it, begin every table of a section.
+  heads = [i for i, row in enumerate(cells) if set(row[0]) == {'-'}]
+  return [
+    row for i, row in enumerate(cells) if i not in heads and i + 1 not in heads
   ]
 
 
@@ -67,11 +71,24 @@ def test_table_of_methods_is_complete():
     if inspect.isfunction(getattr(optax_sam, name))
     and getattr(optax_sam, name).__module__.startswith('optax_sam.methods.')
   }
-  table = {row[0].strip('`'): row for row in rows('Methods')}
-  assert set(table) == functions
+  names = [row[0].strip('`') for row in rows('Methods')]
+  assert sorted(names) == sorted(functions)
+  assert f'{_NUMBERS[len(names)]} published methods' in PAGE.read_text()
+  table = dict(zip(names, rows('Methods'), strict=True))
   for name, (_, _, _, paper) in table.items():
     (link,) = re.findall(r'\((https://arxiv.org/abs/[\d.]+)\)', paper)
     assert link in inspect.getdoc(getattr(optax_sam, name)), name
+
+
+def test_methods_that_need_examples_are_named():
+  (cells,) = [row for row in rows('Arguments of a step') if 'batch' in row[0]]
+  needy = {
+    name
+    for name in (row[0].strip('`') for row in rows('Methods'))
+    if 'needs `per_example_value_fn` and `batch`'
+    in ' '.join(inspect.getdoc(getattr(optax_sam, name)).split())
+  }
+  assert set(re.findall(r'`(\w+)`', cells[2])) == needy
 
 
 def test_table_of_choices_is_complete():
@@ -99,13 +116,19 @@ def test_table_of_choices_is_complete():
 
 
 def test_state_of_methods_is_as_the_table_says():
-  """'none' keeps nothing, 'direction' and 'average' a tree of parameters."""
+  """Says 'none', a key, and what is like the parameters."""
   required = {
     'ae_sam': {'total_steps': 9},
     'ae_look_sam': {'total_steps': 9},
     'ss_sam': {'key': 0},
     'k_sam': {'ascent': 1, 'descent': 1},
     'subset_sam': {'key': 0},
+    'unnormalized_sam': {'rho': 0.1},
+    'sparse_sam_fisher': {'refresh_every': 9},
+    'sparse_sam_dynamic': {'refresh_every': 9, 'total_steps': 9, 'key': 0},
+    'esam': {'key': 0},
+    'ordered_sgd': {'k': 1},
+    'm_sam': {'micro_batch_size': 1},
   }
   params = jnp.zeros(7)
   for cells in rows('Methods'):
@@ -119,7 +142,9 @@ def test_state_of_methods_is_as_the_table_says():
     trees = [leaf for leaf in leaves if leaf.shape == params.shape]
     assert (kept == 'none') == (not leaves), name
     assert len(keys) == ('key' in kept), name
-    assert len(trees) == ('direction' in kept or 'average' in kept), name
+    like_params = ('direction' in kept, 'average' in kept, 'mask' in kept)
+    assert len(trees) == sum(like_params), name
+    assert any(leaf.dtype == bool for leaf in trees) == ('mask' in kept), name
 
 
 def test_small_perturbation_of_bfloat16_is_lost():

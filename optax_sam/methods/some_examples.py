@@ -66,6 +66,7 @@ def k_sam(
   >>> float(u)  # of (w + 3)^2 at 0.5
   7.0
   """
+  selections.check_size('ascent', ascent)
   return sharpness_aware(
     perturbations.scale_to_radius(rho),
     selection=selections.top_k(ascent, descent),

@@ -69,7 +69,11 @@ class Trainer:
       step_lib.branching_on_host(task, method, base)
       if self.on_host
       else step_lib.in_one_program(
-        task, method, base, uses_gradient=methods.uses_gradient(name)
+        task,
+        method,
+        base,
+        uses_gradient=methods.uses_gradient(name),
+        takes_single_examples=methods.takes_single_examples(name),
       )
     )
 
@@ -151,8 +155,13 @@ class Trainer:
     return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
 
   def _method(self, seed: int) -> Any:
+    examples = len(self.task.dataset.train['labels'])
     return methods.build(
-      self.name, self.settings, total_steps=self.config.steps, seed=seed
+      self.name,
+      self.settings,
+      total_steps=self.config.steps,
+      seed=seed,
+      epoch_steps=max(1, examples // self.config.batch_size),
     )
 
   def _base(self) -> Any:

@@ -20,6 +20,7 @@ _NOT_SETTABLE = frozenset(
   {
     'total_steps',
     'key',
+    'refresh_every',
     'mask',
     'axis_name',
     'sync_ascent',
@@ -34,12 +35,14 @@ class Method:
 
   Attributes:
     factory: the public function that builds the transformation. Arguments
-      named `total_steps` and `key` are filled by the trainer.
+      named `total_steps`, `refresh_every` and `key` are filled by the trainer.
     gradients: gradients per step, s the share of steps that ascend.
     state: what it keeps beside a step counter.
     paper: where it was published.
     skips: whether some of its steps take no second gradient.
     uses_gradient: whether it reads the clean gradient of the whole batch.
+    takes_single_examples: whether it differentiates the losses of examples one
+      by one, for which batch norm must use its running statistics.
     defaults: the trainer's values of arguments that have no default.
   """
 
@@ -49,6 +52,7 @@ class Method:
   paper: str
   skips: bool = False
   uses_gradient: bool = True
+  takes_single_examples: bool = False
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -71,6 +75,50 @@ METHODS: dict[str, Method] = {
     state='average of gradients',
     paper='Li et al., 2024, arXiv 2403.12350',
   ),
+  'gsam': Method(
+    factory=optax_sam.gsam,
+    gradients='2',
+    state='none',
+    paper='Zhuang et al., 2022, arXiv 2203.08065',
+  ),
+  'gradient_norm_penalty': Method(
+    factory=optax_sam.gradient_norm_penalty,
+    gradients='2',
+    state='none',
+    paper='Zhao et al., 2022, arXiv 2202.03599',
+  ),
+  'wsam': Method(
+    factory=optax_sam.wsam,
+    gradients='2',
+    state='none',
+    paper='Yue et al., 2023, arXiv 2305.15817',
+  ),
+  'fisher_sam': Method(
+    factory=optax_sam.fisher_sam,
+    gradients='2',
+    state='none',
+    paper='Kim et al., 2022, arXiv 2206.04920',
+  ),
+  'unnormalized_sam': Method(
+    factory=optax_sam.unnormalized_sam,
+    gradients='2',
+    state='none',
+    paper='Andriushchenko, Flammarion, 2022, arXiv 2206.06232',
+    defaults={'rho': 0.05},
+  ),
+  'sparse_sam_fisher': Method(
+    factory=optax_sam.sparse_sam_fisher,
+    gradients='2',
+    state='mask',
+    paper='Mi et al., 2022, arXiv 2210.05177',
+    takes_single_examples=True,
+  ),
+  'sparse_sam_dynamic': Method(
+    factory=optax_sam.sparse_sam_dynamic,
+    gradients='2',
+    state='mask, PRNG key',
+    paper='Mi et al., 2022, arXiv 2210.05177',
+  ),
   'ss_sam': Method(
     factory=optax_sam.ss_sam,
     gradients='1 + s',
@@ -80,6 +128,13 @@ METHODS: dict[str, Method] = {
   ),
   'look_sam': Method(
     factory=optax_sam.look_sam,
+    gradients='1 + 1/period',
+    state='one direction',
+    paper='Liu et al., 2022, arXiv 2203.02714',
+    skips=True,
+  ),
+  'look_layer_sam': Method(
+    factory=optax_sam.look_layer_sam,
     gradients='1 + 1/period',
     state='one direction',
     paper='Liu et al., 2022, arXiv 2203.02714',
@@ -107,12 +162,34 @@ METHODS: dict[str, Method] = {
     uses_gradient=False,
     defaults={'ascent': 1 / 3, 'descent': 1 / 3},
   ),
+  'esam': Method(
+    factory=optax_sam.esam,
+    gradients='4/3 + gamma',
+    state='PRNG key',
+    paper='Du et al., 2022, arXiv 2110.03141',
+  ),
+  'ordered_sgd': Method(
+    factory=optax_sam.ordered_sgd,
+    gradients='1/3 + k',
+    state='none',
+    paper='Kawaguchi, Lu, 2020, arXiv 1907.04371',
+    uses_gradient=False,
+    defaults={'k': 0.5},
+  ),
   'subset_sam': Method(
     factory=optax_sam.subset_sam,
     gradients='1 + fraction',
     state='PRNG key',
     paper='Bahri et al., 2022, arXiv 2110.08529',
     uses_gradient=False,
+  ),
+  'm_sam': Method(
+    factory=optax_sam.m_sam,
+    gradients='2',
+    state='none',
+    paper='Foret et al., 2021, arXiv 2010.01412',
+    uses_gradient=False,
+    defaults={'micro_batch_size': 32},
   ),
 }
 
@@ -188,7 +265,12 @@ def complete_settings(
 
 
 def build(
-  name: str, settings: Mapping[str, Any], *, total_steps: int, seed: int
+  name: str,
+  settings: Mapping[str, Any],
+  *,
+  total_steps: int,
+  seed: int,
+  epoch_steps: int = 1,
 ) -> optax.GradientTransformation:
   """Builds a method; any other name is the base optimizer, nothing before it.
 
@@ -197,11 +279,16 @@ def build(
     settings: as `complete_settings` returns them.
     total_steps: for methods whose rule depends on the length of training.
     seed: for methods that draw; it enters the state in `init` only.
+    epoch_steps: for methods that renew something once an epoch.
   """
   if name not in METHODS:
     return optax.identity()
   factory = METHODS[name].factory
-  filled = {'total_steps': total_steps, 'key': seed}
+  filled = {
+    'total_steps': total_steps,
+    'refresh_every': epoch_steps,
+    'key': seed,
+  }
   parameters = inspect.signature(factory).parameters
   arguments = {k: v for k, v in filled.items() if k in parameters}
   try:
@@ -219,6 +306,11 @@ def skips(name: str) -> bool:
 def uses_gradient(name: str) -> bool:
   """Whether a method, or the base optimizer, reads the clean gradient."""
   return name not in METHODS or METHODS[name].uses_gradient
+
+
+def takes_single_examples(name: str) -> bool:
+  """Whether a method differentiates the losses of examples one by one."""
+  return name in METHODS and METHODS[name].takes_single_examples
 
 
 def _parse_value(text: str, name: str, setting: str, value: str) -> Any:

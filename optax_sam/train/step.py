@@ -1,7 +1,7 @@
 """One training step, written once for every method, and where it runs."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -26,7 +26,7 @@ class TrainingState(NamedTuple):
   step: jax.Array
   params: optax.Params
   statistics: Collections
-  opt_state: optax.OptState
+  opt_state: Any
   key: jax.Array
 
 
@@ -39,6 +39,7 @@ def in_one_program(
   base: optax.GradientTransformation,
   *,
   uses_gradient: bool = True,
+  takes_single_examples: bool = False,
 ) -> Step:
   """Returns a jitted step; a method that skips does so inside the program.
 
@@ -48,6 +49,8 @@ def in_one_program(
     base: the base optimizer, the rest of it.
     uses_gradient: whether the method reads the clean gradient. If not, the
       step doesn't log its norm either, and XLA drops that backward pass.
+    takes_single_examples: whether the method differentiates the losses of
+      examples one by one; these are then losses in evaluation mode.
 
   Returns:
     The step, from state and batch to the next state and metrics.
@@ -66,13 +69,18 @@ def in_one_program(
       state.params, statistics, batch, key
     )
 
+    def losses(params: optax.Params, batch: data.Batch) -> jax.Array:
+      if takes_single_examples:
+        return task.single_losses(params, statistics, batch)
+      return task.losses(params, statistics, batch, key)[0]
+
     # Later passes see the same batch, the same statistics, the same dropout.
     updates, opt_state = tx.update(
       grads,
       state.opt_state,
       state.params,
       value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
-      per_example_value_fn=lambda p, b: task.losses(p, statistics, b, key)[0],
+      per_example_value_fn=losses,
       batch=batch,
     )
     params = optax.apply_updates(state.params, updates)

@@ -11,7 +11,7 @@ def print_methods(console: Console) -> None:
   table = Table(
     title='Methods',
     caption='s: share of the steps that take a second gradient. '
-    'For k_sam, 1/3 is the forward pass that ranks the examples.',
+    '1/3 is a forward pass over the batch that ranks the examples.',
   )
   for header in ('method', 'gradients per step', 'state', 'paper'):
     table.add_column(header, overflow='fold')

@@ -49,6 +49,17 @@ class Task:
     )
     return _cross_entropy(logits, batch['labels']), statistics
 
+  def single_losses(
+    self, params: optax.Params, statistics: Collections, batch: data.Batch
+  ) -> jax.Array:
+    """Returns one loss an example in evaluation mode.
+
+    So that no example depends on another: one alone has no variance that batch
+    norm could divide by.
+    """
+    logits = self._apply(params, statistics, batch, train=False)
+    return _cross_entropy(logits, batch['labels'])
+
   def loss(
     self,
     params: optax.Params,

@@ -142,6 +142,29 @@ def test_equals_another_method(name):
   )
 
 
+def test_decoupled_wsam_is_wsam_under_plain_sgd():
+  recording = Recording('P1_sam_davda54')
+  sgd = optax.sgd(0.05)
+  coupled = optax.chain(optax_sam.wsam(RHO, gamma=0.8), sgd)
+  decoupled = optax_sam.wsam_decoupled(
+    sgd, rho=RHO, gamma=0.8, learning_rate=optax.constant_schedule(0.05)
+  )
+  for (left, state), (right, _) in zip(
+    replay(recording, decoupled), replay(recording, coupled), strict=True
+  ):
+    np.testing.assert_allclose(
+      recording.flat(left), recording.flat(right), rtol=0, atol=1e-13
+    )
+  assert optax_sam.metrics(state)['second_gradients'] == recording.steps
+
+
+def test_decoupled_wsam_without_weight_is_its_base():
+  recording = Recording('P1_sam_davda54')
+  tx = optax_sam.wsam_decoupled(base(), rho=RHO, gamma=0.0, learning_rate=0.1)
+  found = [recording.flat(params) for params, _ in replay(recording, tx)]
+  np.testing.assert_array_equal(found, base_trajectory())
+
+
 def test_ordered_sgd_with_all_examples_is_the_base_optimizer():
   found = trajectory(optax_sam.ordered_sgd(k=1.0))
   np.testing.assert_allclose(found, base_trajectory(), rtol=0, atol=1e-13)

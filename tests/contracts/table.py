@@ -17,7 +17,7 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam import descents, perturbations, policies
+from optax_sam import descents, perturbations, policies, selections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,29 +29,46 @@ class Row:
     arguments: what it is called with beside `rho`.
     static: arguments that shape the compiled program, so that
       `optax.inject_hyperparams` must leave them alone.
-    picks_examples: whether it needs `per_example_value_fn` and `batch`.
+    perturbs: whether it perturbs at all, and so takes `rho`, `mask` and
+      `sync_ascent`.
+    needs_examples: whether it needs `per_example_value_fn` and `batch`.
+    ascends_on_parts: whether the gradient that it ascends with is that of a
+      part of the batch.
     skips: whether some of its steps take no second gradient.
+    refreshes: whether it renews what it keeps at some of its steps only.
+    has_length_rho: whether the perturbation has length rho.
+    ascending: arguments with which the first step perturbs.
+    neutral: arguments with which `rho=0` leaves the base optimizer.
+    rounds: whether that holds up to rounding only.
   """
 
   factory: Callable[..., optax.GradientTransformationExtraArgs]
   arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   static: tuple[str, ...] = ()
-  picks_examples: bool = False
+  perturbs: bool = True
+  needs_examples: bool = False
+  ascends_on_parts: bool = False
   skips: bool = False
+  refreshes: bool = False
+  has_length_rho: bool = True
+  ascending: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  neutral: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  rounds: bool = False
 
   def __call__(self, rho: Any = 0.05, **changes: Any) -> Any:
-    """Builds the method."""
-    return self.factory(rho, **{**self.arguments, **changes})
+    """Builds the method; `rho` is left out where there is none."""
+    return self._build(self.factory, rho, changes)
 
   def injected(self, rho: Any = 0.05, **changes: Any) -> Any:
     """Builds it with its numbers in the state, where they can be changed."""
     factory = optax.inject_hyperparams(self.factory, static_args=self.static)
-    return factory(rho, **{**self.arguments, **changes})
+    return self._build(factory, rho, changes)
 
-  @property
-  def rho_0_is_base(self) -> bool:
-    """Whether rho=0 leaves the base optimizer."""
-    return not self.picks_examples
+  def _build(
+    self, factory: Callable[..., Any], rho: Any, changes: Mapping[str, Any]
+  ) -> Any:
+    radius = (rho,) if self.perturbs else ()
+    return factory(*radius, **{**self.arguments, **changes})
 
 
 def unpublished(
@@ -76,41 +93,167 @@ def unpublished(
   )
 
 
+def everything(
+  rho: optax.ScalarOrSchedule,
+  *,
+  ascent: float = 4,
+  descent: float = 0.5,
+  mask: Any = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """A composition in which all four choices keep or need something."""
+  return optax_sam.sharpness_aware(
+    optax.chain(
+      perturbations.subtract_ema(0.5),
+      perturbations.scale_to_radius(rho),
+      perturbations.keep_top_fisher(0.5, num_samples=3, refresh_every=2),
+    ),
+    policy=policies.on_sharp_gradients(20),
+    descent=descents.reuse_orthogonal(),
+    selection=selections.top_k(ascent, descent),
+    mask=mask,
+    axis_name=axis_name,
+    sync_ascent=sync_ascent,
+  )
+
+
+def coupled_gsam(
+  rho: optax.ScalarOrSchedule,
+  *,
+  mask: Any = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """GSAM with a radius that follows the learning rate; `rho` is that rate."""
+  rate = rho if callable(rho) else (lambda _: rho)
+  radius = optax_sam.rho_like_learning_rate(
+    rate, rho_max=1.0, rho_min=0.0, lr_max=1.0, lr_min=0.0
+  )
+  return optax_sam.gsam(
+    radius, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+  )
+
+
 METHODS = {
   'sam': Row(optax_sam.sam, static=('p', 'ascent_steps')),
-  'asam': Row(optax_sam.asam),
+  'asam': Row(optax_sam.asam, has_length_rho=False),
   'friendly_sam': Row(optax_sam.friendly_sam),
-  'ss_sam': Row(optax_sam.ss_sam, {'probability': 0.5, 'key': 1}, skips=True),
+  'gsam': Row(optax_sam.gsam),
+  'gradient_norm_penalty': Row(optax_sam.gradient_norm_penalty),
+  'wsam': Row(optax_sam.wsam),
+  'fisher_sam': Row(optax_sam.fisher_sam, has_length_rho=False),
+  'unnormalized_sam': Row(optax_sam.unnormalized_sam, has_length_rho=False),
+  'ss_sam': Row(
+    optax_sam.ss_sam,
+    {'probability': 0.5, 'key': 1},
+    skips=True,
+    ascending={'probability': 1.0},
+  ),
   'look_sam': Row(optax_sam.look_sam, {'period': 3}, skips=True),
+  'look_layer_sam': Row(
+    optax_sam.look_layer_sam, {'period': 3}, skips=True, has_length_rho=False
+  ),
   'ae_sam': Row(optax_sam.ae_sam, {'total_steps': 20}, skips=True),
   'ae_look_sam': Row(optax_sam.ae_look_sam, {'total_steps': 20}, skips=True),
+  'sparse_sam_fisher': Row(
+    optax_sam.sparse_sam_fisher,
+    {'num_samples': 5, 'refresh_every': 2},
+    static=('sparsity', 'num_samples'),
+    needs_examples=True,
+    refreshes=True,
+    has_length_rho=False,
+  ),
+  'sparse_sam_dynamic': Row(
+    optax_sam.sparse_sam_dynamic,
+    {'refresh_every': 2, 'total_steps': 20, 'key': 1},
+    static=('sparsity',),
+    refreshes=True,
+    has_length_rho=False,
+  ),
   'k_sam': Row(
     optax_sam.k_sam,
     {'ascent': 2, 'descent': 0.5},
     static=('ascent', 'descent'),
-    picks_examples=True,
+    needs_examples=True,
+    ascends_on_parts=True,
+    neutral={'ascent': 1.0, 'descent': 1.0},
+    rounds=True,
+  ),
+  'esam': Row(
+    optax_sam.esam,
+    {'key': 1},
+    static=('gamma',),
+    needs_examples=True,
+    ascending={'beta': 1.0},
+    neutral={'gamma': 1.0},
+    rounds=True,
+  ),
+  'ordered_sgd': Row(
+    optax_sam.ordered_sgd,
+    {'k': 0.5},
+    static=('k',),
+    perturbs=False,
+    needs_examples=True,
+    ascends_on_parts=True,
+    neutral={'k': 1.0},
+    rounds=True,
   ),
   'subset_sam': Row(
     optax_sam.subset_sam,
     {'fraction': 0.25},
     static=('fraction',),
-    picks_examples=True,
+    needs_examples=True,
+    ascends_on_parts=True,
+  ),
+  'm_sam': Row(
+    optax_sam.m_sam,
+    {'micro_batch_size': 3},
+    static=('micro_batch_size',),
+    needs_examples=True,
+    ascends_on_parts=True,
+    rounds=True,
   ),
 }
 
+
+def variant(name: str, factory: Any = None, **changes: Any) -> Row:
+  """Returns the row of a method with other arguments."""
+  row = METHODS[name]
+  return dataclasses.replace(
+    row,
+    factory=factory or row.factory,
+    arguments={**row.arguments, **changes},
+  )
+
+
 # Other settings of these that take another way through the code.
 VARIANTS = {
-  'sam in steps': Row(
-    optax_sam.sam, {'ascent_steps': 2}, static=('p', 'ascent_steps')
+  'sam in steps': variant('sam', ascent_steps=2),
+  'friendly_sam official': variant('friendly_sam', order='official'),
+  'gsam coupled': variant('gsam', coupled_gsam),
+  'gradient_norm_penalty of unit length': dataclasses.replace(
+    variant('gradient_norm_penalty', normalize_clean=True),
+    neutral={'normalize_clean': False},
   ),
-  'friendly_sam official': Row(optax_sam.friendly_sam, {'order': 'official'}),
-  'subset_sam drawn': Row(
-    optax_sam.subset_sam,
-    {'fraction': 3, 'key': 1},
-    static=('fraction',),
-    picks_examples=True,
+  'unnormalized_sam clipped': variant('unnormalized_sam', clip=True),
+  'look_layer_sam layer': variant('look_layer_sam', rule='layer'),
+  'look_layer_sam unit': variant('look_layer_sam', rule='unit'),
+  'sparse_sam_fisher 1:2': variant('sparse_sam_fisher', pattern='1:2'),
+  'esam of a number': variant('esam', gamma=3),
+  'subset_sam drawn': variant('subset_sam', fraction=3, key=1),
+  'unpublished': Row(unpublished, skips=True, ascending={'start': 0}),
+  'everything': Row(
+    everything,
+    static=('ascent', 'descent'),
+    needs_examples=True,
+    ascends_on_parts=True,
+    skips=True,
+    refreshes=True,
+    has_length_rho=False,
+    neutral={'ascent': 1.0, 'descent': 1.0},
+    rounds=True,
   ),
-  'unpublished': Row(unpublished, skips=True),
 }
 
 ROWS = METHODS | VARIANTS
@@ -129,7 +272,8 @@ def every_row(**wanted: bool) -> pytest.MarkDecorator:
 def public_methods() -> dict[str, Callable[..., Any]]:
   """Returns the public functions that build a method.
 
-  Known by the first argument, or by what they say that they return.
+  Known by the first argument, or by what they say that they return. What
+  wraps a base optimizer is no element of a chain and has tests of its own.
   """
   found = {}
   for name in optax_sam.__all__:
@@ -142,7 +286,7 @@ def public_methods() -> dict[str, Callable[..., Any]]:
     builds = inspect.isclass(returns) and issubclass(
       returns, optax.GradientTransformation
     )
-    if first == 'rho' or builds:
+    if first != 'base' and (first == 'rho' or builds):
       found[name] = function
   return found
 
@@ -291,6 +435,18 @@ def assert_close(left: Any, right: Any, tolerance: float = 1e-6) -> None:
   assert jax.tree.structure(left) == jax.tree.structure(right)
   for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
     np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def without_keys(tree):
+  """Returns a tree with keys as the integers that they are made of."""
+  return jax.tree.map(
+    lambda leaf: np.asarray(
+      jax.random.key_data(leaf)
+      if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+      else leaf
+    ),
+    tree,
+  )
 
 
 def all_finite(tree: Any) -> bool:

@@ -4,7 +4,8 @@ The gradient at `w + epsilon` doesn't vanish at a minimum, so with a constant
 radius every method circles around it at a distance that is proportional to
 the radius. The radius goes to zero by a schedule here; then what remains is
 the base optimizer, and the minimum is reached. Rosenbrock's valley is narrow,
-its curvature 1000 across, so the radius starts small there.
+its curvature 1000 across, so the radius starts small there. The learning rate
+goes to zero last, for the method whose clean gradient has unit length.
 
 All examples of both problems have the same minimum, so that those which pick
 examples have it too.
@@ -34,21 +35,27 @@ def _rosenbrock(params, batch):
   return batch['weights'] * ((1 - x) ** 2 + 100 * (y - x**2) ** 2)
 
 
+def _learning_rate(peak, steps):
+  late = 2 * steps // 3
+  decay = optax.cosine_decay_schedule(peak, steps - late)
+  return optax.join_schedules([optax.constant_schedule(peak), decay], [late])
+
+
 _PARABOLA = (
   _parabola,
   {'directions': jnp.asarray(np.sin(np.arange(1, 25)).reshape(8, 3))},
   jnp.zeros(3),
   0.1,
-  optax.sgd(0.2),
-  300,
+  optax.sgd(_learning_rate(0.2, 600)),
+  600,
 )
 _ROSENBROCK = (
   _rosenbrock,
   {'weights': jnp.linspace(0.5, 1.5, 8)},
   jnp.array([-1.0, 1.0]),
   0.01,
-  optax.adam(0.05),
-  2000,
+  optax.adam(_learning_rate(0.05, 6000)),
+  6000,
 )
 
 
@@ -58,7 +65,7 @@ _ROSENBROCK = (
 )
 def test_reaches_the_minimum(name, problem):
   losses, batch, start, radius, base, steps = problem
-  rho = optax.cosine_decay_schedule(radius, steps // 2)
+  rho = optax.cosine_decay_schedule(radius, steps // 3)
   tx = optax.chain(table.ROWS[name](rho), base)
   step = table.training_step(tx, losses)
 

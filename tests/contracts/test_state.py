@@ -51,18 +51,30 @@ def _names(path):
 @table.every_row()
 @pytest.mark.parametrize('mask', [None, {'dense': True, 'norm': False}])
 def test_map_over_the_parts_that_are_like_the_parameters(name, mask):
-  tx = optax.chain(table.ROWS[name](mask=mask), table.base())
+  row = table.ROWS[name]
+  masked = {'mask': mask} if row.perturbs else {}
+  tx = optax.chain(row(**masked), table.base())
   state = tx.init(table.params())
   marked = optax.tree_map_params(tx, lambda leaf: leaf + leaf.size, state)
   for (path, before), after in zip(
     jax.tree.leaves_with_path(state), jax.tree.leaves(marked), strict=True
   ):
-    is_part = {'ema', 'direction', 'trace'} & set(_names(path))
+    is_part = {'ema', 'mask', 'direction', 'trace'} & set(_names(path))
     expected = before + before.size if is_part else before
     table.assert_equal([after], [expected])
 
 
-@pytest.mark.parametrize('name', ['friendly_sam', 'look_sam', 'ae_look_sam'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    'friendly_sam',
+    'look_sam',
+    'look_layer_sam',
+    'ae_look_sam',
+    'sparse_sam_fisher',
+    'sparse_sam_dynamic',
+  ],
+)
 def test_shardings_of_the_parameters_fit_the_state(name):
   tx, params = table.ROWS[name](), table.params()
   specs = jax.tree.map(lambda leaf: f'{leaf.shape}', params)

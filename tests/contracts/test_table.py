@@ -22,14 +22,18 @@ def test_public_names_are_sorted_and_exist():
 
 @pytest.mark.parametrize('name', table.METHODS)
 def test_arguments_in_common(name):
-  parameters = list(
-    inspect.signature(table.METHODS[name].factory).parameters.values()
-  )
+  row = table.METHODS[name]
+  parameters = list(inspect.signature(row.factory).parameters.values())
   kinds = [parameter.kind for parameter in parameters]
-  assert kinds[0] == inspect.Parameter.POSITIONAL_OR_KEYWORD
-  assert set(kinds[1:]) == {inspect.Parameter.KEYWORD_ONLY}
-  last = {parameter.name: parameter.default for parameter in parameters[-3:]}
-  assert last == {'mask': None, 'axis_name': None, 'sync_ascent': False}
+  common = {'mask': None, 'axis_name': None, 'sync_ascent': False}
+  if row.perturbs:
+    assert parameters[0].name == 'rho'
+    assert kinds.pop(0) == inspect.Parameter.POSITIONAL_OR_KEYWORD
+  else:
+    common = {'axis_name': None}
+  assert set(kinds) == {inspect.Parameter.KEYWORD_ONLY}
+  last = parameters[-len(common) :]
+  assert {parameter.name: parameter.default for parameter in last} == common
 
 
 @table.every_row()
@@ -40,13 +44,13 @@ def test_flags_of_the_row(name):
 
   def update(state):
     extra = table.functions(batch)
-    if not row.picks_examples:
+    if not row.needs_examples:
       extra = {'value_fn': value_fn}
     return tx.update(params, state, params, **extra)
 
   program = str(jax.make_jaxpr(update)(tx.init(params)))
-  assert (' cond[' in program) == row.skips
+  assert program.count(' cond[') == row.skips + row.refreshes
 
-  if row.picks_examples:
+  if row.needs_examples:
     with pytest.raises(ValueError, match='per_example_value_fn'):
       tx.update(params, tx.init(params), params, value_fn=value_fn)

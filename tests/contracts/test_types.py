@@ -107,7 +107,7 @@ def test_types_are_stable_outside_of_jit(name):
     state = after
 
 
-@table.every_row()
+@table.every_row(perturbs=True)
 def test_a_schedule_and_an_array_as_the_radius(name):
   params = table.params()
   for rho in (optax.constant_schedule(0.1), jnp.asarray(0.1, jnp.float16)):

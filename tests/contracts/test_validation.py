@@ -22,20 +22,37 @@ _BAD = {
   'probability': [-0.1, 1.1, '0.5'],
   'key': [0.5, 'seed', jnp.zeros(2, jnp.uint32)],
   'period': [0, 2.5, -1],
-  'alpha': [-0.1, 1.0],
+  'alpha': [-0.1, 1.0, 1.1, float('nan'), None],
+  'normalize_clean': [2, 'yes'],
+  'clip': [2, 'yes'],
   'per_leaf': [2, 'yes'],
+  'rule': ['published', None],
+  'max_ratio': [0, -1.0, 'large'],
   'total_steps': [0, -5, None],
   'lambda_1': ['low', float('nan')],
   'lambda_2': [None],
-  'ascent': [0, 0.0, 1.1, -1, True],
+  'sparsity': [-0.1, 1.1, 'half', None, True],
+  'num_samples': [0, 1.5, True],
+  'refresh_every': [0, 2.5, None],
+  'pattern': ['half', '4:2', '0:4', None, 2],
+  'drop_rate': [0, 1.1, None],
+  'beta': [0, 1.1, 'half'],
+  'gamma': [0, 0.0, 1.0, -0.5, 1.5, 'half', True],
+  'ascent': [0, 0.0, 1.1, -1, True, None],
   'descent': [0, 1.5, 'half'],
+  'k': [0, 0.0, 1.5, True, None],
   'fraction': [0, 0.0, 1.5, None],
+  'micro_batch_size': [0, -1, 2.5, True, None],
   'sync_ascent': ['yes', 2],
 }
 # Values that some method takes.
 _GOOD = {
   ('ae_sam', 'decay'): [0.0],
   ('ae_look_sam', 'decay'): [0.0],
+  ('gsam', 'alpha'): [1.0, 1.1],
+  ('gradient_norm_penalty', 'alpha'): [1.0],
+  ('wsam', 'gamma'): [0],
+  ('esam', 'gamma'): [1.0],
 }
 # Arguments of every kind, or checked where they meet the parameters.
 _UNCHECKED = {'mask', 'axis_name', 'scaled'}
@@ -45,7 +62,8 @@ def _cases():
   for name, row in table.METHODS.items():
     for argument in inspect.signature(row.factory).parameters:
       for value in _BAD.get(argument, ()):
-        if value not in _GOOD.get((name, argument), ()):
+        good = _GOOD.get((name, argument), ())
+        if isinstance(value, bool) or value not in good:
           yield name, argument, value
 
 
@@ -63,7 +81,7 @@ def test_a_bad_value_is_refused(name, argument, value):
   assert repr(value) in str(info.value)
 
 
-@table.every_row()
+@table.every_row(perturbs=True)
 def test_averaging_without_an_axis(name):
   with pytest.raises(ValueError, match=r'sync_ascent=True needs axis_name'):
     table.ROWS[name](sync_ascent=True)
@@ -76,16 +94,38 @@ def test_required_arguments():
       for parameter in inspect.signature(row.factory).parameters.values()
       if parameter.default is inspect.Parameter.empty
     }
-    assert needed <= row.arguments.keys(), name
+    assert needed <= {'rho', *row.arguments}, name
     if needed:
       with pytest.raises(TypeError, match=next(iter(needed))):
-        row.factory(0.05)
+        row.factory()
 
 
 @pytest.mark.parametrize('argument', ['lambda_1', 'lambda_2'])
 def test_a_threshold_that_no_step_can_reach(argument):
   with pytest.warns(UserWarning, match=rf'{argument}=4 is above 1 / sqrt'):
     optax_sam.ae_sam(total_steps=10, decay=0.9, **{argument: 4})
+
+
+_COUPLING = {'rho_max': 0.6, 'rho_min': 0.1, 'lr_max': 1.0, 'lr_min': 0.0}
+
+
+@pytest.mark.parametrize(
+  ('argument', 'value'),
+  [
+    ('learning_rate', 0.1),
+    ('rho_min', -0.1),
+    ('rho_max', 0.05),
+    ('rho_max', None),
+    ('lr_min', 'none'),
+    ('lr_max', -1.0),
+    ('lr_max', float('nan')),
+  ],
+)
+def test_a_radius_that_cannot_follow_the_learning_rate(argument, value):
+  arguments = {'learning_rate': optax.constant_schedule(0.5), **_COUPLING}
+  with pytest.raises(ValueError, match=rf'^{argument} must be ') as info:
+    optax_sam.rho_like_learning_rate(**{**arguments, argument: value})
+  assert repr(value) in str(info.value)
 
 
 def test_traced_values_pass():

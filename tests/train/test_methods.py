@@ -38,6 +38,22 @@ def test_an_explicit_setting_beats_rho_which_beats_the_default():
   assert methods.complete_settings('asam', {'rho': 1}, 0.2)['rho'] == 1
 
 
+def test_a_method_that_perturbs_nothing_is_offered_no_radius():
+  assert methods.complete_settings('ordered_sgd', {}, 0.2) == {'k': 0.5}
+  with pytest.raises(ValueError, match=r"no setting 'rho'; choose among k$"):
+    methods.parse_settings(['ordered_sgd.rho=1'], ['ordered_sgd'])
+
+
+def test_every_public_method_has_a_row():
+  public = {
+    name
+    for name, member in vars(optax_sam).items()
+    if inspect.isfunction(member)
+    and member.__module__.startswith('optax_sam.methods.')
+  }
+  assert set(methods.METHODS) == public
+
+
 def test_assignments_are_parsed_with_their_types():
   parsed = methods.parse_settings(
     ['ae_sam.lambda_2=2', 'friendly_sam.order=official', 'k_sam.ascent=0.25'],
@@ -107,4 +123,7 @@ def test_skips_says_whether_a_conditional_is_compiled(name):
 
   params = jnp.ones(3)
   program = jax.make_jaxpr(update)(params, tx.init(params), jnp.ones((4, 3)))
-  assert ('cond[' in str(program)) == methods.skips(name)
+  # Renewing a mask now and then is a conditional too.
+  parameters = inspect.signature(methods.METHODS[name].factory).parameters
+  refreshes = 'refresh_every' in parameters
+  assert str(program).count(' cond[') == methods.skips(name) + refreshes

@@ -23,8 +23,11 @@ def assert_close(left, right, **tolerances):
 
 
 def run(trainer, steps):
-  progress = trainer.start(seed=0)
-  state, losses = progress.state, []
+  return run_from(trainer, trainer.start(seed=0).state, steps)
+
+
+def run_from(trainer, state, steps):
+  losses = []
   for number in range(steps):
     state, metrics = trainer.step(state, trainer.batch(number, seed=0))
     losses.append(float(metrics['loss']))
@@ -96,6 +99,50 @@ def test_running_statistics_come_from_the_clean_pass_only(name):
   found, _ = trainer.step(state, batch)
   assert jax.tree.leaves(expected)
   assert_close(found.statistics, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_fisher_information_uses_the_running_statistics():
+  trainer = problems.trainer(
+    'sparse_sam_fisher', given={'num_samples': 3}, model='cnn'
+  )
+  state = trainer.start(seed=0).state
+  # Two steps on: away from the initial statistics, and from a refresh.
+  state, _ = run_from(trainer, state, 2)
+  batch = trainer.batch(2, seed=0)
+
+  def loss(params, example):
+    return trainer.task.evaluation_loss(params, state.statistics, example)
+
+  gradient = jax.jit(jax.grad(loss))
+  examples = [
+    jax.tree.map(lambda x, i=i: x[i : i + 1], batch) for i in range(3)
+  ]
+  squares = [
+    jax.tree.map(jnp.square, gradient(state.params, example))
+    for example in examples
+  ]
+  scores = jax.tree.map(lambda *s: sum(s), *squares)
+  ranked = np.sort(
+    np.concatenate([np.ravel(s) for s in jax.tree.leaves(scores)])
+  )
+
+  # As at a refresh, whatever the number of steps in an epoch.
+  count = jnp.zeros((), jnp.int32)
+  method_state, base_state = state.opt_state
+  radius, fisher = method_state.perturbation
+  fisher = fisher._replace(count=count)
+  method_state = method_state._replace(perturbation=(radius, fisher))
+  found, _ = trainer.step(
+    state._replace(opt_state=(method_state, base_state)), batch
+  )
+  mask = found.opt_state[0].perturbation[1].mask
+  kept = int(sum(jnp.sum(leaf) for leaf in jax.tree.leaves(mask)))
+  assert kept == len(ranked) // 2
+  threshold = (ranked[-kept] + ranked[-kept - 1]) / 2
+  chosen = jax.tree.map(lambda s: s > threshold, scores)
+  different = jax.tree.map(lambda x, y: jnp.sum(x != y), mask, chosen)
+  # But for entries that differ by rounding about the threshold.
+  assert sum(jax.tree.leaves(different)) <= 0.005 * len(ranked)
 
 
 def test_both_passes_see_the_same_dropout():

@@ -8,18 +8,17 @@ import optax
 
 from optax_sam import devices, masking, numerics, perturbations, validation
 from optax_sam.sharpness_aware import sharpness_aware
-from optax_sam.step import SharpnessAwareState
 
 
 class WsamDecoupledState(NamedTuple):
   """State of `wsam_decoupled`.
 
   Attributes:
-    ascent: state of the sharpness-aware part.
+    ascent: `SharpnessAwareState` of the sharpness-aware part.
     base: state of the base optimizer.
   """
 
-  ascent: SharpnessAwareState
+  ascent: Any
   base: optax.OptState
 
 

@@ -1,0 +1,147 @@
+"""Every policy, perturbation, descent and selection goes with every other.
+
+The whole product is traced, abstractly: each combination takes its step under
+`jax.jit` and hands on a state of the same types. Compiling all of it would take
+minutes, so a part is run: one in which every two members of any two choices
+meet in at least one combination, as most faults need no more than two.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+from optax_sam import descents, perturbations, policies, selections
+from tests.contracts import table
+
+POLICIES = {
+  'always': policies.always,
+  'every': lambda: policies.every(2),
+  'bernoulli': lambda: policies.bernoulli(0.5, 3),
+  'on_sharp_gradients': lambda: policies.on_sharp_gradients(20),
+  'after': lambda: policies.after(1, policies.on_sharp_gradients(20)),
+}
+_BY_RADIUS = perturbations.scale_to_radius
+PERTURBATIONS = {
+  'scale_to_radius': lambda: _BY_RADIUS(optax.constant_schedule(0.1)),
+  'scale_by_radius': lambda: perturbations.scale_by_radius(0.1, clip=True),
+  'scale_to_adaptive_radius': lambda: perturbations.scale_to_adaptive_radius(
+    0.1
+  ),
+  'scale_to_fisher_radius': lambda: perturbations.scale_to_fisher_radius(0.1),
+  'scale_by_trust_ratio_radius': (
+    lambda: perturbations.scale_by_trust_ratio_radius(0.1)
+  ),
+  'ascend_repeatedly': lambda: perturbations.ascend_repeatedly(0.1, 2),
+  'subtract_ema': lambda: optax.chain(
+    perturbations.subtract_ema(0.5), _BY_RADIUS(0.1)
+  ),
+  'keep_top_fisher': lambda: optax.chain(
+    _BY_RADIUS(0.1),
+    perturbations.keep_top_fisher(num_samples=3, refresh_every=2),
+  ),
+  'keep_dynamic': lambda: optax.chain(
+    _BY_RADIUS(0.1),
+    perturbations.keep_dynamic(refresh_every=2, total_steps=20, key=1),
+  ),
+  'keep_n_of_m': lambda: optax.chain(
+    perturbations.keep_n_of_m(1, 3), _BY_RADIUS(0.1)
+  ),
+  'keep_random_entries': lambda: optax.chain(
+    perturbations.keep_random_entries(0.5, 1), _BY_RADIUS(0.1)
+  ),
+  'keep_random_tensors': lambda: optax.chain(
+    perturbations.keep_random_tensors(0.5, 1), _BY_RADIUS(0.1)
+  ),
+}
+DESCENTS = {
+  'perturbed_gradient': descents.perturbed_gradient,
+  'mix': lambda: descents.mix(0.5, normalize_clean=True),
+  'surrogate_gap': descents.surrogate_gap,
+  'reuse_orthogonal': descents.reuse_orthogonal,
+}
+SELECTIONS = {
+  'all_examples': selections.all_examples,
+  'random_subset': lambda: selections.random_subset(0.5, 1),
+  'top_k': lambda: selections.top_k(3, 0.5),
+  'sharpest': lambda: selections.sharpest(0.5),
+  'micro_batches': lambda: selections.micro_batches(3),
+}
+_CHOICES = (PERTURBATIONS, POLICIES, DESCENTS, SELECTIONS)
+_SUBMODULES = (perturbations, policies, descents, selections)
+
+
+def _pairs(combination):
+  return set(itertools.combinations(enumerate(combination), 2))
+
+
+def _covering_pairs():
+  """Returns combinations in which every pair of members meets, greedily."""
+  product = [
+    (combination, _pairs(combination))
+    for combination in itertools.product(*_CHOICES)
+  ]
+  missing, chosen = set().union(*(pairs for _, pairs in product)), []
+  while missing:
+    combination, pairs = max(product, key=lambda row: len(row[1] & missing))
+    chosen.append(combination)
+    missing -= pairs
+  return chosen
+
+
+def _method(combination):
+  perturbation, policy, descent, selection = (
+    members[name]() for members, name in zip(_CHOICES, combination, strict=True)
+  )
+  return optax_sam.sharpness_aware(
+    perturbation, policy=policy, descent=descent, selection=selection
+  )
+
+
+def _types(tree):
+  return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+
+
+def test_no_member_is_left_out():
+  """Members are those that the README's table of choices names."""
+  for members, module in zip(_CHOICES, _SUBMODULES, strict=True):
+    public = {
+      name
+      for name, value in vars(module).items()
+      if callable(value)
+      and not isinstance(value, type)
+      and getattr(value, '__module__', '').startswith(module.__name__)
+      and not name.startswith('_')
+    }
+    assert set(members) == public - {'largest', 'num_examples', 'check_size'}
+
+
+@pytest.mark.parametrize('perturbation', PERTURBATIONS)
+def test_types_of_the_whole_product_are_stable(perturbation):
+  params, batch = table.params(), table.batch()
+  for rest in itertools.product(*_CHOICES[1:]):
+    tx = _method((perturbation, *rest))
+    state = tx.init(params)
+    updates, after = jax.eval_shape(
+      lambda s, tx=tx: tx.update(params, s, params, **table.functions(batch)),
+      state,
+    )
+    assert _types(updates) == _types(params), rest
+    assert _types(after) == _types(state), rest
+    assert jax.tree.structure(after) == jax.tree.structure(state), rest
+
+
+@pytest.mark.parametrize('combination', _covering_pairs(), ids='-'.join)
+def test_three_steps(combination):
+  tx = optax.chain(_method(combination), table.base())
+  step = jax.jit(table.training_step(tx))
+  start = table.start(tx)
+  state = table.train(step, start, range(3))
+  assert step._cache_size() == 1
+  assert table.all_finite(state)
+  assert int(optax_sam.metrics(state[1])['count']) == 3
+  moved = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), state[0], start[0])
+  assert all(jax.tree.leaves(moved))
