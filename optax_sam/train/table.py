@@ -13,7 +13,8 @@ def print_methods(console: Console) -> None:
     caption='s: share of the steps that take a second gradient. '
     '1/3 is a forward pass over the batch that ranks the examples.',
   )
-  for header in ('method', 'gradients per step', 'state', 'paper'):
+  table.add_column('method', no_wrap=True)
+  for header in ('gradients per step', 'state', 'paper'):
     table.add_column(header, overflow='fold')
   for name, method in METHODS.items():
     table.add_row(name, method.gradients, method.state, method.paper)
