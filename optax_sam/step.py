@@ -208,7 +208,7 @@ class Step:
     if value is None:
       value = devices.as_local(info.perturbed_loss, self.choices.axis_name)
     norm, value = numerics.cast_like(
-      (ascent_norm, value), (info.ascent_norm, info.perturbed_loss)
+      (ascent_norm, jnp.asarray(value)), (info.ascent_norm, info.perturbed_loss)
     )
     return _Second(gradient, norm, value)
 

@@ -1,6 +1,7 @@
 """One training step, written once for every method, and where it runs."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import optax
 from optax_sam.train import data
 from optax_sam.train.task import Collections, Task
 
-Metrics = dict[str, jax.Array]
+Metrics = Mapping[str, jax.Array]
 
 
 class TrainingState(NamedTuple):
@@ -120,12 +121,12 @@ def branching_on_host(
     batch: data.Batch,
     key: jax.Array,
     count: jax.Array,
-  ) -> tuple[jax.Array, Collections, optax.Updates, jax.Array, jax.Array]:
+  ) -> tuple[jax.Array, Collections, optax.Updates, jax.Array]:
     key = jax.random.fold_in(key, count)
     (loss, statistics), grads = jax.value_and_grad(task.loss, has_aux=True)(
       params, statistics, batch, key
     )
-    return loss, statistics, grads, key, optax.tree.norm(grads)
+    return loss, statistics, grads, key
 
   @jax.jit
   def gradient(
@@ -145,17 +146,25 @@ def branching_on_host(
     direction: optax.Updates,
     base_state: optax.OptState,
     count: jax.Array,
-  ) -> tuple[optax.Params, optax.OptState, jax.Array, jax.Array, jax.Array]:
+  ) -> tuple[optax.Params, optax.OptState, jax.Array]:
     updates, base_state = base.update(direction, base_state, params)
-    params = optax.apply_updates(params, updates)
-    norms = optax.tree.norm(params), optax.tree.norm(updates)
-    return params, base_state, count + 1, *norms
+    return optax.apply_updates(params, updates), base_state, count + 1
+
+  @jax.jit
+  def norms(
+    grads: optax.Updates, before: optax.Params, after: optax.Params
+  ) -> Metrics:
+    return {
+      'gradient_norm': optax.tree.norm(grads),
+      'parameter_norm': optax.tree.norm(after),
+      'update_norm': optax.tree.norm(optax.tree.sub(after, before)),
+    }
 
   def step(
     state: TrainingState, batch: data.Batch
   ) -> tuple[TrainingState, Metrics]:
     method_state, base_state = state.opt_state
-    loss, statistics, grads, key, gradient_norm = clean_pass(
+    loss, statistics, grads, key = clean_pass(
       state.params, state.statistics, batch, state.key, state.step
     )
     direction, method_state = method.update(
@@ -168,19 +177,30 @@ def branching_on_host(
       )[0],
       batch=batch,
     )
-    params, base_state, count, parameter_norm, update_norm = descend(
+    params, base_state, count = descend(
       state.params, direction, base_state, state.step
     )
-    return (
-      TrainingState(
-        count, params, statistics, (method_state, base_state), state.key
-      ),
-      {
-        'loss': loss,
-        'gradient_norm': gradient_norm,
-        'parameter_norm': parameter_norm,
-        'update_norm': update_norm,
-      },
+    new_state = TrainingState(
+      count, params, statistics, (method_state, base_state), state.key
+    )
+    return new_state, _OnDemand(
+      lambda: {'loss': loss, **norms(grads, state.params, params)}
     )
 
   return step
+
+
+class _OnDemand(Mapping[str, jax.Array]):
+  """Metrics that cost a program of their own, run once they are looked at."""
+
+  def __init__(self, compute: Callable[[], Metrics]) -> None:
+    self._compute = functools.cache(compute)
+
+  def __getitem__(self, name: str) -> jax.Array:
+    return self._compute()[name]
+
+  def __iter__(self) -> Iterator[str]:
+    return iter(self._compute())
+
+  def __len__(self) -> int:
+    return len(self._compute())
