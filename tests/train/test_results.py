@@ -95,6 +95,17 @@ def test_base_comes_first_and_the_others_keep_their_order():
   assert [row.method for row in rows] == ['sgd', 'sam', 'asam', 'gsam']
 
 
+def test_equal_differences_are_equal_in_float32():
+  right = {0: (788, 789), 1: (787, 788), 2: (786, 787)}
+  base, sam = (
+    {seed: float(np.float32(pair[i] / 797)) for seed, pair in right.items()}
+    for i in (0, 1)
+  )
+  found = paired_difference(sam, base)
+  assert found.interval is None
+  assert not found.resolved
+
+
 def test_only_seeds_that_both_have_are_paired():
   runs = [run('sgd', seed, value) for seed, value in enumerate(SGD)]
   runs += [run('sam', 3, 0.96), run('sam', 1, 0.94), run('sam', 9, 0.5)]
