@@ -50,8 +50,9 @@ class Checkpoints:
       return
     record = {
       'step': progress.step,
-      'log': progress.log,
-      'evaluations': progress.evaluations,
+      # Copies: the run adds rows while these are written in the background.
+      'log': list(progress.log),
+      'evaluations': list(progress.evaluations),
       'settings': self._settings,
       'fingerprint': int(_fingerprint(progress.state)),
     }

@@ -144,6 +144,25 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, copy):
   assert_same_end(copy, whole[0])
 
 
+def test_rows_that_come_while_a_checkpoint_is_written_are_not_in_it(
+  tmp_path,
+):
+  start = problems.trainer('sam').start(seed=0)
+  with checkpoints.Checkpoints(tmp_path, {}) as saved:
+    for step in range(1, 21):
+      start.step = step
+      start.log.append({'step': float(step)})
+      start.evaluations.append({'step': float(step)})
+      saved.save(start)
+      # Written in the background, from what these lists hold by then.
+      start.log.append({'step': -1.0})
+      start.evaluations.append({'step': -1.0})
+      start.log.pop(-2)
+      start.evaluations.pop(-2)
+    found = saved.restore(start.state, print)
+  assert found.log[-1] == found.evaluations[-1] == {'step': 20.0}
+
+
 def test_other_arrays_than_were_saved_count_as_damage(copy):
   checkpoint = copy.output / 'checkpoints'
   shutil.rmtree(checkpoint / '12' / 'state')
