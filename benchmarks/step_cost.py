@@ -67,7 +67,6 @@ def rows() -> list[Row]:
   steps = {'total_steps': _TOTAL_STEPS}
   return [
     Row('SGD', optax.identity()),
-    Row('SGD, on the host', optax.identity(), host),
     Row('sam', optax_sam.sam()),
     Row('asam', optax_sam.asam()),
     Row('friendly_sam', optax_sam.friendly_sam()),

@@ -20,10 +20,10 @@ def metrics(opt_state: Any) -> dict[str, Any]:
 
   Returns:
     A flat dict of scalar arrays: `count`, the fields of `SharpnessAwareInfo`
-    (`ascended`, `second_gradients`, `ascent_norm`, `perturbed_loss`), and
-    whatever scalars the choices keep, such as `policy/threshold` of `ae_sam`
-    or `descent/ratio` of `look_sam`. Several elements are told apart by a
-    number in front: `0/count`, `1/count`.
+    (`ascended`, `decided`, `second_gradients`, `ascent_norm`,
+    `perturbed_loss`), and whatever scalars the choices keep, such as
+    `policy/threshold` of `ae_sam` or `descent/ratio` of `look_sam`. Several
+    elements are told apart by a number in front: `0/count`, `1/count`.
 
   Raises:
     ValueError: if there is no such element.
@@ -31,8 +31,8 @@ def metrics(opt_state: Any) -> dict[str, Any]:
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax_sam.look_sam(), optax.sgd(0.1))
   >>> sorted(optax_sam.metrics(tx.init(jnp.ones(3))))
-  ['ascended', 'ascent_norm', 'count', 'descent/ratio', 'perturbed_loss',
-  'policy/count', 'second_gradients']
+  ['ascended', 'ascent_norm', 'count', 'decided', 'descent/ratio',
+  'perturbed_loss', 'policy/count', 'second_gradients']
   """
   found = [
     node

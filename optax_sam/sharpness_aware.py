@@ -77,7 +77,10 @@ def sharpness_aware(
     A transformation whose `update` takes, beside the usual arguments,
     `value_fn` (from the parameters to the scalar loss of the batch), or
     `grad_fn` (to its gradient, or to (loss, gradient)), or
-    `per_example_value_fn` and `batch` (to the losses of its examples).
+    `per_example_value_fn` and `batch` (to the losses of its examples). A
+    further `ascend=True` or `False` takes that branch whatever the policy
+    decides, whose statistics go on and whose decision is in the state: for
+    programs that are compiled for one branch each.
 
   Raises:
     ValueError: if an argument is none of these, and in `update` if what the
@@ -134,6 +137,7 @@ def sharpness_aware(
       selection=choices.selection.init(params),
       info=SharpnessAwareInfo(
         ascended=jnp.zeros((), bool),
+        decided=jnp.zeros((), bool),
         second_gradients=jnp.zeros((), jnp.int32),
         ascent_norm=scalar,
         # A buffer of its own: the same one can't be donated twice.
@@ -150,6 +154,7 @@ def sharpness_aware(
     grad_fn: GradFn | None = None,
     per_example_value_fn: PerExampleValueFn | None = None,
     batch: Any = None,
+    ascend: bool | None = None,
     **extra_args: Any,
   ) -> tuple[Any, SharpnessAwareState]:
     if params is None:
@@ -158,6 +163,7 @@ def sharpness_aware(
         'value_fn=value_fn).'
       )
       raise ValueError(msg)
+    validation.check_choice('ascend', ascend, (None, True, False))
     floats = masking.float_leaves(params)
     step = Step(
       choices=choices,
@@ -173,6 +179,7 @@ def sharpness_aware(
       clean=masking.keep(floats, updates),
       params=masking.keep(floats, params),
       state=state,
+      forced=ascend,
       extra_args=extra_args,
     )
     direction, new_state = step.run()

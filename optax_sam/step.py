@@ -21,6 +21,8 @@ class SharpnessAwareInfo(NamedTuple):
 
   Attributes:
     ascended: whether the last step took the second gradient, a scalar bool.
+    decided: whether the policy decided so, a scalar bool; the same, unless the
+      caller chose the branch with `ascend`.
     second_gradients: number of steps so far that took it, a scalar int32.
     ascent_norm: norm of the ascent gradient at the last step that took it, a
       scalar; 0 before the first.
@@ -29,6 +31,7 @@ class SharpnessAwareInfo(NamedTuple):
   """
 
   ascended: jax.Array
+  decided: jax.Array
   second_gradients: jax.Array
   ascent_norm: jax.Array
   perturbed_loss: jax.Array
@@ -100,6 +103,7 @@ class Step:
     clean: gradient that came in, local to a device.
     params: parameters, unperturbed.
     state: state before the step.
+    forced: which branch the caller chose, None to follow the policy.
     extra_args: extra arguments that are none of ours.
   """
 
@@ -108,6 +112,7 @@ class Step:
   clean: optax.Updates
   params: optax.Params
   state: SharpnessAwareState
+  forced: bool | None
   extra_args: dict[str, Any]
 
   @functools.cached_property
@@ -137,7 +142,8 @@ class Step:
     """Takes the step; returns the direction and the new state."""
     choices, state = self.choices, self.state
     devices.check_local(self.clean, choices.axis_name)
-    ascend, policy_state = choices.policy.decide(self.average, state.policy)
+    decided, policy_state = choices.policy.decide(self.average, state.policy)
+    ascend = decided if self.forced is None else self.forced
 
     # Statistics must not miss a step, skipped or not.
     perturbation_state = state.perturbation
@@ -156,11 +162,11 @@ class Step:
     if not self.needs_average:
       outcome = self._averaged(outcome)
 
-    count, ascended, taken = _advance(
-      state.count, state.info.second_gradients, ascend
+    count, ascended, decided, taken = _advance(
+      state.count, state.info.second_gradients, ascend, decided
     )
     info = SharpnessAwareInfo(
-      ascended, taken, outcome.ascent_norm, outcome.perturbed_loss
+      ascended, decided, taken, outcome.ascent_norm, outcome.perturbed_loss
     )
     return outcome.direction, SharpnessAwareState(
       count=count,
@@ -270,7 +276,10 @@ class Step:
 
 @jax.jit
 def _advance(
-  count: jax.Array, taken: jax.Array, ascend: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+  count: jax.Array, taken: jax.Array, ascend: Any, decided: Any
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
   ascended = jnp.asarray(ascend)
-  return numerics.increment(count), ascended, taken + ascended.astype(jnp.int32)
+  taken = taken + ascended.astype(jnp.int32)
+  # A buffer of its own: the same one can't be donated twice.
+  decided = jnp.asarray(decided).copy()
+  return numerics.increment(count), ascended, decided, taken

@@ -1,8 +1,11 @@
 """Policies: which steps take the second gradient, and that others don't."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from scipy import stats
 
@@ -212,6 +215,47 @@ def test_both_ways_to_branch_give_the_same(name):
   assert outside[1] == inside[1]
   for eager, jitted in zip(outside[0], inside[0], strict=True):
     np.testing.assert_allclose(eager, jitted, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', table.METHODS)
+def test_a_branch_of_the_callers_choice(name):
+  # Programs that are compiled for one branch each take the policy's steps.
+  tx = table.METHODS[name]()
+  batch = table.batch()
+  params, state = table.params(), tx.init(table.params())
+
+  def step(params, state, **branch):
+    given = table.functions(batch)
+    grads = jax.grad(given['value_fn'])(params)
+    return tx.update(grads, state, params, **given, **branch)
+
+  follow = jax.jit(step)
+  programs = {
+    branch: jax.jit(functools.partial(step, ascend=branch))
+    for branch in (False, True)
+  }
+  for program in programs.values():
+    text = program.lower(params, state).compile().as_text()
+    assert ('conditional(' in text) == table.METHODS[name].refreshes
+  for _ in range(4):
+    found = {branch: run(params, state) for branch, run in programs.items()}
+    updates, state = follow(params, state)
+    decided = bool(state.info.decided)
+    same = table.without_keys((updates, state))
+    table.assert_close(table.without_keys(found[decided]), same)
+    # The branch that wasn't taken: the statistics went on all the same.
+    _, other = found[not decided]
+    assert bool(other.info.ascended) != bool(other.info.decided) == decided
+    for choice in ('policy', 'perturbation', 'count'):
+      states = (getattr(other, choice), getattr(state, choice))
+      table.assert_close(*map(table.without_keys, states))
+    params = optax.apply_updates(params, optax.tree.scale(-0.05, updates))
+
+
+def test_the_choice_of_a_branch_is_a_bool():
+  tx, w = optax_sam.sam(), jnp.ones(3)
+  with pytest.raises(ValueError, match=r'^ascend must be one of None, True'):
+    tx.update(w, tx.init(w), w, grad_fn=lambda p: p, ascend='yes')
 
 
 @pytest.mark.parametrize('name', table.METHODS)

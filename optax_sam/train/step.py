@@ -1,12 +1,12 @@
 """One training step, written once for every method, and where it runs."""
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import optax
 
+import optax_sam
 from optax_sam.train import data
 from optax_sam.train.task import Collections, Task
 
@@ -34,6 +34,14 @@ class TrainingState(NamedTuple):
 Step = Callable[[TrainingState, data.Batch], tuple[TrainingState, Metrics]]
 
 
+class _CleanPass(NamedTuple):
+  """What the gradient at the unperturbed parameters leaves to the rest."""
+
+  loss: jax.Array
+  statistics: Collections
+  grads: optax.Updates
+
+
 def in_one_program(
   task: Task,
   method: optax.GradientTransformation,
@@ -56,45 +64,17 @@ def in_one_program(
   Returns:
     The step, from state and batch to the next state and metrics.
   """
-  tx = optax.with_extra_args_support(optax.chain(method, base))
+  descend = _descending(
+    task,
+    optax.chain(method, base),
+    uses_gradient=uses_gradient,
+    takes_single_examples=takes_single_examples,
+  )
 
   def step(
     state: TrainingState, batch: data.Batch
   ) -> tuple[TrainingState, Metrics]:
-    statistics = state.statistics
-    key = jax.random.fold_in(state.key, state.step)
-
-    # The clean pass: the logged loss, and the only update of batch norm's
-    # running statistics.
-    (loss, new_statistics), grads = jax.value_and_grad(task.loss, has_aux=True)(
-      state.params, statistics, batch, key
-    )
-
-    def losses(params: optax.Params, batch: data.Batch) -> jax.Array:
-      if takes_single_examples:
-        return task.single_losses(params, statistics, batch)
-      return task.losses(params, statistics, batch, key)[0]
-
-    # Later passes see the same batch, the same statistics, the same dropout.
-    updates, opt_state = tx.update(
-      grads,
-      state.opt_state,
-      state.params,
-      value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
-      per_example_value_fn=losses,
-      batch=batch,
-    )
-    params = optax.apply_updates(state.params, updates)
-    metrics = {
-      'loss': loss,
-      'parameter_norm': optax.tree.norm(params),
-      'update_norm': optax.tree.norm(updates),
-    }
-    if uses_gradient:
-      metrics['gradient_norm'] = optax.tree.norm(grads)
-    return TrainingState(
-      state.step + 1, params, new_statistics, opt_state, state.key
-    ), metrics
+    return descend(state, batch, _clean_pass(task, state, batch))
 
   return jax.jit(step)
 
@@ -104,103 +84,105 @@ def branching_on_host(
   method: optax.GradientTransformation,
   base: optax.GradientTransformation,
 ) -> Step:
-  """Returns the same step in several programs, the method's choice in between.
+  """Returns the same step as two programs, the method's choice in between.
 
-  The method sees concrete arrays, so it decides in Python whether to call
-  `grad_fn`. XLA's CPU backend is slow at convolutions inside a conditional;
-  here every gradient is a program of its own.
+  The first program takes the step as if the method skipped, and says what the
+  method decided; if it is to ascend, the second one takes the step anew from
+  the same clean gradient. XLA's CPU backend is slow at convolutions inside a
+  conditional; here is none, and a skipped step is one program like that of
+  the base optimizer.
+
+  Args:
+    task: what to train.
+    method: the first element of the chain, one that may skip.
+    base: the base optimizer, the rest of it.
+
+  Returns:
+    The step, from state and batch to the next state and metrics.
   """
-  method = optax.with_extra_args_support(method)
-
-  # Each program is given what it needs and no more: outside of a program every
-  # array costs time to hand over.
-  @jax.jit
-  def clean_pass(
-    params: optax.Params,
-    statistics: Collections,
-    batch: data.Batch,
-    key: jax.Array,
-    count: jax.Array,
-  ) -> tuple[jax.Array, Collections, optax.Updates, jax.Array]:
-    key = jax.random.fold_in(key, count)
-    (loss, statistics), grads = jax.value_and_grad(task.loss, has_aux=True)(
-      params, statistics, batch, key
-    )
-    return loss, statistics, grads, key
+  descend = _descending(task, optax.chain(method, base))
 
   @jax.jit
-  def gradient(
-    params: optax.Params,
-    statistics: Collections,
-    batch: data.Batch,
-    key: jax.Array,
-  ) -> tuple[jax.Array, optax.Updates]:
-    def loss(params: optax.Params) -> jax.Array:
-      return task.loss(params, statistics, batch, key)[0]
-
-    return jax.value_and_grad(loss)(params)
+  def skip(
+    state: TrainingState, batch: data.Batch
+  ) -> tuple[jax.Array, _CleanPass, tuple[TrainingState, Metrics]]:
+    clean = _clean_pass(task, state, batch)
+    skipped = descend(state, batch, clean, ascend=False)
+    decided = optax_sam.metrics(skipped[0].opt_state)['decided']
+    return decided, clean, skipped
 
   @jax.jit
-  def descend(
-    params: optax.Params,
-    direction: optax.Updates,
-    base_state: optax.OptState,
-    count: jax.Array,
-  ) -> tuple[optax.Params, optax.OptState, jax.Array]:
-    updates, base_state = base.update(direction, base_state, params)
-    return optax.apply_updates(params, updates), base_state, count + 1
-
-  @jax.jit
-  def norms(
-    grads: optax.Updates, before: optax.Params, after: optax.Params
-  ) -> Metrics:
-    return {
-      'gradient_norm': optax.tree.norm(grads),
-      'parameter_norm': optax.tree.norm(after),
-      'update_norm': optax.tree.norm(optax.tree.sub(after, before)),
-    }
+  def ascend(
+    state: TrainingState, batch: data.Batch, clean: _CleanPass
+  ) -> tuple[TrainingState, Metrics]:
+    return descend(state, batch, clean, ascend=True)
 
   def step(
     state: TrainingState, batch: data.Batch
   ) -> tuple[TrainingState, Metrics]:
-    method_state, base_state = state.opt_state
-    loss, statistics, grads, key = clean_pass(
-      state.params, state.statistics, batch, state.key, state.step
-    )
-    direction, method_state = method.update(
-      grads,
-      method_state,
-      state.params,
-      grad_fn=lambda p: gradient(p, state.statistics, batch, key),
-      per_example_value_fn=lambda p, b: task.losses(
-        p, state.statistics, b, key
-      )[0],
-      batch=batch,
-    )
-    params, base_state, count = descend(
-      state.params, direction, base_state, state.step
-    )
-    new_state = TrainingState(
-      count, params, statistics, (method_state, base_state), state.key
-    )
-    return new_state, _OnDemand(
-      lambda: {'loss': loss, **norms(grads, state.params, params)}
-    )
+    decided, clean, skipped = skip(state, batch)
+    return ascend(state, batch, clean) if decided else skipped
 
   return step
 
 
-class _OnDemand(Mapping[str, jax.Array]):
-  """Metrics that cost a program of their own, run once they are looked at."""
+def _clean_pass(
+  task: Task, state: TrainingState, batch: data.Batch
+) -> _CleanPass:
+  """The logged loss, and the only update of batch norm's statistics."""
+  (loss, statistics), grads = jax.value_and_grad(task.loss, has_aux=True)(
+    state.params, state.statistics, batch, _dropout_key(state)
+  )
+  return _CleanPass(loss, statistics, grads)
 
-  def __init__(self, compute: Callable[[], Metrics]) -> None:
-    self._compute = functools.cache(compute)
 
-  def __getitem__(self, name: str) -> jax.Array:
-    return self._compute()[name]
+def _dropout_key(state: TrainingState) -> jax.Array:
+  return jax.random.fold_in(state.key, state.step)
 
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._compute())
 
-  def __len__(self) -> int:
-    return len(self._compute())
+def _descending(
+  task: Task,
+  chain: optax.GradientTransformation,
+  *,
+  uses_gradient: bool = True,
+  takes_single_examples: bool = False,
+) -> Callable[..., tuple[TrainingState, Metrics]]:
+  """Returns the rest of a step, from the clean pass to the next state."""
+  tx = optax.with_extra_args_support(chain)
+
+  def descend(
+    state: TrainingState,
+    batch: data.Batch,
+    clean: _CleanPass,
+    **branch: bool,
+  ) -> tuple[TrainingState, Metrics]:
+    # Later passes see the same batch, the same statistics, the same dropout.
+    statistics, key = state.statistics, _dropout_key(state)
+
+    def losses(params: optax.Params, batch: data.Batch) -> jax.Array:
+      if takes_single_examples:
+        return task.single_losses(params, statistics, batch)
+      return task.losses(params, statistics, batch, key)[0]
+
+    updates, opt_state = tx.update(
+      clean.grads,
+      state.opt_state,
+      state.params,
+      value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
+      per_example_value_fn=losses,
+      batch=batch,
+      **branch,
+    )
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      'loss': clean.loss,
+      'parameter_norm': optax.tree.norm(params),
+      'update_norm': optax.tree.norm(updates),
+    }
+    if uses_gradient:
+      metrics['gradient_norm'] = optax.tree.norm(clean.grads)
+    return TrainingState(
+      state.step + 1, params, clean.statistics, opt_state, state.key
+    ), metrics
+
+  return descend

@@ -129,6 +129,7 @@ def test_metrics_are_what_happened():
     {
       'count': 1,
       'ascended': 1,
+      'decided': 1,
       'second_gradients': 1,
       'ascent_norm': 10.0,
       'perturbed_loss': 5.5**2,

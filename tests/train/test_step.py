@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam.train import methods, optimizers, step
+from optax_sam.train import optimizers
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -159,32 +159,6 @@ def test_dropout_differs_from_step_to_step():
   _, first = trainer.step(state, batch)
   _, second = trainer.step(state._replace(step=state.step + 1), batch)
   assert first['loss'] != second['loss']
-
-
-def test_the_base_optimizer_is_told_no_functions():
-  # On the host its update is one jitted program, which takes arrays only.
-  problem = problems.small_task('mlp')
-  seen = []
-
-  def update(updates, state, params=None, **extra):
-    del params
-    seen.append(extra)
-    return updates, state
-
-  base = optax.GradientTransformationExtraArgs(lambda _: (), update)
-  method = methods.build(
-    'ae_sam',
-    methods.complete_settings('ae_sam', {}, None),
-    total_steps=5,
-    seed=0,
-  )
-  trainer = problems.trainer('ae_sam')
-  state = trainer.start(seed=0).state
-  state = state._replace(opt_state=(method.init(state.params), ()))
-  batch = trainer.batch(0, seed=0)
-  on_host = step.branching_on_host(problem, method, base)
-  on_host(state, batch)
-  assert seen == [{}]
 
 
 def test_weight_decay_spares_biases():
