@@ -152,16 +152,21 @@ def _task(batch_size: int, num_batches: int) -> tuple[Task, list[data.Batch]]:
   return Task(models.build('cnn', _CLASSES, _IMAGE), dataset), batches
 
 
-def main(rounds: int = 60, steps: int = 4, batch_size: int = 128) -> None:
+def main(
+  rounds: int = 40, steps: int = 12, batch_size: int = 100, only: str = ''
+) -> None:
   """Prints a Markdown table of the cost of a step relative to SGD.
 
   Args:
     rounds: number of rounds that count; two more before them warm up.
-    steps: number of steps that a row takes in a round.
+    steps: number of steps that a row takes in a round, not interrupted.
     batch_size: number of examples of a batch.
+    only: measure only the rows with these words in their name, and SGD.
   """
   task, batches = _task(batch_size, steps)
-  runners = [Runner(row, task, batches) for row in rows()]
+  reference_row, *others = rows()
+  chosen = [reference_row, *(row for row in others if only in row.name)]
+  runners = [Runner(row, task, batches) for row in chosen]
   for round_number in range(rounds + 2):
     for runner in runners:
       seconds = runner.turn()

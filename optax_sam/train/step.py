@@ -21,7 +21,8 @@ class TrainingState(NamedTuple):
     params: the parameters, never perturbed between steps.
     statistics: running statistics of batch norm, empty without.
     opt_state: state of the chain of method and base optimizer.
-    key: typed PRNG key of the run; dropout folds the step in.
+    key: typed PRNG key of the run, always the same; dropout folds the step
+      in.
   """
 
   step: jax.Array
@@ -32,6 +33,10 @@ class TrainingState(NamedTuple):
 
 
 Step = Callable[[TrainingState, data.Batch], tuple[TrainingState, Metrics]]
+
+
+_STATISTICS = TrainingState._fields.index('statistics')
+_WithoutKey = tuple[jax.Array, optax.Params, Collections, Any]
 
 
 class _CleanPass(NamedTuple):
@@ -102,26 +107,37 @@ def branching_on_host(
   """
   descend = _descending(task, optax.chain(method, base))
 
+  # A typed key is slow to come out of a program, and while a decision is
+  # waited for nothing else runs: the key of the run goes around them.
   @jax.jit
   def skip(
     state: TrainingState, batch: data.Batch
-  ) -> tuple[jax.Array, _CleanPass, tuple[TrainingState, Metrics]]:
+  ) -> tuple[jax.Array, optax.Updates, _WithoutKey, Metrics]:
     clean = _clean_pass(task, state, batch)
-    skipped = descend(state, batch, clean, ascend=False)
-    decided = optax_sam.metrics(skipped[0].opt_state)['decided']
-    return decided, clean, skipped
+    skipped, metrics = descend(state, batch, clean, ascend=False)
+    decided = optax_sam.metrics(skipped.opt_state)['decided']
+    return decided, clean.grads, skipped[:-1], metrics
 
   @jax.jit
   def ascend(
     state: TrainingState, batch: data.Batch, clean: _CleanPass
-  ) -> tuple[TrainingState, Metrics]:
-    return descend(state, batch, clean, ascend=True)
+  ) -> tuple[_WithoutKey, Metrics]:
+    ascended, metrics = descend(state, batch, clean, ascend=True)
+    return ascended[:-1], metrics
+
+  held: list[Any] = []
 
   def step(
     state: TrainingState, batch: data.Batch
   ) -> tuple[TrainingState, Metrics]:
-    decided, clean, skipped = skip(state, batch)
-    return ascend(state, batch, clean) if decided else skipped
+    decided, grads, after, metrics = skip(state, batch)
+    # Arrays that nobody needs any more are freed while this program runs,
+    # rather than between two of them.
+    held[:] = [state, grads, metrics]
+    if decided:
+      clean = _CleanPass(metrics['loss'], after[_STATISTICS], grads)
+      after, metrics = ascend(state, batch, clean)
+    return TrainingState(*after, key=state.key), metrics
 
   return step
 
