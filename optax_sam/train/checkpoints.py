@@ -53,6 +53,7 @@ class Checkpoints:
       # Copies: the run adds rows while these are written in the background.
       'log': list(progress.log),
       'evaluations': list(progress.evaluations),
+      'best_train_accuracy': progress.best_train_accuracy,
       'settings': self._settings,
       'fingerprint': int(_fingerprint(progress.state)),
     }
@@ -109,9 +110,8 @@ class Checkpoints:
     if int(_fingerprint(found.state)) != record['fingerprint']:
       msg = 'its arrays are not those that were saved'
       raise ValueError(msg)
-    return Progress(
-      found.state, record['step'], record['log'], record['evaluations']
-    )
+    kept = ('step', 'log', 'evaluations', 'best_train_accuracy')
+    return Progress(found.state, **{name: record[name] for name in kept})
 
 
 @jax.jit

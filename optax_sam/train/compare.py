@@ -1,5 +1,6 @@
 """The comparison: methods and seeds, then timing, then the report."""
 
+import dataclasses
 import datetime as dt
 import itertools
 import time
@@ -20,7 +21,6 @@ from optax_sam.train import (
   task,
   timing,
 )
-from optax_sam.train.step import TrainingState
 
 FILES = frozenset(
   {
@@ -104,8 +104,8 @@ def _measure(
   with progress.Reporter(console) as reporter:
     try:
       trainers = _compile(config, problem, settings, reporter)
-      states = _train(config, trainers, runs, reporter)
-      timings += _time(config, trainers, states, reporter)
+      starts = _train(config, trainers, runs, reporter)
+      timings += _time(config, trainers, starts, reporter)
     except KeyboardInterrupt:
       interrupted = True
       reporter.line(f'Interrupted; finished runs: {len(runs)}.')
@@ -153,12 +153,12 @@ def _train(
   trainers: dict[str, loop.Trainer],
   runs: list[results.Run],
   reporter: progress.Reporter,
-) -> dict[str, list[TrainingState]]:
-  """Appends the runs one by one; returns states of seed 0 for the timing.
+) -> dict[str, list[loop.Progress]]:
+  """Appends the runs one by one; returns points of seed 0 for the timing.
 
   One seed after the other, so that an interruption leaves complete pairs.
   """
-  states: dict[str, list[TrainingState]] = {name: [] for name in trainers}
+  starts: dict[str, list[loop.Progress]] = {name: [] for name in trainers}
   points = timing.points(config.steps)
   steps = config.seeds * len(trainers) * config.steps
   with reporter.phase('Training', steps) as phase:
@@ -170,13 +170,15 @@ def _train(
       ) -> None:
         phase.advance()
         if keeps:
-          states[name] += [current.state] * points.count(current.step)
+          # A copy: the run goes on with its own.
+          here = dataclasses.replace(current)
+          starts[name] += [here] * points.count(current.step)
 
       phase.detail(f'{name}, seed {seed}')
       runs.append(_one_run(trainers[name], seed, after_step))
       reporter.line(_summary(runs[-1]))
     phase.detail('')
-  return states
+  return starts
 
 
 def _one_run(
@@ -200,7 +202,7 @@ def _one_run(
 def _time(
   config: config_lib.CompareConfig,
   trainers: dict[str, loop.Trainer],
-  states: dict[str, list[TrainingState]],
+  starts: dict[str, list[loop.Progress]],
   reporter: progress.Reporter,
 ) -> list[results.Timing]:
   if not config.timing_rounds:
@@ -208,7 +210,7 @@ def _time(
   with reporter.phase('Timing', config.timing_rounds) as phase:
     return timing.measure(
       trainers,
-      states,
+      starts,
       base=config.base,
       rounds=config.timing_rounds,
       after_round=phase.advance,

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax_sam
 from optax_sam import sharpness
 from optax_sam.train import config as config_lib
-from optax_sam.train import data, methods, optimizers
+from optax_sam.train import data, epoch_rules, methods, optimizers
 from optax_sam.train import step as step_lib
 from optax_sam.train.step import TrainingState
 from optax_sam.train.task import Collections, Task
@@ -29,12 +29,15 @@ class Progress:
     step: steps taken, which is also the position in the data.
     log: rows of training metrics so far.
     evaluations: rows of test metrics so far.
+    best_train_accuracy: highest training accuracy at the end of an epoch so
+      far; 0 where no setting follows it.
   """
 
   state: TrainingState
   step: int = 0
   log: list[Row] = dataclasses.field(default_factory=list)
   evaluations: list[Row] = dataclasses.field(default_factory=list)
+  best_train_accuracy: float = 0.0
 
 
 class Trainer:
@@ -63,19 +66,10 @@ class Trainer:
       config.execution, has_convolutions=task.model.has_convolutions
     )
     self.temporary_bytes: int | None = None
+    examples = len(task.dataset.train['labels'])
+    self.epoch_steps = max(1, examples // config.batch_size)
     self._schedule = optimizers.schedule(config)
-    method, base = self._method(seed=0), self._base()
-    self.step: Any = (
-      step_lib.branching_on_host(task, method, base)
-      if self.on_host
-      else step_lib.in_one_program(
-        task,
-        method,
-        base,
-        uses_gradient=methods.uses_gradient(name),
-        takes_single_examples=methods.takes_single_examples(name),
-      )
-    )
+    self._compiled: dict[tuple[float, ...], Any] = {}
 
   def start(self, seed: int) -> Progress:
     """Returns a run before its first step."""
@@ -88,23 +82,26 @@ class Trainer:
     step = jnp.zeros((), jnp.int32)
     return Progress(TrainingState(step, params, statistics, opt_state, run_key))
 
-  def compile(self) -> None:
-    """Compiles the step, once for all seeds, and takes its memory down.
+  def compile(self, accuracy: float = 0.0) -> Any:
+    """Returns the step, compiled once for all seeds, and notes its memory.
 
-    A method that branches on the host is several programs, which are compiled
-    as the steps call them; a few steps on a state that is then dropped.
+    Args:
+      accuracy: best training accuracy so far; settings that follow it shape
+        the program, so that there is one for each of their values.
+
+    Returns:
+      The step, from state and batch to the next state and metrics.
     """
-    state = self.start(seed=0).state
-    batch = self.batch(step=0, seed=0)
-    if self.on_host:
-      for _ in range(_WARM_UP_STEPS):
-        state, _ = self.step(state, batch)
-      jax.block_until_ready(state)
-      return
-    compiled = self.step.lower(state, batch).compile()
-    memory = compiled.memory_analysis()
-    self.temporary_bytes = getattr(memory, 'temp_size_in_bytes', None)
-    self.step = compiled
+    values = tuple(self._followed(accuracy).values())
+    if values not in self._compiled:
+      self._compiled[values] = self._compile(accuracy)
+    return self._compiled[values]
+
+  def step(
+    self, state: TrainingState, batch: data.Batch, accuracy: float = 0.0
+  ) -> tuple[TrainingState, step_lib.Metrics]:
+    """Takes one step, from state and batch to the next state and metrics."""
+    return self.compile(accuracy)(state, batch)
 
   def batch(self, step: int, seed: int) -> data.Batch:
     """Returns the batch of a step."""
@@ -128,11 +125,17 @@ class Trainer:
     evaluate_at = evenly_spaced(config.steps, config.evaluations)
     while progress.step < config.steps:
       batch = self.batch(step=progress.step, seed=seed)
-      state, metrics = self.step(progress.state, batch)
+      state, metrics = self.step(
+        progress.state, batch, progress.best_train_accuracy
+      )
       progress.state, progress.step = state, progress.step + 1
       last = progress.step == config.steps
       if last or progress.step % config.log_every == 0:
         progress.log.append(self._log_row(progress, metrics))
+      if progress.step % self.epoch_steps == 0 and self._followed(0.0):
+        progress.best_train_accuracy = max(
+          progress.best_train_accuracy, self._train_accuracy(progress.state)
+        )
       if progress.step in evaluate_at:
         progress.evaluations.append(self._evaluation_row(progress))
       after_step(progress)
@@ -154,14 +157,37 @@ class Trainer:
     )
     return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
 
-  def _method(self, seed: int) -> Any:
-    examples = len(self.task.dataset.train['labels'])
+  def _compile(self, accuracy: float) -> Any:
+    method, base = self._method(seed=0, accuracy=accuracy), self._base()
+    state, batch = self.start(seed=0).state, self.batch(step=0, seed=0)
+    if self.on_host:
+      # Several programs, compiled as the steps call them.
+      step = step_lib.branching_on_host(self.task, method, base)
+      for _ in range(_WARM_UP_STEPS):
+        state, _ = step(state, batch)
+      jax.block_until_ready(state)
+      return step
+    step: Any = step_lib.in_one_program(
+      self.task,
+      method,
+      base,
+      uses_gradient=methods.uses_gradient(self.name),
+      takes_single_examples=methods.takes_single_examples(self.name),
+    )
+    compiled = step.lower(state, batch).compile()
+    size = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', None)
+    if size is not None:
+      self.temporary_bytes = max(size, self.temporary_bytes or 0)
+    return compiled
+
+  def _method(self, seed: int, accuracy: float = 0.0) -> Any:
     return methods.build(
       self.name,
       self.settings,
       total_steps=self.config.steps,
       seed=seed,
-      epoch_steps=max(1, examples // self.config.batch_size),
+      epoch_steps=self.epoch_steps,
+      accuracy=accuracy,
     )
 
   def _base(self) -> Any:
@@ -174,6 +200,10 @@ class Trainer:
       'learning_rate': self._schedule(progress.step - 1),
       **self._method_metrics(progress.state),
     }
+    followed = self._followed(progress.best_train_accuracy)
+    if followed:
+      values['best_train_accuracy'] = progress.best_train_accuracy
+      values |= {f'setting_{name}': value for name, value in followed.items()}
     row = {name: float(value) for name, value in values.items()}
     if not row['second_gradients']:
       row['perturbed_loss'] = math.nan  # not known before the first ascent
@@ -183,6 +213,16 @@ class Trainer:
     if self.name not in methods.METHODS:
       return {'ascended': 0, 'second_gradients': 0}
     return optax_sam.metrics(state.opt_state)
+
+  def _followed(self, accuracy: float) -> dict[str, float]:
+    return epoch_rules.following(self.settings, accuracy)
+
+  def _train_accuracy(self, state: TrainingState) -> float:
+    train = self.task.dataset.train
+    _, share = _evaluate(self.task, state.params, state.statistics, train)
+    # Nine tenths in float32 are below 0.9.
+    examples = len(train['labels'])
+    return round(float(share) * examples) / examples
 
   def _evaluation_row(self, progress: Progress) -> Row:
     params, statistics = progress.state.params, progress.state.statistics

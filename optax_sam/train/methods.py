@@ -13,6 +13,7 @@ from typing import Any
 import optax
 
 import optax_sam
+from optax_sam.train import epoch_rules
 
 # Arguments that the trainer fills or that describe how it runs, rather than
 # what the method is.
@@ -43,7 +44,8 @@ class Method:
     uses_gradient: whether it reads the clean gradient of the whole batch.
     takes_single_examples: whether it differentiates the losses of examples one
       by one, for which batch norm must use its running statistics.
-    defaults: the trainer's values of arguments that have no default.
+    defaults: the trainer's values of arguments that have no default; a value
+      may be a rule that follows the training accuracy.
   """
 
   factory: Callable[..., optax.GradientTransformation]
@@ -55,6 +57,18 @@ class Method:
   takes_single_examples: bool = False
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+
+# The authors' rule. What it leaves open, and where their programs differ:
+# - It doesn't say how training accuracy is measured. One program passes over
+#   the training set after each epoch, another averages over the batches of the
+#   epoch as it trains on them, both in training mode. Here: after the epoch, in
+#   evaluation mode; see the class for why.
+# - They round k down; a fraction of the batch is rounded to the nearest here.
+# - They also halve the learning rate when k falls at 99.5 %, which the rule
+#   doesn't mention; here all methods of a comparison share one schedule.
+_SHARE_OF_LARGEST_LOSSES = epoch_rules.ByTrainingAccuracy(
+  1.0, ((0.8, 1 / 2), (0.9, 1 / 4), (0.95, 1 / 8), (0.995, 1 / 16))
+)
 
 METHODS: dict[str, Method] = {
   'sam': Method(
@@ -174,7 +188,7 @@ METHODS: dict[str, Method] = {
     state='none',
     paper='Kawaguchi, Lu, 2020, arXiv 1907.04371',
     uses_gradient=False,
-    defaults={'k': 0.5},
+    defaults={'k': _SHARE_OF_LARGEST_LOSSES},
   ),
   'subset_sam': Method(
     factory=optax_sam.subset_sam,
@@ -271,6 +285,7 @@ def build(
   total_steps: int,
   seed: int,
   epoch_steps: int = 1,
+  accuracy: float = 0.0,
 ) -> optax.GradientTransformation:
   """Builds a method; any other name is the base optimizer, nothing before it.
 
@@ -280,6 +295,7 @@ def build(
     total_steps: for methods whose rule depends on the length of training.
     seed: for methods that draw; it enters the state in `init` only.
     epoch_steps: for methods that renew something once an epoch.
+    accuracy: the training accuracy, for settings that follow it.
   """
   if name not in METHODS:
     return optax.identity()
@@ -291,8 +307,9 @@ def build(
   }
   parameters = inspect.signature(factory).parameters
   arguments = {k: v for k, v in filled.items() if k in parameters}
+  arguments |= {**settings, **epoch_rules.following(settings, accuracy)}
   try:
-    return factory(**settings, **arguments)
+    return factory(**arguments)
   except (TypeError, ValueError) as error:
     msg = f'{name}: {error}'
     raise ValueError(msg) from error

@@ -132,7 +132,7 @@ def _train(
 ) -> bool:
   """Trains to the end, saving on the way; returns whether it got there."""
   with reporter.phase('Compiling', 1) as phase:
-    trainer.compile()
+    trainer.compile(current.best_train_accuracy)
     phase.advance()
   with (
     reporter.phase('Training', config.steps) as phase,
@@ -149,13 +149,13 @@ def _train(
       ):
         reporter.line(_evaluation(current))
       if interrupted.is_set():
+        checkpoints.save(current)
         raise KeyboardInterrupt
 
     try:
       trainer.run(current, config.seed, after_step)
     except KeyboardInterrupt:
-      checkpoints.save(current)
-      return False
+      return False  # unsaved after a second Ctrl-C, perhaps within a step
     checkpoints.save(current)
     return True
 

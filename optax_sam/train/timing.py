@@ -5,19 +5,18 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from optax_sam.train.loop import Trainer
+from optax_sam.train.loop import Progress, Trainer
 from optax_sam.train.results import Timing
-from optax_sam.train.step import TrainingState
 
 # A turn is long enough for a periodic method to show its period.
 STEPS_A_TURN = 10
-# States from so many points of a run, since a method that skips may do so
-# more often early than late.
+# From so many points of a run, since a method may skip more often early than
+# late, and a setting may change.
 POINTS = 4
 
 
 def points(steps: int) -> tuple[int, ...]:
-  """Returns the steps of a run at which a state is kept for the timing."""
+  """Returns the steps of a run from which steps are timed."""
   return tuple(
     max(1, round(steps * (point + 0.5) / POINTS)) for point in range(POINTS)
   )
@@ -25,7 +24,7 @@ def points(steps: int) -> tuple[int, ...]:
 
 def measure(
   trainers: Mapping[str, Trainer],
-  states: Mapping[str, Sequence[TrainingState]],
+  starts: Mapping[str, Sequence[Progress]],
   *,
   base: str,
   rounds: int,
@@ -33,13 +32,14 @@ def measure(
 ) -> list[Timing]:
   """Times the steps of several methods.
 
-  In each round every method runs a few steps from each of its states, and the
-  methods take turns at every state, so that whatever else the machine does
-  hits them alike. Methods that skip are timed as they run, skips included.
+  In each round every method runs a few steps from each of its starts, and the
+  methods take turns at every start, so that whatever else the machine does
+  hits them alike. Methods that skip are timed as they run, skips included, and
+  those with a setting that changes with its value at each start.
 
   Args:
     trainers: the compiled trainers, by method.
-    states: for each method states from several points of its own training.
+    starts: for each method several points of its own training.
     base: the method that the others are relative to.
     rounds: number of rounds that count; one more before them warms up.
     after_round: called after every round that counts.
@@ -50,13 +50,13 @@ def measure(
   seconds: dict[str, list[float]] = {name: [] for name in trainers}
   for round_number in range(rounds + 1):
     spent = dict.fromkeys(trainers, 0.0)
-    for point in range(len(states[base])):
+    for point in range(len(starts[base])):
       for name, trainer in trainers.items():
-        spent[name] += _turn(trainer, states[name][point])
+        spent[name] += _turn(trainer, starts[name][point])
     if round_number == 0:
       continue
     for name, total in spent.items():
-      seconds[name].append(total / (STEPS_A_TURN * len(states[name])))
+      seconds[name].append(total / (STEPS_A_TURN * len(starts[name])))
     after_round()
   return [
     Timing(
@@ -72,16 +72,16 @@ def measure(
   ]
 
 
-def _turn(trainer: Trainer, state: TrainingState) -> float:
-  """Returns the seconds that a few steps take from a state on."""
-  first = int(state.step)
+def _turn(trainer: Trainer, start: Progress) -> float:
+  """Returns the seconds that a few steps take from a point on."""
   batches = [
     trainer.batch(step=step, seed=0)
-    for step in range(first, first + STEPS_A_TURN)
+    for step in range(start.step, start.step + STEPS_A_TURN)
   ]
+  step, state = trainer.compile(start.best_train_accuracy), start.state
   jax.block_until_ready(state)
-  start = time.perf_counter()
+  began = time.perf_counter()
   for batch in batches:
-    state, _ = trainer.step(state, batch)
+    state, _ = step(state, batch)
   jax.block_until_ready(state)
-  return time.perf_counter() - start
+  return time.perf_counter() - began

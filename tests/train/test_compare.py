@@ -7,7 +7,7 @@ import signal
 import pytest
 from rich.console import Console
 
-from optax_sam.train import compare, loop, report
+from optax_sam.train import compare, loop, methods, report, timing
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -52,14 +52,14 @@ def test_settings_of_the_methods_are_recorded(small):
 
 def test_every_method_is_timed_relative_to_the_base(small):
   _, comparison, _ = small
-  assert [timing.method for timing in comparison.timings] == [
+  assert [timed.method for timed in comparison.timings] == [
     'sgd',
     'ae_sam',
     'k_sam',
   ]
-  for timing in comparison.timings:
-    assert len(timing.milliseconds) == len(timing.relative) == 2
-    assert all(value > 0 for value in timing.milliseconds)
+  for timed in comparison.timings:
+    assert len(timed.milliseconds) == len(timed.relative) == 2
+    assert all(value > 0 for value in timed.milliseconds)
   assert comparison.timings[0].relative == [1.0, 1.0]
 
 
@@ -95,6 +95,36 @@ def test_the_same_comparison_gives_the_same_numbers(small, tmp_path):
   for one, two in zip(again.runs, comparison.runs[:3], strict=True):
     assert one.evaluations == two.evaluations
     assert one.sharpness == two.sharpness
+
+
+def test_a_setting_that_follows_the_accuracy_is_timed_and_reported(
+  tmp_path, monkeypatch
+):
+  measured = {}
+  inner = timing.measure
+
+  def measure(trainers, starts, **options):
+    measured.update(starts)
+    return inner(trainers, starts, **options)
+
+  monkeypatch.setattr(timing, 'measure', measure)
+  config = problems.compare_config(
+    methods=('ordered_sgd',),
+    steps=40,
+    batch_size=100,
+    timing_rounds=1,
+    output=tmp_path / 'out',
+  )
+  comparison, _ = run(config)
+  starts = measured['ordered_sgd']
+  assert tuple(start.step for start in starts) == timing.points(40)
+  rule = methods.METHODS['ordered_sgd'].defaults['k']
+  values = [rule.at(start.best_train_accuracy) for start in starts]
+  log = comparison.runs_of('ordered_sgd')[0].log
+  # The row of step n, at position n - 1, tells what that step was taken with.
+  assert values == [log[start.step]['setting_k'] for start in starts]
+  assert values[0] > values[-1]
+  assert f'k = {rule}' in (tmp_path / 'out' / 'report.html').read_text()
 
 
 @pytest.mark.parametrize(

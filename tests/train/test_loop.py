@@ -85,7 +85,8 @@ def test_one_compilation_serves_all_seeds():
     [row['ascended'] for row in finished(trainer, seed).log] for seed in (0, 1)
   ]
   # The compiled step takes no other program, and the coins still differ.
-  assert isinstance(trainer.step, jax.stages.Compiled)
+  assert isinstance(trainer.compile(), jax.stages.Compiled)
+  assert trainer.compile(accuracy=1.0) is trainer.compile()
   assert ascents[0] != ascents[1]
 
 
@@ -93,8 +94,7 @@ def test_a_method_without_the_clean_gradient_does_not_pay_for_it():
   flops = {}
   for name in ('sgd', 'sam', 'k_sam'):
     trainer = problems.trainer(name, model='cnn')
-    trainer.compile()
-    flops[name] = trainer.step.cost_analysis()['flops']
+    flops[name] = trainer.compile().cost_analysis()['flops']
   # A forward over all examples, two gradients over a third: 1/3 + 1/3 + 1/3.
   assert flops['k_sam'] < 1.15 * flops['sgd']
   assert flops['sam'] > 1.8 * flops['sgd']
@@ -154,8 +154,8 @@ def test_timing_takes_turns_and_is_relative_to_the_same_round(monkeypatch):
   # Every turn takes one second of this clock, the base's two.
   turns = []
 
-  def turn(trainer, state):
-    turns.append((trainer, state))
+  def turn(trainer, start):
+    turns.append((trainer, start))
     next(clock)
     return 2.0 if trainer.name == 'sgd' else 1.0
 
@@ -166,12 +166,12 @@ def test_timing_takes_turns_and_is_relative_to_the_same_round(monkeypatch):
       self.name = name
 
   trainers = {name: Named(name) for name in ('sgd', 'sam')}
-  states = {'sgd': [0, 1], 'sam': [2, 3]}
+  starts = {'sgd': [0, 1], 'sam': [2, 3]}
   monkeypatch.setattr(timing, '_turn', turn)
   rounds = []
   found = timing.measure(
     trainers,
-    states,
+    starts,
     base='sgd',
     rounds=3,
     after_round=lambda: rounds.append(len(turns)),
@@ -191,19 +191,26 @@ def test_timing_takes_turns_and_is_relative_to_the_same_round(monkeypatch):
   assert found[1].temporary_bytes == 7
 
 
-def test_a_turn_runs_the_steps_of_the_run():
+def test_a_turn_runs_the_steps_of_the_run(monkeypatch):
   trainer = problems.trainer('sgd')
-  steps = []
-  inner = trainer.step
+  steps, accuracies = [], []
+  inner = trainer.compile()
 
   def step(state, batch):
     steps.append((int(state.step), batch['labels'].tolist()))
     return inner(state, batch)
 
-  trainer.step = step
-  state = trainer.start(0).state
-  assert timing._turn(trainer, state) > 0
+  def compiled(accuracy):
+    accuracies.append(accuracy)
+    return step
+
+  monkeypatch.setattr(trainer, 'compile', compiled)
+  start = finished(trainer)
+  steps.clear()
+  start.best_train_accuracy = 0.7
+  assert timing._turn(trainer, start) > 0
+  assert accuracies[-1] == 0.7
   assert steps == [
     (number, trainer.batch(number, 0)['labels'].tolist())
-    for number in range(timing.STEPS_A_TURN)
+    for number in range(12, 12 + timing.STEPS_A_TURN)
   ]

@@ -123,6 +123,56 @@ def test_resume_is_exact_to_the_bit(whole, copy, monkeypatch):
   assert_same_end(copy, whole[0])
 
 
+@pytest.fixture(scope='module')
+def following(tmp_path_factory):
+  """An uninterrupted run, one of whose settings follows the accuracy."""
+  config = problems.train_config(
+    method='ordered_sgd',
+    steps=40,
+    batch_size=100,  # epochs end at 10, 20, 30
+    output=tmp_path_factory.mktemp('train') / 'following',
+  )
+  finished, _ = run(config)
+  assert finished
+  values = [row['setting_k'] for row in arrays(config)[0].log]
+  assert values[:20] == [1.0] * 20
+  assert values[20] < 1
+  return config
+
+
+@pytest.mark.parametrize('step', [20, 24])
+def test_resume_goes_on_with_the_value_that_was_reached(
+  step, following, tmp_path, monkeypatch
+):
+  config = dataclasses.replace(following, output=tmp_path / 'run')
+  interrupt_at(monkeypatch, step)
+  assert not run(config)[0]
+  monkeypatch.undo()
+  finished, text = run(dataclasses.replace(config, resume=True))
+  assert finished
+  assert f'Resuming from the checkpoint of step {step}' in text
+  assert_same_end(config, following)
+
+
+def test_a_second_ctrl_c_saves_no_half_step(following, tmp_path, monkeypatch):
+  original = loop.Trainer._train_accuracy
+
+  def accuracy(self, state):
+    if int(state.step) == 20:
+      os.kill(os.getpid(), signal.SIGINT)
+      os.kill(os.getpid(), signal.SIGINT)
+    return original(self, state)
+
+  config = dataclasses.replace(following, output=tmp_path / 'run')
+  monkeypatch.setattr(loop.Trainer, '_train_accuracy', accuracy)
+  assert not run(config)[0]
+  monkeypatch.undo()
+  finished, text = run(dataclasses.replace(config, resume=True))
+  assert finished
+  assert 'Resuming from the checkpoint of step 18' in text
+  assert_same_end(config, following)
+
+
 def interrupt_at(monkeypatch, step):
   """Sends what Ctrl-C sends, in the middle of a step."""
   original = loop.Trainer.batch
