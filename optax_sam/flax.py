@@ -165,15 +165,15 @@ def nnx_value_fn(
 
   Args:
     model: the model, in training mode.
-    loss_fn: from (model, *args, **kwargs) to the loss, or to a tuple of the
-      loss and more.
+    loss_fn: from (model, *args, **kwargs) to the scalar loss, or to a tuple of
+      it and more.
     *args: further arguments of `loss_fn`.
     wrt: which variables are the parameters; the same as in `nnx.Optimizer`.
     **kwargs: further keyword arguments of `loss_fn`.
 
   Returns:
     A function from the parameters, as `nnx.Optimizer.update` hands them on, to
-    the loss.
+    the scalar loss.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> from flax import nnx
@@ -224,7 +224,8 @@ def nnx_per_example_value_fn(
     **kwargs: further keyword arguments of `losses_fn`.
 
   Returns:
-    A function from the parameters and a batch to the losses of its examples.
+    A function from the parameters and a batch, whose leaves have the examples
+    on axis 0, to the losses of its examples, shape (B,).
 
   >>> import jax.numpy as jnp
   >>> from flax import nnx

@@ -13,9 +13,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optax_sam import validation
+from optax_sam import numerics, validation
 
 EXCLUDED = -1  # a rank below that of every score
+_MAX_ENTRIES = 2**31 - 1  # those that an int32 can count
 
 
 def num_kept(sparsity: float, size: int) -> int:
@@ -57,11 +58,16 @@ def rank_bits(score: jax.Array) -> jax.Array:
 def random_bits(key: jax.Array, tree: Any) -> Any:
   """Returns a tree of 31 random bits an entry, for a uniform choice."""
   leaves, structure = jax.tree.flatten(tree)
-  bits = [
-    (jax.random.bits(jax.random.fold_in(key, i), leaf.shape, jnp.uint32) >> 1)
-    for i, leaf in enumerate(leaves)
-  ]
-  return structure.unflatten([b.astype(jnp.int32) for b in bits])
+
+  def draw(i: int, leaf: jax.Array) -> jax.Array:
+    bits = jax.random.bits(jax.random.fold_in(key, i), leaf.shape, jnp.uint32)
+    bits = (bits >> 1).astype(jnp.int32)
+    if isinstance(leaf, jax.core.Tracer):
+      return bits  # equal on all devices, also if the leaf isn't
+    # Joined with zeros derived from the leaf, so that sharding follows.
+    return bits | jnp.zeros_like(leaf, dtype=jnp.int32)
+
+  return structure.unflatten([draw(*item) for item in enumerate(leaves)])
 
 
 def count(mask: Any) -> jax.Array:
@@ -84,7 +90,18 @@ def largest(bits: Any, k: Any) -> Any:
 
   Returns:
     A tree of bools like `bits`.
+
+  Raises:
+    ValueError: if there are more than 2^31 - 1 entries.
   """
+  size = numerics.size(bits)
+  if size > _MAX_ENTRIES:
+    msg = (
+      f'the leaves that may be perturbed must have at most {_MAX_ENTRIES} '
+      f'entries together for an exact sparse mask, got {size}: leave some out '
+      f'with mask=.'
+    )
+    raise ValueError(msg)
   k = jnp.asarray(k, jnp.int32)
   threshold = _bisect(
     lambda t: count(jax.tree.map(lambda b: b >= t, bits)) >= k
@@ -123,16 +140,22 @@ def n_of_m(score: jax.Array, n: int, m: int) -> jax.Array:
 
   The inputs are all axes but the last, as in the kernels of Flax. A leaf with
   fewer than two axes, or whose number of inputs m doesn't divide, is chosen
-  whole.
+  whole. A leaf is gathered only where a group lies on several devices.
   """
   if score.ndim < 2 or math.prod(score.shape[:-1]) % m:
     return jnp.ones(score.shape, bool)
-  groups = score.reshape(-1, m, score.shape[-1])
-  mine, rival = groups[:, :, None, :], groups[:, None, :, :]
+  *outer, inputs, units = score.shape
+  if inputs % m:
+    outer, inputs = [], math.prod(score.shape[:-1])
+  # Axes are joined only where they must be: a sharded one stays sharded.
+  groups = score.reshape(*outer, inputs // m, m, units)
+  mine, rival = groups[..., :, None, :], groups[..., None, :, :]
   index = jnp.arange(m)
-  earlier = (index[None, :] < index[:, None])[None, :, :, None]
+  earlier = jnp.expand_dims(
+    index[None, :] < index[:, None], (*range(len(outer) + 1), -1)
+  )
   beaten = (rival > mine) | ((rival == mine) & earlier)
-  chosen = jnp.sum(beaten, axis=2, dtype=jnp.int32) < n
+  chosen = jnp.sum(beaten, axis=-2, dtype=jnp.int32) < n
   return chosen.reshape(score.shape)
 
 

@@ -19,14 +19,15 @@ def metrics(opt_state: Any) -> dict[str, Any]:
       in a chain or wrapped.
 
   Returns:
-    A flat dict of scalar arrays: `count`, the fields of `SharpnessAwareInfo`
-    (`ascended`, `decided`, `second_gradients`, `ascent_norm`,
-    `perturbed_loss`), and whatever scalars the choices keep, such as
-    `policy/threshold` of `ae_sam` or `descent/ratio` of `look_sam`. Several
-    elements are told apart by a number in front: `0/count`, `1/count`.
+    A flat dict of arrays of shape (): `count`, the fields of
+    `SharpnessAwareInfo` (`ascended`, `decided`, `second_gradients`,
+    `ascent_norm`, `perturbed_loss`), and whatever scalars the choices keep,
+    such as `policy/threshold` of `ae_sam` or `descent/ratio` of `look_sam`.
+    Several elements are told apart by a number in front: `0/count`, `1/count`.
 
   Raises:
-    ValueError: if there is no such element.
+    ValueError: if there is no such element, or if it holds no arrays, as in
+      an NNX optimizer.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax_sam.look_sam(), optax.sgd(0.1))

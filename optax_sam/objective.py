@@ -23,7 +23,8 @@ class Objective:
   Attributes:
     value_fn: from the parameters to the scalar loss of the batch.
     grad_fn: from the parameters to its gradient, or to (loss, gradient).
-    per_example_value_fn: from the parameters and a batch to its (B,) losses.
+    per_example_value_fn: from the parameters and a batch to its (B,) losses;
+      0 for rows that are no examples and only fill the batch up.
     batch: a pytree whose leaves have the examples on axis 0.
     axis_name: the axis that gradients must stay local to.
     floats: a tree of bools: which leaves of the whole parameters the methods
@@ -100,7 +101,9 @@ class Objective:
   def rows(self, index: jax.Array | slice) -> 'Objective':
     """Returns the mean loss over some of the examples, gathered first."""
     _ = self.num_examples  # says what is wrong with the batch, if anything
-    return self.on(jax.tree.map(lambda leaf: leaf[index], self.batch))
+    # A NumPy array can't be indexed by what a program has yet to compute.
+    gather = lambda leaf: jnp.asarray(leaf)[index]
+    return self.on(jax.tree.map(gather, self.batch))
 
   def on(self, batch: Any) -> 'Objective':
     """Returns the mean loss over another batch."""

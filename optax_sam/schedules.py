@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import validation
+from optax_sam import numerics, validation
 
 
 def rho_like_learning_rate(
@@ -24,20 +24,24 @@ def rho_like_learning_rate(
     rho_t = rho_min + (rho_max - rho_min) * (lr_t - lr_min) / (lr_max - lr_min)
 
   clamped to [rho_min, rho_max]: a warm-up that starts below `lr_min` would
-  otherwise give a negative radius.
+  otherwise give a negative radius. See `optax_sam.gsam` for the pairs that the
+  authors publish.
 
   Args:
-    learning_rate: schedule of the absolute learning rate.
+    learning_rate: schedule of the absolute learning rate by the step, counted
+      from 0; not of a factor from 0 to 1.
     rho_max: radius where the learning rate is `lr_max`, at least `rho_min`.
     rho_min: radius where the learning rate is `lr_min`, at least 0.
     lr_max: largest learning rate, at least `lr_min`.
     lr_min: smallest learning rate; equal to `lr_max` it gives `rho_max`.
 
   Returns:
-    A schedule to pass as `rho` to any method.
+    A schedule to pass as `rho` to any method; its values are float32, or
+    float64 where the learning rate is.
 
   Raises:
-    ValueError: if a Python value is out of range.
+    ValueError: if a Python value is out of range, or `learning_rate` no
+      schedule.
 
   References:
     Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu, `Surrogate
@@ -66,7 +70,7 @@ def rho_like_learning_rate(
   validation.check_number('lr_max', lr_max, at_least=lr_min)
 
   def schedule(count: Any) -> jax.Array:
-    rate = jnp.asarray(learning_rate(count))
+    rate = numerics.widen(jnp.asarray(learning_rate(count)))
     if lr_max == lr_min:
       return jnp.full_like(rate, rho_max)
     share = (rate - lr_min) / (lr_max - lr_min)

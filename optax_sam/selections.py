@@ -4,6 +4,9 @@ A selection has `init(params)` for what it stores, and `select(objective,
 params, state, count)`, which names the objective of the ascent gradient and,
 given the perturbed parameters, that of the descent gradient. Chosen examples
 are gathered before a gradient is taken, so that the others cost nothing.
+
+Rows that only fill a batch up must have the loss 0, whatever the parameters:
+`jnp.where(is_example, losses, 0)`. They count as rows in all sizes and means.
 """
 
 import numbers
@@ -37,7 +40,7 @@ class Selection(NamedTuple):
 
   Attributes:
     init: from the parameters to what the selection stores.
-    select: from (objective, parameters, state, count) to `Selected`.
+    select: from (objective, parameters, store, step from 0) to `Selected`.
     micro_batch_size: number of examples that are perturbed together, each such
       part of the batch by itself; None for all.
   """
@@ -63,7 +66,15 @@ def _no_state(params: optax.Params) -> optax.EmptyState:
 
 
 def all_examples() -> Selection:
-  """Takes both gradients over the whole batch."""
+  """Takes both gradients over the whole batch.
+
+  Returns:
+    A selection that stores nothing, and needs no losses of single examples.
+
+  >>> objective = Objective(value_fn=jnp.sum)
+  >>> all_examples().select(objective, jnp.ones(2), (), 0).ascent is objective
+  True
+  """
 
   def select(
     objective: Objective, params: optax.Params, state: Any, count: jax.Array
@@ -79,11 +90,30 @@ def random_subset(
 ) -> Selection:
   """Takes the ascent gradient over a part of the batch only.
 
+  With `A` the part, drawn anew at every step t from `fold_in(key, t)`::
+
+    ascent:  gradient of the mean loss over A at w
+    descent: gradient of the mean loss over the batch at w + epsilon
+
+  On several devices each takes a part of its own rows. See
+  `optax_sam.subset_sam` for the paper and usual sizes.
+
   Args:
-    fraction: size of the part: a number of examples if an int, a fraction of
-      the batch in (0, 1] if a float.
-    key: integer seed or typed key to draw the part with, without replacement;
-      None takes the first rows.
+    fraction: size of A: examples if an int >= 1, a share if a float in (0, 1].
+    key: integer seed or one typed key to draw A with, without replacement;
+      None takes the first rows. The paper's choice could not be confirmed.
+
+  Returns:
+    A selection that stores the key, if there is one (`RandomSubsetState`).
+
+  Raises:
+    ValueError: as of `top_k`, and if the key is none.
+
+  >>> losses = lambda w, batch: jnp.square(w - batch)
+  >>> objective = Objective(per_example_value_fn=losses, batch=jnp.arange(4.0))
+  >>> selected = random_subset(0.5).select(objective, jnp.float32(0), (), 0)
+  >>> selected.ascent.batch.tolist()
+  [0.0, 1.0]
   """
   check_size('fraction', fraction)
   if key is not None:
@@ -111,15 +141,33 @@ def random_subset(
 def top_k(ascent: float | None, descent: float) -> Selection:
   """Takes each gradient over the examples with the largest clean losses.
 
-  One ranking at the unperturbed parameters serves both, so the smaller set is
-  part of the larger one. Losses that aren't finite rank last, equal ones by
-  their position.
+  With `l_i` the losses at the unperturbed parameters `w`::
+
+    ascent:  gradient of the mean loss over the largest l_i at w
+    descent: gradient of the mean loss over the largest l_i at w + epsilon
+
+  One ranking serves both, so the smaller set is part of the larger one. Losses
+  that aren't finite rank last, equal ones by their position; rows of padding,
+  with a loss of 0, rank after examples with a positive one. On several devices
+  each ranks its own rows. Papers: `optax_sam.k_sam`, `optax_sam.ordered_sgd`.
 
   Args:
-    ascent: size of the set for the ascent gradient: a number of examples if an
-      int, a fraction of the batch in (0, 1] if a float. None takes no ascent
-      gradient at all: Ordered SGD.
-    descent: size of the set for the descent gradient, likewise.
+    ascent: size of the first set: examples if an int of at least 1, a share of
+      the batch if a float in (0, 1]. None takes no ascent gradient at all.
+    descent: size of the second set, likewise.
+
+  Returns:
+    A selection that stores nothing.
+
+  Raises:
+    ValueError: if a size is out of range; in `update` without single losses.
+
+  >>> losses = lambda w, batch: jnp.square(w - batch)
+  >>> batch = jnp.array([1.0, -4.0, 2.0, 3.0])
+  >>> objective = Objective(per_example_value_fn=losses, batch=batch)
+  >>> selected = top_k(1, 0.5).select(objective, jnp.float32(0), (), 0)
+  >>> selected.ascent.batch.tolist(), selected.descent(None).batch.tolist()
+  ([-4.0], [-4.0, 3.0])
   """
   if ascent is not None:
     check_size('ascent', ascent)
@@ -145,12 +193,31 @@ def top_k(ascent: float | None, descent: float) -> Selection:
 def sharpest(size: float) -> Selection:
   """Descends on the examples whose loss the perturbation raises most: ESAM.
 
-  The perturbation is that of the whole batch; one more forward pass at the
-  perturbed parameters ranks the examples by the rise of their losses.
+  With `l_i` the losses of the batch, one more forward pass ranks by::
+
+    d_i = l_i(w + epsilon) - l_i(w)
+    ascent:  gradient of the mean loss over the batch at w
+    descent: gradient of the mean loss over the largest d_i at w + epsilon
+
+  Both passes must see the same randomness, or `d_i` is noise. Padding doesn't
+  rise, and ranks before examples whose loss falls. The rest is as
+  in `top_k`; see `optax_sam.esam` for the paper and the authors' program.
 
   Args:
-    size: size of the set for the descent gradient: a number of examples if an
-      int, a fraction of the batch in (0, 1] if a float.
+    size: size of the set: examples if an int, a share if a float in (0, 1].
+
+  Returns:
+    A selection that stores nothing.
+
+  Raises:
+    ValueError: as of `top_k`.
+
+  >>> losses = lambda w, batch: jnp.square(w - batch)
+  >>> batch = jnp.array([1.0, -4.0, 2.0, 3.0])
+  >>> objective = Objective(per_example_value_fn=losses, batch=batch)
+  >>> selected = sharpest(2).select(objective, jnp.float32(0), (), 0)
+  >>> selected.descent(jnp.float32(-1)).batch.tolist()  # of [3, -7, 5, 7]
+  [3.0, 2.0]
   """
   check_size('size', size)
 
@@ -160,7 +227,8 @@ def sharpest(size: float) -> Selection:
     del state, count
 
     def descent(point: optax.Params) -> Objective:
-      rise = objective.losses(point) - objective.losses(params)
+      before, after = objective.losses(params), objective.losses(point)
+      rise = numerics.widen(after) - numerics.widen(before)
       wanted = num_examples(size, objective.num_examples)
       return objective.rows(largest(rise, wanted))
 
@@ -172,9 +240,25 @@ def sharpest(size: float) -> Selection:
 def micro_batches(size: int) -> Selection:
   """Perturbs every part of the batch by its own gradient: m-sharpness.
 
+  With `gp_k` the perturbed gradient of part k, by an epsilon of its own, and
+  `n_k` its number of examples::
+
+    gp = sum over k of n_k * gp_k / sum of n_k
+
+  The parts are consecutive rows, those of a device on several, the last one
+  smaller if there is a remainder. See `optax_sam.m_sam` for usual sizes.
+
   Args:
-    size: number of examples of a part, at least 1; parts are consecutive rows,
-      the last one smaller if `size` doesn't divide the batch.
+    size: number of examples of a part, a Python int of at least 1.
+
+  Returns:
+    A selection that stores nothing.
+
+  Raises:
+    ValueError: as of `top_k`.
+
+  >>> micro_batches(32).micro_batch_size
+  32
   """
   validation.check_static_integer('size', size)
   whole = all_examples()

@@ -29,23 +29,38 @@ def sam_sharpness(
 ) -> float:
   """Returns how far the loss rises within a ball around the parameters.
 
+  With `L` the loss and norms over all leaves together, a lower bound of::
+
+    max over norm(e) <= rho of  L(w + e) - L(w)
+
   One step goes to the end of the gradient, `e = rho * g / norm(g)`, as SAM
   does. More steps walk `0.1 * rho` along the normalized gradient each and are
-  projected onto the ball; the largest rise on the way counts.
+  projected onto the ball; the largest rise on the way counts. The program
+  tml-epfl/understanding-sam measures batches of 128: another figure than that
+  of all data at once.
 
   Args:
     value_fn: from the parameters, and `args`, to a scalar loss.
-    params: where to measure.
-    rho: radius of the ball, at least 0.
-    steps: number of ascent steps; 20 come close to the maximum.
+    params: where to measure, a pytree of floating-point arrays.
+    rho: radius of the ball in the unit of the parameters, at least 0.
+    steps: number of ascent steps, a Python int of at least 1; 20 come close to
+      the maximum.
     args: arrays that differ from call to call, such as running statistics or
       a batch. For one and the same `value_fn` nothing is compiled anew.
 
   Returns:
-    The rise, which can be below 0 for one step; NaN where the loss is.
+    The rise in the unit of the loss, which can be below 0 for one step; NaN
+    where the loss is.
+
+  Raises:
+    ValueError: if a Python value is out of range.
+
+  References:
+    Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware
+    Minimization <https://arxiv.org/abs/2206.06232>`_, ICML 2022.
 
   >>> value = lambda x: 0.5 * jnp.sum(x**2)
-  >>> round(sam_sharpness(value, jnp.array([3.0, 4.0]), 1.0), 4)
+  >>> round(sam_sharpness(value, jnp.array([3.0, 4.0]), 1.0), 4)  # at 6/5 x
   5.5
   """
   validation.check_number('rho', rho, at_least=0)
@@ -75,23 +90,33 @@ def top_eigenvalue(
 ) -> float:
   """Returns the largest algebraic eigenvalue of the Hessian of the loss.
 
-  Lanczos iteration of SciPy over Hessian-vector products; the Hessian itself
-  is never formed. Needs SciPy.
+  With `H` the Hessian over all leaves together::
+
+    max over norm(v) = 1 of  dot(v, H v)
+
+  Not the largest in size, as of a power iteration. Lanczos iteration of SciPy
+  over Hessian-vector products; the Hessian itself is never formed. Needs SciPy.
 
   Args:
     value_fn: from the parameters, and `args`, to a scalar loss.
-    params: where to measure.
+    params: where to measure, a pytree of floating-point arrays.
     args: arrays that differ from call to call, as in `sam_sharpness`.
-    tolerance: relative accuracy.
-    max_iterations: number of restarts of the iteration at most.
-    seed: of the start vector.
+    tolerance: relative accuracy, above 0.
+    max_iterations: number of restarts of the iteration at most, a Python int
+      of at least 1.
+    seed: of the start vector, an int.
 
   Returns:
     The eigenvalue, below 0 if the loss curves down everywhere; NaN where the
     Hessian isn't finite.
 
   Raises:
+    ValueError: if a Python value is out of range.
     RuntimeError: if the iteration doesn't converge.
+
+  References:
+    Yao, Gholami, Keutzer, Mahoney, `PyHessian: Neural Networks Through the
+    Lens of the Hessian <https://arxiv.org/abs/1912.07145>`_, 2020.
 
   >>> value = lambda x: x[0] ** 2 - 3 * x[1] ** 2
   >>> round(top_eigenvalue(value, jnp.array([1.0, 1.0])), 4)

@@ -49,7 +49,7 @@ def check_radius(value: Any, name: str = 'rho') -> None:
 def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
   """Raises if a Python number isn't a whole number of steps."""
   check_number(name, value, at_least=at_least)
-  if is_python_number(value) and value != int(value):
+  if is_python_number(value) and value % 1 != 0:  # nan for infinity
     msg = f'{name} must be a whole number of steps, got {value!r}.'
     raise ValueError(msg)
 

@@ -45,21 +45,24 @@ def wsam_decoupled(
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
-    rho: radius, at least 0, or a schedule of it.
+    rho: radius in the unit of the parameters, a scalar of at least 0, or a
+      schedule of it by the step; the default is that of `optax_sam.sam`.
     gamma: weight of the sharpness, in [0, 1); 0 is the base optimizer; the
       authors advise 0.8 to 0.95.
-    learning_rate: factor of the second term, usually that of the base, or a
-      schedule of it.
+    learning_rate: factor of the second term, at least 0, usually the learning
+      rate of the base, or a schedule of it.
     mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: axis of `jax.pmap` or `jax.shard_map` to average over.
     sync_ascent: whether the ascent gradient is averaged over that axis too.
 
   Returns:
-    An optimizer whose `update` needs `value_fn` or `grad_fn`. Cost: 2
-    gradients; keeps the state of the base.
+    An optimizer whose `update` needs `params`, and `value_fn` or `grad_fn`,
+    and returns the whole update: no learning rate follows. Cost: 2 gradients;
+    keeps the state of the base (`WsamDecoupledState`).
 
   Raises:
-    ValueError: if a Python value is out of range.
+    ValueError: if a Python value is out of range, and in `update` if what it
+      needs was not passed.
 
   References:
     Yue, Jiang, Ye, Gao, Liu, Zhang, `Sharpness-Aware Minimization Revisited:

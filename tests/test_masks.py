@@ -14,15 +14,23 @@ SCORES = st.one_of(
   st.sampled_from([0.0, 0.5, 1.0, 2.0**-120, np.inf]),
   st.floats(0, 2.0**100, width=32, allow_subnormal=False),
 )
-TREES = st.lists(
-  hnp.arrays(
-    np.float32,
-    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=3),
-    elements=SCORES,
-  ),
-  min_size=1,
-  max_size=4,
+# Few structures, since each is compiled for.
+STRUCTURES = [
+  [()],
+  [(0,)],
+  [(3,), (2, 2), (), (1,)],
+  [(2, 0, 3), (2, 3, 2), (4, 1)],
+]
+TREES = st.sampled_from(STRUCTURES).flatmap(
+  lambda shapes: st.tuples(
+    *(hnp.arrays(np.float32, shape, elements=SCORES) for shape in shapes)
+  )
 )
+
+
+@jax.jit
+def rank_bits(tree):
+  return jax.tree.map(masks.rank_bits, tree)
 
 
 def joined(tree):
@@ -34,23 +42,22 @@ def joined(tree):
 def test_largest_equals_top_k_of_all_leaves_joined(arrays, data):
   flat = joined(arrays)
   k = data.draw(st.integers(0, flat.size))
-  tree = [jnp.asarray(x) for x in arrays]
-  found = masks.largest(jax.tree.map(masks.rank_bits, tree), k)
+  found = masks.largest(rank_bits([jnp.asarray(x) for x in arrays]), k)
   expected = np.zeros(flat.size, bool)
-  expected[np.asarray(jax.lax.top_k(jnp.asarray(flat), k)[1])] = True
+  expected[np.argsort(-flat, kind='stable')[:k]] = True
   np.testing.assert_array_equal(joined(found), expected)
 
 
 @pytest.mark.parametrize('k', range(8))
 def test_ties_are_admitted_in_order(k):
   tree = {'a': jnp.zeros((2, 2)), 'b': jnp.zeros(()), 'c': jnp.zeros((2,))}
-  found = masks.largest(jax.tree.map(masks.rank_bits, tree), k)
+  found = masks.largest(rank_bits(tree), k)
   np.testing.assert_array_equal(joined(found), np.arange(7) < k)
 
 
 def test_nan_and_excluded_entries_are_never_chosen():
   scores = [jnp.array([jnp.nan, 1.0, 0.0]), jnp.array([jnp.inf, jnp.nan])]
-  bits = jax.tree.map(masks.rank_bits, scores)
+  bits = rank_bits(scores)
   found = masks.largest(bits, 3)
   assert joined(found).tolist() == [False, True, True, True, False]
   assert joined(masks.largest(bits, 5)).sum() == 3
@@ -64,8 +71,24 @@ def test_number_of_kept_entries_is_exact(sparsity, size, kept):
   assert masks.num_kept(sparsity, size) == kept
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+  st.integers(0, 1000),
+  st.one_of(
+    st.integers(0, 10**9), st.integers(0, 10**6).map(lambda n: 1000 * n)
+  ),
+)
+def test_number_of_kept_entries_is_that_of_decimals(thousandths, size):
+  """In binary, 1 - 0.9 is a little less than a tenth."""
+  expected = (1000 - thousandths) * size // 1000
+  assert masks.num_kept(thousandths / 1000, size) == expected
+
+
+drop_and_grow = jax.jit(masks.drop_and_grow)
+
+
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 30), st.data())
+@given(st.sampled_from([1, 2, 7, 30]), st.data())
 def test_drop_and_grow_keeps_the_count(size, data):
   active = data.draw(st.integers(0, size))
   moved = data.draw(st.integers(0, min(active, size - active)))
@@ -73,11 +96,7 @@ def test_drop_and_grow_keeps_the_count(size, data):
   mask = generator.permutation(np.arange(size) < active)
   drop = generator.integers(0, 4, size).astype(np.int32)
   grow = generator.integers(0, 4, size).astype(np.int32)
-  found = np.asarray(
-    masks.drop_and_grow(
-      [jnp.asarray(mask)], [jnp.asarray(drop)], [jnp.asarray(grow)], moved
-    )[0]
-  )
+  found = np.asarray(drop_and_grow(mask, drop, grow, moved))
   assert found.sum() == active
   dropped, grown = mask & ~found, found & ~mask
   assert dropped.sum() == grown.sum() == moved
@@ -104,6 +123,29 @@ def test_n_of_m_breaks_ties_and_passes_what_it_cannot_group():
   assert np.asarray(masks.n_of_m(jnp.zeros((6, 2)), 2, 4)).all()
 
 
+@pytest.mark.parametrize(
+  'shape', [(8, 3), (2, 4, 3), (2, 2, 3), (3, 4, 0), (0, 4, 2), (4, 0, 2)]
+)
+def test_n_of_m_groups_the_inputs_as_if_joined(shape):
+  """Whether a group lies within the last axis of inputs, or over several."""
+  score = np.random.default_rng(0).integers(0, 5, shape).astype(np.float32)
+  found = np.asarray(masks.n_of_m(jnp.asarray(score), 3, 4))
+  units = score.reshape(int(np.prod(shape[:-1])), shape[-1]).T
+  expected = np.zeros(units.shape, bool)
+  for unit, chosen in zip(units, expected, strict=True):
+    for start in range(0, len(unit), 4):
+      order = np.argsort(-unit[start : start + 4], kind='stable')
+      chosen[start + order[:3]] = True
+  np.testing.assert_array_equal(found, expected.T.reshape(shape))
+
+
+def test_more_entries_than_can_be_counted_are_refused():
+  leaf = jax.ShapeDtypeStruct((2**16, 2**14), jnp.int32)
+  jax.eval_shape(masks.largest, {'a': leaf}, 5)
+  with pytest.raises(ValueError, match=r'at most 2147483647 .* got 2147483648'):
+    jax.eval_shape(masks.largest, {'a': leaf, 'b': leaf}, 5)
+
+
 @pytest.mark.parametrize('pattern', ['2', '0:4', '5:4', 'a:b', '', 4])
 def test_wrong_patterns_are_refused(pattern):
   with pytest.raises(ValueError, match='pattern must be'):
@@ -112,10 +154,6 @@ def test_wrong_patterns_are_refused(pattern):
 
 def test_no_leaf_is_sorted_or_joined():
   tree = {'a': jnp.zeros((64, 8)), 'b': jnp.zeros((32,))}
-  text = masks.largest.lower(tree_of_bits(tree), 100).compile().as_text()
+  text = masks.largest.lower(rank_bits(tree), 100).compile().as_text()
   for operation in (' sort(', ' concatenate(', ' reshape('):
     assert operation not in text
-
-
-def tree_of_bits(tree):
-  return jax.tree.map(masks.rank_bits, tree)

@@ -13,13 +13,18 @@ from optax_sam import numerics
 FLOATS = st.floats(-1e3, 1e3, width=32).filter(
   lambda x: x == 0 or abs(x) > 1e-3
 )
-TREES = st.lists(
-  hnp.arrays(
-    np.float32,
-    hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4),
-    elements=FLOATS,
-  ),
-  max_size=4,
+# Few structures, since each is compiled for.
+STRUCTURES = [
+  [],
+  [()],
+  [(0,), (2, 0, 3)],
+  [(3,), (), (1,), (4, 2)],
+  [(2, 3, 4)],
+]
+TREES = st.sampled_from(STRUCTURES).flatmap(
+  lambda shapes: st.tuples(
+    *(hnp.arrays(np.float32, shape, elements=FLOATS) for shape in shapes)
+  )
 )
 
 

@@ -4,8 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import optax_sam
 from optax_sam import selections
@@ -48,21 +46,33 @@ def test_wrong_sizes_are_refused(size):
     optax_sam.k_sam(ascent=size, descent=1)
 
 
-@settings(max_examples=50, deadline=None)
-@given(st.data(), st.integers(1, 12))
-def test_largest_ranks_like_a_stable_sort(data, count):
-  scores = data.draw(
-    st.lists(
-      st.sampled_from([0.0, 1.0, 2.0, -1.0, np.nan, np.inf, -np.inf]),
-      min_size=count,
-      max_size=count,
+@pytest.mark.parametrize('as_numpy', [False, True])
+def test_all_leaves_of_a_batch_are_gathered(as_numpy):
+  """Also those of a batch that lies on the host when a step is compiled."""
+  generator = np.random.default_rng(0)
+  batch = {
+    'image': generator.normal(size=(6, 2, 3)).astype(np.float32),
+    'labels': (np.arange(6, dtype=np.int8), generator.random(6) > 0.5),
+    'target': np.array([3, 1, 6, 2, 5, 4], np.float32),
+    'nothing': None,
+  }
+  given = batch if as_numpy else jax.tree.map(jnp.asarray, batch)
+
+  @jax.jit
+  def chosen_batches(w):
+    full = Objective(per_example_value_fn=losses, batch=given)
+    selected = selections.top_k(2, 4).select(full, w, (), 0)
+    return selected.ascent.batch, selected.descent(w).batch
+
+  order = np.array([2, 4, 5, 0])
+  for found, rows in zip(
+    chosen_batches(jnp.float32(0)), (order[:2], order), strict=True
+  ):
+    expected = jax.tree.map(lambda leaf, rows=rows: leaf[rows], batch)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert jax.tree.map(lambda leaf: leaf.dtype, found) == jax.tree.map(
+      lambda leaf: leaf.dtype, batch
     )
-  )
-  size = data.draw(st.integers(1, count))
-  finite = np.where(np.isfinite(scores), scores, -np.inf)
-  expected = np.argsort(-finite, kind='stable')[:size]
-  found = selections.largest(jnp.asarray(scores, jnp.float32), size)
-  np.testing.assert_array_equal(found, expected)
 
 
 def test_top_k_takes_nested_sets_of_one_ranking():

@@ -1,1 +1,28 @@
-"""Published methods, each a few lines over `sharpness_aware`."""
+"""Published methods, each a few lines over `sharpness_aware`.
+
+What the methods have in common, so that their own texts needn't say it:
+
+* Norms and inner products run over all leaves together, in float32 or wider.
+  A norm that is zero or not finite gives `epsilon = 0`, the step of the base
+  optimizer.
+* A gradient that isn't finite leaves whatever a method keeps as it was; only
+  the counts of steps go on. It is handed on: wrap the base optimizer in
+  `optax.apply_if_finite`.
+* Leaves that `mask` leaves out are not perturbed and belong to no norm and to
+  no number of entries; they are updated like all others.
+* With `axis_name`, gradients come in local and the direction goes out
+  averaged. By default each device perturbs by its own gradient, as in the
+  paper of SAM: m-sharpness, with m the examples of one device. Whatever a
+  method keeps or decides by is averaged first.
+* Weight decay stays outside: an element behind the method, which no ascent
+  gradient sees. An L2 term inside the loss is the other convention.
+* Batch norm: keep the running statistics of the clean pass. The others
+  normalize by their own batch, in training mode; what they update is dropped.
+* Dropout: close over one key, so that all passes of a step see one network.
+* Undo a scale of the loss before the method, clip behind it. A factor on the
+  loss leaves `epsilon` alone, but for `unnormalized_sam`, `fisher_sam` and
+  `look_layer_sam`.
+* Keep parameters in float32 or wider: bfloat16 rounds a small `epsilon` away.
+* Costs count gradients, a forward and a backward pass over the whole batch. A
+  forward pass is a third of one. They are those of a jitted step.
+"""

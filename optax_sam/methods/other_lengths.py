@@ -16,31 +16,35 @@ def fisher_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Fisher SAM: the perturbation has a length in the Fisher metric.
+  """Fisher SAM: measures the perturbation by a Fisher metric.
 
   With `g` the gradient at `w` and `F = 1 + eta * g^2`, elementwise::
 
-    epsilon = rho * (g / F) / sqrt(sum(g^2 / F))    # sum(F * epsilon^2) = rho^2
+    epsilon = rho * (g / F) / (sqrt(sum(g^2 / F)) + 1e-12)
     u       = gradient at w + epsilon
 
-  This is the exact maximizer of the linearized loss within that radius. The
-  defaults are those of a community port; neither they nor the square of the
-  batch gradient, in place of squares of single examples' gradients, could be
-  confirmed against the paper. Another port rescales to length `rho`.
+  This `epsilon` is where the linearized loss rises most within
+  `sum(F * epsilon^2) <= rho^2`: steep entries move less. The defaults are
+  those of a community port. Neither they nor the square of the batch gradient,
+  in place of squares of single examples' gradients, could be confirmed against
+  the paper. Another port rescales `epsilon` to length `rho`. A factor on the
+  loss changes `epsilon`.
 
   Args:
-    rho: radius, at least 0, or a schedule of it.
-    eta: weight of the squared gradient, at least 0; 0 is SAM.
-    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over.
-    sync_ascent: whether the ascent gradient is averaged over that axis too.
+    rho: radius in that metric, a scalar of at least 0, or a schedule of it by
+      the step. 0.1 is a port's.
+    eta: weight of the squared gradient, at least 0; 0 is SAM. 1 is a port's.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
     A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients.
+    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients. Keeps nothing.
 
   Raises:
-    ValueError: if a Python value is out of range.
+    ValueError: if a Python value is out of range, and in `update` if what it
+      needs was not passed.
 
   References:
     Kim, Li, Hu, Hospedales, `Fisher SAM: Information Geometry and
@@ -48,12 +52,11 @@ def fisher_sam(
     2022.
 
   >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.fisher_sam(rho=0.5, eta=0.0)
-  >>> loss = lambda w: jnp.sum(w**2)
-  >>> w = jnp.array([3.0, 4.0])
-  >>> u, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
-  >>> [round(x, 3) for x in u.tolist()]
-  [6.6, 8.8]
+  >>> tx = optax_sam.fisher_sam(rho=1.0)
+  >>> w, gradient = jnp.zeros(2), jnp.array([1.0, 3.0])
+  >>> u, _ = tx.update(gradient, tx.init(w), w, grad_fn=lambda w: w)
+  >>> [round(x, 3) for x in u.tolist()]  # (1 / 2, 3 / 10) / sqrt(1.4)
+  [0.423, 0.254]
   """
   return sharpness_aware(
     perturbations.scale_to_fisher_radius(rho, eta=eta),
@@ -78,22 +81,25 @@ def unnormalized_sam(
     epsilon = rho * g                # clip=True: shortened to length rho
     u       = gradient at w + epsilon
 
-  A factor on the loss changes `epsilon`, so mind the scale of the loss.
+  The authors' program gives these numbers. A factor on the loss changes
+  `epsilon`, so mind the scale of the loss.
 
   Args:
-    rho: factor, at least 0, or a schedule of it; there is no default.
-    clip: whether a perturbation longer than `rho` is shortened to it, as on
-      one path of the authors' program.
-    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over.
-    sync_ascent: whether the ascent gradient is averaged over that axis too.
+    rho: factor, a scalar of at least 0, or a schedule of it by the step. There
+      is no default.
+    clip: whether an `epsilon` longer than `rho` is shortened to it, as on one
+      path of the authors' program.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
     A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients.
+    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients. Keeps nothing.
 
   Raises:
-    ValueError: if a Python value is out of range.
+    ValueError: if a Python value is out of range, and in `update` if what it
+      needs was not passed.
 
   References:
     Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware

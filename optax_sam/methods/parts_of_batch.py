@@ -30,22 +30,28 @@ def subset_sam(
   confirmed; give a key where batches are sorted or packed.
 
   Args:
-    rho: radius, at least 0, or a schedule of it; the authors use 0.02 to 0.3.
+    rho: radius in the unit of the parameters, a scalar of at least 0, or a
+      schedule of it by the step. 0.05 is SAM's. The authors are quoted with
+      0.02 to 0.3: 0.05 for T5 small, 0.15 for larger ones.
     fraction: size of A: a fraction of the batch in (0, 1] if a float, a number
-      of examples if an int. A quarter is the paper's, "about 25 % slower".
-    key: integer seed or typed key to draw A with; None takes the first rows.
-    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over; each
-      device takes a part of its own examples.
-    sync_ascent: whether the ascent gradient is averaged over that axis too.
+      of examples if an int of at least 1. The authors report a quarter to be
+      about 25 % slower than plain descent.
+    key: integer seed or typed key to draw A with, without replacement, the
+      same on all devices; None takes the first rows.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+      Each device takes A from its own examples.
 
   Returns:
     A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. Cost: 1 + `fraction`
-    gradients, and a forward pass if the clean loss is used besides.
+    `update` needs `per_example_value_fn` and `batch`. With batch norm A is
+    normalized by itself. Cost: 1 + `fraction` gradients, and a forward pass if
+    the clean loss is used besides. Keeps the key, if there is one.
 
   Raises:
-    ValueError: if a Python value is out of range.
+    ValueError: if a Python value is out of range, and in `update` if what it
+      needs was not passed.
 
   References:
     Bahri, Mobahi, Tay, `Sharpness-Aware Minimization Improves Language Model
@@ -58,7 +64,7 @@ def subset_sam(
   >>> u, _ = tx.update(
   ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
   ... )
-  >>> float(u)  # the mean over the batch at -0.5
+  >>> float(u)  # the mean over the batch at -0.5, away from its first example
   -1.0
   """
   return sharpness_aware(
@@ -87,24 +93,28 @@ def m_sam(
     epsilon_k = rho * g_k / (norm(g_k) + 1e-12)
     u         = mean over k of the gradient of part k at w + epsilon_k
 
-  The parts run one after the other, so memory is that of one.
+  This is what `sam` does on devices that hold a part each. The parts run one
+  after the other, so memory is that of one.
 
   Args:
-    rho: radius, at least 0, or a schedule of it.
-    micro_batch_size: number of examples of a part, at least 1; Foret et al.
-      use 32 to 128.
-    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over; each
-      device splits its own part of the batch.
-    sync_ascent: whether every g_k is averaged over that axis too.
+    rho: radius in the unit of the parameters, a scalar of at least 0, or a
+      schedule of it by the step. 0.05 is SAM's.
+    micro_batch_size: number of examples of a part, at least 1; the authors use
+      32 to 128.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+      Each device splits its own examples.
 
   Returns:
     A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. Cost: 2 gradients, and a
-    forward pass if the clean loss is used besides.
+    `update` needs `per_example_value_fn` and `batch`. With batch norm each
+    part is normalized by itself. Cost: 2 gradients, and a forward pass if the
+    clean loss is used besides. Keeps nothing.
 
   Raises:
-    ValueError: if a Python value is out of range.
+    ValueError: if a Python value is out of range, and in `update` if what it
+      needs was not passed.
 
   References:
     Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for

@@ -27,29 +27,37 @@ def k_sam(
     epsilon = rho * g1 / (norm(g1) + 1e-12)
     u       = gradient of the mean of l_i over Q2 at w + epsilon
 
-  A loss that isn't finite ranks last; ties go to the lower index. The incoming
-  gradient is not used: in a jitted step XLA drops its backward pass, and the
-  ranking shares the forward pass of the clean loss. No program is public, the
-  sizes of the paper could not be read, and the mean (rather than the sum) over
-  the examples could not be confirmed.
+  A loss that isn't finite ranks last, equal ones rank by position: shuffle, as
+  the losses of a network that fits its data are nearly equal. Rows that only
+  fill up the batch must have a loss of 0. Mislabelled examples dominate both
+  gradients. The incoming gradient is not used: in a jitted step XLA drops its
+  backward pass, and the ranking shares the forward pass of the clean loss.
+
+  No program is public. The sizes of the paper could not be read, nor the mean
+  (rather than the sum) over the examples be confirmed. Subsets drawn at random
+  for both gradients did harm in the paper.
 
   Args:
-    rho: radius, at least 0, or a schedule of it.
-    ascent: size of Q1: a number of examples if an int, a fraction of the batch
-      in (0, 1] if a float. 1 is one example, 1.0 all of them.
-    descent: size of Q2, likewise. A third each costs as much as plain descent.
-    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over; each
-      device ranks its own examples.
-    sync_ascent: whether the ascent gradient is averaged over that axis too.
+    rho: radius in the unit of the parameters, a scalar of at least 0, or a
+      schedule of it by the step. 0.05 is SAM's.
+    ascent: size of Q1: a number of examples if an int of at least 1, a
+      fraction of the batch in (0, 1] if a float. 1 is one example, 1.0 all.
+    descent: size of Q2, likewise. A third each costs as much as plain descent,
+      a half each 1.33 times that.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+      Each device ranks its own examples; under jit the ranking is global.
 
   Returns:
     A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. Cost in gradients:
-    (1 + 3 * ascent + 3 * descent) / 3, sizes as fractions.
+    `update` needs `per_example_value_fn` and `batch`. With batch norm the sets
+    are normalized by themselves and must have more than one example. Cost:
+    1 / 3 + `ascent` + `descent` gradients, sizes as fractions. Keeps nothing.
 
   Raises:
-    ValueError: if a Python value is out of range.
+    ValueError: if a Python value is out of range, and in `update` if what it
+      needs was not passed.
 
   References:
     Ni, Chiang, Geiping, Goldblum, Wilson, Goldstein, `K-SAM: Sharpness-Aware
@@ -57,14 +65,14 @@ def k_sam(
     2022.
 
   >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.k_sam(rho=0.5, ascent=1, descent=1)
+  >>> tx = optax_sam.k_sam(rho=0.5, ascent=1, descent=2)
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
   >>> u, _ = tx.update(
   ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
   ... )
-  >>> float(u)  # of (w + 3)^2 at 0.5
-  7.0
+  >>> float(u)  # the mean of 2 * (0.5 + 3) and 2 * (0.5 - 2)
+  2.0
   """
   selections.check_size('ascent', ascent)
   return sharpness_aware(
@@ -96,33 +104,42 @@ def esam(
     u       = gradient of the mean of l_i at w + epsilon over the examples
               with the largest d_i, for all leaves
 
-  No leaf kept gives `epsilon = 0`. Mind that the radius is `rho / beta`. The
-  authors' program keeps the examples strictly above the k-th largest rise, so
-  one fewer, and none at all if all are equal; it keeps all leaves at the first
-  step. Neither is reproduced. Ports disagree on whether `beta` is kept or
-  dropped, and on the factor; the printed one could not be confirmed. XLA
-  saves nothing by dropping leaves, and there is one more forward pass.
+  No leaf kept gives `epsilon = 0`. Mind that the length of `epsilon` is
+  `rho / beta`, 1.67 times `rho` at 0.6; so it is in published numbers. Ranking
+  is that of `k_sam`.
+
+  The authors' program keeps the examples strictly above the k-th largest rise,
+  so one fewer, and none at all if all are equal; it keeps all leaves at the
+  first step, and stops with an error if none is kept. None of this is
+  reproduced: `gamma=7` are its 7 of 16. Ports disagree on whether a share
+  `beta` is kept or dropped, and on the factor: the printed one could not be
+  confirmed. At 0.5 they agree. XLA saves nothing by dropping leaves.
 
   Args:
-    rho: radius, at least 0, or a schedule of it.
-    beta: share of the leaves that is perturbed, in (0, 1]; the authors use 0.6
-      for ResNet-18, 0.5 for WRN-28-10.
+    rho: radius in the unit of the parameters, a scalar of at least 0, or a
+      schedule of it by the step. 0.05 is the authors' value for ResNet-18; they
+      use 0.1 for WRN-28-10 and 0.2 for PyramidNet.
+    beta: chance of a leaf to be perturbed, in (0, 1]. 0.6 is the authors'
+      value for ResNet-18, 0.5 for the other two.
     gamma: size of the set for the descent gradient: a fraction of the batch in
-      (0, 1] if a float, a number of examples if an int.
+      (0, 1] if a float, a number of examples if an int of at least 1. 0.5 is
+      the authors' value for all three.
     key: integer seed or typed key, the same on all devices.
-    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over; each
-      device ranks its own examples.
-    sync_ascent: whether the ascent gradient is averaged over that axis too.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+      Each device ranks its own examples; the leaves are the same on all.
 
   Returns:
     A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. Both passes must see
-    the same randomness, or the rise is noise. Cost in gradients:
-    (4 + 3 * gamma) / 3, gamma as a fraction.
+    `update` needs `per_example_value_fn` and `batch`. All passes must see the
+    same randomness, or the rise is noise; with batch norm the last one sees
+    the statistics of its hard examples. Cost: 4 / 3 + `gamma` gradients,
+    gamma as a fraction. Keeps the key.
 
   Raises:
-    ValueError: if a Python value is out of range.
+    ValueError: if a Python value is out of range, and in `update` if what it
+      needs was not passed.
 
   References:
     Du, Yan, Feng, Zhou, Zhen, Goh, Tan, `Efficient Sharpness-Aware
@@ -136,7 +153,7 @@ def esam(
   >>> u, _ = tx.update(
   ...   w + 1, tx.init(w), w, per_example_value_fn=losses, batch=batch
   ... )
-  >>> float(u)  # of (w + 3)^2 at 0.5
+  >>> float(u)  # of (w + 3)^2 at 0.5, which rises most from 0 to there
   7.0
   """
   validation.check_number('beta', beta, above=0, at_most=1)
@@ -161,29 +178,37 @@ def ordered_sgd(
   """Ordered SGD: descends on the examples with the largest losses.
 
   With `l_i(w)` the losses of the batch and `Q` the `k` examples with the
-  largest ones; there is no perturbation::
+  largest ones::
 
     u = gradient of the mean of l_i over Q at w
 
-  The authors start with the whole batch and take 1/2, 1/4, 1/8, 1/16 of it
-  once the training accuracy reaches 80, 90, 95, 99.5 %, never more again; k
-  shapes the program, so build a new transformation for each. Their program
-  ranks inside of a full forward pass, where batch norm sees the whole batch;
-  this one gathers first, which is the same unless examples interact.
+  There is no perturbation, and so neither `rho` nor `mask` nor `sync_ascent`.
+  Ranking is that of `k_sam`. For batches of b out of n examples `u` is an
+  unbiased gradient of `sum_j c_j l_(j) / k` over the training losses in
+  descending order, with
+  `c_j = sum_(i < k) C(j - 1, i) C(n - j, b - i - 1) / C(n, b)`.
+
+  The authors' program ranks inside of a full forward pass, where batch norm
+  sees the whole batch; this one gathers first, which is the same unless
+  examples interact.
 
   Args:
-    k: size of Q: a number of examples if an int, a fraction of the batch in
-      (0, 1] if a float; 1.0 is the base optimizer.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over; each
-      device ranks its own examples.
+    k: size of Q: a number of examples if an int of at least 1, a fraction of
+      the batch in (0, 1] if a float; 1.0 is the base optimizer. The authors
+      start with all and take 1/2, 1/4, 1/8, 1/16 of the batch once the
+      training accuracy reaches 80, 90, 95, 99.5 %, never more again. It shapes
+      the program: build a new transformation for each.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+      Each device ranks its own examples; under jit the ranking is global.
 
   Returns:
     A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. Cost in gradients:
-    (1 + 3 * k) / 3, k as a fraction.
+    `update` needs `per_example_value_fn` and `batch`. Cost: 1 / 3 + `k`
+    gradients, k as a fraction. Keeps nothing.
 
   Raises:
-    ValueError: if a Python value is out of range.
+    ValueError: if a Python value is out of range, and in `update` if what it
+      needs was not passed.
 
   References:
     Kawaguchi, Lu, `Ordered SGD: A New Stochastic Optimization Framework for
@@ -197,7 +222,7 @@ def ordered_sgd(
   >>> u, _ = tx.update(
   ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
   ... )
-  >>> float(u)
+  >>> float(u)  # of (w + 3)^2 alone
   6.0
   """
   selections.check_size('k', k)

@@ -6,17 +6,21 @@ gradient, with the parameters that may be perturbed, and with these extra
 arguments: `axis_name` (what a piece stores must be averaged over it),
 `is_synced` (whether the ascent gradient was averaged already),
 `ascent_grad_fn` (from a perturbation to the ascent gradient there) and
-`objective` (the loss of the batch as a function of these parameters).
+`objective` (the loss of the batch as a function of these parameters). What
+comes out has the shapes and dtypes of the ascent gradient; inside, a piece
+computes in float32, or in float64 for leaves in float64.
 """
 
+from optax_sam.perturbations.fisher import TopFisherState, keep_top_fisher
 from optax_sam.perturbations.noise import SubtractEmaState, subtract_ema
-from optax_sam.perturbations.radius import (
-  RadiusState,
-  ascend_repeatedly,
-  scale_by_radius,
+from optax_sam.perturbations.other_lengths import (
   scale_by_trust_ratio_radius,
   scale_to_adaptive_radius,
   scale_to_fisher_radius,
+)
+from optax_sam.perturbations.radius import (
+  ascend_repeatedly,
+  scale_by_radius,
   scale_to_radius,
 )
 from optax_sam.perturbations.random import (
@@ -24,12 +28,11 @@ from optax_sam.perturbations.random import (
   keep_random_entries,
   keep_random_tensors,
 )
+from optax_sam.perturbations.scheduled import RadiusState
 from optax_sam.perturbations.sparse import (
   DynamicState,
-  TopFisherState,
   keep_dynamic,
   keep_n_of_m,
-  keep_top_fisher,
 )
 
 __all__ = [

@@ -29,21 +29,49 @@ def subtract_ema(
 ) -> optax.GradientTransformationExtraArgs:
   """Subtracts a moving average of the gradient: what is left is its noise.
 
-  With `g` the gradient, `gbar` its average over the devices, and `m` starting
-  at 0::
+  With `g` the ascent gradient, `gbar` its average over the devices, and `m`
+  starting at 0::
 
     'paper':     m = decay * m + (1 - decay) * gbar;  d = g - sigma * m
     'official':  d = g - sigma * m, then the same m   # first step: d = g,
                                                       # m = gbar
 
-  A `d` that is mere rounding against `g` is returned as 0. A gradient that
-  isn't finite leaves `m` alone.
+  A `d` that is mere rounding against `g`, at most `8 * eps * norm(g)` long in
+  float32 or wider, is returned as 0: scaled to a radius, it would be a
+  direction without meaning. A gradient that isn't finite leaves `m` alone.
 
   Args:
     decay: weight of the past, in [0, 1); above 0 in the order of the paper.
-    sigma: share of the average that is subtracted, in [0, 1].
-    order: 'paper' subtracts the average that holds the current gradient,
-      'official' the one before it.
+      0.9 is the default of the authors' class; the paper's value could not be
+      confirmed. See `optax_sam.friendly_sam`.
+    sigma: share of the average that is subtracted, in [0, 1]; 0 leaves the
+      gradient, 1 is what the paper's experiments are quoted with.
+    order: 'paper' subtracts the average that holds the current gradient, as
+      restatements of the paper agree; 'official' the one before it, as the
+      authors' program nblt/F-SAM does.
+
+  Returns:
+    A perturbation, from the gradient to `d`, to be followed by one that gives
+    it a length. Keeps `m` (`SubtractEmaState`).
+
+  Raises:
+    ValueError: if a Python value is out of range.
+
+  References:
+    Li, Zhou, He, Cheng, Huang, `Friendly Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2403.12350>`_, CVPR 2024.
+
+  What recurs at every step fades from the first entry, noise stays:
+
+  >>> piece = subtract_ema(0.5)
+  >>> state = piece.init(jnp.zeros(2))
+  >>> for noise in (1.0, -1.0, 1.0, -1.0):
+  ...   d, state = piece.update(jnp.array([4.0, noise]), state)
+  ...   print([round(x, 3) for x in d.tolist()])
+  [2.0, 0.5]
+  [1.0, -0.75]
+  [0.5, 0.625]
+  [0.25, -0.688]
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)

@@ -1,25 +1,14 @@
-"""Perturbations of a given length, in one metric or another."""
+"""Perturbations whose length is measured in one norm of all leaves together."""
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import masking, numerics, validation
-
-_UNSCALED_NAMES = ('bias', 'b', 'beta', 'offset')
-
-
-class RadiusState(NamedTuple):
-  """State of a piece whose radius is a schedule; none without one.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-  """
-
-  count: jax.Array
+from optax_sam import numerics, validation
+from optax_sam.perturbations.scheduled import with_radius
 
 
 def scale_to_radius(
@@ -27,27 +16,45 @@ def scale_to_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient to length rho: the perturbation of SAM.
 
-  With `g` the ascent gradient::
+  With `g` the ascent gradient and one norm over all of its leaves::
 
     p = 2:    epsilon = rho * g / (norm(g) + 1e-12)
-    p = inf:  epsilon = rho * sign(g)
+    p = inf:  epsilon = rho * sign(g)                  # sign(0) = 0
 
-  A norm that is zero or not finite gives `epsilon = 0`.
+  A norm that is zero or not finite gives `epsilon = 0`. Published programs add
+  1e-12, 1e-16 or 1e-7 to the norm, some nothing, so that a gradient of zero
+  makes NaN. See `optax_sam.sam` for usual radii and their evidence.
 
   Args:
-    rho: radius, at least 0, or a schedule of it.
+    rho: radius in the unit of the parameters, a scalar of at least 0 or a
+      schedule of it by the step, counted from 0.
     p: 2 or infinity, the norm in which epsilon has length rho.
 
-  >>> piece = scale_to_radius(0.5)
-  >>> piece.update(jnp.array([3.0, 4.0]), piece.init(None))[0].tolist()
-  [0.30000001192092896, 0.4000000059604645]
+  Returns:
+    A perturbation. Keeps nothing, or the count of the schedule.
+
+  Raises:
+    ValueError: if a Python value is out of range.
+
+  References:
+    Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
+    Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
+    ICLR 2021.
+
+  >>> g = jnp.array([3.0, -4.0])
+  >>> for p in (2, float('inf')):
+  ...   piece = scale_to_radius(0.5, p=p)
+  ...   epsilon, _ = piece.update(g, piece.init(g))
+  ...   print([round(x, 3) for x in epsilon.tolist()])
+  [0.3, -0.4]
+  [0.5, -0.5]
   """
   validation.check_choice('p', p, (2, float('inf')))
 
   def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     return _ascent_step(radius, updates, p)
 
-  return _with_radius(rho, perturb)
+  return with_radius(rho, perturb)
 
 
 def scale_by_radius(
@@ -55,11 +62,37 @@ def scale_by_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient by rho, without normalizing it.
 
-  `epsilon = rho * g`, or 0 if the norm of `g` isn't finite.
+  With `g` the ascent gradient::
+
+    clip = False:  epsilon = rho * g
+    clip = True:   epsilon = rho * g / max(norm(g), 1)  # norm(epsilon) <= rho
+
+  A norm that isn't finite gives `epsilon = 0`. A factor on the loss is one on
+  epsilon. See `optax_sam.unnormalized_sam`.
 
   Args:
-    rho: factor, at least 0, or a schedule of it.
-    clip: whether an epsilon longer than rho is shortened to it.
+    rho: factor of at least 0, in the unit of the parameters over that of the
+      gradient, or a schedule of it by the step, counted from 0.
+    clip: whether an epsilon longer than rho is shortened to it, as on one path
+      of the authors' program tml-epfl/understanding-sam.
+
+  Returns:
+    A perturbation. Keeps nothing, or the count of the schedule.
+
+  Raises:
+    ValueError: if a Python value is out of range.
+
+  References:
+    Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware
+    Minimization <https://arxiv.org/abs/2206.06232>`_, ICML 2022.
+
+  >>> g = jnp.array([3.0, 4.0])
+  >>> for clip in (False, True):
+  ...   piece = scale_by_radius(0.5, clip=clip)
+  ...   epsilon, _ = piece.update(g, piece.init(g))
+  ...   print([round(x, 3) for x in epsilon.tolist()])
+  [1.5, 2.0]
+  [0.3, 0.4]
   """
   validation.check_choice('clip', clip, (True, False))
 
@@ -71,7 +104,7 @@ def scale_by_radius(
       radius = radius / jnp.maximum(size, 1)
     return numerics.multiply_where(jnp.isfinite(size), radius, updates)
 
-  return _with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
+  return with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
 
 
 def ascend_repeatedly(
@@ -80,17 +113,47 @@ def ascend_repeatedly(
   """Takes several ascent steps of length rho inside the ball of radius rho.
 
   `steps` times, starting from `delta = 0` and with `h` the ascent gradient at
-  `w + delta`::
+  `w + delta`; the last `delta` is epsilon::
 
     delta = delta + rho * h / (norm(h) + 1e-12)
-    delta = delta * min(1, rho / norm(delta))  # p = inf: clipped to rho
+    delta = delta * min(1, rho / norm(delta))
 
-  Each step but the first costs one more gradient.
+    p = inf:  delta = clip(delta + rho * sign(h), -rho, rho)
+
+  Each step but the first costs one more gradient. Length and projection are
+  those of the program tml-epfl/understanding-sam; `optax.contrib.sam` doesn't
+  project.
 
   Args:
-    rho: radius and length of a step, at least 0, or a schedule of it.
-    steps: number of ascent steps, at least 1.
-    p: 2 or infinity.
+    rho: radius and length of a step in the unit of the parameters, a scalar of
+      at least 0 or a schedule of it by the step of training, counted from 0.
+      With a schedule these gradients are taken at every step of training, also
+      where a policy skips.
+    steps: number of ascent steps, a Python int of at least 1; 1 is SAM.
+    p: 2 or infinity, the norm of the ball.
+
+  Returns:
+    A perturbation, for `optax_sam.sharpness_aware` alone if it takes more than
+    one step. Keeps nothing, or the count of the schedule.
+
+  Raises:
+    ValueError: if a Python value is out of range, and in `update` if there is
+      no `ascent_grad_fn` for the second step.
+
+  References:
+    Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware
+    Minimization <https://arxiv.org/abs/2206.06232>`_, ICML 2022.
+
+  With gradients `[1, 0]`, then `[0, 1]`:
+
+  >>> piece = ascend_repeatedly(0.5, 2)
+  >>> epsilon, _ = piece.update(
+  ...   jnp.array([1.0, 0.0]),
+  ...   piece.init(None),
+  ...   ascent_grad_fn=lambda delta: jnp.array([0.0, 1.0]),
+  ... )
+  >>> [round(x, 3) for x in epsilon.tolist()]  # [0.5, 0.5], projected
+  [0.354, 0.354]
   """
   validation.check_static_integer('steps', steps)
   validation.check_choice('p', p, (2, float('inf')))
@@ -102,7 +165,9 @@ def ascend_repeatedly(
     ascent_grad_fn: Callable[[optax.Updates], optax.Updates] | None = None,
     **_: Any,
   ) -> optax.Updates:
-    delta = _ascent_step(radius, updates, p)
+    # Half precision would round the sum of the steps away.
+    wide = updates if steps == 1 else jax.tree.map(numerics.widen, updates)
+    delta = _ascent_step(radius, wide, p)
     for _step in range(1, steps):
       if ascent_grad_fn is None:
         msg = (
@@ -111,168 +176,12 @@ def ascend_repeatedly(
           'perturbation of optax_sam.sharpness_aware, which passes it.'
         )
         raise ValueError(msg)
-      step = _ascent_step(radius, ascent_grad_fn(delta), p)
+      gradient = jax.tree.map(numerics.widen, ascent_grad_fn(delta))
+      step = _ascent_step(radius, gradient, p)
       delta = _project(radius, numerics.add(delta, step), p)
-    return delta
+    return numerics.cast_like(delta, updates)
 
-  return _with_radius(rho, perturb)
-
-
-def scale_to_adaptive_radius(
-  rho: optax.ScalarOrSchedule,
-  *,
-  eta: float = 0.01,
-  scaled: masking.Mask = None,
-) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient to a radius relative to the weights: ASAM.
-
-  With `T = abs(w) + eta` on scaled leaves and `T = 1` on the others::
-
-    epsilon = rho * T ^ 2 * g / (norm(T * g) + 1e-12)  # norm(epsilon/T) = rho
-
-  Args:
-    rho: radius, at least 0, or a schedule of it.
-    eta: added to the size of the weights, at least 0.
-    scaled: which leaves are scaled; None goes by the last part of a leaf's
-      name: `bias`, `b`, `beta` and `offset` are not, all else is. A bool, a
-      prefix tree or a function from the parameters overrides it.
-  """
-  validation.check_number('eta', eta, at_least=0)
-  if scaled is None:
-    scaled = _scaled_by_name
-
-  def scales(is_scaled: bool, weight: jax.Array) -> jax.Array:
-    wide = numerics.widen(weight)
-    if not is_scaled:
-      return jnp.ones_like(wide)
-    return jnp.abs(wide) + jnp.asarray(eta, wide.dtype)
-
-  @jax.jit
-  def scale(
-    radius: Any, updates: optax.Updates, params: optax.Params
-  ) -> optax.Updates:
-    chosen = masking.chosen_leaves(scaled, params, name='scaled')
-    scale = jax.tree.map(scales, chosen, params)
-    once = jax.tree.map(_multiply_wide, scale, updates)
-    twice = jax.tree.map(_multiply_wide, scale, once)
-    perturbation = numerics.scale_to(radius, twice, numerics.norm(once))
-    return jax.tree.map(lambda e, g: e.astype(g.dtype), perturbation, updates)
-
-  def perturb(
-    radius: Any, updates: optax.Updates, *, params: optax.Params, **_: Any
-  ) -> optax.Updates:
-    return scale(radius, updates, params)
-
-  return _with_radius(rho, perturb)
-
-
-def scale_to_fisher_radius(
-  rho: optax.ScalarOrSchedule, *, eta: float = 1.0
-) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient to a radius in the Fisher metric: Fisher SAM.
-
-  With `F = 1 + eta * g^2`, elementwise, the diagonal of the metric::
-
-    epsilon = rho * (g / F) / sqrt(sum(g ^ 2 / F))  # sum(F * epsilon^2) = rho^2
-
-  Args:
-    rho: radius, at least 0, or a schedule of it.
-    eta: weight of the squared gradient, at least 0; 0 is SAM.
-  """
-  validation.check_number('eta', eta, at_least=0)
-
-  @jax.jit
-  def scale(radius: Any, updates: optax.Updates) -> optax.Updates:
-    wide = jax.tree.map(numerics.widen, updates)
-    natural = jax.tree.map(
-      lambda g: g / (1 + jnp.asarray(eta, g.dtype) * jnp.square(g)), wide
-    )
-    size = jnp.sqrt(numerics.dot(natural, wide))
-    epsilon = numerics.scale_to(radius, natural, size)
-    return jax.tree.map(lambda e, g: e.astype(g.dtype), epsilon, updates)
-
-  return _with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
-
-
-def scale_by_trust_ratio_radius(
-  rho: optax.ScalarOrSchedule,
-  *,
-  rule: Literal['global', 'layer', 'unit'] = 'global',
-  max_ratio: float = 20.0,
-) -> optax.GradientTransformationExtraArgs:
-  """Scales every leaf by the size of its weights: Look-LayerSAM's ascent.
-
-  With `w_l`, `g_l` a leaf of the parameters and of the ascent gradient::
-
-    'global':  rho * min(norm(w_l) / norm(g_l), max_ratio) * g_l / norm(g)
-    'layer':   rho * norm(w_l) * g_l / norm(g_l)^2
-    'unit':    rho * g_l / norm(g_l)
-
-  A norm of zero, of the gradient or, but for 'unit', of the weights, leaves
-  the leaf unperturbed.
-
-  Args:
-    rho: radius, at least 0, or a schedule of it.
-    rule: which of the three.
-    max_ratio: bound of the ratio in 'global', above 0.
-  """
-  validation.check_choice('rule', rule, ('global', 'layer', 'unit'))
-  validation.check_number('max_ratio', max_ratio, above=0)
-
-  def factor(weight: jax.Array, gradient: jax.Array, total: Any) -> Any:
-    size, length = numerics.norm(gradient), numerics.norm(weight)
-    size, length = size.astype(total.dtype), length.astype(total.dtype)
-    usable = numerics.is_usable(size) & numerics.is_usable(total)
-    divisor = jnp.where(usable, size, 1)
-    if rule == 'unit':
-      return usable, 1 / divisor
-    usable &= numerics.is_usable(length)
-    ratio = length / divisor
-    if rule == 'layer':
-      return usable, ratio / divisor
-    bounded = jnp.minimum(ratio, jnp.asarray(max_ratio, ratio.dtype))
-    return usable, bounded / jnp.where(usable, total, 1)
-
-  @jax.jit
-  def scale(
-    radius: Any, updates: optax.Updates, params: optax.Params
-  ) -> optax.Updates:
-    total = numerics.norm(updates)
-
-    def leaf(weight: jax.Array, gradient: jax.Array) -> jax.Array:
-      usable, scale = factor(weight, gradient, total)
-      scale *= jnp.asarray(radius, total.dtype)
-      return numerics.multiply_where(usable, scale, gradient)
-
-    return jax.tree.map(leaf, params, updates)
-
-  return _with_radius(
-    rho, lambda radius, updates, params, **_: scale(radius, updates, params)
-  )
-
-
-def _with_radius(
-  rho: optax.ScalarOrSchedule, perturb: Callable[..., optax.Updates]
-) -> optax.GradientTransformationExtraArgs:
-  """Builds a piece that keeps nothing but the count of its schedule."""
-  validation.check_radius(rho)
-
-  def init(params: optax.Params) -> RadiusState | optax.EmptyState:
-    del params
-    if callable(rho):
-      return RadiusState(jnp.zeros((), jnp.int32))
-    return optax.EmptyState()
-
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, Any]:
-    radius = rho
-    if callable(rho):
-      radius = rho(state.count)
-      state = RadiusState(numerics.increment(state.count))
-    return perturb(radius, updates, params=params, **extra_args), state
-
-  return optax.GradientTransformationExtraArgs(init, update)
+  return with_radius(rho, perturb)
 
 
 def _ascent_step(
@@ -314,16 +223,3 @@ def _into_box(radius: Any, delta: optax.Updates) -> optax.Updates:
     return jnp.clip(leaf, -bound, bound)
 
   return jax.tree.map(clip, delta)
-
-
-def _multiply_wide(left: jax.Array, right: jax.Array) -> jax.Array:
-  dtype = numerics.wide_dtype(left, right)
-  return left.astype(dtype) * right.astype(dtype)
-
-
-def _scaled_by_name(params: optax.Params) -> Any:
-  def is_scaled(path: tuple[Any, ...], _: Any) -> bool:
-    parts = masking.path_parts(path)
-    return not parts or parts[-1] not in _UNSCALED_NAMES
-
-  return jax.tree_util.tree_map_with_path(is_scaled, params)

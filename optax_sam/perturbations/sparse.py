@@ -1,6 +1,5 @@
 """Perturbations of some of the entries only."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -8,22 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import chunks, devices, masks, numerics, validation
-from optax_sam.objective import Objective
-
-_FISHER_CHUNK = 16  # examples whose gradients are in memory at a time
-
-
-class TopFisherState(NamedTuple):
-  """State of `keep_top_fisher`.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    mask: which entries are perturbed, bools like the parameters.
-  """
-
-  count: jax.Array
-  mask: Any
+from optax_sam import devices, masks, numerics, validation
 
 
 class DynamicState(NamedTuple):
@@ -40,75 +24,6 @@ class DynamicState(NamedTuple):
   key: jax.Array
 
 
-def keep_top_fisher(
-  sparsity: float = 0.5,
-  *,
-  num_samples: int = 128,
-  refresh_every: int,
-  pattern: str = 'global',
-) -> optax.GradientTransformationExtraArgs:
-  """Keeps the entries with the largest empirical Fisher information: SSAM-F.
-
-  Every `refresh_every` steps, before the mask is used, with `n` the smaller of
-  `num_samples` and the batch size and `N` the number of entries::
-
-    F    = sum over the first n examples of (gradient of their loss at w)^2
-    mask = the floor((1 - sparsity) * N) largest of F     # ties by position
-
-  A score that isn't finite leaves the mask as it was.
-
-  Args:
-    sparsity: share of the entries that is not perturbed, in [0, 1].
-    num_samples: number of examples, taken from the front of the batch.
-    refresh_every: number of steps from one mask to the next, at least 1.
-    pattern: 'global', or 'n:m' such as '2:4' for the n largest of every m
-      consecutive inputs of a unit, whatever `sparsity` says.
-
-  The memory of 16 examples' gradients is needed at a refresh. On several
-  devices each sums over its own share of the examples.
-  """
-  masks.check_sparsity(sparsity)
-  validation.check_static_integer('num_samples', num_samples)
-  validation.check_count('refresh_every', refresh_every)
-  grouping = masks.parse_pattern(pattern)
-
-  def init(params: optax.Params) -> TopFisherState:
-    everything = jax.tree.map(lambda p: jnp.ones(p.shape, bool), params)
-    return TopFisherState(jnp.zeros((), jnp.int32), everything)
-
-  def choose(scores: Any) -> Any:
-    if grouping is not None:
-      return jax.tree.map(lambda s: masks.n_of_m(s, *grouping), scores)
-    kept = masks.num_kept(sparsity, numerics.size(scores))
-    return masks.largest(jax.tree.map(masks.rank_bits, scores), kept)
-
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    objective: Objective | None = None,
-    axis_name: Any = None,
-    **_: Any,
-  ) -> tuple[Any, TopFisherState]:
-    if objective is None:
-      msg = (
-        'keep_top_fisher needs the gradients of single examples: use it in '
-        'the perturbation of optax_sam.sharpness_aware.'
-      )
-      raise ValueError(msg)
-
-    def renew() -> Any:
-      scores = _fisher_information(objective, params, num_samples, axis_name)
-      return _where_finite(scores, choose(scores), state.mask)
-
-    mask = _on_refresh(state.count, refresh_every, renew, lambda: state.mask)
-    kept = _keep(mask, updates)
-    return kept, TopFisherState(numerics.increment(state.count), mask)
-
-  return optax.GradientTransformationExtraArgs(init, update)
-
-
 def keep_dynamic(
   sparsity: float = 0.5,
   *,
@@ -121,26 +36,58 @@ def keep_dynamic(
 ) -> optax.GradientTransformationExtraArgs:
   """Keeps entries by dynamic sparse training, dropping the flattest: SSAM-D.
 
-  `a = floor((1 - sparsity) * N)` of the N entries are active, at first at
-  random. At every step the mask is used as it is; then, every `refresh_every`
-  steps, with `t` the step, counted from 0, and `T = total_steps`::
+  `a = floor((1 - sparsity) * N)` of the N entries that may be perturbed are
+  active, at first at random. At every step the mask is used as it is; then,
+  every `refresh_every` steps, with `t` the step, counted from 0, and
+  `T = total_steps`::
 
     r = drop_rate / 2 * (1 + cos(pi * min(t / T, 1)))
     d = min(floor(a * r), N - a)
     the d active entries with the smallest abs(g) are dropped,
     d of those that were inactive are grown, uniformly at random
 
-  An update of zeros, as of a gradient that isn't finite, leaves the mask.
+  So exactly `a` entries are active at every step. Scores are compared in
+  float32. An update of zeros, as of a gradient that isn't finite, leaves the
+  mask. See `optax_sam.sparse_sam_dynamic` for the authors' program, whose
+  count drifts, and `keep_top_fisher` for the order of the pieces.
 
   Args:
-    sparsity: share of the entries that is not perturbed, in [0, 1].
+    sparsity: share of the entries that is not perturbed, a Python number in
+      [0, 1].
     drop_rate: share of the active entries that the first refresh moves, in
       (0, 1].
     refresh_every: number of steps from one mask to the next, at least 1.
     total_steps: T, number of steps of the whole training, at least 1.
-    key: integer seed or typed key, the same on all devices.
-    drop: by what the smallest are dropped: 'gradient', 'weight' or 'random'.
-    growth: by what the largest are grown, likewise.
+    key: integer seed or one typed key, the same on all devices; not that of
+      the dropout.
+    drop: by what the smallest are dropped: 'gradient', 'weight' (abs(w) at the
+      unperturbed parameters) or 'random'.
+    growth: by what the largest are grown, likewise. The defaults of this, of
+      `drop`, `drop_rate` and `sparsity` are those of the authors' command
+      line; whether they are the paper's could not be confirmed.
+
+  Returns:
+    A perturbation, from the ascent gradient to the same with entries of zero.
+    Keeps the mask, a count and the key (`DynamicState`).
+
+  Raises:
+    ValueError: if a Python value is out of range, or the key is none.
+
+  References:
+    Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
+    Stronger: A Sparsified Perturbation Approach
+    <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
+
+  Of two active entries the flatter one moves on:
+
+  >>> piece = keep_dynamic(0.5, refresh_every=2, total_steps=8, key=0)
+  >>> g = jnp.array([1.0, 2.0, 3.0, 4.0])
+  >>> state = piece.init(g)
+  >>> for _ in range(2):
+  ...   epsilon, state = piece.update(g, state)
+  ...   print(epsilon.tolist())
+  [1.0, 0.0, 3.0, 0.0]
+  [0.0, 2.0, 3.0, 0.0]
   """
   masks.check_sparsity(sparsity)
   validation.check_number('drop_rate', drop_rate, above=0, at_most=1)
@@ -157,15 +104,16 @@ def keep_dynamic(
     mask = masks.largest(masks.random_bits(typed, params), active)
     return DynamicState(jnp.zeros((), jnp.int32), mask, typed)
 
-  def num_moved(count: jax.Array, size: int) -> jax.Array:
+  def num_moved(count: jax.Array, tree: Any) -> jax.Array:
+    size, dtype = numerics.size(tree), numerics.accumulator_dtype(tree)
     active = masks.num_kept(sparsity, size)
-    dtype = jnp.float32
     progress = jnp.minimum(
       count.astype(dtype) / jnp.asarray(total_steps, dtype), 1.0
     )
     rate = jnp.asarray(drop_rate, dtype) / 2 * (1 + jnp.cos(jnp.pi * progress))
     moved = jnp.floor(active * rate).astype(jnp.int32)
-    return jnp.minimum(moved, size - active)
+    # No more than are active: of many, floats may round up.
+    return jnp.minimum(moved, min(active, size - active))
 
   def update(
     updates: Any,
@@ -185,16 +133,16 @@ def keep_dynamic(
 
     def renew() -> Any:
       gradient = devices.average(updates, None if is_synced else axis_name)
-      moved = num_moved(state.count, numerics.size(updates))
+      moved = num_moved(state.count, updates)
       mask = masks.drop_and_grow(
         state.mask, ranks(drop, 0, gradient), ranks(growth, 1, gradient), moved
       )
       usable = numerics.is_usable(numerics.norm(gradient))
       return numerics.select(usable, mask, state.mask)
 
-    mask = _on_refresh(state.count, refresh_every, renew, lambda: state.mask)
+    mask = on_refresh(state.count, refresh_every, renew, lambda: state.mask)
     new_state = DynamicState(numerics.increment(state.count), mask, state.key)
-    return _keep(state.mask, updates), new_state
+    return keep_entries(state.mask, updates), new_state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -202,14 +150,37 @@ def keep_dynamic(
 def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
   """Keeps the n largest of every m consecutive inputs of a unit, in size.
 
-  A leaf with fewer than two axes, or whose number of inputs (the product of
-  all axes but the last) m doesn't divide, is kept whole.
+  The inputs of a leaf are all of its axes but the last, flattened, as in the
+  kernels of Flax: `(in, out)`, `(height, width, in, out)`. Per output and group
+  of m of them::
+
+    epsilon_i = g_i if abs(g_i) is among the n largest else 0   # ties: first
+
+  A leaf with fewer than two axes, or whose number of inputs m doesn't divide,
+  is kept whole. Groups in the authors' follow-up to `keep_top_fisher` run along
+  another axis of convolutions, for want of a transpose.
+
+  Args:
+    n: number of entries kept in a group, a Python int in [1, m].
+    m: number of entries of a group, a Python int of at least n.
+
+  Returns:
+    A perturbation that keeps nothing.
+
+  Raises:
+    ValueError: if a value is out of range, or an array.
+
+  References:
+    Mi, Shen, Ren, Zhou, Xu, Sun, Liu, Ji, Tao, `Systematic Investigation of
+    Sparse Perturbed Sharpness-Aware Minimization Optimizer
+    <https://arxiv.org/abs/2306.17504>`_, 2023.
 
   >>> piece = keep_n_of_m(1, 2)
   >>> piece.update(jnp.array([[3.0], [-4.0]]), piece.init(None))[0].tolist()
   [[0.0], [-4.0]]
   """
-  masks.parse_pattern(f'{n}:{m}')
+  validation.check_static_integer('n', n)
+  validation.check_static_integer('m', m, at_least=n)
   return optax.stateless(
     lambda updates, _: jax.tree.map(
       lambda g: jnp.where(masks.n_of_m(jnp.abs(g), n, m), g, 0), updates
@@ -218,11 +189,12 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
 
 
 @jax.jit
-def _keep(mask: Any, updates: Any) -> Any:
+def keep_entries(mask: Any, updates: Any) -> Any:
+  """Puts zeros where a mask is False."""
   return jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, updates)
 
 
-def _on_refresh(
+def on_refresh(
   count: jax.Array,
   every: Any,
   renew: Callable[[], Any],
@@ -233,33 +205,3 @@ def _on_refresh(
   if isinstance(due, jax.core.Tracer):
     return jax.lax.cond(due, renew, keep)
   return renew() if due else keep()
-
-
-def _where_finite(scores: Any, on_true: Any, on_false: Any) -> Any:
-  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(scores)]
-  every = jnp.all(jnp.stack(finite)) if finite else jnp.ones((), bool)
-  return numerics.select(every, on_true, on_false)
-
-
-def _fisher_information(
-  objective: Objective, params: Any, num_samples: int, axis_name: Any
-) -> Any:
-  """Sums the squared gradients of the first examples over all devices."""
-  if axis_name is not None:
-    num_samples = math.ceil(num_samples / jax.lax.psum(1, axis_name))
-  samples = objective.rows(slice(num_samples))
-  local = devices.as_local(params, axis_name)
-
-  def squared_gradient(row: Any) -> Any:
-    one = jax.tree.map(lambda x: x[None], row)
-    _, gradient = samples.on(one).value_and_grad(local)
-    return jax.tree.map(lambda g: jnp.square(numerics.widen(g)), gradient)
-
-  def total(rows: Any) -> Any:
-    squares = jax.vmap(squared_gradient)(rows)
-    return jax.tree.map(lambda s: jnp.sum(s, axis=0), squares)
-
-  scores = chunks.sum_over_chunks(
-    total, samples.batch, _FISHER_CHUNK, axis_name
-  )
-  return scores if axis_name is None else jax.lax.psum(scores, axis_name)

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -87,25 +88,89 @@ def base(learning_rate=0.1):
   )
 
 
-def replay(recording, tx, params=None):
-  """Runs the uniform training step; yields (params, opt_state) per step."""
-  params = recording.tree(recording['w'][0]) if params is None else params
-  opt_state = tx.init(params)
+class Step(NamedTuple):
+  """What one step did, trees as flat vectors in torch layout.
 
-  @jax.jit
-  def step(params, opt_state, batch):
-    value_fn = lambda p: jnp.mean(recording.losses(p, batch))
-    grads = jax.grad(value_fn)(params)
-    updates, opt_state = tx.update(
-      grads,
-      opt_state,
-      params,
-      value_fn=value_fn,
-      per_example_value_fn=recording.losses,
-      batch=batch,
+  Attributes:
+    start: parameters before the step.
+    clean: gradient there.
+    epsilon: the largest perturbation at which a loss was taken; None where
+      nobody watched.
+    direction: what the method handed on.
+    params: parameters after the step.
+    state: state of the method.
+  """
+
+  start: np.ndarray
+  clean: np.ndarray
+  epsilon: np.ndarray | None
+  direction: np.ndarray
+  params: np.ndarray
+  state: Any
+
+
+class Replay:
+  """The uniform training step on a recorded problem, compiled once."""
+
+  def __init__(self, recording, method, optimizer=None, *, watched=False):
+    self._recording = recording
+    self._method = optax.with_extra_args_support(method)
+    self._optimizer = base() if optimizer is None else optimizer
+    self._watched = watched
+    self._points = []
+    # Next to all of the time goes into compiling.
+    options = {'xla_backend_optimization_level': 0}
+    self._step = jax.jit(self._uniform_step, compiler_options=options)
+
+  def _losses(self, params, batch):
+    if self._watched:
+      # As integers: a callback may run in a thread without double precision.
+      bits = jax.tree.map(
+        lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32), params
+      )
+      jax.debug.callback(self._points.append, bits)
+    return self._recording.losses(params, batch)
+
+  def _uniform_step(self, params, state, opt_state, batch):
+    grads = jax.grad(lambda p: jnp.mean(self._recording.losses(p, batch)))(
+      params
     )
-    return optax.apply_updates(params, updates), opt_state
+    direction, state = self._method.update(
+      grads, state, params, per_example_value_fn=self._losses, batch=batch
+    )
+    updates, opt_state = self._optimizer.update(direction, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return grads, direction, params, state, opt_state
 
-  for t in range(recording.steps):
-    params, opt_state = step(params, opt_state, recording.batch(t))
-    yield params, opt_state
+  def run(self, *, fed=False):
+    """Yields every step; `fed` starts each from the recorded parameters."""
+    recording = self._recording
+    params = recording.tree(recording['w'][0])
+    state = self._method.init(params)
+    opt_state = self._optimizer.init(params)
+    for t in range(recording.steps):
+      if fed:
+        params = recording.tree(recording['w'][t])
+      start = recording.flat(params)
+      clean, direction, params, state, opt_state = self._step(
+        params, state, opt_state, recording.batch(t)
+      )
+      yield Step(
+        start,
+        recording.flat(clean),
+        self._largest_perturbation(start),
+        recording.flat(direction),
+        recording.flat(params),
+        state,
+      )
+
+  def _largest_perturbation(self, start):
+    if not self._watched:
+      return None
+    jax.effects_barrier()
+    points = jax.tree.map(
+      lambda bits: np.asarray(bits).view(np.float64)[..., 0], self._points
+    )
+    self._points.clear()
+    moved = [self._recording.flat(point) - start for point in points]
+    return max(moved, key=np.linalg.norm, default=np.zeros_like(start))

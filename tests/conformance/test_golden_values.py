@@ -1,8 +1,9 @@
 """Three steps of every method on one small problem, in float64.
 
 The problem is a quartic with a moving quadratic part; the expected numbers
-come from independent programs (those of the authors for SAM and ASAM) or, for
-the rest, from a transcription of each rule that shares no code with this one.
+come from independent programs (those of the authors for SAM, ASAM, GSAM, WSAM
+and the mask) or, for the rest, from a transcription of each rule that shares
+no code with this one. They have eight decimals.
 """
 
 import jax
@@ -145,17 +146,17 @@ def test_problem_is_the_one_of_the_table():
   )
 
 
-@pytest.mark.parametrize(
-  ('method', 'expected'),
-  [pytest.param(*row[1:], id=row[0]) for row in EXPECTED],
-)
-def test_three_steps(method, expected):
-  tx = optax.chain(
-    method(), optax.add_decayed_weights(0.01), optax.sgd(0.05, momentum=0.9)
+def base():
+  return optax.chain(
+    optax.add_decayed_weights(0.01), optax.sgd(0.05, momentum=0.9)
   )
+
+
+def three_steps(tx):
+  """Returns the parameters after three steps, and the state after each."""
   tx = optax.with_extra_args_support(tx)
   params = as_tree(START)
-  state = tx.init(params)
+  state, states = tx.init(params), []
 
   @jax.jit
   def step(params, state, t):
@@ -166,6 +167,32 @@ def test_three_steps(method, expected):
 
   for t in range(3):
     params, state = step(params, state, float(t))
-  w = np.asarray(as_vector(params))
+    states.append(state)
+  return np.asarray(as_vector(params)), states
+
+
+def assert_is(w, expected):
   found = (w[0], w[4], w[11], np.linalg.norm(w))
   np.testing.assert_allclose(found, expected, rtol=0, atol=6e-9)
+
+
+@pytest.mark.parametrize(
+  ('method', 'expected'),
+  [pytest.param(*row[1:], id=row[0]) for row in EXPECTED],
+)
+def test_three_steps(method, expected):
+  w, _ = three_steps(optax.chain(method(), base()))
+  assert_is(w, expected)
+
+
+def test_three_steps_around_a_base():
+  tx = optax_sam.wsam_decoupled(base(), learning_rate=0.05)
+  w, _ = three_steps(tx)
+  assert_is(w, (0.36049717, -0.20930995, 0.01276202, 0.82551560))
+
+
+def test_numbers_of_ae_look_sam_are_of_two_ascents_and_a_reuse():
+  method = optax_sam.ae_look_sam(total_steps=3)
+  _, states = three_steps(optax.chain(method, base()))
+  ascended = [bool(optax_sam.metrics(state)['ascended']) for state in states]
+  assert ascended == [True, True, False]

@@ -7,6 +7,10 @@ import subprocess
 import sys
 
 _ROOT = pathlib.Path(__file__).parents[2]
+_FILES = (
+  'tests/distributed/eight_devices.py',
+  'tests/distributed/sharded_leaves.py',
+)
 _FLAGS = (
   '--xla_force_host_platform_device_count=8 '
   '--xla_cpu_collective_call_warn_stuck_timeout_seconds=20 '
@@ -22,7 +26,7 @@ def test_on_eight_devices():
     [
       sys.executable,
       *('-m', 'pytest', '-p', 'no:cacheprovider', '-p', 'no:xdist'),
-      'tests/distributed/eight_devices.py',
+      *_FILES,
     ],
     cwd=_ROOT,
     env=environment,
@@ -34,5 +38,5 @@ def test_on_eight_devices():
   assert result.returncode == 0, result.stdout + result.stderr
   passed = re.search(r'(\d+) passed', result.stdout)
   assert passed is not None, result.stdout
-  assert int(passed[1]) >= 90, result.stdout
+  assert int(passed[1]) >= 105, result.stdout
   assert 'skipped' not in result.stdout, result.stdout

@@ -1,0 +1,114 @@
+"""What every public name says about itself."""
+
+import doctest
+import inspect
+import re
+
+import optax
+import pytest
+
+import optax_sam
+from optax_sam import descents, perturbations, policies, selections, sharpness
+
+_VOCABULARIES = (perturbations, policies, descents, selections)
+# What a word of a vocabulary is a function to; others only serve the methods.
+_WORDS = (
+  optax.GradientTransformation,
+  optax.GradientTransformationExtraArgs,
+  policies.Policy,
+  descents.Descent,
+  selections.Selection,
+)
+
+
+def _own(module):
+  """Returns the public names of a module that has no list of them."""
+  return [
+    name
+    for name, value in vars(module).items()
+    if not name.startswith('_')
+    and getattr(value, '__module__', None) == module.__name__
+  ]
+
+
+def _public():
+  modules = {module.__name__: module for module in _VOCABULARIES}
+  modules |= {'optax_sam': optax_sam, 'optax_sam.sharpness': sharpness}
+  try:
+    from optax_sam import flax
+
+    modules['optax_sam.flax'] = flax
+  except ImportError:
+    pass
+  for path, module in modules.items():
+    for name in getattr(module, '__all__', None) or _own(module):
+      yield f'{path}.{name}', getattr(module, name)
+
+
+_PUBLIC = dict(_public())
+_FUNCTIONS = {
+  path: value
+  for path, value in _PUBLIC.items()
+  if inspect.isfunction(value)
+  and (
+    not path.startswith('optax_sam.selections.')
+    or value.__annotations__['return'] in _WORDS
+  )
+}
+_TUPLES = {
+  path: value for path, value in _PUBLIC.items() if hasattr(value, '_fields')
+}
+_METHODS = {
+  path: value
+  for path, value in _FUNCTIONS.items()
+  if value.__module__.startswith(('optax_sam.methods', 'optax_sam.wrappers'))
+}
+
+
+def _section(text, title):
+  """Returns the indented lines below a title."""
+  found = re.search(rf'^{title}:\n((?: +.*\n?|\n)+)', text, re.MULTILINE)
+  return found.group(1) if found else ''
+
+
+def _entries(text, title):
+  """Returns the names that a section explains, in order."""
+  pattern = re.compile(r'^  \*{0,2}(\w+): \S', re.MULTILINE)
+  return pattern.findall(_section(text, title))
+
+
+def test_nothing_public_is_left_out():
+  assert 'optax_sam.perturbations.scale_to_radius' in _FUNCTIONS
+  assert 'optax_sam.selections.top_k' in _FUNCTIONS
+  assert 'optax_sam.policies.SharpGradientsState' in _TUPLES
+  assert 'optax_sam.wsam_decoupled' in _METHODS
+  assert len(_METHODS) >= 21
+
+
+@pytest.mark.parametrize('path', _PUBLIC)
+def test_everything_public_is_described(path):
+  first = (inspect.getdoc(_PUBLIC[path]) or '').split('\n')[0]
+  assert re.fullmatch(r'\S.+[.?:]', first)
+
+
+@pytest.mark.parametrize('path', _FUNCTIONS)
+def test_functions_explain_their_arguments_and_show_what_they_do(path):
+  text = inspect.getdoc(_FUNCTIONS[path])
+  parameters = list(inspect.signature(_FUNCTIONS[path]).parameters)
+  assert _entries(text, 'Args') == parameters
+  assert _section(text, 'Returns')
+  examples = doctest.DocTestParser().get_examples(text)
+  assert any(example.want for example in examples)
+
+
+@pytest.mark.parametrize('path', _TUPLES)
+def test_tuples_explain_their_fields(path):
+  text = inspect.getdoc(_TUPLES[path])
+  assert _entries(text, 'Attributes') == list(_TUPLES[path]._fields)
+
+
+@pytest.mark.parametrize('path', _METHODS)
+def test_methods_state_their_rule_and_their_paper(path):
+  text = inspect.getdoc(_METHODS[path])
+  assert re.search(r'::\n\n +\S', text)
+  assert 'arxiv.org/abs/' in _section(text, 'References')
