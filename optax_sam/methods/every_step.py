@@ -40,8 +40,9 @@ def sam(
     rho: radius in the unit of the parameters, a scalar of at least 0, or a
       schedule of it by the step. 0.05 is the authors' default, and theirs for
       ImageNet; their grid runs from 0.01 to 0.5, and noisy labels want 0.1.
-    p: 2 or infinity, the norm in which `epsilon` has length `rho`.
-    ascent_steps: number of ascent steps, at least 1.
+    p: 2 or infinity, the norm in which `epsilon` has length `rho`. 2 is that
+      of the six programs.
+    ascent_steps: number of ascent steps, at least 1; those programs take 1.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.

@@ -119,8 +119,10 @@ def look_layer_sam(
   Args:
     rho: factor of the above, for 'unit' the length of a layer's epsilon, a
       scalar of at least 0, or a schedule of it by the step. 0.05 is SAM's.
-    period: number of steps from one SAM step to the next, at least 1.
-    alpha: length of the reused part relative to the gradient, in [0, 1).
+    period: number of steps from one SAM step to the next, at least 1; 5 as in
+      `look_sam`.
+    alpha: length of the reused part relative to the gradient, in [0, 1); 0.1
+      as in `look_sam`.
     rule: which of the three.
     max_ratio: bound of the ratio in 'global', above 0. 20 is a port's.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.

@@ -91,7 +91,7 @@ def on_sharp_gradients(
   True 0.882
   False 0.818
   """
-  validation.check_number('total_steps', total_steps, at_least=1)
+  validation.check_count('total_steps', total_steps)
   validation.check_number('decay', decay, at_least=0, below=1)
   validation.check_number('lambda_1', lambda_1)
   validation.check_number('lambda_2', lambda_2)

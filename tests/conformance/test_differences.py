@@ -66,16 +66,18 @@ def test_stabilizer_is_1e_12(run, length):
   np.testing.assert_allclose(np.linalg.norm(epsilon), 0.049992, atol=1e-6)
 
 
-def test_several_ascent_steps_stay_in_the_ball():
+@pytest.mark.parametrize(
+  ('p', 'expected'), [(2, [0.3, 0.4]), (np.inf, [0.5, 0.5])]
+)
+def test_several_ascent_steps_stay_in_the_ball(p, expected):
   """`optax.contrib.sam` sums them up: five nearly parallel ones are longer."""
   params, gradient = jnp.zeros(2), jnp.array([3.0, 4.0])
-  method = optax_sam.sam(0.5, ascent_steps=5)
+  method = optax_sam.sam(0.5, p=p, ascent_steps=5)
   grad_fn = lambda p: p + gradient
   direction, _ = method.update(
     gradient, method.init(params), params, grad_fn=grad_fn
   )
-  epsilon = direction - gradient
-  np.testing.assert_allclose(epsilon, [0.3, 0.4], rtol=1e-11)
+  np.testing.assert_allclose(direction - gradient, expected, rtol=1e-11)
 
 
 def test_epsilon_is_held_constant():

@@ -28,7 +28,7 @@ _BAD = {
   'per_leaf': [2, 'yes'],
   'rule': ['published', None],
   'max_ratio': [0, -1.0, 'large'],
-  'total_steps': [0, -5, None],
+  'total_steps': [0, -5, 10.5, None],
   'lambda_1': ['low', float('nan')],
   'lambda_2': [None],
   'sparsity': [-0.1, 1.1, 'half', None, True],
