@@ -10,7 +10,7 @@ OUTPUT ?= runs/demo
 help:
 	@echo 'make demo   train digits with several methods, write a report'
 	@echo 'make test   lint, type check, tests, doctests, README, notebooks'
-	@echo 'make bench  the benchmark tables (cost of a step on this machine)'
+	@echo 'make bench  tables of what steps cost on this machine, PyTorch beside'
 	@echo 'make clean  remove the virtual environment and caches'
 
 $(BIN)/python:
@@ -24,6 +24,10 @@ $(VENV)/.train: $(BIN)/python pyproject.toml
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@ $(VENV)/.train
+
+$(VENV)/.bench: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@ $(VENV)/.train
 
 demo: $(VENV)/.train
@@ -42,7 +46,9 @@ smoke: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 tests/conformance tests/test_flax.py \
 	  tests/test_numerics.py tests/test_selections.py tests/distributed
 
-bench: $(VENV)/.dev
+bench: $(VENV)/.bench
+	$(BIN)/python -m benchmarks.speed
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.step_cost
 
 clean:

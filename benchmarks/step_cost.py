@@ -57,6 +57,18 @@ def _ae_sam(threshold: float) -> optax.GradientTransformation:
     )
 
 
+def _waited_for(*given, **settings) -> step_lib.Step:
+  """Returns a step in one program that Python waits for before the next."""
+  step = step_lib.in_one_program(*given, **settings)
+
+  def waited_for(state, batch):
+    state, metrics = step(state, batch)
+    jax.block_until_ready(metrics)
+    return state, metrics
+
+  return waited_for
+
+
 def rows() -> list[Row]:
   """Returns what is measured, SGD first."""
   host = step_lib.branching_on_host
@@ -67,6 +79,7 @@ def rows() -> list[Row]:
   steps = {'total_steps': _TOTAL_STEPS}
   return [
     Row('SGD', optax.identity()),
+    Row('SGD, waited for on the host', optax.identity(), _waited_for),
     Row('sam', optax_sam.sam()),
     Row('asam', optax_sam.asam()),
     Row('friendly_sam', optax_sam.friendly_sam()),

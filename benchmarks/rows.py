@@ -1,0 +1,150 @@
+"""The rows of the table of speed: BASELINES, and every method by group."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+import optax_sam
+from benchmarks import steps
+from benchmarks.problems import Problem
+
+BASELINES = 'Baselines'
+
+_THIRD = 1 / 3
+# No mask is renewed while the steps are timed; what that costs is measured by
+# `benchmarks.scaling`.
+_NEVER = 1_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One row of the table.
+
+  Attributes:
+    name: what it is called there.
+    group: heading that it stands under.
+    build: from a problem and the number of steps to the way to take them.
+    gradients: gradients that a step should cost, in full ones; None where
+      that depends on the number of second gradients taken.
+    counterpart: the row of another framework to compare its overhead with.
+    share: share of second gradients that the row's name promises.
+  """
+
+  name: str
+  group: str
+  build: Callable[[Problem, int], steps.Steps]
+  gradients: float | None = None
+  counterpart: str | None = None
+  share: float | None = None
+
+
+def _method(
+  name: str,
+  group: str,
+  gradients: float | None = 2.0,
+  *,
+  label: str | None = None,
+  counterpart: str | None = None,
+  share: float | None = None,
+  reports_loss: bool = True,
+  skips: bool = False,
+  needs_length: bool = False,
+  **settings: Any,
+) -> Row:
+  def build(problem: Problem, total_steps: int) -> steps.Steps:
+    given = dict(settings)
+    if needs_length:
+      given['total_steps'] = total_steps
+    with warnings.catch_warnings():
+      # That no step ascends is what a row measures.
+      warnings.filterwarnings('ignore', 'lambda_', UserWarning)
+      method = getattr(optax_sam, name)(**given)
+    if skips and problem.has_convolutions:
+      return steps.on_host(problem, method)
+    return steps.in_one_program(problem, method, reports_loss=reports_loss)
+
+  return Row(label or name, group, build, gradients, counterpart, share)
+
+
+def _sgd(problem: Problem, total_steps: int) -> steps.Steps:
+  del total_steps
+  return steps.in_one_program(problem, optax.identity())
+
+
+def rows() -> list[Row]:
+  """Returns all rows, SGD first."""
+  every, some = 'Every step', 'Some steps'
+  examples = 'Some examples'
+  edge = 1e9  # of a threshold that is always or never reached
+  return [
+    Row('SGD', BASELINES, _sgd, 1.0),
+    Row('SAM by hand', BASELINES, lambda p, _: steps.sam_by_hand(p), 2.0),
+    Row(
+      'optax.contrib.sam', BASELINES, lambda p, _: steps.sam_of_optax(p), 2.0
+    ),
+    _method('sam', every, counterpart='SAM'),
+    _method('asam', every),
+    _method('friendly_sam', every, counterpart='FriendlySAM'),
+    _method('gsam', every, counterpart='GSAM'),
+    _method('gradient_norm_penalty', every),
+    _method('wsam', every),
+    _method('fisher_sam', every),
+    _method('unnormalized_sam', every, rho=0.05),
+    _method('sparse_sam_fisher', every, num_samples=8, refresh_every=_NEVER),
+    _method(
+      'sparse_sam_dynamic',
+      every,
+      refresh_every=_NEVER,
+      key=0,
+      needs_length=True,
+    ),
+    _method('m_sam', every, micro_batch_size=16),
+    _method('ss_sam', some, None, key=0, skips=True),
+    _method('look_sam', some, 1.2, counterpart='LookSAM', skips=True),
+    _method('look_layer_sam', some, 1.2, skips=True),
+    _method('ae_sam', some, None, skips=True, needs_length=True),
+    _method('ae_look_sam', some, None, skips=True, needs_length=True),
+    _method(
+      'ae_sam',
+      some,
+      1.0,
+      label='ae_sam, skipped',
+      share=0.0,
+      skips=True,
+      needs_length=True,
+      lambda_1=edge,
+      lambda_2=edge,
+    ),
+    _method(
+      'ae_sam',
+      some,
+      2.0,
+      label='ae_sam, full',
+      share=1.0,
+      skips=True,
+      needs_length=True,
+      lambda_1=-edge,
+      lambda_2=-edge,
+    ),
+    _method(
+      'k_sam',
+      examples,
+      1.0,
+      label='k_sam, a third each',
+      ascent=_THIRD,
+      descent=_THIRD,
+    ),
+    _method('esam', examples, 4 / 3 + 0.5, key=0),
+    _method('ordered_sgd', examples, 1 / 3 + 0.5, k=0.5),
+    _method(
+      'subset_sam',
+      examples,
+      1.25,
+      label='subset_sam, no loss asked for',
+      reports_loss=False,
+    ),
+    _method('subset_sam', examples, 1.25 + 1 / 3),
+  ]

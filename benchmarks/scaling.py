@@ -1,0 +1,232 @@
+"""Cost outside of the gradients: `python -m benchmarks.scaling`.
+
+How an update alone grows with the number of parameters and of leaves, how
+long it takes to compile, and what an exact sparse mask costs beside a sort.
+The gradient at the perturbed parameters is an array that lies ready; the
+perturbed parameters are written all the same, for a gradient to read.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+import optax_sam
+from benchmarks import speed_table
+from optax_sam import masks
+
+_METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
+  'sam': optax_sam.sam,
+  'asam': optax_sam.asam,
+  'friendly_sam': optax_sam.friendly_sam,
+  'gsam': optax_sam.gsam,
+  'look_sam': optax_sam.look_sam,
+  'ae_sam': lambda: optax_sam.ae_sam(total_steps=100),
+  'ae_look_sam': lambda: optax_sam.ae_look_sam(total_steps=100),
+  'sparse_sam_dynamic': lambda: optax_sam.sparse_sam_dynamic(
+    refresh_every=100, total_steps=1000, key=0
+  ),
+}
+
+
+def _tree(entries: int, leaves: int) -> dict[str, jax.Array]:
+  """Returns equal leaves of random numbers, `entries` of them together."""
+  random = np.random.default_rng(0)
+  size = entries // leaves
+  return {
+    f'leaf {i}': jnp.asarray(random.standard_normal(size, np.float32))
+    for i in range(leaves)
+  }
+
+
+def _update(tx: Any) -> Callable[..., Any]:
+  """Returns a method's update alone, its branch that ascends."""
+
+  def update(grads, state, params, second):
+    points = []
+
+    def grad_fn(point):
+      points.append(point)
+      return second
+
+    direction, state = tx.update(
+      grads, state, params, grad_fn=grad_fn, ascend=True
+    )
+    # The points as well, so that they are written.
+    return direction, state, points
+
+  return update
+
+
+def _seconds(function: Callable[[], Any], repeats: int) -> float:
+  jax.block_until_ready(function())
+  found = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(function())
+    found.append(time.perf_counter() - start)
+  return float(np.median(found))
+
+
+def _table(title: str, head: tuple[str, ...], lines: list[tuple[Any, ...]]):
+  print(f'\n### {title}\n')
+  print(f'| {" | ".join(head)} |')
+  print('|' + '---|' * len(head))
+  for line in lines:
+    cells = [f'{x:.3g}' if isinstance(x, float) else str(x) for x in line]
+    print(f'| {" | ".join(cells)} |', flush=True)
+
+
+def parameters(sizes: tuple[int, ...], repeats: int) -> None:
+  """Prints how an update alone grows with the number of parameters.
+
+  A pass reads or writes every parameter once: 4 bytes each. A copy that only
+  reads what it writes makes the unit of time.
+  """
+  lines = []
+  for entries in sizes:
+    tree = _tree(entries, leaves=10)
+    copy = jax.jit(lambda t: jax.tree.map(lambda x: x + 1, t))
+    unit = _seconds(lambda copy=copy, tree=tree: copy(tree), repeats) / 2
+    for name, build in _METHODS.items():
+      tx = build()
+      update = jax.jit(_update(tx))
+      # From the second step on, where no mask is renewed.
+      _, state, _ = update(tree, jax.jit(tx.init)(tree), tree, tree)
+      arguments = (tree, state, tree, tree)
+      compiled = update.lower(*arguments).compile()
+      passes = compiled.cost_analysis()['bytes accessed'] / (4 * entries)
+      seconds = _seconds(lambda c=compiled, a=arguments: c(*a), repeats)
+      lines.append(
+        (name, f'{entries:.0e}', passes, 1e3 * seconds, seconds / unit)
+      )
+  head = ('update', 'parameters', 'passes', 'ms', 'time / pass')
+  _table('By the number of parameters', head, lines)
+
+
+def leaves(counts: tuple[int, ...], repeats: int) -> None:
+  """Prints how a step grows with the number of leaves, and compiles."""
+  lines = []
+  for count in counts:
+    tree = _tree(1_000_000, count)
+    base = optax.sgd(0.1, momentum=0.9)
+    rows = {'SAM by hand': (_by_hand(base), base)}
+    for name in ('sam', 'ae_sam', 'friendly_sam', 'look_sam'):
+      tx = optax.chain(_METHODS[name](), base)
+      rows[name] = (_by_library(tx), tx)
+    unit = None
+    for name, (step, tx) in rows.items():
+      arguments = (tree, jax.jit(tx.init)(tree))
+      start = time.perf_counter()
+      compiled = jax.jit(step).lower(*arguments).compile()
+      compile_seconds = time.perf_counter() - start
+      unit = unit or compile_seconds
+      milliseconds = 1e3 * _seconds(
+        lambda c=compiled, a=arguments: c(*a), repeats
+      )
+      lines.append(
+        (name, count, milliseconds, compile_seconds, compile_seconds / unit)
+      )
+  head = ('step', 'leaves', 'ms', 'to compile, s', 'relative to by hand')
+  _table('By the number of leaves, a million parameters', head, lines)
+
+
+def _loss(params: Any) -> jax.Array:
+  return sum(jnp.sum(jnp.cos(leaf)) for leaf in jax.tree.leaves(params))
+
+
+def _by_library(tx: Any) -> Callable[..., Any]:
+  def step(params, state):
+    grads = jax.grad(_loss)(params)
+    updates, state = tx.update(grads, state, params, value_fn=_loss)
+    return optax.apply_updates(params, updates), state
+
+  return step
+
+
+def _by_hand(base: Any) -> Callable[..., Any]:
+  def step(params, state):
+    grads = jax.grad(_loss)(params)
+    squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
+    scale = 0.05 / (jnp.sqrt(sum(squares)) + 1e-12)
+    perturbed = jax.tree.map(lambda p, g: p + scale * g, params, grads)
+    updates, state = base.update(jax.grad(_loss)(perturbed), state, params)
+    return optax.apply_updates(params, updates), state
+
+  return step
+
+
+def sparse_masks(entries: int, repeats: int) -> None:
+  """Prints what the exact mask of half of all scores costs.
+
+  The others take their threshold from one array of all scores, and keep more
+  than asked for where scores are equal.
+  """
+  scores = jax.tree.map(jnp.abs, _tree(entries, leaves=10))
+  kept = entries // 2
+
+  def exact(scores):
+    return masks.largest(jax.tree.map(masks.rank_bits, scores), kept)
+
+  def joined(scores):
+    return jnp.concatenate(jax.tree.leaves(scores))
+
+  def by_sort(scores):
+    threshold = jnp.sort(joined(scores))[entries - kept]
+    return jax.tree.map(lambda s: s >= threshold, scores)
+
+  def by_top_k(scores):
+    threshold = jax.lax.top_k(joined(scores), kept)[0][-1]
+    return jax.tree.map(lambda s: s >= threshold, scores)
+
+  lines, unit = [], None
+  rows = {
+    'exact, by bisection': exact,
+    'jnp.sort': by_sort,
+    'jax.lax.top_k': by_top_k,
+  }
+  for name, function in rows.items():
+    compiled = jax.jit(function).lower(scores).compile()
+    seconds = _seconds(lambda c=compiled: c(scores), repeats)
+    unit = unit or seconds
+    temporary = compiled.memory_analysis().temp_size_in_bytes / entries
+    lines.append((name, seconds, seconds / unit, temporary))
+  head = ('mask', 's', 'relative', 'temporary bytes an entry')
+  _table(f'Masks of {entries:.3g} scores', head, lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to measure."""
+
+  parameters: tuple[int, ...] = (
+    100_000,
+    1_000_000,
+    10_000_000,
+    100_000_000,
+  )
+  """Sizes of the tree whose update alone is measured."""
+  leaves: tuple[int, ...] = (1, 20, 200)
+  """Numbers of leaves of the tree whose whole step is measured."""
+  scores: int = 25_000_000
+  """Number of scores to choose half of."""
+  repeats: int = 7
+  """Runs of each, of which the median counts."""
+
+
+def main(options: Options) -> None:
+  """Prints three tables in Markdown."""
+  print(speed_table.heading())
+  parameters(options.parameters, options.repeats)
+  leaves(options.leaves, options.repeats)
+  sparse_masks(options.scores, max(1, options.repeats // 3))
+
+
+if __name__ == '__main__':
+  main(tyro.cli(Options))

@@ -1,0 +1,206 @@
+"""Cost of every method relative to SGD: `python -m benchmarks.speed`.
+
+All rows of a problem take turns in one process, so that whatever else the
+machine does hits them alike; a ratio is taken within a round, to SGD of the
+same framework. Operations and memory are those that XLA states for the
+compiled step. Rows of PyTorch run in a process of their own, with the same
+nets on the same machine.
+"""
+
+import dataclasses
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import tyro
+
+import optax_sam
+from benchmarks import problems, rows, speed_table
+
+_PYTORCH = 'pytorch_optimizer'
+_RESULTS = pathlib.Path(__file__).parent / 'results'
+
+
+class Runner:
+  """Trains one row on, a few steps at a time."""
+
+  def __init__(self, row: rows.Row, problem: problems.Problem, length: int):
+    """Compiles nothing yet: the first round does."""
+    self.row = row
+    self.seconds: list[float] = []
+    self._batches = problem.batches
+    self._steps = row.build(problem, length)
+    self._state = self._steps.init()
+    self._taken = 0
+
+  def turn(self, count: int) -> float:
+    """Takes a few steps, and returns the seconds that one of them took."""
+    jax.block_until_ready(self._state)
+    start = time.perf_counter()
+    for position in range(self._taken, self._taken + count):
+      batch = self._batches[position % len(self._batches)]
+      self._state, _ = self._steps.take(self._state, batch)
+    jax.block_until_ready(self._state)
+    self._taken += count
+    return (time.perf_counter() - start) / count
+
+  def share(self) -> float | None:
+    """Returns the share of steps that took a second gradient."""
+    if self.row.group == rows.BASELINES:
+      return None
+    found = optax_sam.metrics(self._state.opt_state)
+    share = int(found['second_gradients']) / int(found['count'])
+    if self.row.share not in (None, share):
+      msg = f'{self.row.name} took the second gradient at {share} of its steps'
+      raise RuntimeError(msg)
+    return share
+
+  def compiled(self) -> dict[str, float]:
+    """Returns what XLA says of the programs that a full step consists of."""
+    total = {'flops': 0.0, 'bytes': 0.0}
+    for program, arguments in self._steps.programs.values():
+      compiled = program.lower(*arguments).compile()
+      memory = compiled.memory_analysis()
+      peak = (
+        memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+      )
+      total['flops'] += compiled.cost_analysis()['flops']
+      total['bytes'] = max(total['bytes'], peak)
+    return total
+
+
+def measure(
+  name: str, *, rounds: int, count: int, only: str = ''
+) -> list[speed_table.Entry]:
+  """Measures all rows on one problem.
+
+  Args:
+    name: of the problem.
+    rounds: number of rounds that count; two more before them warm up.
+    count: number of steps that a row takes in a round, not interrupted.
+    only: measure only the rows with these words in their name, and baselines.
+  """
+  problem = problems.build(name)
+  length = (rounds + 2) * count
+  runners = [
+    Runner(row, problem, length)
+    for row in rows.rows()
+    if row.group == rows.BASELINES or only in row.name
+  ]
+  for number in range(rounds + 2):
+    for runner in runners:
+      seconds = runner.turn(count)
+      if number >= 2:
+        runner.seconds.append(seconds)
+  reference = np.asarray(runners[0].seconds)
+  copy = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.init()[0]))
+  first = runners[0].compiled()
+  return [_entry(runner, name, reference, first, copy) for runner in runners]
+
+
+def _entry(
+  runner: Runner,
+  problem: str,
+  reference: np.ndarray,
+  first: dict[str, float],
+  copy: int,
+) -> speed_table.Entry:
+  ratios = np.asarray(runner.seconds) / reference
+  low, middle, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+  compiled = runner.compiled()
+  return speed_table.Entry(
+    problem=problem,
+    row=runner.row.name,
+    group=runner.row.group,
+    wall=float(middle),
+    low=float(low),
+    high=float(high),
+    milliseconds=1e3 * float(np.median(runner.seconds)),
+    flops=compiled['flops'] / first['flops'],
+    memory=compiled['bytes'] / first['bytes'],
+    copies=(compiled['bytes'] - first['bytes']) / copy,
+    share=runner.share(),
+    gradients=runner.row.gradients,
+    counterpart=runner.row.counterpart,
+  )
+
+
+def measure_pytorch(
+  name: str, *, rounds: int, count: int
+) -> list[speed_table.Entry]:
+  """Measures the rows of PyTorch, in a process of their own."""
+  size = problems.SIZES[name] | {
+    'features': problems.FEATURES,
+    'classes': problems.CLASSES,
+  }
+  request = {'size': size, 'rounds': rounds, 'count': count}
+  result = subprocess.run(
+    [sys.executable, '-m', 'benchmarks.torch_rows', json.dumps(request)],
+    check=True,
+    capture_output=True,
+    text=True,
+  )
+  group = f'PyTorch, {_PYTORCH}'
+  return [
+    speed_table.Entry(problem=name, group=group, **found)
+    for found in json.loads(result.stdout.splitlines()[-1])
+  ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What to measure, and where the table goes."""
+
+  rounds: int = 15
+  """Number of rounds that count; two more before them warm up."""
+  steps: int = 10
+  """Number of steps that a row takes in a round, not interrupted."""
+  problems: tuple[str, ...] = tuple(problems.SIZES)
+  """Which nets, with their size."""
+  only: str = ''
+  """Only the rows with these words in their name, and the baselines."""
+  pytorch: bool = True
+  """Whether to measure the rows of PyTorch as well."""
+  output: pathlib.Path = _RESULTS
+  """Directory of speed.csv, speed.md and speed.png."""
+
+
+def main(options: Options) -> None:
+  """Prints the table problem by problem, then writes it in three forms."""
+  if options.pytorch:
+    _check_pytorch()
+  entries: list[speed_table.Entry] = []
+  for name in options.problems:
+    how: dict[str, Any] = {'rounds': options.rounds, 'count': options.steps}
+    found = measure(name, only=options.only, **how)
+    if options.pytorch:
+      found += measure_pytorch(name, **how)
+    entries += found
+    print(speed_table.markdown(found), flush=True)
+  speed_table.write(options.output, entries)
+  print(f'Table: {options.output}/speed.md, .csv, .png')
+
+
+def _check_pytorch() -> None:
+  found = subprocess.run(
+    [sys.executable, '-c', f'import torch, {_PYTORCH}'],
+    check=False,
+    capture_output=True,
+  )
+  if found.returncode:
+    sys.exit(
+      f'PyTorch or {_PYTORCH} is missing: install the extra `bench`, or '
+      f'leave their rows out with --no-pytorch'
+    )
+
+
+if __name__ == '__main__':
+  main(tyro.cli(Options))

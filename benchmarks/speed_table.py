@@ -1,0 +1,156 @@
+"""The table of speed as Markdown, CSV and a plot."""
+
+import csv
+import dataclasses
+import datetime as dt
+import itertools
+import pathlib
+import platform
+from collections.abc import Sequence
+
+import jax
+
+from optax_sam.train import machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+  """One row of the table, on one problem; ratios are to SGD.
+
+  Attributes:
+    problem: kind of net and size.
+    row: what was measured.
+    group: heading that it stands under.
+    wall: median ratio of the time of a step.
+    low: its lower quartile.
+    high: its upper quartile.
+    milliseconds: median time of a step.
+    flops: ratio of the floating-point operations of a full step, if known.
+    memory: ratio of peak memory: arguments, results and temporary arrays.
+    copies: difference of that memory, in copies of the parameters.
+    share: share of steps that took a second gradient.
+    gradients: gradients that a step should cost; None if its share says so.
+    counterpart: row of another framework with the same method.
+  """
+
+  problem: str
+  row: str
+  group: str
+  wall: float
+  low: float
+  high: float
+  milliseconds: float
+  flops: float | None = None
+  memory: float | None = None
+  copies: float | None = None
+  share: float | None = None
+  gradients: float | None = None
+  counterpart: str | None = None
+
+  @property
+  def overhead(self) -> float:
+    """Time of a step over what its gradients alone should take."""
+    if self.gradients is not None:
+      return self.wall / self.gradients
+    return self.wall / (1 + (self.share or 0))
+
+
+def heading() -> str:
+  """Returns what the figures depend on."""
+  found = machine.describe()
+  return (
+    f'{dt.datetime.now(dt.UTC):%Y-%m-%d}, {found["cores"]} cores of an '
+    f'{found["processor"]}, {found["system"]}, '
+    f'Python {platform.python_version()}, JAX {jax.__version__}'
+  )
+
+
+def markdown(entries: Sequence[Entry]) -> str:
+  """Returns a table for each problem."""
+  parts = [heading()]
+  for problem, found in itertools.groupby(entries, lambda e: e.problem):
+    parts.append(f'### {problem}')
+    lines = [
+      (
+        '| step | time | quartiles | time / gradients | operations | memory '
+        '| copies | second gradients | ms |'
+      ),
+      '|---|---|---|---|---|---|---|---|---|',
+    ]
+    group = None
+    for entry in found:
+      if entry.group != group:
+        group = entry.group
+        lines.append(f'| **{group}** |||||||||')
+      lines.append(_line(entry))
+    parts.append('\n'.join(lines))
+  return '\n\n'.join(parts) + '\n'
+
+
+def _line(entry: Entry) -> str:
+  def number(value: float | None, digits: int = 2) -> str:
+    return '' if value is None else f'{value:.{digits}f}'
+
+  share = '' if entry.share is None else f'{100 * entry.share:.0f} %'
+  cells = (
+    entry.row,
+    number(entry.wall),
+    f'{entry.low:.2f} to {entry.high:.2f}',
+    number(entry.overhead),
+    number(entry.flops, 3),
+    number(entry.memory),
+    number(entry.copies),
+    share,
+    number(entry.milliseconds),
+  )
+  return f'| {" | ".join(cells)} |'
+
+
+def write(directory: pathlib.Path, entries: Sequence[Entry]) -> None:
+  """Writes speed.md, speed.csv and speed.png."""
+  directory.mkdir(parents=True, exist_ok=True)
+  (directory / 'speed.md').write_text(markdown(entries), encoding='utf-8')
+  with (directory / 'speed.csv').open('w', newline='') as file:
+    names = [field.name for field in dataclasses.fields(Entry)]
+    writer = csv.DictWriter(file, names)
+    writer.writeheader()
+    writer.writerows(dataclasses.asdict(entry) for entry in entries)
+  _plot(directory / 'speed.png', entries)
+
+
+def _plot(path: pathlib.Path, entries: Sequence[Entry]) -> None:
+  from matplotlib import figure
+
+  groups = [
+    (problem, list(found))
+    for problem, found in itertools.groupby(entries, lambda e: e.problem)
+  ]
+  height = 0.2 * max(len(found) for _, found in groups) + 1
+  drawing = figure.Figure(
+    figsize=(5 * len(groups), height), layout='constrained'
+  )
+  for axes, (problem, found) in zip(
+    drawing.subplots(1, len(groups), squeeze=False)[0], groups, strict=True
+  ):
+    positions = range(len(found))
+    errors = (
+      [entry.wall - entry.low for entry in found],
+      [entry.high - entry.wall for entry in found],
+    )
+    colors = {
+      name: f'C{number}'
+      for number, name in enumerate(dict.fromkeys(e.group for e in found))
+    }
+    axes.barh(
+      positions,
+      [entry.wall for entry in found],
+      xerr=errors,
+      color=[colors[entry.group] for entry in found],
+    )
+    axes.set_yticks(positions, [entry.row for entry in found])
+    axes.invert_yaxis()
+    axes.set_title(problem)
+    axes.set_xlabel('time of a step relative to SGD')
+    for limit in (1, 2):
+      axes.axvline(limit, color='black', linewidth=0.8, linestyle=':')
+  drawing.savefig(path, dpi=100)

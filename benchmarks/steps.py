@@ -1,0 +1,169 @@
+"""Training steps of the benchmarks: bare, without anything that is logged."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_sam
+from benchmarks.problems import Problem
+
+_RHO = 0.05
+
+
+class State(NamedTuple):
+  """Everything that a step reads and writes."""
+
+  params: Any
+  statistics: Any
+  opt_state: Any
+
+
+@dataclasses.dataclass
+class Steps:
+  """A way to take steps, and the programs that it consists of.
+
+  Attributes:
+    init: returns the first state.
+    take: from state and batch to the next state and the clean loss.
+    programs: by name, each with the arguments that it is lowered with.
+  """
+
+  init: Callable[[], State]
+  take: Callable[[State, Any], tuple[State, Any]]
+  programs: dict[str, tuple[Any, tuple[Any, ...]]]
+
+
+def base_optimizer() -> optax.GradientTransformation:
+  """Returns what every row descends with."""
+  return optax.sgd(0.01, momentum=0.9)
+
+
+def in_one_program(
+  problem: Problem,
+  method: optax.GradientTransformation,
+  *,
+  reports_loss: bool = True,
+) -> Steps:
+  """Returns the uniform step of this library, jitted."""
+  tx = optax.with_extra_args_support(optax.chain(method, base_optimizer()))
+  descend = _descending(problem, tx)
+
+  @jax.jit
+  def step(state, batch):
+    loss, statistics, grads = _clean_pass(problem, state, batch)
+    state = descend(state, batch, statistics, grads)
+    return state, loss if reports_loss else None
+
+  return _steps(problem, tx, step, step)
+
+
+def on_host(problem: Problem, method: optax.GradientTransformation) -> Steps:
+  """Returns the same step as two programs with the choice in between."""
+  tx = optax.with_extra_args_support(optax.chain(method, base_optimizer()))
+  descend = _descending(problem, tx)
+
+  @jax.jit
+  def skip(state, batch):
+    loss, statistics, grads = _clean_pass(problem, state, batch)
+    skipped = descend(state, batch, statistics, grads, ascend=False)
+    decided = optax_sam.metrics(skipped.opt_state)['decided']
+    return decided, grads, skipped, loss
+
+  @jax.jit
+  def ascend(state, batch, statistics, grads):
+    return descend(state, batch, statistics, grads, ascend=True)
+
+  def step(state, batch):
+    decided, grads, after, loss = skip(state, batch)
+    if decided:
+      after = ascend(state, batch, after.statistics, grads)
+    return after, loss
+
+  steps = _steps(problem, tx, step, skip)
+  state, batch = steps.programs['step'][1]
+  steps.programs['ascent'] = (
+    ascend,
+    (state, batch, state.statistics, state.params),
+  )
+  return steps
+
+
+def sam_by_hand(problem: Problem) -> Steps:
+  """Returns SAM as one writes it without a library, SGD by Optax."""
+  base = base_optimizer()
+
+  @jax.jit
+  def step(state, batch):
+    params, statistics, opt_state = state
+    loss, new_statistics, grads = _clean_pass(problem, state, batch)
+    squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
+    scale = _RHO / (jnp.sqrt(sum(squares)) + 1e-12)
+    perturbed = jax.tree.map(lambda p, g: p + scale * g, params, grads)
+    grads = jax.grad(lambda p: problem.loss(p, statistics, batch)[0])(perturbed)
+    updates, opt_state = base.update(grads, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return State(params, new_statistics, opt_state), loss
+
+  return _steps(problem, base, step, step)
+
+
+def sam_of_optax(problem: Problem) -> Steps:
+  """Returns `optax.contrib.sam` in opaque mode."""
+  ascent = optax.chain(optax.contrib.normalize(), optax.sgd(_RHO))
+  tx = optax.contrib.sam(base_optimizer(), ascent, opaque_mode=True)
+
+  @jax.jit
+  def step(state, batch):
+    params, statistics, opt_state = state
+    loss, new_statistics, grads = _clean_pass(problem, state, batch)
+
+    def grad_fn(params, _):
+      return jax.grad(lambda p: problem.loss(p, statistics, batch)[0])(params)
+
+    updates, opt_state = tx.update(grads, opt_state, params, grad_fn=grad_fn)
+    params = optax.apply_updates(params, updates)
+    return State(params, new_statistics, opt_state), loss
+
+  return _steps(problem, tx, step, step)
+
+
+def _clean_pass(problem: Problem, state: State, batch: Any) -> Any:
+  (loss, statistics), grads = jax.value_and_grad(problem.loss, has_aux=True)(
+    state.params, state.statistics, batch
+  )
+  return loss, statistics, grads
+
+
+def _descending(problem: Problem, tx: Any) -> Callable[..., State]:
+  def descend(state, batch, new_statistics, grads, **branch):
+    params, statistics, opt_state = state
+    updates, opt_state = tx.update(
+      grads,
+      opt_state,
+      params,
+      value_fn=lambda p: problem.loss(p, statistics, batch)[0],
+      # One example alone has no variance for batch norm to divide by.
+      per_example_value_fn=lambda p, b: problem.losses(
+        p, statistics, b, train=len(b['labels']) > 1
+      )[0],
+      batch=batch,
+      **branch,
+    )
+    params = optax.apply_updates(params, updates)
+    return State(params, new_statistics, opt_state)
+
+  return descend
+
+
+def _steps(problem: Problem, tx: Any, take: Any, program: Any) -> Steps:
+  def init():
+    params, statistics = problem.init()
+    return State(params, statistics, jax.jit(tx.init)(params))
+
+  shapes = jax.eval_shape(init)
+  arguments = (shapes, problem.batches[0])
+  return Steps(init, take, {'step': (program, arguments)})
