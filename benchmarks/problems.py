@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import optax_sam
+
 CLASSES = 10
 
 Statistics = dict[str, Any]
@@ -28,14 +30,11 @@ class Problem:
     name: the kind of net and its size.
     model: called with inputs and `train`.
     batches: each a mapping with `inputs` and `labels`.
-    has_convolutions: whether the gradient is slow inside a conditional of
-      XLA's CPU backend.
   """
 
   name: str
   model: nn.Module
   batches: tuple[Mapping[str, jax.Array], ...]
-  has_convolutions: bool = False
 
   def init(self) -> tuple[optax.Params, Statistics]:
     """Returns new parameters and running statistics."""
@@ -119,7 +118,13 @@ class Convolutional(nn.Module):
     """Returns the logits of every example."""
     for layer, width in enumerate(self.widths):
       strides = (1, 1) if layer == 0 else (2, 2)
-      x = nn.Conv(width, (3, 3), strides, use_bias=False)(x)
+      x = nn.Conv(
+        width,
+        (3, 3),
+        strides,
+        use_bias=False,
+        conv_general_dilated=optax_sam.conv_general_dilated,
+      )(x)
       x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
     return nn.Dense(CLASSES)(jnp.mean(x, axis=(1, 2)))
 
@@ -170,7 +175,7 @@ def build(name: str) -> Problem:
   }[size['kind']]()
   random = np.random.default_rng(0)
   batches = tuple(_batch(random, size) for _ in range(_BATCHES))
-  return Problem(name, model, batches, size['kind'] == 'conv')
+  return Problem(name, model, batches)
 
 
 def _batch(

@@ -50,7 +50,6 @@ def _method(
   counterpart: str | None = None,
   share: float | None = None,
   reports_loss: bool = True,
-  skips: bool = False,
   needs_length: bool = False,
   **settings: Any,
 ) -> Row:
@@ -62,8 +61,6 @@ def _method(
       # That no step ascends is what a row measures.
       warnings.filterwarnings('ignore', 'lambda_', UserWarning)
       method = getattr(optax_sam, name)(**given)
-    if skips and problem.has_convolutions:
-      return steps.on_host(problem, method)
     return steps.in_one_program(problem, method, reports_loss=reports_loss)
 
   return Row(label or name, group, build, gradients, counterpart, share)
@@ -102,18 +99,17 @@ def rows() -> list[Row]:
       needs_length=True,
     ),
     _method('m_sam', every, micro_batch_size=16),
-    _method('ss_sam', some, None, key=0, skips=True),
-    _method('look_sam', some, 1.2, counterpart='LookSAM', skips=True),
-    _method('look_layer_sam', some, 1.2, skips=True),
-    _method('ae_sam', some, None, skips=True, needs_length=True),
-    _method('ae_look_sam', some, None, skips=True, needs_length=True),
+    _method('ss_sam', some, None, key=0),
+    _method('look_sam', some, 1.2, counterpart='LookSAM'),
+    _method('look_layer_sam', some, 1.2),
+    _method('ae_sam', some, None, needs_length=True),
+    _method('ae_look_sam', some, None, needs_length=True),
     _method(
       'ae_sam',
       some,
       1.0,
       label='ae_sam, skipped',
       share=0.0,
-      skips=True,
       needs_length=True,
       lambda_1=edge,
       lambda_2=edge,
@@ -124,7 +120,6 @@ def rows() -> list[Row]:
       2.0,
       label='ae_sam, full',
       share=1.0,
-      skips=True,
       needs_length=True,
       lambda_1=-edge,
       lambda_2=-edge,

@@ -147,7 +147,9 @@ class Runner:
       raise RuntimeError(msg)
 
 
-def _task(batch_size: int, num_batches: int) -> tuple[Task, list[data.Batch]]:
+def _task(
+  batch_size: int, num_batches: int, convolve: Callable[..., jax.Array]
+) -> tuple[Task, list[data.Batch]]:
   random = np.random.default_rng(0)
   count = batch_size * num_batches
   examples = {
@@ -162,11 +164,16 @@ def _task(batch_size: int, num_batches: int) -> tuple[Task, list[data.Batch]]:
     }
     for i in range(num_batches)
   ]
-  return Task(models.build('cnn', _CLASSES, _IMAGE), dataset), batches
+  model = models.build('cnn', _CLASSES, _IMAGE).clone(convolve=convolve)
+  return Task(model, dataset), batches
 
 
 def main(
-  rounds: int = 40, steps: int = 12, batch_size: int = 100, only: str = ''
+  rounds: int = 40,
+  steps: int = 12,
+  batch_size: int = 100,
+  only: str = '',
+  lax_convolutions: bool = False,
 ) -> None:
   """Prints a Markdown table of the cost of a step relative to SGD.
 
@@ -175,8 +182,14 @@ def main(
     steps: number of steps that a row takes in a round, not interrupted.
     batch_size: number of examples of a batch.
     only: measure only the rows with these words in their name, and SGD.
+    lax_convolutions: convolve by `jax.lax.conv_general_dilated`.
   """
-  task, batches = _task(batch_size, steps)
+  convolve = (
+    jax.lax.conv_general_dilated
+    if lax_convolutions
+    else optax_sam.conv_general_dilated
+  )
+  task, batches = _task(batch_size, steps, convolve)
   reference_row, *others = rows()
   chosen = [reference_row, *(row for row in others if only in row.name)]
   runners = [Runner(row, task, batches) for row in chosen]

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-import optax_sam
 from benchmarks.problems import Problem
 
 _RHO = 0.05
@@ -61,37 +60,6 @@ def in_one_program(
   return _steps(problem, tx, step, step)
 
 
-def on_host(problem: Problem, method: optax.GradientTransformation) -> Steps:
-  """Returns the same step as two programs with the choice in between."""
-  tx = optax.with_extra_args_support(optax.chain(method, base_optimizer()))
-  descend = _descending(problem, tx)
-
-  @jax.jit
-  def skip(state, batch):
-    loss, statistics, grads = _clean_pass(problem, state, batch)
-    skipped = descend(state, batch, statistics, grads, ascend=False)
-    decided = optax_sam.metrics(skipped.opt_state)['decided']
-    return decided, grads, skipped, loss
-
-  @jax.jit
-  def ascend(state, batch, statistics, grads):
-    return descend(state, batch, statistics, grads, ascend=True)
-
-  def step(state, batch):
-    decided, grads, after, loss = skip(state, batch)
-    if decided:
-      after = ascend(state, batch, after.statistics, grads)
-    return after, loss
-
-  steps = _steps(problem, tx, step, skip)
-  state, batch = steps.programs['step'][1]
-  steps.programs['ascent'] = (
-    ascend,
-    (state, batch, state.statistics, state.params),
-  )
-  return steps
-
-
 def sam_by_hand(problem: Problem) -> Steps:
   """Returns SAM as one writes it without a library, SGD by Optax."""
   base = base_optimizer()
@@ -139,7 +107,7 @@ def _clean_pass(problem: Problem, state: State, batch: Any) -> Any:
 
 
 def _descending(problem: Problem, tx: Any) -> Callable[..., State]:
-  def descend(state, batch, new_statistics, grads, **branch):
+  def descend(state, batch, new_statistics, grads):
     params, statistics, opt_state = state
     updates, opt_state = tx.update(
       grads,
@@ -151,7 +119,6 @@ def _descending(problem: Problem, tx: Any) -> Callable[..., State]:
         p, statistics, b, train=len(b['labels']) > 1
       )[0],
       batch=batch,
-      **branch,
     )
     params = optax.apply_updates(params, updates)
     return State(params, new_statistics, opt_state)

@@ -1,6 +1,7 @@
 """Sharpness-aware minimization for Optax: exact, composable, fast."""
 
 from optax_sam import descents, perturbations, policies, selections
+from optax_sam.convolution import conv_general_dilated
 from optax_sam.masking import norm_layers_only
 from optax_sam.methods.both_gradients import gradient_norm_penalty, gsam, wsam
 from optax_sam.methods.every_step import asam, friendly_sam, sam
@@ -31,6 +32,7 @@ __all__ = [
   'ae_look_sam',
   'ae_sam',
   'asam',
+  'conv_general_dilated',
   'descents',
   'esam',
   'fisher_sam',

@@ -10,7 +10,7 @@ import tyro
 Dataset = Literal['digits', 'mnist1d']
 Model = Literal['mlp', 'cnn']
 Base = Literal['sgd', 'adamw']
-Execution = Literal['auto', 'jit', 'host']
+Execution = Literal['jit', 'host']
 
 DEFAULT_METHODS = (
   'sam',
@@ -64,9 +64,9 @@ class Experiment:
   set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
   """One setting of one method, as in ae_sam.lambda_2=2."""
 
-  execution: Execution = 'auto'
-  """Where a method decides to skip the second gradient: on the host, or
-  inside the compiled step; auto: on the host for convolutions on CPU."""
+  execution: Execution = 'jit'
+  """Where a method decides to skip the second gradient: inside the compiled
+  step, or on the host, between two compiled parts of it."""
 
   evaluations: int = 6
   """Evaluations in a run, evenly spaced."""

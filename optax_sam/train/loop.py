@@ -62,9 +62,7 @@ class Trainer:
     self.task = task
     self.name = name
     self.settings = dict(settings)
-    self.on_host = methods.skips(name) and branches_on_host(
-      config.execution, has_convolutions=task.model.has_convolutions
-    )
+    self.on_host = config.execution == 'host' and methods.skips(name)
     self.temporary_bytes: int | None = None
     examples = len(task.dataset.train['labels'])
     self.epoch_steps = max(1, examples // config.batch_size)
@@ -242,17 +240,6 @@ class Trainer:
 # Enough that a method that skips has met both of its branches.
 _WARM_UP_STEPS = 3
 _EIGENVALUE_TOLERANCE = 1e-2
-
-
-def branches_on_host(execution: str, *, has_convolutions: bool) -> bool:
-  """Whether methods that skip decide on the host rather than in the program.
-
-  With `auto` they do so for convolutions on CPU, which XLA runs many times
-  slower inside a conditional. For anything else one program is faster.
-  """
-  if execution == 'auto':
-    return has_convolutions and jax.default_backend() == 'cpu'
-  return execution == 'host'
 
 
 def evenly_spaced(steps: int, count: int) -> frozenset[int]:

@@ -1,24 +1,22 @@
 """Models in Flax linen."""
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+import optax_sam
 
 
 class MLP(nn.Module):
   """Dense layers with dropout.
 
   Attributes:
-    has_convolutions: whether XLA's CPU backend needs care, see the trainer.
     classes: number of classes.
     widths: width of each hidden layer.
     dropout: share of the units that are dropped in training.
   """
-
-  has_convolutions: ClassVar[bool] = False
 
   classes: int
   widths: Sequence[int] = (128, 128)
@@ -38,17 +36,16 @@ class CNN(nn.Module):
   """Convolutions with batch norm, over images or over 1-D signals.
 
   Attributes:
-    has_convolutions: as in `MLP`.
     classes: number of classes.
     widths: channels of each convolution; all but the first halve the sides.
     kernel: side of the kernels.
+    convolve: what convolves; that of JAX is slow inside a conditional on CPU.
   """
-
-  has_convolutions: ClassVar[bool] = True
 
   classes: int
   widths: Sequence[int] = (32, 64, 64)
   kernel: int = 3
+  convolve: Callable[..., jax.Array] = optax_sam.conv_general_dilated
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
@@ -58,7 +55,11 @@ class CNN(nn.Module):
     for layer, width in enumerate(self.widths):
       stride = 1 if layer == 0 else 2
       x = nn.Conv(
-        width, (self.kernel,) * axes, (stride,) * axes, use_bias=False
+        width,
+        (self.kernel,) * axes,
+        (stride,) * axes,
+        use_bias=False,
+        conv_general_dilated=self.convolve,
       )(x)
       x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
       x = nn.relu(x)

@@ -93,9 +93,9 @@ def branching_on_host(
 
   The first program takes the step as if the method skipped, and says what the
   method decided; if it is to ascend, the second one takes the step anew from
-  the same clean gradient. XLA's CPU backend is slow at convolutions inside a
-  conditional; here is none, and a skipped step is one program like that of
-  the base optimizer.
+  the same clean gradient. Here is no conditional, inside of which XLA's CPU
+  backend would be slow at the convolutions of JAX itself; but Python waits
+  for every decision.
 
   Args:
     task: what to train.

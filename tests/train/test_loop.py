@@ -134,21 +134,6 @@ def test_evaluations_end_with_the_last_step(steps, count, expected):
   assert loop.evenly_spaced(steps, count) == expected
 
 
-@pytest.mark.parametrize('backend', ['cpu', 'gpu'])
-@pytest.mark.parametrize('convolutions', [False, True])
-def test_auto_branches_on_the_host_for_convolutions_on_cpu(
-  backend, convolutions, monkeypatch
-):
-  monkeypatch.setattr(jax, 'default_backend', lambda: backend)
-
-  def on_host(execution):
-    return loop.branches_on_host(execution, has_convolutions=convolutions)
-
-  assert on_host('auto') == (backend == 'cpu' and convolutions)
-  assert on_host('host')
-  assert not on_host('jit')
-
-
 def test_timing_takes_turns_and_is_relative_to_the_same_round(monkeypatch):
   clock = iter(range(1000))
   # Every turn takes one second of this clock, the base's two.

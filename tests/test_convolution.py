@@ -1,0 +1,187 @@
+import itertools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax import lax
+
+import optax_sam
+
+LETTERS = {1: 'W', 2: 'HW', 3: 'DHW'}
+PAIRS = ((1, 1), (1, 1))
+IN_ORDER = re.compile(r'dim_labels=b\d+f_\d+io->b\d+f')
+
+
+def arrays(space, kernel, features=(3, 5), batch=4, dtype=np.float64):
+  random = np.random.default_rng(0)
+  lhs = random.normal(size=(batch, *space, features[0]))
+  rhs = random.normal(size=(*kernel, *features))
+  return jnp.asarray(lhs, dtype), jnp.asarray(rhs, dtype)
+
+
+def order(axes):
+  return (f'N{LETTERS[axes]}C', f'{LETTERS[axes]}IO', f'N{LETTERS[axes]}C')
+
+
+def gradients(function, *operands, **settings):
+  def value(lhs, rhs):
+    y = function(lhs, rhs, **settings)
+    return jnp.sum(jnp.sin(y) * y), y
+
+  return jax.jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))(
+    *operands
+  )
+
+
+CASES = [
+  *itertools.product(
+    [(8,), (7, 6)], [1, 2, 3], [1, 2, 3], ['SAME', 'VALID', 'pairs']
+  ),
+  ((5, 4, 6), 2, 2, 'SAME'),
+]
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize(('space', 'side', 'stride', 'padding'), CASES)
+def test_numbers_are_those_of_lax(space, side, stride, padding):
+  axes = len(space)
+  if padding == 'pairs':
+    padding = [(2, 1)] * axes
+  operands = arrays(space, (side,) * axes)
+  settings = {
+    'window_strides': (stride,) * axes,
+    'padding': padding,
+    'dimension_numbers': order(axes),
+  }
+  expected = gradients(lax.conv_general_dilated, *operands, **settings)
+  found = gradients(optax_sam.conv_general_dilated, *operands, **settings)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12, atol=1e-12),
+    found,
+    expected,
+  )
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize(
+  'settings',
+  [
+    {'feature_group_count': 3},
+    {'rhs_dilation': (2, 2)},
+    {'lhs_dilation': (2, 1)},
+    {'dimension_numbers': ('NCHW', 'OIHW', 'NCHW')},
+    {'batch_group_count': 2},
+    {'preferred_element_type': np.float64},
+  ],
+)
+def test_anything_unusual_is_left_to_lax(settings):
+  settings = {'dimension_numbers': order(2)} | settings
+  features = (1, 6) if 'feature_group_count' in settings else (3, 6)
+  lhs, rhs = arrays((6, 6), (3, 3), features)
+  if 'feature_group_count' in settings:
+    lhs = jnp.tile(lhs, 3)
+  if settings['dimension_numbers'][0] == 'NCHW':
+    lhs, rhs = jnp.moveaxis(lhs, -1, 1), jnp.transpose(rhs, (3, 2, 0, 1))
+
+  def jaxpr(function):
+    return str(
+      jax.make_jaxpr(
+        lambda lhs, rhs: function(lhs, rhs, (1, 1), PAIRS, **settings)
+      )(lhs, rhs)
+    )
+
+  assert jaxpr(optax_sam.conv_general_dilated) == jaxpr(
+    lax.conv_general_dilated
+  )
+
+
+def test_precision_reaches_every_convolution():
+  operands = arrays((8,), (3,), dtype=np.float32)
+  settings = {
+    'window_strides': (1,),
+    'padding': 'SAME',
+    'dimension_numbers': order(1),
+    'precision': lax.Precision.HIGHEST,
+  }
+
+  def value(*operands):
+    return jnp.sum(optax_sam.conv_general_dilated(*operands, **settings) ** 2)
+
+  found = str(jax.make_jaxpr(jax.grad(value, argnums=(0, 1)))(*operands))
+  assert found.count('conv_general_dilated[') == 3
+  assert found.count('HIGHEST') == 2 * 3  # of both operands
+
+
+def in_a_conditional(convolution):
+  """Returns the convolutions of a branch that takes a gradient, as text."""
+  operands = arrays((8, 8), (3, 3), dtype=np.float32)
+
+  def value(lhs, rhs):
+    for _ in range(2):
+      y = convolution(
+        lhs, rhs, (2, 2), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+      )
+      lhs = jnp.tile(y, 2)[..., :3]
+    return jnp.sum(jnp.sin(y))
+
+  def branches(pred, *operands):
+    grad_fn = jax.grad(value, argnums=(0, 1))
+    return lax.cond(pred, grad_fn, lambda *x: x, *operands)
+
+  compiled = jax.jit(branches).lower(True, *operands).compile()
+  lines = compiled.as_text().splitlines()
+  return [line for line in lines if ' convolution(' in line]
+
+
+def test_gradients_inside_a_conditional_are_in_the_order_of_fast_kernels():
+  found = in_a_conditional(optax_sam.conv_general_dilated)
+  assert len(found) == 6
+  assert all(IN_ORDER.search(line) for line in found)
+
+
+def test_those_of_lax_are_not():
+  # When this fails, XLA may need no help any more.
+  found = in_a_conditional(lax.conv_general_dilated)
+  assert not all(IN_ORDER.search(line) for line in found)
+
+
+def test_flax_takes_it():
+  inputs = jnp.ones((2, 8, 8, 3), np.float32)
+  linen = nn.Conv(
+    4, (3, 3), conv_general_dilated=optax_sam.conv_general_dilated
+  )
+  variables = linen.init(jax.random.key(0), inputs)
+  expected = nn.Conv(4, (3, 3)).apply(variables, inputs)
+  np.testing.assert_array_equal(linen.apply(variables, inputs), expected)
+  both = [
+    nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0), **given)
+    for given in (
+      {},
+      {'conv_general_dilated': optax_sam.conv_general_dilated},
+    )
+  ]
+  np.testing.assert_array_equal(*(layer(inputs) for layer in both))
+
+
+@pytest.mark.usefixtures('float64')
+def test_products_with_the_hessian_agree():
+  lhs, rhs = arrays((6, 5), (3, 3))
+
+  def product(function):
+    def value(rhs):
+      y = function(lhs, rhs, (2, 1), 'SAME', dimension_numbers=order(2))
+      return jnp.sum(jnp.sin(y))
+
+    return jax.jit(lambda v: jax.jvp(jax.grad(value), (rhs,), (v,))[1])(
+      jnp.cos(rhs)
+    )
+
+  np.testing.assert_allclose(
+    product(optax_sam.conv_general_dilated),
+    product(lax.conv_general_dilated),
+    rtol=1e-10,
+  )
