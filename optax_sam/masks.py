@@ -1,14 +1,16 @@
 """Exact sparse masks over a whole pytree, without sorting or joining leaves.
 
 The bit patterns of non-negative floats order like integers, so the k-th
-largest of all scores is found by bisection: 31 counting passes over the
-leaves, whatever their shapes and however they are sharded.
+largest of all scores is found digit by digit, two bits a pass: at most 16
+counting passes over the leaves, whatever their shapes and however they are
+sharded. As many again break ties, where there are any to be broken.
 """
 
 import fractions
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from optax_sam import numerics, validation
 
 EXCLUDED = -1  # a rank below that of every score
 _MAX_ENTRIES = 2**31 - 1  # those that an int32 can count
+_SMALLEST_NORMAL = 2**23  # bits of the smallest float32 that no device flushes
 
 
 def num_kept(sparsity: float, size: int) -> int:
@@ -47,11 +50,12 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
 def rank_bits(score: jax.Array) -> jax.Array:
   """Returns int32 numbers in the order of non-negative scores.
 
-  Scores are compared in float32; negative ones count as 0, NaN is never
-  chosen.
+  Scores are compared in float32; negative and subnormal ones count as 0, NaN
+  is never chosen.
   """
   score = score.astype(jnp.float32)
-  bits = jax.lax.bitcast_convert_type(jnp.maximum(score, 0.0), jnp.int32)
+  bits = jax.lax.bitcast_convert_type(score, jnp.int32)
+  bits = jnp.where(bits < _SMALLEST_NORMAL, 0, bits)
   return jnp.where(jnp.isnan(score), EXCLUDED, bits)
 
 
@@ -77,24 +81,26 @@ def count(mask: Any) -> jax.Array:
 
 
 @jax.jit
-def largest(bits: Any, k: Any) -> Any:
-  """Chooses exactly the k largest entries of a pytree of ranks.
+def largest(scores: Any, k: Any) -> Any:
+  """Chooses exactly the k largest entries of a pytree.
 
   Equal to `jax.lax.top_k` over all leaves joined: ties go to the entry that
-  comes first, by leaf and then in C order.
+  comes first, by leaf and then in C order. Needs no memory for ranks of its
+  own.
 
   Args:
-    bits: int32 ranks; `EXCLUDED` is never chosen.
+    scores: floats, compared as by `rank_bits`, or int32 ranks, of which
+      `EXCLUDED` is never chosen.
     k: how many, at most the number of entries that may be chosen; an integer,
       traced or not.
 
   Returns:
-    A tree of bools like `bits`.
+    A tree of bools like `scores`.
 
   Raises:
     ValueError: if there are more than 2^31 - 1 entries.
   """
-  size = numerics.size(bits)
+  size = numerics.size(scores)
   if size > _MAX_ENTRIES:
     msg = (
       f'the leaves that may be perturbed must have at most {_MAX_ENTRIES} '
@@ -103,18 +109,28 @@ def largest(bits: Any, k: Any) -> Any:
     )
     raise ValueError(msg)
   k = jnp.asarray(k, jnp.int32)
-  threshold = _bisect(
-    lambda t: count(jax.tree.map(lambda b: b >= t, bits)) >= k
+  leaves, structure = jax.tree.flatten(scores)
+  ends = itertools.accumulate(leaf.size for leaf in leaves)
+  entries = [
+    _Entries(leaf, first=jnp.int32(1 + end - leaf.size), zero=jnp.int32(0))
+    for leaf, end in zip(leaves, ends, strict=True)
+  ]
+
+  def at_least(ranks: jax.Array, _: jax.Array, threshold: jax.Array) -> Any:
+    return ranks >= threshold
+
+  def ahead(ranks: jax.Array, numbers: jax.Array, minus_cut: jax.Array) -> Any:
+    # Those tied that come late rank below the others.
+    late = numbers + minus_cut >= 0
+    return ranks - late.astype(jnp.int32) >= threshold
+
+  threshold, kept = _search(at_least, entries, jnp.int32(size), k, 16)
+  threshold = jnp.maximum(threshold, 0)  # above EXCLUDED
+  digits = (size.bit_length() + 1) // 2
+  minus_cut, _ = _search(ahead, entries, kept, k, digits)
+  return structure.unflatten(
+    [ahead(x.ranks(), x.numbers(), minus_cut) for x in entries]
   )
-  above = jax.tree.map(lambda b: b > threshold, bits)
-  tied = jax.tree.map(lambda b: b == threshold, bits)
-  position, room = _positions(bits), k - count(above)
-
-  def before(cut: jax.Array) -> Any:
-    return jax.tree.map(lambda t, i: t & (i < cut), tied, position)
-
-  admitted = before(_bisect(lambda cut: count(before(cut)) <= room))
-  return jax.tree.map(jnp.logical_or, above, admitted)
 
 
 def drop_and_grow(mask: Any, drop_bits: Any, grow_bits: Any, moved: Any) -> Any:
@@ -171,27 +187,95 @@ def check_sparsity(sparsity: Any) -> None:
   validation.check_number('sparsity', sparsity, at_least=0, at_most=1)
 
 
-def _bisect(holds: Callable[[jax.Array], jax.Array]) -> jax.Array:
-  """Returns the largest t in [0, 2^31) that holds, if all smaller ones do."""
+class _Entries(NamedTuple):
+  """The entries of a leaf, with what to count them from."""
 
-  def narrow(i: jax.Array, t: jax.Array) -> jax.Array:
-    trial = t + (jnp.int32(1) << (30 - i))
-    return jnp.where(holds(trial), trial, t)
+  leaf: jax.Array
+  first: jax.Array
+  zero: jax.Array
 
-  return jax.lax.fori_loop(jnp.int32(0), jnp.int32(31), narrow, jnp.int32(0))
+  def ranks(self) -> jax.Array:
+    """Returns the leaf if it is one of ranks, else the ranks of its scores."""
+    is_rank = self.leaf.dtype == jnp.int32
+    return self.leaf if is_rank else rank_bits(self.leaf)
+
+  def numbers(self) -> jax.Array:
+    """Numbers the entries in C order."""
+    shape = self.leaf.shape
+    number = jnp.full(shape, self.zero, jnp.int32)
+    for axis, length in enumerate(shape):
+      index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+      number = number * length + index
+    return number + self.first
 
 
-def _positions(tree: Any) -> Any:
-  """Numbers all entries: leaves in order, C order inside a leaf."""
-  leaves, structure = jax.tree.flatten(tree)
-  numbered, offset = [], 0
-  for leaf in leaves:
-    position = jnp.full(leaf.shape, offset, jnp.int32)
-    stride = 1
-    for axis in reversed(range(leaf.ndim)):
-      index = jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis)
-      position += stride * index
-      stride *= leaf.shape[axis]
-    numbered.append(position)
-    offset += leaf.size
-  return structure.unflatten(numbered)
+def _search(
+  choose: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  entries: list[_Entries],
+  kept: jax.Array,
+  k: jax.Array,
+  digits: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Finds the largest x for which at least k entries are chosen.
+
+  The larger x, the fewer are chosen. A pass over memory finds two bits of x,
+  and the search ends once exactly k are chosen.
+
+  Args:
+    choose: from the ranks of a leaf, its numbers and x to a mask.
+    entries: those of all leaves.
+    kept: how many entries the smallest x chooses.
+    k: how many to choose.
+    digits: half the bits of x, which is negative if they are below 32.
+
+  Returns:
+    x and how many entries it chooses.
+  """
+  smallest = jnp.int32(-(2 ** min(31, 2 * digits)))
+  # Whatever is computed from the outputs of a barrier, XLA can't compute before
+  # the loop. Ranks and numbers are to be computed anew in every pass: to write
+  # and read them would take longer. The first barrier hides that `first` is
+  # constant, or a loop for each leaf would be compiled, not one for each shape.
+  entries = jax.lax.optimization_barrier(entries)
+
+  def narrow(state: Any) -> Any:
+    shift, x, kept = state
+    here, x = jax.lax.optimization_barrier((entries, x))
+    trials = [x + (jnp.int32(i) << shift) for i in (1, 2, 3)]
+    for trial, count in zip(trials, _counts(choose, here, trials), strict=True):
+      x = jnp.where(count >= k, trial, x)
+      kept = jnp.where(count >= k, count, kept)
+    return shift - 2, x, kept
+
+  def ties_left(state: Any) -> jax.Array:
+    shift, _, kept = state
+    return (shift >= 0) & (kept > k)
+
+  state = jnp.int32(2 * digits - 2), smallest, kept
+  return jax.lax.while_loop(ties_left, narrow, state)[1:]
+
+
+def _counts(
+  choose: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  entries: list[_Entries],
+  trials: list[jax.Array],
+) -> tuple[jax.Array, ...]:
+  """Counts the entries that every trial chooses.
+
+  In one reduction of several arrays, for which XLA reads a leaf once on all
+  platforms. For a reduction each, it would read and write more on CPUs.
+  """
+
+  def add(x: Any, y: Any) -> Any:
+    return tuple(map(jnp.add, x, y))
+
+  zeros = (jnp.int32(0),) * len(trials)
+  total = zeros
+  for entry in entries:
+    ranks, numbers = entry.ranks(), entry.numbers()
+    chosen = tuple(
+      choose(ranks, numbers, trial).astype(jnp.int32) for trial in trials
+    )
+    axes = tuple(range(ranks.ndim))
+    total = add(total, jax.lax.reduce(chosen, zeros, add, axes))
+  return total

@@ -37,11 +37,22 @@ def widen(leaf: jax.Array) -> jax.Array:
   return leaf.astype(wide_dtype(leaf))
 
 
-def zeros_like(tree: optax.Params) -> optax.Params:
-  """Returns a params-shaped accumulator of zeros, float32 or wider."""
+def widen_like(tree: Any, reference: Any) -> Any:
+  """Casts every leaf to float32, or to float64 where either leaf is that."""
+  return jax.tree.map(lambda x, y: x.astype(wide_dtype(x, y)), tree, reference)
+
+
+def zeros_like(tree: optax.Params, dtype: Any = None) -> optax.Params:
+  """Returns a params-shaped accumulator of zeros.
+
+  Args:
+    tree: arrays, or their shapes and dtypes.
+    dtype: that of the zeros; None for float32 or wider.
+  """
+  chosen = dtype
 
   def zeros(leaf: jax.Array) -> jax.Array:
-    dtype = wide_dtype(leaf)
+    dtype = wide_dtype(leaf) if chosen is None else chosen
     # Derived from the leaf where it is an array, so that sharding follows.
     if isinstance(leaf, jax.ShapeDtypeStruct):
       return jnp.zeros(leaf.shape, dtype)
@@ -51,7 +62,12 @@ def zeros_like(tree: optax.Params) -> optax.Params:
 
 
 def _sum(terms: list[jax.Array], dtype: jnp.dtype) -> jax.Array:
-  return sum((term.astype(dtype) for term in terms), jnp.zeros((), dtype))
+  if not terms:
+    return jnp.zeros((), dtype)
+  # As a chain of additions XLA would copy it into each of its uses, one a
+  # leaf, so that programs grew with the square of the number of leaves.
+  stacked = jnp.stack([term.astype(dtype) for term in terms])
+  return jnp.sum(jax.lax.optimization_barrier(stacked))
 
 
 @jax.jit

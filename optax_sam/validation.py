@@ -108,3 +108,17 @@ def check_key(key: Any, name: str = 'key') -> None:
   """Raises if a key is neither an integer seed nor a typed key."""
   if not (isinstance(key, numbers.Integral) and not isinstance(key, bool)):
     as_key(key, name)
+
+
+def check_float_dtype(name: str, value: Any) -> None:
+  """Raises unless a value is None or a floating-point dtype."""
+  try:
+    usable = value is None or jnp.issubdtype(jnp.dtype(value), jnp.floating)
+  except TypeError:
+    usable = False
+  if not usable:
+    msg = (
+      f"{name} must be None or a floating-point dtype, such as 'bfloat16', got "
+      f'{value!r}. With optax.inject_hyperparams write the name of the dtype.'
+    )
+    raise ValueError(msg)

@@ -1,5 +1,7 @@
 """Exact masks: as many entries as asked for, the same as a sort would give."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,79 @@ def test_largest_equals_top_k_of_all_leaves_joined(arrays, data):
   expected = np.zeros(flat.size, bool)
   expected[np.argsort(-flat, kind='stable')[:k]] = True
   np.testing.assert_array_equal(joined(found), expected)
+
+
+# Everything that floats can be; subnormal and negative ones count as 0.
+SMALL = [0.0, -0.0, 1e-45, -1e-39, 2.0**-126, 1e-30]
+ODD = np.array([*SMALL, 1, 2, -1, np.inf, -np.inf, np.nan, -np.nan], np.float32)
+
+
+def in_order(scores):
+  """Returns the positions that may be chosen, as a stable sort has them."""
+  usable = np.where(scores >= np.finfo(np.float32).tiny, scores, 0)
+  order = np.argsort(-usable, kind='stable')
+  return order[~np.isnan(scores[order])]
+
+
+@pytest.mark.parametrize('share', [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize('values', ['odd', 'equal', 'few', 'distinct'])
+def test_largest_of_scores_is_that_of_a_stable_sort(values, share):
+  """Leaves long enough to be counted by vectors and by several threads."""
+  generator = np.random.default_rng(0)
+  shapes = [(60_001,), (3, 3, 7, 50), (), (0, 3), (200, 11)]
+  flat = {
+    'odd': lambda n: generator.choice(ODD, n),
+    'equal': lambda n: np.ones(n, np.float32),
+    'few': lambda n: generator.integers(0, 4, n).astype(np.float32),
+    'distinct': lambda n: generator.permutation(n).astype(np.float32),
+  }[values](sum(int(np.prod(shape)) for shape in shapes))
+  ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+  scores = [
+    jnp.asarray(part.reshape(shape))
+    for part, shape in zip(np.split(flat, ends), shapes, strict=True)
+  ]
+  order = in_order(flat)
+  k = round(share * order.size)
+  expected = np.zeros(flat.size, bool)
+  expected[order[:k]] = True
+  found = masks.largest(scores, k)
+  np.testing.assert_array_equal(joined(found), expected)
+  of_ranks = masks.largest(rank_bits(scores), k)
+  np.testing.assert_array_equal(joined(of_ranks), expected)
+
+
+def test_the_largest_rank_is_chosen_only_where_it_is_asked_for():
+  ranks = jnp.array([2**31 - 1, 5, 2**31 - 1], jnp.int32)
+  for k, expected in enumerate([[], [0], [0, 2], [0, 1, 2]]):
+    assert np.flatnonzero(masks.largest(ranks, k)).tolist() == expected
+
+
+def test_every_row_of_a_vmap_has_its_own_mask():
+  scores = jnp.array([[1.0, 1.0, 1.0, 2.0], [4.0, 3.0, 2.0, 1.0]])
+  found = jax.vmap(masks.largest)(scores, jnp.array([2, 3]))
+  assert found.astype(int).tolist() == [[1, 0, 0, 1], [1, 1, 1, 0]]
+
+
+def test_scores_may_be_differentiated():
+  def kept(x):
+    return jnp.sum(jnp.where(masks.largest(jnp.square(x), 2), x, 0.0))
+
+  assert jax.grad(kept)(jnp.array([1.0, -3.0, 2.0])).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize('to_choose_from', ['scores', 'ranks'])
+def test_no_array_of_the_size_of_a_leaf_is_kept(to_choose_from):
+  """Not even one bool an entry, beside what is given and returned."""
+  tree = {'a': jnp.ones((500, 1000)), 'b': jnp.ones((500_000,))}
+  given = tree if to_choose_from == 'scores' else rank_bits(tree)
+  compiled = masks.largest.lower(given, 10).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < 10_000
+
+
+def test_a_leaf_is_read_by_one_reduction_for_each_search():
+  text = masks.largest.lower(jnp.ones((1000,)), 10).compile().as_text()
+  assert len(re.findall(r' reduce\(', text)) == 2
+  assert ' reduce-window(' not in text
 
 
 @pytest.mark.parametrize('k', range(8))

@@ -154,6 +154,7 @@ def friendly_sam(
   sigma: float = 1.0,
   decay: float = 0.9,
   order: Literal['paper', 'official'] = 'paper',
+  accumulator_dtype: Any = None,
   mask: masking.Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
@@ -192,6 +193,8 @@ def friendly_sam(
       the value of the paper could not be confirmed.
     order: 'paper' subtracts the `m` that holds the current gradient,
       'official' the one before it.
+    accumulator_dtype: dtype that `m` is kept in; None for float32 or wider,
+      bfloat16 for half of that memory.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
@@ -219,7 +222,9 @@ def friendly_sam(
   """
   return sharpness_aware(
     optax.chain(
-      perturbations.subtract_ema(decay, sigma, order=order),
+      perturbations.subtract_ema(
+        decay, sigma, order=order, accumulator_dtype=accumulator_dtype
+      ),
       perturbations.scale_to_radius(rho),
     ),
     mask=mask,

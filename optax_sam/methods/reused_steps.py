@@ -14,6 +14,7 @@ def look_sam(
   period: int = 5,
   alpha: float = 0.1,
   per_leaf: bool = False,
+  accumulator_dtype: Any = None,
   mask: masking.Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
@@ -48,6 +49,8 @@ def look_sam(
       2401.12033) take 0.1 too. The 0.7 that the paper is quoted with belongs
       to ViT with `rho=1.0` and hardly trains at a small radius.
     per_leaf: whether norms and inner products are taken leaf by leaf.
+    accumulator_dtype: dtype that `gv` is kept in; None for float32 or wider,
+      bfloat16 for half of that memory.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
@@ -83,7 +86,9 @@ def look_sam(
   return sharpness_aware(
     perturbations.scale_to_radius(rho),
     policy=policies.every(period),
-    descent=descents.reuse_orthogonal(alpha, per_leaf=per_leaf),
+    descent=descents.reuse_orthogonal(
+      alpha, per_leaf=per_leaf, accumulator_dtype=accumulator_dtype
+    ),
     mask=mask,
     axis_name=axis_name,
     sync_ascent=sync_ascent,
@@ -97,6 +102,7 @@ def look_layer_sam(
   alpha: float = 0.1,
   rule: Literal['global', 'layer', 'unit'] = 'global',
   max_ratio: float = 20.0,
+  accumulator_dtype: Any = None,
   mask: masking.Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
@@ -125,6 +131,7 @@ def look_layer_sam(
       as in `look_sam`.
     rule: which of the three.
     max_ratio: bound of the ratio in 'global', above 0. 20 is a port's.
+    accumulator_dtype: dtype that the reused part is kept in, as in `look_sam`.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
@@ -157,7 +164,9 @@ def look_layer_sam(
       rho, rule=rule, max_ratio=max_ratio
     ),
     policy=policies.every(period),
-    descent=descents.reuse_orthogonal(alpha),
+    descent=descents.reuse_orthogonal(
+      alpha, accumulator_dtype=accumulator_dtype
+    ),
     mask=mask,
     axis_name=axis_name,
     sync_ascent=sync_ascent,
@@ -172,6 +181,7 @@ def ae_look_sam(
   lambda_1: float = 0.0,
   lambda_2: float = 2.0,
   alpha: float = 0.1,
+  accumulator_dtype: Any = None,
   mask: masking.Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
@@ -199,6 +209,8 @@ def ae_look_sam(
     lambda_2: threshold at the start, likewise.
     alpha: length of the reused part relative to the gradient, in [0, 1); 0.1
       as in `look_sam`.
+    accumulator_dtype: dtype that `gv` is kept in; None for float32 or wider,
+      bfloat16 for half of that memory.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
@@ -236,7 +248,9 @@ def ae_look_sam(
     policy=policies.on_sharp_gradients(
       total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
     ),
-    descent=descents.reuse_orthogonal(alpha),
+    descent=descents.reuse_orthogonal(
+      alpha, accumulator_dtype=accumulator_dtype
+    ),
     mask=mask,
     axis_name=axis_name,
     sync_ascent=sync_ascent,

@@ -108,7 +108,7 @@ def keep_top_fisher(
     if grouping is not None:
       return jax.tree.map(lambda s: masks.n_of_m(s, *grouping), scores)
     kept = masks.num_kept(sparsity, numerics.size(scores))
-    return masks.largest(jax.tree.map(masks.rank_bits, scores), kept)
+    return masks.largest(scores, kept)
 
   def update(
     updates: Any,

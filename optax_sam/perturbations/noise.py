@@ -13,7 +13,8 @@ class SubtractEmaState(NamedTuple):
   """State of `subtract_ema`.
 
   Attributes:
-    ema: moving average of the gradient, like the parameters, float32 or wider.
+    ema: moving average of the gradient, like the parameters, float32 or wider
+      unless a dtype was given.
     started: whether a gradient has entered it, a scalar bool.
   """
 
@@ -26,6 +27,7 @@ def subtract_ema(
   sigma: float = 1.0,
   *,
   order: Literal['paper', 'official'] = 'paper',
+  accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Subtracts a moving average of the gradient: what is left is its noise.
 
@@ -49,6 +51,9 @@ def subtract_ema(
     order: 'paper' subtracts the average that holds the current gradient, as
       restatements of the paper agree; 'official' the one before it, as the
       authors' program nblt/F-SAM does.
+    accumulator_dtype: dtype that `m` is kept in; None for float32 or wider.
+      bfloat16 takes half of the memory and keeps 8 bits: with a `decay` of
+      0.9 an `m` within 4 % of the gradient may not move any more.
 
   Returns:
     A perturbation, from the gradient to `d`, to be followed by one that gives
@@ -76,6 +81,7 @@ def subtract_ema(
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
   validation.check_number('decay', decay, at_least=0, below=1)
+  validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
   if order == 'paper' and validation.is_python_number(decay) and decay == 0:
     msg = (
       f"decay must be above 0 with order='paper', got {decay!r}: the average "
@@ -84,7 +90,8 @@ def subtract_ema(
     raise ValueError(msg)
 
   def init(params: optax.Params) -> SubtractEmaState:
-    return SubtractEmaState(numerics.zeros_like(params), jnp.zeros((), bool))
+    ema = numerics.zeros_like(params, accumulator_dtype)
+    return SubtractEmaState(ema, jnp.zeros((), bool))
 
   def mix(old: optax.Updates, new: optax.Updates) -> optax.Updates:
     def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
@@ -113,13 +120,15 @@ def subtract_ema(
     updates: optax.Updates, averaged: optax.Updates, state: SubtractEmaState
   ) -> tuple[optax.Updates, SubtractEmaState]:
     finite = jnp.isfinite(numerics.norm(averaged))
-    ema = mix(state.ema, averaged)
+    former = numerics.widen_like(state.ema, averaged)
+    ema = mix(former, averaged)
     if order == 'official':
       first = jax.tree.map(lambda g, m: g.astype(m.dtype), averaged, ema)
       ema = numerics.select(state.started, ema, first)
-      noise = subtract(updates, state.ema)
+      noise = subtract(updates, former)
     else:
       noise = subtract(updates, ema)
+    ema = numerics.cast_like(ema, state.ema)
     found = SubtractEmaState(ema, jnp.ones((), bool))
     return noise, numerics.select(finite, found, state)
 

@@ -231,6 +231,10 @@ def variant(name: str, factory: Any = None, **changes: Any) -> Row:
 VARIANTS = {
   'sam in steps': variant('sam', ascent_steps=2),
   'friendly_sam official': variant('friendly_sam', order='official'),
+  'friendly_sam in bfloat16': variant(
+    'friendly_sam', accumulator_dtype='bfloat16'
+  ),
+  'look_sam in bfloat16': variant('look_sam', accumulator_dtype='bfloat16'),
   'gsam coupled': variant('gsam', coupled_gsam),
   'gradient_norm_penalty of unit length': dataclasses.replace(
     variant('gradient_norm_penalty', normalize_clean=True),

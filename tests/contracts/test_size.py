@@ -1,0 +1,66 @@
+"""Size of the compiled update: linear in the number of leaves.
+
+XLA copies cheap arithmetic on scalars into every fusion that reads it. A sum
+over all leaves that is copied into the fusion of every leaf makes programs
+that grow with the square of their number, and take minutes to compile.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import numerics
+from tests.contracts import table
+
+_FEW, _MANY = 8, 32
+
+
+def _characters(tx, leaves):
+  """Returns the length of the compiled update as text."""
+  leaf = jax.ShapeDtypeStruct((64,), jnp.float32)
+  params = {f'leaf {i}': leaf for i in range(leaves)}
+  state = jax.eval_shape(tx.init, params)
+
+  def losses(params, batch):
+    leaves = jax.tree.leaves(params)
+    return sum(jnp.vdot(leaf, leaf) for leaf in leaves) * batch
+
+  def update(grads, state, params, batch):
+    return tx.update(
+      grads,
+      state,
+      params,
+      grad_fn=lambda p: jax.tree.map(jnp.cos, p),
+      per_example_value_fn=losses,
+      batch=batch,
+    )
+
+  batch = jax.ShapeDtypeStruct((8,), jnp.float32)
+  compiled = jax.jit(update).lower(params, state, params, batch).compile()
+  return len(compiled.as_text())
+
+
+# Those that differentiate the losses of this test compile them as well.
+@table.every_row(needs_examples=False, refreshes=False, ascends_on_parts=False)
+def test_programs_grow_with_the_leaves_and_not_with_their_square(name):
+  tx = table.ROWS[name]()
+  growth = _characters(tx, _MANY) / _characters(tx, _FEW)
+  assert growth < 1.2 * _MANY / _FEW
+
+
+def test_the_measure_shows_a_sum_that_is_copied(monkeypatch):
+  monkeypatch.setattr(
+    numerics, '_sum', lambda terms, dtype: sum(x.astype(dtype) for x in terms)
+  )
+
+  def update(updates, state, params=None, **_):
+    squared = numerics.dot.__wrapped__(updates, updates)
+    usable = squared > 0
+    scaled = jax.tree.map(
+      lambda g: jnp.where(usable, g, params['leaf 0']), updates
+    )
+    return scaled, state
+
+  tx = optax.GradientTransformationExtraArgs(lambda _: (), update)
+  growth = _characters(tx, _MANY) / _characters(tx, _FEW)
+  assert growth > 1.5 * _MANY / _FEW
