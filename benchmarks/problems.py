@@ -132,17 +132,18 @@ class Convolutional(nn.Module):
 # Of each problem, so that no step sees what the last one saw.
 _BATCHES = 8
 
-# Sizes that the programs of other frameworks are built from, too.
+# Sizes that the programs of other frameworks are built from, too. Batches can
+# be divided into thirds, quarters and micro-batches.
 SIZES: dict[str, dict[str, Any]] = {
-  'dense, small': {'kind': 'dense', 'width': 256, 'depth': 3, 'batch': 128},
-  'dense, large': {'kind': 'dense', 'width': 1024, 'depth': 4, 'batch': 256},
+  'dense, small': {'kind': 'dense', 'width': 256, 'depth': 3, 'batch': 120},
+  'dense, large': {'kind': 'dense', 'width': 1024, 'depth': 4, 'batch': 240},
   'transformer, small': {
     'kind': 'transformer',
     'width': 64,
     'depth': 2,
     'heads': 4,
     'length': 32,
-    'batch': 32,
+    'batch': 36,
   },
   'transformer, large': {
     'kind': 'transformer',
@@ -150,14 +151,14 @@ SIZES: dict[str, dict[str, Any]] = {
     'depth': 4,
     'heads': 4,
     'length': 32,
-    'batch': 32,
+    'batch': 36,
   },
-  'conv, small': {'kind': 'conv', 'widths': (32, 64), 'side': 8, 'batch': 128},
+  'conv, small': {'kind': 'conv', 'widths': (32, 64), 'side': 8, 'batch': 120},
   'conv, large': {
     'kind': 'conv',
     'widths': (32, 64, 128),
     'side': 16,
-    'batch': 128,
+    'batch': 120,
   },
 }
 FEATURES = 64

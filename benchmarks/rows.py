@@ -98,7 +98,7 @@ def rows() -> list[Row]:
       key=0,
       needs_length=True,
     ),
-    _method('m_sam', every, micro_batch_size=16),
+    _method('m_sam', every, micro_batch_size=12),
     _method('ss_sam', some, None, key=0),
     _method('look_sam', some, 1.2, counterpart='LookSAM'),
     _method('look_layer_sam', some, 1.2),

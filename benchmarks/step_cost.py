@@ -19,7 +19,7 @@ import optax
 import tyro
 
 import optax_sam
-from optax_sam.train import data, machine, models
+from optax_sam.train import data, inputs, machine, models
 from optax_sam.train import step as step_lib
 from optax_sam.train.task import Task
 
@@ -165,7 +165,7 @@ def _task(
     for i in range(num_batches)
   ]
   model = models.build('cnn', _CLASSES, _IMAGE).clone(convolve=convolve)
-  return Task(model, dataset), batches
+  return Task(model, inputs.InMemory(dataset, batch_size)), batches
 
 
 def main(

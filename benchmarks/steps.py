@@ -53,8 +53,8 @@ def in_one_program(
 
   @jax.jit
   def step(state, batch):
-    loss, statistics, grads = _clean_pass(problem, state, batch)
-    state = descend(state, batch, statistics, grads)
+    (loss, losses), statistics, grads = _clean_pass(problem, state, batch)
+    state = descend(state, batch, statistics, grads, losses)
     return state, loss if reports_loss else None
 
   return _steps(problem, tx, step, step)
@@ -67,7 +67,7 @@ def sam_by_hand(problem: Problem) -> Steps:
   @jax.jit
   def step(state, batch):
     params, statistics, opt_state = state
-    loss, new_statistics, grads = _clean_pass(problem, state, batch)
+    (loss, _), new_statistics, grads = _clean_pass(problem, state, batch)
     squares = [jnp.sum(jnp.square(g)) for g in jax.tree.leaves(grads)]
     scale = _RHO / (jnp.sqrt(sum(squares)) + 1e-12)
     perturbed = jax.tree.map(lambda p, g: p + scale * g, params, grads)
@@ -87,7 +87,7 @@ def sam_of_optax(problem: Problem) -> Steps:
   @jax.jit
   def step(state, batch):
     params, statistics, opt_state = state
-    loss, new_statistics, grads = _clean_pass(problem, state, batch)
+    (loss, _), new_statistics, grads = _clean_pass(problem, state, batch)
 
     def grad_fn(params, _):
       return jax.grad(lambda p: problem.loss(p, statistics, batch)[0])(params)
@@ -100,14 +100,19 @@ def sam_of_optax(problem: Problem) -> Steps:
 
 
 def _clean_pass(problem: Problem, state: State, batch: Any) -> Any:
-  (loss, statistics), grads = jax.value_and_grad(problem.loss, has_aux=True)(
-    state.params, state.statistics, batch
-  )
-  return loss, statistics, grads
+  """Returns the loss and those of all examples, statistics and gradient."""
+
+  def loss(params):
+    losses, statistics = problem.losses(params, state.statistics, batch)
+    mean = jnp.mean(losses)
+    return mean, ((mean, losses), statistics)
+
+  grads, (found, statistics) = jax.grad(loss, has_aux=True)(state.params)
+  return found, statistics, grads
 
 
 def _descending(problem: Problem, tx: Any) -> Callable[..., State]:
-  def descend(state, batch, new_statistics, grads):
+  def descend(state, batch, new_statistics, grads, losses):
     params, statistics, opt_state = state
     updates, opt_state = tx.update(
       grads,
@@ -119,6 +124,7 @@ def _descending(problem: Problem, tx: Any) -> Callable[..., State]:
         p, statistics, b, train=len(b['labels']) > 1
       )[0],
       batch=batch,
+      losses=losses,
     )
     params = optax.apply_updates(params, updates)
     return State(params, new_statistics, opt_state)

@@ -26,6 +26,8 @@ class Objective:
     per_example_value_fn: from the parameters and a batch to its (B,) losses;
       0 for rows that are no examples and only fill the batch up.
     batch: a pytree whose leaves have the examples on axis 0.
+    clean_losses: (B,) losses at the unperturbed parameters, where the training
+      step has them already.
     axis_name: the axis that gradients must stay local to.
     floats: a tree of bools: which leaves of the whole parameters the methods
       below take and give; None for all.
@@ -37,6 +39,7 @@ class Objective:
   grad_fn: GradFn | None = None
   per_example_value_fn: PerExampleValueFn | None = None
   batch: Any = None
+  clean_losses: jax.Array | None = None
   axis_name: Any = None
   floats: Any = None
   whole_params: Any = None
@@ -84,6 +87,19 @@ class Objective:
       raise ValueError(msg)
     return losses
 
+  def losses_before(self, params: optax.Params) -> jax.Array:
+    """Returns the losses at the unperturbed parameters, given or computed."""
+    if self.clean_losses is None:
+      return self.losses(params)
+    wanted, found = (self.num_examples,), jnp.shape(self.clean_losses)
+    if found != wanted:
+      msg = (
+        f'losses must hold one loss of every example of batch, shape {wanted}, '
+        f'got shape {found}: pass those of the clean pass, or leave it out.'
+      )
+      raise ValueError(msg)
+    return jnp.asarray(self.clean_losses)
+
   @functools.cached_property
   def num_examples(self) -> int:
     """Number of examples of the batch."""
@@ -107,7 +123,9 @@ class Objective:
 
   def on(self, batch: Any) -> 'Objective':
     """Returns the mean loss over another batch."""
-    return dataclasses.replace(self, value_fn=None, grad_fn=None, batch=batch)
+    return dataclasses.replace(
+      self, value_fn=None, grad_fn=None, batch=batch, clean_losses=None
+    )
 
   def of_leaves(self, chosen: Any) -> 'Objective':
     """Returns the same loss as a function of some of the leaves only.

@@ -180,7 +180,9 @@ def top_k(ascent: float | None, descent: float) -> Selection:
     batch_size = objective.num_examples
     num_ascent = 0 if ascent is None else num_examples(ascent, batch_size)
     num_descent = num_examples(descent, batch_size)
-    rows = largest(objective.losses(params), max(num_ascent, num_descent))
+    rows = largest(
+      objective.losses_before(params), max(num_ascent, num_descent)
+    )
     descent_objective = objective.rows(rows[:num_descent])
     return Selected(
       objective.rows(rows[:num_ascent]) if num_ascent else None,
@@ -227,7 +229,7 @@ def sharpest(size: float) -> Selection:
     del state, count
 
     def descent(point: optax.Params) -> Objective:
-      before, after = objective.losses(params), objective.losses(point)
+      before, after = objective.losses_before(params), objective.losses(point)
       rise = numerics.widen(after) - numerics.widen(before)
       wanted = num_examples(size, objective.num_examples)
       return objective.rows(largest(rise, wanted))

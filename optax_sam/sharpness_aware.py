@@ -77,7 +77,8 @@ def sharpness_aware(
     A transformation whose `update` takes, beside the usual arguments,
     `value_fn` (from the parameters to the scalar loss of the batch), or
     `grad_fn` (to its gradient, or to (loss, gradient)), or
-    `per_example_value_fn` and `batch` (to the losses of its examples). A
+    `per_example_value_fn` and `batch` (to the losses of its examples; with
+    `losses`, those of the clean pass, they aren't computed again). A
     further `ascend=True` or `False` takes that branch whatever the policy
     decides, whose statistics go on and whose decision is in the state: for
     programs that are compiled for one branch each.
@@ -154,6 +155,7 @@ def sharpness_aware(
     grad_fn: GradFn | None = None,
     per_example_value_fn: PerExampleValueFn | None = None,
     batch: Any = None,
+    losses: Any = None,
     ascend: bool | None = None,
     **extra_args: Any,
   ) -> tuple[Any, SharpnessAwareState]:
@@ -172,6 +174,7 @@ def sharpness_aware(
         grad_fn=grad_fn,
         per_example_value_fn=per_example_value_fn,
         batch=batch,
+        clean_losses=losses,
         axis_name=axis_name,
         floats=floats,
         whole_params=params,

@@ -271,3 +271,80 @@ def test_padding_with_a_loss_of_zero_is_chosen_last(seed):
     rtol=1e-5,
     atol=1e-6,
   )
+
+
+def square(params, batch):
+  return jnp.square(params - batch)
+
+
+def direction_of(method, **given):
+  batch = jnp.array([1.0, -4.0, 2.0, 3.0])
+  params = jnp.float32(0)
+  return method.update(
+    jax.grad(lambda p: jnp.mean(square(p, batch)))(params),
+    method.init(params),
+    params,
+    per_example_value_fn=square,
+    batch=batch,
+    **given,
+  )[0]
+
+
+METHODS = {
+  'k_sam': optax_sam.k_sam(rho=0.5, ascent=1, descent=2),
+  'ordered_sgd': optax_sam.ordered_sgd(k=2),
+  'esam': optax_sam.esam(rho=0.5, gamma=1, beta=1.0, key=0),
+}
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_losses_of_the_clean_pass_change_nothing(name):
+  losses = np.array([1.0, 16.0, 4.0, 9.0], np.float32)
+  expected = direction_of(METHODS[name])
+  assert direction_of(METHODS[name], losses=losses) == expected
+  # It is these that rank: others choose other examples.
+  other = direction_of(METHODS[name], losses=np.roll(losses, 1))
+  assert other != expected
+
+
+@pytest.mark.parametrize('shape', [(), (3,), (4, 1)])
+def test_losses_must_be_one_an_example(shape):
+  with pytest.raises(ValueError, match=r'losses must hold one .* shape \(4,\)'):
+    direction_of(METHODS['k_sam'], losses=jnp.zeros(shape))
+
+
+def test_losses_of_the_clean_pass_save_a_forward_pass():
+  """XLA doesn't see that two forward passes agree if one has a gradient."""
+  width, batch_size = 64, 32
+  method = METHODS['esam']
+  batch = jnp.ones((batch_size, width))
+  params = jnp.ones((width, width))
+
+  def losses_of(params, batch):
+    hidden = batch @ params
+    hidden /= jnp.sqrt(jnp.var(hidden, axis=-1, keepdims=True) + 1)
+    return jnp.sum(jnp.tanh(hidden @ params), axis=-1)
+
+  def flops(is_given):
+    def step(params, batch):
+      def mean(params):
+        losses = losses_of(params, batch)
+        return jnp.mean(losses), losses
+
+      grads, losses = jax.grad(mean, has_aux=True)(params)
+      given = {'losses': losses} if is_given else {}
+      return method.update(
+        grads,
+        method.init(params),
+        params,
+        per_example_value_fn=losses_of,
+        batch=batch,
+        **given,
+      )[0]
+
+    compiled = jax.jit(step).lower(params, batch).compile()
+    return compiled.cost_analysis()['flops']
+
+  forward = 2 * 2 * batch_size * width**2
+  saved = flops(is_given=False) - flops(is_given=True)
+  assert 0.4 * forward < saved < 1.2 * forward
