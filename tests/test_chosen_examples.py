@@ -277,7 +277,7 @@ def square(params, batch):
   return jnp.square(params - batch)
 
 
-def direction_of(method, **given):
+def first_direction(method, **given):
   batch = jnp.array([1.0, -4.0, 2.0, 3.0])
   params = jnp.float32(0)
   return method.update(
@@ -300,17 +300,17 @@ METHODS = {
 @pytest.mark.parametrize('name', METHODS)
 def test_losses_of_the_clean_pass_change_nothing(name):
   losses = np.array([1.0, 16.0, 4.0, 9.0], np.float32)
-  expected = direction_of(METHODS[name])
-  assert direction_of(METHODS[name], losses=losses) == expected
+  expected = first_direction(METHODS[name])
+  assert first_direction(METHODS[name], losses=losses) == expected
   # It is these that rank: others choose other examples.
-  other = direction_of(METHODS[name], losses=np.roll(losses, 1))
+  other = first_direction(METHODS[name], losses=np.roll(losses, 1))
   assert other != expected
 
 
 @pytest.mark.parametrize('shape', [(), (3,), (4, 1)])
 def test_losses_must_be_one_an_example(shape):
   with pytest.raises(ValueError, match=r'losses must hold one .* shape \(4,\)'):
-    direction_of(METHODS['k_sam'], losses=jnp.zeros(shape))
+    first_direction(METHODS['k_sam'], losses=jnp.zeros(shape))
 
 
 def test_losses_of_the_clean_pass_save_a_forward_pass():
