@@ -78,7 +78,7 @@ class Runner:
 
 
 def measure(
-  name: str, *, rounds: int, count: int, only: str = ''
+  name: str, *, rounds: int, count: int, only: tuple[str, ...] = ()
 ) -> list[speed_table.Entry]:
   """Measures all rows on one problem.
 
@@ -86,14 +86,14 @@ def measure(
     name: of the problem.
     rounds: number of rounds that count; two more before them warm up.
     count: number of steps that a row takes in a round, not interrupted.
-    only: measure only the rows with these words in their name, and baselines.
+    only: measure only the rows of these names, and the baselines.
   """
   problem = problems.build(name)
   length = (rounds + 2) * count
   runners = [
     Runner(row, problem, length)
     for row in rows.rows()
-    if row.group == rows.BASELINES or only in row.name
+    if not only or row.group == rows.BASELINES or row.name in only
   ]
   for number in range(rounds + 2):
     for runner in runners:
@@ -165,18 +165,20 @@ class Options:
   """Number of steps that a row takes in a round, not interrupted."""
   problems: tuple[str, ...] = tuple(problems.SIZES)
   """Which nets, with their size."""
-  only: str = ''
-  """Only the rows with these words in their name, and the baselines."""
+  only: tuple[str, ...] = ()
+  """Only the rows of these names, and the baselines."""
   pytorch: bool = True
   """Whether to measure the rows of PyTorch as well."""
   output: pathlib.Path = _RESULTS
-  """Directory of speed.csv, speed.md and speed.png."""
+  """Directory of speed.csv, speed.md and speed.png; nets that aren't measured
+  now stay there as they are."""
 
 
 def main(options: Options) -> None:
   """Prints the table problem by problem, then writes it in three forms."""
   if options.pytorch:
     _check_pytorch()
+  print(speed_table.heading())
   entries: list[speed_table.Entry] = []
   for name in options.problems:
     how: dict[str, Any] = {'rounds': options.rounds, 'count': options.steps}

@@ -4,9 +4,11 @@ import csv
 import dataclasses
 import datetime as dt
 import itertools
+import math
 import pathlib
 import platform
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -67,7 +69,7 @@ def heading() -> str:
 
 def markdown(entries: Sequence[Entry]) -> str:
   """Returns a table for each problem."""
-  parts = [heading()]
+  parts = []
   for problem, found in itertools.groupby(entries, lambda e: e.problem):
     parts.append(f'### {problem}')
     lines = [
@@ -106,16 +108,67 @@ def _line(entry: Entry) -> str:
   return f'| {" | ".join(cells)} |'
 
 
+def overview(entries: Sequence[Entry]) -> str:
+  """Returns one table of the time of a step relative to SGD, by net."""
+  problems = list(dict.fromkeys(entry.problem for entry in entries))
+  rows = dict.fromkeys((entry.group, entry.row) for entry in entries)
+  found = {(e.group, e.row, e.problem): e for e in entries}
+  lines = [
+    f'| step | {" | ".join(problems)} |',
+    f'|---|{"---|" * len(problems)}',
+  ]
+  former = None
+  for group, row in rows:
+    if group != former:
+      former = group
+      lines.append(f'| **{group}** |{"|" * len(problems)}')
+    cells = [
+      f'{found[group, row, problem].wall:.2f}'
+      if (group, row, problem) in found
+      else ''
+      for problem in problems
+    ]
+    lines.append(f'| {row} | {" | ".join(cells)} |')
+  return '\n'.join(lines) + '\n'
+
+
 def write(directory: pathlib.Path, entries: Sequence[Entry]) -> None:
-  """Writes speed.md, speed.csv and speed.png."""
+  """Writes speed.md, speed.csv and speed.png.
+
+  Nets that are not among the entries are kept as an earlier call wrote them.
+  """
   directory.mkdir(parents=True, exist_ok=True)
-  (directory / 'speed.md').write_text(markdown(entries), encoding='utf-8')
+  measured = {entry.problem for entry in entries}
+  former = _read(directory / 'speed.csv')
+  kept = [entry for entry in former if entry.problem not in measured]
+  entries = [*kept, *entries]
+  text = f'# Time of a step relative to SGD\n\n{heading()}\n\n'
+  text += f'{overview(entries)}\n## Net by net\n\n{markdown(entries)}'
+  (directory / 'speed.md').write_text(text, encoding='utf-8')
   with (directory / 'speed.csv').open('w', newline='') as file:
     names = [field.name for field in dataclasses.fields(Entry)]
     writer = csv.DictWriter(file, names)
     writer.writeheader()
     writer.writerows(dataclasses.asdict(entry) for entry in entries)
   _plot(directory / 'speed.png', entries)
+
+
+def _read(path: pathlib.Path) -> list[Entry]:
+  """Returns the entries of a file of ours, none if there is no file."""
+  if not path.exists():
+    return []
+  texts = ('problem', 'row', 'group', 'counterpart')
+
+  def value(name: str, text: str) -> Any:
+    if name in texts:
+      return text or None
+    return float(text) if text else None
+
+  with path.open(newline='') as file:
+    return [
+      Entry(**{name: value(name, text) for name, text in row.items()})
+      for row in csv.DictReader(file)
+    ]
 
 
 def _plot(path: pathlib.Path, entries: Sequence[Entry]) -> None:
@@ -125,13 +178,17 @@ def _plot(path: pathlib.Path, entries: Sequence[Entry]) -> None:
     (problem, list(found))
     for problem, found in itertools.groupby(entries, lambda e: e.problem)
   ]
+  columns = min(3, len(groups))
+  lines = math.ceil(len(groups) / columns)
   height = 0.2 * max(len(found) for _, found in groups) + 1
   drawing = figure.Figure(
-    figsize=(5 * len(groups), height), layout='constrained'
+    figsize=(5 * columns, height * lines), layout='constrained'
   )
-  for axes, (problem, found) in zip(
-    drawing.subplots(1, len(groups), squeeze=False)[0], groups, strict=True
-  ):
+  places = drawing.subplots(lines, columns, squeeze=False).flatten()
+  for axes in places:
+    axes.set_axis_off()
+  for axes, (problem, found) in zip(places, groups, strict=False):
+    axes.set_axis_on()
     positions = range(len(found))
     errors = (
       [entry.wall - entry.low for entry in found],

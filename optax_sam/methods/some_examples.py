@@ -135,7 +135,9 @@ def esam(
     `update` needs `per_example_value_fn` and `batch`. All passes must see the
     same randomness, or the rise is noise; with batch norm the last one sees
     the statistics of its hard examples. Cost: 4 / 3 + `gamma` gradients,
-    gamma as a fraction. Keeps the key.
+    gamma as a fraction, and 1 / 3 more where XLA doesn't find that the losses
+    at `w` are those of the clean pass: hand them over as `losses`. Keeps the
+    key.
 
   Raises:
     ValueError: if a Python value is out of range, and in `update` if what it
