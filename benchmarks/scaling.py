@@ -19,7 +19,7 @@ import optax
 import tyro
 
 import optax_sam
-from benchmarks import speed_table
+from benchmarks import problems, speed_table
 from optax_sam import masks
 
 _METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
@@ -217,6 +217,32 @@ def sparse_masks(entries: int, repeats: int) -> None:
   _table(f'Masks of {entries:.3g} scores', head, lines)
 
 
+def parts_of_a_batch(names: tuple[str, ...], repeats: int) -> None:
+  """Prints what the gradient over a third or a quarter of a batch costs.
+
+  Methods that choose examples are no faster than that.
+  """
+  lines = []
+  for name in names:
+    problem = problems.build(name)
+    params, statistics = problem.init()
+
+    @jax.jit
+    def gradient(params, batch, problem=problem, statistics=statistics):
+      return jax.grad(lambda p: problem.loss(p, statistics, batch)[0])(params)
+
+    batch = problem.batches[0]
+    seconds = {}
+    for part in (1, 3, 4):
+      size = len(batch['labels']) // part
+      rows = jax.tree.map(lambda x, size=size: x[:size], batch)
+      run = functools.partial(gradient, params, rows)
+      seconds[part] = _seconds(run, repeats)
+    lines.append((name, seconds[3] / seconds[1], seconds[4] / seconds[1]))
+  head = ('net', 'a third', 'a quarter')
+  _table('Gradient over a part of a batch, relative to all of it', head, lines)
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
   """What to measure."""
@@ -232,16 +258,19 @@ class Options:
   """Numbers of leaves of the tree whose whole step is measured."""
   scores: int = 25_000_000
   """Number of scores to choose half of."""
+  nets: tuple[str, ...] = tuple(problems.SIZES)
+  """Nets whose gradient over a part of a batch is measured."""
   repeats: int = 7
   """Runs of each, of which the median counts."""
 
 
 def main(options: Options) -> None:
-  """Prints three tables in Markdown."""
+  """Prints four tables in Markdown."""
   print(speed_table.heading())
   parameters(options.parameters, options.repeats)
   leaves(options.leaves, options.repeats)
   sparse_masks(options.scores, max(1, options.repeats // 3))
+  parts_of_a_batch(options.nets, 10 * options.repeats)
 
 
 if __name__ == '__main__':
