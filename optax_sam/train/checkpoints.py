@@ -54,13 +54,14 @@ class Checkpoints:
       'log': list(progress.log),
       'evaluations': list(progress.evaluations),
       'best_train_accuracy': progress.best_train_accuracy,
+      'inputs': progress.inputs,
       'settings': self._settings,
       'fingerprint': int(_fingerprint(progress.state)),
     }
     self._manager.save(
       progress.step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(progress.state),
+        state=ocp.args.StandardSave(_stored(progress.state)),
         record=ocp.args.JsonSave(record),
       ),
     )
@@ -102,16 +103,30 @@ class Checkpoints:
     found: Any = self._manager.restore(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(like),
+        state=ocp.args.StandardRestore(_stored(like)),
         record=ocp.args.JsonRestore(),
       ),
     )
     record = found.record
-    if int(_fingerprint(found.state)) != record['fingerprint']:
+    state = TrainingState(**found.state)
+    if int(_fingerprint(state)) != record['fingerprint']:
       msg = 'its arrays are not those that were saved'
       raise ValueError(msg)
     kept = ('step', 'log', 'evaluations', 'best_train_accuracy')
-    return Progress(found.state, **{name: record[name] for name in kept})
+    return Progress(
+      state,
+      **{name: record[name] for name in kept},
+      inputs=record.get('inputs', {}),
+    )
+
+
+def _stored(state: TrainingState) -> dict[str, Any]:
+  """Leaves out averages that there are none of, as older checkpoints do."""
+  return {
+    name: value
+    for name, value in state._asdict().items()
+    if name != 'average' or value
+  }
 
 
 @jax.jit

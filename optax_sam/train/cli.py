@@ -10,6 +10,7 @@ from typing import Any
 import tyro
 
 from optax_sam.train import config as config_lib
+from optax_sam.train import config_files
 
 USAGE_ERROR = 2
 INTERRUPTED = 130
@@ -48,11 +49,40 @@ def _run(config: Any, command: str) -> int:
       from optax_sam.train import single
 
       return 0 if single.run(config, console) else INTERRUPTED
+    case config_lib.ConvertConfig():
+      return _convert(config, console)
     case _:
       from optax_sam.train import table
 
       table.print_methods(console)
       return 0
+
+
+def _convert(config: config_lib.ConvertConfig, console: Any) -> int:
+  def say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+  try:
+    from optax_sam.train import imagenet
+  except ModuleNotFoundError as error:
+    msg = f"convert needs {error.name}: pip install 'optax-sam[imagenet]'"
+    raise ValueError(msg) from None
+  try:
+    imagenet.convert(
+      config.source,
+      config.output,
+      shards=config.shards,
+      threads=config.threads,
+      say=say,
+    )
+  except KeyboardInterrupt:
+    _complain(
+      'interrupted; finished shards stay, and the same command goes on with '
+      'the others'
+    )
+    return INTERRUPTED
+  say(f'Shards: {config.output}')
+  return 0
 
 
 def _parse(arguments: Sequence[str]) -> Any:
@@ -61,6 +91,7 @@ def _parse(arguments: Sequence[str]) -> Any:
   Raises:
     ValueError: with tyro's complaint in one line.
   """
+  arguments = config_files.expand(arguments)
   complaint = io.StringIO()
   try:
     with contextlib.redirect_stderr(complaint):
@@ -69,6 +100,7 @@ def _parse(arguments: Sequence[str]) -> Any:
           'compare': config_lib.CompareConfig,
           'train': config_lib.TrainConfig,
           'methods': config_lib.MethodsConfig,
+          'convert': config_lib.ConvertConfig,
         },
         prog='optax-sam',
         description='Trains with sharpness-aware methods and compares them.',

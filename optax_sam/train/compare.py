@@ -126,7 +126,7 @@ def _measure(
     seconds=time.perf_counter() - start,
     interrupted=interrupted,
     total_steps=config.steps,
-    test_examples=len(problem.dataset.test['labels']),
+    test_examples=problem.inputs.test_examples,
     sharpness_radius=config.sharpness_radius,
   )
 

@@ -3,12 +3,17 @@
 import dataclasses
 import math
 import pathlib
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import tyro
 
 Dataset = Literal['digits', 'mnist1d']
-Model = Literal['mlp', 'cnn']
+TrainDataset = Literal['digits', 'mnist1d', 'imagenet']
+# Those of optax_sam.train.models, which this module mustn't load.
+Model = Literal[
+  'mlp', 'cnn', 'resnet18', 'resnet50', 'wideresnet28x10', 'vit_s16'
+]
+Dtype = Literal['float32', 'bfloat16']
 Base = Literal['sgd', 'adamw']
 Execution = Literal['jit', 'host']
 
@@ -31,11 +36,14 @@ WEIGHT_DECAYS = {'sgd': 5e-4, 'adamw': 0.05}
 class Experiment:
   """What `compare` and `train` have in common."""
 
-  dataset: Dataset = 'digits'
-  """Digits ships with scikit-learn; mnist1d is generated on this machine."""
+  dataset: str = 'digits'
 
   model: Model = 'cnn'
-  """Cnn: convolutions with batch norm; mlp: dense layers with dropout."""
+  """Cnn: convolutions with batch norm; mlp: dense layers with dropout; the
+  others take images."""
+
+  dtype: Dtype = 'float32'
+  """What the model computes in; parameters are always float32."""
 
   base: Base = 'sgd'
   """The base optimizer (sgd: with momentum 0.9)."""
@@ -51,6 +59,17 @@ class Experiment:
 
   weight_decay: float | None = None
   """On kernels only [default: 0.0005 for sgd, 0.05 for adamw]."""
+
+  clip_norm: float | None = None
+  """Largest norm of what a method hands on to the base optimizer [default: not
+  limited]."""
+
+  label_smoothing: float = 0.0
+  """Share of a training label that is spread over all classes."""
+
+  ema_decay: float | None = None
+  """Weight of the past in an average of the weights, which is evaluated beside
+  the weights themselves [default: no average]."""
 
   warmup: float = 0.1
   """Share of the steps in which the learning rate rises."""
@@ -85,6 +104,9 @@ class Experiment:
 class CompareConfig(Experiment):
   """Trains one model with several methods and seeds, writes a report."""
 
+  dataset: Dataset = 'digits'
+  """Digits ships with scikit-learn; mnist1d is generated on this machine."""
+
   methods: tuple[str, ...] = DEFAULT_METHODS
   """Methods to compare with the base optimizer, which is always trained."""
 
@@ -105,6 +127,33 @@ class CompareConfig(Experiment):
 class TrainConfig(Experiment):
   """Trains one model with one method, with checkpoints."""
 
+  config: pathlib.Path | None = None
+  """JSON file of these flags; what is also given here is taken from here."""
+
+  dataset: TrainDataset = 'digits'
+  """Digits ships with scikit-learn; mnist1d is generated on this machine;
+  imagenet: any images in its layout, or shards of them, in --data-dir."""
+
+  data_dir: pathlib.Path | None = None
+  """Of imagenet: directory with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or
+  the output of `optax-sam convert`."""
+
+  image_size: int = 224
+  """Of imagenet: height and width of the images in pixels."""
+
+  input_threads: int = 16
+  """Of imagenet: batches that are made at a time."""
+
+  prefetch: int = 16
+  """Of imagenet: batches that are made ahead, each of them held in memory."""
+
+  epochs: int | None = None
+  """Passes over the training examples, in place of --steps."""
+
+  mesh: str | None = None
+  """Devices that share each batch, as in data=8 [default: all if they divide
+  the batch, otherwise one]."""
+
   method: str = 'sam'
   """The method, or the name of the base optimizer."""
 
@@ -124,13 +173,41 @@ class TrainConfig(Experiment):
   """Replace an earlier run."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+  """Converts an image folder into shards for fast reading."""
+
+  source: pathlib.Path
+  """Image folder: train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
+
+  output: pathlib.Path
+  """Directory of the shards; an interrupted conversion is continued."""
+
+  shards: int = 256
+  """Shards of the training images; as large ones hold the validation images."""
+
+  threads: int = 16
+  """Images that are read and checked at a time."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MethodsConfig:
   """Prints the table of methods: cost, state, paper."""
 
 
-# What says where and how to write, not what to compute.
-_NOT_SETTINGS = ('output', 'overwrite', 'resume')
+# What says where to read and write, and by what means, not what to compute. A
+# run may go on with other devices, or with the shards of its images.
+_NOT_SETTINGS = (
+  'output',
+  'overwrite',
+  'resume',
+  'config',
+  'data_dir',
+  'input_threads',
+  'prefetch',
+  'mesh',
+  'epochs',  # the number of steps says it
+)
 
 
 def settings(config: Experiment) -> dict[str, Any]:
@@ -159,13 +236,9 @@ def weight_decay(config: Experiment) -> float:
 
 def validate(config: Experiment) -> None:
   """Raises a ValueError that names the first value that cannot be used."""
-  for name, choices in (
-    ('dataset', Dataset),
-    ('model', Model),
-    ('base', Base),
-    ('execution', Execution),
-  ):
-    value, allowed = getattr(config, name), get_args(choices)
+  choices = get_type_hints(type(config))
+  for name in ('dataset', 'model', 'dtype', 'base', 'execution'):
+    value, allowed = getattr(config, name), get_args(choices[name])
     if value not in allowed:
       flag = _flag(name)
       msg = f'{flag} {value!r} is unknown; choose one of {", ".join(allowed)}'
@@ -174,10 +247,30 @@ def validate(config: Experiment) -> None:
     _check(config, name, lambda x, y=least: x >= y, f'at least {least}')
   _check(config, 'label_noise', lambda x: 0 <= x <= 1, 'from 0 to 1')
   _check(config, 'warmup', lambda x: 0 <= x < 1, 'at least 0 and below 1')
-  for name in ('learning_rate', 'sharpness_radius'):
+  for name in ('label_smoothing', 'ema_decay'):
+    _check(config, name, lambda x: 0 <= x < 1, 'at least 0 and below 1')
+  for name in ('learning_rate', 'sharpness_radius', 'clip_norm'):
     _check(config, name, lambda x: x > 0, 'above 0')
   for name in ('weight_decay', 'rho'):
     _check(config, name, lambda x: x >= 0, 'at least 0')
+  if isinstance(config, TrainConfig):
+    _validate_data(config)
+
+
+def _validate_data(config: TrainConfig) -> None:
+  images = config.dataset == 'imagenet'
+  if images and config.data_dir is None:
+    msg = '--dataset imagenet needs --data-dir, the directory of the images'
+    raise ValueError(msg)
+  if not images and config.data_dir is not None:
+    msg = f'--data-dir is for --dataset imagenet, not {config.dataset}'
+    raise ValueError(msg)
+  if images and config.label_noise:
+    msg = '--label-noise is for digits and mnist1d; leave it out for imagenet'
+    raise ValueError(msg)
+  if config.epochs is not None and config.steps != Experiment.steps:
+    msg = '--steps and --epochs both give the length; leave one of them out'
+    raise ValueError(msg)
 
 
 _AT_LEAST = {
@@ -190,6 +283,10 @@ _AT_LEAST = {
   'seed': 0,
   'timing_rounds': 0,
   'checkpoint_every': 1,
+  'image_size': 1,
+  'input_threads': 1,
+  'prefetch': 1,
+  'epochs': 1,
 }
 
 

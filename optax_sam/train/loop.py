@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -12,8 +12,10 @@ import jax.numpy as jnp
 import optax_sam
 from optax_sam import sharpness
 from optax_sam.train import config as config_lib
-from optax_sam.train import data, epoch_rules, methods, optimizers
+from optax_sam.train import data, epoch_rules, evaluation, methods, optimizers
+from optax_sam.train import inputs as inputs_lib
 from optax_sam.train import step as step_lib
+from optax_sam.train.placement import Placement
 from optax_sam.train.step import TrainingState
 from optax_sam.train.task import Collections, Task
 
@@ -31,6 +33,7 @@ class Progress:
     evaluations: rows of test metrics so far.
     best_train_accuracy: highest training accuracy at the end of an epoch so
       far; 0 where no setting follows it.
+    inputs: where the run is in its data, as `inputs.state` has it.
   """
 
   state: TrainingState
@@ -38,6 +41,7 @@ class Progress:
   log: list[Row] = dataclasses.field(default_factory=list)
   evaluations: list[Row] = dataclasses.field(default_factory=list)
   best_train_accuracy: float = 0.0
+  inputs: inputs_lib.State = dataclasses.field(default_factory=dict)
 
 
 class Trainer:
@@ -49,6 +53,7 @@ class Trainer:
     task: Task,
     name: str,
     settings: Mapping[str, Any],
+    placement: Placement | None = None,
   ) -> None:
     """Prepares a method without compiling anything yet.
 
@@ -57,15 +62,16 @@ class Trainer:
       task: what to train.
       name: a method of the registry, or the base optimizer.
       settings: the method's complete settings.
+      placement: of all arrays; JAX's default device if None.
     """
     self.config = config
+    self.placement = placement or Placement()
     self.task = task
     self.name = name
     self.settings = dict(settings)
     self.on_host = config.execution == 'host' and methods.skips(name)
     self.temporary_bytes: int | None = None
-    examples = len(task.dataset.train['labels'])
-    self.epoch_steps = max(1, examples // config.batch_size)
+    self.epoch_steps = inputs_lib.steps_per_epoch(task.inputs)
     self._schedule = optimizers.schedule(config)
     self._compiled: dict[tuple[float, ...], Any] = {}
 
@@ -78,7 +84,12 @@ class Trainer:
       self._base().init(params),
     )
     step = jnp.zeros((), jnp.int32)
-    return Progress(TrainingState(step, params, statistics, opt_state, run_key))
+    average = () if self.config.ema_decay is None else (params, statistics)
+    state = TrainingState(step, params, statistics, opt_state, run_key, average)
+    return Progress(
+      self.placement.state(state),
+      inputs=inputs_lib.state(self.task.inputs, 0, seed),
+    )
 
   def compile(self, accuracy: float = 0.0) -> Any:
     """Returns the step, compiled once for all seeds, and notes its memory.
@@ -99,12 +110,11 @@ class Trainer:
     self, state: TrainingState, batch: data.Batch, accuracy: float = 0.0
   ) -> tuple[TrainingState, step_lib.Metrics]:
     """Takes one step, from state and batch to the next state and metrics."""
-    return self.compile(accuracy)(state, batch)
+    return self.compile(accuracy)(state, self.placement.batch(batch))
 
   def batch(self, step: int, seed: int) -> data.Batch:
     """Returns the batch of a step."""
-    train = self.task.dataset.train
-    return data.batch_at(train, step, self.config.batch_size, seed)
+    return self.task.inputs.batch(step, seed)
 
   def run(
     self,
@@ -121,12 +131,17 @@ class Trainer:
     """
     config = self.config
     evaluate_at = evenly_spaced(config.steps, config.evaluations)
+    former: Any = None
     while progress.step < config.steps:
       batch = self.batch(step=progress.step, seed=seed)
       state, metrics = self.step(
         progress.state, batch, progress.best_train_accuracy
       )
+      # So that batches don't pile up on the devices.
+      jax.block_until_ready(former)
+      former = metrics
       progress.state, progress.step = state, progress.step + 1
+      progress.inputs = inputs_lib.state(self.task.inputs, progress.step, seed)
       last = progress.step == config.steps
       if last or progress.step % config.log_every == 0:
         progress.log.append(self._log_row(progress, metrics))
@@ -140,9 +155,9 @@ class Trainer:
 
   def measure_sharpness(self, state: TrainingState) -> Row:
     """Measures sharpness in evaluation mode, on fixed training examples."""
-    count = self.config.sharpness_examples
-    train = self.task.dataset.train
-    batch = {name: values[:count] for name, values in train.items()}
+    batch = self.placement.batch(
+      self.task.inputs.fixed(self.config.sharpness_examples)
+    )
     loss, args = self.task.evaluation_loss, (state.statistics, batch)
     try:
       eigenvalue = sharpness.top_eigenvalue(
@@ -157,10 +172,15 @@ class Trainer:
 
   def _compile(self, accuracy: float) -> Any:
     method, base = self._method(seed=0, accuracy=accuracy), self._base()
-    state, batch = self.start(seed=0).state, self.batch(step=0, seed=0)
+    state = self.start(seed=0).state
+    batch = self.placement.batch(self.task.inputs.sample())
+    how = {
+      'ema_decay': self.config.ema_decay,
+      'sharding': self.placement.replicated,
+    }
     if self.on_host:
       # Several programs, compiled as the steps call them.
-      step = step_lib.branching_on_host(self.task, method, base)
+      step = step_lib.branching_on_host(self.task, method, base, **how)
       for _ in range(_WARM_UP_STEPS):
         state, _ = step(state, batch)
       jax.block_until_ready(state)
@@ -171,6 +191,7 @@ class Trainer:
       base,
       uses_gradient=methods.uses_gradient(self.name),
       takes_single_examples=methods.takes_single_examples(self.name),
+      **how,
     )
     compiled = step.lower(state, batch).compile()
     size = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', None)
@@ -216,25 +237,41 @@ class Trainer:
     return epoch_rules.following(self.settings, accuracy)
 
   def _train_accuracy(self, state: TrainingState) -> float:
-    train = self.task.dataset.train
-    _, share = _evaluate(self.task, state.params, state.statistics, train)
+    train = self.task.inputs.train()
+    assert train is not None  # checked before the run
+    _, share = self._evaluate(state.params, state.statistics, [train])
     # Nine tenths in float32 are below 0.9.
     examples = len(train['labels'])
-    return round(float(share) * examples) / examples
+    return round(share * examples) / examples
 
   def _evaluation_row(self, progress: Progress) -> Row:
-    params, statistics = progress.state.params, progress.state.statistics
-    dataset = self.task.dataset
-    test_loss, test_accuracy = _evaluate(
-      self.task, params, statistics, dataset.test
+    inputs, state = self.task.inputs, progress.state
+    test_loss, test_accuracy = self._evaluate(
+      state.params, state.statistics, inputs.test()
     )
-    _, train_accuracy = _evaluate(self.task, params, statistics, dataset.train)
-    return {
+    row = {
       'step': progress.step,
-      'test_loss': float(test_loss),
-      'test_accuracy': float(test_accuracy),
-      'train_accuracy': float(train_accuracy),
+      'test_loss': test_loss,
+      'test_accuracy': test_accuracy,
     }
+    train = inputs.train()
+    if train is not None:
+      _, row['train_accuracy'] = self._evaluate(
+        state.params, state.statistics, [train]
+      )
+    if state.average:
+      params, statistics = state.average
+      row['ema_test_loss'], row['ema_test_accuracy'] = self._evaluate(
+        params, statistics, inputs.test()
+      )
+    return row
+
+  def _evaluate(
+    self, params: Any, statistics: Collections, batches: Iterable[data.Batch]
+  ) -> tuple[float, float]:
+    return evaluation.evaluate(
+      self.task, params, statistics, batches, self.placement
+    )
 
 
 # Enough that a method that skips has met both of its branches.
@@ -252,10 +289,3 @@ def evenly_spaced(steps: int, count: int) -> frozenset[int]:
 @functools.partial(jax.jit, static_argnums=0)
 def _init(task: Task, key: jax.Array) -> tuple[Any, Collections]:
   return task.init(key)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluate(
-  task: Task, params: Any, statistics: Collections, batch: data.Batch
-) -> tuple[jax.Array, jax.Array]:
-  return task.evaluate(params, statistics, batch)

@@ -19,14 +19,22 @@ def schedule(config: config_lib.Experiment) -> optax.Schedule:
 def base_optimizer(
   config: config_lib.Experiment,
 ) -> optax.GradientTransformation:
-  """Returns SGD with momentum or AdamW, with weight decay on kernels only."""
+  """Returns SGD with momentum or AdamW, with weight decay on kernels only.
+
+  With `--clip-norm`, gradients are clipped first: those that a sharpness-aware
+  method hands on, so that its own norms and decisions are of unclipped ones.
+  """
   decay = config_lib.weight_decay(config)
   if config.base == 'adamw':
-    return optax.adamw(schedule(config), weight_decay=decay, mask=_is_kernel)
-  return optax.chain(
-    optax.add_decayed_weights(decay, mask=_is_kernel),
-    optax.sgd(schedule(config), momentum=0.9),
-  )
+    base = optax.adamw(schedule(config), weight_decay=decay, mask=_is_kernel)
+  else:
+    base = optax.chain(
+      optax.add_decayed_weights(decay, mask=_is_kernel),
+      optax.sgd(schedule(config), momentum=0.9),
+    )
+  if config.clip_norm is None:
+    return base
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), base)
 
 
 def _is_kernel(params: optax.Params) -> optax.Params:

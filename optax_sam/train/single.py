@@ -1,6 +1,7 @@
 """One run of one method, with checkpoints and resume."""
 
 import contextlib
+import dataclasses
 import json
 import math
 import pathlib
@@ -12,7 +13,16 @@ from typing import Any
 from rich.console import Console
 
 from optax_sam.train import config as config_lib
-from optax_sam.train import loop, methods, output, progress, task
+from optax_sam.train import (
+  epoch_rules,
+  inputs,
+  loop,
+  methods,
+  output,
+  placement,
+  progress,
+  task,
+)
 from optax_sam.train.checkpoints import Checkpoints
 
 _CHECKPOINTS = 'checkpoints'
@@ -36,11 +46,21 @@ def run(config: config_lib.TrainConfig, console: Console) -> bool:
     OSError: if the output cannot be written.
   """
   config_lib.validate(config)
+  devices = placement.build(config.mesh, config.batch_size)
   method_settings = _method_settings(config)
-  target = _prepare(config)
-  with progress.Reporter(console) as reporter:
+  if config.output is not None and not config.resume:
+    # Before images are listed, which may take minutes.
+    output.check(config.output, overwrite=config.overwrite, known=FILES)
+  with (
+    progress.Reporter(console) as reporter,
+    contextlib.closing(task.build(config, reporter.line)) as problem,
+  ):
+    if config.epochs is not None:
+      steps = config.epochs * inputs.steps_per_epoch(problem.inputs)
+      config = dataclasses.replace(config, steps=steps)
+    target = _prepare(config)
     trainer = loop.Trainer(
-      config, task.build(config), config.method, method_settings
+      config, problem, config.method, method_settings, devices
     )
     with Checkpoints(
       target / _CHECKPOINTS, config_lib.settings(config)
@@ -56,6 +76,8 @@ def run(config: config_lib.TrainConfig, console: Console) -> bool:
     sharpness = trainer.measure_sharpness(current.state)
     _write_metrics(target / _METRICS, current, sharpness)
     reporter.line(_summary(config, current, sharpness))
+    if problem.inputs.skipped:
+      reporter.line(f'Images skipped as corrupt: {problem.inputs.skipped}.')
   console.print(f'Run: {target}', soft_wrap=True, highlight=False)
   return True
 
@@ -67,6 +89,14 @@ def _method_settings(config: config_lib.TrainConfig) -> dict[str, Any]:
   given = methods.parse_settings(config.set, [name]).get(name, {})
   settings = methods.complete_settings(name, given, config.rho)
   methods.build(name, settings, total_steps=config.steps, seed=config.seed)
+  followed = epoch_rules.following(settings, 0.0)
+  if followed and config.dataset == 'imagenet':
+    setting = min(followed)
+    msg = (
+      f'--method {name} follows the accuracy on all training examples, which '
+      f'is not measured on {config.dataset}; give --set {name}.{setting}=...'
+    )
+    raise ValueError(msg)
   return settings
 
 
@@ -90,7 +120,9 @@ def _prepare(config: config_lib.TrainConfig) -> pathlib.Path:
   if former is None or former.get(output.MARK) != 'train':
     msg = f'--output {config.output} is not a run of `optax-sam train`'
     raise ValueError(msg)
-  _check_same(former['settings'], config_lib.settings(config))
+  # A run from before a flag was there had what is its default now.
+  defaults = config_lib.settings(config_lib.TrainConfig())
+  _check_same(defaults | former['settings'], config_lib.settings(config))
   return config.output
 
 
@@ -118,6 +150,9 @@ def _begin(
     found = checkpoints.restore(start.state, reporter.line)
     where = 'no checkpoint yet, from the start'
     if found is not None:
+      inputs.check_state(
+        trainer.task.inputs, found.inputs, found.step, config.seed
+      )
       where = f'from the checkpoint of step {found.step}'
     reporter.line(f'Resuming {where}.')
   return start if found is None else found
@@ -212,10 +247,16 @@ def _write_metrics(
 
 def _evaluation(current: loop.Progress) -> str:
   last = current.evaluations[-1]
-  return (
+  line = (
     f'  step {last["step"]}: test accuracy '
     f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}'
   )
+  if 'ema_test_loss' in last:
+    line += (
+      f'; of the averaged weights {100 * last["ema_test_accuracy"]:.2f} %, '
+      f'{last["ema_test_loss"]:.4f}'
+    )
+  return line
 
 
 def _summary(

@@ -1,5 +1,6 @@
 """One training step, written once for every method, and where it runs."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ class TrainingState(NamedTuple):
     opt_state: state of the chain of method and base optimizer.
     key: typed PRNG key of the run, always the same; dropout folds the step
       in.
+    average: moving averages of params and statistics, () where none is asked
+      for.
   """
 
   step: jax.Array
@@ -30,13 +33,10 @@ class TrainingState(NamedTuple):
   statistics: Collections
   opt_state: Any
   key: jax.Array
+  average: tuple[Any, ...] = ()
 
 
 Step = Callable[[TrainingState, data.Batch], tuple[TrainingState, Metrics]]
-
-
-_STATISTICS = TrainingState._fields.index('statistics')
-_WithoutKey = tuple[jax.Array, optax.Params, Collections, Any]
 
 
 class _CleanPass(NamedTuple):
@@ -54,6 +54,8 @@ def in_one_program(
   *,
   uses_gradient: bool = True,
   takes_single_examples: bool = False,
+  ema_decay: float | None = None,
+  sharding: jax.sharding.Sharding | None = None,
 ) -> Step:
   """Returns a jitted step; a method that skips does so inside the program.
 
@@ -65,6 +67,8 @@ def in_one_program(
       step doesn't log its norm either, and XLA drops that backward pass.
     takes_single_examples: whether the method differentiates the losses of
       examples one by one; these are then losses in evaluation mode.
+    ema_decay: weight of the past in the moving averages, None for no averages.
+    sharding: of all results, None for the compiler's choice.
 
   Returns:
     The step, from state and batch to the next state and metrics.
@@ -74,6 +78,7 @@ def in_one_program(
     optax.chain(method, base),
     uses_gradient=uses_gradient,
     takes_single_examples=takes_single_examples,
+    ema_decay=ema_decay,
   )
 
   def step(
@@ -81,13 +86,16 @@ def in_one_program(
   ) -> tuple[TrainingState, Metrics]:
     return descend(state, batch, _clean_pass(task, state, batch))
 
-  return jax.jit(step)
+  return _jit(sharding)(step)
 
 
 def branching_on_host(
   task: Task,
   method: optax.GradientTransformation,
   base: optax.GradientTransformation,
+  *,
+  ema_decay: float | None = None,
+  sharding: jax.sharding.Sharding | None = None,
 ) -> Step:
   """Returns the same step as two programs, the method's choice in between.
 
@@ -101,29 +109,32 @@ def branching_on_host(
     task: what to train.
     method: the first element of the chain, one that may skip.
     base: the base optimizer, the rest of it.
+    ema_decay: as of `in_one_program`.
+    sharding: as of `in_one_program`.
 
   Returns:
     The step, from state and batch to the next state and metrics.
   """
-  descend = _descending(task, optax.chain(method, base))
+  descend = _descending(task, optax.chain(method, base), ema_decay=ema_decay)
+  jit = _jit(sharding)
 
   # A typed key is slow to come out of a program, and while a decision is
   # waited for nothing else runs: the key of the run goes around them.
-  @jax.jit
+  @jit
   def skip(
     state: TrainingState, batch: data.Batch
-  ) -> tuple[jax.Array, optax.Updates, _WithoutKey, Metrics]:
+  ) -> tuple[jax.Array, optax.Updates, TrainingState, Metrics]:
     clean = _clean_pass(task, state, batch)
     skipped, metrics = descend(state, batch, clean, ascend=False)
     decided = optax_sam.metrics(skipped.opt_state)['decided']
-    return decided, clean.grads, skipped[:-1], metrics
+    return decided, clean.grads, _without_key(skipped), metrics
 
-  @jax.jit
+  @jit
   def ascend(
     state: TrainingState, batch: data.Batch, clean: _CleanPass
-  ) -> tuple[_WithoutKey, Metrics]:
+  ) -> tuple[TrainingState, Metrics]:
     ascended, metrics = descend(state, batch, clean, ascend=True)
-    return ascended[:-1], metrics
+    return _without_key(ascended), metrics
 
   held: list[Any] = []
 
@@ -135,11 +146,22 @@ def branching_on_host(
     # rather than between two of them.
     held[:] = [state, grads, metrics]
     if decided:
-      clean = _CleanPass(metrics['loss'], after[_STATISTICS], grads)
+      clean = _CleanPass(metrics['loss'], after.statistics, grads)
       after, metrics = ascend(state, batch, clean)
-    return TrainingState(*after, key=state.key), metrics
+    return after._replace(key=state.key), metrics
 
   return step
+
+
+def _jit(sharding: jax.sharding.Sharding | None) -> Callable[..., Any]:
+  if sharding is None:
+    return jax.jit
+  return functools.partial(jax.jit, out_shardings=sharding)
+
+
+def _without_key(state: TrainingState) -> TrainingState:
+  nothing: Any = None
+  return state._replace(key=nothing)
 
 
 def _clean_pass(
@@ -162,6 +184,7 @@ def _descending(
   *,
   uses_gradient: bool = True,
   takes_single_examples: bool = False,
+  ema_decay: float | None = None,
 ) -> Callable[..., tuple[TrainingState, Metrics]]:
   """Returns the rest of a step, from the clean pass to the next state."""
   tx = optax.with_extra_args_support(chain)
@@ -197,8 +220,13 @@ def _descending(
     }
     if uses_gradient:
       metrics['gradient_norm'] = optax.tree.norm(clean.grads)
+    average: Any = state.average
+    if ema_decay is not None:
+      average = optax.incremental_update(
+        (params, clean.statistics), average, 1 - ema_decay
+      )
     return TrainingState(
-      state.step + 1, params, clean.statistics, opt_state, state.key
+      state.step + 1, params, clean.statistics, opt_state, state.key, average
     ), metrics
 
   return descend

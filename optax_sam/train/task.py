@@ -1,6 +1,7 @@
 """What is trained: a model, a dataset, and the losses between the two."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,26 +9,32 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.train import config as config_lib
-from optax_sam.train import data, models
+from optax_sam.train import data, inputs, models
 
 Collections = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """A model with its dataset.
+  """A model with its data.
 
   Attributes:
     model: a linen module, called with `train=True` or `train=False`.
-    dataset: its training and test examples.
+    inputs: its training and test examples.
+    label_smoothing: share of a training label that is spread over all classes.
   """
 
-  model: models.MLP | models.CNN
-  dataset: data.Dataset
+  model: models.Model
+  inputs: inputs.Inputs
+  label_smoothing: float = 0.0
+
+  def close(self) -> None:
+    """Stops whatever makes batches ahead."""
+    self.inputs.close()
 
   def init(self, key: jax.Array) -> tuple[optax.Params, Collections]:
     """Returns new parameters and running statistics."""
-    example = self.dataset.train['inputs'][:1]
+    example = self.inputs.normalize(self.inputs.sample()['inputs'][:1])
     variables = dict(self.model.init(key, example, train=False))
     return variables.pop('params'), variables
 
@@ -47,7 +54,7 @@ class Task:
       rngs={'dropout': key},
       mutable=list(statistics),
     )
-    return _cross_entropy(logits, batch['labels']), statistics
+    return self._training_losses(logits, batch), statistics
 
   def single_losses(
     self, params: optax.Params, statistics: Collections, batch: data.Batch
@@ -58,7 +65,7 @@ class Task:
     norm could divide by.
     """
     logits = self._apply(params, statistics, batch, train=False)
-    return _cross_entropy(logits, batch['labels'])
+    return self._training_losses(logits, batch)
 
   def loss(
     self,
@@ -80,36 +87,108 @@ class Task:
     right = jnp.argmax(logits, axis=-1) == batch['labels']
     return jnp.mean(losses), jnp.mean(right.astype(jnp.float32))
 
+  def evaluation_sums(
+    self, params: optax.Params, statistics: Collections, batch: data.Batch
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns summed loss, right answers and examples in evaluation mode.
+
+    Rows of which `is_example` is false count nothing.
+    """
+    logits = self._apply(params, statistics, batch, train=False)
+    counts = batch['is_example']
+    losses = _cross_entropy(logits, batch['labels'])
+    right = jnp.argmax(logits, axis=-1) == batch['labels']
+    return (
+      jnp.sum(jnp.where(counts, losses, 0)),
+      jnp.sum(right & counts),
+      jnp.sum(counts),
+    )
+
   def evaluation_loss(
     self, params: optax.Params, statistics: Collections, batch: data.Batch
   ) -> jax.Array:
-    """Returns the mean loss in evaluation mode, without weight decay."""
+    """Returns the mean loss in evaluation mode.
+
+    Without weight decay and without smoothed labels.
+    """
+    if 'is_example' in batch:
+      total, _, examples = self.evaluation_sums(params, statistics, batch)
+      return total / jnp.maximum(examples, 1)
     return self.evaluate(params, statistics, batch)[0]
+
+  def _training_losses(self, logits: jax.Array, batch: data.Batch) -> jax.Array:
+    if not self.label_smoothing:
+      return _cross_entropy(logits, batch['labels'])
+    labels = optax.smooth_labels(
+      jax.nn.one_hot(batch['labels'], logits.shape[-1]), self.label_smoothing
+    )
+    return optax.softmax_cross_entropy(logits, labels)
 
   def _apply(
     self, params: Any, statistics: Collections, batch: data.Batch, **how: Any
   ) -> Any:
     variables = {'params': params, **statistics}
-    return self.model.apply(variables, batch['inputs'], **how)
+    values = self.inputs.normalize(batch['inputs'])
+    return self.model.apply(variables, values, **how)
 
 
-def build(config: config_lib.Experiment) -> Task:
+def build(
+  config: config_lib.Experiment, say: Callable[[str], None] = print
+) -> Task:
   """Returns the task of a configuration.
 
+  Args:
+    config: what to train.
+    say: told about every example that cannot be read.
+
   Raises:
-    ValueError: if the dataset is too small for the configuration.
+    ValueError: if the dataset is missing or too small, or not for this model.
   """
-  dataset = data.load(config.dataset, label_noise=config.label_noise)
-  examples = len(dataset.train['labels'])
+  examples = _inputs(config, say)
   for name in ('batch_size', 'sharpness_examples'):
-    if getattr(config, name) > examples:
+    if getattr(config, name) > examples.train_examples:
       msg = (
-        f'--{name.replace("_", "-")} must be at most {examples}, the number '
-        f'of training examples of {config.dataset}, not {getattr(config, name)}'
+        f'--{name.replace("_", "-")} must be at most '
+        f'{examples.train_examples}, the number of training examples of '
+        f'{config.dataset}, not {getattr(config, name)}'
       )
       raise ValueError(msg)
-  shape = dataset.train['inputs'].shape[1:]
-  return Task(models.build(config.model, dataset.classes, shape), dataset)
+  shape = examples.sample()['inputs'].shape[1:]
+  model = models.build(
+    config.model, examples.classes, shape, dtype=jnp.dtype(config.dtype)
+  )
+  task = Task(model, examples, config.label_smoothing)
+  try:
+    jax.eval_shape(task.init, jax.random.key(0))
+  except ValueError as error:
+    msg = f'--model {config.model} on {config.dataset}: {error}'
+    raise ValueError(msg) from None
+  return task
+
+
+def _inputs(
+  config: config_lib.Experiment, say: Callable[[str], None]
+) -> inputs.Inputs:
+  if not isinstance(config, config_lib.TrainConfig) or config.data_dir is None:
+    dataset = data.load(config.dataset, label_noise=config.label_noise)
+    return inputs.InMemory(dataset, config.batch_size)
+  try:
+    from optax_sam.train import imagenet, images
+  except ModuleNotFoundError as error:
+    msg = (
+      f'--dataset {config.dataset} needs {error.name}: '
+      f"pip install 'optax-sam[imagenet]'"
+    )
+    raise ValueError(msg) from None
+  options = imagenet.InputOptions(
+    batch_size=config.batch_size,
+    size=config.image_size,
+    threads=config.input_threads,
+    prefetch=config.prefetch,
+  )
+  return images.ImageInputs(
+    config.data_dir, options, dtype=jnp.dtype(config.dtype), say=say
+  )
 
 
 def _cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:

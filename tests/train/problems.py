@@ -1,6 +1,6 @@
 """Small configurations that the tests of the trainer share."""
 
-from optax_sam.train import config, data, loop, methods, models, task
+from optax_sam.train import config, data, inputs, loop, methods, models, task
 
 SMALL = {
   'model': 'mlp',
@@ -25,15 +25,17 @@ def names(directory):
   return {path.name for path in directory.iterdir()}
 
 
-def small_task(model):
+def small_task(model, batch_size):
   small = {
     'mlp': models.MLP(10, widths=(16,)),
     'cnn': models.CNN(10, widths=(4, 8)),
   }
-  return task.Task(small[model], data.load('digits'))
+  examples = inputs.InMemory(data.load('digits'), batch_size)
+  return task.Task(small[model], examples)
 
 
 def trainer(name, *, given=None, **changes):
   config = compare_config(**changes)
   settings = methods.complete_settings(name, given or {}, config.rho)
-  return loop.Trainer(config, small_task(config.model), name, settings)
+  problem = small_task(config.model, config.batch_size)
+  return loop.Trainer(config, problem, name, settings)

@@ -4,6 +4,8 @@ import sys
 import pytest
 
 from optax_sam.train import cli, methods
+from optax_sam.train.imagenet import conversion
+from tests.imagenet import pictures
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -37,6 +39,14 @@ def call(*arguments):
     (['compare', '--set', 'sam.rho'], 'METHOD.SETTING=VALUE'),
     (['train', '--method', 'adam'], 'sam, asam'),
     (['train', '--resume'], '--resume needs --output'),
+    (['train', '--mesh', 'data=3'], '--mesh data=3 must be of all devices'),
+    (['train', '--dataset', 'imagenet'], 'needs --data-dir'),
+    (['train', '--data-dir', 'x'], '--data-dir is for --dataset imagenet'),
+    (['train', '--config', 'none.json'], 'none.json cannot be read'),
+    (['compare', '--dataset', 'imagenet'], "'digits', 'mnist1d'"),
+    (['train', '--model', 'vit_s16'], '--model vit_s16 on digits: patch'),
+    (['train', '--model', 'resnet18', '--dataset', 'mnist1d'], 'mlp or cnn'),
+    (['convert', '--source', 'x'], '--output'),
   ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, named, capsys):
@@ -118,3 +128,65 @@ def test_ctrl_c_exits_with_130(capsys, monkeypatch):
   monkeypatch.setattr(compare, 'run', interrupted)
   assert call('compare') == 130
   assert capsys.readouterr().err.count('\n') == 1
+
+
+@pytest.fixture
+def folder(tmp_path):
+  return pictures.make_folder(tmp_path / 'folder')
+
+
+def test_convert_writes_shards_once(folder, tmp_path, capsys):
+  target = tmp_path / 'shards'
+  command = ['convert', '--source', str(folder), '--output', str(target)]
+  command += ['--shards', '3', '--threads', '2']
+  assert call(*command) == 0
+  assert f'Shards: {target}' in capsys.readouterr().out
+  before = problems.names(target)
+  assert call(*command) == 0
+  assert 'is converted already' in capsys.readouterr().out
+  assert problems.names(target) == before
+
+
+@pytest.mark.parametrize(
+  ('changed', 'named'),
+  [
+    (['--shards', '0'], '--shards must be at least 1'),
+    (['--threads', '0'], '--threads must be at least 1'),
+    (['--source', 'missing'], 'missing/train is missing'),
+  ],
+)
+def test_what_cannot_be_converted_is_one_line(
+  changed, named, folder, tmp_path, capsys
+):
+  target = tmp_path / 'shards'
+  command = ['convert', '--source', str(folder), '--output', str(target)]
+  assert call(*command, *changed) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1
+  assert named in error
+  assert not target.exists()
+
+
+def test_ctrl_c_in_a_conversion_says_how_to_go_on(
+  folder, tmp_path, capsys, monkeypatch
+):
+  target = tmp_path / 'shards'
+  command = ['convert', '--source', str(folder), '--output', str(target)]
+  command += ['--shards', '3']
+  original = conversion._write
+  written = []
+
+  def write(*arguments):
+    if written:
+      raise KeyboardInterrupt
+    written.append(arguments)
+    return original(*arguments)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(conversion, '_write', write)
+    assert call(*command) == 130
+  captured = capsys.readouterr()
+  assert captured.err.count('\n') == 1
+  assert 'finished shards stay, and the same command goes on' in captured.err
+  assert call(*command) == 0
+  assert 'train 1/3' in capsys.readouterr().out

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pathlib
 
 import pytest
 
@@ -23,6 +24,10 @@ from optax_sam.train import config
     ('rho', float('inf'), '--rho'),
     ('warmup', 1.0, '--warmup'),
     ('weight_decay', -1.0, '--weight-decay'),
+    ('dtype', 'float16', 'float32, bfloat16'),
+    ('clip_norm', 0.0, '--clip-norm must be above 0'),
+    ('label_smoothing', 1.0, '--label-smoothing must be at least 0 and below'),
+    ('ema_decay', 1.0, '--ema-decay must be at least 0 and below 1'),
   ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(field, value, named):
@@ -49,3 +54,21 @@ def test_settings_survive_json_and_leave_the_output_out():
   settings = config.settings(config.TrainConfig(set=('sam.rho=1',)))
   assert json.loads(json.dumps(settings)) == settings
   assert not {'output', 'overwrite', 'resume'} & set(settings)
+
+
+@pytest.mark.parametrize(
+  'field', ['image_size', 'input_threads', 'prefetch', 'epochs']
+)
+def test_numbers_of_the_input_are_at_least_1(field):
+  changed = dataclasses.replace(config.TrainConfig(), **{field: 0})
+  flag = '--' + field.replace('_', '-')
+  with pytest.raises(ValueError, match=f'{flag} must be at least 1, not 0'):
+    config.validate(changed)
+
+
+def test_by_what_means_a_run_is_made_is_no_setting():
+  plain = config.settings(config.TrainConfig())
+  changed = config.TrainConfig(
+    data_dir=pathlib.Path('x'), mesh='data=8', prefetch=1, input_threads=1
+  )
+  assert config.settings(changed) == plain

@@ -48,7 +48,7 @@ def test_an_accuracy_that_is_exactly_reached_counts(
 ):
   # As the evaluation returns it; nine tenths in float32 are below 0.9.
   found = jnp.float32(0.0), jnp.float32(accuracy)
-  monkeypatch.setattr(loop, '_evaluate', lambda *_: found)
+  monkeypatch.setattr(loop.evaluation, 'whole', lambda *_: found)
   assert RULE.at(trainer._train_accuracy(trainer.start(0).state)) == share
 
 
@@ -87,7 +87,7 @@ def test_the_share_never_rises_again(monkeypatch):
 
 
 def test_a_run_follows_its_own_accuracy(trainer):
-  train = trainer.task.dataset.train
+  train = trainer.task.inputs.train()
   count = jax.jit(
     lambda state: jnp.sum(
       jnp.argmax(

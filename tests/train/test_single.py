@@ -246,6 +246,19 @@ def test_another_configuration_is_refused_and_shown(copy):
   assert files(copy.output) == before
 
 
+def test_a_run_from_before_a_flag_goes_on(whole, copy):
+  path = copy.output / 'config.json'
+  content = json.loads(path.read_text())
+  del content['settings']['label_smoothing']
+  path.write_text(json.dumps(content))
+  damage_arrays(copy, 12)
+  finished, _ = run(copy)
+  assert finished
+  assert_same_end(copy, whole[0])
+  with pytest.raises(ValueError, match=r'label_smoothing was 0\.0 and is now'):
+    run(dataclasses.replace(copy, label_smoothing=0.1))
+
+
 def test_resume_needs_a_run(tmp_path):
   config = problems.train_config(resume=True)
   with pytest.raises(ValueError, match='--resume needs --output'):

@@ -1,6 +1,7 @@
-"""Models in Flax linen."""
+"""Models small enough for two cores and a minute."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -16,20 +17,22 @@ class MLP(nn.Module):
     classes: number of classes.
     widths: width of each hidden layer.
     dropout: share of the units that are dropped in training.
+    dtype: what the hidden layers compute in.
   """
 
   classes: int
   widths: Sequence[int] = (128, 128)
   dropout: float = 0.1
+  dtype: Any = jnp.float32
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
     """Returns the logits, one row per example."""
     x = inputs.reshape(len(inputs), -1)
     for width in self.widths:
-      x = nn.relu(nn.Dense(width)(x))
+      x = nn.relu(nn.Dense(width, dtype=self.dtype)(x))
       x = nn.Dropout(self.dropout, deterministic=not train)(x)
-    return nn.Dense(self.classes)(x)
+    return nn.Dense(self.classes, dtype=jnp.float32)(x)
 
 
 class CNN(nn.Module):
@@ -39,12 +42,16 @@ class CNN(nn.Module):
     classes: number of classes.
     widths: channels of each convolution; all but the first halve the sides.
     kernel: side of the kernels.
+    dtype: what all but the head computes in.
+    axis_name: of the mapped axis whose batches share their statistics.
     convolve: what convolves; that of JAX is slow inside a conditional on CPU.
   """
 
   classes: int
   widths: Sequence[int] = (32, 64, 64)
   kernel: int = 3
+  dtype: Any = jnp.float32
+  axis_name: str | None = None
   convolve: Callable[..., jax.Array] = optax_sam.conv_general_dilated
 
   @nn.compact
@@ -59,25 +66,15 @@ class CNN(nn.Module):
         (self.kernel,) * axes,
         (stride,) * axes,
         use_bias=False,
+        dtype=self.dtype,
         conv_general_dilated=self.convolve,
       )(x)
-      x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
+      x = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        dtype=self.dtype,
+        axis_name=self.axis_name,
+      )(x)
       x = nn.relu(x)
-    x = jnp.mean(x, axis=tuple(range(1, 1 + axes)))
-    return nn.Dense(self.classes)(x)
-
-
-def build(name: str, classes: int, input_shape: Sequence[int]) -> MLP | CNN:
-  """Returns a model by name.
-
-  Args:
-    name: `mlp` or `cnn`.
-    classes: number of classes.
-    input_shape: shape of one example, channels last.
-  """
-  if name == 'mlp':
-    return MLP(classes)
-  if name == 'cnn':
-    return CNN(classes, kernel=5 if len(input_shape) == 2 else 3)
-  msg = f'model {name!r} is unknown; choose one of mlp, cnn'
-  raise ValueError(msg)
+    x = jnp.mean(x, axis=tuple(range(1, 1 + axes)), dtype=jnp.float32)
+    return nn.Dense(self.classes, dtype=jnp.float32)(x)

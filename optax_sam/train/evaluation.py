@@ -1,0 +1,62 @@
+"""Means over test examples, each of which counts once."""
+
+import functools
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+
+from optax_sam.train.data import Batch
+from optax_sam.train.placement import Placement
+from optax_sam.train.task import Collections, Task
+
+
+def evaluate(
+  task: Task,
+  params: Any,
+  statistics: Collections,
+  batches: Iterable[Batch],
+  placement: Placement,
+) -> tuple[float, float]:
+  """Returns mean loss and accuracy in evaluation mode.
+
+  Args:
+    task: the model and its losses.
+    params: where to evaluate.
+    statistics: of batch norm, of the same model.
+    batches: one batch of all examples, or batches with `is_example`, in which
+      the other rows count nothing.
+    placement: of the batches.
+
+  Returns:
+    Both means; NaN if there is no example at all.
+  """
+  losses, right, examples = [], 0, 0
+  for batch in batches:
+    placed = placement.batch(batch)
+    if 'is_example' not in batch:
+      loss, accuracy = whole(task, params, statistics, placed)
+      return float(loss), float(accuracy)
+    sums = _sums(task, params, statistics, placed)
+    losses.append(float(sums[0]))
+    right += int(sums[1])
+    examples += int(sums[2])
+  if not examples:
+    return math.nan, math.nan
+  return math.fsum(losses) / examples, right / examples
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def whole(
+  task: Task, params: Any, statistics: Collections, batch: Batch
+) -> tuple[jax.Array, jax.Array]:
+  """Returns mean loss and accuracy over one batch."""
+  return task.evaluate(params, statistics, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(
+  task: Task, params: Any, statistics: Collections, batch: Batch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  return task.evaluation_sums(params, statistics, batch)

@@ -1,0 +1,160 @@
+"""The data that a run steps through, wherever the examples are."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import jax
+
+from optax_sam.train import data
+
+Batch = data.Batch
+State = dict[str, int]
+
+
+class Inputs(Protocol):
+  """Batches for training, for evaluation and for measuring.
+
+  A training batch is a function of step and seed, so the step is all that a
+  checkpoint has to know; beside it stands what the order depends on.
+
+  Attributes:
+    classes: number of classes.
+    batch_size: examples in a step, over all processes.
+    train_examples: number of training examples.
+    test_examples: number of test examples.
+  """
+
+  classes: int
+  batch_size: int
+  train_examples: int
+  test_examples: int
+
+  @property
+  def skipped(self) -> int:
+    """Examples that were met and could not be read."""
+    ...
+
+  def sample(self) -> Batch:
+    """Returns a batch of the shape of those of training."""
+    ...
+
+  def batch(self, step: int, seed: int) -> Batch:
+    """Returns the batch of a step; that after the last one comes fastest."""
+    ...
+
+  def normalize(self, values: Any) -> jax.Array:
+    """Makes of `inputs` what a model takes, inside the compiled step."""
+    ...
+
+  def test(self) -> Iterable[Batch]:
+    """Returns the test examples, once.
+
+    Either one batch of all, or batches with `is_example`, bool: false where a
+    row only fills its batch up.
+    """
+    ...
+
+  def train(self) -> Batch | None:
+    """Returns all training examples, None if they are too many for that."""
+    ...
+
+  def fixed(self, count: int) -> Batch:
+    """Returns training examples that are the same ones at every call."""
+    ...
+
+  def close(self) -> None:
+    """Stops whatever makes batches ahead."""
+    ...
+
+
+class InMemory:
+  """A dataset that is small enough to be held and evaluated as a whole."""
+
+  def __init__(self, dataset: data.Dataset, batch_size: int) -> None:
+    """Holds the dataset.
+
+    Args:
+      dataset: its examples.
+      batch_size: examples in a step.
+    """
+    self.dataset = dataset
+    self.classes = dataset.classes
+    self.batch_size = batch_size
+    self.train_examples = len(dataset.train['labels'])
+    self.test_examples = len(dataset.test['labels'])
+
+  @property
+  def skipped(self) -> int:
+    """None: all of them could be read."""
+    return 0
+
+  def sample(self) -> Batch:
+    """Returns the first batch."""
+    return self.batch(0, 0)
+
+  def batch(self, step: int, seed: int) -> Batch:
+    """Returns the batch of a step."""
+    return data.batch_at(self.dataset.train, step, self.batch_size, seed)
+
+  def normalize(self, values: Any) -> Any:
+    """Returns them as they are: the dataset is normalized already."""
+    return values
+
+  def test(self) -> list[Batch]:
+    """Returns the test part as one batch."""
+    return [self.dataset.test]
+
+  def train(self) -> Batch:
+    """Returns the training part."""
+    return self.dataset.train
+
+  def fixed(self, count: int) -> Batch:
+    """Returns the first training examples."""
+    train = self.dataset.train
+    return {name: values[:count] for name, values in train.items()}
+
+  def close(self) -> None:
+    """Does nothing."""
+
+
+def steps_per_epoch(inputs: Inputs) -> int:
+  """Returns the steps in which every example is shown once.
+
+  Those that don't fill a batch are left out.
+  """
+  return max(1, inputs.train_examples // inputs.batch_size)
+
+
+def state(inputs: Inputs, step: int, seed: int) -> State:
+  """Returns where a run is in its data, ready for JSON.
+
+  Args:
+    inputs: the data.
+    step: steps taken.
+    seed: of the order.
+  """
+  return {
+    'step': step,
+    'examples': inputs.train_examples,
+    'batch_size': inputs.batch_size,
+    'seed': seed,
+  }
+
+
+def check_state(inputs: Inputs, former: State, step: int, seed: int) -> None:
+  """Raises a ValueError if a run would go on with other data.
+
+  Args:
+    inputs: the data now.
+    former: from `state`; empty in checkpoints that don't have one.
+    step: steps that the run has taken.
+    seed: of the order now.
+  """
+  now = state(inputs, step, seed)
+  for name, value in former.items():
+    if now.get(name) != value:
+      msg = (
+        f'--resume with other data: {name} was {value} and is now '
+        f'{now.get(name)}; use the data of the earlier run'
+      )
+      raise ValueError(msg)

@@ -1,0 +1,96 @@
+"""Models in Flax linen."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from optax_sam.train.models.resnet import ResNet
+from optax_sam.train.models.small import CNN, MLP
+from optax_sam.train.models.vit import ViT
+from optax_sam.train.models.wide_resnet import WideResNet
+
+__all__ = [
+  'CNN',
+  'MLP',
+  'NAMES',
+  'Model',
+  'ResNet',
+  'ViT',
+  'WideResNet',
+  'build',
+]
+
+Model = MLP | CNN | ResNet | WideResNet | ViT
+
+NAMES = ('mlp', 'cnn', 'resnet18', 'resnet50', 'wideresnet28x10', 'vit_s16')
+
+_SMALL_IMAGE = 64
+
+
+def build(
+  name: str,
+  classes: int,
+  input_shape: Sequence[int],
+  *,
+  dtype: Any = jnp.float32,
+  axis_name: str | None = None,
+) -> Model:
+  """Returns a model by name.
+
+  All are called as `model.apply(variables, inputs, train=..., ...)` and return
+  float32 logits. Those with batch norm have the collection `batch_stats`; only
+  the rate of dropout asks for the key `dropout`. Other fields are changed by
+  `model.clone(field=...)`.
+
+  >>> import jax
+  >>> from optax_sam.train import models
+  >>> model = models.build('resnet18', 10, (32, 32, 3))
+  >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')
+  >>> init = lambda key, images: model.init(key, images, train=False)
+  >>> variables = jax.eval_shape(init, jax.random.key(0), images)
+  >>> sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+  11173962
+
+  Args:
+    name: one of `NAMES`.
+    classes: number of classes.
+    input_shape: shape of one example, channels last. `mlp` takes any, `cnn`
+      images or 1-D signals, the others images of any number of channels, and
+      `vit_s16` only such whose sides are multiples of 16.
+    dtype: what all but the head computes in; parameters and statistics are
+      float32.
+    axis_name: of the mapped axis whose batches share the statistics of batch
+      norm. Without `jax.shard_map` or the like there is none, and the batch of
+      all devices is one.
+
+  Returns:
+    The model.
+
+  Raises:
+    ValueError: if there is no such model, or it doesn't take such examples.
+  """
+  norms = {'dtype': dtype, 'axis_name': axis_name}
+  if name == 'mlp':
+    return MLP(classes, dtype=dtype)
+  if name == 'cnn':
+    return CNN(classes, kernel=5 if len(input_shape) == 2 else 3, **norms)
+  if name not in NAMES:
+    msg = f'model {name!r} is unknown; choose one of {", ".join(NAMES)}'
+    raise ValueError(msg)
+  if len(input_shape) != 3:
+    msg = (
+      f'model {name!r} takes images of shape (height, width, channels), not '
+      f'examples of shape {tuple(input_shape)}; choose mlp or cnn'
+    )
+    raise ValueError(msg)
+  if name == 'vit_s16':
+    return ViT(classes, dtype=dtype)
+  if name == 'wideresnet28x10':
+    return WideResNet(classes, **norms)
+  small = min(input_shape[:2]) < _SMALL_IMAGE
+  if name == 'resnet18':
+    return ResNet(classes, small_images=small, **norms)
+  return ResNet(
+    classes, (3, 4, 6, 3), bottleneck=True, small_images=small, **norms
+  )

@@ -1,0 +1,66 @@
+"""What all layers of one residual network have in common."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Twice the variance, of which a ReLU leaves half.
+_HE_NORMAL = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+@dataclasses.dataclass(frozen=True)
+class Layers:
+  """Makes the layers of a network, which differ in little.
+
+  Attributes:
+    train: whether batch norm takes the statistics of the batch.
+    dtype: what the layers compute in; parameters and statistics are float32.
+    axis_name: of the mapped axis whose batches share their statistics.
+    convolve: what convolves.
+  """
+
+  train: bool
+  dtype: Any
+  axis_name: str | None
+  convolve: Callable[..., jax.Array]
+
+  def convolution(
+    self, features: int, side: int, stride: int = 1, **settings: Any
+  ) -> nn.Conv:
+    """Returns a convolution that pads both ends of a side alike."""
+    return nn.Conv(
+      features,
+      (side, side),
+      (stride, stride),
+      padding=side // 2,
+      use_bias=False,
+      dtype=self.dtype,
+      kernel_init=_HE_NORMAL,
+      conv_general_dilated=self.convolve,
+      **settings,
+    )
+
+  def batch_norm(self, **settings: Any) -> nn.BatchNorm:
+    """Returns a batch norm."""
+    return nn.BatchNorm(
+      use_running_average=not self.train,
+      momentum=0.9,
+      epsilon=1e-5,
+      dtype=self.dtype,
+      axis_name=self.axis_name,
+      **settings,
+    )
+
+
+def logits_of_images(x: jax.Array, classes: int) -> jax.Array:
+  """Returns the logits of features (examples, height, width, channels).
+
+  In float32 throughout: it costs next to nothing, and a loss has to resolve
+  the small difference that an ascent makes.
+  """
+  x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
+  return nn.Dense(classes, dtype=jnp.float32, name='head')(x)
