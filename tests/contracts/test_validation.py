@@ -44,6 +44,7 @@ _BAD = {
   'fraction': [0, 0.0, 1.5, None],
   'micro_batch_size': [0, -1, 2.5, True, None],
   'sync_ascent': ['yes', 2],
+  'accumulator_dtype': ['int32', 'half a float', 16],
 }
 # Values that some method takes.
 _GOOD = {

@@ -159,6 +159,14 @@ def test_an_existing_output_is_refused_before_training(tmp_path, monkeypatch):
   assert problems.names(tmp_path) == {'precious'}
 
 
+@pytest.fixture
+def heeded_interrupts():
+  """A process that a shell has put into the background ignores Ctrl-C."""
+  former = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, former)
+
+
 def interrupt_at(monkeypatch, calls):
   original, count = loop.Trainer.start, []
 
@@ -171,6 +179,7 @@ def interrupt_at(monkeypatch, calls):
   monkeypatch.setattr(loop.Trainer, 'start', start)
 
 
+@pytest.mark.usefixtures('heeded_interrupts')
 def test_ctrl_c_reports_the_finished_runs(tmp_path, monkeypatch):
   interrupt_at(monkeypatch, 4)  # after two compilations and one run
   config = problems.compare_config(output=tmp_path / 'out')
@@ -181,6 +190,7 @@ def test_ctrl_c_reports_the_finished_runs(tmp_path, monkeypatch):
   assert problems.names(tmp_path / 'out') == compare.FILES
 
 
+@pytest.mark.usefixtures('heeded_interrupts')
 def test_ctrl_c_before_any_run_writes_nothing(tmp_path, monkeypatch):
   interrupt_at(monkeypatch, 1)
   with pytest.raises(KeyboardInterrupt):
