@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import optax_sam
@@ -45,6 +46,7 @@ class _CleanPass(NamedTuple):
   loss: jax.Array
   statistics: Collections
   grads: optax.Updates
+  losses: jax.Array | None = None
 
 
 def in_one_program(
@@ -168,10 +170,17 @@ def _clean_pass(
   task: Task, state: TrainingState, batch: data.Batch
 ) -> _CleanPass:
   """The logged loss, and the only update of batch norm's statistics."""
-  (loss, statistics), grads = jax.value_and_grad(task.loss, has_aux=True)(
-    state.params, state.statistics, batch, _dropout_key(state)
+
+  def mean(params: optax.Params) -> tuple[jax.Array, Any]:
+    losses, statistics = task.losses(
+      params, state.statistics, batch, _dropout_key(state)
+    )
+    return jnp.mean(losses), (losses, statistics)
+
+  (loss, (losses, statistics)), grads = jax.value_and_grad(mean, has_aux=True)(
+    state.params
   )
-  return _CleanPass(loss, statistics, grads)
+  return _CleanPass(loss, statistics, grads, losses)
 
 
 def _dropout_key(state: TrainingState) -> jax.Array:
@@ -210,6 +219,8 @@ def _descending(
       value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
       per_example_value_fn=losses,
       batch=batch,
+      # Those of single examples are of another mode.
+      losses=None if takes_single_examples else clean.losses,
       **branch,
     )
     params = optax.apply_updates(state.params, updates)

@@ -13,7 +13,7 @@ from optax_sam.train import config
     ('dataset', 'cifar', 'digits, mnist1d'),
     ('model', 'resnet', 'mlp, cnn'),
     ('base', 'adam', 'sgd, adamw'),
-    ('execution', 'gpu', 'jit, host'),
+    ('execution', 'gpu', 'auto, jit, host'),
     ('steps', 0, '--steps must be at least 1, not 0'),
     ('batch_size', 0, '--batch-size must be at least 1'),
     ('seeds', 0, '--seeds'),

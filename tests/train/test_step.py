@@ -60,6 +60,8 @@ def test_host_and_program_give_the_same_numbers(name, model, given):
 
 def test_the_branch_that_ascends_convolves_in_the_order_of_fast_kernels():
   trainer = problems.trainer('ae_sam', model='cnn')
+  assert trainer.config.execution == 'auto'
+  assert not trainer.on_host
   text = trainer.compile().as_text()
   found = re.findall(r' convolution\(.*dim_labels=(\w+->\w+)', text)
   assert len(found) == 2 * (2 + 1 + 2)  # forward, to inputs, to kernels
