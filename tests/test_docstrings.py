@@ -8,7 +8,14 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam import descents, perturbations, policies, selections, sharpness
+from optax_sam import (
+  descents,
+  landscape,
+  perturbations,
+  policies,
+  selections,
+  sharpness,
+)
 
 _VOCABULARIES = (perturbations, policies, descents, selections)
 # What a word of a vocabulary is a function to; others only serve the methods.
@@ -34,6 +41,7 @@ def _own(module):
 def _public():
   modules = {module.__name__: module for module in _VOCABULARIES}
   modules |= {'optax_sam': optax_sam, 'optax_sam.sharpness': sharpness}
+  modules |= {'optax_sam.landscape': landscape}
   try:
     from optax_sam import flax
 

@@ -1,0 +1,37 @@
+"""Pictures of the loss around a solution, and between two.
+
+Slices along random directions of the length of the weights, filter by filter;
+to compare two solutions, take the same key for both::
+
+  curves = {}
+  for name, params in solutions.items():
+    direction = landscape.random_direction(params, jax.random.key(0))
+    curves[name] = landscape.line(value_fn, params, direction, args=(batch,))
+  landscape.plot_lines(curves)
+
+What is said of data and modes in `optax_sam.sharpness` holds here too. The
+plots need `optax-sam[plots]`.
+"""
+
+from optax_sam.landscape.plots import plot_lines, plot_plane
+from optax_sam.landscape.slices import (
+  Line,
+  Plane,
+  filter_normalized,
+  line,
+  path,
+  plane,
+  random_direction,
+)
+
+__all__ = [
+  'Line',
+  'Plane',
+  'filter_normalized',
+  'line',
+  'path',
+  'plane',
+  'plot_lines',
+  'plot_plane',
+  'random_direction',
+]

@@ -1,0 +1,86 @@
+"""Plots of slices with matplotlib."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from optax_sam.landscape.slices import Line, Plane
+
+_LEVELS = 20
+
+
+def plot_lines(lines: Mapping[str, Line], axes: Any = None) -> Any:
+  """Draws losses along lines, one curve each, with a legend.
+
+  A flat minimum is a wide curve. Curves are comparable if their directions came
+  of one key, and their losses of the same data.
+
+  Args:
+    lines: by the names of the legend.
+    axes: of matplotlib, to draw on; new ones if None.
+
+  Returns:
+    The axes.
+
+  Raises:
+    ValueError: if there is no line.
+
+  >>> import matplotlib
+  >>> matplotlib.use('agg')
+  >>> positions = np.array([-1.0, 0.0, 1.0])
+  >>> axes = plot_lines({'SAM': Line(positions, positions**2)})
+  >>> axes.get_ylabel()
+  'loss'
+  """
+  if not lines:
+    msg = "lines must have at least one line, got none: write {'SAM': line}"
+    raise ValueError(msg)
+  axes = _axes(axes)
+  for name, (positions, losses) in lines.items():
+    axes.plot(positions, losses, label=name)
+  axes.set_xlabel('distance along the direction')
+  axes.set_ylabel('loss')
+  axes.legend(frameon=False)
+  return axes
+
+
+def plot_plane(plane: Plane, axes: Any = None) -> Any:
+  """Draws the loss on a plane as contours, closer together where it is low.
+
+  Args:
+    plane: what to draw.
+    axes: of matplotlib, to draw on; new ones if None.
+
+  Returns:
+    The axes.
+
+  >>> import matplotlib
+  >>> matplotlib.use('agg')
+  >>> positions = np.array([-1.0, 0.0, 1.0])
+  >>> axes = plot_plane(Plane(positions, np.add.outer(positions, positions)))
+  >>> axes.get_xlabel()
+  'first direction'
+  """
+  axes = _axes(axes)
+  # At equal shares of the points, as losses span orders of magnitude.
+  finite = plane.losses[np.isfinite(plane.losses)]
+  levels = np.unique(np.quantile(finite, np.linspace(0, 1, _LEVELS)))
+  if len(levels) < 2:
+    levels = np.array([levels[0] - 0.5, levels[0] + 0.5])
+  drawn = axes.contour(
+    plane.positions, plane.positions, plane.losses.T, levels=levels
+  )
+  axes.figure.colorbar(drawn, ax=axes, label='loss')
+  axes.set_xlabel('first direction')
+  axes.set_ylabel('second direction')
+  axes.set_aspect('equal')
+  return axes
+
+
+def _axes(axes: Any) -> Any:
+  if axes is not None:
+    return axes
+  from matplotlib import pyplot as plt
+
+  return plt.subplots(layout='constrained')[1]

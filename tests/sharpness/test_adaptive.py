@@ -1,0 +1,124 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam import sharpness
+from tests.sharpness import problems
+
+
+def linear(x, slope):
+  return jnp.sum(slope * x)
+
+
+def test_the_worst_corner_of_a_linear_loss():
+  # rho * sum of abs(slope * w).
+  params, slope = jnp.array([1.0, -2.0, 0.0]), jnp.array([3.0, 4.0, 99.0])
+  found = sharpness.adaptive_sharpness(linear, params, 0.1, args=(slope,))
+  assert found == pytest.approx(0.1 * (3 + 8), rel=1e-5)
+
+
+def test_the_worst_point_of_the_ellipsoid_of_a_linear_loss():
+  # rho * norm(slope * w), which takes the Euclidean projection to be reached.
+  params, slope = jnp.array([1.0, -2.0, 0.0]), jnp.array([3.0, 4.0, 99.0])
+  found = sharpness.adaptive_sharpness(
+    linear, params, 0.1, p=2, args=(slope,), steps=200
+  )
+  assert found == pytest.approx(0.1 * np.sqrt(9 + 64), rel=1e-3)
+
+
+@pytest.mark.parametrize('p', [2, np.inf])
+def test_no_perturbation_leaves_the_set(p):
+  params = {'a': jnp.array([0.5, -3.0, 0.0]), 'b': jnp.array([[2.0]])}
+  met = []
+
+  def value_fn(x):
+    relative = jnp.concatenate(
+      [
+        (x['a'][:2] - params['a'][:2]) / params['a'][:2],
+        (x['b'] - params['b']).ravel() / 2,
+      ]
+    )
+    # The loss tells how far out it is evaluated.
+    met.append(x)
+    return jnp.linalg.norm(relative + 1e-3, ord=p) + jnp.abs(x['a'][2])
+
+  found = sharpness.adaptive_sharpness(value_fn, params, 0.2, p=p, steps=30)
+  assert 0.19 < found < 0.203
+
+
+@pytest.mark.parametrize('p', [2, np.inf])
+def test_the_scale_of_a_parameter_does_not_matter(p):
+  # The same function of w and c * w, as ReLU nets have it.
+  params, batch = problems.network()
+  scaled = {'first': params['first'], 'second': 8 * params['second']}
+
+  def value_fn(x):
+    return problems.network_loss(x, batch)
+
+  def of_scaled(x):
+    return problems.network_loss({**x, 'second': x['second'] / 8}, batch)
+
+  settings = {'p': p, 'steps': 120}
+  first = sharpness.adaptive_sharpness(value_fn, params, 0.05, **settings)
+  second = sharpness.adaptive_sharpness(of_scaled, scaled, 0.05, **settings)
+  # The set is the same; the path through it is not, for p = 2.
+  assert second == pytest.approx(first, rel=0.1 if p == 2 else 1e-3)
+  averages = [
+    sharpness.average_adaptive_sharpness(*given, 0.05, p=p)
+    for given in ((value_fn, params), (of_scaled, scaled))
+  ]
+  assert averages[0] == pytest.approx(averages[1], rel=1e-3)
+
+
+def test_the_step_length_is_halved_until_the_hill_is_found():
+  # A step of twice the radius goes from one end to the other.
+  def hill(x):
+    return 1 - (x[0] - 1.03) ** 2
+
+  found = sharpness.adaptive_sharpness(hill, jnp.ones(1), 0.1, steps=40)
+  assert found == pytest.approx(0.03**2, rel=2e-2)
+
+
+def test_the_average_rise_of_a_quadratic():
+  diagonal = jnp.linspace(0.0, 2.0, 500)
+  params = jnp.linspace(-3.0, 3.0, 500)
+  expected = 0.5 * 0.1**2 * float(jnp.sum(diagonal * params**2))
+  for p, variance in ((2, 1), (np.inf, 1 / 3)):
+    found = sharpness.average_adaptive_sharpness(
+      lambda x: 0.5 * jnp.sum(diagonal * (x**2 - 2 * x * params)),
+      params,
+      0.1,
+      p=p,
+      draws=40,
+    )
+    assert found == pytest.approx(variance * expected, rel=0.1)
+
+
+def test_batches_count_by_their_rows():
+  params, batch = problems.network()
+  for measured in (
+    sharpness.adaptive_sharpness,
+    sharpness.average_adaptive_sharpness,
+  ):
+    whole, apart = (
+      measured(problems.network_loss, params, 0.1, **data)
+      for data in (
+        {'args': (batch,)},
+        {'batches': problems.unequal_batches(batch)},
+      )
+    )
+    assert apart == pytest.approx(whole, rel=1e-3)
+
+
+def test_sharpness_of_a_diverged_model_is_nan():
+  params = jnp.array([jnp.nan, 1.0])
+  assert np.isnan(sharpness.adaptive_sharpness(jnp.sum, params, 0.1))
+  assert np.isnan(sharpness.average_adaptive_sharpness(jnp.sum, params, 0.1))
+
+
+@pytest.mark.parametrize(
+  'changes', [{'rho': -1}, {'p': 3}, {'steps': 0}, {'rho': 'wide'}]
+)
+def test_bad_arguments_are_named(changes):
+  with pytest.raises(ValueError, match=next(iter(changes))):
+    sharpness.adaptive_sharpness(jnp.sum, jnp.ones(2), **{'rho': 1} | changes)

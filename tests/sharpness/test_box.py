@@ -1,0 +1,64 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam import sharpness
+from tests.sharpness import problems
+
+
+@pytest.mark.parametrize('optimizer', ['l-bfgs-b', 'sign'])
+def test_a_corner_of_the_box_by_hand(optimizer):
+  # L = w1^2 + 2 w2^2 = 9 at (1, -2) rises most towards (1.2, -2.3), where the
+  # box of epsilon = 0.1 ends: 1.44 + 10.58.
+  params = jnp.array([1.0, -2.0])
+  found = sharpness.epsilon_sharpness(
+    lambda x: x[0] ** 2 + 2 * x[1] ** 2, params, 0.1, optimizer=optimizer
+  )
+  assert found == pytest.approx(100 * (12.02 - 9) / 10, rel=1e-4)
+
+
+def test_a_rise_inside_of_the_box():
+  def hill(x):
+    return jnp.exp(-(((x[0] - 0.1) / 0.1) ** 2))
+
+  found = sharpness.epsilon_sharpness(hill, jnp.zeros(1), 0.5)
+  start = float(np.exp(-1))
+  assert found == pytest.approx(100 * (1 - start) / (1 + start), rel=1e-3)
+
+
+@pytest.mark.parametrize('optimizer', ['l-bfgs-b', 'sign'])
+def test_never_below_zero(optimizer):
+  found = sharpness.epsilon_sharpness(
+    lambda x: -jnp.sum(x**2), jnp.zeros(3), 0.1, optimizer=optimizer
+  )
+  assert found == 0.0
+
+
+@pytest.mark.parametrize('optimizer', ['l-bfgs-b', 'sign'])
+def test_batches_count_by_their_rows(optimizer):
+  params, batch = problems.network()
+  whole, apart = (
+    sharpness.epsilon_sharpness(
+      problems.network_loss, params, 1e-2, optimizer=optimizer, **data
+    )
+    for data in (
+      {'args': (batch,)},
+      {'batches': problems.unequal_batches(batch)},
+    )
+  )
+  assert whole > 1
+  assert apart == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize('optimizer', ['l-bfgs-b', 'sign'])
+def test_sharpness_of_a_diverged_model_is_nan(optimizer):
+  found = sharpness.epsilon_sharpness(
+    jnp.sum, jnp.array([jnp.nan, 1.0]), optimizer=optimizer
+  )
+  assert np.isnan(found)
+
+
+def test_bad_arguments_are_named():
+  for changes in ({'epsilon': -1}, {'iterations': 0}, {'optimizer': 'adam'}):
+    with pytest.raises(ValueError, match=next(iter(changes))):
+      sharpness.epsilon_sharpness(jnp.sum, jnp.ones(2), **changes)

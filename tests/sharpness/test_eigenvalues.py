@@ -1,0 +1,139 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam import sharpness
+from tests.sharpness import problems
+
+
+def top(k, **settings):
+  params, batch = problems.network()
+  return sharpness.top_eigenvalues(
+    problems.network_loss, params, k, args=(batch,), **settings
+  )
+
+
+def dense():
+  hessian = problems.dense_hessian(*problems.network())
+  return np.linalg.eigvalsh(hessian)[::-1]
+
+
+@pytest.mark.parametrize('max_vectors', [None, 8])
+@pytest.mark.parametrize('k', [1, 5])
+def test_they_are_those_of_the_dense_hessian(k, max_vectors):
+  found = top(k, max_vectors=max_vectors, tolerance=1e-5)
+  np.testing.assert_allclose(found, dense()[:k], rtol=1e-4)
+
+
+def test_two_thousand_parameters():
+  params, batch = problems.network(examples=60, inputs=40, width=40, outputs=9)
+  expected = np.linalg.eigvalsh(problems.dense_hessian(params, batch))[::-1]
+  assert len(expected) == 1960
+  found = sharpness.top_eigenvalues(
+    problems.network_loss, params, 5, args=(batch,), tolerance=1e-5
+  )
+  np.testing.assert_allclose(found, expected[:5], rtol=1e-4)
+
+
+def test_as_many_as_there_are():
+  expected = dense()
+  found = top(len(expected))
+  np.testing.assert_allclose(found, expected, atol=1e-5 * expected[0])
+
+
+@pytest.mark.parametrize('max_vectors', [None, 8])
+def test_batches_count_by_their_rows(max_vectors):
+  params, batch = problems.network()
+  found = sharpness.top_eigenvalues(
+    problems.network_loss,
+    params,
+    2,
+    batches=problems.unequal_batches(batch),
+    max_vectors=max_vectors,
+    tolerance=1e-5,
+  )
+  np.testing.assert_allclose(found, dense()[:2], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  ('diagonal', 'expected'),
+  [
+    ([2.0, 2.0, 2.0, -7.0], [2.0, 2.0]),
+    ([5.0] * 40, [5.0, 5.0]),
+    ([0.0] * 6, [0.0, 0.0]),
+    ([-1.0, -4.0, -9.0], [-1.0, -4.0]),
+  ],
+)
+def test_equal_and_negative_eigenvalues(diagonal, expected):
+  hessian = jnp.diag(jnp.array(diagonal))
+  for max_vectors in (None, 5):
+    found = sharpness.top_eigenvalues(
+      problems.quadratic,
+      jnp.ones(len(diagonal)),
+      2,
+      args=(hessian,),
+      max_vectors=max_vectors,
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+def test_no_copies_of_an_eigenvalue_appear():
+  # What plain Lanczos gets wrong after some dozens of steps.
+  diagonal = np.linspace(0, 1, 300)
+  diagonal[-3:] = 5.0, 8.0, 13.0
+  found = sharpness.top_eigenvalues(
+    problems.quadratic,
+    jnp.ones(300),
+    6,
+    args=(jnp.diag(jnp.asarray(diagonal, jnp.float32)),),
+  )
+  np.testing.assert_allclose(found[:3], [13, 8, 5], rtol=1e-4)
+  assert (found[3:] < 1.01).all()
+
+
+def test_no_more_vectors_are_kept_than_was_said(monkeypatch):
+  from scipy.sparse import linalg
+
+  kept, original = [], linalg.eigsh
+
+  def eigsh(*args, ncv, **settings):
+    kept.append(ncv)
+    return original(*args, ncv=ncv, **settings)
+
+  monkeypatch.setattr(linalg, 'eigsh', eigsh)
+  top(2, max_vectors=7)
+  assert kept == [7]
+
+
+def test_a_hessian_that_is_not_finite_gives_nan():
+  for max_vectors in (None, 8):
+    found = sharpness.top_eigenvalues(
+      lambda x: jnp.sum(x**4), jnp.full(9, jnp.inf), 2, max_vectors=max_vectors
+    )
+    assert np.isnan(found).all()
+
+
+def test_no_convergence_is_an_error():
+  diagonal = np.random.default_rng(0).uniform(0.999, 1, 5000)
+  with pytest.raises(RuntimeError, match='512 steps'):
+    sharpness.top_eigenvalues(
+      lambda x, d: 0.5 * jnp.sum(d * x**2),
+      jnp.ones(5000),
+      3,
+      args=(jnp.asarray(diagonal, jnp.float32),),
+      tolerance=1e-13,
+    )
+
+
+@pytest.mark.parametrize(
+  ('changes', 'message'),
+  [
+    ({'k': 0}, 'k must'),
+    ({'k': 21}, 'number of parameters, 20, got 21'),
+    ({'k': 2, 'tolerance': 0}, 'tolerance'),
+    ({'k': 2, 'max_vectors': 3}, 'max_vectors'),
+  ],
+)
+def test_bad_arguments_are_named(changes, message):
+  with pytest.raises(ValueError, match=message):
+    top(**changes)

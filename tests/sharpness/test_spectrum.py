@@ -1,0 +1,112 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam import sharpness
+from tests.sharpness import problems
+
+
+def measure(measured, **settings):
+  params, batch = problems.network()
+  return measured(problems.network_loss, params, args=(batch,), **settings)
+
+
+def dense():
+  return problems.dense_hessian(*problems.network())
+
+
+def standard_error(probes):
+  # Of probes of signs: twice the squares beside the diagonal.
+  beside = dense() - np.diag(np.diag(dense()))
+  return np.sqrt(2 * np.sum(beside**2) / probes)
+
+
+def test_the_trace_is_within_its_error():
+  found = measure(sharpness.hessian_trace, probes=400)
+  expected = np.trace(dense())
+  error = standard_error(400)
+  assert found.standard_error == pytest.approx(error, rel=0.2)
+  assert abs(found.value - expected) < 3 * error
+
+
+def test_the_trace_of_a_diagonal_hessian_is_exact():
+  diagonal = jnp.array([3.0, -1.0, 0.5, 8.0])
+  found = sharpness.hessian_trace(
+    problems.quadratic, jnp.ones(4), args=(jnp.diag(diagonal),), probes=3
+  )
+  assert found == sharpness.Estimate(pytest.approx(10.5), pytest.approx(0.0))
+
+
+def test_one_probe_has_no_error():
+  found = measure(sharpness.hessian_trace, probes=1)
+  assert np.isfinite(found.value)
+  assert np.isnan(found.standard_error)
+
+
+def test_the_density_of_all_steps_is_the_spectrum():
+  found = measure(sharpness.spectral_density, steps=20, probes=4)
+  for nodes, weights in zip(found.nodes, found.weights, strict=True):
+    np.testing.assert_allclose(nodes, np.linalg.eigvalsh(dense()), atol=1e-4)
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_its_trace_agrees_with_the_dense_hessian():
+  found = measure(sharpness.spectral_density, steps=10, probes=400)
+  assert abs(found.trace() - np.trace(dense())) < 3 * standard_error(400)
+
+
+def test_its_integral_is_one_and_it_is_high_at_the_eigenvalues():
+  diagonal = jnp.array([4.0, 4.0, 1.0, -2.0])
+  found = sharpness.spectral_density(
+    problems.quadratic,
+    jnp.ones(4),
+    args=(jnp.diag(diagonal),),
+    steps=3,
+    probes=2,
+  )
+  values = np.linspace(-4, 6, 20_001)
+  density = found.at(values)
+  spacing = values[1] - values[0]
+  assert density.sum() * spacing == pytest.approx(1, rel=1e-3)
+  shares = [
+    density[np.abs(values - center) < 0.5].sum() * spacing
+    for center in (-2, 1, 4)
+  ]
+  np.testing.assert_allclose(shares, [0.25, 0.25, 0.5], rtol=1e-3)
+
+
+def test_batches_count_by_their_rows():
+  params, batch = problems.network()
+  batches = problems.unequal_batches(batch)
+  for measured, settings in (
+    (sharpness.hessian_trace, {}),
+    (sharpness.spectral_density, {'steps': 6}),
+  ):
+    whole, apart = (
+      measured(problems.network_loss, params, probes=2, **settings, **data)
+      for data in ({'args': (batch,)}, {'batches': batches})
+    )
+    np.testing.assert_allclose(whole[0], apart[0], rtol=1e-3, atol=1e-4)
+
+
+def test_directions_that_are_missing_weigh_nothing():
+  # One eigenvalue: the first step reaches all there is.
+  found = sharpness.spectral_density(
+    problems.quadratic, jnp.ones(6), args=(2 * jnp.eye(6),), steps=4
+  )
+  assert found.trace() == pytest.approx(12)
+
+
+def test_a_hessian_that_is_not_finite_gives_nan():
+  value_fn, params = lambda x: jnp.sum(x**4), jnp.full(5, jnp.inf)
+  trace = sharpness.hessian_trace(value_fn, params, probes=2)
+  density = sharpness.spectral_density(value_fn, params, steps=2, probes=2)
+  assert np.isnan(trace.value)
+  assert np.isnan(density.trace())
+
+
+def test_bad_arguments_are_named():
+  with pytest.raises(ValueError, match='probes'):
+    measure(sharpness.hessian_trace, probes=0)
+  with pytest.raises(ValueError, match='number of parameters, 20, got 21'):
+    measure(sharpness.spectral_density, steps=21)

@@ -1,0 +1,84 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam import sharpness
+from tests.sharpness.problems import (
+  dense_hessian,
+  network,
+  network_loss,
+  quadratic,
+)
+
+
+def test_the_top_eigenvalue_is_that_of_the_dense_hessian():
+  params, batch = network()
+  expected = np.linalg.eigvalsh(dense_hessian(params, batch))
+  found = sharpness.top_eigenvalue(
+    network_loss, params, args=(batch,), tolerance=1e-5
+  )
+  assert found == pytest.approx(expected[-1], rel=1e-4)
+
+
+def test_the_top_eigenvalue_is_the_algebraic_one():
+  # The largest in magnitude is -9.
+  hessian = jnp.diag(jnp.array([2.0, -9.0, 0.5]))
+  found = sharpness.top_eigenvalue(quadratic, jnp.ones(3), args=(hessian,))
+  assert found == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.parametrize('value', [-3.0, 5.0])
+def test_one_parameter(value):
+  found = sharpness.top_eigenvalue(
+    quadratic, jnp.ones(1), args=(jnp.array([[value]]),)
+  )
+  assert found == pytest.approx(value)
+
+
+def test_a_flat_loss_has_eigenvalue_zero():
+  assert sharpness.top_eigenvalue(jnp.sum, jnp.ones(5)) == 0.0
+
+
+def test_the_eigenvalue_of_a_diverged_model_is_nan():
+  def value_fn(x):
+    return jnp.sum(x**4)
+
+  assert np.isnan(sharpness.top_eigenvalue(value_fn, jnp.full(3, jnp.inf)))
+
+
+def test_the_same_seed_gives_the_same_eigenvalue():
+  params, batch = network()
+  first, second = (
+    sharpness.top_eigenvalue(network_loss, params, args=(batch,), seed=1)
+    for _ in range(2)
+  )
+  assert first == second
+
+
+def test_no_convergence_is_an_error():
+  generator = np.random.default_rng(0)
+  hessian = jnp.diag(jnp.asarray(generator.uniform(0.99, 1, 400), jnp.float32))
+  with pytest.raises(RuntimeError, match='max_iterations=1'):
+    sharpness.top_eigenvalue(
+      quadratic,
+      jnp.ones(400),
+      args=(hessian,),
+      tolerance=1e-12,
+      max_iterations=1,
+    )
+
+
+def test_other_arguments_compile_nothing_anew():
+  traces = []
+
+  def value_fn(params, scale):
+    traces.append(scale)
+    return scale * jnp.sum(params**2)
+
+  found, counts = [], []
+  for scale in (jnp.array(1.0), jnp.array(3.0)):
+    found.append(sharpness.top_eigenvalue(value_fn, jnp.ones(3), args=(scale,)))
+    sharpness.sam_sharpness(value_fn, jnp.ones(3), 0.1, args=(scale,))
+    counts.append(len(traces))
+  assert found == pytest.approx([2.0, 6.0])
+  assert counts[0] == counts[1]
