@@ -33,7 +33,7 @@ def conv_general_dilated(
     dx = conv(dy, k flipped, with input and output features swapped)
 
   The numbers are those of `jax.lax.conv_general_dilated`, and on other
-  devices nothing is gained or lost. Flax takes it as an argument, in linen as
+  devices its gradients, too. Flax takes it as an argument, in linen as
   in NNX: `nn.Conv(..., conv_general_dilated=optax_sam.conv_general_dilated)`.
 
   >>> import jax.numpy as jnp, optax_sam
@@ -152,7 +152,43 @@ def _backward(
   operands: tuple[jax.Array, jax.Array],
   cotangent: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-  lhs, rhs = operands
+  in_order = functools.partial(_in_order_backward, strides, padding, precision)
+  # Elsewhere it would gain nothing, and cost TPUs a copy of the inputs.
+  by_jax = functools.partial(_backward_by_jax, strides, padding, precision)
+  return lax.platform_dependent(
+    *operands, cotangent, cpu=in_order, default=by_jax
+  )
+
+
+def _backward_by_jax(
+  strides: tuple[int, ...],
+  padding: _Pairs,
+  precision: Any,
+  lhs: jax.Array,
+  rhs: jax.Array,
+  cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  def forward(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    return lax.conv_general_dilated(
+      lhs,
+      rhs,
+      strides,
+      padding,
+      dimension_numbers=_in_order(lhs.ndim),
+      precision=precision,
+    )
+
+  return jax.vjp(forward, lhs, rhs)[1](cotangent)
+
+
+def _in_order_backward(
+  strides: tuple[int, ...],
+  padding: _Pairs,
+  precision: Any,
+  lhs: jax.Array,
+  rhs: jax.Array,
+  cotangent: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
   sizes = zip(
     strides,
     padding,
