@@ -14,6 +14,27 @@ What the methods have in common, so that their own texts needn't say it:
   averaged. By default each device perturbs by its own gradient, as in the
   paper of SAM: m-sharpness, with m the examples of one device. Whatever a
   method keeps or decides by is averaged first.
+* Plain SGD on devices averages one gradient a step. So do the methods, with
+  the two numbers of `info` in the same all-reduce, and besides they average so
+  many gradients or trees of that size, in float32 for Fisher information::
+
+    method                 sync_ascent=False    sync_ascent=True
+    ae_sam                 1 an ascent          1 an ascent
+    ae_look_sam            1 an ascent          1 an ascent
+    look_sam               1 an ascent          1 an ascent
+    look_layer_sam         1 an ascent          1 an ascent
+    friendly_sam           1 a step             1 a step
+    wsam_decoupled         1 a step, joined     1 a step
+    sparse_sam_fisher      1 a refresh          1 a step, 1 a refresh
+    sparse_sam_dynamic     1 a refresh          1 a step
+    ss_sam                 none                 1 an ascent
+    m_sam                  none                 1 a part
+    all others             none                 1 a step
+
+  An ascent is a step that takes the second gradient; one that doesn't leaves
+  the two numbers out where it averages "1 an ascent". With `sync_ascent=True`
+  `sam` in k ascent steps averages k more, not 1. What is joined makes the one
+  all-reduce larger.
 * Weight decay stays outside: an element behind the method, which no ascent
   gradient sees. An L2 term inside the loss is the other convention.
 * Batch norm: keep the running statistics of the clean pass. The others

@@ -1,37 +1,65 @@
-"""Tests that need eight devices, run in a process of their own."""
+"""Processes with fake devices of their own."""
 
 import os
 import pathlib
 import re
+import signal
+import socket
 import subprocess
 import sys
 
+import jax
+
 _ROOT = pathlib.Path(__file__).parents[2]
-_FLAGS = (
-  '--xla_force_host_platform_device_count=8 '
-  '--xla_cpu_collective_call_warn_stuck_timeout_seconds=20 '
-  '--xla_cpu_collective_call_terminate_timeout_seconds=60 '
+# Compiling is made cheap: next to all of the time goes into it.
+_CHEAP = (
   '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
+if jax.__version_info__ < (0, 11):  # later ones don't know it, and would stop
+  _CHEAP += ' --xla_cpu_use_fusion_emitters=false'
 
 
-def pass_on_eight_devices(*files: str, at_least: int) -> None:
-  """Runs the tests of files, which must all pass and none be skipped.
+def environment(devices: int, *, patience: int = 60) -> dict[str, str]:
+  """Returns the environment of a process with fake devices.
 
   Args:
-    *files: relative to the root of the project.
-    at_least: number of tests, so that none is lost unnoticed.
+    devices: how many.
+    patience: seconds after which XLA ends a process in which some device
+      doesn't come to a collective.
   """
-  environment = {**os.environ, 'XLA_FLAGS': _FLAGS, 'JAX_PLATFORMS': 'cpu'}
-  environment.pop('PYTEST_XDIST_WORKER', None)
+  flags = (
+    _CHEAP,
+    f'--xla_force_host_platform_device_count={devices}',
+    f'--xla_cpu_collective_call_warn_stuck_timeout_seconds={patience // 2}',
+    f'--xla_cpu_collective_call_terminate_timeout_seconds={patience}',
+  )
+  given = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': ' '.join(flags),
+  }
+  given.pop('PYTEST_XDIST_WORKER', None)
+  return given
+
+
+def pass_on_eight_devices(
+  *arguments: str, at_least: int, patience: int = 60
+) -> None:
+  """Runs tests, which must all pass and none be skipped.
+
+  Args:
+    *arguments: of pytest, files relative to the root of the project.
+    at_least: number of tests, so that none is lost unnoticed.
+    patience: as of `environment`.
+  """
   result = subprocess.run(
     [
       sys.executable,
       *('-m', 'pytest', '-p', 'no:cacheprovider', '-p', 'no:xdist'),
-      *files,
+      *arguments,
     ],
     cwd=_ROOT,
-    env=environment,
+    env=environment(8, patience=patience),
     capture_output=True,
     text=True,
     timeout=900,
@@ -42,3 +70,45 @@ def pass_on_eight_devices(*files: str, at_least: int) -> None:
   assert passed is not None, result.stdout
   assert int(passed[1]) >= at_least, result.stdout
   assert 'skipped' not in result.stdout, result.stdout
+
+
+def run_together(
+  module: str, arguments: list[list[str]], *, devices: int
+) -> None:
+  """Runs one module in several processes that wait for one another.
+
+  Args:
+    module: what to run.
+    arguments: those of each process, behind the port that all meet at, their
+      number and the index of the process.
+    devices: number of fake devices of each.
+  """
+  port, number = str(_free_port()), str(len(arguments))
+  running = [
+    subprocess.Popen(
+      [sys.executable, '-m', module, port, number, str(index), *given],
+      cwd=_ROOT,
+      env=environment(devices),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.STDOUT,
+      text=True,
+      start_new_session=True,
+    )
+    for index, given in enumerate(arguments)
+  ]
+  try:
+    outputs = [process.communicate(timeout=900)[0] for process in running]
+  finally:
+    for process in running:
+      if process.poll() is None:
+        # Whoever waits for another process doesn't heed a SIGTERM.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+  for process, output in zip(running, outputs, strict=True):
+    assert process.returncode == 0, output
+
+
+def _free_port() -> int:
+  with socket.socket() as one:
+    one.bind(('127.0.0.1', 0))
+    return one.getsockname()[1]

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optax_sam
 from optax_sam import masks
+from tests.distributed import problem
 
 DEVICES = 8
 # Leaves that lie in pieces on the devices, and small ones that all have.
@@ -83,9 +84,7 @@ def elementwise_losses(params, batch):
   return 0.5 * batch * sum(squares)
 
 
-@functools.cache
-def sparse_step(name):
-  tx = SPARSE[name]()
+def elementwise_step(tx):
   batch = jnp.arange(float(EXAMPLES)) % 2.0 + 0.5
 
   def step(params, state):
@@ -98,7 +97,13 @@ def sparse_step(name):
       batch=batch,
     )
 
-  return tx, jax.jit(step)
+  return jax.jit(step)
+
+
+@functools.cache
+def sparse_step(name):
+  tx = SPARSE[name]()
+  return tx, elementwise_step(tx)
 
 
 def collectives(compiled):
@@ -156,6 +161,16 @@ def test_sparse_masks_of_split_leaves(name, split):
     assert_same(masks_of(state), masks_of(expected), wanted)
 
 
+@pytest.mark.parametrize('name', problem.METHODS)
+def test_no_method_gathers_a_leaf(name):
+  """Norms and inner products of split leaves are sums of sums."""
+  tx, wanted = problem.optimizer(name), shardings('two_axes')
+  params = jax.device_put(powers_of_two(), wanted)
+  step = elementwise_step(tx)
+  compiled = step.lower(params, tx.init(params)).compile()
+  assert_only_counts_travel(compiled, at_most=EXAMPLES)
+
+
 @pytest.mark.parametrize('split', SPLIT)
 def test_masks_alone_of_split_leaves(split):
   @jax.jit
@@ -185,7 +200,7 @@ def test_masks_alone_of_split_leaves(split):
 @pytest.mark.parametrize('name', ['dynamic', 'fisher'])
 def test_first_mask_lies_where_the_parameters_do(name, split):
   wanted = shardings(split)
-  tx, _ = sparse_step(name)
+  tx = SPARSE[name]()
   params = powers_of_two()
   found = tx.init(jax.device_put(params, wanted))
   assert_same(masks_of(found), masks_of(tx.init(params)), wanted)

@@ -1,9 +1,55 @@
+"""Tests that need several devices, in processes of their own."""
+
+import subprocess
+import sys
+
 from tests.distributed import processes
 
 
-def test_on_eight_devices():
+def test_named_axis():
   processes.pass_on_eight_devices(
-    'tests/distributed/eight_devices.py',
-    'tests/distributed/sharded_leaves.py',
-    at_least=105,
+    'tests/distributed/explicit_axis.py', at_least=380, patience=10
   )
+
+
+def test_sharded_arrays_and_what_is_told():
+  processes.pass_on_eight_devices(
+    'tests/distributed/sharded_arrays.py',
+    'tests/distributed/sharded_leaves.py',
+    'tests/distributed/collectives.py',
+    'tests/distributed/branches.py',
+    at_least=250,
+    patience=10,
+  )
+
+
+_DIVERGENT = """
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+def decide(x):
+  total = lambda: jax.lax.psum(x, 'data')
+  return jax.lax.cond(x[0] > 3, total, lambda: x)
+
+every = PartitionSpec('data')
+mesh = Mesh(jax.devices(), ('data',))
+step = jax.shard_map(
+  decide, mesh=mesh, in_specs=every, out_specs=every, check_vma=False
+)
+print(jax.block_until_ready(jax.jit(step)(jax.numpy.arange(8.0))))
+"""
+
+
+def test_devices_in_different_branches_are_ended():
+  """So that a decision that isn't shared fails the tests above."""
+  result = subprocess.run(
+    [sys.executable, '-c', _DIVERGENT],
+    env=processes.environment(8, patience=3),
+    capture_output=True,
+    text=True,
+    timeout=300,
+    check=False,
+  )
+  assert result.returncode != 0
+  assert not result.stdout
+  assert 'rendezvous' in result.stderr.lower(), result.stderr
