@@ -1,4 +1,8 @@
-"""Checkpoints of a run with Orbax: everything needed to go on bit by bit."""
+"""Checkpoints of a run with Orbax: everything needed to go on bit by bit.
+
+Several processes write one checkpoint together, into a directory that all of
+them see. They may be read by other processes, on other devices.
+"""
 
 import contextlib
 import gc
@@ -12,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from optax_sam.train import processes
 from optax_sam.train.loop import Progress
 from optax_sam.train.step import TrainingState
 
@@ -28,11 +33,14 @@ class Checkpoints:
       directory: of the checkpoints, one subdirectory each.
       settings: of the run, kept with every checkpoint.
     """
+    self._directory = directory.absolute()
     self._settings = settings
     self._manager = ocp.CheckpointManager(
-      directory.absolute(),
+      self._directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=_KEPT, enable_async_checkpointing=True
+        max_to_keep=_KEPT,
+        enable_async_checkpointing=True,
+        cleanup_tmp_directories=True,  # of processes that were killed
       ),
     )
 
@@ -40,12 +48,17 @@ class Checkpoints:
     """Does nothing more."""
     return self
 
-  def __exit__(self, *error: object) -> None:
+  def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
     """Waits until everything is on disk."""
-    self._manager.close()
+    alone = jax.process_count() == 1
+    if alone or error is None or issubclass(error, processes.RefusedError):
+      self._manager.close()  # which waits for the others
 
   def save(self, progress: Progress) -> None:
-    """Saves a run as it is now, unless this step is saved already."""
+    """Saves a run as it is now, unless this step is saved already.
+
+    Every process must call it, after the same step.
+    """
     if progress.step in self._manager.all_steps():
       return
     record = {
@@ -72,7 +85,8 @@ class Checkpoints:
     """Returns the latest checkpoint that is whole, None if there is none.
 
     A damaged one is reported and, once an older one is read, removed, so that
-    the run can write it anew.
+    the run can write it anew. All processes must call it, and take the same
+    one: that which all of them can read.
 
     Args:
       like: a state of the same run, for shapes and types.
@@ -81,14 +95,14 @@ class Checkpoints:
     Raises:
       ValueError: if there are checkpoints and none can be read.
     """
-    steps = sorted(self._manager.all_steps(), reverse=True)
+    self._manager.wait_until_finished()
+    steps = processes.share(sorted(self._manager.all_steps(), reverse=True))
     damaged: list[int] = []
     for step in steps:
       try:
-        with _without_echo():
-          progress = self._read(step, like)
-      except Exception as error:  # noqa: BLE001 (damage has no type of its own)
-        say(f'The checkpoint of step {step} is damaged: {_sentence(error)}')
+        progress = self._read(step, like)
+      except ValueError as error:
+        say(f'The checkpoint of step {step} is damaged: {error}')
         damaged.append(step)
         continue
       for late in damaged:
@@ -96,28 +110,55 @@ class Checkpoints:
       return progress
     if damaged:
       msg = f'none of the checkpoints {sorted(damaged)} can be read'
-      raise ValueError(msg)
+      raise processes.RefusedError(msg)
     return None
 
   def _read(self, step: int, like: TrainingState) -> Progress:
-    found: Any = self._manager.restore(
-      step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardRestore(_stored(like)),
-        record=ocp.args.JsonRestore(),
-      ),
-    )
-    record = found.record
-    state = TrainingState(**found.state)
-    if int(_fingerprint(state)) != record['fingerprint']:
+    """Returns a checkpoint; a ValueError on all processes if one cannot."""
+    kept = ('step', 'log', 'evaluations', 'best_train_accuracy')
+
+    def read() -> tuple[Progress, int]:
+      with _without_echo(), _alone() as reader:
+        found = reader.restore(
+          self._directory / str(step),
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(_stored(like)),
+            record=ocp.args.JsonRestore(),
+          ),
+        )
+        record = found.record
+        progress = Progress(
+          TrainingState(**found.state),
+          **{name: record[name] for name in kept},
+          inputs=record.get('inputs', {}),
+        )
+        return progress, record['fingerprint']
+
+    progress, fingerprint = processes.together(read)
+    if int(_fingerprint(progress.state)) != fingerprint:
       msg = 'its arrays are not those that were saved'
       raise ValueError(msg)
-    kept = ('step', 'log', 'evaluations', 'best_train_accuracy')
-    return Progress(
-      state,
-      **{name: record[name] for name in kept},
-      inputs=record.get('inputs', {}),
-    )
+    return progress
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[ocp.Checkpointer]:
+  """Yields what reads without waiting for other processes.
+
+  The manager waits for them after reading, and so for ever if one of them
+  could not read its part.
+  """
+  index = jax.process_index()
+  options = ocp.options.MultiprocessingOptions(
+    primary_host=index,
+    active_processes={index},
+    barrier_sync_key_prefix=f'process_{index}',
+  )
+  handler = ocp.CompositeCheckpointHandler(
+    composite_options=ocp.CompositeOptions(multiprocessing_options=options)
+  )
+  with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
+    yield reader
 
 
 def _stored(state: TrainingState) -> dict[str, Any]:
@@ -136,19 +177,30 @@ def _fingerprint(state: TrainingState) -> jax.Array:
   for leaf in jax.tree.leaves(state):
     words = _words(leaf)
     # Odd factors, so that a change of one word or a swap of two shows.
-    factors = 2 * jnp.arange(words.size, dtype=jnp.uint32) + 1
+    factors = 2 * _positions(words.shape) + 1
     total = total * jnp.uint32(31) + jnp.sum(words * factors)
   return total
+
+
+def _positions(shape: tuple[int, ...]) -> jax.Array:
+  """Numbers the elements of an array, without making it flat.
+
+  One that is split over devices would have to be put together for that.
+  """
+  numbers = jnp.zeros(shape, jnp.uint32)
+  for axis, length in enumerate(shape):
+    along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    numbers = numbers * jnp.uint32(length) + along
+  return numbers
 
 
 def _words(leaf: jax.Array) -> jax.Array:
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     leaf = jax.random.key_data(leaf)
   if leaf.dtype == jnp.bool_:
-    return leaf.astype(jnp.uint32).reshape(-1)
+    return leaf.astype(jnp.uint32)
   unsigned = np.dtype(f'uint{8 * min(leaf.dtype.itemsize, 4)}')
-  bits = jax.lax.bitcast_convert_type(leaf, unsigned)
-  return bits.astype(jnp.uint32).reshape(-1)
+  return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
 
 
 @contextlib.contextmanager

@@ -9,11 +9,8 @@ from typing import Any
 
 import tyro
 
+from optax_sam.train import complaints, config_files
 from optax_sam.train import config as config_lib
-from optax_sam.train import config_files
-
-USAGE_ERROR = 2
-INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -23,15 +20,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = _parse(arguments)
     sys.exit(_run(config, shlex.join(['optax-sam', *arguments])))
   except KeyboardInterrupt:
-    _complain('interrupted, nothing was written')
-    sys.exit(INTERRUPTED)
-  except ValueError as error:
-    _complain(str(error))
-    sys.exit(USAGE_ERROR)
-  except OSError as error:
-    where = f'{error.filename}: ' if error.filename else ''
-    _complain(f'cannot write the output: {where}{error.strerror or error}')
-    sys.exit(USAGE_ERROR)
+    complaints.complain('interrupted, nothing was written')
+    sys.exit(complaints.INTERRUPTED)
+  except (ValueError, OSError) as error:
+    complaints.complain(complaints.describe(error))
+    sys.exit(complaints.USAGE_ERROR)
 
 
 def _run(config: Any, command: str) -> int:
@@ -44,11 +37,13 @@ def _run(config: Any, command: str) -> int:
       from optax_sam.train import compare
 
       comparison = compare.run(config, console, command)
-      return INTERRUPTED if comparison.interrupted else 0
+      return complaints.INTERRUPTED if comparison.interrupted else 0
     case config_lib.TrainConfig():
-      from optax_sam.train import single
+      config_lib.validate(config)  # rather than wait for the other processes
+      from optax_sam.train import processes, single
 
-      return 0 if single.run(config, console) else INTERRUPTED
+      with processes.joined(config):
+        return 0 if single.run(config, console) else complaints.INTERRUPTED
     case config_lib.ConvertConfig():
       return _convert(config, console)
     case _:
@@ -76,11 +71,11 @@ def _convert(config: config_lib.ConvertConfig, console: Any) -> int:
       say=say,
     )
   except KeyboardInterrupt:
-    _complain(
+    complaints.complain(
       'interrupted; finished shards stay, and the same command goes on with '
       'the others'
     )
-    return INTERRUPTED
+    return complaints.INTERRUPTED
   say(f'Shards: {config.output}')
   return 0
 
@@ -130,11 +125,6 @@ def _first_lines(box: str) -> str:
     elif section[0].startswith('Available'):
       message += f'; {section[0]}'
   return f'{message}; see --help'
-
-
-def _complain(message: str) -> None:
-  one_line = ' '.join(message.split())
-  print(f'optax-sam: error: {one_line}', file=sys.stderr)
 
 
 if __name__ == '__main__':

@@ -26,6 +26,9 @@ DEFAULT_METHODS = (
   'k_sam',
 )
 
+# Both share the batch; the second one the parameters and their states, too.
+MESH_AXES = ('data', 'fsdp')
+
 # What the base optimizers start from unless --learning-rate, --weight-decay
 # say otherwise.
 LEARNING_RATES = {'sgd': 0.1, 'adamw': 0.003}
@@ -152,8 +155,21 @@ class TrainConfig(Experiment):
   """Passes over the training examples, in place of --steps."""
 
   mesh: str | None = None
-  """Devices that share each batch, as in data=8 [default: all if they divide
-  the batch, otherwise one]."""
+  """Devices that share each batch, as in data=8, or data=4,fsdp=2 if groups of
+  two also share the parameters and their states [default: data=N with all
+  devices; in a single process, one device if they don't divide the batch]."""
+
+  distributed: bool = False
+  """One of several processes that find each other, as on the hosts of a pod."""
+
+  coordinator: str | None = None
+  """Where they find each other otherwise: HOST:PORT of the first process."""
+
+  num_processes: int | None = None
+  """Number of processes that meet at --coordinator."""
+
+  process_id: int | None = None
+  """Which of them this is, from 0."""
 
   method: str = 'sam'
   """The method, or the name of the base optimizer."""
@@ -207,6 +223,10 @@ _NOT_SETTINGS = (
   'input_threads',
   'prefetch',
   'mesh',
+  'distributed',
+  'coordinator',
+  'num_processes',
+  'process_id',
   'epochs',  # the number of steps says it
 )
 
@@ -256,6 +276,30 @@ def validate(config: Experiment) -> None:
     _check(config, name, lambda x: x >= 0, 'at least 0')
   if isinstance(config, TrainConfig):
     _validate_data(config)
+    _validate_processes(config)
+    axes(config.mesh or 'data=1')
+
+
+def axes(mesh: str) -> dict[str, int]:
+  """Returns the axes that `--mesh` names, with their sizes.
+
+  Raises:
+    ValueError: if it cannot be read, in one line.
+  """
+  found: dict[str, int] = {}
+  for part in mesh.split(','):
+    name, _, size = part.partition('=')
+    if name not in MESH_AXES or not size.isdecimal() or not int(size):
+      msg = (
+        f'--mesh {mesh!r}: {part!r} must be {" or ".join(MESH_AXES)}=N with a '
+        f'number of devices, as in data=8 or data=4,fsdp=2'
+      )
+      raise ValueError(msg)
+    if name in found:
+      msg = f'--mesh {mesh} names {name} twice; give each axis once'
+      raise ValueError(msg)
+    found[name] = int(size)
+  return found
 
 
 def _validate_data(config: TrainConfig) -> None:
@@ -269,9 +313,35 @@ def _validate_data(config: TrainConfig) -> None:
   if images and config.label_noise:
     msg = '--label-noise is for digits and mnist1d; leave it out for imagenet'
     raise ValueError(msg)
+  # A number of steps that is the default is not seen here, but in config_files.
   if config.epochs is not None and config.steps != Experiment.steps:
     msg = '--steps and --epochs both give the length; leave one of them out'
     raise ValueError(msg)
+
+
+def _validate_processes(config: TrainConfig) -> None:
+  together = ('coordinator', 'num_processes', 'process_id')
+  missing = [name for name in together if getattr(config, name) is None]
+  if len(missing) == len(together):
+    return
+  if config.distributed:
+    msg = (
+      '--distributed finds the other processes by itself; leave it out, or '
+      + ', '.join(map(_flag, together))
+    )
+    raise ValueError(msg)
+  if missing:
+    msg = (
+      f'{", ".join(map(_flag, together))} are given together; here '
+      f'{" and ".join(map(_flag, missing))} is missing'
+    )
+    raise ValueError(msg)
+  host, _, port = str(config.coordinator).rpartition(':')
+  if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+    msg = f'--coordinator {config.coordinator!r} must read HOST:PORT'
+    raise ValueError(msg)
+  count: Any = config.num_processes
+  _check(config, 'process_id', lambda x: x < count, f'below {count}')
 
 
 _AT_LEAST = {
@@ -288,6 +358,8 @@ _AT_LEAST = {
   'input_threads': 1,
   'prefetch': 1,
   'epochs': 1,
+  'num_processes': 1,
+  'process_id': 0,
 }
 
 

@@ -20,7 +20,7 @@ from optax_sam.train import config as config_lib
 _FLAG = '--config'
 _COMMENT = 'about'
 # Either one says how long to train.
-_ALTERNATIVES = (('steps', 'epochs'), ('epochs', 'steps'))
+_LENGTHS = ('steps', 'epochs')
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -30,17 +30,34 @@ def expand(arguments: Sequence[str]) -> list[str]:
     arguments: of the command line, the command first.
 
   Raises:
-    ValueError: if the file cannot be read or has a key that is no flag.
+    ValueError: if the file cannot be read or has a key that is no flag, or if
+      one of them gives the length of the run twice.
   """
   command, flags = list(arguments[:1]), list(arguments[1:])
+  if command != ['train']:
+    return [*command, *flags]
+  lengths = [
+    name
+    for name in _LENGTHS
+    if any(flag.split('=')[0] == f'--{name}' for flag in flags)
+  ]
   path = _path(flags)
-  if command != ['train'] or path is None:
+  if path is None:
+    _check_lengths(lengths)
     return [*command, *flags]
   given = _read(path)
-  for name, other in _ALTERNATIVES:
-    if any(flag.split('=')[0] == f'--{name}' for flag in flags):
-      given.pop(other, None)
+  if lengths:  # in place of what the file says
+    given = {key: given[key] for key in given if key not in _LENGTHS}
+  _check_lengths(
+    lengths or [name for name in _LENGTHS if given.get(name) is not None]
+  )
   return [*command, *_as_flags(path, given), *flags]
+
+
+def _check_lengths(given: Sequence[str]) -> None:
+  if len(given) > 1:
+    msg = '--steps and --epochs both give the length; leave one of them out'
+    raise ValueError(msg)
 
 
 def _path(flags: Sequence[str]) -> pathlib.Path | None:

@@ -25,8 +25,9 @@ def evaluate(
     task: the model and its losses.
     params: where to evaluate.
     statistics: of batch norm, of the same model.
-    batches: one batch of all examples, or batches with `is_example`, in which
-      the other rows count nothing.
+    batches: one batch of all examples, the same on every process; or batches
+      with `is_example`, in which the other rows count nothing, and of which
+      every process has its rows.
     placement: of the batches.
 
   Returns:
@@ -34,11 +35,10 @@ def evaluate(
   """
   losses, right, examples = [], 0, 0
   for batch in batches:
-    placed = placement.batch(batch)
     if 'is_example' not in batch:
-      loss, accuracy = whole(task, params, statistics, placed)
+      loss, accuracy = whole(task, params, statistics, placement.whole(batch))
       return float(loss), float(accuracy)
-    sums = _sums(task, params, statistics, placed)
+    sums = _sums(task, params, statistics, placement.batch(batch))
     losses.append(float(sums[0]))
     right += int(sums[1])
     examples += int(sums[2])

@@ -15,7 +15,9 @@ class Inputs(Protocol):
   """Batches for training, for evaluation and for measuring.
 
   A training batch is a function of step and seed, so the step is all that a
-  checkpoint has to know; beside it stands what the order depends on.
+  checkpoint has to know; beside it stands what the order depends on. Of one
+  every process makes its own rows, and so of test batches with `is_example`;
+  any other batch is the same on every process.
 
   Attributes:
     classes: number of classes.
@@ -35,11 +37,11 @@ class Inputs(Protocol):
     ...
 
   def sample(self) -> Batch:
-    """Returns a batch of the shape of those of training."""
+    """Returns rows of the shape of those of a training batch."""
     ...
 
   def batch(self, step: int, seed: int) -> Batch:
-    """Returns the batch of a step; that after the last one comes fastest."""
+    """Returns the rows of a step; those after the last ones come fastest."""
     ...
 
   def normalize(self, values: Any) -> jax.Array:
@@ -68,15 +70,25 @@ class Inputs(Protocol):
 
 
 class InMemory:
-  """A dataset that is small enough to be held and evaluated as a whole."""
+  """A dataset that is small enough to be held and evaluated as a whole.
 
-  def __init__(self, dataset: data.Dataset, batch_size: int) -> None:
+  Every process holds all of it, and takes its rows of each batch.
+  """
+
+  def __init__(
+    self,
+    dataset: data.Dataset,
+    batch_size: int,
+    process: tuple[int, int] | None = None,
+  ) -> None:
     """Holds the dataset.
 
     Args:
       dataset: its examples.
-      batch_size: examples in a step.
+      batch_size: examples in a step, over all processes.
+      process: index of this process and number of processes; None for JAX's.
     """
+    self._process = process
     self.dataset = dataset
     self.classes = dataset.classes
     self.batch_size = batch_size
@@ -93,8 +105,14 @@ class InMemory:
     return self.batch(0, 0)
 
   def batch(self, step: int, seed: int) -> Batch:
-    """Returns the batch of a step."""
-    return data.batch_at(self.dataset.train, step, self.batch_size, seed)
+    """Returns this process's rows of the batch of a step."""
+    batch = data.batch_at(self.dataset.train, step, self.batch_size, seed)
+    index, count = self._process or (jax.process_index(), jax.process_count())
+    rows = self.batch_size // count
+    start = rows * index
+    return {
+      name: values[start : start + rows] for name, values in batch.items()
+    }
 
   def normalize(self, values: Any) -> Any:
     """Returns them as they are: the dataset is normalized already."""

@@ -155,10 +155,10 @@ class Trainer:
 
   def measure_sharpness(self, state: TrainingState) -> Row:
     """Measures sharpness in evaluation mode, on fixed training examples."""
-    batch = self.placement.batch(
+    batch = self.placement.whole(
       self.task.inputs.fixed(self.config.sharpness_examples)
     )
-    loss, args = self.task.evaluation_loss, (state.statistics, batch)
+    loss, args = self._measured_loss, (state.statistics, batch)
     try:
       eigenvalue = sharpness.top_eigenvalue(
         loss, state.params, args=args, tolerance=_EIGENVALUE_TOLERANCE
@@ -170,13 +170,24 @@ class Trainer:
     )
     return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
 
+  def _measured_loss(
+    self, params: Any, statistics: Collections, batch: data.Batch
+  ) -> jax.Array:
+    if self.placement.mesh is not None:
+      # The gradients too then: the host reads them on every process.
+      params = jax.lax.with_sharding_constraint(
+        params, self.placement.replicated
+      )
+    return self.task.evaluation_loss(params, statistics, batch)
+
   def _compile(self, accuracy: float) -> Any:
     method, base = self._method(seed=0, accuracy=accuracy), self._base()
     state = self.start(seed=0).state
     batch = self.placement.batch(self.task.inputs.sample())
+    mesh = self.placement.mesh
     how = {
       'ema_decay': self.config.ema_decay,
-      'sharding': self.placement.replicated,
+      'sharding': None if mesh is None else self.placement.shardings(state),
     }
     if self.on_host:
       # Several programs, compiled as the steps call them.
@@ -191,6 +202,7 @@ class Trainer:
       base,
       uses_gradient=methods.uses_gradient(self.name),
       takes_single_examples=methods.takes_single_examples(self.name),
+      rows=self.placement.rows,
       **how,
     )
     compiled = step.lower(state, batch).compile()

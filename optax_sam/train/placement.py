@@ -1,20 +1,26 @@
 """Where the arrays of a run are: on one device, or on all of them.
 
-Under a mesh a step stays one program for the global batch: parameters and
-states are replicated, batches are split by their first axis, and the compiler
-puts the sums over devices where they are needed.
+Under a mesh a step stays one program for the global batch: its rows are split
+over all devices, parameters and states are whole on each of them or split over
+the axis `fsdp`, and the compiler puts the sums over devices, and the fetching
+of what is split, where they are needed.
 """
 
+import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from optax_sam.train import config as config_lib
 from optax_sam.train.data import Batch
 
-_AXIS = 'data'
+_FSDP = 'fsdp'
+# Smaller arrays cost less to hold than to fetch.
+_LEAST_TO_SPLIT = 2**10
 
 
 class Placement:
@@ -24,45 +30,88 @@ class Placement:
     """Holds the mesh.
 
     Args:
-      mesh: of one axis, `data`; None leaves everything to JAX, which uses its
-        default device.
+      mesh: of the axes `data`, `fsdp` or both; None leaves everything to JAX,
+        which uses its default device.
     """
     self.mesh = mesh
 
   @property
   def replicated(self) -> NamedSharding | None:
-    """The sharding of everything but batches."""
+    """The sharding of what every device holds whole."""
     return None if self.mesh is None else NamedSharding(self.mesh, P())
 
+  @property
+  def rows(self) -> NamedSharding | None:
+    """The sharding of batches: their rows are split over all devices."""
+    if self.mesh is None:
+      return None
+    return NamedSharding(self.mesh, P(self.mesh.axis_names))
+
+  def shardings(self, abstract_state: Any) -> Any:
+    """Returns how the arrays of a state are split over the devices.
+
+    With `n` the size of the axis `fsdp`, an array is split along its largest
+    axis that `n` divides, the first of those that are equally long. It is
+    whole on every device if there is none, or if it has less than 1024
+    elements. Over `data` nothing is split.
+
+    The shape alone decides, so what has the shape of a parameter (momentum, an
+    average, a stored direction) is split as the parameter is.
+
+    Args:
+      abstract_state: pytree of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The same pytree of `NamedSharding`, or of None without a mesh.
+    """
+    return jax.tree.map(lambda leaf: self._sharding(leaf.shape), abstract_state)
+
   def state(self, tree: Any) -> Any:
-    """Puts a copy of a state onto every device."""
+    """Puts a state, the same one on every process, onto the devices."""
     if self.mesh is None:
       return tree
-    return jax.device_put(tree, self.replicated)
+    return jax.tree.map(_put, tree, self.shardings(tree))
 
   def batch(self, batch: Batch) -> Batch:
     """Splits a batch, of which every process gives its own rows.
 
-    One that the devices don't divide, as a whole test set, is put onto each.
+    The rows of the first process come first, then those of the second one.
     """
     if self.mesh is None:
       return batch
-    rows = len(batch['labels']) * jax.process_count()
-    if rows % self.mesh.size:
-      return self.state(batch)
-    split = NamedSharding(self.mesh, P(_AXIS))
     return {
-      name: jax.make_array_from_process_local_data(split, values)
+      name: jax.make_array_from_process_local_data(self.rows, values)
       for name, values in batch.items()
     }
+
+  def whole(self, batch: Batch) -> Batch:
+    """Splits a batch, of which every process gives all rows.
+
+    One that the devices don't divide, as a test set, is put onto each.
+    """
+    if self.mesh is None:
+      return batch
+    fits = len(batch['labels']) % self.mesh.size == 0
+    sharding = self.rows if fits else self.replicated
+    return jax.tree.map(lambda values: _put(values, sharding), batch)
+
+  def _sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
+    if self.mesh is None:
+      return None
+    size = self.mesh.shape.get(_FSDP, 1)
+    fitting = [axis for axis, length in enumerate(shape) if length % size == 0]
+    if size == 1 or not fitting or math.prod(shape) < _LEAST_TO_SPLIT:
+      return NamedSharding(self.mesh, P())
+    longest = max(fitting, key=lambda axis: shape[axis])
+    return NamedSharding(self.mesh, P(*[None] * longest, _FSDP))
 
 
 def build(text: str | None, batch_size: int) -> Placement:
   """Returns the placement that `--mesh` asks for.
 
   Args:
-    text: `data=8` or the like; None takes all devices if they divide the
-      batch, otherwise one.
+    text: `data=8`, `data=4,fsdp=2` or the like; None takes all devices if they
+      divide the batch. If they don't, a single process takes one.
     batch_size: examples in a step.
 
   Raises:
@@ -70,22 +119,38 @@ def build(text: str | None, batch_size: int) -> Placement:
   """
   count = jax.device_count()
   if text is None:
-    if batch_size % count:
+    if jax.process_count() == 1 and batch_size % count:
       count = 1
+    axes = {'data': count}
   else:
-    name, _, size = text.partition('=')
-    if name != _AXIS or not size.isdecimal():
-      msg = f'--mesh {text!r} must read {_AXIS}=N, with N={count} devices here'
-      raise ValueError(msg)
-    if int(size) != count:
-      msg = f'--mesh {text} must be of all devices: {_AXIS}={count}'
-      raise ValueError(msg)
-    if batch_size % count:
-      msg = (
-        f'--mesh {text}: --batch-size must be a multiple of {count}, '
-        f'not {batch_size}'
-      )
-      raise ValueError(msg)
+    axes = config_lib.axes(text)
+  if math.prod(axes.values()) != count:
+    msg = (
+      f'--mesh {text} must be of all devices: their numbers multiply to '
+      f'{math.prod(axes.values())}, and here are {count}, as in data={count}'
+    )
+    raise ValueError(msg)
+  if batch_size % count:
+    mesh = ','.join(f'{name}={size}' for name, size in axes.items())
+    msg = (
+      f'--mesh {mesh}: --batch-size must be a multiple of {count}, '
+      f'not {batch_size}'
+    )
+    raise ValueError(msg)
   if count == 1:
     return Placement()
-  return Placement(Mesh(np.asarray(jax.devices()), (_AXIS,)))
+  # The devices of a process are neighbours, and so are its rows of a batch.
+  devices = sorted(jax.devices(), key=lambda one: (one.process_index, one.id))
+  shaped = np.asarray(devices).reshape(list(axes.values()))
+  return Placement(Mesh(shaped, tuple(axes)))
+
+
+def _put(leaf: Any, sharding: Any) -> jax.Array:
+  """Puts what every process has onto all devices, without comparing it."""
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    data = _put(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+  values = np.asarray(leaf)
+  return jax.make_array_from_callback(
+    values.shape, sharding, lambda index: values[index]
+  )

@@ -1,4 +1,8 @@
-"""One run of one method, with checkpoints and resume."""
+"""One run of one method, with checkpoints and resume.
+
+Several processes may be one run (`optax_sam.train.processes`). Then the first
+one writes and reports.
+"""
 
 import contextlib
 import dataclasses
@@ -6,8 +10,9 @@ import json
 import math
 import pathlib
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.console import Console
@@ -20,6 +25,7 @@ from optax_sam.train import (
   methods,
   output,
   placement,
+  processes,
   progress,
   task,
 )
@@ -46,14 +52,19 @@ def run(config: config_lib.TrainConfig, console: Console) -> bool:
     OSError: if the output cannot be written.
   """
   config_lib.validate(config)
-  devices = placement.build(config.mesh, config.batch_size)
-  method_settings = _method_settings(config)
-  if config.output is not None and not config.resume:
-    # Before images are listed, which may take minutes.
-    output.check(config.output, overwrite=config.overwrite, known=FILES)
+  _check_alike(config)
+  devices = processes.together(
+    lambda: placement.build(config.mesh, config.batch_size)
+  )
+  method_settings = processes.together(lambda: _method_settings(config))
+  processes.on_first(lambda: _check_output(config))
+  if not processes.is_first():
+    console = Console(quiet=True)
   with (
     progress.Reporter(console) as reporter,
-    contextlib.closing(task.build(config, reporter.line)) as problem,
+    contextlib.closing(
+      processes.together(lambda: task.build(config, _warn(reporter)))
+    ) as problem,
   ):
     if config.epochs is not None:
       steps = config.epochs * inputs.steps_per_epoch(problem.inputs)
@@ -74,12 +85,37 @@ def run(config: config_lib.TrainConfig, console: Console) -> bool:
       )
       return False
     sharpness = trainer.measure_sharpness(current.state)
-    _write_metrics(target / _METRICS, current, sharpness)
+    processes.on_first(
+      lambda: _write_metrics(target / _METRICS, current, sharpness)
+    )
     reporter.line(_summary(config, current, sharpness))
-    if problem.inputs.skipped:
-      reporter.line(f'Images skipped as corrupt: {problem.inputs.skipped}.')
+    skipped = sum(map(int, processes.gather(str(problem.inputs.skipped))))
+    if skipped:
+      reporter.line(f'Images skipped as corrupt: {skipped}.')
   console.print(f'Run: {target}', soft_wrap=True, highlight=False)
   return True
+
+
+def _check_alike(config: config_lib.TrainConfig) -> None:
+  """Raises a ValueError if processes were told to make different runs."""
+  values = config_lib.settings(config)
+  for name in ('output', 'overwrite', 'resume', 'mesh', 'epochs'):
+    value = getattr(config, name)
+    values[name] = str(value) if isinstance(value, pathlib.Path) else value
+  processes.check_alike('flags', values)
+
+
+def _check_output(config: config_lib.TrainConfig) -> None:
+  # Before images are listed, which may take minutes.
+  if config.output is not None and not config.resume:
+    output.check(config.output, overwrite=config.overwrite, known=FILES)
+
+
+def _warn(reporter: progress.Reporter) -> Callable[[str], None]:
+  """Returns what tells of examples that this process cannot read."""
+  if processes.is_first():
+    return reporter.line
+  return lambda text: print(text, file=sys.stderr)
 
 
 def _method_settings(config: config_lib.TrainConfig) -> dict[str, Any]:
@@ -103,27 +139,45 @@ def _method_settings(config: config_lib.TrainConfig) -> dict[str, Any]:
 def _prepare(config: config_lib.TrainConfig) -> pathlib.Path:
   """Returns the directory of the run, new or to be resumed."""
   default = output.dated(f'{config.method}-{config.dataset}')
-  if not config.resume:
-    target = config.output or default
-    with output.new_directory(
-      target, overwrite=config.overwrite, known=FILES
-    ) as directory:
-      output.write_config(directory, 'train', config_lib.settings(config))
-    return target
+  target = pathlib.Path(processes.share(str(config.output or default)))
+  action = _check_resumable if config.resume else _create
+  processes.on_first(lambda: action(config, target))
+  processes.together(lambda: _check_shared(target))
+  return target
+
+
+def _create(config: config_lib.TrainConfig, target: pathlib.Path) -> None:
+  with output.new_directory(
+    target, overwrite=config.overwrite, known=FILES
+  ) as directory:
+    output.write_config(directory, 'train', config_lib.settings(config))
+
+
+def _check_resumable(
+  config: config_lib.TrainConfig, target: pathlib.Path
+) -> None:
   if config.output is None:
     msg = '--resume needs --output, the directory of the run to go on with'
     raise ValueError(msg)
-  if not config.output.is_dir():
-    msg = f'--output {config.output}: there is no such run to resume'
+  if not target.is_dir():
+    msg = f'--output {target}: there is no such run to resume'
     raise ValueError(msg)
-  former = output.read_config(config.output)
+  former = output.read_config(target)
   if former is None or former.get(output.MARK) != 'train':
-    msg = f'--output {config.output} is not a run of `optax-sam train`'
+    msg = f'--output {target} is not a run of `optax-sam train`'
     raise ValueError(msg)
   # A run from before a flag was there had what is its default now.
   defaults = config_lib.settings(config_lib.TrainConfig())
   _check_same(defaults | former['settings'], config_lib.settings(config))
-  return config.output
+
+
+def _check_shared(target: pathlib.Path) -> None:
+  if output.read_config(target) is None:
+    msg = (
+      f'--output {target} of process 0 is not to be seen from here; give a '
+      f'directory that all processes share'
+    )
+    raise ValueError(msg)
 
 
 def _check_same(former: dict[str, Any], now: dict[str, Any]) -> None:
@@ -147,13 +201,15 @@ def _begin(
   start = trainer.start(config.seed)
   found = None
   if config.resume:
-    found = checkpoints.restore(start.state, reporter.line)
+    found = former = checkpoints.restore(start.state, reporter.line)
     where = 'no checkpoint yet, from the start'
-    if found is not None:
-      inputs.check_state(
-        trainer.task.inputs, found.inputs, found.step, config.seed
+    if former is not None:
+      processes.together(
+        lambda: inputs.check_state(
+          trainer.task.inputs, former.inputs, former.step, config.seed
+        )
       )
-      where = f'from the checkpoint of step {found.step}'
+      where = f'from the checkpoint of step {former.step}'
     reporter.line(f'Resuming {where}.')
   return start if found is None else found
 
@@ -183,7 +239,7 @@ def _train(
         current.evaluations and current.evaluations[-1]['step'] == current.step
       ):
         reporter.line(_evaluation(current))
-      if interrupted.is_set():
+      if processes.should_stop(current.step, interrupted.is_set()):
         checkpoints.save(current)
         raise KeyboardInterrupt
 
@@ -206,8 +262,9 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
   def handle(*arguments: object) -> None:
     del arguments
     if event.is_set():
-      raise KeyboardInterrupt
+      processes.stop_at_once()
     event.set()
+    processes.interrupt()
 
   if threading.current_thread() is not threading.main_thread():
     yield event  # only the main thread may install a handler

@@ -57,7 +57,8 @@ def in_one_program(
   uses_gradient: bool = True,
   takes_single_examples: bool = False,
   ema_decay: float | None = None,
-  sharding: jax.sharding.Sharding | None = None,
+  sharding: Any = None,
+  rows: jax.sharding.Sharding | None = None,
 ) -> Step:
   """Returns a jitted step; a method that skips does so inside the program.
 
@@ -70,7 +71,11 @@ def in_one_program(
     takes_single_examples: whether the method differentiates the losses of
       examples one by one; these are then losses in evaluation mode.
     ema_decay: weight of the past in the moving averages, None for no averages.
-    sharding: of all results, None for the compiler's choice.
+    sharding: of the next state: one for all leaves, or a state of them, whose
+      that of `step` is also that of the metrics; None for the compiler's
+      choice.
+    rows: how examples that a method picks are split; None likewise, for which
+      a compiler may choose to have all of them on every device.
 
   Returns:
     The step, from state and batch to the next state and metrics.
@@ -81,6 +86,7 @@ def in_one_program(
     uses_gradient=uses_gradient,
     takes_single_examples=takes_single_examples,
     ema_decay=ema_decay,
+    rows=rows,
   )
 
   def step(
@@ -88,7 +94,8 @@ def in_one_program(
   ) -> tuple[TrainingState, Metrics]:
     return descend(state, batch, _clean_pass(task, state, batch))
 
-  return _jit(sharding)(step)
+  of = _shardings(sharding)
+  return jax.jit(step, out_shardings=(of, of.step))
 
 
 def branching_on_host(
@@ -97,7 +104,7 @@ def branching_on_host(
   base: optax.GradientTransformation,
   *,
   ema_decay: float | None = None,
-  sharding: jax.sharding.Sharding | None = None,
+  sharding: Any = None,
 ) -> Step:
   """Returns the same step as two programs, the method's choice in between.
 
@@ -118,11 +125,12 @@ def branching_on_host(
     The step, from state and batch to the next state and metrics.
   """
   descend = _descending(task, optax.chain(method, base), ema_decay=ema_decay)
-  jit = _jit(sharding)
+  of = _shardings(sharding)
+  results = (_without_key(of), of.step)
 
   # A typed key is slow to come out of a program, and while a decision is
   # waited for nothing else runs: the key of the run goes around them.
-  @jit
+  @functools.partial(jax.jit, out_shardings=(of.step, of.params, *results))
   def skip(
     state: TrainingState, batch: data.Batch
   ) -> tuple[jax.Array, optax.Updates, TrainingState, Metrics]:
@@ -131,7 +139,7 @@ def branching_on_host(
     decided = optax_sam.metrics(skipped.opt_state)['decided']
     return decided, clean.grads, _without_key(skipped), metrics
 
-  @jit
+  @functools.partial(jax.jit, out_shardings=results)
   def ascend(
     state: TrainingState, batch: data.Batch, clean: _CleanPass
   ) -> tuple[TrainingState, Metrics]:
@@ -155,10 +163,10 @@ def branching_on_host(
   return step
 
 
-def _jit(sharding: jax.sharding.Sharding | None) -> Callable[..., Any]:
-  if sharding is None:
-    return jax.jit
-  return functools.partial(jax.jit, out_shardings=sharding)
+def _shardings(sharding: Any) -> TrainingState:
+  if isinstance(sharding, TrainingState):
+    return sharding
+  return TrainingState(*[sharding] * len(TrainingState._fields))
 
 
 def _without_key(state: TrainingState) -> TrainingState:
@@ -194,6 +202,7 @@ def _descending(
   uses_gradient: bool = True,
   takes_single_examples: bool = False,
   ema_decay: float | None = None,
+  rows: jax.sharding.Sharding | None = None,
 ) -> Callable[..., tuple[TrainingState, Metrics]]:
   """Returns the rest of a step, from the clean pass to the next state."""
   tx = optax.with_extra_args_support(chain)
@@ -208,6 +217,8 @@ def _descending(
     statistics, key = state.statistics, _dropout_key(state)
 
     def losses(params: optax.Params, batch: data.Batch) -> jax.Array:
+      if rows is not None:
+        batch = jax.lax.with_sharding_constraint(batch, rows)
       if takes_single_examples:
         return task.single_losses(params, statistics, batch)
       return task.losses(params, statistics, batch, key)[0]

@@ -12,12 +12,12 @@ STRICT = False  # Flax promotes ranks
 STEPS = 4
 
 
-def trainer(name, mesh, **changes):
+def trainer(name, mesh=None, **changes):
   config = problems.train_config(
     model='cnn', batch_size=48, method=name, **changes
   )
   given = {'lambda_1': 1, 'lambda_2': 2.5} if name == 'ae_sam' else {}
-  where = placement.build('data=8', 48) if mesh else placement.Placement()
+  where = placement.build(mesh, 48) if mesh else placement.Placement()
   return loop.Trainer(
     config,
     problems.small_task(config.model, config.batch_size),
@@ -42,41 +42,42 @@ def assert_close(found, expected):
 
 
 @pytest.mark.parametrize(
-  ('name', 'execution'),
+  ('name', 'execution', 'mesh'),
   [
-    ('sgd', 'jit'),
-    ('sam', 'jit'),
-    ('ae_sam', 'jit'),
-    ('ae_sam', 'host'),
-    ('k_sam', 'jit'),
+    ('sgd', 'jit', 'data=8'),
+    ('sam', 'jit', 'data=8'),
+    ('sam', 'jit', 'fsdp=8'),
+    ('ae_sam', 'jit', 'data=8'),
+    ('ae_sam', 'host', 'data=4,fsdp=2'),
+    ('k_sam', 'jit', 'data=4,fsdp=2'),
   ],
 )
-def test_eight_devices_train_as_one_does(name, execution):
+def test_eight_devices_train_as_one_does(name, execution, mesh):
   results = []
-  for mesh in (False, True):
-    one = trainer(name, mesh, execution=execution, ema_decay=0.5)
+  for where in (None, mesh):
+    one = trainer(name, where, execution=execution, ema_decay=0.5)
     state, metrics = run(one, one.start(seed=0).state)
     evaluation = one._evaluation_row(loop.Progress(state, STEPS))
     kept = (state.params, state.statistics, state.average)
     results.append((kept, metrics, evaluation))
     devices = {len(leaf.devices()) for leaf in jax.tree.leaves(state)}
-    assert devices == {8 if mesh else 1}
+    assert devices == {8 if where else 1}
   assert_close(*results)
 
 
 def test_every_device_gets_its_rows_alone():
-  one = trainer('sgd', mesh=True)
+  one = trainer('sgd', mesh='data=8')
   batch = one.placement.batch(one.batch(0, seed=0))
   shards = batch['inputs'].addressable_shards
   assert {shard.data.shape for shard in shards} == {(6, 8, 8, 1)}
   np.testing.assert_array_equal(batch['labels'], one.batch(0, seed=0)['labels'])
   # The metrics of the test set must not depend on what divides it.
-  whole = one.placement.batch(next(iter(one.task.inputs.test())))
+  whole = one.placement.whole(next(iter(one.task.inputs.test())))
   assert whole['inputs'].addressable_shards[0].data.shape[0] == 797
 
 
 def test_a_run_goes_on_with_other_devices(tmp_path):
-  eight, alone = trainer('sam', mesh=True), trainer('sam', mesh=False)
+  eight, alone = trainer('sam', mesh='data=8'), trainer('sam', mesh=None)
   progress = eight.start(seed=0)
   progress.state, progress.step = run(eight, progress.state)[0], STEPS
   with checkpoints.Checkpoints(tmp_path, {}) as saved:
@@ -91,10 +92,15 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
 @pytest.mark.parametrize(
   ('text', 'batch_size', 'complaint'),
   [
-    ('model=8', 48, "--mesh 'model=8' must read data=N, with N=8 devices"),
-    ('data', 48, 'must read data=N'),
-    ('data=4', 48, '--mesh data=4 must be of all devices: data=8'),
+    ('model=8', 48, "'model=8': 'model=8' must be data or fsdp=N"),
+    ('data', 48, "'data' must be data or fsdp=N"),
+    ('data=4,', 48, "'' must be data or fsdp=N"),
+    ('fsdp=0', 48, "'fsdp=0' must be data or fsdp=N"),
+    ('data=4,data=2', 48, 'names data twice'),
+    ('data=4', 48, '--mesh data=4 must be of all devices: .* as in data=8'),
+    ('data=2,fsdp=2', 48, 'multiply to 4, and here are 8'),
     ('data=8', 50, '--batch-size must be a multiple of 8, not 50'),
+    ('data=4,fsdp=2', 12, '--batch-size must be a multiple of 8, not 12'),
   ],
 )
 def test_a_mesh_that_does_not_fit_is_one_line(text, batch_size, complaint):
@@ -102,6 +108,52 @@ def test_a_mesh_that_does_not_fit_is_one_line(text, batch_size, complaint):
     placement.build(text, batch_size)
 
 
+def test_what_is_split_is_a_matter_of_shape():
+  where = placement.build('data=4,fsdp=2', 48)
+  shapes = {
+    'long': (64, 16),
+    'last': (3, 3, 8, 64),
+    'equal': (32, 32),
+    'odd': (3, 1025),
+    'small': (2, 510),
+    'scalar': (),
+  }
+  abstract = {
+    name: jax.ShapeDtypeStruct(shape, 'float32')
+    for name, shape in shapes.items()
+  }
+  found = where.shardings({'of': abstract})['of']
+  split = {
+    name: sharding.shard_shape(shapes[name]) for name, sharding in found.items()
+  }
+  assert split == shapes | {
+    'long': (32, 16),
+    'last': (3, 3, 8, 32),
+    'equal': (16, 32),
+  }
+  for axes in ('data=8', 'fsdp=8'):
+    (sharding,) = jax.tree.leaves(
+      placement.build(axes, 48).shardings(abstract['long'])
+    )
+    assert (
+      sharding.shard_shape((64, 16))
+      == {
+        'data=8': (64, 16),
+        'fsdp=8': (8, 16),
+      }[axes]
+    )
+
+
 def test_all_devices_are_used_if_they_divide_the_batch():
   assert placement.build(None, 48).mesh.size == 8
   assert placement.build(None, 50).mesh is None
+
+
+@pytest.mark.parametrize('name', ['k_sam', 'subset_sam', 'esam', 'm_sam'])
+def test_examples_that_are_picked_are_shared_by_the_devices(name):
+  flops = {}
+  for method in ('sgd', name):
+    analysis = trainer(method, 'data=8').compile().cost_analysis()
+    flops[method] = analysis['flops']
+  # All of them on every device would be eight times as much.
+  assert flops[name] < 2.6 * flops['sgd']

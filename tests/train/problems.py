@@ -25,12 +25,12 @@ def names(directory):
   return {path.name for path in directory.iterdir()}
 
 
-def small_task(model, batch_size):
+def small_task(model, batch_size, process=None):
   small = {
     'mlp': models.MLP(10, widths=(16,)),
     'cnn': models.CNN(10, widths=(4, 8)),
   }
-  examples = inputs.InMemory(data.load('digits'), batch_size)
+  examples = inputs.InMemory(data.load('digits'), batch_size, process)
   return task.Task(small[model], examples)
 
 

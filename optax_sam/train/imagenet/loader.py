@@ -3,8 +3,8 @@
 Training is one endless sequence of steps (`optax_sam.train.imagenet.order`).
 Which images a step shows, and how each is cropped and mirrored, is a function
 of seed and step alone, so the step is all there is to remember, and a run may
-go on with another number of processes: process `i` of `n` takes every `n`-th
-image of a step from the `i`-th on.
+go on with another number of processes: process `i` of `n` takes the `i`-th of
+`n` equal parts of a step, so the step is the same to the order of its rows.
 
 Evaluation shows every image once, in order. The last batch is filled up, and
 `is_example` tells images from filling, so that all processes have the same
@@ -132,8 +132,8 @@ class TrainingInput:
     # The generators come before the slice: an image is cropped alike whichever
     # process it falls to.
     positions = grain.MapDataset.range(_POSITIONS)
-    examples = positions.random_map(example, seed=seed)[index::count]
-    batches = examples.batch(options.batch_size // count)
+    examples = positions.random_map(example, seed=seed)
+    batches = examples.batch(options.batch_size // count)[index::count]
     self._batches = iter(batches.to_iter_dataset(_read_options(options)))
 
   @property
@@ -215,9 +215,8 @@ class EvaluationInput:
     self._skipped = _Skipped(source, say)
     example = EvaluationExample(source, options.size)
     places = grain.MapDataset.range(self._steps * options.batch_size)
-    batches = places.map(example)[index::count].batch(
-      options.batch_size // count
-    )
+    rows = options.batch_size // count
+    batches = places.map(example).batch(rows)[index::count]
     self._batches = batches.to_iter_dataset(_read_options(options))
 
   @property

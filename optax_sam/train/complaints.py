@@ -1,0 +1,21 @@
+"""How the command says that something is wrong, and its exit status."""
+
+import sys
+
+FAILED = 1
+USAGE_ERROR = 2
+INTERRUPTED = 130
+
+
+def describe(error: ValueError | OSError) -> str:
+  """Returns what a refusal says to the user."""
+  if isinstance(error, OSError):
+    where = f'{error.filename}: ' if error.filename else ''
+    return f'cannot write the output: {where}{error.strerror or error}'
+  return str(error)
+
+
+def complain(message: str) -> None:
+  """Prints an error in one line."""
+  one_line = ' '.join(message.split())
+  print(f'optax-sam: error: {one_line}', file=sys.stderr, flush=True)
