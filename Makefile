@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint smoke bench clean
+.PHONY: help demo test lint smoke docs bench clean
 
 help:
 	@echo 'make demo   train digits with several methods, write a report'
 	@echo 'make test   lint, type check, tests, doctests, README, notebooks'
+	@echo 'make docs   the documentation as a site, in build/site'
 	@echo 'make bench  tables of what steps cost on this machine, PyTorch beside'
 	@echo 'make clean  remove the virtual environment and caches'
 
@@ -44,7 +45,11 @@ test: lint
 # The part that shows whether another Python or JAX breaks the library.
 smoke: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 tests/conformance tests/test_flax.py \
-	  tests/test_numerics.py tests/test_selections.py tests/distributed
+	  tests/test_numerics.py tests/test_selections.py \
+	  tests/distributed/test_devices.py::test_sharded_arrays_and_what_is_told
+
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.speed
@@ -52,4 +57,4 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.step_cost
 
 clean:
-	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis build

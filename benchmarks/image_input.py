@@ -1,0 +1,115 @@
+"""Images a core decodes and augments: `python -m benchmarks.image_input`.
+
+The images are parts of the two photographs that scikit-learn ships, of the size
+that images of ImageNet have on average, and about as many bytes. They go
+through the input of the trainer, from shards or a folder, without a model.
+"""
+
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+import simplejpeg
+import sklearn.datasets
+import tyro
+from PIL import Image
+
+from optax_sam.train import imagenet, machine
+
+_CLASSES = 4
+
+
+def main(
+  images: int = 800,
+  seconds: float = 10,
+  size: int = 224,
+  threads: int = 16,
+  quality: int = 92,
+) -> None:
+  """Prints images per second, in all and for each core that they took.
+
+  Args:
+    images: number of images.
+    seconds: for how long each row is measured; a few batches before that warm
+      up.
+    size: height and width that the images are brought to.
+    threads: of the input.
+    quality: of the JPEGs.
+  """
+  options = imagenet.InputOptions(batch_size=64, size=size, threads=threads)
+  with tempfile.TemporaryDirectory() as scratch:
+    folder = pathlib.Path(scratch, 'folder')
+    shards = pathlib.Path(scratch, 'shards')
+    count, total = _make_folder(folder, images, quality)
+    imagenet.convert(folder, shards, shards=2, say=lambda _: None)
+    print(', '.join(machine.describe().values()))
+    print(
+      f'JPEGs of 375 x 500 pixels and {total / count / 1000:.0f} kB, '
+      f'to {size} x {size}\n'
+    )
+    print('| input | images per second | per core and second | cores |')
+    print('|---|---|---|---|')
+    for name, directory in (('shards', shards), ('folder', folder)):
+      opened = imagenet.open_images(directory)
+      with imagenet.TrainingInput(
+        opened.train, options, seed=0, say=print
+      ) as batches:
+        _report(f'{name}, training', batches, seconds)
+      evaluation = imagenet.EvaluationInput(opened.val, options, say=print)
+      _report(f'{name}, evaluation', _again(evaluation), seconds)
+
+
+def _report(name, batches, seconds: float) -> None:
+  for _ in range(4):
+    next(batches)
+  count = 0
+  start, start_of_work = time.perf_counter(), time.process_time()
+  while time.perf_counter() - start < seconds:
+    count += len(next(batches)['labels'])
+  elapsed = time.perf_counter() - start
+  # What the threads of this process worked, whoever else uses the machine.
+  work = time.process_time() - start_of_work
+  print(
+    f'| {name} | {count / elapsed:.0f} | {count / work:.0f} | '
+    f'{work / elapsed:.2f} |'
+  )
+
+
+def _again(batches):
+  while True:
+    yield from batches
+
+
+def _make_folder(
+  folder: pathlib.Path, images: int, quality: int
+) -> tuple[int, int]:
+  """Writes parts of photographs; returns their number and size in bytes."""
+  photographs = [
+    Image.fromarray(photograph)
+    for photograph in sklearn.datasets.load_sample_images().images
+  ]
+  random = np.random.default_rng(0)
+  total = 0
+  for number in range(images):
+    # Half of them for each part.
+    part = 'train' if number % 2 else 'val'
+    target = folder / part / f'class_{number // 2 % _CLASSES}'
+    target.mkdir(parents=True, exist_ok=True)
+    whole = photographs[number % 4 // 2]
+    width = int(random.integers(400, whole.width))
+    height = width * 3 // 4
+    left = int(random.integers(whole.width - width + 1))
+    top = int(random.integers(max(1, whole.height - height + 1)))
+    box = (left, top, left + width, min(top + height, whole.height))
+    pixels = np.asarray(whole.resize((500, 375), box=box))
+    jpeg = simplejpeg.encode_jpeg(
+      np.ascontiguousarray(pixels), quality=quality, colorsubsampling='420'
+    )
+    (target / f'{number:05}.jpeg').write_bytes(jpeg)
+    total += len(jpeg)
+  return images, total
+
+
+if __name__ == '__main__':
+  tyro.cli(main)

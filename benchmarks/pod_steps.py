@@ -1,0 +1,185 @@
+"""Steps on a mesh: the trainer's own, or one written device by device."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from optax_sam.train import config as config_lib
+from optax_sam.train import inputs, loop, methods, optimizers, step, task
+
+Step = Callable[[step.TrainingState, Any], tuple[step.TrainingState, Any]]
+
+AXIS = 'data'
+
+# Of methods whose default follows the accuracy of the run.
+_SETTINGS = {'ordered_sgd': {'k': 0.5}}
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+  """A step, ready to be lowered.
+
+  Attributes:
+    step: from state and batch to the next state and metrics.
+    state: shapes of what it starts from.
+    batch: shapes of the global batch.
+  """
+
+  step: Step
+  state: Any
+  batch: Any
+
+  def lower(self, mesh: Mesh) -> Any:
+    """Lowers it with a replicated, donated state and a split batch."""
+    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+    jitted = jax.jit(
+      self.step,
+      in_shardings=(replicated, split),
+      out_shardings=replicated,
+      donate_argnums=0,
+    )
+    return jitted.lower(self.state, self.batch)
+
+
+def parse_row(row: str) -> tuple[str, bool | None]:
+  """Returns the method of a row, and its `sync_ascent` in `jax.shard_map`.
+
+  >>> parse_row('shard_map/sam, local ascent'), parse_row('sgd')
+  (('sam', False), ('sgd', None))
+  """
+  manual, _, rest = row.rpartition('/')
+  name, _, local = rest.partition(', ')
+  return name, not local if manual else None
+
+
+def of_task(
+  problem: task.Task,
+  config: config_lib.TrainConfig,
+  mesh: Mesh,
+  *,
+  sync_ascent: bool | None = None,
+) -> Program:
+  """Returns a step of the trainer, or one in `jax.shard_map` of its parts.
+
+  Args:
+    problem: what to train.
+    config: how; its `method` may be the base optimizer.
+    mesh: of one axis.
+    sync_ascent: as of the methods, for a step in `jax.shard_map`; None for the
+      trainer's own step.
+  """
+  settings = _settings(config)
+  trainer = loop.Trainer(config, problem, config.method, settings)
+  state = jax.eval_shape(lambda: trainer.start(0).state)
+  base = optimizers.base_optimizer(config)
+  if sync_ascent is None:
+    taken = _of_trainer(problem, config, settings, base, mesh)
+  else:
+    method = _on_axis(config.method, settings, config, sync_ascent)
+    taken = _in_shard_map(problem, optax.chain(method, base), mesh)
+  batch = jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+    dict(problem.inputs.sample()),
+  )
+  return Program(taken, state, batch)
+
+
+def _settings(config: config_lib.TrainConfig) -> dict[str, Any]:
+  name = config.method
+  if name not in methods.METHODS:
+    return {}
+  given = methods.parse_settings(config.set, [name])[name]
+  given = {**_SETTINGS.get(name, {}), **given}
+  return methods.complete_settings(name, given, config.rho)
+
+
+def _of_trainer(
+  problem: task.Task,
+  config: config_lib.TrainConfig,
+  settings: dict[str, Any],
+  base: optax.GradientTransformation,
+  mesh: Mesh,
+) -> Step:
+  name = config.method
+  method = methods.build(
+    name,
+    settings,
+    total_steps=config.steps,
+    seed=0,
+    epoch_steps=inputs.steps_per_epoch(problem.inputs),
+  )
+  return step.in_one_program(
+    problem,
+    method,
+    base,
+    uses_gradient=methods.uses_gradient(name),
+    takes_single_examples=methods.takes_single_examples(name),
+    ema_decay=config.ema_decay,
+    sharding=NamedSharding(mesh, P()),
+  )
+
+
+def _on_axis(
+  name: str,
+  settings: dict[str, Any],
+  config: config_lib.TrainConfig,
+  sync_ascent: bool,
+) -> optax.GradientTransformation:
+  """Returns a method that averages over the axis itself."""
+  if name not in methods.METHODS:
+    return optax.stateless(lambda grads, _: jax.lax.pmean(grads, AXIS))
+  how = {'axis_name': AXIS, 'sync_ascent': sync_ascent}
+  return methods.build(
+    name, {**settings, **how}, total_steps=config.steps, seed=0
+  )
+
+
+def _in_shard_map(
+  problem: task.Task, tx: optax.GradientTransformation, mesh: Mesh
+) -> Step:
+  """Returns a step of which every device sees its own part of the batch.
+
+  Batch norm normalizes by each device's own examples; what it remembers is
+  averaged.
+  """
+  chain = optax.with_extra_args_support(tx)
+
+  def losses(params: Any, statistics: Any, batch: Any, key: Any) -> Any:
+    found, statistics = problem.losses(params, statistics, batch, key)
+    return jnp.mean(found), (found, statistics)
+
+  def local(state: step.TrainingState, batch: Any) -> Any:
+    varying = functools.partial(jax.lax.pcast, axis_name=AXIS, to='varying')
+    params, statistics = jax.tree.map(varying, (state.params, state.statistics))
+    key = jax.random.fold_in(state.key, state.step)
+    (loss, (found, after)), grads = jax.value_and_grad(losses, has_aux=True)(
+      params, statistics, batch, key
+    )
+    updates, opt_state = chain.update(
+      grads,
+      state.opt_state,
+      state.params,
+      value_fn=lambda p: losses(p, statistics, batch, key)[0],
+      per_example_value_fn=lambda p, b: problem.losses(p, statistics, b, key)[
+        0
+      ],
+      batch=batch,
+      losses=found,
+    )
+    loss, after = jax.lax.pmean((loss, after), AXIS)
+    state = state._replace(
+      step=state.step + 1,
+      params=optax.apply_updates(state.params, updates),
+      statistics=after,
+      opt_state=opt_state,
+    )
+    return state, {'loss': loss}
+
+  return jax.shard_map(local, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=P())
