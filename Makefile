@@ -46,7 +46,7 @@ test: lint
 smoke: $(VENV)/.dev
 	$(BIN)/python -m pytest -n 2 tests/conformance tests/test_flax.py \
 	  tests/test_numerics.py tests/test_selections.py \
-	  tests/distributed/test_devices.py::test_sharded_arrays_and_what_is_told
+	  tests/distributed/test_devices.py::test_what_devices_tell_each_other
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build

@@ -123,6 +123,7 @@ def _of_trainer(
     takes_single_examples=methods.takes_single_examples(name),
     ema_decay=config.ema_decay,
     sharding=NamedSharding(mesh, P()),
+    rows=NamedSharding(mesh, P('data')),
   )
 
 

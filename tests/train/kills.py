@@ -106,7 +106,8 @@ def _kill(
   """Starts a run and kills it; returns None if it ended before."""
   before = _checkpoints(run)
   early = generator.random() < 0.2
-  victims = generator.choice([1, 2])
+  # One that is left before both have met waits for minutes for the other.
+  victims = 2 if early else generator.choice([1, 2])
   delay = generator.uniform(0, LONGEST)
   with pairs.train(output, *arguments) as pair:
     if not early:

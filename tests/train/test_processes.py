@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from optax_sam.train import cli, config, single
-from tests.train import pairs, problems
+from tests.train import kills, pairs, problems
 from tests.train.test_single import arrays, interrupt_at, steps_of
 
 STRICT = False  # Flax promotes ranks
@@ -163,3 +164,7 @@ def test_the_processes_are_no_settings_of_a_run():
   )
   other = config.TrainConfig(distributed=True)
   assert config.settings(given) == config.settings(other)
+
+
+def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path):
+  kills.survive(tmp_path, 'ae_look_sam', 1, random.Random(0))
