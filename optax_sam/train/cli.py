@@ -9,7 +9,7 @@ from typing import Any
 
 import tyro
 
-from optax_sam.train import complaints, config_files
+from optax_sam.train import complaints, config_checks, config_files
 from optax_sam.train import config as config_lib
 
 
@@ -39,11 +39,16 @@ def _run(config: Any, command: str) -> int:
       comparison = compare.run(config, console, command)
       return complaints.INTERRUPTED if comparison.interrupted else 0
     case config_lib.TrainConfig():
-      config_lib.validate(config)  # rather than wait for the other processes
+      config_checks.validate(config)  # rather than wait for the other processes
       from optax_sam.train import processes, single
 
       with processes.joined(config):
         return 0 if single.run(config, console) else complaints.INTERRUPTED
+    case config_lib.SharpnessConfig():
+      from optax_sam.train import measuring
+
+      measuring.run(config, console)
+      return 0
     case config_lib.ConvertConfig():
       return _convert(config, console)
     case _:
@@ -94,6 +99,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         {
           'compare': config_lib.CompareConfig,
           'train': config_lib.TrainConfig,
+          'sharpness': config_lib.SharpnessConfig,
           'methods': config_lib.MethodsConfig,
           'convert': config_lib.ConvertConfig,
         },
@@ -113,10 +119,14 @@ def _first_lines(box: str) -> str:
   sections: list[list[str]] = [[]]
   for line in box.splitlines():
     text = line.strip('│╭╮╰╯ ')
-    if not text.strip('─'):
+    if not text.strip('─-'):
       sections.append([])
     elif not text.startswith('─'):  # the title of the box
       sections[-1].append(text.strip())
+  if (
+    '╭' not in box
+  ):  # as where the output is ASCII: there the title is a section
+    sections.pop(0)
   complaint, *more = [section for section in sections if section]
   message = ' '.join(complaint).rstrip('.')
   for section in more:

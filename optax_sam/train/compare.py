@@ -11,6 +11,7 @@ from rich.console import Console
 
 from optax_sam.train import config as config_lib
 from optax_sam.train import (
+  config_checks,
   loop,
   machine,
   methods,
@@ -50,7 +51,7 @@ def run(
     ValueError: before anything is trained, if the configuration is unusable.
     OSError: if the output cannot be written.
   """
-  config_lib.validate(config)
+  config_checks.validate(config)
   names = _with_base_first(config)
   settings = _method_settings(config, names)
   target = config.output or output.dated(config.dataset)

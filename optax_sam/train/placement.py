@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_sam.train import config as config_lib
+from optax_sam.train import config_checks
 from optax_sam.train.data import Batch
 
 _FSDP = 'fsdp'
@@ -123,7 +123,7 @@ def build(text: str | None, batch_size: int) -> Placement:
       count = 1
     axes = {'data': count}
   else:
-    axes = config_lib.axes(text)
+    axes = config_checks.axes(text)
   if math.prod(axes.values()) != count:
     msg = (
       f'--mesh {text} must be of all devices: their numbers multiply to '

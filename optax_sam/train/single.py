@@ -19,6 +19,7 @@ from rich.console import Console
 
 from optax_sam.train import config as config_lib
 from optax_sam.train import (
+  config_checks,
   epoch_rules,
   inputs,
   loop,
@@ -31,9 +32,9 @@ from optax_sam.train import (
 )
 from optax_sam.train.checkpoints import Checkpoints
 
-_CHECKPOINTS = 'checkpoints'
-_METRICS = 'metrics.jsonl'
-FILES = frozenset({output.CONFIG, _CHECKPOINTS, _METRICS})
+CHECKPOINTS = 'checkpoints'
+METRICS = 'metrics.jsonl'
+FILES = frozenset({output.CONFIG, CHECKPOINTS, METRICS})
 
 
 def run(config: config_lib.TrainConfig, console: Console) -> bool:
@@ -51,12 +52,12 @@ def run(config: config_lib.TrainConfig, console: Console) -> bool:
       isn't that of the run to resume.
     OSError: if the output cannot be written.
   """
-  config_lib.validate(config)
+  config_checks.validate(config)
   _check_alike(config)
   devices = processes.together(
     lambda: placement.build(config.mesh, config.batch_size)
   )
-  method_settings = processes.together(lambda: _method_settings(config))
+  settings = processes.together(lambda: method_settings(config))
   processes.on_first(lambda: _check_output(config))
   if not processes.is_first():
     console = Console(quiet=True)
@@ -70,11 +71,9 @@ def run(config: config_lib.TrainConfig, console: Console) -> bool:
       steps = config.epochs * inputs.steps_per_epoch(problem.inputs)
       config = dataclasses.replace(config, steps=steps)
     target = _prepare(config)
-    trainer = loop.Trainer(
-      config, problem, config.method, method_settings, devices
-    )
+    trainer = loop.Trainer(config, problem, config.method, settings, devices)
     with Checkpoints(
-      target / _CHECKPOINTS, config_lib.settings(config)
+      target / CHECKPOINTS, config_lib.settings(config)
     ) as checkpoints:
       current = _begin(config, trainer, checkpoints, reporter)
       finished = _train(config, trainer, current, checkpoints, reporter)
@@ -86,7 +85,7 @@ def run(config: config_lib.TrainConfig, console: Console) -> bool:
       return False
     sharpness = trainer.measure_sharpness(current.state)
     processes.on_first(
-      lambda: _write_metrics(target / _METRICS, current, sharpness)
+      lambda: _write_metrics(target / METRICS, current, sharpness)
     )
     reporter.line(_summary(config, current, sharpness))
     skipped = sum(map(int, processes.gather(str(problem.inputs.skipped))))
@@ -118,7 +117,7 @@ def _warn(reporter: progress.Reporter) -> Callable[[str], None]:
   return lambda text: print(text, file=sys.stderr)
 
 
-def _method_settings(config: config_lib.TrainConfig) -> dict[str, Any]:
+def method_settings(config: config_lib.TrainConfig) -> dict[str, Any]:
   """Returns the method's complete settings, proven to build it."""
   name = config.method
   methods.check_names([name], config.base)

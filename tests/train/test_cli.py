@@ -26,8 +26,8 @@ def call(*arguments):
 @pytest.mark.parametrize(
   ('arguments', 'named'),
   [
-    ([], 'compare, train, methods'),
-    (['compair'], 'compare, train, methods'),
+    ([], 'compare, train, sharpness'),
+    (['compair'], 'compare, train, sharpness'),
     (['compare', '--stepz', '3'], '--stepz'),
     (['compare', '--step', '3'], '--steps'),
     (['compare', '--steps', 'many'], 'many'),
@@ -56,6 +56,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, named, capsys):
   assert captured.err.count('\n') == 1
   assert captured.err.startswith('optax-sam: error: ')
   assert named in captured.err
+  assert '---' not in captured.err
 
 
 def test_an_existing_output_is_one_line(tmp_path, capsys):

@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from optax_sam.train import config
+from optax_sam.train import config, config_checks
 
 
 @pytest.mark.parametrize(
@@ -33,12 +33,12 @@ from optax_sam.train import config
 def test_a_bad_value_is_named_with_what_is_allowed(field, value, named):
   changed = dataclasses.replace(config.CompareConfig(), **{field: value})
   with pytest.raises(ValueError, match=named):
-    config.validate(changed)
+    config_checks.validate(changed)
 
 
 def test_the_defaults_are_valid():
-  config.validate(config.CompareConfig())
-  config.validate(config.TrainConfig())
+  config_checks.validate(config.CompareConfig())
+  config_checks.validate(config.TrainConfig())
 
 
 def test_each_base_has_its_own_defaults():
@@ -63,7 +63,7 @@ def test_numbers_of_the_input_are_at_least_1(field):
   changed = dataclasses.replace(config.TrainConfig(), **{field: 0})
   flag = '--' + field.replace('_', '-')
   with pytest.raises(ValueError, match=f'{flag} must be at least 1, not 0'):
-    config.validate(changed)
+    config_checks.validate(changed)
 
 
 def test_by_what_means_a_run_is_made_is_no_setting():

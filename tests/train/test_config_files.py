@@ -3,7 +3,13 @@ import pathlib
 
 import pytest
 
-from optax_sam.train import cli, config, config_files, single
+from optax_sam.train import (
+  cli,
+  config,
+  config_checks,
+  config_files,
+  single,
+)
 
 
 @pytest.fixture
@@ -110,8 +116,8 @@ def test_there_are_recipes():
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_complete_but_for_the_images(path, tmp_path):
   found = parse('--config', str(path), '--data-dir', str(tmp_path))
-  config.validate(found)
-  single._method_settings(found)
+  config_checks.validate(found)
+  single.method_settings(found)
   assert path.stem == f'{found.model}_{found.method}'
   assert found.batch_size == 4096
   steps = found.epochs * _STEPS_PER_EPOCH

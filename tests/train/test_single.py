@@ -37,7 +37,7 @@ def arrays(config):
     config,
     task.build(config),
     config.method,
-    single._method_settings(config),
+    single.method_settings(config),
   )
   with checkpoints.Checkpoints(config.output / 'checkpoints', {}) as saved:
     progress = saved.restore(trainer.start(config.seed).state, print)

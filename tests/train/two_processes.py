@@ -18,6 +18,7 @@ from optax_sam.train import (
   checkpoints,
   cli,
   config,
+  config_checks,
   data,
   evaluation,
   imagenet,
@@ -46,7 +47,7 @@ def joined():
     num_processes=2,
     process_id=int(os.environ['PROCESS']),
   )
-  config.validate(given)
+  config_checks.validate(given)
   with processes.joined(given):
     assert jax.device_count() == 2 * jax.local_device_count() == 4
     yield
