@@ -23,12 +23,11 @@ from orbax import checkpoint as ocp
 from optax_sam.train import methods
 from tests.train import pairs
 
-STEPS = 120
 # A checkpoint and an evaluation every few steps: a kill often hits one.
 FLAGS = (
-  f'--model mlp --batch-size 48 --steps {STEPS} --log-every 1 '
-  f'--checkpoint-every 3 --evaluations {STEPS // 2} --seed 5'
-).split()
+  *('--model', 'mlp', '--batch-size', '48', '--seed', '5'),
+  *('--log-every', '1', '--checkpoint-every', '3'),
+)
 # Once training has begun, a kill comes within so many seconds.
 LONGEST = 3.0
 
@@ -49,7 +48,11 @@ class Kill:
 
 
 def survive(
-  directory: pathlib.Path, method: str, kills: int, generator: random.Random
+  directory: pathlib.Path,
+  method: str,
+  kills: int,
+  generator: random.Random,
+  steps: int = 120,
 ) -> list[Kill]:
   """Asserts that a run that is killed ends as one that is not.
 
@@ -58,11 +61,13 @@ def survive(
     method: what to train with.
     kills: how often to kill it.
     generator: of the moments.
+    steps: of the run.
 
   Returns:
     The kills.
   """
-  flags = ['--method', method, *FLAGS]
+  length = ['--steps', str(steps), '--evaluations', str(steps // 2)]
+  flags = ['--method', method, *FLAGS, *length]
   whole, killed = directory / 'whole', directory / 'killed'
   _finish(directory / 'pair-whole', [*flags, '--output', str(whole)])
   done: list[Kill] = []
@@ -81,7 +86,7 @@ def survive(
   assert (killed / 'metrics.jsonl').read_bytes() == (
     whole / 'metrics.jsonl'
   ).read_bytes()
-  found, expected = _last(killed), _last(whole)
+  found, expected = _last(killed, steps), _last(whole, steps)
   assert _record(found) == _record(expected)
   assert _arrays(found) == _arrays(expected)
   return done
@@ -145,9 +150,9 @@ def _checkpoints(run: pathlib.Path) -> frozenset[int]:
   return frozenset(int(name) for name in names if name.isdecimal())
 
 
-def _last(run: pathlib.Path) -> pathlib.Path:
-  assert max(_checkpoints(run)) == STEPS
-  return run / 'checkpoints' / str(STEPS)
+def _last(run: pathlib.Path, steps: int) -> pathlib.Path:
+  assert max(_checkpoints(run)) == steps
+  return run / 'checkpoints' / str(steps)
 
 
 def _arrays(checkpoint: pathlib.Path) -> tuple[list[str], list[bytes]]:

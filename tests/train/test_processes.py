@@ -167,4 +167,4 @@ def test_the_processes_are_no_settings_of_a_run():
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path):
-  kills.survive(tmp_path, 'ae_look_sam', 1, random.Random(0))
+  assert kills.survive(tmp_path, 'ae_look_sam', 1, random.Random(0), steps=60)
