@@ -5,14 +5,13 @@ chips and links, and assumptions that are listed beside the table. No chip was
 timed.
 """
 
-import csv
 import dataclasses
 import pathlib
 from collections.abc import Iterator, Mapping
 
 import tyro
 
-from benchmarks import pod_table
+from benchmarks import dataclass_rows, pod_table
 from benchmarks.pod_chips import V4, V5E, Chip
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -271,11 +270,7 @@ def main(options: Options) -> None:
   text = page(found, options.assumed, SOURCE)
   print(text)
   path = options.output / 'pod_estimate.csv'
-  with path.open('w', encoding='utf-8', newline='') as file:
-    names = [field.name for field in dataclasses.fields(Estimate)]
-    writer = csv.DictWriter(file, names, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(map(dataclasses.asdict, found))
+  dataclass_rows.write(path, Estimate, found)
   path.with_suffix('.md').write_text(text, encoding='utf-8')
   print(f'Table: {options.output}/pod_estimate.md, .csv')
 

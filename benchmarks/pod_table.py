@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from benchmarks import hlo
+from benchmarks import dataclass_rows, hlo
 
 REFERENCE = 'sgd'
 _PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'optax', 'optax-sam')
@@ -142,13 +142,7 @@ def _typed(kind: Any, text: str) -> Any:
 
 def write(path: pathlib.Path, entries: Iterable[Entry]) -> None:
   """Writes the rows, whole or not at all."""
-  names = [field.name for field in dataclasses.fields(Entry)]
-  temporary = path.with_suffix('.partial')
-  with temporary.open('w', encoding='utf-8', newline='') as file:
-    writer = csv.DictWriter(file, names, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(map(dataclasses.asdict, entries))
-  temporary.replace(path)
+  dataclass_rows.write(path, Entry, entries)
 
 
 def markdown(entries: Sequence[Entry]) -> str:

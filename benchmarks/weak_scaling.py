@@ -6,7 +6,6 @@ examples. Both should stay as they are; so many devices on one machine say
 nothing about time, so none is measured.
 """
 
-import csv
 import dataclasses
 import datetime as dt
 import os
@@ -14,6 +13,8 @@ import pathlib
 from typing import Any
 
 import tyro
+
+from benchmarks import dataclass_rows
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 ROWS = (
@@ -76,13 +77,8 @@ def main(options: Options) -> None:
   ]
   text = page(entries, options.model, options.examples)
   print(text)
-  options.output.mkdir(parents=True, exist_ok=True)
   path = options.output / 'weak_scaling.csv'
-  with path.open('w', encoding='utf-8', newline='') as file:
-    names = [field.name for field in dataclasses.fields(Entry)]
-    writer = csv.DictWriter(file, names, lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(map(dataclasses.asdict, entries))
+  dataclass_rows.write(path, Entry, entries)
   path.with_suffix('.md').write_text(text, encoding='utf-8')
   print(f'Table: {options.output}/weak_scaling.md, .csv')
 

@@ -201,7 +201,7 @@ def _restarted(
   except linalg.ArpackNoConvergence as error:
     msg = (
       f'the top eigenvalue did not converge within max_iterations='
-      f'{max_iterations} at tolerance={tolerance}; raise either.'
+      f'{max_iterations} restarts at tolerance={tolerance}; raise the tolerance'
     )
     raise RuntimeError(msg) from error
   return np.sort(values)[::-1]

@@ -80,17 +80,22 @@ class Checkpoints:
     )
 
   def restore(
-    self, like: TrainingState, say: Callable[[str], None]
+    self,
+    like: TrainingState,
+    say: Callable[[str], None],
+    *,
+    goes_on: bool = True,
   ) -> Progress | None:
     """Returns the latest checkpoint that is whole, None if there is none.
 
-    A damaged one is reported and, once an older one is read, removed, so that
-    the run can write it anew. All processes must call it, and take the same
-    one: that which all of them can read.
+    A damaged one is reported and, once an older one is read, removed if the run
+    goes on, so that it can write it anew. All processes must call it, and take
+    the same one: that which all of them can read.
 
     Args:
       like: a state of the same run, for shapes and types.
       say: told about every damaged checkpoint.
+      goes_on: whether the run goes on from there; if not, nothing is removed.
 
     Raises:
       ValueError: if there are checkpoints and none can be read.
@@ -105,7 +110,7 @@ class Checkpoints:
         say(f'The checkpoint of step {step} is damaged: {error}')
         damaged.append(step)
         continue
-      for late in damaged:
+      for late in damaged if goes_on else ():
         self._manager.delete(late)
       return progress
     if damaged:

@@ -131,7 +131,7 @@ def _load(
     )
     with Checkpoints(path / single.CHECKPOINTS, {}) as checkpoints:
       found = checkpoints.restore(
-        trainer.start(config.seed).state, reporter.line
+        trainer.start(config.seed).state, reporter.line, goes_on=False
       )
     if found is None or found.step != config.steps:
       msg = f'{path} has lost the checkpoint of its last step, {config.steps}'

@@ -29,7 +29,6 @@ def test_the_worst_point_of_the_ellipsoid_of_a_linear_loss():
 @pytest.mark.parametrize('p', [2, np.inf])
 def test_no_perturbation_leaves_the_set(p):
   params = {'a': jnp.array([0.5, -3.0, 0.0]), 'b': jnp.array([[2.0]])}
-  met = []
 
   def value_fn(x):
     relative = jnp.concatenate(
@@ -39,7 +38,6 @@ def test_no_perturbation_leaves_the_set(p):
       ]
     )
     # The loss tells how far out it is evaluated.
-    met.append(x)
     return jnp.linalg.norm(relative + 1e-3, ord=p) + jnp.abs(x['a'][2])
 
   found = sharpness.adaptive_sharpness(value_fn, params, 0.2, p=p, steps=30)

@@ -110,3 +110,22 @@ def test_only_finished_runs_of_one_dataset_are_measured(runs, tmp_path, capsys):
     error = capsys.readouterr().err
     assert error.count('\n') == 1
     assert named in error
+
+
+def test_a_damaged_checkpoint_is_reported_and_left_alone(tmp_path, capsys):
+  given = problems.train_config(output=tmp_path / 'run')
+  assert single.run(given, Console(file=io.StringIO()))
+  last = given.output / 'checkpoints' / str(given.steps)
+  for file in last.rglob('*'):
+    if file.is_file() and file.stat().st_size > 1000:
+      file.write_bytes(b'')
+  with pytest.raises(SystemExit) as stop:
+    cli.main(
+      ['sharpness', str(given.output), '--output', str(tmp_path / 'out')]
+    )
+  assert stop.value.code == 2
+  captured = capsys.readouterr()
+  assert f'checkpoint of step {given.steps} is damaged' in captured.out
+  assert 'has lost the checkpoint' in captured.err
+  assert last.exists()
+  assert not (tmp_path / 'out').exists()
