@@ -3,15 +3,17 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
+CLAIM ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint smoke docs bench clean
+.PHONY: help demo test lint smoke docs bench evidence clean
 
 help:
 	@echo 'make demo   train digits with several methods, write a report'
 	@echo 'make test   lint, type check, tests, doctests, README, notebooks'
 	@echo 'make docs   the documentation as a site, in build/site'
 	@echo 'make bench  tables of what steps cost on this machine, PyTorch beside'
+	@echo 'make evidence CLAIM=1  a claim of the papers, tried from nothing'
 	@echo 'make clean  remove the virtual environment and caches'
 
 $(BIN)/python:
@@ -55,6 +57,11 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.speed
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.step_cost
+
+# In a directory of its own, so that nothing that is on record is reused.
+evidence: $(VENV)/.train
+	$(BIN)/python -m benchmarks.evidence $(CLAIM) \
+	  --output runs/evidence/$(CLAIM)
 
 clean:
 	rm -rf .venv* .pytest_cache .ruff_cache .hypothesis build

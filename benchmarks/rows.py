@@ -100,7 +100,26 @@ def rows() -> list[Row]:
     ),
     _method('m_sam', every, micro_batch_size=12),
     _method('ss_sam', some, None, key=0),
+    *[
+      _method(
+        'ss_sam',
+        some,
+        1.0 + share,
+        label=f'ss_sam, {name}',
+        share=share,
+        key=0,
+        probability=probability,
+      )
+      for name, share, probability in (
+        # XLA would drop the second pass of a probability of 0.
+        ('skipped', 0.0, 1e-12),
+        ('full', 1.0, 1.0),
+      )
+    ],
     _method('look_sam', some, 1.2, counterpart='LookSAM'),
+    # Its first step is full, and none of those that count.
+    _method('look_sam', some, 1.0, label='look_sam, skipped', period=_NEVER),
+    _method('look_sam', some, 2.0, label='look_sam, full', share=1.0, period=1),
     _method('look_layer_sam', some, 1.2),
     _method('ae_sam', some, None, needs_length=True),
     _method('ae_look_sam', some, None, needs_length=True),

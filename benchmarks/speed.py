@@ -179,15 +179,13 @@ def main(options: Options) -> None:
   if options.pytorch:
     _check_pytorch()
   print(speed_table.heading())
-  entries: list[speed_table.Entry] = []
   for name in options.problems:
     how: dict[str, Any] = {'rounds': options.rounds, 'count': options.steps}
     found = measure(name, only=options.only, **how)
     if options.pytorch:
       found += measure_pytorch(name, **how)
-    entries += found
     print(speed_table.markdown(found), flush=True)
-  speed_table.write(options.output, entries)
+    speed_table.write(options.output, found)
   print(f'Table: {options.output}/speed.md, .csv, .png')
 
 

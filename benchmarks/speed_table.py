@@ -141,7 +141,8 @@ def write(directory: pathlib.Path, entries: Sequence[Entry]) -> None:
   measured = {entry.problem for entry in entries}
   former = _read(directory / 'speed.csv')
   kept = [entry for entry in former if entry.problem not in measured]
-  entries = [*kept, *entries]
+  order = list(dict.fromkeys(e.problem for e in (*former, *entries)))
+  entries = sorted([*kept, *entries], key=lambda e: order.index(e.problem))
   text = f'# Time of a step relative to SGD\n\n{heading()}\n\n'
   text += f'{overview(entries)}\n## Net by net\n\n{markdown(entries)}'
   (directory / 'speed.md').write_text(text, encoding='utf-8')

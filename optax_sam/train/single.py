@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from optax_sam.train import config as config_lib
@@ -252,7 +253,7 @@ def _train(
 
 @contextlib.contextmanager
 def _interrupts_between_steps() -> Iterator[threading.Event]:
-  """Yields an event that Ctrl-C sets; a second Ctrl-C stops at once.
+  """Yields an event that Ctrl-C or a SIGTERM sets; a second one stops at once.
 
   A step that is half recorded would make a checkpoint that resumes wrongly.
   """
@@ -268,11 +269,16 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
   if threading.current_thread() is not threading.main_thread():
     yield event  # only the main thread may install a handler
     return
-  former = signal.signal(signal.SIGINT, handle)
+  # Of several processes JAX hears a SIGTERM itself, and tells the others.
+  heard = [signal.SIGINT]
+  if jax.process_count() == 1:
+    heard.append(signal.SIGTERM)
+  former = {number: signal.signal(number, handle) for number in heard}
   try:
     yield event
   finally:
-    signal.signal(signal.SIGINT, former)
+    for number, handler in former.items():
+      signal.signal(number, handler)
 
 
 def _write_metrics(

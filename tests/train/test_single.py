@@ -140,12 +140,14 @@ def following(tmp_path_factory):
   return config
 
 
-@pytest.mark.parametrize('step', [20, 24])
+@pytest.mark.parametrize(
+  ('step', 'sent'), [(20, signal.SIGINT), (24, signal.SIGTERM)]
+)
 def test_resume_goes_on_with_the_value_that_was_reached(
-  step, following, tmp_path, monkeypatch
+  step, sent, following, tmp_path, monkeypatch
 ):
   config = dataclasses.replace(following, output=tmp_path / 'run')
-  interrupt_at(monkeypatch, step)
+  interrupt_at(monkeypatch, step, sent)
   assert not run(config)[0]
   monkeypatch.undo()
   finished, text = run(dataclasses.replace(config, resume=True))
@@ -173,13 +175,13 @@ def test_a_second_ctrl_c_saves_no_half_step(following, tmp_path, monkeypatch):
   assert_same_end(config, following)
 
 
-def interrupt_at(monkeypatch, step):
-  """Sends what Ctrl-C sends, in the middle of a step."""
+def interrupt_at(monkeypatch, step, sent=signal.SIGINT):
+  """Sends what Ctrl-C sends, or another signal, in the middle of a step."""
   original = loop.Trainer.batch
 
   def batch(self, **position):
     if position['step'] == step - 1:
-      os.kill(os.getpid(), signal.SIGINT)
+      os.kill(os.getpid(), sent)
     return original(self, **position)
 
   monkeypatch.setattr(loop.Trainer, 'batch', batch)
