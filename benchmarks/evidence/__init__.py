@@ -1,0 +1,1 @@
+"""What the papers claim, tried at a scale that two cores carry."""

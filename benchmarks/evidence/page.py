@@ -1,0 +1,229 @@
+"""The page of the evidence: what was run, and what it says of each claim."""
+
+import datetime as dt
+import pathlib
+import statistics
+from collections.abc import Iterable, Mapping
+
+from benchmarks.evidence import claims
+from benchmarks.evidence.claims import Claim, Comparison, Expected
+from benchmarks.evidence.problems import PROBLEMS
+from benchmarks.evidence.runs import Runs
+from benchmarks.evidence.variants import BASE, VARIANTS
+from optax_sam.train import machine, paired
+
+_MEASURES = {
+  'test_accuracy': ('test accuracy, points', 100.0, 2),
+  'sam_sharpness': ('SAM sharpness', 1.0, 4),
+  'top_eigenvalue': ('top eigenvalue', 1.0, 2),
+}
+
+_INTRODUCTION = """\
+# Evidence
+
+What the papers claim, tried on problems that two cores carry. Here is what
+came out, also where it doesn't agree with the claim. These are small nets on
+few examples: a claim that shows here may not at another scale, and the other
+way round.
+
+Every seed draws its own training and validation examples, initial parameters
+and order; the test examples are the same for all. Each method chose its radius
+from {radii} values by the mean accuracy on validation examples over {tuning}
+seeds, after the base optimizer had chosen the learning rate, which is then
+everybody's, in the same way. The table compares test accuracies at the last
+step over {seeds} other seeds, in pairs of the same seed; brackets are 95 %
+Student-t intervals of the mean difference. No correction is made for the number
+of comparisons: of twenty without any effect, one is expected to exclude 0.
+
+"On par" means here that the whole interval is within {margin} points. Sharpness
+is that of the training loss in evaluation mode: its rise one ascent step of
+length 0.05 away, and the largest eigenvalue of its Hessian.
+
+{heading}. `make evidence CLAIM=1` runs a claim anew from nothing,
+`python -m benchmarks.evidence` what is missing of all. Every run, with its
+seed, settings and versions, is in `benchmarks/results/evidence`, a file a
+problem.
+
+![Test accuracy gained against gradients per step]({picture})
+
+The picture: means over the problems, with 95 % intervals over the seeds. A
+gradient over a third of the examples counts a third, a forward pass alone a
+third of a gradient.
+"""
+
+
+def write(
+  path: pathlib.Path,
+  runs: Mapping[str, Runs],
+  numbers: Iterable[int],
+  picture: str,
+) -> None:
+  """Writes the page, whole or not at all.
+
+  Args:
+    path: of the Markdown file.
+    runs: of every problem.
+    numbers: of the claims.
+    picture: name of the picture beside it.
+  """
+  parts = [_introduction(runs, picture), _problems(runs)]
+  parts += [_claim(n, claims.CLAIMS[n], runs) for n in numbers]
+  parts.append(_accuracies(runs))
+  temporary = path.with_suffix('.partial')
+  temporary.write_text('\n'.join(parts), encoding='utf-8')
+  temporary.replace(path)
+
+
+def difference(runs: Runs, comparison: Comparison) -> paired.Difference:
+  """Returns the difference of two variants, seed by seed."""
+  first, second = (
+    runs.by_seed(name, comparison.measure)
+    for name in (comparison.variant, comparison.against)
+  )
+  return paired.paired_difference(first, second)
+
+
+def verdict(found: paired.Difference, comparison: Comparison) -> str:
+  """Says in words whether a difference is what was expected."""
+  if found.mean is None:
+    return 'not run'
+  if found.interval is None:
+    return found.reason
+  low, high = found.interval
+  margin = claims.MARGIN / 100
+  expected = comparison.expected
+  if expected is Expected.REPORTED:
+    return ''
+  if expected in (Expected.HIGHER, Expected.LOWER):
+    if expected is Expected.LOWER:
+      low, high = -high, -low
+    if low > 0:
+      return '**yes**'
+    return '**no, the opposite**' if high < 0 else 'not seen'
+  if low > -margin and (high < margin or expected is Expected.AT_LEAST_ON_PAR):
+    return '**yes**'
+  if low > 0:
+    return '**better**'
+  if high < 0:
+    return '**no, worse**'
+  return 'open: the interval is too wide'
+
+
+def _introduction(runs: Mapping[str, Runs], picture: str) -> str:
+  final, tuning = (
+    {
+      len({run.seed for run in problem.find(BASE, tuning=which)})
+      for problem in runs.values()
+    }
+    for which in (False, True)
+  )
+  found = machine.describe()
+  versions = {run.versions for problem in runs.values() for run in problem.all}
+  return _INTRODUCTION.format(
+    radii=len(VARIANTS['sam'].radii),
+    tuning=_counts(tuning),
+    seeds=_counts(final),
+    margin=claims.MARGIN,
+    heading=(
+      f'{dt.datetime.now(dt.UTC):%Y-%m-%d}, {found["cores"]} cores of an '
+      f'{found["processor"]}, {found["system"]}; {"; ".join(sorted(versions))}'
+    ),
+    picture=picture,
+  )
+
+
+def _counts(found: set[int]) -> str:
+  return ' to '.join(str(count) for count in sorted({min(found), max(found)}))
+
+
+def _problems(runs: Mapping[str, Runs]) -> str:
+  lines = [
+    '| problem | training examples | steps | batch | base, learning rate |',
+    '|---|---|---|---|---|',
+  ]
+  for name, found in runs.items():
+    problem = PROBLEMS[name]
+    lines.append(
+      f'| {problem.title} | {problem.examples} | {problem.steps} | '
+      f'{problem.batch_size} | {problem.base}, {found.learning_rate():g} |'
+    )
+  return '\n'.join(lines) + '\n'
+
+
+def _claim(number: int, claim: Claim, runs: Mapping[str, Runs]) -> str:
+  names = [n for n in claims.problems_of(number) if n in runs]
+  titles = ' | '.join(PROBLEMS[name].title for name in names)
+  lines = [
+    f'## {number}. {claim.sentence}',
+    '',
+    f'({claim.source})',
+    '',
+    f'| difference | expected | {titles} |',
+    f'|---|---|{"---|" * len(names)}',
+  ]
+  seen = dict.fromkeys(('yes', 'no', 'neither'), 0)
+  for comparison in claim.comparisons:
+    measure, factor, digits = _MEASURES[comparison.measure]
+    cells = []
+    for name in names:
+      found = difference(runs[name], comparison)
+      says = verdict(found, comparison)
+      cells.append(f'{_interval(found, factor, digits)} {says}'.strip())
+      kind = 'yes' if 'yes' in says or 'better' in says else 'neither'
+      seen['no' if '**no' in says else kind] += bool(says)
+    of = '' if comparison.measure == 'test_accuracy' else f', {measure}'
+    lines.append(
+      f'| {VARIANTS[comparison.variant].title} less '
+      f'{VARIANTS[comparison.against].title}{of} | '
+      f'{comparison.expected.value} | {" | ".join(cells)} |'
+    )
+  total = sum(seen.values())
+  if total:
+    lines += [
+      '',
+      (
+        f'Of {total} comparisons {seen["yes"]} show what is claimed, '
+        f'{seen["no"]} the opposite, and {seen["neither"]} neither.'
+      ),
+    ]
+  return '\n'.join(lines) + '\n'
+
+
+def _interval(found: paired.Difference, factor: float, digits: int) -> str:
+  if found.mean is None:
+    return ''
+  center = f'{factor * found.mean:+.{digits}f}'
+  if found.interval is None:
+    return center
+  low, high = (f'{factor * end:+.{digits}f}' for end in found.interval)
+  return f'{center} [{low}, {high}]'
+
+
+def _accuracies(runs: Mapping[str, Runs]) -> str:
+  lines = [
+    '## All variants',
+    '',
+    (
+      'Mean test accuracy in percent; in brackets the chosen radius (of the '
+      'base optimizer the learning rate) and the share of steps with a second '
+      'gradient.'
+    ),
+    '',
+    f'| variant | {" | ".join(PROBLEMS[name].title for name in runs)} |',
+    f'|---|{"---|" * len(runs)}',
+  ]
+  for name, variant in VARIANTS.items():
+    cells = []
+    for problem in runs.values():
+      final = problem.find(name, tuning=False)
+      if not final:
+        cells.append('')
+        continue
+      accuracy = statistics.fmean(r.outcome.test_accuracy for r in final)
+      share = statistics.fmean(r.outcome.second_gradients for r in final)
+      rate, rho = problem.chosen(name)
+      how = f'{rho:g}, {share:.0%}' if variant.is_method else f'{rate:g}'
+      cells.append(f'{100 * accuracy:.2f} ({how.replace("%", " %")})')
+    if any(cells):
+      lines.append(f'| {variant.title} | {" | ".join(cells)} |')
+  return '\n'.join(lines) + '\n'

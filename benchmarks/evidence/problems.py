@@ -1,0 +1,140 @@
+"""What the evidence trains: small nets on few examples, some mislabelled."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_sam.train import data, models
+
+_MOMENTUM = 0.9
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+  """A net, what it learns from, and how.
+
+  A seed draws its own training and validation examples, wrong labels among
+  both, its own initial parameters and its own order; the test examples are
+  always the same, with their true labels.
+
+  Attributes:
+    title: how it is called on the page.
+    dataset: `digits` or `mnist1d`.
+    model: from the number of classes to the net.
+    examples: number of training examples; those left over of the dataset's
+      training part, up to as many as there are test examples, validate.
+    steps: number of steps.
+    batch_size: number of examples of a batch.
+    base: name of the base optimizer.
+    learning_rates: what the base optimizer may choose from.
+    label_noise: share of wrong labels.
+  """
+
+  title: str
+  dataset: str
+  model: Callable[[int], nn.Module]
+  examples: int
+  steps: int
+  batch_size: int
+  base: str
+  learning_rates: tuple[float, ...]
+  label_noise: float = 0.0
+
+  def optimizer(
+    self, learning_rate: jax.Array, steps: int
+  ) -> optax.GradientTransformation:
+    """Returns the base optimizer, its learning rate falling to 0."""
+    shape = optax.cosine_decay_schedule(1.0, steps)
+    schedule = lambda count: learning_rate * shape(count)
+    if self.base == 'adamw':
+      return optax.adamw(schedule, weight_decay=1e-2)
+    return optax.chain(
+      optax.add_decayed_weights(5e-4),
+      optax.sgd(schedule, momentum=_MOMENTUM),
+    )
+
+
+_SGD_RATES = (0.03, 0.1, 0.3, 1.0)
+_CNN = functools.partial(models.CNN, widths=(16, 32, 32))
+_ATTENTION = functools.partial(
+  models.ViT, width=32, depth=2, heads=4, hidden=64, patch=2
+)
+_MNIST1D = Problem(
+  title='MNIST-1D, dense net',
+  dataset='mnist1d',
+  model=models.MLP,
+  examples=1000,
+  steps=1000,
+  batch_size=100,
+  base='sgd',
+  learning_rates=_SGD_RATES,
+)
+
+PROBLEMS = {
+  'digits': Problem(
+    title='digits, conv net',
+    dataset='digits',
+    model=_CNN,
+    examples=200,
+    steps=400,
+    batch_size=50,
+    base='sgd',
+    learning_rates=(*_SGD_RATES, 3.0),
+  ),
+  'digits_attention': Problem(
+    title='digits, attention',
+    dataset='digits',
+    model=_ATTENTION,
+    examples=400,
+    steps=400,
+    batch_size=50,
+    base='adamw',
+    learning_rates=(3e-4, 1e-3, 3e-3, 1e-2),
+  ),
+  'mnist1d': _MNIST1D,
+  'mnist1d_noise20': dataclasses.replace(
+    _MNIST1D, title='MNIST-1D, 20 % wrong labels', label_noise=0.2
+  ),
+  'mnist1d_noise40': dataclasses.replace(
+    _MNIST1D, title='MNIST-1D, 40 % wrong labels', label_noise=0.4
+  ),
+}
+
+
+@functools.cache
+def load(name: str) -> data.Dataset:
+  """Returns all examples of a dataset."""
+  return data.load(name)
+
+
+def draw(
+  key: jax.Array, pool: data.Batch, problem: Problem, classes: int
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+  """Returns training and validation examples, drawn without replacement."""
+  order_key, noise_key = jax.random.split(key)
+  count = len(pool['labels'])
+  inputs, labels = (
+    jnp.asarray(pool[name])[jax.random.permutation(order_key, count)]
+    for name in ('inputs', 'labels')
+  )
+  shift = jax.random.randint(noise_key, (count,), 1, classes)
+  last = min(count, problem.examples + _validating(count, problem))
+  parts = []
+  for start, end in ((0, problem.examples), (problem.examples, last)):
+    # In random order already: the first ones are as good as any.
+    position = jnp.arange(end - start)
+    wrong = position < np.round(problem.label_noise * (end - start))
+    part = labels[start:end]
+    noisy = jnp.where(wrong, (part + shift[start:end]) % classes, part)
+    parts.append({'inputs': inputs[start:end], 'labels': noisy})
+  return parts[0], parts[1]
+
+
+def _validating(count: int, problem: Problem) -> int:
+  return min(count - problem.examples, 1000)

@@ -1,0 +1,141 @@
+"""The runs of the evidence: a line each, added as soon as one has ended."""
+
+import csv
+import dataclasses
+import fcntl
+import pathlib
+import statistics
+from collections.abc import Iterable
+
+from benchmarks.evidence.training import Outcome
+from benchmarks.evidence.variants import BASE, VARIANTS
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What was run, and what came out.
+
+  Attributes:
+    problem: name of the problem.
+    variant: name of the variant.
+    learning_rate: of the base optimizer.
+    rho: radius, 0 for the base optimizer.
+    seed: of all that was drawn.
+    tuning: whether it was made to choose the settings.
+    versions: of the libraries.
+    outcome: what came out.
+  """
+
+  problem: str
+  variant: str
+  learning_rate: float
+  rho: float
+  seed: int
+  tuning: bool
+  versions: str
+  outcome: Outcome
+
+
+_KINDS = {'float': float, 'int': int, 'str': str, 'bool': 'True'.__eq__}
+_SETTINGS = [f for f in dataclasses.fields(Run) if f.name != 'outcome']
+_MEASURES = dataclasses.fields(Outcome)
+_COLUMNS = [field.name for field in (*_SETTINGS, *_MEASURES)]
+
+
+class Runs:
+  """The runs of one problem, in a file of its own."""
+
+  def __init__(self, directory: pathlib.Path, problem: str):
+    """Reads what is there.
+
+    Args:
+      directory: of the files of all problems; made if it is missing.
+      problem: name of the problem.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    self._path = directory / f'{problem}.csv'
+    self.all: list[Run] = list(self._read())
+
+  def find(self, variant: str, *, tuning: bool) -> list[Run]:
+    """Returns the runs of a variant.
+
+    Of a method those at the learning rate of the base optimizer, and of the
+    final ones those at the chosen settings: more choices may have been added
+    since others were run.
+    """
+    found = [r for r in self.all if (r.variant, r.tuning) == (variant, tuning)]
+    if VARIANTS[variant].is_method:
+      rate = self.learning_rate()
+      found = [run for run in found if run.learning_rate == rate]
+    if not tuning and found:
+      chosen = self.chosen(variant)
+      found = [r for r in found if (r.learning_rate, r.rho) == chosen]
+    return found
+
+  def add(self, run: Run) -> None:
+    """Writes a run at the end of the file."""
+    self.all.append(run)
+    line = {field.name: getattr(run, field.name) for field in _SETTINGS}
+    line |= {
+      name: float(f'{value:.6g}')
+      for name, value in dataclasses.asdict(run.outcome).items()
+    }
+    with self._path.open('a', encoding='utf-8', newline='') as file:
+      # Other processes add runs of other variants.
+      fcntl.flock(file, fcntl.LOCK_EX)
+      writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
+      if not file.tell():
+        writer.writeheader()
+      writer.writerow(line)
+
+  def chosen(self, variant: str) -> tuple[float, float]:
+    """Returns the learning rate and the radius that validated best.
+
+    The mean over the seeds of the tuning counts, and of equal ones the
+    smallest.
+    """
+    found: dict[tuple[float, float], list[float]] = {}
+    for run in self.find(variant, tuning=True):
+      accuracy = run.outcome.validation_accuracy
+      found.setdefault((run.learning_rate, run.rho), []).append(accuracy)
+    return max(sorted(found), key=lambda s: statistics.fmean(found[s]))
+
+  def learning_rate(self) -> float:
+    """Returns that of the base optimizer, which all methods use."""
+    return self.chosen(BASE)[0]
+
+  def by_seed(self, variant: str, measure: str) -> dict[int, float]:
+    """Returns a measure of the final runs of a variant."""
+    return {
+      run.seed: getattr(run.outcome, measure)
+      for run in self.find(variant, tuning=False)
+    }
+
+  def sort(self) -> None:
+    """Writes the file in an order that doesn't depend on who was first."""
+    ordered = sorted(
+      self.all,
+      key=lambda r: (r.variant, r.tuning, r.learning_rate, r.rho, r.seed),
+    )
+    whole = self._path
+    self._path = whole.with_suffix('.partial')
+    self._path.unlink(missing_ok=True)
+    self.all = []
+    for run in ordered:
+      self.add(run)
+    if ordered:
+      self._path.replace(whole)
+    self._path = whole
+
+  def _read(self) -> Iterable[Run]:
+    if not self._path.exists():
+      return
+    with self._path.open(encoding='utf-8', newline='') as file:
+      for line in csv.DictReader(file):
+        given = {f.name: _KINDS[_name(f)](line[f.name]) for f in _SETTINGS}
+        values = {f.name: float(line[f.name]) for f in _MEASURES}
+        yield Run(**given, outcome=Outcome(**values))
+
+
+def _name(field: dataclasses.Field) -> str:
+  return field.type if isinstance(field.type, str) else field.type.__name__

@@ -1,0 +1,239 @@
+"""One training run as one program: seed, learning rate and radius go in."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import optax_sam
+from benchmarks.evidence import problems
+from benchmarks.evidence.variants import Variant
+from optax_sam import sharpness
+from optax_sam.train import data
+
+# Of the sharpness that every run is judged by, whatever radius it used.
+_MEASURED_RHO = 0.05
+
+
+class Trained(NamedTuple):
+  """A finished run, and what its seed drew for it."""
+
+  params: Any
+  statistics: Any
+  second_gradients: jax.Array
+  train: Any
+  validation: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+  """What is kept of a run; accuracies are shares, losses natural logarithms.
+
+  Attributes:
+    second_gradients: share of the steps that took one.
+    train_loss: over all training examples in evaluation mode, wrong labels
+      included, as in the two columns after it.
+    validation_accuracy: over the validation examples.
+    test_accuracy: over the test examples.
+    test_loss: over the same.
+    sam_sharpness: rise of the training loss one ascent step of length 0.05
+      away.
+    top_eigenvalue: of the Hessian of the training loss; NaN if not asked for.
+  """
+
+  second_gradients: float
+  train_loss: float
+  validation_accuracy: float
+  test_accuracy: float
+  test_loss: float
+  sam_sharpness: float = float('nan')
+  top_eigenvalue: float = float('nan')
+
+
+class Trainer:
+  """Trains one variant on one problem, compiled once for all its runs."""
+
+  def __init__(self, name: str, variant: Variant, probability: float):
+    """Prepares the program.
+
+    Args:
+      name: of the problem.
+      variant: what to train with.
+      probability: for a variant that ascends as often as another one does.
+    """
+    problem = problems.PROBLEMS[name]
+    dataset = problems.load(problem.dataset)
+    self._pool, self._test = dataset.train, dataset.test
+    self._model = problem.model(dataset.classes)
+    self._run = jax.jit(
+      functools.partial(
+        _train, problem, self._model, dataset.classes, variant, probability
+      )
+    )
+    # One object for all runs, so that the measures compile it once.
+    self._value_fn = functools.partial(_evaluation_loss, self._model)
+    self._evaluate = jax.jit(functools.partial(_evaluate, self._model))
+
+  def outcome(
+    self, seed: int, learning_rate: float, rho: float, *, measured: bool
+  ) -> Outcome:
+    """Trains once.
+
+    Args:
+      seed: of everything that the run draws.
+      learning_rate: of the base optimizer, before it falls.
+      rho: radius of the method.
+      measured: whether to measure the sharpness as well.
+    """
+    trained = self._run(seed, learning_rate, rho, self._pool)
+    found = {
+      name: self._evaluate(trained.params, trained.statistics, batch)
+      for name, batch in (
+        ('train', trained.train),
+        ('validation', trained.validation),
+        ('test', self._test),
+      )
+    }
+    measures = {}
+    if measured:
+      given = {'args': (trained.statistics, trained.train)}
+      measures = {
+        'sam_sharpness': sharpness.sam_sharpness(
+          self._value_fn, trained.params, _MEASURED_RHO, **given
+        ),
+        'top_eigenvalue': sharpness.top_eigenvalue(
+          self._value_fn, trained.params, tolerance=1e-2, **given
+        ),
+      }
+    return Outcome(
+      second_gradients=float(trained.second_gradients),
+      train_loss=float(found['train'][0]),
+      validation_accuracy=float(found['validation'][1]),
+      test_accuracy=float(found['test'][1]),
+      test_loss=float(found['test'][0]),
+      **measures,
+    )
+
+
+def _train(
+  problem: problems.Problem,
+  model: Any,
+  classes: int,
+  variant: Variant,
+  probability: float,
+  seed: jax.Array,
+  learning_rate: jax.Array,
+  rho: jax.Array,
+  pool: data.Batch,
+) -> Trained:
+  keys = jax.random.split(jax.random.key(seed), 5)
+  draw_key, init_key, order_key, dropout_key, method_key = keys
+  train, validation = problems.draw(draw_key, pool, problem, classes)
+  epoch_steps = problem.examples // problem.batch_size
+  epochs = variant.length * problem.steps // epoch_steps
+  steps = epochs * epoch_steps
+  method = variant.build(
+    rho,
+    total_steps=steps,
+    refresh_every=epoch_steps,
+    key=method_key,
+    probability=probability,
+  )
+  tx = optax.with_extra_args_support(
+    optax.chain(method, problem.optimizer(learning_rate, steps))
+  )
+  variables = dict(model.init(init_key, train['inputs'][:1], train=False))
+  params = variables.pop('params')
+
+  def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
+    params, statistics, opt_state, count = carry
+    batch = jax.tree.map(lambda values: values[rows], train)
+    key = jax.random.fold_in(dropout_key, count)
+
+    def losses(params: Any, batch: Any) -> tuple[jax.Array, Any]:
+      return _losses(model, params, statistics, batch, key)
+
+    def mean(params: Any) -> tuple[jax.Array, Any]:
+      values, new_statistics = losses(params, batch)
+      return jnp.mean(values), (values, new_statistics)
+
+    grads, (values, new_statistics) = jax.grad(mean, has_aux=True)(params)
+    updates, opt_state = tx.update(
+      grads,
+      opt_state,
+      params,
+      value_fn=lambda p: mean(p)[0],
+      per_example_value_fn=lambda p, b: (
+        _single_losses(model, p, statistics, b)
+        if variant.takes_single_examples
+        else losses(p, b)[0]
+      ),
+      batch=batch,
+      losses=None if variant.takes_single_examples else values,
+    )
+    params = optax.apply_updates(params, updates)
+    return (params, new_statistics, opt_state, count + 1), None
+
+  def epoch(carry: Any, number: jax.Array) -> tuple[Any, None]:
+    key = jax.random.fold_in(order_key, number)
+    order = jax.random.permutation(key, problem.examples)
+    batches = order[: epoch_steps * problem.batch_size]
+    # A share of a shuffled batch is a random choice among its examples.
+    kept = round(variant.batch_share * problem.batch_size)
+    batches = batches.reshape(epoch_steps, problem.batch_size)[:, :kept]
+    return jax.lax.scan(step, carry, batches)
+
+  start = (params, variables, tx.init(params), jnp.zeros((), jnp.int32))
+  end, _ = jax.lax.scan(epoch, start, jnp.arange(epochs))
+  params, statistics, opt_state, count = end
+  ascents: Any = 0
+  if variant.is_method:
+    ascents = optax_sam.metrics(opt_state)['second_gradients']
+  return Trained(params, statistics, ascents / count, train, validation)
+
+
+def _losses(
+  model: Any, params: Any, statistics: Any, batch: Any, key: jax.Array
+) -> tuple[jax.Array, Any]:
+  logits, statistics = model.apply(
+    {'params': params, **statistics},
+    batch['inputs'],
+    train=True,
+    rngs={'dropout': key},
+    mutable=list(statistics),
+  )
+  return _cross_entropy(logits, batch), statistics
+
+
+def _single_losses(
+  model: Any, params: Any, statistics: Any, batch: Any
+) -> jax.Array:
+  """In evaluation mode: one example alone has no variance of its own."""
+  variables = {'params': params, **statistics}
+  logits = model.apply(variables, batch['inputs'], train=False)
+  return _cross_entropy(logits, batch)
+
+
+def _evaluation_loss(
+  model: Any, params: Any, statistics: Any, batch: Any
+) -> jax.Array:
+  return jnp.mean(_single_losses(model, params, statistics, batch))
+
+
+def _evaluate(
+  model: Any, params: Any, statistics: Any, batch: Any
+) -> tuple[jax.Array, jax.Array]:
+  variables = {'params': params, **statistics}
+  logits = model.apply(variables, batch['inputs'], train=False)
+  right = jnp.argmax(logits, axis=-1) == batch['labels']
+  losses = _cross_entropy(logits, batch)
+  return jnp.mean(losses), jnp.mean(right, dtype=jnp.float32)
+
+
+def _cross_entropy(logits: jax.Array, batch: Any) -> jax.Array:
+  return optax.softmax_cross_entropy_with_integer_labels(
+    logits, batch['labels']
+  )
