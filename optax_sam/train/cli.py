@@ -47,7 +47,7 @@ def _run(config: Any, command: str) -> int:
     case config_lib.SharpnessConfig():
       from optax_sam.train import measuring
 
-      measuring.run(config, console)
+      measuring.run(config, console, command)
       return 0
     case config_lib.ConvertConfig():
       return _convert(config, console)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from rich.console import Console
 
 from optax_sam.train import config as config_lib
@@ -17,11 +18,13 @@ from optax_sam.train import (
   methods,
   output,
   progress,
+  random_lines,
   report,
   results,
   task,
   timing,
 )
+from optax_sam.train.step import TrainingState
 
 FILES = frozenset(
   {
@@ -197,7 +200,23 @@ def _one_run(
     evaluations=current.evaluations,
     sharpness=trainer.measure_sharpness(current.state),
     seconds=seconds,
+    landscape=[] if seed else _landscape(trainer, current.state),
   )
+
+
+def _landscape(
+  trainer: loop.Trainer, state: TrainingState
+) -> list[dict[str, float]]:
+  """Returns the loss around a solution, on what sharpness is measured on."""
+  batch = trainer.task.inputs.fixed(trainer.config.sharpness_examples)
+  # The loss of the task, not of the trainer: compiled once for all methods.
+  line = random_lines.measure(
+    trainer.task.evaluation_loss,
+    state.params,
+    (state.statistics, jax.device_put(batch)),
+    seed=0,
+  )
+  return random_lines.rows(line)
 
 
 def _time(

@@ -232,7 +232,7 @@ class SharpnessConfig:
   """Of runs on imagenet: where the images are."""
 
   output: pathlib.Path | None = None
-  """Directory of the table and the plot [default: runs/sharpness-DATE-TIME]."""
+  """Directory of the report [default: runs/sharpness-DATE-TIME]."""
 
   overwrite: bool = False
   """Replace an earlier output of this command."""

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from optax_sam.train import curves
 from optax_sam.train.results import Comparison, Summary, finite
 from optax_sam.train.svg import Style, add_legend, new_figure, scale, to_svg
@@ -136,6 +138,39 @@ def accuracy_against_time(
   return to_svg(figure, 'accuracy-time')
 
 
+def draw_curve(
+  axes: 'Axes',
+  x: Sequence[float] | np.ndarray,
+  y: Sequence[float] | np.ndarray,
+  style: Style,
+  index: int,
+  count: int,
+) -> None:
+  """Draws a curve with a few markers.
+
+  Args:
+    axes: What to draw on.
+    x: Positions.
+    y: Values.
+    style: Its style.
+    index: Which of the curves it is.
+    count: Number of the curves.
+  """
+  # Staggered markers keep curves apart that lie on each other.
+  size = len(x)
+  every = max(count, size // MARKERS_PER_CURVE)
+  first = index * every // count % size
+  axes.plot(
+    x,
+    y,
+    color=style.color,
+    linestyle=style.line,
+    marker=style.marker,
+    markersize=5.5,
+    markevery=(first, every),
+  )
+
+
 def _plot(
   name: str,
   comparison: Comparison,
@@ -153,10 +188,6 @@ def _plot(
   figure, axes = new_figure(3.5)
   for index, (method, curve) in enumerate(found.items()):
     style = styles[method]
-    # Staggered markers keep curves apart that lie on each other.
-    size = len(curve.steps)
-    every = max(len(found), size // MARKERS_PER_CURVE)
-    first = index * every // len(found) % size
     axes.fill_between(
       curve.steps,
       curve.low,
@@ -165,15 +196,7 @@ def _plot(
       alpha=0.16 if len(found) <= 4 else 0.07,
       linewidth=0,
     )
-    axes.plot(
-      curve.steps,
-      curve.mean,
-      color=style.color,
-      linestyle=style.line,
-      marker=style.marker,
-      markersize=5.5,
-      markevery=(first, every),
-    )
+    draw_curve(axes, curve.steps, curve.mean, style, index, len(found))
   axes.set_xlabel('step')
   axes.set_xlim(0, max(float(curve.steps[-1]) for curve in found.values()))
   finish(axes, list(found.values()))

@@ -1,35 +1,37 @@
 """Sharpness of finished runs, and the landscape around them, side by side."""
 
 import contextlib
-import csv
 import dataclasses
+import datetime as dt
 import json
+import math
 import pathlib
+import time
 from typing import Any
 
 import jax
 from rich.console import Console
-from rich.table import Table
 
-from optax_sam import landscape, sharpness
+from optax_sam import sharpness
 from optax_sam.train import config as config_lib
 from optax_sam.train import (
   config_checks,
   data,
   loop,
+  machine,
   output,
+  page,
   progress,
+  random_lines,
+  sharpness_report,
   single,
   task,
 )
 from optax_sam.train.checkpoints import Checkpoints
+from optax_sam.train.measurements import ASCENT_STEPS, Measurements
 
-_TABLE, _PLOT = 'sharpness.csv', 'landscape.png'
-FILES = frozenset({output.CONFIG, _TABLE, _PLOT})
 # What must be one and the same for figures to be comparable.
 _DATA = ('dataset', 'label_noise', 'image_size')
-_ASCENT_STEPS = 20
-_POINTS = 31
 _VECTORS = 20
 
 
@@ -38,26 +40,27 @@ class _Solution:
   """What a run ended with, and its loss on fixed examples.
 
   Attributes:
-    name: its directory.
     test_accuracy: at the end of the run.
     params: the parameters.
     args: what else its loss takes.
     value_fn: mean loss in evaluation mode.
   """
 
-  name: str
   test_accuracy: float
   params: Any
   args: tuple[Any, data.Batch]
   value_fn: Any
 
 
-def run(config: config_lib.SharpnessConfig, console: Console) -> None:
-  """Measures finished runs of `optax-sam train`.
+def run(
+  config: config_lib.SharpnessConfig, console: Console, command: str = ''
+) -> None:
+  """Measures finished runs of `optax-sam train` and writes a report.
 
   Args:
     config: which runs, and what to measure.
     console: where progress and the table go.
+    command: the command line, for the report.
 
   Raises:
     ValueError: if a run hasn't finished or isn't one, if they are of different
@@ -69,20 +72,64 @@ def run(config: config_lib.SharpnessConfig, console: Console) -> None:
   _check_one_dataset(config.runs, settings)
   target = config.output or output.dated('sharpness')
   with output.new_directory(
-    target, overwrite=config.overwrite, known=FILES
+    target, overwrite=config.overwrite, known=sharpness_report.FILES
   ) as directory:
-    rows, lines = [], {}
-    with progress.Reporter(console) as reporter:
-      for path, given in zip(config.runs, settings, strict=True):
-        with reporter.phase(f'Measuring {path}', 1) as phase:
-          solution = _load(path, given, config.examples, reporter)
-          rows.append({'run': solution.name} | _measure(solution, config))
-          lines[solution.name] = _line(solution, config.seed)
-          phase.advance()
-    _write(directory, rows, lines)
+    measured = _measure_all(config, settings, console, command)
+    sharpness_report.write(measured, directory)
     output.write_config(directory, 'sharpness', _as_json(config))
-  _print(rows, config, console)
-  console.print(f'Output: {target}', soft_wrap=True, highlight=False)
+  sharpness_report.print_table(measured, console)
+  console.print(
+    f'Report: {target / "report.html"}', soft_wrap=True, highlight=False
+  )
+
+
+def _measure_all(
+  config: config_lib.SharpnessConfig,
+  settings: list[config_lib.TrainConfig],
+  console: Console,
+  command: str,
+) -> Measurements:
+  started, start = dt.datetime.now().astimezone(), time.perf_counter()
+  figures, lines = {}, {}
+  with progress.Reporter(console) as reporter:
+    for path, given in zip(config.runs, settings, strict=True):
+      with reporter.phase(f'Measuring {path}', 1) as phase:
+        solution = _load(path, given, config.examples, reporter)
+        figures[path.name] = _measure(solution, config)
+        lines[path.name] = random_lines.measure(
+          solution.value_fn, solution.params, solution.args, seed=config.seed
+        )
+        phase.advance()
+  return Measurements(
+    config=config,
+    command=command,
+    settings={
+      path.name: _complete(given)
+      for path, given in zip(config.runs, settings, strict=True)
+    },
+    figures=figures,
+    lines=lines,
+    versions=machine.versions(),
+    machine=machine.describe(),
+    started=started.isoformat(timespec='seconds'),
+    seconds=time.perf_counter() - start,
+  )
+
+
+def _complete(config: config_lib.TrainConfig) -> dict[str, Any]:
+  """Returns the settings of a run with what was left to defaults."""
+  settings = config_lib.settings(config)
+  # Those of the method say what these two set.
+  del settings['rho'], settings['set']
+  method = {
+    'method': settings.pop('method'),
+    'method_settings': page.in_one_line(single.method_settings(config)),
+  }
+  rates = {
+    'learning_rate': config_lib.learning_rate(config),
+    'weight_decay': config_lib.weight_decay(config),
+  }
+  return method | settings | rates
 
 
 def _settings(
@@ -144,7 +191,6 @@ def _load(
       raise ValueError(msg)
     batch = jax.device_put(problem.inputs.fixed(examples))
     return _Solution(
-      name=path.name,
       test_accuracy=found.evaluations[-1]['test_accuracy'],
       params=found.state.params,
       args=(found.state.statistics, batch),
@@ -157,14 +203,17 @@ def _measure(
 ) -> dict[str, float]:
   given = (solution.value_fn, solution.params)
   args = {'args': solution.args}
-  eigenvalues = sharpness.top_eigenvalues(
-    *given,
-    config.eigenvalues,
-    max_vectors=max(_VECTORS, config.eigenvalues + 2),
-    tolerance=1e-2,
-    seed=config.seed,
-    **args,
-  )
+  try:
+    eigenvalues = sharpness.top_eigenvalues(
+      *given,
+      config.eigenvalues,
+      max_vectors=max(_VECTORS, config.eigenvalues + 2),
+      tolerance=1e-2,
+      seed=config.seed,
+      **args,
+    )
+  except RuntimeError:  # did not converge: better no figure than a wrong one
+    eigenvalues = [math.nan] * config.eigenvalues
   trace = sharpness.hessian_trace(
     *given, probes=config.probes, seed=config.seed, **args
   )
@@ -172,7 +221,7 @@ def _measure(
     'test_accuracy': solution.test_accuracy,
     'sam_sharpness': sharpness.sam_sharpness(*given, config.rho, **args),
     'sam_sharpness_20_steps': sharpness.sam_sharpness(
-      *given, config.rho, steps=_ASCENT_STEPS, **args
+      *given, config.rho, steps=ASCENT_STEPS, **args
     ),
     'adaptive_sharpness': sharpness.adaptive_sharpness(
       *given, config.adaptive_rho, **args
@@ -186,65 +235,5 @@ def _measure(
   }
 
 
-def _line(solution: _Solution, seed: int) -> landscape.Line:
-  # One key for all runs: equal nets get the same Gaussian.
-  direction = landscape.random_direction(solution.params, jax.random.key(seed))
-  return landscape.line(
-    solution.value_fn,
-    solution.params,
-    direction,
-    points=_POINTS,
-    args=solution.args,
-  )
-
-
-def _write(
-  directory: pathlib.Path,
-  rows: list[dict[str, Any]],
-  lines: dict[str, landscape.Line],
-) -> None:
-  with (directory / _TABLE).open('w', encoding='utf-8', newline='') as file:
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-  from matplotlib.figure import Figure
-
-  figure = Figure(figsize=(6, 4), layout='constrained')
-  axes = landscape.plot_lines(lines, figure.subplots())
-  axes.set_title('Along a random direction, filter by filter')
-  axes.set_ylim(bottom=0, top=_height(lines))
-  figure.savefig(directory / _PLOT, dpi=150)
-
-
-def _height(lines: dict[str, landscape.Line]) -> float:
-  """Returns a height at which the curves differ to the eye."""
-  middle = _POINTS // 2
-  near = slice(middle // 2, middle + middle // 2 + 1)
-  return 1.1 * max(float(line.losses[near].max()) for line in lines.values())
-
-
 def _as_json(config: config_lib.SharpnessConfig) -> dict[str, Any]:
   return json.loads(json.dumps(dataclasses.asdict(config), default=str))
-
-
-def _print(
-  rows: list[dict[str, Any]],
-  config: config_lib.SharpnessConfig,
-  console: Console,
-) -> None:
-  table = Table(
-    title='Sharpness',
-    caption=f'Of the first {config.examples} training examples, in evaluation '
-    f'mode. SAM sharpness at rho={config.rho}, in 1 step and in '
-    f'{_ASCENT_STEPS}; adaptive sharpness at rho={config.adaptive_rho}, '
-    f'p=infinity; trace by {config.probes} probes.',
-  )
-  table.add_column('', no_wrap=True)
-  for row in rows:
-    table.add_column(row['run'], justify='right', overflow='fold')
-  for name in rows[0]:
-    if name != 'run':
-      table.add_row(
-        name.replace('_', ' '), *[f'{row[name]:.4g}' for row in rows]
-      )
-  console.print(table)

@@ -1,19 +1,25 @@
-"""The page of a comparison: one file of HTML that needs nothing else."""
+"""What the pages share: each is one file of HTML that needs no other."""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from importlib import resources
+from typing import Any
 
-from optax_sam.train import formats, wording
-from optax_sam.train.pictures import picture_groups
-from optax_sam.train.results import Comparison, summarize
-from optax_sam.train.svg import marker_svg, method_styles, page_style
+from optax_sam.train.pictures import Picture
+from optax_sam.train.svg import Style, marker_svg
 
 
-def render_page(comparison: Comparison) -> str:
-  """Renders the report of a comparison as a page of HTML.
+def render(
+  template: str,
+  groups: Sequence[tuple[str, Sequence[Picture]]],
+  **values: Any,
+) -> str:
+  """Renders a template as a page of HTML.
 
   Args:
-    comparison: What was measured.
+    template: Name of its file, which extends page.html.
+    groups: The plots under their headings; those without a plot are left out.
+    **values: What else the template shows.
 
   Returns:
     The page. It loads nothing from elsewhere and follows the light or dark
@@ -24,31 +30,16 @@ def render_page(comparison: Comparison) -> str:
 
   files = resources.files('optax_sam.train')
   environment = jinja2.Environment(
+    loader=jinja2.FunctionLoader(
+      lambda name: files.joinpath(name).read_text('utf-8')
+    ),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  rows = summarize(comparison)
-  styles = method_styles(comparison.methods, comparison.base)
-  with page_style():
-    groups = picture_groups(comparison, rows, styles)
-  return environment.from_string(
-    files.joinpath('page.html').read_text('utf-8')
-  ).render(
+  return environment.get_template(template).render(
     css=markupsafe.Markup(files.joinpath('page.css').read_text('utf-8')),
-    headline=wording.headline(comparison, rows),
-    setup=wording.setup(comparison),
-    findings=wording.findings(comparison, rows),
-    warnings=wording.warnings(comparison, rows),
-    base=comparison.base,
-    started=comparison.started.replace('T', ' '),
-    radius=formats.number(comparison.sharpness_radius),
-    rows=[
-      formats.cells(row)
-      | {'marker': markupsafe.Markup(marker_svg(styles[row.method]))}
-      for row in rows
-    ],
     sections=[
       {
         'title': title,
@@ -61,54 +52,34 @@ def render_page(comparison: Comparison) -> str:
       for title, pictures in groups
       if any(picture.svg is not None for picture in pictures)
     ],
-    reading=wording.reading(comparison),
-    command=comparison.command,
-    facts=_facts(comparison),
+    **values,
   )
 
 
-def _facts(
-  comparison: Comparison,
-) -> list[tuple[str, list[tuple[str, str]]]]:
-  run = [
-    ('started', comparison.started.replace('T', ' ')),
-    ('duration', formats.duration(comparison.seconds)),
-    ('seeds', ', '.join(map(str, comparison.seeds))),
-    ('steps of a run', f'{comparison.total_steps:,}'),
-    ('test examples', f'{comparison.test_examples:,}'),
-    (
-      'radius of the SAM sharpness',
-      formats.number(comparison.sharpness_radius),
-    ),
-  ]
-  methods = [
-    (method, _settings(comparison.runs_of(method)[0].settings))
-    for method in comparison.methods
-  ]
-  groups = [
-    ('Run', run),
-    ('Settings of all runs', list(_pairs(comparison.settings).items())),
-    ('Settings of the methods', methods),
-    ('Versions', list(comparison.versions.items())),
-    ('Machine', list(comparison.machine.items())),
-  ]
-  return [(title, facts) for title, facts in groups if facts]
+def marker(style: Style) -> Any:
+  """Returns a method's marker, for tables."""
+  import markupsafe
+
+  return markupsafe.Markup(marker_svg(style))
 
 
-def _pairs(settings: dict[str, object]) -> dict[str, str]:
-  return {name: _value(value) for name, value in settings.items()}
+def pairs(settings: Mapping[str, object]) -> dict[str, str]:
+  """Writes each setting as text."""
+  return {name: in_words(value) for name, value in settings.items()}
 
 
-def _value(value: object) -> str:
+def in_one_line(settings: Mapping[str, object]) -> str:
+  """Writes the settings of a method as one text."""
+  named = [f'{name} = {value}' for name, value in pairs(settings).items()]
+  return ', '.join(named) or 'none'
+
+
+def in_words(value: object) -> str:
+  """Writes a setting as text."""
   if value is None or value == [] or value == ():
     return 'none'
   if isinstance(value, bool):
     return 'yes' if value else 'no'
   if isinstance(value, list | tuple):
-    return ', '.join(map(_value, value))
+    return ', '.join(map(in_words, value))
   return str(value)
-
-
-def _settings(settings: dict[str, object]) -> str:
-  pairs = _pairs(settings).items()
-  return ', '.join(f'{name} = {value}' for name, value in pairs) or 'none'

@@ -1,9 +1,10 @@
-"""The plots of the page, with their words."""
+"""The plots of the pages, with their words."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from optax_sam.train import curve_plots, formats, row_plots
+from optax_sam.landscape import Line
+from optax_sam.train import curve_plots, formats, random_lines, row_plots
 from optax_sam.train.results import Comparison, Summary
 from optax_sam.train.svg import Style
 
@@ -141,4 +142,55 @@ def picture_groups(
         ),
       ],
     ),
+    ('Landscape', [_landscape(comparison, styles)]),
   ]
+
+
+def along_one_line(
+  lines: Mapping[str, Line],
+  styles: Mapping[str, Style],
+  *,
+  examples: str,
+  of_whom: str,
+  caveat: str,
+) -> Picture:
+  """Draws the loss along one random direction through several solutions.
+
+  Args:
+    lines: By name.
+    styles: By name.
+    examples: What the loss is of.
+    of_whom: Whose line each curve is, after 'for'.
+    caveat: What the picture can't tell.
+
+  Returns:
+    The plot.
+  """
+  return Picture(
+    'Loss along one random direction',
+    f'Training loss on {examples}, in evaluation mode, for {of_whom}: at its'
+    ' solution in the middle, and around it along one and the same random'
+    ' direction, scaled filter by filter to its own weights. At a distance of'
+    ' 1 each filter has moved by its own length. A wide curve is flat along'
+    f' this direction; curves may leave the plot at the top. {caveat}',
+    random_lines.in_words(lines),
+    random_lines.plot(lines, styles),
+  )
+
+
+def _landscape(comparison: Comparison, styles: dict[str, Style]) -> Picture:
+  measured = [run for run in comparison.runs if run.landscape]
+  seed = min((run.seed for run in measured), default=0)
+  count = comparison.settings.get('sharpness_examples')
+  number = '' if count is None else f'{count} '
+  return along_one_line(
+    {
+      run.method: random_lines.from_rows(run.landscape)
+      for run in measured
+      if run.seed == seed
+    },
+    styles,
+    examples=f'the {number}examples that sharpness is measured on',
+    of_whom=f'the run of each method with seed {seed}',
+    caveat='One direction and one seed: others may look different.',
+  )

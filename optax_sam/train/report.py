@@ -6,7 +6,7 @@ import json
 import math
 import pathlib
 
-from optax_sam.train.page import render_page
+from optax_sam.train.comparison_page import render_page
 from optax_sam.train.results import Comparison
 from optax_sam.train.terminal import print_table
 
@@ -88,18 +88,23 @@ def results_csv(comparison: Comparison) -> str:
 
 
 def metrics_jsonl(comparison: Comparison) -> str:
-  """Writes a line for every logged step and every evaluation.
+  """Writes a line for every logged step, evaluation and point of a landscape.
 
   Args:
     comparison: What was measured.
 
   Returns:
-    Lines of JSON with `method`, `seed` and `kind`, 'log' or 'evaluation'.
-    JSON knows no NaN and no infinity: they are null.
+    Lines of JSON with `method`, `seed` and `kind`: 'log', 'evaluation', or
+    'landscape' with `position` and `loss`. JSON knows no NaN and no infinity:
+    they are null.
   """
   lines = []
   for run in comparison.runs:
-    for kind, rows in (('log', run.log), ('evaluation', run.evaluations)):
+    for kind, rows in (
+      ('log', run.log),
+      ('evaluation', run.evaluations),
+      ('landscape', run.landscape),
+    ):
       for row in rows:
         head = {'method': run.method, 'seed': run.seed, 'kind': kind}
         line = head | {name: _plain(value) for name, value in row.items()}

@@ -27,6 +27,8 @@ class Run:
     sharpness: `sam_sharpness` and `top_eigenvalue` at the end of the run;
       empty if they were not measured.
     seconds: Wall time of the run.
+    landscape: Rows of `position` and `loss` along a random direction through
+      the solution (`random_lines`); empty if they were not measured.
   """
 
   method: str
@@ -36,6 +38,7 @@ class Run:
   evaluations: list[dict[str, float]]
   sharpness: dict[str, float]
   seconds: float
+  landscape: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
   @property
   def steps(self) -> int:

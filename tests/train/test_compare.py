@@ -4,10 +4,13 @@ import json
 import os
 import signal
 
+import jax
+import numpy as np
 import pytest
 from rich.console import Console
 
-from optax_sam.train import compare, loop, methods, report, timing
+from optax_sam import landscape
+from optax_sam.train import compare, loop, methods, report, task, timing
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -41,6 +44,42 @@ def test_every_method_runs_with_every_seed(small):
   assert all(comparison.is_complete(run) for run in comparison.runs)
   for run in comparison.runs:
     assert set(run.sharpness) == {'sam_sharpness', 'top_eigenvalue'}
+
+
+def test_the_landscape_is_that_of_the_first_seed(small):
+  config, comparison, _ = small
+  for run in comparison.runs:
+    assert bool(run.landscape) == (run.seed == 0)
+  problem = task.build(config)
+  trainer = loop.Trainer(config, problem, 'sgd', {})
+  current = trainer.start(0)
+  trainer.run(current, 0)
+  params = current.state.params
+  batch = jax.device_put(problem.inputs.fixed(config.sharpness_examples))
+  expected = landscape.line(
+    problem.evaluation_loss,
+    params,
+    landscape.random_direction(params, jax.random.key(0)),
+    points=len(comparison.runs[0].landscape),
+    args=(current.state.statistics, batch),
+  )
+  for key, values in zip(('position', 'loss'), expected, strict=True):
+    found = [row[key] for row in comparison.runs[0].landscape]
+    np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-6)
+  assert len({run.landscape[0]['loss'] for run in comparison.runs[:3]}) == 3
+
+
+def test_the_landscape_is_in_the_report_and_in_the_numbers(small):
+  config, comparison, _ = small
+  lines = (config.output / 'metrics.jsonl').read_text().splitlines()
+  rows = [row for row in map(json.loads, lines) if row['kind'] == 'landscape']
+  assert rows == [
+    {'method': run.method, 'seed': 0, 'kind': 'landscape', **row}
+    for run in comparison.runs[:3]
+    for row in run.landscape
+  ]
+  page = (config.output / 'report.html').read_text()
+  assert 'the 20 examples that sharpness is measured on' in page
 
 
 def test_settings_of_the_methods_are_recorded(small):
@@ -95,6 +134,7 @@ def test_the_same_comparison_gives_the_same_numbers(small, tmp_path):
   for one, two in zip(again.runs, comparison.runs[:3], strict=True):
     assert one.evaluations == two.evaluations
     assert one.sharpness == two.sharpness
+    assert one.landscape == two.landscape
 
 
 def test_a_setting_that_follows_the_accuracy_is_timed_and_reported(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from optax_sam.train.page import render_page
+from optax_sam.train.comparison_page import render_page
 from optax_sam.train.report import write_report
 from optax_sam.train.results import summarize
 from optax_sam.train.wording import headline, warnings
@@ -147,6 +147,63 @@ def test_odd_comparisons_have_a_page_and_files(name, tmp_path):
   assert not re.search(r'\b(nan|inf|None)\b', page.text)
 
 
+def around(height):
+  """Rows of a parabola of the given height."""
+  positions = [index / 20 - 1 for index in range(41)]
+  return [{'position': x, 'loss': height * x * x + 0.25} for x in positions]
+
+
+def with_landscapes(**rows):
+  return comparison(
+    [
+      run(method, seed, value, landscape=rows.get(method, []))
+      for method in ('sgd', 'sam', 'asam')
+      for seed, value in ((4, 0.9), (7, 0.91))
+      if seed == 4 or method == 'sgd'
+    ],
+    settings={'dataset': 'digits', 'sharpness_examples': 256},
+  )
+
+
+def test_the_landscape_is_shown_where_it_was_measured():
+  lost = [point | {'loss': math.nan} for point in around(1.0)]
+  text = render_page(
+    with_landscapes(sgd=around(8.0), sam=around(4.0), asam=lost)
+  )
+  page = Page(text)
+  assert 'the 256 examples that sharpness is measured on' in page.text
+  assert 'with seed 4' in page.text
+  assert 'One direction and one seed' in page.text
+  (alternative,) = [x for x in page.values('aria-label') if 'Loss at' in x]
+  assert alternative == (
+    'Loss at \N{MINUS SIGN}1, \N{MINUS SIGN}0.5, 0, 0.5 and 1 along the'
+    ' direction: sgd 8.25, 2.25, 0.25, 2.25, 8.25; sam 4.25, 1.25, 0.25, 1.25,'
+    ' 4.25; asam not finite, not finite, not finite, not finite, not finite.'
+  )
+  plot = text[text.index('One direction and one seed') :]
+  plot = plot[: plot.index('</figure>')]
+  # A curve and an entry of the legend for each line that can be drawn.
+  assert ('sgd' in plot, '>sam<' in plot, '>asam<' in plot) == (
+    True,
+    True,
+    False,
+  )
+  for missing in (usual(), with_landscapes(sam=lost)):
+    assert 'Landscape' not in Page(render_page(missing)).text
+
+
+def test_only_the_first_seed_has_a_curve():
+  rows = {4: around(8.0), 7: around(2.0)}
+  made = comparison(
+    [run('sgd', seed, 0.9, landscape=rows[seed]) for seed in (4, 7)]
+  )
+  (alternative,) = [
+    x for x in Page(render_page(made)).values('aria-label') if 'Loss at' in x
+  ]
+  assert 'sgd 8.25' in alternative
+  assert '2.25, 0.75' not in alternative
+
+
 def test_csv_has_a_row_a_run_in_full_precision(tmp_path):
   third = run('sam', 1, 1 / 3, share=1 / 7, settings={'period': 5})
   made = comparison([run('sgd', 0, 0.1 + 0.2), run('sam', 0, 0.9), third])
@@ -169,7 +226,8 @@ def test_csv_has_a_row_a_run_in_full_precision(tmp_path):
 
 
 def test_jsonl_has_every_row_and_is_strict_json(tmp_path):
-  made = comparison([run('sgd', 3, 0.9), diverged('sam', 3)])
+  lost = [{'position': 0.5, 'loss': math.nan}]
+  made = comparison([run('sgd', 3, 0.9, landscape=lost), diverged('sam', 3)])
   write_report(made, tmp_path)
   lines = (tmp_path / 'metrics.jsonl').read_text('utf-8').splitlines()
 
@@ -180,7 +238,11 @@ def test_jsonl_has_every_row_and_is_strict_json(tmp_path):
   expected = [
     {'method': of_run.method, 'seed': 3, 'kind': kind, **row}
     for of_run in made.runs
-    for kind, part in (('log', of_run.log), ('evaluation', of_run.evaluations))
+    for kind, part in (
+      ('log', of_run.log),
+      ('evaluation', of_run.evaluations),
+      ('landscape', of_run.landscape),
+    )
     for row in part
   ]
   for row in expected:

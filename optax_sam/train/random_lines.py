@@ -1,0 +1,126 @@
+"""The loss along one random line through solutions: numbers, words, a plot."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_sam import landscape
+from optax_sam.train import curve_plots, formats
+from optax_sam.train.svg import (
+  Style,
+  add_legend,
+  is_drawable,
+  new_figure,
+  to_svg,
+)
+
+POINTS = 41  # odd, so that the solution is one of them
+# One program instead of one for each operation on each shape.
+_direction = jax.jit(landscape.random_direction)
+
+
+def measure(
+  value_fn: Any, params: Any, args: tuple[Any, ...], *, seed: int
+) -> landscape.Line:
+  """Returns the loss along a random direction, in units of the weights.
+
+  Nets of one shape get the same Gaussian for the same seed, each in units of
+  its own weights, filter by filter: their lines are comparable.
+
+  Args:
+    value_fn: from the parameters and `args` to a scalar loss.
+    params: the solution, the middle of the line.
+    args: of the loss; for one `value_fn` nothing is compiled anew.
+    seed: of the direction.
+  """
+  direction = _direction(params, jax.random.key(seed))
+  return landscape.line(value_fn, params, direction, points=POINTS, args=args)
+
+
+def rows(line: landscape.Line) -> list[dict[str, float]]:
+  """Returns the points as rows of `position` and `loss`."""
+  return [
+    {'position': float(position), 'loss': float(loss)}
+    for position, loss in zip(*line, strict=True)
+  ]
+
+
+def from_rows(points: Sequence[Mapping[str, float]]) -> landscape.Line:
+  """Returns the line of such rows."""
+  return landscape.Line(
+    np.array([point['position'] for point in points]),
+    np.array([point['loss'] for point in points]),
+  )
+
+
+def in_words(lines: Mapping[str, landscape.Line]) -> str:
+  """Says the losses at five places of each line, for who cannot see them."""
+  if not lines:
+    return ''
+  positions = next(iter(lines.values())).positions
+  places = np.linspace(0, len(positions) - 1, 5).round().astype(int)
+  where = formats.join([formats.number(positions[place]) for place in places])
+  losses = '; '.join(
+    f'{name} {", ".join(_loss(line.losses[place]) for place in places)}'
+    for name, line in lines.items()
+  )
+  return f'Loss at {where} along the direction: {losses}.'
+
+
+def top(lines: Mapping[str, landscape.Line]) -> float:
+  """Returns a height at which the curves differ to the eye.
+
+  They rise steeply far from the solutions, so it is that of their inner halves.
+  """
+  inner = [
+    loss
+    for line in lines.values()
+    for loss in line.losses[len(line.losses) // 4 : -(len(line.losses) // 4)]
+    if is_drawable(loss)
+  ]
+  return 1.1 * float(max(inner, default=0.0)) or 1.0
+
+
+def plot(
+  lines: Mapping[str, landscape.Line], styles: Mapping[str, Style]
+) -> str | None:
+  """Plots the lines; None if there is none to be seen.
+
+  Args:
+    lines: by name.
+    styles: by name.
+  """
+  seen = {
+    name: landscape.Line(
+      positions, np.where(list(map(is_drawable, losses)), losses, np.nan)
+    )
+    for name, (positions, losses) in lines.items()
+    if sum(map(is_drawable, losses)) > 1
+  }
+  if not seen:
+    return None
+  figure, axes = new_figure(3.5)
+  for index, (name, (positions, losses)) in enumerate(seen.items()):
+    curve_plots.draw_curve(
+      axes, positions, losses, styles[name], index, len(seen)
+    )
+  height = top(seen)
+  reach = max(
+    abs(position)
+    for line in seen.values()
+    for position, loss in zip(*line, strict=True)
+    if loss <= height
+  )
+  reach = min(1.0, reach + 2 / (POINTS - 1))
+  axes.set_xlim(-reach, reach)
+  axes.set_ylim(0, height)
+  axes.set_xlabel('distance from the solution, in units of its weights')
+  axes.set_ylabel('training loss')
+  add_legend(figure, {name: styles[name] for name in seen})
+  return to_svg(figure, 'landscape')
+
+
+def _loss(value: float) -> str:
+  return formats.number(value) if is_drawable(value) else 'not finite'
