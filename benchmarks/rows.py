@@ -98,6 +98,17 @@ def rows() -> list[Row]:
       key=0,
       needs_length=True,
     ),
+    _method('le_sam', every),
+    _method('z_sharp', every),
+    _method('async_sam', every),
+    _method(
+      'momentum_sam',
+      every,
+      1.0,
+      label='momentum_sam, no loss asked for',
+      reports_loss=False,
+    ),
+    _method('momentum_sam', every, 1 + _THIRD),
     _method('m_sam', every, micro_batch_size=12),
     _method('ss_sam', some, None, key=0),
     *[

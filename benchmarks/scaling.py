@@ -145,10 +145,27 @@ def leaves(counts: tuple[int, ...], repeats: int) -> None:
       milliseconds = 1e3 * _seconds(
         lambda c=compiled, a=arguments: c(*a), repeats
       )
+      text = compiled.as_text()
+      sizes = [text.count(what) / count for what in (' = ', ' fusion(')]
       lines.append(
-        (name, count, milliseconds, compile_seconds, compile_seconds / unit)
+        (
+          name,
+          count,
+          milliseconds,
+          compile_seconds,
+          compile_seconds / unit,
+          *sizes,
+        )
       )
-  head = ('step', 'leaves', 'ms', 'to compile, s', 'relative to by hand')
+  head = (
+    'step',
+    'leaves',
+    'ms',
+    'to compile, s',
+    'relative to by hand',
+    'instructions a leaf',
+    'fusions a leaf',
+  )
   _table('By the number of leaves, a million parameters', head, lines)
 
 

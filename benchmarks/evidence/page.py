@@ -205,8 +205,8 @@ def _accuracies(runs: Mapping[str, Runs]) -> str:
     '',
     (
       'Mean test accuracy in percent; in brackets the chosen radius (of the '
-      'base optimizer the learning rate) and the share of steps with a second '
-      'gradient.'
+      'base the learning rate), with a star if it is the first or the '
+      'last of its choices, and the share of steps with a second gradient.'
     ),
     '',
     f'| variant | {" | ".join(PROBLEMS[name].title for name in runs)} |',
@@ -222,7 +222,12 @@ def _accuracies(runs: Mapping[str, Runs]) -> str:
       accuracy = statistics.fmean(r.outcome.test_accuracy for r in final)
       share = statistics.fmean(r.outcome.second_gradients for r in final)
       rate, rho = problem.chosen(name)
-      how = f'{rho:g}, {share:.0%}' if variant.is_method else f'{rate:g}'
+      at_end = rho in (min(variant.radii), max(variant.radii))
+      how = (
+        f'{rho:g}{"*" * at_end}, {share:.0%}'
+        if variant.is_method
+        else f'{rate:g}'
+      )
       cells.append(f'{100 * accuracy:.2f} ({how.replace("%", " %")})')
     if any(cells):
       lines.append(f'| {variant.title} | {" | ".join(cells)} |')

@@ -1,0 +1,262 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # When AE-SAM takes the second gradient
+#
+# SAM's second gradient doubles the cost of a step. AE-SAM takes it only where
+# the gradient is large for its time. With `x` the squared norm of the gradient,
+# `t` the step and `T` all steps:
+#
+# ```
+# mean      = 0.9 * mean     + 0.1 * x
+# variance  = 0.9 * variance + 0.1 * (x - mean)^2
+# c         = 1 - 2 * t / T                         # from 1 to -1
+# threshold = mean + c * sqrt(variance)
+# ascend    = x >= threshold
+# ```
+#
+# So at the start a gradient has to stand out to get a second one, at the end it
+# must be unusually small not to. This notebook watches the rule at work.
+
+# %%
+import functools
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from scipy.stats import norm
+from sklearn.datasets import load_digits
+
+import optax_sam
+
+# %% [markdown]
+# ## A run that logs every step
+#
+# Digits with three wrong labels in ten, a network with one hidden layer.
+# `optax_sam.metrics` reads the scalars of a method out of the optimizer's
+# state, also inside of a compiled loop: here it returns a row for every step.
+
+# %%
+EPOCHS, BATCH_SIZE = 40, 50
+
+digits, random = load_digits(), np.random.default_rng(0)
+order = random.permutation(len(digits.target))[:1000]
+x = jnp.float32(digits.data[order] / 16)
+shifts = random.integers(1, 10, 1000) * (random.random(1000) < 0.3)
+y = jnp.asarray((digits.target[order] + shifts) % 10)
+rows = [random.permutation(1000) for _ in range(EPOCHS)]
+rows = jnp.reshape(jnp.array(rows), (-1, BATCH_SIZE))
+steps_per_epoch = 1000 // BATCH_SIZE
+total_steps = len(rows)
+
+
+def layer(inputs, outputs):
+  kernel = random.normal(0, (2 / inputs) ** 0.5, (inputs, outputs))
+  return {'kernel': jnp.float32(kernel), 'bias': jnp.zeros(outputs)}
+
+
+start = {'first': layer(64, 64), 'second': layer(64, 10)}
+
+
+def loss(params, x, y):
+  first, second = params['first'], params['second']
+  hidden = jax.nn.relu(x @ first['kernel'] + first['bias'])
+  logits = hidden @ second['kernel'] + second['bias']
+  losses = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+  return jnp.mean(losses)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train(method):
+  """Trains once; returns the metrics of every step."""
+  tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+
+  def step(carry, rows):
+    params, state = carry
+    value_fn = lambda p: loss(p, x[rows], y[rows])
+    value, grads = jax.value_and_grad(value_fn)(params)
+    updates, state = tx.update(grads, state, params, value_fn=value_fn)
+    row = {**optax_sam.metrics(state), 'loss': value}
+    return (optax.apply_updates(params, updates), state), row
+
+  return jax.lax.scan(step, (start, tx.init(start)), rows)[1]
+
+
+log = jax.device_get(train(optax_sam.ae_sam(0.1, total_steps=total_steps)))
+print(*sorted(log), sep='\n')
+
+# %% [markdown]
+# ## The rule, once more by hand
+#
+# The squared norms alone are enough to get all decisions back. Starting both
+# moments at 0 makes a few more second gradients at first.
+
+# %%
+mean = variance = 0.0
+means, deviations, thresholds = [], [], []
+for t, squared_norm in enumerate(log['policy/squared_norm'].astype(float)):
+  mean = 0.9 * mean + 0.1 * squared_norm
+  variance = 0.9 * variance + 0.1 * (squared_norm - mean) ** 2
+  c = 1 - 2 * t / total_steps
+  means.append(mean)
+  deviations.append(variance**0.5)
+  thresholds.append(mean + c * variance**0.5)
+
+means, deviations = np.array(means), np.array(deviations)
+np.testing.assert_allclose(log['policy/mean'], means, rtol=1e-4)
+np.testing.assert_allclose(log['policy/threshold'], thresholds, rtol=1e-3)
+agree = np.mean(log['ascended'] == (log['policy/squared_norm'] >= thresholds))
+assert agree > 0.995  # all but ties that rounding decides
+print(f'{agree:.1%} of {total_steps} decisions are the same')
+
+# %% [markdown]
+# ## What it sees
+#
+# Sixty steps early in training and sixty late. The band is one deviation to
+# either side of the mean. The threshold moves from its upper edge to its lower
+# one.
+
+# %%
+norms, ascended = log['policy/squared_norm'], log['ascended']
+steps = np.arange(total_steps)
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout='constrained')
+for axis, first in zip(axes, (40, total_steps - 100), strict=True):
+  part = slice(first, first + 60)
+  low, high = means - deviations, means + deviations
+  axis.fill_between(steps[part], low[part], high[part], color='0.9')
+  axis.plot(steps[part], means[part], color='0.6', label='mean')
+  axis.plot(
+    steps[part],
+    log['policy/threshold'][part],
+    color='black',
+    linewidth=1,
+    label='threshold',
+  )
+  for chosen, label in ((ascended, 'second gradient'), (~ascended, 'skipped')):
+    inside = steps[part][chosen[part]]
+    axis.plot(inside, norms[inside], 'o', markersize=3, label=label)
+  axis.set(title=f'Steps {first} to {first + 59}', xlabel='step')
+  axis.set_ylim(bottom=0)
+axes[0].set_ylabel('squared gradient norm')
+handles, names = axes[0].get_legend_handles_labels()
+figure.legend(handles, names, loc='outside right center', frameon=False)
+plt.show()
+
+# %% [markdown]
+# ## How often
+#
+# If squared norms were normally distributed about the mean, a step would ascend
+# with the probability that a normal variable exceeds `c`. Real ones aren't:
+# their distribution has a long upper tail, so the share usually stays below.
+
+# %%
+share = ascended.reshape(EPOCHS, -1).mean(axis=1)
+expected = norm.sf(1 - 2 * steps / total_steps)
+expected = expected.reshape(EPOCHS, -1).mean(axis=1)
+for name, shares in (('taken', share), ('normal', expected)):
+  quarters = shares.reshape(4, -1).mean(axis=1)
+  print(
+    f'{name:7}', *(f'{q:4.0%}' for q in quarters), f'  all {shares.mean():.0%}'
+  )
+
+# %% [markdown]
+# ## Beside two that don't look
+#
+# SS-SAM tosses a coin at each step. LookSAM goes by the count, and reuses in
+# between what the last second gradient added. Neither looks at the gradient.
+
+# %%
+logs = {
+  'AE-SAM': log,
+  'SS-SAM': jax.device_get(
+    train(optax_sam.ss_sam(0.1, probability=0.5, key=1))
+  ),
+  'LookSAM': jax.device_get(train(optax_sam.look_sam(0.1, period=5))),
+}
+assert logs['LookSAM']['ascended'].sum() == -(-total_steps // 5)
+
+figure, (left, right) = plt.subplots(
+  1, 2, figsize=(9, 3), layout='constrained', width_ratios=(3, 2)
+)
+epochs = np.arange(1, EPOCHS + 1)
+for name, found in logs.items():
+  shares = found['ascended'].reshape(EPOCHS, -1).mean(axis=1)
+  left.plot(epochs, shares, label=name)
+left.plot(epochs, expected, ':', color='black', label='AE-SAM, normal law')
+left.set(title='Share with a second gradient', xlabel='epoch', ylim=(0, 1.3))
+left.set_yticks(np.linspace(0, 1, 6))
+left.legend(frameon=False, fontsize='small', ncols=2, loc='upper left')
+middle = total_steps // 2
+right.eventplot(
+  [np.flatnonzero(f['ascended'][middle : middle + 50]) for f in logs.values()],
+  lineoffsets=[2, 1, 0],
+  linelengths=0.7,
+  colors=['C0', 'C1', 'C2'],
+)
+right.set(title='Second gradients of 50 steps', xlabel=f'step after {middle}')
+right.set_yticks([2, 1, 0], logs)
+plt.show()
+
+for name, found in logs.items():
+  last = found['loss'][-steps_per_epoch:].mean()
+  print(
+    f'{name:8} {1 + found["ascended"].mean():.2f} gradients a step, '
+    f'training loss of the last epoch {last:.3f}'
+  )
+
+# %% [markdown]
+# ## Other thresholds
+#
+# `lambda_2` is where `c` starts and `lambda_1` where it ends. A policy sees
+# nothing but gradients, so it can be replayed over the norms of this run: one
+# number stands for a gradient, whose square is its squared norm. In a run of
+# its own the norms would differ somewhat, since other steps would be taken.
+
+
+# %%
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def replay(lambda_1, lambda_2):
+  """Returns the share of second gradients in every quarter."""
+  policy = optax_sam.policies.on_sharp_gradients(
+    total_steps, lambda_1=lambda_1, lambda_2=lambda_2
+  )
+
+  def decide(state, gradient):
+    ascend, state = policy.decide(gradient, state)
+    return state, ascend
+
+  _, decisions = jax.lax.scan(
+    decide, policy.init(jnp.zeros(())), jnp.sqrt(jnp.asarray(norms))
+  )
+  return decisions.reshape(4, -1).mean(axis=1)
+
+
+print('lambda_1  lambda_2   share in the quarters      all')
+for lambda_1, lambda_2 in ((-1, 1), (0, 2), (0, 0), (1, -1)):
+  quarters = np.asarray(replay(lambda_1, lambda_2))
+  print(
+    f'{lambda_1:8} {lambda_2:9}  ',
+    *(f'{q:5.0%}' for q in quarters),
+    f'{quarters.mean():10.0%}',
+  )
+
+# %% [markdown]
+# `lambda_1=0, lambda_2=2` are the defaults of `ae_look_sam`. Swapping the two
+# moves the second gradients from the end of training to its start.
+#
+# If your log shows a share far from what you want to pay for, these two are
+# what to change. `help(optax_sam.policies.on_sharp_gradients)` says which of
+# the defaults could not be confirmed against the paper.

@@ -1,0 +1,321 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # A method of your own
+#
+# Every method of this library answers four questions:
+#
+# | choice | question |
+# |---|---|
+# | perturbation | from a gradient, where to? |
+# | policy | is the second gradient taken at this step? |
+# | descent | which direction goes to the optimizer? |
+# | selection | which examples feed the gradients? |
+#
+# `optax_sam.sharpness_aware` puts four answers together. Here are a
+# perturbation and a policy that the library doesn't have, each in a few lines,
+# and how to see that they do what they should.
+
+# %%
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+
+import optax_sam
+from optax_sam import descents, perturbations, policies, selections
+
+# %% [markdown]
+# ## A perturbation
+#
+# It is an ordinary gradient transformation: the ascent gradient goes in, the
+# perturbation comes out. So pieces join with `optax.chain`, and Optax's own
+# will do.
+#
+# SAM goes along the gradient, where steep weights move the most. Going along
+# `sign(g) * abs(g)^q` instead is SAM at `q = 1` and moves all weights alike at
+# `q = 0`. The length needs no thought: `scale_to_radius` comes after it.
+
+
+# %%
+def to_power(q):
+  """Raises every entry to a power and keeps its sign."""
+
+  def power(g):
+    return jnp.sign(g) * jnp.abs(g) ** q
+
+  return optax.stateless(lambda updates, _: jax.tree.map(power, updates))
+
+
+def power_sam(rho, q, **choices):
+  """SAM along the power of the gradient."""
+  perturbation = optax.chain(to_power(q), perturbations.scale_to_radius(rho))
+  return optax_sam.sharpness_aware(perturbation, **choices)
+
+
+# %% [markdown]
+# To see what a method perturbs, give it a `grad_fn` of your own. It is called
+# at the perturbed weights.
+
+
+# %%
+def perturb(method, state, params, grads):
+  """Returns the perturbation of one step and the next state."""
+  seen = []
+
+  def grad_fn(point):
+    seen.append(jax.tree.map(jnp.subtract, point, params))
+    return grads
+
+  _, state = method.update(grads, state, params, grad_fn=grad_fn)
+  return seen[0], state
+
+
+params = {'kernel': jnp.zeros((2, 2)), 'bias': jnp.zeros(2)}
+grads = {
+  'kernel': jnp.array([[3.0, -0.1], [0.5, 1.0]]),
+  'bias': jnp.array([0.2, -2.0]),
+}
+for q in (0.0, 0.5, 1.0):
+  method = power_sam(0.1, q)
+  epsilon, _ = perturb(method, method.init(params), params, grads)
+  print(f'q={q}', np.round(epsilon['kernel'], 3).ravel())
+  np.testing.assert_allclose(optax.tree.norm(epsilon), 0.1, rtol=1e-5)
+
+# %% [markdown]
+# ## A policy
+#
+# A policy is a pair of functions: `init(params)` returns its state, and
+# `decide(grads, state)` whether the step takes the second gradient, with the
+# next state. On several devices it is given the averaged gradient, so all
+# decide alike.
+#
+# AE-SAM picks steps with large gradients, but how many comes out of training.
+# This one picks them at a fixed share: where more were taken than wanted, the
+# threshold rises, else it falls.
+
+
+# %%
+class AtShareState(NamedTuple):
+  """State of `at_share`.
+
+  Attributes:
+    log_norm: logarithm of the last gradient's norm.
+    threshold: what it is held against.
+  """
+
+  log_norm: jax.Array
+  threshold: jax.Array
+
+
+def at_share(share, rate=0.05):
+  """Takes the second gradient at a share of the steps, the steepest ones."""
+
+  def init(params):
+    del params
+    return AtShareState(jnp.zeros(()), jnp.zeros(()))
+
+  def decide(grads, state):
+    log_norm = jnp.log(optax.tree.norm(grads))
+    ascend = log_norm >= state.threshold
+    threshold = state.threshold + rate * (ascend - share)
+    return ascend, AtShareState(log_norm, threshold)
+
+  return policies.Policy(init, decide)
+
+
+# %% [markdown]
+# (A policy that is to last would keep its state where a gradient isn't finite,
+# as those of the library do.)
+#
+# ## Training with them
+#
+# Digits with three wrong labels in ten, and one step for whatever is composed
+# below. `optax_sam.metrics` finds the fields of the new state by itself.
+
+# %%
+EPOCHS, BATCH_SIZE, RHO = 30, 50, 0.1
+
+digits, random = load_digits(), np.random.default_rng(0)
+order = random.permutation(len(digits.target))
+images, labels = jnp.float32(digits.data[order] / 16), digits.target[order]
+shifts = random.integers(1, 10, 600) * (random.random(600) < 0.3)
+noisy_labels = jnp.asarray((labels[:600] + shifts) % 10)
+rows = [random.permutation(600) for _ in range(EPOCHS)]
+rows = jnp.reshape(jnp.array(rows), (-1, BATCH_SIZE))
+
+
+def layer(inputs, outputs):
+  kernel = random.normal(0, (2 / inputs) ** 0.5, (inputs, outputs))
+  return {'kernel': jnp.float32(kernel), 'bias': jnp.zeros(outputs)}
+
+
+start = {'first': layer(64, 32), 'second': layer(32, 10)}
+
+
+def logits(params, x):
+  first, second = params['first'], params['second']
+  hidden = jax.nn.relu(x @ first['kernel'] + first['bias'])
+  return hidden @ second['kernel'] + second['bias']
+
+
+def losses(params, batch):
+  x, y = batch
+  found = logits(params, x)
+  return optax.softmax_cross_entropy_with_integer_labels(found, y)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train(method):
+  """Trains once; returns the parameters and the metrics of every step."""
+  tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+
+  def step(carry, rows):
+    params, state = carry
+    batch = images[rows], noisy_labels[rows]
+    grads = jax.grad(lambda p: jnp.mean(losses(p, batch)))(params)
+    updates, state = tx.update(
+      grads, state, params, per_example_value_fn=losses, batch=batch
+    )
+    carry = optax.apply_updates(params, updates), state
+    return carry, optax_sam.metrics(state)
+
+  (params, _), log = jax.lax.scan(step, (start, tx.init(start)), rows)
+  return params, log
+
+
+@jax.jit
+def test_accuracy(params):
+  found = jnp.argmax(logits(params, images[600:]), axis=-1)
+  return jnp.mean(found == labels[600:])
+
+
+# %% [markdown]
+# ## First, an identity
+#
+# A new piece mostly has a setting at which it is something known. That is the
+# cheapest test there is. Here SAM must come out of a whole training: going
+# along the first power of the gradient, at every step, with nothing of the
+# clean gradient mixed in.
+
+# %%
+sam, _ = train(optax_sam.sam(RHO))
+same, _ = train(
+  power_sam(RHO, 1.0, policy=policies.every(1), descent=descents.mix(1.0))
+)
+apart = optax.tree.norm(optax.tree.sub(same, sam))
+assert apart < 1e-3 * optax.tree.norm(sam)
+print(f'it ends at a distance of {apart:.0e} from SAM')
+
+# %% [markdown]
+# And the policy's books must balance: over a run the threshold rises by `rate`
+# times the second gradients that were too many. As long as gradients keep their
+# size it can't go far, so the longer the run, the closer their share comes to
+# what was wanted.
+
+# %%
+params, log = jax.device_get(train(power_sam(RHO, 0.5, policy=at_share(0.3))))
+taken, threshold = log['ascended'], log['policy/threshold']
+moved = 0.05 * (taken.sum() - 0.3 * len(taken))
+np.testing.assert_allclose(threshold[-1], moved, atol=1e-3)
+print(f'{taken.mean():.1%} of the steps took the second gradient')
+
+figure, (left, right) = plt.subplots(
+  1, 2, figsize=(9, 3), layout='constrained', width_ratios=(3, 2)
+)
+steps, log_norm = np.arange(len(taken)), log['policy/log_norm']
+for chosen, label in ((taken, 'second gradient'), (~taken, 'skipped')):
+  left.plot(steps[chosen], log_norm[chosen], 'o', markersize=2, label=label)
+left.plot(steps, threshold, color='black', linewidth=1, label='threshold')
+left.set(title='Logarithm of the gradient norm', xlabel='step')
+left.set_ylim(top=left.get_ylim()[1] + 0.2)
+left.legend(frameon=False, fontsize='small', ncols=3, loc='upper center')
+right.bar(np.arange(1, EPOCHS + 1), taken.reshape(EPOCHS, -1).mean(axis=1))
+right.axhline(0.3, color='black', linewidth=1)
+right.set(title='Share with a second gradient', xlabel='epoch', ylim=(0, 1))
+plt.show()
+
+# %% [markdown]
+# ## Schedules and masks
+#
+# `rho` may be a schedule wherever a number goes, and `mask` says which leaves
+# are perturbed. Those that are left out don't count for the length, and are
+# trained like all others. A radius that follows the learning rate, on kernels
+# alone:
+
+
+# %%
+def kernels(params):
+  """Chooses leaves of two axes or more."""
+  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, 5, 30)
+radius = optax_sam.rho_like_learning_rate(
+  rate, rho_max=0.2, rho_min=0.05, lr_max=0.1, lr_min=0.0
+)
+method = power_sam(radius, 0.5, mask=kernels)
+params = {'kernel': jnp.zeros((2, 2)), 'bias': jnp.zeros(2)}
+state, lengths = method.init(params), []
+for _ in range(30):
+  epsilon, state = perturb(method, state, params, grads)
+  assert not epsilon['bias'].any()
+  lengths.append(float(optax.tree.norm(epsilon)))
+wanted = [float(radius(t)) for t in range(30)]
+np.testing.assert_allclose(lengths, wanted, rtol=1e-5)
+
+figure, axis = plt.subplots(figsize=(5, 2.8), layout='constrained')
+axis.plot(lengths, 'o', markersize=4, label='length of the perturbation')
+axis.plot(wanted, color='0.6', label='schedule of rho', zorder=0)
+axis.plot([float(rate(t)) for t in range(30)], ':', label='learning rate')
+axis.set(xlabel='step', ylim=(0, None))
+axis.legend(frameon=False, fontsize='small')
+plt.show()
+
+# %% [markdown]
+# ## All four at once
+#
+# The new perturbation along an average of past gradients (`optax.ema`), of half
+# of the examples, at the steepest third of the steps, with LookSAM's reuse in
+# between. Nobody says that this is a good idea, and one seed wouldn't; it is
+# one expression.
+
+# %%
+method = optax_sam.sharpness_aware(
+  optax.chain(
+    optax.ema(0.9), to_power(0.5), perturbations.scale_to_radius(RHO)
+  ),
+  policy=policies.after(60, at_share(1 / 3)),
+  descent=descents.reuse_orthogonal(0.1),
+  selection=selections.random_subset(0.5, key=3),
+  mask=kernels,
+)
+params, log = train(method)
+assert not log['ascended'][:60].any()
+for name, found in {'SAM': sam, 'composed': params}.items():
+  print(f'{name:8} test accuracy {test_accuracy(found):.3f}')
+share = log['ascended'].mean()
+print(f'{share:.0%} of the steps took the second gradient')
+
+# %% [markdown]
+# ## What is left to do
+#
+# Methods that are to stay need a little more: several devices, half precision,
+# gradients that aren't finite. `help(optax_sam.sharpness_aware)` has the
+# contract, `CONTRIBUTING.md` the steps.
