@@ -41,7 +41,7 @@ def validate_sharpness(config: SharpnessConfig) -> None:
       'name at least one run, a directory that `optax-sam train` has written'
     )
     raise ValueError(msg)
-  names = [path.name for path in config.runs]
+  names = run_names(config)
   if len(set(names)) < len(names):
     msg = f'the directories must have different names, not {", ".join(names)}'
     raise ValueError(msg)
@@ -50,6 +50,11 @@ def validate_sharpness(config: SharpnessConfig) -> None:
   _check(config, 'seed', lambda x: x >= 0, 'at least 0')
   for name in ('rho', 'adaptive_rho'):
     _check(config, name, lambda x: x > 0, 'above 0')
+
+
+def run_names(config: SharpnessConfig) -> list[str]:
+  """Returns how the runs to measure are called: by their directories."""
+  return [path.resolve().name for path in config.runs]  # `.` has none
 
 
 def axes(mesh: str) -> dict[str, int]:

@@ -91,12 +91,13 @@ def _measure_all(
 ) -> Measurements:
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
   figures, lines = {}, {}
+  names = config_checks.run_names(config)
   with progress.Reporter(console) as reporter:
-    for path, given in zip(config.runs, settings, strict=True):
+    for name, path, given in zip(names, config.runs, settings, strict=True):
       with reporter.phase(f'Measuring {path}', 1) as phase:
         solution = _load(path, given, config.examples, reporter)
-        figures[path.name] = _measure(solution, config)
-        lines[path.name] = random_lines.measure(
+        figures[name] = _measure(solution, config)
+        lines[name] = random_lines.measure(
           solution.value_fn, solution.params, solution.args, seed=config.seed
         )
         phase.advance()
@@ -104,8 +105,8 @@ def _measure_all(
     config=config,
     command=command,
     settings={
-      path.name: _complete(given)
-      for path, given in zip(config.runs, settings, strict=True)
+      name: _complete(given)
+      for name, given in zip(names, settings, strict=True)
     },
     figures=figures,
     lines=lines,

@@ -2,6 +2,7 @@ import csv
 import dataclasses
 import io
 import math
+import pathlib
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from optax_sam import landscape, sharpness
 from optax_sam.train import (
   cli,
   config,
+  config_checks,
   data,
   measuring,
   sharpness_report,
@@ -297,6 +299,12 @@ def test_an_iteration_that_does_not_converge_leaves_out_its_figures(
   assert math.isnan(figures['eigenvalue_1'])
   assert math.isnan(figures['eigenvalue_2'])
   assert figures['trace'] == 6.0
+
+
+def test_a_run_is_called_by_its_directory(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  here = config.SharpnessConfig(runs=(pathlib.Path(), pathlib.Path('a/b')))
+  assert config_checks.run_names(here) == [tmp_path.name, 'b']
 
 
 def test_what_was_measured_before_is_replaced_only_if_asked(runs, tmp_path):
