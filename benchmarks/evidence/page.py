@@ -30,7 +30,8 @@ Every seed draws its own training and validation examples, initial parameters
 and order; the test examples are the same for all. Each method chose its radius
 from {radii} values by the mean accuracy on validation examples over {tuning}
 seeds, after the base optimizer had chosen the learning rate, which is then
-everybody's, in the same way. The table compares test accuracies at the last
+everybody's, in the same way; those that descend on some examples only could
+also choose a third of it. The tables compare test accuracies at the last
 step over {seeds} other seeds, in pairs of the same seed; brackets are 95 %
 Student-t intervals of the mean difference. No correction is made for the number
 of comparisons: of twenty without any effect, one is expected to exclude 0.
@@ -145,7 +146,7 @@ def _problems(runs: Mapping[str, Runs]) -> str:
     problem = PROBLEMS[name]
     lines.append(
       f'| {problem.title} | {problem.examples} | {problem.steps} | '
-      f'{problem.batch_size} | {problem.base}, {found.learning_rate():g} |'
+      f'{problem.batch_size} | {problem.base}, {found.chosen(BASE)[0]:g} |'
     )
   return '\n'.join(lines) + '\n'
 
@@ -170,10 +171,11 @@ def _claim(number: int, claim: Claim, runs: Mapping[str, Runs]) -> str:
       says = verdict(found, comparison)
       cells.append(f'{_interval(found, factor, digits)} {says}'.strip())
       kind = 'yes' if 'yes' in says or 'better' in says else 'neither'
-      seen['no' if '**no' in says else kind] += bool(says)
+      if found.interval is not None:
+        seen['no' if '**no' in says else kind] += bool(says)
     of = '' if comparison.measure == 'test_accuracy' else f', {measure}'
     lines.append(
-      f'| {VARIANTS[comparison.variant].title} less '
+      f'| {VARIANTS[comparison.variant].title} against '
       f'{VARIANTS[comparison.against].title}{of} | '
       f'{comparison.expected.value} | {" | ".join(cells)} |'
     )
@@ -228,6 +230,8 @@ def _accuracies(runs: Mapping[str, Runs]) -> str:
         if variant.is_method
         else f'{rate:g}'
       )
+      if variant.is_method and rate != problem.chosen(BASE)[0]:
+        how += f', rate {rate:g}'
       cells.append(f'{100 * accuracy:.2f} ({how.replace("%", " %")})')
     if any(cells):
       lines.append(f'| {variant.title} | {" | ".join(cells)} |')

@@ -1,10 +1,11 @@
 """The picture of the evidence: accuracy gained against what it costs."""
 
+import math
 import pathlib
 import statistics
 from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib import figure
 
 from benchmarks.evidence import claims
@@ -12,10 +13,22 @@ from benchmarks.evidence.runs import Runs
 from benchmarks.evidence.variants import BASE, VARIANTS
 from optax_sam.train import paired
 
+_PLAIN = '0.3'
+_NEAR = 0.09
+_DODGE = 0.022
+
 _SHOWN = (
   'base_twice',
   *[comparison.variant for comparison in claims.CLAIMS[7].comparisons],
 )
+
+
+class _Place(NamedTuple):
+  title: str
+  cost: float
+  gain: float
+  ends: tuple[float, float]
+  color: str
 
 
 def points(
@@ -51,41 +64,79 @@ def points(
 
 def draw(path: pathlib.Path, runs: Mapping[str, Runs]) -> None:
   """Draws the points with their 95 % intervals."""
-  found = points(runs)
-  drawing = figure.Figure(figsize=(7.2, 4.2), layout='constrained')
+  drawing = figure.Figure(figsize=(8, 4.4), layout='constrained')
   axes = drawing.subplots()
-  axes.axhline(0, color='0.6', linewidth=0.8)
-  axes.plot([1], [0], 'o', color='0.3')
-  axes.annotate('base optimizer', (1, 0), (6, 5), textcoords='offset points')
-  colors = {'base_twice': '0.3', 'sam': 'C3'}
-  for name, (cost, gain) in found.items():
+  axes.axhline(0, color='0.6', linewidth=0.8, zorder=0)
+  axes.plot([1], [0], 'o', markersize=5, color=_PLAIN)
+  axes.text(0.985, 0, 'base', ha='right', va='bottom', color=_PLAIN, size=9)
+  places = []
+  for name, (cost, gain) in points(runs).items():
     center = 100 * (gain.mean or 0.0)
-    low, high = gain.interval or (gain.mean, gain.mean)
-    color = colors.get(name, 'C0')
-    axes.errorbar(
-      [cost],
-      [center],
-      yerr=np.abs([[100 * low - center], [100 * high - center]]),
-      fmt='o',
-      color=color,
-      capsize=2,
-      linewidth=1,
-    )
-    axes.annotate(
-      VARIANTS[name].title,
-      (cost, center),
-      (6, 4),
-      textcoords='offset points',
-      fontsize=9,
-      color=color,
-    )
+    low, high = gain.interval or (gain.mean or 0.0, gain.mean or 0.0)
+    ends = (center - 100 * low, 100 * high - center)
+    color = {'base_twice': _PLAIN, 'sam': 'C3'}.get(name, 'C0')
+    places.append(_Place(VARIANTS[name].title, cost, center, ends, color))
+  bottom = min(place.gain - place.ends[0] for place in places)
+  top = max(place.gain + place.ends[1] for place in places)
+  for near in _side_by_side(places):
+    _draw_near(axes, near, gap=0.055 * (top - bottom))
   axes.set_xlabel('gradients per step (base optimizer = 1)')
   axes.set_ylabel('test accuracy gained, points')
-  axes.set_xlim(0.9, 2.45)
+  axes.set_xlim(0.9, 2.55)
   axes.spines[['top', 'right']].set_visible(False)
   temporary = path.with_suffix('.partial')
   drawing.savefig(temporary, dpi=160, format='png')
   temporary.replace(path)
+
+
+def _side_by_side(places: list[_Place]) -> list[list[_Place]]:
+  """Returns the points in groups of nearly equal cost."""
+  groups: list[list[_Place]] = []
+  for place in sorted(places, key=lambda p: p.cost):
+    if groups and place.cost - groups[-1][-1].cost < _NEAR:
+      groups[-1].append(place)
+    else:
+      groups.append([place])
+  return groups
+
+
+def _draw_near(axes: Any, near: list[_Place], gap: float) -> None:
+  """Draws points of nearly equal cost, their labels one above the other."""
+  right = max(place.cost for place in near) + _DODGE * (len(near) - 1) + 0.03
+  height = -math.inf
+  for rank, place in enumerate(sorted(near, key=lambda p: p.gain)):
+    x = place.cost + _DODGE * rank
+    axes.errorbar(
+      [x],
+      [place.gain],
+      yerr=[[place.ends[0]], [place.ends[1]]],
+      fmt='o',
+      markersize=5,
+      color=place.color,
+      capsize=2,
+      linewidth=1,
+    )
+    height = max(place.gain, height + gap)
+    axes.annotate(
+      place.title,
+      (x, place.gain),
+      (right, height),
+      fontsize=9,
+      color=place.color,
+      va='center',
+      arrowprops={
+        'arrowstyle': '-',
+        'color': '0.8',
+        'linewidth': 0.6,
+        'relpos': (0, 0.5),
+      },
+      bbox={
+        'facecolor': 'white',
+        'edgecolor': 'none',
+        'alpha': 0.7,
+        'pad': 0.5,
+      },
+    )
 
 
 def _gains(problem: Runs, name: str) -> dict[int, float]:

@@ -63,7 +63,7 @@ class Problem:
 _SGD_RATES = (0.03, 0.1, 0.3, 1.0)
 _CNN = functools.partial(models.CNN, widths=(16, 32, 32))
 _ATTENTION = functools.partial(
-  models.ViT, width=32, depth=2, heads=4, hidden=64, patch=2
+  models.ViT, width=32, depth=1, heads=4, hidden=64, patch=2
 )
 _MNIST1D = Problem(
   title='MNIST-1D, dense net',
@@ -87,6 +87,13 @@ PROBLEMS = {
     base='sgd',
     learning_rates=(*_SGD_RATES, 3.0),
   ),
+  'mnist1d': _MNIST1D,
+  'mnist1d_noise20': dataclasses.replace(
+    _MNIST1D, title='MNIST-1D, 20 % wrong labels', label_noise=0.2
+  ),
+  'mnist1d_noise40': dataclasses.replace(
+    _MNIST1D, title='MNIST-1D, 40 % wrong labels', label_noise=0.4
+  ),
   'digits_attention': Problem(
     title='digits, attention',
     dataset='digits',
@@ -95,14 +102,7 @@ PROBLEMS = {
     steps=400,
     batch_size=50,
     base='adamw',
-    learning_rates=(3e-4, 1e-3, 3e-3, 1e-2),
-  ),
-  'mnist1d': _MNIST1D,
-  'mnist1d_noise20': dataclasses.replace(
-    _MNIST1D, title='MNIST-1D, 20 % wrong labels', label_noise=0.2
-  ),
-  'mnist1d_noise40': dataclasses.replace(
-    _MNIST1D, title='MNIST-1D, 40 % wrong labels', label_noise=0.4
+    learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
   ),
 }
 

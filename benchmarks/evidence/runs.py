@@ -59,14 +59,14 @@ class Runs:
   def find(self, variant: str, *, tuning: bool) -> list[Run]:
     """Returns the runs of a variant.
 
-    Of a method those at the learning rate of the base optimizer, and of the
-    final ones those at the chosen settings: more choices may have been added
-    since others were run.
+    Of a method those at the learning rates that it may choose from, and of
+    the final ones those at the chosen settings: more choices may have been
+    added since others were run.
     """
     found = [r for r in self.all if (r.variant, r.tuning) == (variant, tuning)]
     if VARIANTS[variant].is_method:
-      rate = self.learning_rate()
-      found = [run for run in found if run.learning_rate == rate]
+      rates = self.learning_rates(variant)
+      found = [run for run in found if run.learning_rate in rates]
     if not tuning and found:
       chosen = self.chosen(variant)
       found = [r for r in found if (r.learning_rate, r.rho) == chosen]
@@ -100,9 +100,10 @@ class Runs:
       found.setdefault((run.learning_rate, run.rho), []).append(accuracy)
     return max(sorted(found), key=lambda s: statistics.fmean(found[s]))
 
-  def learning_rate(self) -> float:
-    """Returns that of the base optimizer, which all methods use."""
-    return self.chosen(BASE)[0]
+  def learning_rates(self, variant: str) -> list[float]:
+    """Returns those that a method may choose from."""
+    base, _ = self.chosen(BASE)
+    return [float(f'{base * rate:.3g}') for rate in VARIANTS[variant].rates]
 
   def by_seed(self, variant: str, measure: str) -> dict[int, float]:
     """Returns a measure of the final runs of a variant."""

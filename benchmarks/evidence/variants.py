@@ -16,6 +16,7 @@ BASE = 'base'
 RADII = (0.05, 0.1, 0.2, 0.5, 1.0)
 _ADAPTIVE_RADII = tuple(10 * rho for rho in RADII)
 _THIRD, _EIGHTH = 1 / 3, 1 / 8
+_FEWER_EXAMPLES = (1.0, 1 / 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,9 @@ class Variant:
       took a second one.
     settings: what differs from the defaults of the factory.
     radii: what it may choose from.
+    rates: what it may choose from as its learning rate, in units of that of
+      the base optimizer: less for those that descend on few examples, of which
+      the largest rate that the base bears may be too much.
     length: how many times as many steps as the others it takes.
     batch_share: share of each batch that it sees.
     follows: the variant whose share of second gradients is its probability.
@@ -41,6 +45,7 @@ class Variant:
   gradients: Callable[[float], float] = lambda share: 1 + share
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   radii: tuple[float, ...] = RADII
+  rates: tuple[float, ...] = (1.0,)
   length: int = 1
   batch_share: float = 1.0
   follows: str | None = None
@@ -98,6 +103,7 @@ def _k_sam(share: float, title: str) -> Variant:
     optax_sam.k_sam,
     lambda _: 1 / 3 + 2 * share,
     settings={'ascent': share, 'descent': share},
+    rates=_FEWER_EXAMPLES,
   )
 
 
@@ -107,6 +113,7 @@ def _random_sam(share: float, title: str) -> Variant:
     optax_sam.sam,
     lambda _: 2 * share,
     batch_share=share,
+    rates=_FEWER_EXAMPLES,
   )
 
 
@@ -147,7 +154,9 @@ VARIANTS: dict[str, Variant] = {
   'k_sam_eighth': _k_sam(_EIGHTH, 'an eighth'),
   'random_third': _random_sam(_THIRD, 'third'),
   'random_eighth': _random_sam(_EIGHTH, 'eighth'),
-  'esam': Variant('ESAM', optax_sam.esam, lambda _: 4 / 3 + 0.5),
+  'esam': Variant(
+    'ESAM', optax_sam.esam, lambda _: 4 / 3 + 0.5, rates=_FEWER_EXAMPLES
+  ),
   'subset_sam': Variant(
     'SAM ascending on a quarter', optax_sam.subset_sam, lambda _: 1.25 + 1 / 3
   ),

@@ -131,5 +131,6 @@ def _choices(name: str, variant: str, runs: Runs) -> list[tuple[float, float]]:
   """Returns the learning rates and radii that a variant chooses from."""
   if not VARIANTS[variant].is_method:
     return [(rate, 0.0) for rate in PROBLEMS[name].learning_rates]
-  rate = runs.learning_rate()
-  return [(rate, rho) for rho in VARIANTS[variant].radii]
+  return list(
+    itertools.product(runs.learning_rates(variant), VARIANTS[variant].radii)
+  )

@@ -9,6 +9,8 @@ import pathlib
 import re
 from typing import Any
 
+from mkdocs.structure.files import File
+
 _ROOT = pathlib.Path(__file__).parents[2]
 _LINE = re.compile(r'^\{\{ (\S+?)(?: # (.+?))? \}\}$', re.MULTILINE)
 _ROW = re.compile(r'^\| `(\w+)` \|', re.MULTILINE)
@@ -19,9 +21,22 @@ _PAGES = {
   'CONTRIBUTING.md': 'contributing.md',
   '../docs/pods.md': 'pods.md',
   'docs/pods.md': 'pods.md',
+  'benchmarks/results/evidence/evidence.md': 'evidence.md',
+  'benchmarks/results/evidence/evidence.png': 'evidence.png',
 }
 # Files that are data, not pages.
 _LINK_TO_FILE = re.compile(r'\[([^\]]+)\]\((?:results/|notebooks/)[^)]+\)')
+
+
+_PICTURE = 'benchmarks/results/evidence/evidence.png'
+
+
+def on_files(files: Any, config: Any) -> Any:
+  """Called by MkDocs with all files of the site."""
+  files.append(
+    File.generated(config, 'evidence.png', abs_src_path=str(_ROOT / _PICTURE))
+  )
+  return files
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
