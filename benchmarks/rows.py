@@ -99,6 +99,9 @@ def rows() -> list[Row]:
       needs_length=True,
     ),
     _method('le_sam', every),
+    _method('cr_sam', every, 3.0),
+    _method('frob_sam', every, 3.0, key=0),
+    _method('eigen_sam', every, refresh_every=_NEVER, key=0),
     _method('z_sharp', every),
     _method('async_sam', every),
     _method(

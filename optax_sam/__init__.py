@@ -4,9 +4,16 @@ from optax_sam import descents, perturbations, policies, selections
 from optax_sam.convolution import conv_general_dilated
 from optax_sam.masking import norm_layers_only
 from optax_sam.methods.both_gradients import gradient_norm_penalty, gsam, wsam
+from optax_sam.methods.curvature import cr_sam, eigen_sam
+from optax_sam.methods.earlier_gradients import async_sam, momentum_sam
 from optax_sam.methods.every_step import asam, friendly_sam, sam
-from optax_sam.methods.other_lengths import fisher_sam, unnormalized_sam
+from optax_sam.methods.other_lengths import (
+  fisher_sam,
+  le_sam,
+  unnormalized_sam,
+)
 from optax_sam.methods.parts_of_batch import m_sam, subset_sam
+from optax_sam.methods.random_points import frob_sam
 from optax_sam.methods.reused_steps import (
   ae_look_sam,
   look_layer_sam,
@@ -15,6 +22,7 @@ from optax_sam.methods.reused_steps import (
 from optax_sam.methods.some_entries import (
   sparse_sam_dynamic,
   sparse_sam_fisher,
+  z_sharp,
 )
 from optax_sam.methods.some_examples import esam, k_sam, ordered_sgd
 from optax_sam.methods.some_steps import ae_sam, ss_sam
@@ -32,18 +40,24 @@ __all__ = [
   'ae_look_sam',
   'ae_sam',
   'asam',
+  'async_sam',
   'conv_general_dilated',
+  'cr_sam',
   'descents',
+  'eigen_sam',
   'esam',
   'fisher_sam',
   'friendly_sam',
+  'frob_sam',
   'gradient_norm_penalty',
   'gsam',
   'k_sam',
+  'le_sam',
   'look_layer_sam',
   'look_sam',
   'm_sam',
   'metrics',
+  'momentum_sam',
   'norm_layers_only',
   'ordered_sgd',
   'perturbations',
@@ -59,4 +73,5 @@ __all__ = [
   'unnormalized_sam',
   'wsam',
   'wsam_decoupled',
+  'z_sharp',
 ]

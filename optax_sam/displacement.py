@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -20,11 +21,13 @@ class Displaced(NamedTuple):
     ascent_norm: norm of the ascent gradient over the leaves that may be
       perturbed.
     state: next state of the perturbation.
+    opposite: the parameters perturbed by `-epsilon`, where they are wanted.
   """
 
   point: optax.Params
   ascent_norm: jax.Array
   state: Any
+  opposite: optax.Params | None = None
 
 
 class Displacement:
@@ -41,9 +44,12 @@ class Displacement:
     mask: masking.Mask,
     axis_name: Any,
     is_synced: bool,
+    *,
+    both_sides: bool = False,
   ) -> None:
     self._perturbation = optax.with_extra_args_support(perturbation)
     self._mask = mask
+    self._both_sides = both_sides
     self._given = {'axis_name': axis_name, 'is_synced': is_synced}
     self._calls_back = False
     self._program = jax.jit(self._displace_alone)
@@ -118,7 +124,11 @@ class Displacement:
     epsilon, new_state = self._perturbation.update(
       gradient, state, inside, **{**extra_args, **ours}
     )
-    return Displaced(move(epsilon), numerics.norm(gradient), new_state)
+    point, size = move(epsilon), numerics.norm(gradient)
+    opposite = None
+    if self._both_sides:
+      opposite = move(jax.tree.map(jnp.negative, epsilon))
+    return Displaced(point, size, new_state, opposite)
 
 
 def _are_arrays(tree: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_sam import numerics, validation
+from optax_sam import devices, numerics, validation
 
 EXCLUDED = -1  # a rank below that of every score
 _MAX_ENTRIES = 2**31 - 1  # those that an int32 can count
@@ -251,6 +251,7 @@ def _search(
     shift, _, kept = state
     return (shift >= 0) & (kept > k)
 
+  smallest, kept = devices.vary_like((smallest, kept), entries)
   state = jnp.int32(2 * digits - 2), smallest, kept
   return jax.lax.while_loop(ties_left, narrow, state)[1:]
 

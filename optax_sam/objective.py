@@ -67,6 +67,15 @@ class Objective:
     )
     raise ValueError(msg)
 
+  def value(self, params: optax.Params) -> jax.Array | None:
+    """Returns the loss, None if there is a function to the gradient alone."""
+    params = devices.as_local(params, self.axis_name)
+    if self.value_fn is not None:
+      return _as_scalar(self.value_fn)(self._whole(params))
+    if self.per_example_value_fn is not None and self.batch is not None:
+      return self._mean(params)
+    return None
+
   def _whole(self, params: optax.Params) -> optax.Params:
     return masking.fill(self.floats, params, self.whole_params)
 

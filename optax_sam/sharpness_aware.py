@@ -111,17 +111,18 @@ def sharpness_aware(
   >>> bool(optax_sam.metrics(state)['ascended'])
   True
   """
-  validation.check_choice('sync_ascent', sync_ascent, (True, False))
-  if sync_ascent and axis_name is None:
-    msg = (
-      "sync_ascent=True needs axis_name, such as axis_name='data': without "
-      'one there is nothing to average over.'
-    )
-    raise ValueError(msg)
+  validation.check_sync_ascent(sync_ascent, axis_name)
+  descent = descents.perturbed_gradient() if descent is None else descent
   choices = Choices(
-    Displacement(perturbation, mask, axis_name, sync_ascent),
+    Displacement(
+      perturbation,
+      mask,
+      axis_name,
+      sync_ascent,
+      both_sides=descent.both_sides,
+    ),
     policies.always() if policy is None else policy,
-    descents.perturbed_gradient() if descent is None else descent,
+    descent,
     selections.all_examples() if selection is None else selection,
     axis_name,
     sync_ascent,

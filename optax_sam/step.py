@@ -77,7 +77,10 @@ class _Perturbed(NamedTuple):
 
 
 class _Second(NamedTuple):
-  """The gradient at the perturbed parameters, and what belongs to it."""
+  """The gradient at the perturbed parameters, and what belongs to it.
+
+  A pair of gradients where the descent asks for both sides.
+  """
 
   gradient: optax.Updates
   ascent_norm: jax.Array
@@ -208,8 +211,11 @@ class Step:
 
   def second_gradient(self, perturbed: _Perturbed) -> _Second:
     """Takes the gradient at the perturbed parameters."""
-    point, ascent_norm, _ = perturbed.displaced
-    value, gradient = perturbed.selected.descent(point).value_and_grad(point)
+    point, ascent_norm, _, opposite = perturbed.displaced
+    objective = perturbed.selected.descent(point)
+    value, gradient = objective.value_and_grad(point)
+    if opposite is not None:
+      gradient = (gradient, objective.value_and_grad(opposite)[1])
     info = self.state.info
     if value is None:
       value = devices.as_local(info.perturbed_loss, self.choices.axis_name)
@@ -241,7 +247,9 @@ class Step:
       second = self.second_gradient(perturbed or self.perturb())
     else:
       second = self.second_gradient_by_parts(size)
-    gradient = numerics.cast_like(second.gradient, self.clean)
+    both_sides = self.choices.descent.both_sides
+    dtypes = (self.clean, self.clean) if both_sides else self.clean
+    gradient = numerics.cast_like(second.gradient, dtypes)
     axis_name = self.choices.axis_name
     scalars = (second.ascent_norm, second.perturbed_loss)
     if self.stores_gradient:

@@ -122,3 +122,14 @@ def check_float_dtype(name: str, value: Any) -> None:
       f'{value!r}. With optax.inject_hyperparams write the name of the dtype.'
     )
     raise ValueError(msg)
+
+
+def check_sync_ascent(sync_ascent: Any, axis_name: Any) -> None:
+  """Raises unless it is a bool, and there is an axis if it is True."""
+  check_choice('sync_ascent', sync_ascent, (True, False))
+  if sync_ascent and axis_name is None:
+    msg = (
+      "sync_ascent=True needs axis_name, such as axis_name='data': without "
+      'one there is nothing to average over.'
+    )
+    raise ValueError(msg)

@@ -1,7 +1,32 @@
 """Strictness for the library's own tests, and shared settings."""
 
+import shutil
+import tempfile
+
 import jax
 import pytest
+
+from tests import compiling
+
+# Of a damaged checkpoint: reads that Orbax has given up on.
+_ABANDONED = (
+  'Exception ignored in. <coroutine object _read_array'
+  ':pytest.PytestUnraisableExceptionWarning'
+)
+
+
+def pytest_configure(config):
+  """Decides how this process compiles, before it compiles anything."""
+  for warning in (f'{compiling.TORN}:UserWarning', _ABANDONED):
+    config.addinivalue_line('filterwarnings', f'ignore:{warning}')
+  if compiling.is_set_up():
+    return
+  compiling.compile_cheaply()
+  directory = None
+  if not hasattr(config, 'workerinput'):
+    directory = tempfile.mkdtemp(prefix='optax-sam-programs-')
+    config.add_cleanup(lambda: shutil.rmtree(directory, ignore_errors=True))
+  compiling.share_programs(directory)
 
 
 @pytest.fixture(autouse=True)

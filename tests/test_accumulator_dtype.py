@@ -54,6 +54,9 @@ def test_the_reused_part_is_rounded_where_it_is_kept_and_nowhere_else():
     optax_sam.friendly_sam,
     optax_sam.look_sam,
     optax_sam.look_layer_sam,
+    optax_sam.momentum_sam,
+    optax_sam.async_sam,
+    lambda **given: optax_sam.eigen_sam(key=0, **given),
     lambda **given: optax_sam.ae_look_sam(total_steps=10, **given),
   ],
 )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import optax_sam
 from optax_sam import selections
 from optax_sam.objective import Objective
+from tests import compiling
 
 SCORES = st.sampled_from([0.0, 1.0, 2.0, 3.0, -1.0, np.nan, np.inf, -np.inf])
 # Batch size, ascent and descent sizes: few, since each is compiled for.
@@ -342,7 +343,8 @@ def test_losses_of_the_clean_pass_save_a_forward_pass():
         **given,
       )[0]
 
-    compiled = jax.jit(step).lower(params, batch).compile()
+    lowered = jax.jit(step).lower(params, batch)
+    compiled = lowered.compile(**compiling.READ_AS_USERS)
     return compiled.cost_analysis()['flops']
 
   forward = 2 * 2 * batch_size * width**2

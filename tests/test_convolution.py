@@ -10,6 +10,7 @@ from flax import nnx
 from jax import lax
 
 import optax_sam
+from tests import compiling
 
 LETTERS = {1: 'W', 2: 'HW', 3: 'DHW'}
 PAIRS = ((1, 1), (1, 1))
@@ -154,7 +155,8 @@ def in_a_conditional(convolution):
     grad_fn = jax.grad(value, argnums=(0, 1))
     return lax.cond(pred, grad_fn, lambda *x: x, *operands)
 
-  compiled = jax.jit(branches).lower(True, *operands).compile()
+  program = jax.jit(branches, **compiling.READ_AS_USERS)
+  compiled = program.lower(True, *operands).compile()
   lines = compiled.as_text().splitlines()
   return [line for line in lines if ' convolution(' in line]
 

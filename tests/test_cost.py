@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import optax_sam
+from tests import compiling
 
 # Flax promotes ranks implicitly.
 STRICT = False
@@ -86,7 +87,8 @@ def _flops(model, method=None, **settings):
     params = variables.pop('params')
     return params, variables, tx.init(params), batch
 
-  compiled = jax.jit(step).lower(*jax.eval_shape(arguments)).compile()
+  program = jax.jit(step, **compiling.READ_AS_USERS)
+  compiled = program.lower(*jax.eval_shape(arguments)).compile()
   return compiled.cost_analysis()['flops']
 
 

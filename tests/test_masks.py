@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from optax_sam import masks
+from tests import compiling
 
 SCORES = st.one_of(
   st.sampled_from([0.0, 0.5, 1.0, 2.0**-120, np.inf]),
@@ -113,12 +114,13 @@ def test_no_array_of_the_size_of_a_leaf_is_kept(to_choose_from):
   """Not even one bool an entry, beside what is given and returned."""
   tree = {'a': jnp.ones((500, 1000)), 'b': jnp.ones((500_000,))}
   given = tree if to_choose_from == 'scores' else rank_bits(tree)
-  compiled = masks.largest.lower(given, 10).compile()
+  compiled = masks.largest.lower(given, 10).compile(**compiling.READ_AS_USERS)
   assert compiled.memory_analysis().temp_size_in_bytes < 10_000
 
 
 def test_a_leaf_is_read_by_one_reduction_for_each_search():
-  text = masks.largest.lower(jnp.ones((1000,)), 10).compile().as_text()
+  lowered = masks.largest.lower(jnp.ones((1000,)), 10)
+  text = lowered.compile(**compiling.READ_AS_USERS).as_text()
   assert len(re.findall(r' reduce\(', text)) == 2
   assert ' reduce-window(' not in text
 
@@ -229,6 +231,7 @@ def test_wrong_patterns_are_refused(pattern):
 
 def test_no_leaf_is_sorted_or_joined():
   tree = {'a': jnp.zeros((64, 8)), 'b': jnp.zeros((32,))}
-  text = masks.largest.lower(rank_bits(tree), 100).compile().as_text()
+  lowered = masks.largest.lower(rank_bits(tree), 100)
+  text = lowered.compile(**compiling.READ_AS_USERS).as_text()
   for operation in (' sort(', ' concatenate(', ' reshape('):
     assert operation not in text

@@ -12,7 +12,12 @@ import pytest
 import optax_sam
 
 PAGE = pathlib.Path(__file__).parent.parent / 'README.md'
-_NUMBERS = {19: 'nineteen', 20: 'twenty', 21: 'twenty-one'}
+_NUMBERS = {
+  24: 'twenty-four',
+  25: 'twenty-five',
+  26: 'twenty-six',
+  27: 'twenty-seven',
+}
 FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
@@ -127,6 +132,8 @@ def test_state_of_methods_is_as_the_table_says():
     'sparse_sam_fisher': {'refresh_every': 9},
     'sparse_sam_dynamic': {'refresh_every': 9, 'total_steps': 9, 'key': 0},
     'esam': {'key': 0},
+    'frob_sam': {'key': 0},
+    'eigen_sam': {'key': 0},
     'ordered_sgd': {'k': 1},
     'm_sam': {'micro_batch_size': 1},
   }

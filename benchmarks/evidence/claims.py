@@ -66,7 +66,9 @@ _PAR, _AT_LEAST = Expected.ON_PAR, Expected.AT_LEAST_ON_PAR
 # single methods are not run on every problem.
 _TWO = ('digits', 'mnist1d')
 _THREE = (*_TWO, 'mnist1d_noise40')
-_NOISY = ('mnist1d_noise20', 'mnist1d_noise40')
+_NOISY = tuple(
+  name for name, problem in PROBLEMS.items() if problem.label_noise
+)
 
 CLAIMS = {
   1: Claim(

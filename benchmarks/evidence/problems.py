@@ -65,6 +65,16 @@ _CNN = functools.partial(models.CNN, widths=(16, 32, 32))
 _ATTENTION = functools.partial(
   models.ViT, width=32, depth=1, heads=4, hidden=64, patch=2
 )
+_DIGITS = Problem(
+  title='digits, conv net',
+  dataset='digits',
+  model=_CNN,
+  examples=200,
+  steps=400,
+  batch_size=50,
+  base='sgd',
+  learning_rates=(*_SGD_RATES, 3.0),
+)
 _MNIST1D = Problem(
   title='MNIST-1D, dense net',
   dataset='mnist1d',
@@ -77,15 +87,12 @@ _MNIST1D = Problem(
 )
 
 PROBLEMS = {
-  'digits': Problem(
-    title='digits, conv net',
-    dataset='digits',
-    model=_CNN,
-    examples=200,
-    steps=400,
-    batch_size=50,
-    base='sgd',
-    learning_rates=(*_SGD_RATES, 3.0),
+  'digits': _DIGITS,
+  'digits_noise20': dataclasses.replace(
+    _DIGITS, title='digits, 20 % wrong labels', label_noise=0.2
+  ),
+  'digits_noise40': dataclasses.replace(
+    _DIGITS, title='digits, 40 % wrong labels', label_noise=0.4
   ),
   'mnist1d': _MNIST1D,
   'mnist1d_noise20': dataclasses.replace(

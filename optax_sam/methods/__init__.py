@@ -29,20 +29,27 @@ What the methods have in common, so that their own texts needn't say it:
     sparse_sam_dynamic     1 a refresh          1 a step
     ss_sam                 none                 1 an ascent
     m_sam                  none                 1 a part
+    cr_sam                 none                 2 a step, 1 joined
+    frob_sam               none                 1 + num_samples a step
+    eigen_sam              1 a product          1 a step, 1 a product
+    async_sam              1 a step, joined     1 a step, without info
+    momentum_sam           none                 none
     all others             none                 1 a step
 
-  An ascent is a step that takes the second gradient; one that doesn't leaves
-  the two numbers out where it averages "1 an ascent". With `sync_ascent=True`
-  `sam` in k ascent steps averages k more, not 1. What is joined makes the one
-  all-reduce larger.
+  A product is one with the Hessian, `power_steps` at a refresh, which also
+  averages a number. An ascent is a step that takes the second gradient; one
+  that doesn't leaves the two numbers out where it averages "1 an ascent". With
+  `sync_ascent=True` `sam` in k ascent steps averages k more, not 1. What is
+  joined makes the one all-reduce larger; "without info" joins the two
+  gradients, and leaves the two numbers by themselves.
 * Weight decay stays outside: an element behind the method, which no ascent
   gradient sees. An L2 term inside the loss is the other convention.
 * Batch norm: keep the running statistics of the clean pass. The others
   normalize by their own batch, in training mode; what they update is dropped.
 * Dropout: close over one key, so that all passes of a step see one network.
 * Undo a scale of the loss before the method, clip behind it. A factor on the
-  loss leaves `epsilon` alone, but for `unnormalized_sam`, `fisher_sam` and
-  `look_layer_sam`.
+  loss leaves `epsilon` alone, but for `unnormalized_sam`, `fisher_sam`,
+  `le_sam` and `look_layer_sam`; in `frob_sam` it is one on `penalty`.
 * Keep parameters in float32 or wider: bfloat16 rounds a small `epsilon` away.
 * Costs count gradients, a forward and a backward pass over the whole batch. A
   forward pass is a third of one. They are those of a jitted step.

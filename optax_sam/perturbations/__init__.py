@@ -11,6 +11,11 @@ comes out has the shapes and dtypes of the ascent gradient; inside, a piece
 computes in float32, or in float64 for leaves in float64.
 """
 
+from optax_sam.perturbations.earlier import DelayState, delay
+from optax_sam.perturbations.eigenvector import (
+  EigenvectorState,
+  scale_toward_eigenvector,
+)
 from optax_sam.perturbations.fisher import TopFisherState, keep_top_fisher
 from optax_sam.perturbations.noise import SubtractEmaState, subtract_ema
 from optax_sam.perturbations.other_lengths import (
@@ -18,9 +23,14 @@ from optax_sam.perturbations.other_lengths import (
   scale_to_adaptive_radius,
   scale_to_fisher_radius,
 )
+from optax_sam.perturbations.outliers import (
+  keep_outliers,
+  scale_outliers_to_radius,
+)
 from optax_sam.perturbations.radius import (
   ascend_repeatedly,
   scale_by_radius,
+  scale_to_loss_rise,
   scale_to_radius,
 )
 from optax_sam.perturbations.random import (
@@ -36,21 +46,28 @@ from optax_sam.perturbations.sparse import (
 )
 
 __all__ = [
+  'DelayState',
   'DynamicState',
+  'EigenvectorState',
   'RadiusState',
   'RandomState',
   'SubtractEmaState',
   'TopFisherState',
   'ascend_repeatedly',
+  'delay',
   'keep_dynamic',
   'keep_n_of_m',
+  'keep_outliers',
   'keep_random_entries',
   'keep_random_tensors',
   'keep_top_fisher',
   'scale_by_radius',
   'scale_by_trust_ratio_radius',
+  'scale_outliers_to_radius',
   'scale_to_adaptive_radius',
   'scale_to_fisher_radius',
+  'scale_to_loss_rise',
   'scale_to_radius',
+  'scale_toward_eigenvector',
   'subtract_ema',
 ]

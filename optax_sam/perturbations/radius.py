@@ -107,6 +107,58 @@ def scale_by_radius(
   return with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
 
 
+def scale_to_loss_rise(
+  sigma: optax.ScalarOrSchedule, *, max_radius: float = 0.5
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the ascent gradient until the linearized loss rises by sigma.
+
+  With `g` the ascent gradient::
+
+    r       = min(sigma / (norm(g) + 1e-12), max_radius)
+    epsilon = r * g / (norm(g) + 1e-12)
+    so that dot(g, epsilon) = sigma, where max_radius allows it
+
+  A norm that is zero or not finite gives `epsilon = 0`. A factor on the loss
+  changes epsilon. See `optax_sam.le_sam`.
+
+  Args:
+    sigma: rise in the unit of the loss, a scalar of at least 0, infinity
+      included, or a schedule of it by the step, counted from 0.
+    max_radius: largest length of epsilon, at least 0, in the unit of the
+      parameters.
+
+  Returns:
+    A perturbation. Keeps nothing, or the count of the schedule.
+
+  Raises:
+    ValueError: if a Python value is out of range.
+
+  References:
+    Wang, Liu, Xie, Gao, `Fix the Loss, Not the Radius: Rethinking the
+    Adversarial Perturbation of Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2605.10183>`_, ICML 2026.
+
+  >>> piece = scale_to_loss_rise(0.5, max_radius=1.0)
+  >>> for g in (jnp.array([3.0, 4.0]), jnp.array([0.03, 0.04])):
+  ...   epsilon, _ = piece.update(g, piece.init(g))
+  ...   print([round(x, 3) for x in epsilon.tolist()])  # 0.1, then 1 long
+  [0.06, 0.08]
+  [0.6, 0.8]
+  """
+  validation.check_radius(sigma, 'sigma')
+  validation.check_number('max_radius', max_radius, at_least=0)
+
+  @jax.jit
+  def scale(rise: Any, updates: optax.Updates) -> optax.Updates:
+    size = numerics.norm(updates)
+    # A norm that can't be divided by makes epsilon 0 whatever the length is.
+    length = jnp.asarray(rise, size.dtype) / (size + numerics.STABILIZER)
+    length = jnp.minimum(length, jnp.asarray(max_radius, size.dtype))
+    return numerics.scale_to(length, updates, size)
+
+  return with_radius(sigma, lambda rise, updates, **_: scale(rise, updates))
+
+
 def ascend_repeatedly(
   rho: optax.ScalarOrSchedule, steps: int, *, p: float = 2
 ) -> optax.GradientTransformationExtraArgs:

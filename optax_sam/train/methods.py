@@ -120,6 +120,30 @@ METHODS: dict[str, Method] = {
     paper='Andriushchenko, Flammarion, 2022, arXiv 2206.06232',
     defaults={'rho': 0.05},
   ),
+  'le_sam': Method(
+    factory=optax_sam.le_sam,
+    gradients='2',
+    state='none',
+    paper='Wang et al., 2026, arXiv 2605.10183',
+  ),
+  'cr_sam': Method(
+    factory=optax_sam.cr_sam,
+    gradients='3',
+    state='none',
+    paper='Wu et al., 2024, arXiv 2312.13555',
+  ),
+  'eigen_sam': Method(
+    factory=optax_sam.eigen_sam,
+    gradients='2',
+    state='one direction',
+    paper='Luo et al., 2024, arXiv 2501.12666',
+  ),
+  'frob_sam': Method(
+    factory=optax_sam.frob_sam,
+    gradients='1 + num_samples',
+    state='PRNG key',
+    paper='Tahmasebi et al., 2024, arXiv 2406.03682',
+  ),
   'sparse_sam_fisher': Method(
     factory=optax_sam.sparse_sam_fisher,
     gradients='2',
@@ -132,6 +156,25 @@ METHODS: dict[str, Method] = {
     gradients='2',
     state='mask, PRNG key',
     paper='Mi et al., 2022, arXiv 2210.05177',
+  ),
+  'z_sharp': Method(
+    factory=optax_sam.z_sharp,
+    gradients='2',
+    state='none',
+    paper='Yun, 2025, arXiv 2505.02369',
+  ),
+  'async_sam': Method(
+    factory=optax_sam.async_sam,
+    gradients='2, side by side',
+    state='one direction',
+    paper='Jo et al., 2025, arXiv 2503.11147',
+  ),
+  'momentum_sam': Method(
+    factory=optax_sam.momentum_sam,
+    gradients='1',
+    state='one direction',
+    paper='Becker et al., 2024, arXiv 2401.12033',
+    uses_gradient=False,
   ),
   'ss_sam': Method(
     factory=optax_sam.ss_sam,

@@ -118,9 +118,7 @@ class Replay:
     self._optimizer = base() if optimizer is None else optimizer
     self._watched = watched
     self._points = []
-    # Next to all of the time goes into compiling.
-    options = {'xla_backend_optimization_level': 0}
-    self._step = jax.jit(self._uniform_step, compiler_options=options)
+    self._step = jax.jit(self._uniform_step)
 
   def _losses(self, params, batch):
     if self._watched:

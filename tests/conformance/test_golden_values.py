@@ -1,9 +1,10 @@
 """Three steps of every method on one small problem, in float64.
 
 The problem is a quartic with a moving quadratic part; the expected numbers
-come from independent programs (those of the authors for SAM, ASAM, GSAM, WSAM
-and the mask) or, for the rest, from a transcription of each rule that shares
-no code with this one. They have eight decimals.
+come from independent programs (those of the authors for SAM, ASAM, GSAM, WSAM,
+ZSharp by the tensor, CR-SAM, Eigen-SAM and the mask) or, for the rest, from a
+transcription of each rule that shares no code with this one. They have eight
+decimals.
 """
 
 import jax
@@ -13,6 +14,7 @@ import optax
 import pytest
 
 import optax_sam
+from optax_sam.methods import random_points
 
 pytestmark = pytest.mark.usefixtures('float64')
 
@@ -108,6 +110,36 @@ EXPECTED = [
     lambda: optax_sam.ae_look_sam(total_steps=3),
     (0.39788664, -0.26643847, -0.00858294, 0.91294739),
   ),
+  (
+    'momentum_sam',
+    lambda: optax_sam.momentum_sam(0.3),
+    (0.43531044, -0.34490639, -0.10795895, 1.03094407),
+  ),
+  (
+    'le_sam',
+    optax_sam.le_sam,
+    (0.39488609, -0.25571142, 0.00205580, 0.88555024),
+  ),
+  (
+    'z_sharp',
+    lambda: optax_sam.z_sharp(quantile=0.6),
+    (0.40395355, -0.26798365, -0.00658989, 0.90652504),
+  ),
+  (
+    'z_sharp per_tensor',
+    lambda: optax_sam.z_sharp(quantile=0.6, radius='per_tensor'),
+    (0.39753719, -0.25982659, -0.00710310, 0.89906198),
+  ),
+  (
+    'async_sam',
+    optax_sam.async_sam,
+    (0.40585046, -0.27387821, -0.00927556, 0.91453495),
+  ),
+  (
+    'cr_sam',
+    optax_sam.cr_sam,
+    (0.38616959, -0.24467496, 0.00872367, 0.87757093),
+  ),
 ]
 
 CURVATURE = np.linspace(0.5, 3, 12)
@@ -189,6 +221,35 @@ def test_three_steps_around_a_base():
   tx = optax_sam.wsam_decoupled(base(), learning_rate=0.05)
   w, _ = three_steps(tx)
   assert_is(w, (0.36049717, -0.20930995, 0.01276202, 0.82551560))
+
+
+def test_three_steps_along_a_given_eigenvector():
+  method = optax_sam.eigen_sam(key=0)
+
+  def init(params):
+    state = method.init(params)
+    direction = np.cos(np.arange(12.0))
+    kept = state.perturbation._replace(
+      count=jnp.int32(1),  # past the first estimate, before the second one
+      direction=as_tree(direction / np.linalg.norm(direction)),
+    )
+    return state._replace(perturbation=kept)
+
+  given = optax.GradientTransformationExtraArgs(init, method.update)
+  w, _ = three_steps(optax.chain(given, base()))
+  assert_is(w, (0.38722543, -0.24690761, 0.00540694, 0.87660902))
+
+
+def test_three_steps_at_given_points(monkeypatch):
+  def draw(key, count, num_samples, like):
+    del key, like
+    t, i = count.astype(float), np.arange(12.0)
+    assert num_samples == 2
+    return [as_tree(jnp.sin(7 * t + i)), as_tree(jnp.cos(5 * t + i))]
+
+  monkeypatch.setattr(random_points, 'draw_directions', draw)
+  w, _ = three_steps(optax.chain(optax_sam.frob_sam(key=0), base()))
+  assert_is(w, (0.41046758, -0.28306559, -0.02107315, 0.92256140))
 
 
 def test_numbers_of_ae_look_sam_are_of_two_ascents_and_a_reuse():

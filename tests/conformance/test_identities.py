@@ -97,7 +97,10 @@ SS_SAM = functools.partial(optax_sam.ss_sam, key=0)
 LOOK_SAM = functools.partial(optax_sam.look_sam, period=2)
 ESAM = functools.partial(optax_sam.esam, key=0)
 OFFICIAL = functools.partial(optax_sam.friendly_sam, order='official')
+FROB_SAM = functools.partial(optax_sam.frob_sam, key=0)
+EIGEN_SAM = functools.partial(optax_sam.eigen_sam, refresh_every=5, key=0)
 GNP = optax_sam.gradient_norm_penalty
+Z_SHARP = functools.partial(optax_sam.z_sharp, quantile=0.5)
 
 WITHOUT_RADIUS = {
   'sam': optax_sam.sam,
@@ -118,9 +121,18 @@ WITHOUT_RADIUS = {
   'gradient_norm_penalty': GNP,
   'wsam': optax_sam.wsam,
   'unnormalized_sam': optax_sam.unnormalized_sam,
+  'le_sam': optax_sam.le_sam,
+  'z_sharp': Z_SHARP,
+  'z_sharp per_tensor': functools.partial(Z_SHARP, radius='per_tensor'),
+  'momentum_sam': optax_sam.momentum_sam,
+  'async_sam': optax_sam.async_sam,
+  'cr_sam': optax_sam.cr_sam,
+  'eigen_sam': EIGEN_SAM,
+  'frob_sam': FROB_SAM,
 }
 # The same rule over leaves together, however they are divided. Left out are
-# those that draw or scale by the leaf: ESAM, SSAM-D, Look-LayerSAM, per_leaf.
+# those that draw, filter or scale by the leaf: ESAM, SSAM-D, Eigen-SAM,
+# Frob-SAM, Look-LayerSAM, per_leaf, ZSharp.
 OVER_ALL_LEAVES = {
   'sam': optax_sam.sam,
   'sam p=inf ascent_steps=2': functools.partial(
@@ -140,6 +152,10 @@ OVER_ALL_LEAVES = {
   'unnormalized_sam clip': functools.partial(
     optax_sam.unnormalized_sam, clip=True
   ),
+  'le_sam': optax_sam.le_sam,
+  'momentum_sam': optax_sam.momentum_sam,
+  'async_sam': optax_sam.async_sam,
+  'cr_sam': optax_sam.cr_sam,
 }
 
 EQUAL_TO_BASE = {
@@ -153,6 +169,7 @@ EQUAL_TO_BASE = {
   'ae_sam lambdas=1e9': with_radius(AE_SAM, lambda_1=1e9, lambda_2=1e9),
   'gradient_norm_penalty alpha=0': with_radius(GNP, alpha=0.0),
   'wsam gamma=0': with_radius(optax_sam.wsam, gamma=0.0),
+  'frob_sam penalty=0': with_radius(FROB_SAM, penalty=0.0),
   'mask all False': with_radius(optax_sam.sam, mask=False),
   'before the start': scheduled(policies.after(100)),
 }
@@ -172,6 +189,9 @@ EQUAL_TO_SAM = {
   'ae_look_sam lambdas=-1e9': with_radius(
     AE_LOOK_SAM, lambda_1=-1e9, lambda_2=-1e9
   ),
+  'cr_sam gamma=0 beta=0': with_radius(optax_sam.cr_sam, gamma=0.0, beta=0.0),
+  'eigen_sam alpha=0': with_radius(EIGEN_SAM, alpha=0.0),
+  'le_sam sigma=inf': with_radius(optax_sam.le_sam, np.inf, rho_max=RHO),
   'mask all True': with_radius(optax_sam.sam, mask=True),
   'after the start': scheduled(policies.after(0)),
   'constant schedule': with_radius(optax_sam.sam, optax.constant_schedule(RHO)),

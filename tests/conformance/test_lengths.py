@@ -38,6 +38,20 @@ def _of_some_leaves(step):
   return NORM(step.epsilon), RHO / 0.6 if step.epsilon.any() else 0
 
 
+def _of_the_rise(step):
+  """The first-order rise is sigma, unless the radius would be above 0.5."""
+  rise = step.epsilon @ step.clean
+  return rise, min(RHO, 0.5 * NORM(step.clean))
+
+
+def _of_each_kernel(step):
+  """The kernels of P1 lie before its biases, which share one length."""
+  biases = np.r_[step.epsilon[48:56], step.epsilon[80:]]
+  shares = np.r_[step.clean[48:56], step.clean[80:]] / NORM(step.clean)
+  found = NORM(step.epsilon[:48]), NORM(step.epsilon[56:80]), NORM(biases)
+  return found, (RHO, RHO, RHO * NORM(shares))
+
+
 # What is measured of an epsilon, and what it must be.
 LENGTHS = {
   'sam': (optax_sam.sam, _of_all),
@@ -69,6 +83,13 @@ LENGTHS = {
     lambda step: (NORM(step.epsilon), RHO * min(NORM(step.clean), 1)),
   ),
   'esam': (functools.partial(optax_sam.esam, key=3), _of_some_leaves),
+  'le_sam': (optax_sam.le_sam, _of_the_rise),
+  'z_sharp': (optax_sam.z_sharp, _of_all),
+  'z_sharp per_tensor': (
+    functools.partial(optax_sam.z_sharp, radius='per_tensor'),
+    _of_each_kernel,
+  ),
+  'cr_sam': (optax_sam.cr_sam, _of_all),
 }
 
 
@@ -169,12 +190,18 @@ FACTORS = {
   'unnormalized_sam': (optax_sam.unnormalized_sam, False),
   'fisher_sam': (optax_sam.fisher_sam, False),
   'look_layer_sam': (optax_sam.look_layer_sam, False),
+  'le_sam': (optax_sam.le_sam, False),
+  'z_sharp': (optax_sam.z_sharp, True),
+  'momentum_sam': (optax_sam.momentum_sam, True),
+  'async_sam': (optax_sam.async_sam, True),
+  'cr_sam': (optax_sam.cr_sam, True),
+  'eigen_sam': (functools.partial(optax_sam.eigen_sam, key=0), True),
 }
 
 
 @pytest.mark.parametrize('name', FACTORS)
 def test_factors_on_the_loss(name):
-  """The direction carries it, and epsilon with three exceptions does not."""
+  """The direction carries it, and epsilon with four exceptions does not."""
   build, is_free = FACTORS[name]
   recording, method = Recording('P3_sam_davda54'), build(0.1)
   starts = jax.vmap(recording.tree)(jnp.asarray(recording['w'][:-1]))

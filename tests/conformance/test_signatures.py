@@ -89,6 +89,25 @@ ARGUMENTS = {
     'learning_rate': NEEDED,
   },
   'unnormalized_sam': {'rho': NEEDED, 'clip': False},
+  'le_sam': {'sigma': 0.35, 'rho_max': 0.5},
+  'z_sharp': {'rho': 0.05, 'quantile': 0.95, 'radius': 'global'},
+  'momentum_sam': {'rho': 3.0, 'decay': 0.9, 'accumulator_dtype': None},
+  'async_sam': {'rho': 0.05, 'accumulator_dtype': None},
+  'cr_sam': {'rho': 0.1, 'gamma': 0.1, 'beta': 0.01},
+  'frob_sam': {
+    'rho': 0.005,
+    'penalty': 0.005,
+    'num_samples': 2,
+    'key': NEEDED,
+  },
+  'eigen_sam': {
+    'rho': 0.1,
+    'alpha': 0.2,
+    'refresh_every': 100,
+    'power_steps': 5,
+    'key': NEEDED,
+    'accumulator_dtype': None,
+  },
 }
 
 

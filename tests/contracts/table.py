@@ -18,6 +18,7 @@ import pytest
 
 import optax_sam
 from optax_sam import descents, perturbations, policies, selections
+from tests import compiling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Row:
   """One method, and what is particular about it.
 
   Attributes:
-    factory: the function that builds it, `rho` first.
+    factory: the function that builds it, the radius first.
     arguments: what it is called with beside `rho`.
     static: arguments that shape the compiled program, so that
       `optax.inject_hyperparams` must leave them alone.
@@ -40,6 +41,12 @@ class Row:
     ascending: arguments with which the first step perturbs.
     neutral: arguments with which `rho=0` leaves the base optimizer.
     rounds: whether that holds up to rounding only.
+    radius: name of the first argument, 0 of which leaves the base optimizer.
+    delayed: whether the first step has nothing yet to perturb by.
+    ignores_gradient: whether the gradient that comes in makes no difference.
+    ascends_alike: whether all devices perturb alike, synced or not.
+    needs_loss: whether a gradient at the perturbed parameters isn't enough.
+    converging: arguments with which it isn't slow along a narrow valley.
   """
 
   factory: Callable[..., optax.GradientTransformationExtraArgs]
@@ -54,6 +61,12 @@ class Row:
   ascending: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   neutral: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   rounds: bool = False
+  radius: str = 'rho'
+  delayed: bool = False
+  ignores_gradient: bool = False
+  ascends_alike: bool = False
+  needs_loss: bool = False
+  converging: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __call__(self, rho: Any = 0.05, **changes: Any) -> Any:
     """Builds the method; `rho` is left out where there is none."""
@@ -67,8 +80,8 @@ class Row:
   def _build(
     self, factory: Callable[..., Any], rho: Any, changes: Mapping[str, Any]
   ) -> Any:
-    radius = (rho,) if self.perturbs else ()
-    return factory(*radius, **{**self.arguments, **changes})
+    radius = {self.radius: rho} if self.perturbs else {}
+    return factory(**{**radius, **self.arguments, **changes})
 
 
 def unpublished(
@@ -214,6 +227,32 @@ METHODS = {
     ascends_on_parts=True,
     rounds=True,
   ),
+  'le_sam': Row(optax_sam.le_sam, has_length_rho=False, radius='sigma'),
+  'z_sharp': Row(optax_sam.z_sharp, {'quantile': 0.5}, static=('quantile',)),
+  'momentum_sam': Row(
+    optax_sam.momentum_sam,
+    delayed=True,
+    ignores_gradient=True,
+    ascends_alike=True,
+  ),
+  'cr_sam': Row(optax_sam.cr_sam),
+  'eigen_sam': Row(
+    optax_sam.eigen_sam,
+    {'refresh_every': 2, 'power_steps': 2, 'key': 1},
+    static=('power_steps',),
+    refreshes=True,
+    has_length_rho=False,
+  ),
+  'frob_sam': Row(
+    optax_sam.frob_sam,
+    {'num_samples': 2, 'key': 1},
+    static=('num_samples',),
+    has_length_rho=False,
+    needs_loss=True,
+    # Whatever the radius is: it resists the curvature across the valley.
+    converging={'penalty': 1e-4},
+  ),
+  'async_sam': Row(optax_sam.async_sam, delayed=True, ascends_alike=True),
 }
 
 
@@ -246,6 +285,9 @@ VARIANTS = {
   'sparse_sam_fisher 1:2': variant('sparse_sam_fisher', pattern='1:2'),
   'esam of a number': variant('esam', gamma=3),
   'subset_sam drawn': variant('subset_sam', fraction=3, key=1),
+  'z_sharp per_tensor': dataclasses.replace(
+    variant('z_sharp', radius='per_tensor'), has_length_rho=False
+  ),
   'unpublished': Row(unpublished, skips=True, ascending={'start': 0}),
   'everything': Row(
     everything,
@@ -341,9 +383,15 @@ def loss(params: optax.Params, batch: Any) -> jax.Array:
   return jnp.mean(losses(params, batch))
 
 
+# One for all calls, so that tests outside of jit don't compile it anew.
+@functools.cache
+def _mean(losses: Callable[..., Any]) -> Callable[..., jax.Array]:
+  return jax.jit(lambda p, b: jnp.mean(losses(p, b)))
+
+
 def functions(batch: Any, losses: Callable[..., Any] = losses) -> dict:
   """Returns what a step hands to `update` beside the gradients."""
-  mean = jax.jit(lambda p, b: jnp.mean(losses(p, b)))
+  mean = _mean(losses)
   return {
     'value_fn': lambda p: mean(p, batch),
     'per_example_value_fn': losses,
@@ -372,18 +420,22 @@ def base() -> optax.GradientTransformation:
   return optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, 0.9))
 
 
+# Programs that are compared to the bit with others, as users have them.
+jit = functools.partial(jax.jit, **compiling.AS_USERS)
+
+
 @functools.cache
 def compiled(name: str) -> tuple[Any, Callable[..., Any]]:
   """Returns a method with its base, and its jitted step, shared by tests."""
   tx = optax.chain(ROWS[name](), base())
-  return tx, jax.jit(training_step(tx))
+  return tx, jit(training_step(tx))
 
 
 @functools.cache
 def compiled_injected(name: str) -> tuple[Any, Callable[..., Any]]:
   """Returns the same with the numbers of the method in the state."""
   tx = optax.chain(ROWS[name].injected(), base())
-  return tx, jax.jit(training_step(tx))
+  return tx, jit(training_step(tx))
 
 
 @functools.cache
@@ -404,7 +456,7 @@ def direction(name: str) -> Callable[..., tuple[optax.Updates, Any]]:
 def compiled_base() -> tuple[Any, Callable[..., Any]]:
   """Returns the base optimizer alone, and its jitted step."""
   tx = base()
-  return tx, jax.jit(training_step(optax.with_extra_args_support(tx)))
+  return tx, jit(training_step(optax.with_extra_args_support(tx)))
 
 
 def start(tx: optax.GradientTransformation) -> tuple[Any, Any]:

@@ -15,7 +15,7 @@ def _neutral(name):
   if not neutral:
     return table.compiled_injected(name)
   tx = optax.chain(table.ROWS[name].injected(**neutral), table.base())
-  return tx, jax.jit(table.training_step(tx))
+  return tx, table.jit(table.training_step(tx))
 
 
 @table.every_row()
@@ -27,7 +27,7 @@ def test_rho_0_is_the_base_optimizer_bit_for_bit(name):
   tx, step = _neutral(name)
   params, state = table.start(tx)
   if table.ROWS[name].perturbs:
-    state[0].hyperparams['rho'] = jnp.float32(0)
+    state[0].hyperparams[table.ROWS[name].radius] = jnp.float32(0)
   params, state = table.train(step, (params, state), range(6))
   assert int(optax_sam.metrics(state)['second_gradients']) > 0
   is_same = (
@@ -89,7 +89,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_statistics(
   assert _counts(later[1][0]) == [count + 6 for count in _counts(state[0])]
 
 
-@table.every_row(needs_examples=False)
+@table.every_row(needs_examples=False, ignores_gradient=False, needs_loss=False)
 def test_one_infinite_entry_of_the_clean_gradient_alone(name):
   # With a finite second gradient, as behind a loss scale.
   tx, params = table.ROWS[name](), table.params()

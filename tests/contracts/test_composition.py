@@ -56,12 +56,24 @@ PERTURBATIONS = {
   'keep_random_tensors': lambda: optax.chain(
     perturbations.keep_random_tensors(0.5, 1), _BY_RADIUS(0.1)
   ),
+  'scale_to_loss_rise': lambda: perturbations.scale_to_loss_rise(0.1),
+  'keep_outliers': lambda: optax.chain(
+    perturbations.keep_outliers(0.5), _BY_RADIUS(0.1)
+  ),
+  'scale_outliers_to_radius': lambda: perturbations.scale_outliers_to_radius(
+    0.1, 0.5
+  ),
+  'scale_toward_eigenvector': lambda: perturbations.scale_toward_eigenvector(
+    0.1, refresh_every=2, power_steps=2, key=1
+  ),
+  'delay': lambda: optax.chain(perturbations.delay(), _BY_RADIUS(0.1)),
 }
 DESCENTS = {
   'perturbed_gradient': descents.perturbed_gradient,
   'mix': lambda: descents.mix(0.5, normalize_clean=True),
   'surrogate_gap': descents.surrogate_gap,
   'reuse_orthogonal': descents.reuse_orthogonal,
+  'regularize_curvature': descents.regularize_curvature,
 }
 SELECTIONS = {
   'all_examples': selections.all_examples,
@@ -121,13 +133,12 @@ def test_no_member_is_left_out():
 
 @pytest.mark.parametrize('perturbation', PERTURBATIONS)
 def test_types_of_the_whole_product_are_stable(perturbation):
-  params, batch = table.params(), table.batch()
+  params, given = table.params(), table.functions(table.batch())
   for rest in itertools.product(*_CHOICES[1:]):
     tx = _method((perturbation, *rest))
-    state = tx.init(params)
+    state = jax.eval_shape(tx.init, params)
     updates, after = jax.eval_shape(
-      lambda s, tx=tx: tx.update(params, s, params, **table.functions(batch)),
-      state,
+      lambda s, tx=tx: tx.update(params, s, params, **given), state
     )
     assert _types(updates) == _types(params), rest
     assert _types(after) == _types(state), rest

@@ -66,7 +66,8 @@ _ROSENBROCK = (
 def test_reaches_the_minimum(name, problem):
   losses, batch, start, radius, base, steps = problem
   rho = optax.cosine_decay_schedule(radius, steps // 3)
-  tx = optax.chain(table.ROWS[name](rho), base)
+  row = table.ROWS[name]
+  tx = optax.chain(row(rho, **row.converging), base)
   step = table.training_step(tx, losses)
 
   @jax.jit

@@ -22,7 +22,8 @@ def test_same_updates_as_without(name):
   expected, _ = table.train(step, table.start(tx), range(4))
   table.assert_close(params, expected)
   if table.ROWS[name].perturbs:
-    assert float(state[0].hyperparams['rho']) == np.float32(0.05)
+    radius = state[0].hyperparams[table.ROWS[name].radius]
+    assert float(radius) == np.float32(0.05)
 
 
 @table.every_row(perturbs=True)
@@ -36,7 +37,7 @@ def test_a_schedule_equals_radii_set_by_hand(name):
   tx, step = table.compiled_injected(name)
   params, opt_state = table.start(tx)
   for t, rho in enumerate(_RADII):
-    opt_state[0].hyperparams['rho'] = rho
+    opt_state[0].hyperparams[table.ROWS[name].radius] = rho
     params, opt_state = step(params, opt_state, table.batch(t))
   assert step._cache_size() == 1
   table.assert_close(scheduled, params)

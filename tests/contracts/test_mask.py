@@ -37,13 +37,15 @@ def test_what_is_left_out_stays_and_is_not_in_the_norm(name):
     return table.losses(p, b)
 
   tx = _ascending(name, _ONLY_NORM)
-  updates, state = tx.update(
-    _gradient(params, batch),
-    tx.init(params),
-    params,
-    per_example_value_fn=losses,
-    batch=batch,
-  )
+  state = tx.init(params)
+  for _ in range(1 + row.delayed):
+    updates, state = tx.update(
+      _gradient(params, batch),
+      state,
+      params,
+      per_example_value_fn=losses,
+      batch=batch,
+    )
   jax.effects_barrier()
   assert points
   moved = [np.zeros(())]

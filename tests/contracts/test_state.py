@@ -73,6 +73,9 @@ def test_map_over_the_parts_that_are_like_the_parameters(name, mask):
     'ae_look_sam',
     'sparse_sam_fisher',
     'sparse_sam_dynamic',
+    'momentum_sam',
+    'async_sam',
+    'eigen_sam',
   ],
 )
 def test_shardings_of_the_parameters_fit_the_state(name):
@@ -94,7 +97,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
   tx = optax.chain(table.ROWS[name](**changes), table.base())
   step = table.compiled(name)[1]
   if changes:
-    step = jax.jit(table.training_step(tx))
+    step = table.jit(table.training_step(tx))
   saved = table.train(step, table.start(tx), range(3))
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / 'state', saved)

@@ -27,7 +27,7 @@ def test_arguments_in_common(name):
   kinds = [parameter.kind for parameter in parameters]
   common = {'mask': None, 'axis_name': None, 'sync_ascent': False}
   if row.perturbs:
-    assert parameters[0].name == 'rho'
+    assert parameters[0].name == row.radius
     assert kinds.pop(0) == inspect.Parameter.POSITIONAL_OR_KEYWORD
   else:
     common = {'axis_name': None}

@@ -41,7 +41,7 @@ def test_equals_the_step_outside_of_jit(name):
 def test_buffers_can_be_donated(name):
   tx, step = table.compiled(name)
   # Kept where unused, so that every single buffer is donated.
-  donating = jax.jit(
+  donating = table.jit(
     table.training_step(tx), donate_argnums=(0, 1), keep_unused=True
   )
   params = table.params()

@@ -43,6 +43,11 @@ _BAD = {
   'k': [0, 0.0, 1.5, True, None],
   'fraction': [0, 0.0, 1.5, None],
   'micro_batch_size': [0, -1, 2.5, True, None],
+  'penalty': [-0.1, float('nan'), 'large', None],
+  'power_steps': [0, 1.5, True],
+  'rho_max': [-0.1, float('nan'), 'large', None],
+  'quantile': [-0.1, 1.0, 'half', None, True],
+  'radius': ['each', None],
   'sync_ascent': ['yes', 2],
   'accumulator_dtype': ['int32', 'half a float', 16],
 }
@@ -50,10 +55,15 @@ _BAD = {
 _GOOD = {
   ('ae_sam', 'decay'): [0.0],
   ('ae_look_sam', 'decay'): [0.0],
+  ('momentum_sam', 'decay'): [0],
   ('gsam', 'alpha'): [1.0, 1.1],
   ('gradient_norm_penalty', 'alpha'): [1.0],
   ('wsam', 'gamma'): [0],
   ('esam', 'gamma'): [1.0],
+  ('cr_sam', 'gamma'): [0, 0.0, 1.0, 1.5],
+  ('eigen_sam', 'alpha'): [1.0, 1.1],
+  ('cr_sam', 'beta'): [0, 1.1],
+  ('le_sam', 'sigma'): [1.1],
 }
 # Arguments of every kind, or checked where they meet the parameters.
 _UNCHECKED = {'mask', 'axis_name', 'scaled'}

@@ -398,6 +398,99 @@ def m_sam(step, size=3):
   return total
 
 
+def le_sam(step, rho_max=0.5):
+  g = step.ascent()
+  return step.gradients(of_length(np.minimum(RHO / norm(g), rho_max), g))
+
+
+def cr_sam(step, gamma=0.1, beta=0.01):
+  g = step.ascent()
+  epsilon = of_length(RHO, g)
+  gp, gm = step.gradients(epsilon), step.gradients(-epsilon)
+  return gp + gamma * (gp + gm - 2 * g) + beta * (gp - gm)
+
+
+def top_eigenvector(step, power_steps=2):
+  """Renews it at every second step, by differences of gradients."""
+  v = step.memory.get('eigenvector')
+  if v is None:
+    key, leaves = jax.random.key(1), jax.tree.leaves(problem.params())
+    signs = [
+      jax.random.bernoulli(jax.random.fold_in(key, i), 0.5, leaf.shape)
+      for i, leaf in enumerate(leaves)
+    ]
+    v = of_length(1, 2 * flat(signs) - 1)
+  if step.t % 2 == 0:
+    for _ in range(power_steps):
+      ahead, behind = (
+        step.gradients(x * v).mean(axis=0) for x in (1e-4, -1e-4)
+      )
+      v = of_length(1, ahead - behind)
+  step.memory['eigenvector'] = v
+  return v
+
+
+def eigen_sam(step, alpha=0.2):
+  g, v = step.ascent(), top_eigenvector(step)
+  h = of_length(1, g)
+  turn = alpha * np.sign(dot(g, v))
+  return step.gradients(RHO * (h + turn * (v - dot(h, v) * h)))
+
+
+def frob_sam(step, penalty=0.005, num_samples=2):
+  key, leaves = jax.random.key(1), jax.tree.leaves(problem.params())
+  values, gradients = [], []
+  for sample in range(num_samples):
+    draw = jax.random.fold_in(jax.random.fold_in(key, step.t), sample)
+    z = flat(
+      [
+        jax.random.normal(jax.random.fold_in(draw, i), leaf.shape)
+        for i, leaf in enumerate(leaves)
+      ]
+    )
+    means = np.array([[part.mean()] for part in step.losses(RHO * z)])
+    values.append(step.shared(means))
+    gradients.append(step.ascent(RHO * z))
+  values, gradients = np.array(values), np.array(gradients)
+  parts = (values - values.mean(axis=0)) * (gradients - gradients.mean(axis=0))
+  total = parts.sum(axis=0) / (num_samples - 1)
+  return step.gradients() + penalty / RHO**2 * total
+
+
+def outliers(g, share=0.5):
+  """Keeps what stands out of the one leaf with two axes."""
+  kernel = g[:, LEAVES['kernel']]
+  centred = kernel - kernel.mean(axis=1, keepdims=True)
+  z = np.abs(centred / kernel.std(axis=1, ddof=1, keepdims=True))
+  kept = g.copy()
+  kept[:, LEAVES['kernel']] *= z > np.quantile(z, share, axis=1, keepdims=True)
+  return kept
+
+
+def z_sharp(step):
+  return step.gradients(of_length(RHO, outliers(step.ascent())))
+
+
+def z_sharp_per_tensor(step):
+  g = step.ascent()
+  epsilon, kernel = of_length(RHO, g), LEAVES['kernel']
+  epsilon[:, kernel] = of_length(RHO, outliers(g)[:, kernel])
+  return step.gradients(epsilon)
+
+
+def momentum_sam(step, decay=0.9):
+  v = step.memory.get('momentum', np.zeros((1, SIZE)))
+  gp = step.gradients(-of_length(RHO, v))
+  step.memory['momentum'] = decay * v + gp.mean(axis=0)
+  return gp
+
+
+def async_sam(step):
+  last = step.memory.get('last', np.zeros((1, SIZE)))
+  step.memory['last'] = step.gradients().mean(axis=0, keepdims=True)
+  return step.gradients(of_length(RHO, last))
+
+
 def everything(step):
   def epsilon(step):
     d = noise(step, step.ascent(rows=top(step, 4)), decay=0.5)
@@ -457,6 +550,14 @@ METHODS = {
   'm_sam': m_sam,
   'm_sam by 4': part(m_sam, size=4),
   'm_sam by 8': part(m_sam, size=8),
+  'le_sam': le_sam,
+  'z_sharp': z_sharp,
+  'z_sharp per_tensor': z_sharp_per_tensor,
+  'momentum_sam': momentum_sam,
+  'async_sam': async_sam,
+  'cr_sam': cr_sam,
+  'eigen_sam': eigen_sam,
+  'frob_sam': frob_sam,
   'unpublished': unpublished,
   'everything': everything,
 }

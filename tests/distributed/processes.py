@@ -8,15 +8,9 @@ import socket
 import subprocess
 import sys
 
-import jax
+from tests import compiling
 
 _ROOT = pathlib.Path(__file__).parents[2]
-# Compiling is made cheap: next to all of the time goes into it.
-_CHEAP = (
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
-if jax.__version_info__ < (0, 11):  # later ones don't know it, and would stop
-  _CHEAP += ' --xla_cpu_use_fusion_emitters=false'
 
 
 def environment(devices: int, *, patience: int = 60) -> dict[str, str]:
@@ -28,16 +22,11 @@ def environment(devices: int, *, patience: int = 60) -> dict[str, str]:
       doesn't come to a collective.
   """
   flags = (
-    _CHEAP,
     f'--xla_force_host_platform_device_count={devices}',
     f'--xla_cpu_collective_call_warn_stuck_timeout_seconds={patience // 2}',
     f'--xla_cpu_collective_call_terminate_timeout_seconds={patience}',
   )
-  given = {
-    **os.environ,
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': ' '.join(flags),
-  }
+  given = os.environ | compiling.environment(*flags)
   given.pop('PYTEST_XDIST_WORKER', None)
   return given
 

@@ -9,11 +9,9 @@ import subprocess
 import sys
 import time
 
+from tests import compiling
+
 ROOT = pathlib.Path(__file__).parents[2]
-_FLAGS = (
-  '--xla_force_host_platform_device_count=2 '
-  '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
-)
 # For what takes less than a minute on an idle machine.
 TIMEOUT = 900
 # From the end of the first process to that of the second one.
@@ -123,7 +121,9 @@ def run_tests(directory, file):
 
 
 def _environment():
-  environment = {**os.environ, 'XLA_FLAGS': _FLAGS, 'JAX_PLATFORMS': 'cpu'}
+  environment = os.environ | compiling.environment(
+    '--xla_force_host_platform_device_count=2'
+  )
   for name in list(environment):
     if name.startswith('PYTEST_'):
       del environment[name]

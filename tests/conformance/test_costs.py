@@ -1,0 +1,100 @@
+"""What the methods that don't cost two gradients cost; one in another form."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from tests import compiling
+
+
+def _losses(params, batch):
+  hidden = jnp.tanh(batch['x'] @ params['in'])
+  return jnp.square(hidden @ params['out'] - batch['y'])
+
+
+def _flops(method):
+  """Returns the operations of a step that asks for no clean loss."""
+  tx = optax.with_extra_args_support(optax.chain(method, optax.sgd(0.1, 0.9)))
+
+  def step(params, opt_state, batch):
+    value_fn = lambda p: jnp.mean(_losses(p, batch))
+    grads = jax.grad(value_fn)(params)
+    updates, opt_state = tx.update(grads, opt_state, params, value_fn=value_fn)
+    return optax.apply_updates(params, updates), opt_state
+
+  def arguments():
+    params = {'in': jnp.zeros((64, 64)), 'out': jnp.zeros(64)}
+    batch = {'x': jnp.zeros((512, 64)), 'y': jnp.zeros(512)}
+    return params, tx.init(params), batch
+
+  program = jax.jit(step, **compiling.READ_AS_USERS)
+  compiled = program.lower(*jax.eval_shape(arguments)).compile()
+  return compiled.cost_analysis()['flops']
+
+
+def test_momentum_sam_costs_one_gradient():
+  plain = _flops(optax.identity())
+  assert _flops(optax_sam.momentum_sam()) < 1.02 * plain
+  # The measure sees a second one.
+  assert _flops(optax_sam.async_sam()) > 1.9 * plain
+
+
+@pytest.mark.parametrize(
+  ('method', 'gradients'),
+  [
+    (optax_sam.cr_sam(), 3),
+    (optax_sam.frob_sam(key=0), 3),
+    (optax_sam.frob_sam(num_samples=4, key=0), 5),
+  ],
+)
+def test_further_points_cost_a_gradient_each(method, gradients):
+  found = _flops(method) / _flops(optax.identity())
+  # To draw directions counts on so small a network.
+  assert gradients - 0.1 < found < 1.05 * gradients
+
+
+def test_a_step_whose_branch_the_caller_refuses_is_the_base_optimizer():
+  tx, w = optax_sam.momentum_sam(0.5), jnp.array([3.0, 4.0])
+  _, state = tx.update(w, tx.init(w), w, grad_fn=lambda p: p)
+  u, after = tx.update(2 * w, state, w, grad_fn=lambda p: p, ascend=False)
+  np.testing.assert_array_equal(u, 2 * w)
+  np.testing.assert_array_equal(
+    after.descent.direction, state.descent.direction
+  )
+  assert int(after.count) == 2
+
+
+@pytest.mark.usefixtures('float64')
+def test_perturbed_weights_could_be_stored_instead():
+  """The authors' form: what is stored is where the gradient is taken.
+
+  With plain momentum `m` of decay b, at stored weights `x = w + epsilon`:
+  undo the perturbation, step, perturb along the new momentum.
+  """
+  rho, decay, rate = 0.3, 0.9, 0.1
+  curvature = np.linspace(0.5, 3, 5)
+  gradient = lambda w: curvature * w + np.cos(w)
+  tx = optax.chain(
+    optax_sam.momentum_sam(rho, decay=decay), optax.sgd(rate, momentum=decay)
+  )
+
+  @jax.jit
+  def step(w, state):
+    updates, state = tx.update(
+      w, state, w, grad_fn=lambda w: curvature * w + jnp.cos(w)
+    )
+    return optax.apply_updates(w, updates), state
+
+  w = jnp.asarray(np.sin(np.arange(1.0, 6.0)))
+  stored, m, epsilon = np.array(w), np.zeros(5), np.zeros(5)
+  state = tx.init(w)
+  for _ in range(6):
+    w, state = step(w, state)
+    m = decay * m + gradient(stored)
+    epsilon_next = -rho * m / np.linalg.norm(m)
+    stored = stored - epsilon - rate * m + epsilon_next
+    epsilon = epsilon_next
+    np.testing.assert_allclose(w, stored - epsilon, rtol=0, atol=1e-12)
