@@ -170,8 +170,8 @@ class Options:
   pytorch: bool = True
   """Whether to measure the rows of PyTorch as well."""
   output: pathlib.Path = _RESULTS
-  """Directory of speed.csv, speed.md and speed.png; nets that aren't measured
-  now stay there as they are."""
+  """Directory of speed.csv, speed.md and speed.png; what isn't measured now
+  stays there as it is."""
 
 
 def main(options: Options) -> None:
@@ -179,13 +179,14 @@ def main(options: Options) -> None:
   if options.pytorch:
     _check_pytorch()
   print(speed_table.heading())
+  names = [(row.group, row.name) for row in rows.rows()]
   for name in options.problems:
     how: dict[str, Any] = {'rounds': options.rounds, 'count': options.steps}
     found = measure(name, only=options.only, **how)
     if options.pytorch:
       found += measure_pytorch(name, **how)
     print(speed_table.markdown(found), flush=True)
-    speed_table.write(options.output, found)
+    speed_table.write(options.output, found, names)
   print(f'Table: {options.output}/speed.md, .csv, .png')
 
 

@@ -132,17 +132,37 @@ def overview(entries: Sequence[Entry]) -> str:
   return '\n'.join(lines) + '\n'
 
 
-def write(directory: pathlib.Path, entries: Sequence[Entry]) -> None:
+def write(
+  directory: pathlib.Path,
+  entries: Sequence[Entry],
+  names: Sequence[tuple[str, str]],
+) -> None:
   """Writes speed.md, speed.csv and speed.png.
 
-  Nets that are not among the entries are kept as an earlier call wrote them.
+  What is not among the entries is kept as an earlier call wrote it: a ratio is
+  to SGD in turns with it.
+
+  Args:
+    directory: made if it is missing.
+    entries: what was measured now.
+    names: of all rows, in the order of the table; others come after them.
   """
   directory.mkdir(parents=True, exist_ok=True)
-  measured = {entry.problem for entry in entries}
+
+  def place(entry: Entry) -> tuple[str, str, str]:
+    return entry.problem, entry.group, entry.row
+
   former = _read(directory / 'speed.csv')
-  kept = [entry for entry in former if entry.problem not in measured]
-  order = list(dict.fromkeys(e.problem for e in (*former, *entries)))
-  entries = sorted([*kept, *entries], key=lambda e: order.index(e.problem))
+  by_place = {place(entry): entry for entry in (*former, *entries)}
+  nets = list(dict.fromkeys(problem for problem, _, _ in by_place))
+  order = {key: number for number, key in enumerate(names)}
+  entries = sorted(
+    by_place.values(),
+    key=lambda e: (
+      nets.index(e.problem),
+      order.get((e.group, e.row), len(order)),
+    ),
+  )
   text = f'# Time of a step relative to SGD\n\n{heading()}\n\n'
   text += f'{overview(entries)}\n## Net by net\n\n{markdown(entries)}'
   (directory / 'speed.md').write_text(text, encoding='utf-8')
