@@ -40,7 +40,9 @@ of comparisons: of twenty without any effect, one is expected to exclude 0.
 is that of the training loss in evaluation mode: its rise one ascent step of
 length 0.05 away, and the largest eigenvalue of its Hessian.
 
-{heading}. `make evidence CLAIM=1` runs a claim anew from nothing,
+{heading}.
+
+`make evidence CLAIM=1` runs a claim anew from nothing,
 `python -m benchmarks.evidence` what is missing of all. Every run, with its
 seed, settings and versions, is in `benchmarks/results/evidence`, a file a
 problem.

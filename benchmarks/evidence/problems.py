@@ -60,7 +60,7 @@ class Problem:
     )
 
 
-_SGD_RATES = (0.03, 0.1, 0.3, 1.0)
+_SGD_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 _CNN = functools.partial(models.CNN, widths=(16, 32, 32))
 _ATTENTION = functools.partial(
   models.ViT, width=32, depth=1, heads=4, hidden=64, patch=2
