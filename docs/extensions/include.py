@@ -22,6 +22,7 @@ _PAGES = {
   '../docs/pods.md': 'pods.md',
   'docs/pods.md': 'pods.md',
   'benchmarks/results/evidence/evidence.md': 'evidence.md',
+  'results/evidence/evidence.md': 'evidence.md',
   'benchmarks/results/evidence/evidence.png': 'evidence.png',
 }
 # Files that are data, not pages.
