@@ -13,7 +13,9 @@ from optax_sam.train.paired import Difference
 STRICT = False  # flax's layer norm promotes
 
 TINY = {
-  name: dataclasses.replace(problem, steps=8, examples=100)
+  name: dataclasses.replace(
+    problem, steps=8, examples=100, learning_rates=(0.03, 0.1, 0.3, 1.0)
+  )
   for name, problem in problems.PROBLEMS.items()
 }
 

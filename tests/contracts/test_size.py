@@ -13,7 +13,7 @@ from optax_sam import numerics
 from tests import compiling
 from tests.contracts import table
 
-_FEW, _MANY = 6, 24
+_FEW, _MANY = 8, 32
 
 
 def _characters(tx, leaves):
