@@ -1,10 +1,10 @@
 """Evidence for the papers' claims: `python -m benchmarks.evidence 1 3`.
 
-Every variant chooses its radius (the base optimizer its learning rate, which
-is then everybody's) by the accuracy on validation examples, from as many values
-over as many seeds; with other seeds it is then compared on the test examples,
-seed by seed. A run that is on record isn't run again: a command that was
-stopped goes on where it was, and one with nothing to do writes the page alone.
+The base optimizer chooses its learning rate by the accuracy on validation
+examples, and at that rate every method its radius, each from as many values as
+any other and over as many seeds; with other seeds all are then compared on the
+test examples, seed by seed. A run that is on record isn't run again: a command
+that was stopped goes on where it was. The page is of all that is on record.
 """
 
 import contextlib
@@ -56,6 +56,8 @@ def main(options: Options) -> None:
       [n for n in options.claims if problem in claims.problems_of(n)]
     )
   ]
+  if not tasks:
+    sys.exit('none of these claims is tried on these problems')
   # A variant that follows another one needs its share, all need the rate.
   stages = itertools.groupby(sorted(tasks, key=_stage), key=_stage)
   plan = workers.Plan(options.output, options.seeds, options.tuning_seeds)
@@ -63,11 +65,12 @@ def main(options: Options) -> None:
     for _, stage in stages:
       for said in pool.run([(*task, plan) for task in stage]):
         print(said, flush=True)
-  runs = {name: Runs(options.output, name) for name in options.problems}
+  runs = {name: Runs(options.output, name) for name in PROBLEMS}
+  runs = {name: found for name, found in runs.items() if found.all}
   for problem in runs.values():
     problem.sort()
   picture.draw(options.output / _PICTURE, runs)
-  page.write(options.output / _PAGE, runs, options.claims, _PICTURE)
+  page.write(options.output / _PAGE, runs, _PICTURE)
   print(f'Page: {options.output / _PAGE}')
 
 

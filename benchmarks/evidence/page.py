@@ -3,7 +3,7 @@
 import datetime as dt
 import pathlib
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 from benchmarks.evidence import claims
 from benchmarks.evidence.claims import Claim, Comparison, Expected
@@ -27,14 +27,14 @@ few examples: a claim that shows here may not at another scale, and the other
 way round.
 
 Every seed draws its own training and validation examples, initial parameters
-and order; the test examples are the same for all. Each method chose its radius
-from {radii} values by the mean accuracy on validation examples over {tuning}
-seeds, after the base optimizer had chosen the learning rate, which is then
-everybody's, in the same way; those that descend on some examples only could
-also choose a third of it. The tables compare test accuracies at the last
-step over {seeds} other seeds, in pairs of the same seed; brackets are 95 %
-Student-t intervals of the mean difference. No correction is made for the number
-of comparisons: of twenty without any effect, one is expected to exclude 0.
+and order; the test examples are the same for all. The base optimizer chose its
+learning rate from {rates} values by the mean accuracy on validation examples
+over {tuning} seeds, and at that rate each method its radius from {radii} values
+in the same way; those that descend on some examples only could also choose a
+third of that rate. The tables compare test accuracies at the last step over
+{seeds} other seeds, in pairs of the same seed; brackets are 95 % Student-t
+intervals of the mean difference. No correction is made for the number of
+comparisons: of twenty without any effect, one is expected to exclude 0.
 
 "On par" means here that the whole interval is within {margin} points. Sharpness
 is that of the training loss in evaluation mode: its rise one ascent step of
@@ -58,19 +58,25 @@ third of a gradient.
 def write(
   path: pathlib.Path,
   runs: Mapping[str, Runs],
-  numbers: Iterable[int],
   picture: str,
 ) -> None:
   """Writes the page, whole or not at all.
 
   Args:
     path: of the Markdown file.
-    runs: of every problem.
-    numbers: of the claims.
+    runs: of every problem that has any; a claim is judged by the problems that
+      all of its variants were run on.
     picture: name of the picture beside it.
   """
   parts = [_introduction(runs, picture), _problems(runs)]
-  parts += [_claim(n, claims.CLAIMS[n], runs) for n in numbers]
+  for number, claim in claims.CLAIMS.items():
+    names = [
+      name
+      for name in claims.problems_of(number)
+      if name in runs and runs[name].has(claims.variants_of([number]))
+    ]
+    if names:
+      parts.append(_claim(number, claim, {name: runs[name] for name in names}))
   parts.append(_accuracies(runs))
   temporary = path.with_suffix('.partial')
   temporary.write_text('\n'.join(parts), encoding='utf-8')
@@ -124,6 +130,7 @@ def _introduction(runs: Mapping[str, Runs], picture: str) -> str:
   versions = {run.versions for problem in runs.values() for run in problem.all}
   return _INTRODUCTION.format(
     radii=len(VARIANTS['sam'].radii),
+    rates=_counts({len(PROBLEMS[name].learning_rates) for name in runs}),
     tuning=_counts(tuning),
     seeds=_counts(final),
     margin=claims.MARGIN,
@@ -154,22 +161,21 @@ def _problems(runs: Mapping[str, Runs]) -> str:
 
 
 def _claim(number: int, claim: Claim, runs: Mapping[str, Runs]) -> str:
-  names = [n for n in claims.problems_of(number) if n in runs]
-  titles = ' | '.join(PROBLEMS[name].title for name in names)
+  titles = ' | '.join(PROBLEMS[name].title for name in runs)
   lines = [
     f'## {number}. {claim.sentence}',
     '',
     f'({claim.source})',
     '',
     f'| difference | expected | {titles} |',
-    f'|---|---|{"---|" * len(names)}',
+    f'|---|---|{"---|" * len(runs)}',
   ]
   seen = dict.fromkeys(('yes', 'no', 'neither'), 0)
   for comparison in claim.comparisons:
     measure, factor, digits = _MEASURES[comparison.measure]
     cells = []
-    for name in names:
-      found = difference(runs[name], comparison)
+    for problem in runs.values():
+      found = difference(problem, comparison)
       says = verdict(found, comparison)
       cells.append(f'{_interval(found, factor, digits)} {says}'.strip())
       kind = 'yes' if 'yes' in says or 'better' in says else 'neither'

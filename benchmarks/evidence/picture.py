@@ -76,8 +76,8 @@ def draw(path: pathlib.Path, runs: Mapping[str, Runs]) -> None:
     ends = (center - 100 * low, 100 * high - center)
     color = {'base_twice': _PLAIN, 'sam': 'C3'}.get(name, 'C0')
     places.append(_Place(VARIANTS[name].title, cost, center, ends, color))
-  bottom = min(place.gain - place.ends[0] for place in places)
-  top = max(place.gain + place.ends[1] for place in places)
+  bottom = min((p.gain - p.ends[0] for p in places), default=0.0)
+  top = max((p.gain + p.ends[1] for p in places), default=0.0)
   for near in _side_by_side(places):
     _draw_near(axes, near, gap=0.055 * (top - bottom))
   axes.set_xlabel('gradients per step (base optimizer = 1)')

@@ -13,6 +13,7 @@ import optax
 from optax_sam.train import data, models
 
 _MOMENTUM = 0.9
+_MOST_VALIDATING = 1000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +28,8 @@ class Problem:
     title: how it is called on the page.
     dataset: `digits` or `mnist1d`.
     model: from the number of classes to the net.
-    examples: number of training examples; those left over of the dataset's
-      training part, up to as many as there are test examples, validate.
+    examples: number of training examples; of those left over in the dataset's
+      training part, up to 1000 validate.
     steps: number of steps.
     batch_size: number of examples of a batch.
     base: name of the base optimizer.
@@ -131,7 +132,7 @@ def draw(
     for name in ('inputs', 'labels')
   )
   shift = jax.random.randint(noise_key, (count,), 1, classes)
-  last = min(count, problem.examples + _validating(count, problem))
+  last = min(count, problem.examples + _MOST_VALIDATING)
   parts = []
   for start, end in ((0, problem.examples), (problem.examples, last)):
     # In random order already: the first ones are as good as any.
@@ -141,7 +142,3 @@ def draw(
     noisy = jnp.where(wrong, (part + shift[start:end]) % classes, part)
     parts.append({'inputs': inputs[start:end], 'labels': noisy})
   return parts[0], parts[1]
-
-
-def _validating(count: int, problem: Problem) -> int:
-  return min(count - problem.examples, 1000)

@@ -112,6 +112,10 @@ class Runs:
       for run in self.find(variant, tuning=False)
     }
 
+  def has(self, variants: Iterable[str]) -> bool:
+    """Whether there are final runs of all of these."""
+    return all(self.find(variant, tuning=False) for variant in variants)
+
   def sort(self) -> None:
     """Writes the file in an order that doesn't depend on who was first."""
     ordered = sorted(
@@ -124,8 +128,7 @@ class Runs:
     self.all = []
     for run in ordered:
       self.add(run)
-    if ordered:
-      self._path.replace(whole)
+    self._path.replace(whole)
     self._path = whole
 
   def _read(self) -> Iterable[Run]:

@@ -35,7 +35,7 @@ class Outcome:
   Attributes:
     second_gradients: share of the steps that took one.
     train_loss: over all training examples in evaluation mode, wrong labels
-      included, as in the two columns after it.
+      included, as in the accuracy after it.
     validation_accuracy: over the validation examples.
     test_accuracy: over the test examples.
     test_loss: over the same.

@@ -35,10 +35,9 @@ def frob_sam(
   `c` is half of the gradient of the variance of the losses: to leading order
   `u` is the gradient of `L + penalty / 2 * norm(grad L)^2 + penalty * rho^2 /
   4 * norm(H)_F^2`, with the Frobenius norm of the Hessian H. Nothing is
-  perturbed by a gradient, so the engine of the other methods takes its second
-  gradient of this `u`. The rule and the defaults were read, but no program was
-  run beside it. A factor on the loss is one on `penalty`
-  too.
+  perturbed by a gradient, so the engine of the other methods takes this `u` for
+  its second gradient. The rule and the defaults were read, but no program was
+  run beside it. A factor on the loss is one on `penalty` too.
 
   Args:
     rho: standard deviation of each entry of the perturbations, in the unit of

@@ -156,7 +156,7 @@ def test_a_stopped_command_goes_on(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(claims, 'CLAIMS', {1: small})
   options = evidence.Options(
     claims=(1,),
-    problems=('mnist1d',),
+    problems=('digits', 'mnist1d'),  # the first is none of the claim's
     seeds=2,
     tuning_seeds=1,
     workers=1,
@@ -177,4 +177,5 @@ def test_a_stopped_command_goes_on(tmp_path, monkeypatch, capsys):
   written = (tmp_path / 'evidence.md').read_text()
   assert '## 1. SAM is better.' in written
   assert 'Of 1 comparisons' in written
+  assert 'digits' not in written
   assert (tmp_path / 'evidence.png').stat().st_size > 1000
