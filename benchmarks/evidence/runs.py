@@ -73,13 +73,15 @@ class Runs:
     return found
 
   def add(self, run: Run) -> None:
-    """Writes a run at the end of the file."""
-    self.all.append(run)
-    line = {field.name: getattr(run, field.name) for field in _SETTINGS}
-    line |= {
+    """Writes a run at the end of the file, rounded."""
+    rounded = {
       name: float(f'{value:.6g}')
       for name, value in dataclasses.asdict(run.outcome).items()
     }
+    # Here too: what is chosen must not depend on whether it was read again.
+    self.all.append(dataclasses.replace(run, outcome=Outcome(**rounded)))
+    line = {field.name: getattr(run, field.name) for field in _SETTINGS}
+    line |= rounded
     with self._path.open('a', encoding='utf-8', newline='') as file:
       # Other processes add runs of other variants.
       fcntl.flock(file, fcntl.LOCK_EX)

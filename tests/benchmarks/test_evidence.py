@@ -48,6 +48,15 @@ def test_runs_come_back_as_they_were(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['digits.csv']
 
 
+def test_what_is_chosen_is_chosen_again_when_read(tmp_path):
+  runs = Runs(tmp_path, 'digits')
+  for rate, tiny in ((0.03, 0.0), (0.1, 1e-9)):
+    tied = run(BASE, 1000, 0.5, rho=0.0, tuning=True, validation=0.7 + tiny)
+    runs.add(dataclasses.replace(tied, learning_rate=rate))
+  assert runs.chosen(BASE) == Runs(tmp_path, 'digits').chosen(BASE)
+  assert runs.chosen(BASE) == (0.03, 0.0)
+
+
 def test_best_validation_chooses_and_the_test_part_does_not(tmp_path):
   runs = Runs(tmp_path, 'digits')
   runs.add(run(BASE, 1000, 0.5, tuning=True))
