@@ -16,10 +16,11 @@ class ReuseOrthogonalState(NamedTuple):
 
   Attributes:
     direction: part of the last perturbed gradient that is orthogonal to its
-      clean gradient, like the parameters, float32 or wider unless a dtype was
-      given.
-    ratio: norm of that part over the norm of the clean gradient, a scalar; a
-      sane `alpha` is close to it.
+      clean gradient, scaled to length 1 (each leaf with `per_leaf`), zeros
+      where there was none; like the parameters, float32 or wider unless a
+      dtype was given.
+    ratio: norm of that part, unscaled, over the norm of the clean gradient, a
+      scalar; a sane `alpha` is close to it.
   """
 
   direction: optax.Updates
@@ -38,7 +39,8 @@ def reuse_orthogonal(
 
   `gv = 0`, as before the first ascent, makes a skipped step the base
   optimizer's. A `gv` that is mere rounding against `gp` is stored as 0, and
-  one that isn't finite is not stored. Computed in float32 or wider: half
+  one that isn't finite is not stored. What is kept is `gv / norm(gv)`, so that
+  a skipped step doesn't measure it again. Computed in float32 or wider: half
   precision would leave a part along `g`.
 
   Args:
@@ -48,11 +50,13 @@ def reuse_orthogonal(
     per_leaf: whether norms and inner products are taken leaf by leaf rather
       than over all leaves together. Ports do either; no program is the
       authors'.
-    accumulator_dtype: dtype that `gv` is kept in; None for float32 or wider.
-      bfloat16 takes half of the memory and keeps 8 bits of every entry.
+    accumulator_dtype: dtype that the kept direction is stored in; None for
+      float32 or wider. bfloat16 takes half of the memory and keeps 8 bits of
+      every entry, and so of the length that a skipped step adds.
 
   Returns:
-    A descent that keeps `gv` and its relative norm (`ReuseOrthogonalState`).
+    A descent that keeps the direction of `gv` and its relative norm
+    (`ReuseOrthogonalState`).
 
   Raises:
     ValueError: if a Python value is out of range.
@@ -65,7 +69,7 @@ def reuse_orthogonal(
   >>> descent = reuse_orthogonal(0.5)
   >>> _, state = descent.on_ascent(clean, perturbed, descent.init(clean))
   >>> state.direction.tolist(), float(state.ratio)
-  ([0.0, 2.0], 0.5)
+  ([0.0, 1.0], 0.5)
   >>> descent.on_skip(2 * clean, state)[0].tolist()  # adds half of 8 along gv
   [8.0, 4.0]
   """
@@ -78,24 +82,30 @@ def reuse_orthogonal(
     direction = numerics.zeros_like(params, accumulator_dtype)
     return ReuseOrthogonalState(direction, zero)
 
-  def orthogonal(
+  def unit(
+    clean: optax.Updates, perturbed: optax.Updates
+  ) -> tuple[optax.Updates, jax.Array]:
+    part, length = orthogonal_part(perturbed, to=clean)
+    divisor = jnp.where(length > 0, length, 1)
+    scaled = jax.tree.map(lambda x: x / divisor.astype(x.dtype), part)
+    return scaled, length
+
+  def units(
     clean: optax.Updates, perturbed: optax.Updates
   ) -> tuple[optax.Updates, jax.Array]:
     if not per_leaf:
-      return orthogonal_part(perturbed, to=clean)
+      return unit(clean, perturbed)
     leaves, structure = jax.tree.flatten(perturbed)
     pairs = zip(leaves, jax.tree.leaves(clean), strict=True)
-    parts = [orthogonal_part(gp, to=g) for gp, g in pairs]
+    parts = [unit(g, gp) for gp, g in pairs]
     lengths = [length for _, length in parts]
     return structure.unflatten([x for x, _ in parts]), numerics.norm(lengths)
 
   def reuse(clean: optax.Updates, direction: optax.Updates) -> optax.Updates:
     direction = numerics.widen_like(direction, clean)
-    available = numerics.norm(direction)
-    wanted = jnp.asarray(alpha, available.dtype) * numerics.norm(clean)
-    usable = numerics.is_usable(available) & jnp.isfinite(wanted)
-    scale = wanted.astype(available.dtype) / jnp.where(usable, available, 1)
-    added = numerics.multiply_where(usable, scale, direction)
+    size = numerics.norm(clean)
+    wanted = jnp.asarray(alpha, size.dtype) * size
+    added = numerics.multiply_where(jnp.isfinite(wanted), wanted, direction)
     return jax.tree.map(
       lambda g, v: (numerics.widen(g) + v).astype(g.dtype), clean, added
     )
@@ -106,7 +116,7 @@ def reuse_orthogonal(
     perturbed: optax.Updates,
     state: ReuseOrthogonalState,
   ) -> tuple[optax.Updates, ReuseOrthogonalState]:
-    direction, length = orthogonal(clean, perturbed)
+    direction, length = units(clean, perturbed)
     reference = numerics.norm(clean)
     ratio = length / jnp.where(reference > 0, reference, 1)
     finite = jnp.isfinite(length) & jnp.isfinite(reference)

@@ -49,8 +49,8 @@ def look_sam(
       2401.12033) take 0.1 too. The 0.7 that the paper is quoted with belongs
       to ViT with `rho=1.0` and hardly trains at a small radius.
     per_leaf: whether norms and inner products are taken leaf by leaf.
-    accumulator_dtype: dtype that `gv` is kept in; None for float32 or wider,
-      bfloat16 for half of that memory.
+    accumulator_dtype: dtype that `gv` is kept in, with length 1; None for
+      float32 or wider, bfloat16 for half of that memory.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
@@ -59,7 +59,7 @@ def look_sam(
   Returns:
     A gradient transformation, to be placed first in `optax.chain`; its
     `update` needs `value_fn` or `grad_fn`. Cost: 1 + 1 / `period` gradients.
-    Keeps `gv`.
+    Keeps the direction of `gv`.
 
   Raises:
     ValueError: if a Python value is out of range, and in `update` if what it
@@ -209,8 +209,8 @@ def ae_look_sam(
     lambda_2: threshold at the start, likewise.
     alpha: length of the reused part relative to the gradient, in [0, 1); 0.1
       as in `look_sam`.
-    accumulator_dtype: dtype that `gv` is kept in; None for float32 or wider,
-      bfloat16 for half of that memory.
+    accumulator_dtype: dtype that `gv` is kept in, with length 1; None for
+      float32 or wider, bfloat16 for half of that memory.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
@@ -219,7 +219,7 @@ def ae_look_sam(
   Returns:
     A gradient transformation, to be placed first in `optax.chain`; its
     `update` needs `value_fn` or `grad_fn`. Cost: 1 + the share of SAM steps.
-    Keeps two scalars and `gv`.
+    Keeps two scalars and the direction of `gv`.
 
   Raises:
     ValueError: if a Python value is out of range, and in `update` if what it

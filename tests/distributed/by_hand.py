@@ -271,9 +271,9 @@ def reuse(
     if 'reused' not in memory:
       return g
     gv = np.broadcast_to(memory['reused'], g.shape)
-    return g + each(lambda g, v: of_length(0.1 * norm(g), v), g, gv)
+    return g + each(lambda g, v: 0.1 * norm(g) * v, g, gv)
   gp = mean(descend(step, moved))
-  gv = each(orthogonal, gp, g)[0]
+  gv = each(lambda gp, g: of_length(1, orthogonal(gp, g)), gp, g)[0]
   memory['reused'] = gv.astype(dtype).astype(np.float64)
   return gp
 
