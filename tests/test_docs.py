@@ -53,7 +53,25 @@ def test_every_public_name_is_in_the_reference():
 def test_every_method_is_in_the_guide():
   guide = (DOCS / 'methods.md').read_text()
   names = re.findall(r'^\| `(\w+)` \|', guide, re.MULTILINE)
-  assert names == [row[0].strip('`') for row in test_readme.rows('Methods')]
+  listed = test_readme.rows('Methods') + test_readme.rows('Terms of the loss')
+  assert names == [row[0].strip('`') for row in listed]
+
+
+def test_the_example_of_a_method_stands_in_the_files():
+  """Line by line and in order; between them may stand others."""
+  section = (ROOT / 'CONTRIBUTING.md').read_text().partition('### An example')
+  section = section[2].partition('\n## ')[0]
+  blocks = re.findall(
+    r'^```python\n(.*?)^```', section, re.MULTILINE | re.DOTALL
+  )
+  quoted = 0
+  for line in ''.join(blocks).splitlines():
+    if line.startswith('# '):
+      rest = iter((ROOT / line[2:]).read_text().splitlines())
+    else:
+      assert line in rest, line
+      quoted += 1
+  assert quoted > 30
 
 
 @pytest.fixture(scope='module')
