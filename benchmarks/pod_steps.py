@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from optax_sam.train import config as config_lib
-from optax_sam.train import inputs, loop, methods, optimizers, step, task
+from optax_sam.train import loop, methods, optimizers, step, task
 
 Step = Callable[[step.TrainingState, Any], tuple[step.TrainingState, Any]]
 
@@ -78,12 +78,20 @@ def of_task(
   settings = _settings(config)
   trainer = loop.Trainer(config, problem, config.method, settings)
   state = jax.eval_shape(lambda: trainer.start(0).state)
-  base = optimizers.base_optimizer(config)
   if sync_ascent is None:
-    taken = _of_trainer(problem, config, settings, base, mesh)
+    name = config.method
+    taken = step.in_one_program(
+      problem,
+      trainer.optimizer(seed=0),
+      uses_gradient=methods.uses_gradient(name),
+      takes_single_examples=methods.takes_single_examples(name),
+      ema_decay=config.ema_decay,
+      sharding=NamedSharding(mesh, P()),
+      rows=NamedSharding(mesh, P('data')),
+    )
   else:
-    method = _on_axis(config.method, settings, config, sync_ascent)
-    taken = _in_shard_map(problem, optax.chain(method, base), mesh)
+    optimizer = _on_axis(config.method, settings, config, sync_ascent)
+    taken = _in_shard_map(problem, optimizer, mesh)
   batch = jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
     dict(problem.inputs.sample()),
@@ -100,46 +108,18 @@ def _settings(config: config_lib.TrainConfig) -> dict[str, Any]:
   return methods.complete_settings(name, given, config.rho)
 
 
-def _of_trainer(
-  problem: task.Task,
-  config: config_lib.TrainConfig,
-  settings: dict[str, Any],
-  base: optax.GradientTransformation,
-  mesh: Mesh,
-) -> Step:
-  name = config.method
-  method = methods.build(
-    name,
-    settings,
-    total_steps=config.steps,
-    seed=0,
-    epoch_steps=inputs.steps_per_epoch(problem.inputs),
-  )
-  return step.in_one_program(
-    problem,
-    method,
-    base,
-    uses_gradient=methods.uses_gradient(name),
-    takes_single_examples=methods.takes_single_examples(name),
-    ema_decay=config.ema_decay,
-    sharding=NamedSharding(mesh, P()),
-    rows=NamedSharding(mesh, P('data')),
-  )
-
-
 def _on_axis(
   name: str,
   settings: dict[str, Any],
   config: config_lib.TrainConfig,
   sync_ascent: bool,
 ) -> optax.GradientTransformation:
-  """Returns a method that averages over the axis itself."""
+  """Returns an optimizer that averages over the axis itself."""
   if name not in methods.METHODS:
-    return optax.stateless(lambda grads, _: jax.lax.pmean(grads, AXIS))
+    average = optax.stateless(lambda grads, _: jax.lax.pmean(grads, AXIS))
+    return optax.chain(average, optimizers.base_optimizer(config))
   how = {'axis_name': AXIS, 'sync_ascent': sync_ascent}
-  return methods.build(
-    name, {**settings, **how}, total_steps=config.steps, seed=0
-  )
+  return methods.build(name, {**settings, **how}, config, seed=0)
 
 
 def _in_shard_map(

@@ -8,7 +8,7 @@ from typing import Any
 import optax
 
 import optax_sam
-from benchmarks import steps
+from benchmarks import steps, term_steps
 from benchmarks.problems import Problem
 
 BASELINES = 'Baselines'
@@ -51,16 +51,24 @@ def _method(
   share: float | None = None,
   reports_loss: bool = True,
   needs_length: bool = False,
+  holds_base: bool = False,
+  is_whole: bool = False,
+  needs_batch: bool = False,
   **settings: Any,
 ) -> Row:
   def build(problem: Problem, total_steps: int) -> steps.Steps:
     given = dict(settings)
     if needs_length:
       given['total_steps'] = total_steps
+    if needs_batch:
+      given['batch_like'] = problem.batches[0]
+    base = steps.base_optimizer()
     with warnings.catch_warnings():
       # That no step ascends is what a row measures.
       warnings.filterwarnings('ignore', 'lambda_', UserWarning)
-      method = getattr(optax_sam, name)(**given)
+      method = getattr(optax_sam, name)(*[base] * holds_base, **given)
+    if not (holds_base or is_whole):
+      method = optax.chain(method, base)
     return steps.in_one_program(problem, method, reports_loss=reports_loss)
 
   return Row(label or name, group, build, gradients, counterpart, share)
@@ -68,13 +76,14 @@ def _method(
 
 def _sgd(problem: Problem, total_steps: int) -> steps.Steps:
   del total_steps
-  return steps.in_one_program(problem, optax.identity())
+  return steps.in_one_program(problem, steps.base_optimizer())
 
 
 def rows() -> list[Row]:
   """Returns all rows, SGD first."""
   every, some = 'Every step', 'Some steps'
-  examples = 'Some examples'
+  examples, around = 'Some examples', 'Around the base optimizer'
+  terms = 'Terms of the loss'
   edge = 1e9  # of a threshold that is always or never reached
   return [
     Row('SGD', BASELINES, _sgd, 1.0),
@@ -112,6 +121,7 @@ def rows() -> list[Row]:
       reports_loss=False,
     ),
     _method('momentum_sam', every, 1 + _THIRD),
+    _method('lpf_sgd', every, 1 + _THIRD, needs_length=True, key=0),
     _method('m_sam', every, micro_batch_size=12),
     _method('ss_sam', some, None, key=0),
     *[
@@ -175,4 +185,12 @@ def rows() -> list[Row]:
       reports_loss=False,
     ),
     _method('subset_sam', examples, 1.25 + 1 / 3),
+    _method('wsam_decoupled', around, holds_base=True, learning_rate=0.01),
+    _method('lookbehind', around, 3.0, holds_base=True),
+    # The loss asked for is no other than that of its first gradient's batch.
+    _method('sampa', around, 2 + _THIRD, holds_base=True, needs_batch=True),
+    _method('b_sam', around, 2 + _THIRD, is_whole=True, num_data=50_000, key=0),
+    _method('entropy_sgd', around, 1.0, is_whole=True, key=0),
+    Row('saf_loss', terms, lambda p, _: term_steps.with_saf(p), 1.0),
+    Row('mesa_loss', terms, lambda p, _: term_steps.with_mesa(p), 1 + _THIRD),
   ]

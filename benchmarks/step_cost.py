@@ -117,13 +117,14 @@ class Runner:
     self.row = row
     self.seconds: list[float] = []
     self._batches = batches
-    self._step = row.build(task, row.method, base)
+    optimizer = optax.chain(row.method, base)
+    self._step = row.build(task, optimizer)
     params, statistics = task.init(jax.random.key(0))
     self._state = step_lib.TrainingState(
       step=jax.numpy.zeros((), int),
       params=params,
       statistics=statistics,
-      opt_state=optax.chain(row.method, base).init(params),
+      opt_state=optimizer.init(params),
       key=jax.random.key(1),
     )
 

@@ -43,12 +43,12 @@ def base_optimizer() -> optax.GradientTransformation:
 
 def in_one_program(
   problem: Problem,
-  method: optax.GradientTransformation,
+  optimizer: optax.GradientTransformation,
   *,
   reports_loss: bool = True,
 ) -> Steps:
   """Returns the uniform step of this library, jitted."""
-  tx = optax.with_extra_args_support(optax.chain(method, base_optimizer()))
+  tx = optax.with_extra_args_support(optimizer)
   descend = _descending(problem, tx)
 
   @jax.jit

@@ -13,7 +13,15 @@ import optax
 from flax import nnx
 from flax.training import train_state
 
+from optax_sam.batch_norm import reestimate_batch_norm
 from optax_sam.objective import GradFn, PerExampleValueFn, ValueFn
+
+__all__ = [
+  'TrainState',
+  'nnx_per_example_value_fn',
+  'nnx_value_fn',
+  'reestimate_batch_norm',
+]
 
 
 class TrainState(train_state.TrainState):

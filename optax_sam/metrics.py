@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_sam import elements
 from optax_sam.step import SharpnessAwareState
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)
@@ -35,11 +36,7 @@ def metrics(opt_state: Any) -> dict[str, Any]:
   ['ascended', 'ascent_norm', 'count', 'decided', 'descent/ratio',
   'perturbed_loss', 'policy/count', 'second_gradients']
   """
-  found = [
-    node
-    for node in jax.tree.leaves(opt_state, is_leaf=_is_element)
-    if _is_element(node)
-  ]
+  found = elements.states(opt_state, SharpnessAwareState)
   if not found:
     msg = (
       'opt_state must hold the state of a method of optax_sam, but has none: '
@@ -60,10 +57,6 @@ def metrics(opt_state: Any) -> dict[str, Any]:
     for position, state in enumerate(found)
     for name, scalar in _scalars(state).items()
   }
-
-
-def _is_element(node: Any) -> bool:
-  return isinstance(node, SharpnessAwareState)
 
 
 def _scalars(state: SharpnessAwareState) -> dict[str, Any]:

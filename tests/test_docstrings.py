@@ -70,6 +70,8 @@ _METHODS = {
   path: value
   for path, value in _FUNCTIONS.items()
   if value.__module__.startswith(('optax_sam.methods', 'optax_sam.wrappers'))
+  # What reads a state builds nothing.
+  and 'opt_state' not in inspect.signature(value).parameters
 }
 
 

@@ -17,6 +17,7 @@ _NUMBERS = {
   25: 'twenty-five',
   26: 'twenty-six',
   27: 'twenty-seven',
+  28: 'twenty-eight',
 }
 FENCE = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
@@ -85,6 +86,29 @@ def test_table_of_methods_is_complete():
     assert link in inspect.getdoc(getattr(optax_sam, name)), name
 
 
+def test_table_of_what_holds_a_base_is_complete():
+  functions = {
+    name
+    for name in optax_sam.__all__
+    if inspect.isfunction(getattr(optax_sam, name))
+    and getattr(optax_sam, name).__module__.startswith('optax_sam.wrappers.')
+  }
+  table = rows('Around the base optimizer')
+  names = {row[0].strip('`') for row in table}
+  assert names == functions - {'outer_params'}
+  for name, _, _, paper in table:
+    (link,) = re.findall(r'\((https://arxiv.org/abs/[\d.]+)\)', paper)
+    assert link in inspect.getdoc(getattr(optax_sam, name.strip('`'))), name
+
+
+def test_table_of_noise_and_averages_is_that_of_other_modules():
+  table = rows('Noise and averages')
+  assert [row[0].strip('`') for row in table] == ['anti_pgd', 'swa', 'swad']
+  for name, _, _, paper in table:
+    (link,) = re.findall(r'\((https://arxiv.org/abs/[\d.]+)\)', paper)
+    assert link in inspect.getdoc(getattr(optax_sam, name.strip('`'))), name
+
+
 def test_methods_that_need_examples_are_named():
   (cells,) = [row for row in rows('Arguments of a step') if 'batch' in row[0]]
   needy = {
@@ -135,6 +159,7 @@ def test_state_of_methods_is_as_the_table_says():
     'frob_sam': {'key': 0},
     'eigen_sam': {'key': 0},
     'ordered_sgd': {'k': 1},
+    'lpf_sgd': {'micro_batches': 1, 'total_steps': 10, 'key': 0},
     'm_sam': {'micro_batch_size': 1},
   }
   params = jnp.zeros(7)

@@ -25,6 +25,10 @@ What the methods have in common, so that their own texts needn't say it:
     look_layer_sam         1 an ascent          1 an ascent
     friendly_sam           1 a step             1 a step
     wsam_decoupled         1 a step, joined     1 a step
+    lookbehind             steps - 1, joined    steps a step
+    sampa                  1 a step, no norm    1 a step, no norm
+    b_sam                  1 a step, joined     not offered
+    entropy_sgd            none, no info        not offered
     sparse_sam_fisher      1 a refresh          1 a step, 1 a refresh
     sparse_sam_dynamic     1 a refresh          1 a step
     ss_sam                 none                 1 an ascent
@@ -34,6 +38,7 @@ What the methods have in common, so that their own texts needn't say it:
     eigen_sam              1 a product          1 a step, 1 a product
     async_sam              1 a step, joined     1 a step, without info
     momentum_sam           none                 none
+    lpf_sgd                none                 none
     all others             none                 1 a step
 
   A product is one with the Hessian, `power_steps` at a refresh, which also
@@ -41,7 +46,8 @@ What the methods have in common, so that their own texts needn't say it:
   that doesn't leaves the two numbers out where it averages "1 an ascent". With
   `sync_ascent=True` `sam` in k ascent steps averages k more, not 1. What is
   joined makes the one all-reduce larger; "without info" joins the two
-  gradients, and leaves the two numbers by themselves.
+  gradients, and leaves the two numbers by themselves. "No norm" is joined, but
+  for the norm, which all devices know, and `entropy_sgd` has no info.
 * Weight decay stays outside: an element behind the method, which no ascent
   gradient sees. An L2 term inside the loss is the other convention.
 * Batch norm: keep the running statistics of the clean pass. The others

@@ -80,10 +80,11 @@ def frob_sam(
   >>> float(u)
   3.0
   """
+  validation.check_radius(rho)
   validation.check_number('penalty', penalty, at_least=0)
   validation.check_static_integer('num_samples', num_samples, at_least=2)
   element = sharpness_aware(
-    _stay(rho, key), mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+    stay(key), mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )
 
   def update(
@@ -140,22 +141,24 @@ def draw_directions(
 ) -> list[optax.Params]:
   """Draws standard normal entries, anew at every step."""
   step_key = jax.random.fold_in(key, count)
+  return [
+    draw_direction(jax.random.fold_in(step_key, sample), like)
+    for sample in range(num_samples)
+  ]
+
+
+@jax.jit
+def draw_direction(key: jax.Array, like: optax.Params) -> optax.Params:
+  """Draws standard normal entries, float32 or wider."""
   leaves, structure = jax.tree.flatten(like)
-
-  def direction(sample: int) -> optax.Params:
-    sample_key = jax.random.fold_in(step_key, sample)
-    return structure.unflatten(
-      [
-        jax.random.normal(
-          jax.random.fold_in(sample_key, i),
-          leaf.shape,
-          numerics.wide_dtype(leaf),
-        )
-        for i, leaf in enumerate(leaves)
-      ]
-    )
-
-  return [direction(sample) for sample in range(num_samples)]
+  return structure.unflatten(
+    [
+      jax.random.normal(
+        jax.random.fold_in(key, i), leaf.shape, numerics.wide_dtype(leaf)
+      )
+      for i, leaf in enumerate(leaves)
+    ]
+  )
 
 
 @jax.jit
@@ -212,11 +215,8 @@ def _penalize(
   return loss, jax.tree.map(leaf, clean, *gradients)
 
 
-def _stay(
-  rho: optax.ScalarOrSchedule, key: jax.Array | int
-) -> optax.GradientTransformation:
+def stay(key: jax.Array | int) -> optax.GradientTransformation:
   """Perturbs nothing, and keeps what the directions are drawn from."""
-  validation.check_radius(rho)
   validation.check_key(key)
 
   def init(params: optax.Params) -> RandomState:

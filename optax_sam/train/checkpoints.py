@@ -167,11 +167,11 @@ def _alone() -> Iterator[ocp.Checkpointer]:
 
 
 def _stored(state: TrainingState) -> dict[str, Any]:
-  """Leaves out averages that there are none of, as older checkpoints do."""
+  """Leaves out what there is none of, as older checkpoints do."""
   return {
     name: value
     for name, value in state._asdict().items()
-    if name != 'average' or value
+    if name not in ('average', 'memory') or value
   }
 
 

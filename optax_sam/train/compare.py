@@ -88,7 +88,7 @@ def _method_settings(
     for name in names
   }
   for name in names:
-    methods.build(name, settings[name], total_steps=config.steps, seed=0)
+    methods.build(name, settings[name], config, seed=0)
   return settings
 
 
@@ -209,11 +209,12 @@ def _landscape(
 ) -> list[dict[str, float]]:
   """Returns the loss around a solution, on what sharpness is measured on."""
   batch = trainer.task.inputs.fixed(trainer.config.sharpness_examples)
+  params, statistics = trainer.solution(state)
   # The loss of the task, not of the trainer: compiled once for all methods.
   line = random_lines.measure(
     trainer.task.evaluation_loss,
-    state.params,
-    (state.statistics, jax.device_put(batch)),
+    params,
+    (statistics, jax.device_put(batch)),
     seed=0,
   )
   return random_lines.rows(line)

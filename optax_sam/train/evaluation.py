@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 
+from optax_sam import batch_norm
 from optax_sam.train.data import Batch
 from optax_sam.train.placement import Placement
 from optax_sam.train.task import Collections, Task
@@ -45,6 +46,39 @@ def evaluate(
   if not examples:
     return math.nan, math.nan
   return math.fsum(losses) / examples, right / examples
+
+
+def statistics(
+  task: Task, params: Any, former: Collections, placement: Placement
+) -> Collections:
+  """Returns running statistics of batch norm for parameters without any.
+
+  Over fixed training examples, by the batch.
+
+  Args:
+    task: the model and its data.
+    params: that no step of a run has seen.
+    former: statistics of other parameters; none if the model has none.
+    placement: of the batches.
+  """
+  if not former:
+    return former
+  inputs = task.inputs
+  rows = inputs.batch_size
+  count = max(1, min(inputs.train_examples, _EXAMPLES) // rows)
+  examples = inputs.fixed(count * rows)
+  batches = (
+    placement.whole({k: x[first : first + rows] for k, x in examples.items()})
+    for first in range(0, count * rows, rows)
+  )
+  variables = batch_norm.reestimate_batch_norm(
+    task.changed_statistics, {'params': params, **former}, batches
+  )
+  return {name: variables[name] for name in former}
+
+
+# Of which means hardly change with more of them.
+_EXAMPLES = 4096
 
 
 @functools.partial(jax.jit, static_argnums=0)

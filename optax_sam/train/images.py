@@ -62,13 +62,14 @@ class ImageInputs:
       'labels': np.zeros(rows, np.int32),
     }
 
-  def batch(self, step: int, seed: int) -> Batch:
+  def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns the batch of a step, made ahead if it is the next one."""
     training = self._training_of(seed)
     state = training.get_state()
     if state['step'] != step:
       training.set_state({**state, 'step': step})
-    return next(training)
+    batch = next(training)
+    return batch if ids else {k: batch[k] for k in batch if k != 'ids'}
 
   def normalize(self, values: Any) -> jax.Array:
     """Brings pixels to mean 0 and standard deviation 1."""

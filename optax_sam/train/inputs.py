@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 
 from optax_sam.train import data
 
@@ -40,8 +41,12 @@ class Inputs(Protocol):
     """Returns rows of the shape of those of a training batch."""
     ...
 
-  def batch(self, step: int, seed: int) -> Batch:
-    """Returns the rows of a step; those after the last ones come fastest."""
+  def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
+    """Returns the rows of a step; those after the last ones come fastest.
+
+    If asked for them, with the `ids` of its examples, int32 (B,): from 0 on,
+    the same ones in every epoch.
+    """
     ...
 
   def normalize(self, values: Any) -> jax.Array:
@@ -104,9 +109,12 @@ class InMemory:
     """Returns the first batch."""
     return self.batch(0, 0)
 
-  def batch(self, step: int, seed: int) -> Batch:
+  def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns this process's rows of the batch of a step."""
-    batch = data.batch_at(self.dataset.train, step, self.batch_size, seed)
+    train = self.dataset.train
+    if ids:
+      train = {**train, 'ids': np.arange(self.train_examples, dtype=np.int32)}
+    batch = data.batch_at(train, step, self.batch_size, seed)
     index, count = self._process or (jax.process_index(), jax.process_count())
     rows = self.batch_size // count
     start = rows * index

@@ -8,11 +8,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 import optax_sam
 from optax_sam import sharpness
 from optax_sam.train import config as config_lib
-from optax_sam.train import data, epoch_rules, evaluation, methods, optimizers
+from optax_sam.train import (
+  data,
+  epoch_rules,
+  evaluation,
+  methods,
+  optimizers,
+  trajectory,
+)
 from optax_sam.train import inputs as inputs_lib
 from optax_sam.train import step as step_lib
 from optax_sam.train.placement import Placement
@@ -72,22 +81,31 @@ class Trainer:
     self.on_host = config.execution == 'host' and methods.skips(name)
     self.temporary_bytes: int | None = None
     self.epoch_steps = inputs_lib.steps_per_epoch(task.inputs)
-    self._schedule = optimizers.schedule(config)
+    self.term = trajectory.term(
+      methods.term(name, settings), task, self.epoch_steps
+    )
+    self._schedule = optimizers.schedule(
+      config, self.settings.get('learning_rate')
+    )
     self._compiled: dict[tuple[float, ...], Any] = {}
 
   def start(self, seed: int) -> Progress:
     """Returns a run before its first step."""
     init_key, run_key = jax.random.split(jax.random.key(seed))
     params, statistics = _init(self.task, init_key)
-    opt_state = (
-      self._method(seed).init(params),
-      self._base().init(params),
-    )
+    opt_state = self.optimizer(seed).init(params)
     step = jnp.zeros((), jnp.int32)
     average = () if self.config.ema_decay is None else (params, statistics)
-    state = TrainingState(step, params, statistics, opt_state, run_key, average)
+    state = self.placement.state(
+      TrainingState(step, params, statistics, opt_state, run_key, average)
+    )
+    if self.term is not None:
+      memory = self.placement.made(
+        self.term.init, state.params, state.statistics
+      )
+      state = state._replace(memory=memory)
     return Progress(
-      self.placement.state(state),
+      state,
       inputs=inputs_lib.state(self.task.inputs, 0, seed),
     )
 
@@ -114,6 +132,8 @@ class Trainer:
 
   def batch(self, step: int, seed: int) -> data.Batch:
     """Returns the batch of a step."""
+    if self.term is not None and self.term.by_example:
+      return self.task.inputs.batch(step, seed, ids=True)
     return self.task.inputs.batch(step, seed)
 
   def run(
@@ -158,15 +178,16 @@ class Trainer:
     batch = self.placement.whole(
       self.task.inputs.fixed(self.config.sharpness_examples)
     )
-    loss, args = self._measured_loss, (state.statistics, batch)
+    params, statistics = self.solution(state)
+    loss, args = self._measured_loss, (statistics, batch)
     try:
       eigenvalue = sharpness.top_eigenvalue(
-        loss, state.params, args=args, tolerance=_EIGENVALUE_TOLERANCE
+        loss, params, args=args, tolerance=_EIGENVALUE_TOLERANCE
       )
     except RuntimeError:  # did not converge: better no figure than a wrong one
       eigenvalue = math.nan
     rise = sharpness.sam_sharpness(
-      loss, state.params, self.config.sharpness_radius, args=args
+      loss, params, self.config.sharpness_radius, args=args
     )
     return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
 
@@ -181,9 +202,12 @@ class Trainer:
     return self.task.evaluation_loss(params, statistics, batch)
 
   def _compile(self, accuracy: float) -> Any:
-    method, base = self._method(seed=0, accuracy=accuracy), self._base()
+    optimizer = self.optimizer(seed=0, accuracy=accuracy)
     state = self.start(seed=0).state
-    batch = self.placement.batch(self.task.inputs.sample())
+    sample = dict(self.task.inputs.sample())
+    if self.term is not None and self.term.by_example:
+      sample['ids'] = np.zeros_like(sample['labels'])
+    batch = self.placement.batch(sample)
     mesh = self.placement.mesh
     how = {
       'ema_decay': self.config.ema_decay,
@@ -191,17 +215,17 @@ class Trainer:
     }
     if self.on_host:
       # Several programs, compiled as the steps call them.
-      step = step_lib.branching_on_host(self.task, method, base, **how)
+      step = step_lib.branching_on_host(self.task, optimizer, **how)
       for _ in range(_WARM_UP_STEPS):
         state, _ = step(state, batch)
       jax.block_until_ready(state)
       return step
     step: Any = step_lib.in_one_program(
       self.task,
-      method,
-      base,
+      optimizer,
       uses_gradient=methods.uses_gradient(self.name),
       takes_single_examples=methods.takes_single_examples(self.name),
+      term=self.term,
       rows=self.placement.rows,
       **how,
     )
@@ -211,18 +235,40 @@ class Trainer:
       self.temporary_bytes = max(size, self.temporary_bytes or 0)
     return compiled
 
-  def _method(self, seed: int, accuracy: float = 0.0) -> Any:
+  def solution(self, state: TrainingState) -> tuple[Any, Collections]:
+    """Returns the parameters that a run has found by now, and statistics.
+
+    Where those parameters are others than it trains, the running statistics of
+    batch norm are computed anew, over fixed training examples.
+    """
+    read = methods.solution(self.name)
+    if read is None:
+      return state.params, state.statistics
+    params = read(state.params, state.opt_state)
+    return params, evaluation.statistics(
+      self.task, params, state.statistics, self.placement
+    )
+
+  def optimizer(
+    self, seed: int, accuracy: float = 0.0
+  ) -> optax.GradientTransformation:
+    """Returns method and base; of the seed depends what `init` draws."""
+    inputs = self.task.inputs
     return methods.build(
       self.name,
       self.settings,
-      total_steps=self.config.steps,
+      self.config,
       seed=seed,
       epoch_steps=self.epoch_steps,
       accuracy=accuracy,
+      batch_like=jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+          (inputs.batch_size, *leaf.shape[1:]), leaf.dtype
+        ),
+        dict(inputs.sample()),
+      ),
+      num_data=inputs.train_examples,
     )
-
-  def _base(self) -> Any:
-    return optimizers.base_optimizer(self.config)
 
   def _log_row(self, progress: Progress, metrics: step_lib.Metrics) -> Row:
     values: dict[str, Any] = {
@@ -241,7 +287,7 @@ class Trainer:
     return {'step': progress.step, **row}
 
   def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
-    if self.name not in methods.METHODS:
+    if not methods.reports(self.name):
       return {'ascended': 0, 'second_gradients': 0}
     return optax_sam.metrics(state.opt_state)
 
@@ -251,16 +297,15 @@ class Trainer:
   def _train_accuracy(self, state: TrainingState) -> float:
     train = self.task.inputs.train()
     assert train is not None  # checked before the run
-    _, share = self._evaluate(state.params, state.statistics, [train])
+    _, share = self._evaluate(*self.solution(state), [train])
     # Nine tenths in float32 are below 0.9.
     examples = len(train['labels'])
     return round(share * examples) / examples
 
   def _evaluation_row(self, progress: Progress) -> Row:
     inputs, state = self.task.inputs, progress.state
-    test_loss, test_accuracy = self._evaluate(
-      state.params, state.statistics, inputs.test()
-    )
+    solution = self.solution(state)
+    test_loss, test_accuracy = self._evaluate(*solution, inputs.test())
     row = {
       'step': progress.step,
       'test_loss': test_loss,
@@ -268,9 +313,7 @@ class Trainer:
     }
     train = inputs.train()
     if train is not None:
-      _, row['train_accuracy'] = self._evaluate(
-        state.params, state.statistics, [train]
-      )
+      _, row['train_accuracy'] = self._evaluate(*solution, [train])
     if state.average:
       params, statistics = state.average
       row['ema_test_loss'], row['ema_test_accuracy'] = self._evaluate(

@@ -191,10 +191,11 @@ def _load(
       )
       raise ValueError(msg)
     batch = jax.device_put(problem.inputs.fixed(examples))
+    params, statistics = trainer.solution(found.state)
     return _Solution(
       test_accuracy=found.evaluations[-1]['test_accuracy'],
-      params=found.state.params,
-      args=(found.state.statistics, batch),
+      params=params,
+      args=(statistics, batch),
       value_fn=problem.evaluation_loss,
     )
 

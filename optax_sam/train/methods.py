@@ -5,20 +5,26 @@ A new method is one more row; nothing else in the trainer names a method.
 
 import ast
 import dataclasses
+import functools
 import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import optax
 
 import optax_sam
-from optax_sam.train import epoch_rules
+from optax_sam import validation
+from optax_sam.train import config as config_lib
+from optax_sam.train import epoch_rules, optimizers
 
 # Arguments that the trainer fills or that describe how it runs, rather than
 # what the method is.
 _NOT_SETTABLE = frozenset(
   {
+    'base',
+    'batch_like',
+    'num_data',
     'total_steps',
     'key',
     'refresh_every',
@@ -35,8 +41,9 @@ class Method:
   """One row of the registry.
 
   Attributes:
-    factory: the public function that builds the transformation. Arguments
-      named `total_steps`, `refresh_every` and `key` are filled by the trainer.
+    factory: the public function that builds it. Arguments
+      named `total_steps`, `refresh_every`, `key`, `base`, `batch_like` and
+      `num_data` are filled by the trainer, and `learning_rate` with a schedule.
     gradients: gradients per step, s the share of steps that ascend.
     state: what it keeps beside a step counter.
     paper: where it was published.
@@ -46,9 +53,18 @@ class Method:
       by one, for which batch norm must use its running statistics.
     defaults: the trainer's values of arguments that have no default; a value
       may be a rule that follows the training accuracy.
+    place: where it stands. 'before' the base optimizer and 'after' it are the
+      first and the last element of a chain; 'around' it takes `base`, and its
+      `learning_rate` is that of the base; 'instead' of it stands an optimizer
+      of its own, whose `learning_rate` is a setting, the highest of the run.
+      'loss' is a term of the loss, under the base optimizer alone.
+    reports: whether `optax_sam.metrics` finds something in its state.
+    solution: from the parameters and the state of the optimizer to the
+      parameters that the run has found, where they are others than those that
+      it trains.
   """
 
-  factory: Callable[..., optax.GradientTransformation]
+  factory: Callable[..., Any]
   gradients: str
   state: str
   paper: str
@@ -56,6 +72,9 @@ class Method:
   uses_gradient: bool = True
   takes_single_examples: bool = False
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  place: Literal['before', 'around', 'instead', 'after', 'loss'] = 'before'
+  reports: bool = True
+  solution: Callable[[optax.Params, Any], optax.Params] | None = None
 
 
 # The authors' rule. What it leaves open, and where their programs differ:
@@ -70,6 +89,26 @@ _SHARE_OF_LARGEST_LOSSES = epoch_rules.ByTrainingAccuracy(
   1.0, ((0.8, 1 / 2), (0.9, 1 / 4), (0.95, 1 / 8), (0.995, 1 / 16))
 )
 
+
+def _swa(
+  *, start: float = 0.75, total_steps: int, refresh_every: int
+) -> optax.GradientTransformationExtraArgs:
+  """Averages the weights after each epoch of the last part of a run.
+
+  The authors average over about the last half of theirs, at a high learning
+  rate; under the schedule that all methods of a comparison share, those of the
+  last quarter are near enough to one another.
+
+  Args:
+    start: share of the run after which the first weights enter.
+    total_steps: length of the run.
+    refresh_every: steps of an epoch.
+  """
+  validation.check_number('start', start, at_least=0, at_most=1)
+  first = max(1, round(start * total_steps))
+  return optax_sam.swa(first, every=refresh_every)
+
+
 METHODS: dict[str, Method] = {
   'sam': Method(
     factory=optax_sam.sam,
@@ -82,6 +121,14 @@ METHODS: dict[str, Method] = {
     gradients='2',
     state='none',
     paper='Kwon et al., 2021, arXiv 2102.11600',
+  ),
+  'sam_on': Method(
+    factory=functools.partial(
+      optax_sam.sam, rho=0.5, mask=optax_sam.norm_layers_only
+    ),
+    gradients='2',
+    state='none',
+    paper='Mueller et al., 2023, arXiv 2306.04226',
   ),
   'friendly_sam': Method(
     factory=optax_sam.friendly_sam,
@@ -106,6 +153,45 @@ METHODS: dict[str, Method] = {
     gradients='2',
     state='none',
     paper='Yue et al., 2023, arXiv 2305.15817',
+  ),
+  'wsam_decoupled': Method(
+    factory=optax_sam.wsam_decoupled,
+    gradients='2',
+    state='none',
+    paper='Yue et al., 2023, arXiv 2305.15817',
+    place='around',
+  ),
+  'lookbehind': Method(
+    factory=optax_sam.lookbehind,
+    gradients='1 + steps',
+    state='none',
+    paper='Mordido et al., 2024, arXiv 2307.16704',
+    place='around',
+  ),
+  'sampa': Method(
+    factory=optax_sam.sampa,
+    gradients='2, side by side',
+    state='one direction, one batch',
+    paper='Xie et al., 2024, arXiv 2410.10683',
+    uses_gradient=False,
+    place='around',
+  ),
+  'b_sam': Method(
+    factory=optax_sam.b_sam,
+    gradients='2',
+    state='two moments, PRNG key',
+    paper='Moellenhoff, Khan, 2023, arXiv 2210.01620',
+    uses_gradient=False,
+    place='instead',
+  ),
+  'entropy_sgd': Method(
+    factory=optax_sam.entropy_sgd,
+    gradients='1',
+    state='two points, momentum, PRNG key',
+    paper='Chaudhari et al., 2017, arXiv 1611.01838',
+    place='instead',
+    reports=False,
+    solution=optax_sam.outer_params,
   ),
   'fisher_sam': Method(
     factory=optax_sam.fisher_sam,
@@ -175,6 +261,32 @@ METHODS: dict[str, Method] = {
     state='one direction',
     paper='Becker et al., 2024, arXiv 2401.12033',
     uses_gradient=False,
+  ),
+  'lpf_sgd': Method(
+    factory=optax_sam.lpf_sgd,
+    gradients='1',
+    state='PRNG key',
+    paper='Bisla et al., 2022, arXiv 2201.08025',
+    uses_gradient=False,
+  ),
+  'anti_pgd': Method(
+    factory=optax_sam.anti_pgd,
+    gradients='1',
+    state='PRNG key',
+    paper='Orvieto et al., 2022, arXiv 2202.02831',
+    defaults={'sigma': 0.01},
+    place='after',
+    reports=False,
+    solution=optax_sam.without_noise,
+  ),
+  'swa': Method(
+    factory=_swa,
+    gradients='1',
+    state='average of weights',
+    paper='Izmailov et al., 2018, arXiv 1803.05407',
+    place='after',
+    reports=False,
+    solution=optax_sam.averaged_params,
   ),
   'ss_sam': Method(
     factory=optax_sam.ss_sam,
@@ -248,13 +360,32 @@ METHODS: dict[str, Method] = {
     uses_gradient=False,
     defaults={'micro_batch_size': 32},
   ),
+  'saf': Method(
+    factory=optax_sam.saf_loss,
+    gradients='1',
+    state='logits of all examples',
+    paper='Du et al., 2022, arXiv 2205.14083',
+    place='loss',
+    reports=False,
+  ),
+  'mesa': Method(
+    factory=optax_sam.mesa_loss,
+    gradients='4/3',
+    state='average of weights',
+    paper='Du et al., 2022, arXiv 2205.14083',
+    place='loss',
+    reports=False,
+  ),
 }
 
 
 def settable(name: str) -> tuple[str, ...]:
   """Returns the names that `--set NAME.setting=value` accepts."""
   parameters = inspect.signature(METHODS[name].factory).parameters
-  return tuple(key for key in parameters if key not in _NOT_SETTABLE)
+  filled = set(_NOT_SETTABLE)
+  if METHODS[name].place != 'instead':
+    filled.add('learning_rate')
+  return tuple(key for key in parameters if key not in filled)
 
 
 def check_names(names: Iterable[str], base: str) -> None:
@@ -324,38 +455,63 @@ def complete_settings(
 def build(
   name: str,
   settings: Mapping[str, Any],
+  config: config_lib.Experiment,
   *,
-  total_steps: int,
   seed: int,
   epoch_steps: int = 1,
   accuracy: float = 0.0,
+  batch_like: Any = None,
+  num_data: int = 1,
 ) -> optax.GradientTransformation:
-  """Builds a method; any other name is the base optimizer, nothing before it.
+  """Builds a whole optimizer; any other name is the base alone.
 
   Args:
     name: a name in the registry, or that of the base optimizer.
     settings: as `complete_settings` returns them.
-    total_steps: for methods whose rule depends on the length of training.
+    config: of the base optimizer, its learning rate and the length of training.
     seed: for methods that draw; it enters the state in `init` only.
     epoch_steps: for methods that renew something once an epoch.
     accuracy: the training accuracy, for settings that follow it.
+    batch_like: shapes and dtypes of a batch, for methods that keep one.
+    num_data: number of training examples, for methods that weigh by it.
   """
+  base = optimizers.base_optimizer(config)
   if name not in METHODS:
-    return optax.identity()
-  factory = METHODS[name].factory
+    return optax.chain(optax.identity(), base)
+  method = METHODS[name]
   filled = {
-    'total_steps': total_steps,
+    'total_steps': config.steps,
     'refresh_every': epoch_steps,
     'key': seed,
+    'base': base,
+    'batch_like': batch_like,
+    'num_data': num_data,
   }
-  parameters = inspect.signature(factory).parameters
+  parameters = inspect.signature(method.factory).parameters
   arguments = {k: v for k, v in filled.items() if k in parameters}
   arguments |= {**settings, **epoch_rules.following(settings, accuracy)}
+  if 'learning_rate' in parameters:
+    highest = settings.get('learning_rate')
+    arguments['learning_rate'] = optimizers.schedule(config, highest)
   try:
-    return factory(**arguments)
+    built = method.factory(**arguments)
   except (TypeError, ValueError) as error:
     msg = f'{name}: {error}'
     raise ValueError(msg) from error
+  if method.place == 'loss':
+    built = optax.identity()
+  if method.place in ('before', 'loss'):
+    return optax.chain(built, base)
+  return optax.chain(base, built) if method.place == 'after' else built
+
+
+def term(
+  name: str, settings: Mapping[str, Any]
+) -> optax_sam.SafLoss | optax_sam.MesaLoss | None:
+  """Returns the term that a method adds to the loss, if it is one."""
+  if name not in METHODS or METHODS[name].place != 'loss':
+    return None
+  return METHODS[name].factory(**settings)
 
 
 def skips(name: str) -> bool:
@@ -363,9 +519,24 @@ def skips(name: str) -> bool:
   return name in METHODS and METHODS[name].skips
 
 
+def reports(name: str) -> bool:
+  """Whether there are metrics in the state of a method."""
+  return name in METHODS and METHODS[name].reports
+
+
 def uses_gradient(name: str) -> bool:
   """Whether a method, or the base optimizer, reads the clean gradient."""
   return name not in METHODS or METHODS[name].uses_gradient
+
+
+def solution(
+  name: str,
+) -> Callable[[optax.Params, Any], optax.Params] | None:
+  """Returns what reads the parameters that a run has found; None for its own.
+
+  From the parameters that it trains, and the state of its optimizer.
+  """
+  return METHODS[name].solution if name in METHODS else None
 
 
 def takes_single_examples(name: str) -> bool:

@@ -6,11 +6,20 @@ import optax
 from optax_sam.train import config as config_lib
 
 
-def schedule(config: config_lib.Experiment) -> optax.Schedule:
-  """Returns the learning rate of each step: a linear rise, then a cosine."""
+def schedule(
+  config: config_lib.Experiment, highest: float | None = None
+) -> optax.Schedule:
+  """Returns the learning rate of each step: a linear rise, then a cosine.
+
+  Args:
+    config: how long they take.
+    highest: learning rate between the two, None for that of the base.
+  """
+  if highest is None:
+    highest = config_lib.learning_rate(config)
   return optax.warmup_cosine_decay_schedule(
     init_value=0.0,
-    peak_value=config_lib.learning_rate(config),
+    peak_value=highest,
     warmup_steps=round(config.warmup * config.steps),
     decay_steps=config.steps,
   )

@@ -7,6 +7,7 @@ of what is split, where they are needed.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,6 +16,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+import optax_sam
 from optax_sam.train import config_checks
 from optax_sam.train.data import Batch
 
@@ -56,7 +58,9 @@ class Placement:
     elements. Over `data` nothing is split.
 
     The shape alone decides, so what has the shape of a parameter (momentum, an
-    average, a stored direction) is split as the parameter is.
+    average, a stored direction) is split as the parameter is. But SAF's table,
+    which may be larger than all that, is split by example over all devices if
+    they divide it.
 
     Args:
       abstract_state: pytree of arrays or of `jax.ShapeDtypeStruct`.
@@ -64,13 +68,30 @@ class Placement:
     Returns:
       The same pytree of `NamedSharding`, or of None without a mesh.
     """
-    return jax.tree.map(lambda leaf: self._sharding(leaf.shape), abstract_state)
+
+    def of(node: Any) -> Any:
+      split = self._by_row if _is_table(node) else self._sharding
+      return jax.tree.map(lambda leaf: split(leaf.shape), node)
+
+    return jax.tree.map(of, abstract_state, is_leaf=_is_table)
 
   def state(self, tree: Any) -> Any:
     """Puts a state, the same one on every process, onto the devices."""
     if self.mesh is None:
       return tree
     return jax.tree.map(_put, tree, self.shardings(tree))
+
+  def made(self, make: Callable[..., Any], *args: Any) -> Any:
+    """Returns a part of a state that is made where it is to be.
+
+    Args:
+      make: the function that makes it, one object for one program.
+      *args: its arguments, on the devices.
+    """
+    if self.mesh is None:
+      return jax.jit(make)(*args)
+    shardings = self.shardings(jax.eval_shape(make, *args))
+    return jax.jit(make, out_shardings=shardings)(*args)
 
   def batch(self, batch: Batch) -> Batch:
     """Splits a batch, of which every process gives its own rows.
@@ -94,6 +115,11 @@ class Placement:
     fits = len(batch['labels']) % self.mesh.size == 0
     sharding = self.rows if fits else self.replicated
     return jax.tree.map(lambda values: _put(values, sharding), batch)
+
+  def _by_row(self, shape: tuple[int, ...]) -> NamedSharding | None:
+    if self.mesh is None or shape[0] % self.mesh.size:
+      return self.replicated
+    return self.rows
 
   def _sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
     if self.mesh is None:
@@ -143,6 +169,10 @@ def build(text: str | None, batch_size: int) -> Placement:
   devices = sorted(jax.devices(), key=lambda one: (one.process_index, one.id))
   shaped = np.asarray(devices).reshape(list(axes.values()))
   return Placement(Mesh(shaped, tuple(axes)))
+
+
+def _is_table(node: Any) -> bool:
+  return isinstance(node, optax_sam.SafState)
 
 
 def _put(leaf: Any, sharding: Any) -> jax.Array:

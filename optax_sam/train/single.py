@@ -124,7 +124,7 @@ def method_settings(config: config_lib.TrainConfig) -> dict[str, Any]:
   methods.check_names([name], config.base)
   given = methods.parse_settings(config.set, [name]).get(name, {})
   settings = methods.complete_settings(name, given, config.rho)
-  methods.build(name, settings, total_steps=config.steps, seed=config.seed)
+  methods.build(name, settings, config, seed=config.seed)
   followed = epoch_rules.following(settings, 0.0)
   if followed and config.dataset == 'imagenet':
     setting = min(followed)

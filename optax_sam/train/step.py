@@ -11,6 +11,7 @@ import optax
 import optax_sam
 from optax_sam.train import data
 from optax_sam.train.task import Collections, Task
+from optax_sam.train.trajectory import Term
 
 Metrics = Mapping[str, jax.Array]
 
@@ -22,11 +23,12 @@ class TrainingState(NamedTuple):
     step: number of steps taken, a scalar int32.
     params: the parameters, never perturbed between steps.
     statistics: running statistics of batch norm, empty without.
-    opt_state: state of the chain of method and base optimizer.
+    opt_state: state of the optimizer, method and base together.
     key: typed PRNG key of the run, always the same; dropout folds the step
       in.
     average: moving averages of params and statistics, () where none is asked
       for.
+    memory: what a term of the loss keeps, () where none is added.
   """
 
   step: jax.Array
@@ -35,6 +37,7 @@ class TrainingState(NamedTuple):
   opt_state: Any
   key: jax.Array
   average: tuple[Any, ...] = ()
+  memory: Any = ()
 
 
 Step = Callable[[TrainingState, data.Batch], tuple[TrainingState, Metrics]]
@@ -47,15 +50,17 @@ class _CleanPass(NamedTuple):
   statistics: Collections
   grads: optax.Updates
   losses: jax.Array | None = None
+  memory: Any = ()
+  term: jax.Array | None = None
 
 
 def in_one_program(
   task: Task,
-  method: optax.GradientTransformation,
-  base: optax.GradientTransformation,
+  optimizer: optax.GradientTransformation,
   *,
   uses_gradient: bool = True,
   takes_single_examples: bool = False,
+  term: Term | None = None,
   ema_decay: float | None = None,
   sharding: Any = None,
   rows: jax.sharding.Sharding | None = None,
@@ -64,12 +69,13 @@ def in_one_program(
 
   Args:
     task: what to train.
-    method: the first element of the chain.
-    base: the base optimizer, the rest of it.
+    optimizer: the whole of it, method and base.
     uses_gradient: whether the method reads the clean gradient. If not, the
       step doesn't log its norm either, and XLA drops that backward pass.
     takes_single_examples: whether the method differentiates the losses of
       examples one by one; these are then losses in evaluation mode.
+    term: what is added to the loss that is trained on, but not to that which is
+      logged.
     ema_decay: weight of the past in the moving averages, None for no averages.
     sharding: of the next state: one for all leaves, or a state of them, whose
       that of `step` is also that of the metrics; None for the compiler's
@@ -82,7 +88,7 @@ def in_one_program(
   """
   descend = _descending(
     task,
-    optax.chain(method, base),
+    optimizer,
     uses_gradient=uses_gradient,
     takes_single_examples=takes_single_examples,
     ema_decay=ema_decay,
@@ -92,7 +98,9 @@ def in_one_program(
   def step(
     state: TrainingState, batch: data.Batch
   ) -> tuple[TrainingState, Metrics]:
-    return descend(state, batch, _clean_pass(task, state, batch))
+    if term is None:
+      return descend(state, batch, _clean_pass(task, state, batch))
+    return descend(state, batch, _pass_with_term(task, term, state, batch))
 
   of = _shardings(sharding)
   return jax.jit(step, out_shardings=(of, of.step))
@@ -100,8 +108,7 @@ def in_one_program(
 
 def branching_on_host(
   task: Task,
-  method: optax.GradientTransformation,
-  base: optax.GradientTransformation,
+  optimizer: optax.GradientTransformation,
   *,
   ema_decay: float | None = None,
   sharding: Any = None,
@@ -116,15 +123,14 @@ def branching_on_host(
 
   Args:
     task: what to train.
-    method: the first element of the chain, one that may skip.
-    base: the base optimizer, the rest of it.
+    optimizer: the whole of it, with a method that may skip.
     ema_decay: as of `in_one_program`.
     sharding: as of `in_one_program`.
 
   Returns:
     The step, from state and batch to the next state and metrics.
   """
-  descend = _descending(task, optax.chain(method, base), ema_decay=ema_decay)
+  descend = _descending(task, optimizer, ema_decay=ema_decay)
   of = _shardings(sharding)
   results = (_without_key(of), of.step)
 
@@ -191,13 +197,35 @@ def _clean_pass(
   return _CleanPass(loss, statistics, grads, losses)
 
 
+def _pass_with_term(
+  task: Task, term: Term, state: TrainingState, batch: data.Batch
+) -> _CleanPass:
+  """The same with a term added to the loss, which reads and then writes."""
+  read = term.before(state.params, state.statistics, state.memory)
+
+  def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
+    logits, statistics = task.logits(
+      params, state.statistics, batch, _dropout_key(state)
+    )
+    losses = task.losses_of(logits, batch)
+    loss, added = jnp.mean(losses), term.loss(logits, read, batch, state.step)
+    found = (loss, statistics, losses, added, logits)
+    return loss + added.astype(loss.dtype), found
+
+  grads, (loss, statistics, losses, added, logits) = jax.grad(
+    total, has_aux=True
+  )(state.params)
+  memory = term.after(logits, read, batch, state.step)
+  return _CleanPass(loss, statistics, grads, losses, memory, added)
+
+
 def _dropout_key(state: TrainingState) -> jax.Array:
   return jax.random.fold_in(state.key, state.step)
 
 
 def _descending(
   task: Task,
-  chain: optax.GradientTransformation,
+  optimizer: optax.GradientTransformation,
   *,
   uses_gradient: bool = True,
   takes_single_examples: bool = False,
@@ -205,7 +233,7 @@ def _descending(
   rows: jax.sharding.Sharding | None = None,
 ) -> Callable[..., tuple[TrainingState, Metrics]]:
   """Returns the rest of a step, from the clean pass to the next state."""
-  tx = optax.with_extra_args_support(chain)
+  tx = optax.with_extra_args_support(optimizer)
 
   def descend(
     state: TrainingState,
@@ -242,13 +270,21 @@ def _descending(
     }
     if uses_gradient:
       metrics['gradient_norm'] = optax.tree.norm(clean.grads)
+    if clean.term is not None:
+      metrics['trajectory_loss'] = clean.term
     average: Any = state.average
     if ema_decay is not None:
       average = optax.incremental_update(
         (params, clean.statistics), average, 1 - ema_decay
       )
     return TrainingState(
-      state.step + 1, params, clean.statistics, opt_state, state.key, average
+      state.step + 1,
+      params,
+      clean.statistics,
+      opt_state,
+      state.key,
+      average,
+      clean.memory,
     ), metrics
 
   return descend

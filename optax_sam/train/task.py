@@ -1,7 +1,7 @@
 """What is trained: a model, a dataset, and the losses between the two."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -46,7 +46,18 @@ class Task:
     key: jax.Array,
   ) -> tuple[jax.Array, Collections]:
     """Returns one loss an example in training mode, and new statistics."""
-    logits, statistics = self._apply(
+    logits, statistics = self.logits(params, statistics, batch, key)
+    return self.losses_of(logits, batch), statistics
+
+  def logits(
+    self,
+    params: optax.Params,
+    statistics: Collections,
+    batch: data.Batch,
+    key: jax.Array,
+  ) -> tuple[jax.Array, Collections]:
+    """Returns the logits in training mode, and new statistics."""
+    return self._apply(
       params,
       statistics,
       batch,
@@ -54,7 +65,25 @@ class Task:
       rngs={'dropout': key},
       mutable=list(statistics),
     )
-    return self._training_losses(logits, batch), statistics
+
+  def evaluation_logits(
+    self, params: optax.Params, statistics: Collections, batch: data.Batch
+  ) -> jax.Array:
+    """Returns the logits in evaluation mode."""
+    return self._apply(params, statistics, batch, train=False)
+
+  def changed_statistics(
+    self, variables: Mapping[str, Any], batch: data.Batch
+  ) -> Collections:
+    """Returns what a pass in training mode makes of running statistics.
+
+    Args:
+      variables: these, and `params`.
+      batch: examples to pass.
+    """
+    statistics = {k: x for k, x in variables.items() if k != 'params'}
+    key = jax.random.key(0)  # of a dropout, the same at every evaluation
+    return self.losses(variables['params'], statistics, batch, key)[1]
 
   def single_losses(
     self, params: optax.Params, statistics: Collections, batch: data.Batch
@@ -64,8 +93,8 @@ class Task:
     So that no example depends on another: one alone has no variance that batch
     norm could divide by.
     """
-    logits = self._apply(params, statistics, batch, train=False)
-    return self._training_losses(logits, batch)
+    logits = self.evaluation_logits(params, statistics, batch)
+    return self.losses_of(logits, batch)
 
   def loss(
     self,
@@ -82,7 +111,7 @@ class Task:
     self, params: optax.Params, statistics: Collections, batch: data.Batch
   ) -> tuple[jax.Array, jax.Array]:
     """Returns mean loss and accuracy in evaluation mode."""
-    logits = self._apply(params, statistics, batch, train=False)
+    logits = self.evaluation_logits(params, statistics, batch)
     losses = _cross_entropy(logits, batch['labels'])
     right = jnp.argmax(logits, axis=-1) == batch['labels']
     return jnp.mean(losses), jnp.mean(right.astype(jnp.float32))
@@ -94,7 +123,7 @@ class Task:
 
     Rows of which `is_example` is false count nothing.
     """
-    logits = self._apply(params, statistics, batch, train=False)
+    logits = self.evaluation_logits(params, statistics, batch)
     counts = batch['is_example']
     losses = _cross_entropy(logits, batch['labels'])
     right = jnp.argmax(logits, axis=-1) == batch['labels']
@@ -116,7 +145,8 @@ class Task:
       return total / jnp.maximum(examples, 1)
     return self.evaluate(params, statistics, batch)[0]
 
-  def _training_losses(self, logits: jax.Array, batch: data.Batch) -> jax.Array:
+  def losses_of(self, logits: jax.Array, batch: data.Batch) -> jax.Array:
+    """Returns one training loss an example, with smoothed labels."""
     if not self.label_smoothing:
       return _cross_entropy(logits, batch['labels'])
     labels = optax.smooth_labels(

@@ -42,6 +42,13 @@ def test_momentum_sam_costs_one_gradient():
   assert _flops(optax_sam.async_sam()) > 1.9 * plain
 
 
+def test_entropy_sgd_costs_one_gradient_and_its_noise():
+  """What it adds is a matter of parameters, a gradient one of examples too."""
+  parameters, plain = 64 * 64 + 64, _flops(optax.identity())
+  assert plain > 3 * 512 * parameters
+  assert _flops(optax_sam.entropy_sgd(key=0)) < plain + 512 * parameters
+
+
 @pytest.mark.parametrize(
   ('method', 'gradients'),
   [

@@ -14,6 +14,7 @@ import optax
 import pytest
 
 import optax_sam
+from optax_sam import noise
 from optax_sam.methods import random_points
 
 pytestmark = pytest.mark.usefixtures('float64')
@@ -223,6 +224,11 @@ def test_three_steps_around_a_base():
   assert_is(w, (0.36049717, -0.20930995, 0.01276202, 0.82551560))
 
 
+def test_three_steps_of_two_descents():
+  w, _ = three_steps(optax_sam.lookbehind(base()))
+  assert_is(w, (0.22552806, 0.01081065, 0.15878053, 0.62329244))
+
+
 def test_three_steps_along_a_given_eigenvector():
   method = optax_sam.eigen_sam(key=0)
 
@@ -250,6 +256,18 @@ def test_three_steps_at_given_points(monkeypatch):
   monkeypatch.setattr(random_points, 'draw_directions', draw)
   w, _ = three_steps(optax.chain(optax_sam.frob_sam(key=0), base()))
   assert_is(w, (0.41046758, -0.28306559, -0.02107315, 0.92256140))
+
+
+def test_three_steps_with_given_noise(monkeypatch):
+  def draw(key, count, like):
+    del key, like
+    t = count.astype(float) - 1  # the step that adds it
+    return as_tree(jnp.sin(7 * t + np.arange(12.0)))
+
+  monkeypatch.setattr(noise, 'draw_noise', draw)
+  tx = optax.chain(optax.sgd(0.05), optax_sam.anti_pgd(0.02, key=0))
+  w, _ = three_steps(tx)
+  assert_is(w, (0.56700640, -0.53728704, -0.21176294, 1.45341564))
 
 
 def test_numbers_of_ae_look_sam_are_of_two_ascents_and_a_reuse():

@@ -98,6 +98,9 @@ LOOK_SAM = functools.partial(optax_sam.look_sam, period=2)
 ESAM = functools.partial(optax_sam.esam, key=0)
 OFFICIAL = functools.partial(optax_sam.friendly_sam, order='official')
 FROB_SAM = functools.partial(optax_sam.frob_sam, key=0)
+LPF_SGD = functools.partial(
+  optax_sam.lpf_sgd, micro_batches=1, total_steps=12, key=0
+)
 EIGEN_SAM = functools.partial(optax_sam.eigen_sam, refresh_every=5, key=0)
 GNP = optax_sam.gradient_norm_penalty
 Z_SHARP = functools.partial(optax_sam.z_sharp, quantile=0.5)
@@ -129,10 +132,11 @@ WITHOUT_RADIUS = {
   'cr_sam': optax_sam.cr_sam,
   'eigen_sam': EIGEN_SAM,
   'frob_sam': FROB_SAM,
+  'lpf_sgd': LPF_SGD,
 }
 # The same rule over leaves together, however they are divided. Left out are
 # those that draw, filter or scale by the leaf: ESAM, SSAM-D, Eigen-SAM,
-# Frob-SAM, Look-LayerSAM, per_leaf, ZSharp.
+# Frob-SAM, LPF-SGD, Look-LayerSAM, per_leaf, ZSharp.
 OVER_ALL_LEAVES = {
   'sam': optax_sam.sam,
   'sam p=inf ascent_steps=2': functools.partial(

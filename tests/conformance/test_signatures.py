@@ -88,6 +88,30 @@ ARGUMENTS = {
     'gamma': 0.9,
     'learning_rate': NEEDED,
   },
+  'lookbehind': {'base': NEEDED, 'rho': 0.05, 'steps': 2, 'alpha': 0.5},
+  'sampa': {'base': NEEDED, 'rho': 0.1, 'mix': 0.2, 'batch_like': NEEDED},
+  'b_sam': {
+    'learning_rate': 0.5,
+    'rho': 0.01,
+    'b1': 0.9,
+    'b2': 0.999,
+    'damping': 0.1,
+    'prior_precision': 40.0,
+    'initial_precision': 1.0,
+    'micro_batches': 8,
+    'num_data': NEEDED,
+    'key': NEEDED,
+  },
+  'entropy_sgd': {
+    'learning_rate': 1.0,
+    'inner_steps': 20,
+    'inner_learning_rate': 0.1,
+    'gamma': 0.03,
+    'scoping': 1e-3,
+    'noise': 1e-4,
+    'weight_decay': 0.0,
+    'key': NEEDED,
+  },
   'unnormalized_sam': {'rho': NEEDED, 'clip': False},
   'le_sam': {'sigma': 0.35, 'rho_max': 0.5},
   'z_sharp': {'rho': 0.05, 'quantile': 0.95, 'radius': 'global'},
@@ -98,6 +122,13 @@ ARGUMENTS = {
     'rho': 0.005,
     'penalty': 0.005,
     'num_samples': 2,
+    'key': NEEDED,
+  },
+  'lpf_sgd': {
+    'gamma': 0.0005,
+    'micro_batches': 8,
+    'final_ratio': 15.0,
+    'total_steps': NEEDED,
     'key': NEEDED,
   },
   'eigen_sam': {
@@ -132,7 +163,7 @@ def test_no_method_is_left_out():
       ('optax_sam.methods.', 'optax_sam.wrappers')
     )
   }
-  assert methods == set(ARGUMENTS)
+  assert methods - {'outer_params'} == set(ARGUMENTS)
 
 
 @pytest.mark.parametrize('name', sorted(ARGUMENTS.keys() - {'wsam_decoupled'}))

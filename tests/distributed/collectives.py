@@ -26,6 +26,11 @@ MEANING = {
   'none': ([WITH_INFO], [], []),
   '1 a step': ([GRADIENT, WITH_INFO], [], []),
   '1 a step, joined': ([GRADIENT + WITH_INFO], [], []),
+  '1 a step, no norm': ([2 * GRADIENT + 4], [], []),
+  # Of two steps, one batch.
+  'steps - 1, joined': ([GRADIENT + WITH_INFO], [], []),
+  'steps a step': ([GRADIENT, GRADIENT, WITH_INFO], [], []),
+  'none, no info': ([GRADIENT], [], []),
   '1 a product': ([WITH_INFO], [4], [GRADIENT]),
   '1 a step, 1 a product': ([GRADIENT, WITH_INFO], [4], [GRADIENT]),
   '2 a step, 1 joined': ([GRADIENT, GRADIENT + WITH_INFO], [], []),
@@ -65,11 +70,12 @@ def all_reduces(tx):
   Raises if there is any other collective.
   """
   params = problem.params()
+  of_state = problem.specs(tx.init(params))
   step = jax.shard_map(
     functools.partial(problem.train_step, tx, cast_over='data'),
     mesh=ways.mesh(),
-    in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec('data')),
-    out_specs=PartitionSpec(),
+    in_specs=(PartitionSpec(), of_state, PartitionSpec('data')),
+    out_specs=(PartitionSpec(), of_state),
   )
   batch = jax.tree.map(lambda x: x[0], problem.batches())
   lowered = jax.jit(step).lower(params, tx.init(params), batch)

@@ -8,6 +8,8 @@ import numpy as np
 import optax
 
 import optax_sam
+from optax_sam import elements
+from optax_sam.wrappers.sampa import SampaState
 from tests.contracts import table
 
 STEPS = 10
@@ -17,27 +19,42 @@ LEARNING_RATE = 0.05
 MOMENTUM = 0.9
 
 
-def decoupled(
-  rho: optax.ScalarOrSchedule,
-  *,
-  mask=None,
-  axis_name=None,
-  sync_ascent: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-  """The one method around a base optimizer."""
-  return optax_sam.wsam_decoupled(
-    optax.sgd(LEARNING_RATE, MOMENTUM),
-    rho=rho,
-    learning_rate=LEARNING_RATE,
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+def around(method, **arguments):
+  """Returns a method around a base optimizer as one of its radius."""
+  base = optax.sgd(LEARNING_RATE, MOMENTUM)
+  return lambda rho, **given: method(base, rho=rho, **arguments, **given)
 
 
-# A public method that the contracts know is here by itself; what wraps a base
-# optimizer they leave out.
-WRAPPERS = {'wsam_decoupled': table.Row(decoupled)}
+# A public method that the contracts know is here by itself; what holds a base
+# optimizer, or stands instead of one, they leave out.
+WRAPPERS = {
+  'wsam_decoupled': table.Row(
+    around(optax_sam.wsam_decoupled, learning_rate=LEARNING_RATE)
+  ),
+  'lookbehind': table.Row(around(optax_sam.lookbehind)),
+  'sampa': table.Row(
+    around(
+      optax_sam.sampa,
+      batch_like={
+        name: jax.ShapeDtypeStruct((EXAMPLES, *shape), jnp.float32)
+        for name, shape in (('weight', ()), ('x', (4,)), ('y', ()))
+      },
+    ),
+    needs_examples=True,
+    ascends_alike=True,
+  ),
+  'b_sam': table.Row(
+    optax_sam.b_sam,
+    {'rho': RHO, 'micro_batches': 3, 'num_data': 900, 'key': 1},
+    perturbs=False,
+    needs_examples=True,
+  ),
+  'entropy_sgd': table.Row(
+    optax_sam.entropy_sgd,
+    {'inner_steps': 4, 'noise': 0.01, 'key': 1},
+    perturbs=False,
+  ),
+}
 METHODS = table.METHODS | WRAPPERS
 ROWS = {
   **table.ROWS,
@@ -144,10 +161,28 @@ def train(tx, params, opt_state, batches, cast_over=None):
 
   def body(state, batch):
     state = train_step(tx, *state, batch, cast_over)
-    return state, optax_sam.metrics(state[1])['ascended']
+    # One of them ascends nowhere.
+    known = elements.states(state[1], optax_sam.SharpnessAwareState)
+    return state, known[0].info.ascended if known else jnp.bool_(True)
 
   state, ascended = jax.lax.scan(body, (params, opt_state), batches)
-  return (*without_keys(state), ascended)
+  params, opt_state = without_keys(state)
+  return params, without_batch(opt_state), ascended
+
+
+def specs(opt_state):
+  """Returns how a state is split over the axis 'data', in `shard_map`."""
+  whole = jax.sharding.PartitionSpec()
+  if not isinstance(opt_state, SampaState):
+    return whole
+  split = jax.sharding.PartitionSpec('data')
+  return SampaState(whole, whole, whole, batch=split)
+
+
+def without_batch(opt_state):
+  """Returns a state without what every device has of its own."""
+  is_one = isinstance(opt_state, SampaState)
+  return opt_state._replace(batch=()) if is_one else opt_state
 
 
 def without_keys(tree):

@@ -16,7 +16,8 @@ def test_sharded_arrays():
   processes.pass_on_eight_devices(
     'tests/distributed/sharded_arrays.py',
     'tests/distributed/sharded_leaves.py',
-    at_least=155,
+    'tests/distributed/behind_base.py',
+    at_least=159,
     patience=10,
   )
 

@@ -69,16 +69,17 @@ def over_axis(tx, way, batches):
 
 def _under_shard_map(tx, batches, *, checked):
   replicated, split = PartitionSpec(), PartitionSpec(None, 'data')
+  params = spread(problem.params(), mesh())
+  opt_state = tx.init(params)
   program = jax.shard_map(
     functools.partial(problem.train, tx, cast_over='data' if checked else None),
     mesh=mesh(),
-    in_specs=(replicated, replicated, split),
+    in_specs=(replicated, problem.specs(opt_state), split),
     out_specs=replicated,
     check_vma=checked,
   )
-  params = spread(problem.params(), mesh())
   batches = spread(batches, mesh(), None, 'data')
-  return jax.jit(program)(params, tx.init(params), batches)
+  return jax.jit(program)(params, opt_state, batches)
 
 
 def _under_pmap(tx, batches):

@@ -79,7 +79,7 @@ def damaged(own_folder):
 
 def test_a_batch_is_bytes_and_labels(train):
   (batch,) = _batches(1, train)
-  assert batch.keys() == {'inputs', 'labels'}
+  assert batch.keys() == {'inputs', 'labels', 'ids'}
   assert batch['inputs'].shape == (12, _SIZE, _SIZE, 3)
   assert batch['inputs'].dtype == np.uint8
   assert batch['labels'].shape == (12,)
@@ -98,6 +98,8 @@ def test_an_epoch_shows_every_image_once(train, processes):
     assert sorted(shown) == list(range(len(train)))
     given = np.concatenate([batch['labels'] for batch in epoch])
     np.testing.assert_array_equal(given, labels[shown])
+    ids = np.concatenate([batch['ids'] for batch in epoch])
+    np.testing.assert_array_equal(ids, shown)
 
 
 @pytest.mark.parametrize('processes', [2, 4])
@@ -261,6 +263,7 @@ def test_a_corrupt_image_costs_no_other_its_turn(damaged, processes):
     # 107 images for 100 places: one that would be left out stands in.
     assert len(set(shown)) == 100
     assert corrupt not in shown
+    np.testing.assert_array_equal(batch['ids'], shown)
 
 
 def test_without_spare_images_one_is_shown_twice(damaged):

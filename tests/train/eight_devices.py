@@ -1,10 +1,12 @@
 """A run on eight devices against one on one; in a process of its own."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from optax_sam.train import checkpoints, loop, methods, placement
+from optax_sam.train import checkpoints, inputs, loop, methods, placement
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -50,6 +52,7 @@ def assert_close(found, expected):
     ('ae_sam', 'jit', 'data=8'),
     ('ae_sam', 'host', 'data=4,fsdp=2'),
     ('k_sam', 'jit', 'data=4,fsdp=2'),
+    ('mesa', 'jit', 'data=4,fsdp=2'),
   ],
 )
 def test_eight_devices_train_as_one_does(name, execution, mesh):
@@ -58,11 +61,44 @@ def test_eight_devices_train_as_one_does(name, execution, mesh):
     one = trainer(name, where, execution=execution, ema_decay=0.5)
     state, metrics = run(one, one.start(seed=0).state)
     evaluation = one._evaluation_row(loop.Progress(state, STEPS))
-    kept = (state.params, state.statistics, state.average)
+    kept = (state.params, state.statistics, state.average, state.memory)
     results.append((kept, metrics, evaluation))
     devices = {len(leaf.devices()) for leaf in jax.tree.leaves(state)}
     assert devices == {8 if where else 1}
   assert_close(*results)
+
+
+def of_few_examples(mesh):
+  given = {'lag': 1, 'start_epoch': 0, 'weight': 2.0}
+  task = problems.small_task('cnn', 48)
+  train = {name: x[:96] for name, x in task.inputs.dataset.train.items()}
+  few = dataclasses.replace(task.inputs.dataset, train=train)
+  return loop.Trainer(
+    problems.train_config(model='cnn', batch_size=48, method='saf'),
+    dataclasses.replace(task, inputs=inputs.InMemory(few, 48)),
+    'saf',
+    methods.complete_settings('saf', given, None),
+    placement.build(mesh, 48) if mesh else placement.Placement(),
+  )
+
+
+def test_a_table_of_examples_is_shared_by_the_devices(tmp_path):
+  alone = of_few_examples(None)
+  expected = run(alone, alone.start(seed=0).state)
+  assert expected[1]['trajectory_loss'] > 0
+  for mesh in ('data=8', 'data=4,fsdp=2'):
+    one = of_few_examples(mesh)
+    state, metrics = run(one, one.start(seed=0).state)
+    for leaf in state.memory:
+      assert leaf.addressable_shards[0].data.shape[0] == 1024 // 8
+    found = state.params, state.memory, metrics
+    assert_close(found, (expected[0].params, expected[0].memory, expected[1]))
+  progress = loop.Progress(state, STEPS)
+  with checkpoints.Checkpoints(tmp_path, {}) as saved:
+    saved.save(progress)
+    found = saved.restore(alone.start(seed=0).state, pytest.fail)
+  assert_close(found.state.memory, state.memory)
+  assert len(found.state.memory.logits.devices()) == 1
 
 
 def test_every_device_gets_its_rows_alone():

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_sam
@@ -137,8 +138,9 @@ def test_a_given_value_stays(monkeypatch):
 
   step = step_lib.in_one_program(
     trainer.task,
-    optax_sam.ordered_sgd(k=0.5),
-    optimizers.base_optimizer(trainer.config),
+    optax.chain(
+      optax_sam.ordered_sgd(k=0.5), optimizers.base_optimizer(trainer.config)
+    ),
     uses_gradient=False,
   )
   state = trainer.start(0).state

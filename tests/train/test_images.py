@@ -239,6 +239,19 @@ def test_without_any_example_there_is_no_mean(images_config):
   assert all(math.isnan(value) for value in found)
 
 
+def test_saf_keeps_a_table_of_all_images(images_config):
+  one = trainer(images_config(method='saf', steps=10, evaluations=1))
+  progress = one.start(0)
+  shown = [one.batch(step=step, seed=0)['ids'] for step in range(10)]
+  one.run(progress, 0)
+  one.task.close()
+  expected = np.zeros((1024, 3), bool)
+  expected[np.concatenate(shown[:9]), 0] = True
+  expected[shown[9], 1] = True
+  np.testing.assert_array_equal(progress.state.memory.filled, expected)
+  assert expected[:108, 0].all()
+
+
 @pytest.mark.parametrize('name', ['k_sam', 'esam'])
 def test_losses_of_single_examples_serve_their_methods(images_config, name):
   one = trainer(images_config(method=name, steps=3, evaluations=1))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import optax_sam
 from optax_sam.train import loop, timing
 from tests.train import problems
 
@@ -49,6 +50,23 @@ def test_the_perturbed_loss_is_known_on_the_host_too(ae_sam):
   # Ascent raises the loss, to first order by rho times the norm.
   for row in ascents:
     assert row['perturbed_loss'] > row['loss']
+
+
+def test_what_a_method_has_found_is_evaluated():
+  trainer = problems.trainer('entropy_sgd', given={'inner_steps': 5})
+  progress = finished(trainer)
+  state, (found, _) = progress.state, trainer.solution(progress.state)
+  outer = optax_sam.outer_params(state.params, state.opt_state)
+  jax.tree.map(np.testing.assert_array_equal, found, outer)
+  losses = [
+    trainer._evaluate(x, state.statistics, trainer.task.inputs.test())[0]
+    for x in (found, state.params)
+  ]
+  assert progress.evaluations[-1]['test_loss'] == pytest.approx(losses[0])
+  assert losses[0] != pytest.approx(losses[1], rel=1e-4)
+  # The log is of the optimizer's own learning rate, which ascends nowhere.
+  assert max(row['learning_rate'] for row in progress.log) == 1.0
+  assert progress.log[-1]['second_gradients'] == 0
 
 
 def test_the_base_optimizer_takes_no_second_gradient():

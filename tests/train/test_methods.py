@@ -1,19 +1,29 @@
+import dataclasses
 import inspect
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
 
 import optax_sam
-from optax_sam.train import methods
+from optax_sam.train import methods, optimizers
+from tests.train import problems
+
+STRICT = False  # the schedule of Optax promotes
+
+CONFIG = problems.compare_config(steps=10)
+PARAMS = {'norm': jnp.ones(3)}
+BATCH = jnp.ones((4, 3))
 
 
 @pytest.mark.parametrize('name', methods.METHODS)
-def test_every_row_builds_a_chain_element(name):
+def test_every_row_builds_an_optimizer(name):
   settings = methods.complete_settings(name, {}, None)
-  built = methods.build(name, settings, total_steps=10, seed=0)
-  state = optax.chain(built, optax.sgd(0.1)).init(jnp.ones(3))
-  assert optax_sam.metrics(state)['second_gradients'] == 0
+  built = methods.build(name, settings, CONFIG, seed=0, batch_like=BATCH)
+  state = built.init(PARAMS)
+  if methods.reports(name):
+    assert optax_sam.metrics(state)['second_gradients'] == 0
 
 
 @pytest.mark.parametrize('name', methods.METHODS)
@@ -27,9 +37,13 @@ def test_settings_are_those_of_the_signature(name):
 
 
 def test_any_other_name_is_the_base_optimizer_alone():
-  built = methods.build('sgd', {}, total_steps=1, seed=0)
-  updates, _ = built.update(jnp.ones(2), built.init(jnp.ones(2)))
-  assert updates.tolist() == [1.0, 1.0]
+  built = methods.build('sgd', {}, CONFIG, seed=0)
+  state = built.init(PARAMS)
+  assert jax.tree.structure(state[1:]) == jax.tree.structure(
+    (optimizers.base_optimizer(CONFIG).init(PARAMS),)
+  )
+  with pytest.raises(ValueError, match='method'):
+    optax_sam.metrics(state)
 
 
 def test_an_explicit_setting_beats_rho_which_beats_the_default():
@@ -49,9 +63,89 @@ def test_every_public_method_has_a_row():
     name
     for name, member in vars(optax_sam).items()
     if inspect.isfunction(member)
-    and member.__module__.startswith('optax_sam.methods.')
+    and member.__module__.startswith(
+      ('optax_sam.methods.', 'optax_sam.wrappers.')
+    )
   }
-  assert set(methods.METHODS) == public
+  # What reads a solution out of a state is no method.
+  others = {'outer_params'}
+  # Others are a mask, terms of the loss, noise and an average.
+  further = {'sam_on', 'saf', 'mesa', 'anti_pgd', 'swa'}
+  assert set(methods.METHODS) == (public - others) | further
+
+
+def rates(name, given):
+  """Returns with which learning rate a method was built, at some steps."""
+  found = []
+
+  def factory(*, learning_rate, base=None):
+    del base
+    found.extend(float(learning_rate(step)) for step in (0, 1, 10))
+    return optax.identity()
+
+  row = dataclasses.replace(methods.METHODS[name], factory=factory)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(methods.METHODS, name, row)
+    methods.build(name, given, CONFIG, seed=0)
+  return found
+
+
+def test_a_method_around_the_base_has_its_learning_rate():
+  assert rates('wsam_decoupled', {}) == pytest.approx([0.0, 0.1, 0.0])
+  assert 'learning_rate' not in methods.settable('wsam_decoupled')
+  assert not {'base', 'batch_like'} & set(methods.settable('sampa'))
+
+
+def test_a_method_instead_of_the_base_has_its_own_learning_rate():
+  found = rates('b_sam', {'learning_rate': 0.7})
+  assert found == pytest.approx([0.0, 0.7, 0.0])
+  assert methods.complete_settings('b_sam', {}, None)['learning_rate'] == 0.5
+  assert 'num_data' not in methods.settable('b_sam')
+
+
+@pytest.mark.parametrize(
+  ('place', 'expected'),
+  [('before', -0.2), ('after', 0.9), ('around', 1.0), ('instead', 1.0)],
+)
+def test_a_method_stands_where_its_row_says(place, expected):
+  """It adds 1; the base multiplies by -0.1."""
+  add = optax.stateless(lambda g, _: jax.tree.map(lambda x: x + 1, g))
+
+  def whole(base=None):
+    assert (base is None) == (place == 'instead')
+    return optax.stateless(_ones)
+
+  factory = {
+    'around': lambda base: whole(base),
+    'instead': lambda: whole(),
+  }.get(place, lambda: add)
+  row = dataclasses.replace(
+    methods.METHODS['sam'], factory=factory, place=place
+  )
+  config = problems.compare_config(weight_decay=0.0, warmup=0.0)
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setitem(methods.METHODS, 'sam', row)
+    built = methods.build('sam', {}, config, seed=0)
+  updates, _ = built.update(PARAMS, built.init(PARAMS), PARAMS)
+  assert updates['norm'].tolist() == pytest.approx([expected] * 3)
+
+
+def _ones(gradient, params):
+  del params
+  return jax.tree.map(jnp.ones_like, gradient)
+
+
+def test_sam_on_perturbs_normalization_layers_alone():
+  assert methods.complete_settings('sam_on', {}, None)['rho'] == 0.5
+  assert methods.complete_settings('sam_on', {}, 0.1)['rho'] == 0.1
+  built = methods.build('sam_on', {'rho': 0.5}, CONFIG, seed=0)
+  with pytest.raises(ValueError, match='no normalization layer'):
+    built.init({'dense': jnp.ones(3)})
+
+
+def test_sam_in_several_steps_is_a_setting():
+  parsed = methods.parse_settings(['sam.ascent_steps=2'], ['sam'])
+  assert parsed == {'sam': {'ascent_steps': 2}}
 
 
 def test_assignments_are_parsed_with_their_types():
@@ -86,7 +180,7 @@ def test_a_bad_assignment_names_what_is_allowed(text, named):
 
 def test_a_value_out_of_range_names_the_method():
   with pytest.raises(ValueError, match=r'friendly_sam: .*decay'):
-    methods.build('friendly_sam', {'decay': 2.0}, total_steps=1, seed=0)
+    methods.build('friendly_sam', {'decay': 2.0}, CONFIG, seed=0)
 
 
 def test_an_unknown_method_names_the_known_ones():
@@ -101,16 +195,14 @@ def test_the_other_base_is_no_method():
 
 @pytest.mark.parametrize('name', methods.METHODS)
 def test_skips_says_whether_a_conditional_is_compiled(name):
-  import jax
-
   settings = methods.complete_settings(name, {}, None)
-  tx = optax.chain(
-    methods.build(name, settings, total_steps=10, seed=0), optax.sgd(0.1)
+  tx = optax.with_extra_args_support(
+    methods.build(name, settings, CONFIG, seed=0, batch_like=BATCH)
   )
 
   def update(params, state, batch):
     def losses(params, batch):
-      return batch @ params
+      return batch @ params['norm']
 
     return tx.update(
       params,
@@ -121,8 +213,7 @@ def test_skips_says_whether_a_conditional_is_compiled(name):
       batch=batch,
     )
 
-  params = jnp.ones(3)
-  program = jax.make_jaxpr(update)(params, tx.init(params), jnp.ones((4, 3)))
+  program = jax.make_jaxpr(update)(PARAMS, tx.init(PARAMS), BATCH)
   # Renewing a mask now and then is a conditional too.
   parameters = inspect.signature(methods.METHODS[name].factory).parameters
   refreshes = 'refresh_every' in parameters

@@ -41,6 +41,7 @@ class TrainingExample:
       return {
         'inputs': image,
         'labels': np.int32(stored.label),
+        'ids': np.int32(index),
         CORRUPT: corrupt,
       }
     msg = (

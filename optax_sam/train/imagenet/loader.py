@@ -98,8 +98,9 @@ class InputOptions:
 class TrainingInput:
   """The batches of training, an endless iterator.
 
-  A batch is `inputs` uint8 (B, size, size, 3) and `labels` int32 (B,), where B
-  is `batch_size` divided by the number of processes.
+  A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and `ids`
+  int32 (B,), the indices of its images in the source, where B is `batch_size`
+  divided by the number of processes.
   """
 
   def __init__(

@@ -1,4 +1,4 @@
-"""Methods that need the base optimizer in their hands."""
+"""Sharpness outside of the base optimizer."""
 
 from typing import Any, NamedTuple
 

@@ -1,0 +1,145 @@
+"""Running statistics computed anew, against means taken by hand."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam.flax import reestimate_batch_norm
+
+BATCH, FEATURES, HIDDEN = 10, 4, 6
+
+
+class Net(nn.Module):
+  """Two layers of batch norm, of other momenta; the first can be frozen."""
+
+  frozen: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    norm = functools.partial(nn.BatchNorm, use_running_average=False)
+    x = nn.Dense(HIDDEN)(x)
+    x = norm(momentum=0.9, use_running_average=self.frozen)(x)
+    x = nn.Dense(HIDDEN)(nn.relu(x))
+    x = norm(momentum=0.9995, dtype=jnp.float32)(x)
+    steps = self.variable('batch_stats', 'steps', lambda: jnp.asarray(3))
+    steps.value = steps.value + 1
+    return nn.Dense(1)(x)
+
+
+def batches(count=3):
+  random = np.random.default_rng(0)
+  return [
+    (number + random.normal(size=(BATCH, FEATURES))).astype(np.float32)
+    for number in range(count)
+  ]
+
+
+def changed(model):
+  return lambda variables, batch: model.apply(
+    variables, batch, mutable=['batch_stats']
+  )[1]
+
+
+def by_hand(variables, data, frozen=None):
+  """Returns the statistics of both layers, in double precision."""
+  params = jax.tree.map(np.float64, variables['params'])
+  sums = {}
+  for batch in data:
+    x = np.float64(batch)
+    for layer in ('0', '1'):
+      dense, norm = params[f'Dense_{layer}'], params[f'BatchNorm_{layer}']
+      x = x @ dense['kernel'] + dense['bias']
+      found = {'mean': x.mean(axis=0), 'var': x.var(axis=0)}
+      if layer == '0' and frozen is not None:
+        found = frozen
+      for name, value in found.items():
+        sums[layer, name] = sums.get((layer, name), 0) + value
+      x = (x - found['mean']) / np.sqrt(found['var'] + 1e-5)
+      x = np.maximum(x * norm['scale'] + norm['bias'], 0)
+  return {
+    f'BatchNorm_{layer}': {
+      name: sums[layer, name] / len(data) for name in ('mean', 'var')
+    }
+    for layer in ('0', '1')
+  }
+
+
+def assert_is(found, expected):
+  for layer, statistics in expected.items():
+    for name, value in statistics.items():
+      np.testing.assert_allclose(
+        found[layer][name], value, rtol=2e-5, atol=1e-6, err_msg=layer
+      )
+
+
+@functools.cache
+def variables():
+  return Net().init(jax.random.key(0), batches()[0])
+
+
+def spoilt():
+  """Returns the variables with statistics that are of nothing."""
+  statistics = jax.tree.map(
+    lambda leaf: leaf * 100 + 7, variables()['batch_stats']
+  )
+  return {**variables(), 'batch_stats': statistics}
+
+
+@pytest.mark.parametrize('count', [1, 3])
+def test_statistics_are_means_over_the_batches(count):
+  before = spoilt()
+  data = batches(count)
+  after = reestimate_batch_norm(changed(Net()), before, iter(data))
+  assert_is(after['batch_stats'], by_hand(before, data))
+  assert after['params'] is before['params']
+
+
+def test_what_is_no_float_stays():
+  before = {**spoilt(), 'other': {'key': jax.random.key(3)}}
+
+  def everything(variables, batch):
+    return {**changed(Net())(variables, batch), 'other': variables['other']}
+
+  after = reestimate_batch_norm(everything, before, batches(2))
+  steps = before['batch_stats']['steps']
+  assert int(after['batch_stats']['steps']) == int(steps)
+  assert after['batch_stats']['steps'].dtype == steps.dtype
+  assert after['other']['key'] is before['other']['key']
+
+
+def test_a_frozen_layer_stays():
+  before = spoilt()
+  frozen = before['batch_stats']['BatchNorm_0']
+  data = batches()
+  after = reestimate_batch_norm(changed(Net(frozen=True)), before, data)
+  for name, statistic in frozen.items():
+    np.testing.assert_array_equal(
+      after['batch_stats']['BatchNorm_0'][name], statistic
+    )
+  expected = by_hand(before, data, jax.tree.map(np.float64, frozen))
+  assert_is(after['batch_stats'], expected)
+
+
+def test_a_network_without_batch_norm_is_left_alone():
+  before = {'params': {'w': jnp.ones(2)}}
+  after = reestimate_batch_norm(lambda *_: {}, before, batches(1))
+  assert after == before
+
+
+def test_something_that_is_no_running_mean():
+  def squares(variables, batch):
+    del batch
+    return {'other': {'v': jnp.square(variables['other']['v'])}}
+
+  before = {'params': {}, 'other': {'v': jnp.ones(2)}}
+  with pytest.raises(ValueError, match='got other/v, which is no running mean'):
+    reestimate_batch_norm(squares, before, batches(1))
+
+
+def test_no_batch_at_all():
+  with pytest.raises(ValueError, match='batches must hold at least one batch'):
+    reestimate_batch_norm(changed(Net()), variables(), [])
