@@ -62,10 +62,6 @@ def _accuracy(
 
 _HIGHER, _LOWER = Expected.HIGHER, Expected.LOWER
 _PAR, _AT_LEAST = Expected.ON_PAR, Expected.AT_LEAST_ON_PAR
-# Two nets, and one of them with many wrong labels as well: controls for
-# single methods are not run on every problem.
-_TWO = ('digits', 'mnist1d')
-_THREE = (*_TWO, 'mnist1d_noise40')
 _NOISY = tuple(
   name for name, problem in PROBLEMS.items() if problem.label_noise
 )
@@ -101,7 +97,6 @@ CLAIMS = {
         ],
       ),
     ),
-    _TWO,
   ),
   3: Claim(
     'AE-SAM is on par with SAM at about half of the second gradients, '
@@ -116,7 +111,6 @@ CLAIMS = {
       Comparison('ae_look_sam', 'ss_sam_like_ae_look_sam', _HIGHER),
       Comparison('ae_look_sam', 'look_sam_5', _HIGHER),
     ),
-    _THREE,
   ),
   4: Claim(
     'Friendly SAM is at least on par with SAM; perturbing along the average '
@@ -126,7 +120,6 @@ CLAIMS = {
       *_accuracy(_AT_LEAST, 'sam', 'friendly_sam'),
       Comparison('friendly_sam', 'sam_along_average', _HIGHER),
     ),
-    _THREE,
   ),
   5: Claim(
     'K-SAM is better than its base optimizer at the same cost, and better than '
@@ -137,7 +130,6 @@ CLAIMS = {
       Comparison('k_sam', 'random_third', _HIGHER),
       Comparison('k_sam_eighth', 'random_eighth', _HIGHER),
     ),
-    _THREE,
   ),
   6: Claim(
     'Methods of this kind resist wrong labels.',
