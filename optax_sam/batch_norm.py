@@ -15,7 +15,10 @@ Variables = Mapping[str, Any]
 
 # A power of two, beside which the statistics of a batch are mere rounding.
 _HUGE = 2.0**64
+_NOTHING = 1e-9  # what they leave of it where there is no momentum
 _FROZEN = 1.0
+# No mean of a batch hits it by chance.
+_ODD = 1.2345
 
 
 def reestimate_batch_norm(
@@ -91,6 +94,13 @@ def reestimate_batch_norm(
     raise ValueError(msg) from None
   changed = functools.partial(_changed, apply_fn)
   names = jax.eval_shape(changed, variables, {}, first).keys()
+  if not names <= variables.keys():
+    unknown = ', '.join(sorted(names - variables.keys()))
+    msg = (
+      f'apply_fn must return collections of variables, got {unknown}: leave it '
+      f'out of mutable=.'
+    )
+    raise ValueError(msg)
   kept = {name: variables[name] for name in names}
   floats = jax.tree.map(numerics.is_float, kept)
   run = lambda statistics, batch: masking.keep(
@@ -134,9 +144,10 @@ def _add(mean: Any, new: Any, count: Any) -> Any:
 
 def _momenta(run: Callable[[Any], Any], statistics: Any) -> Any:
   """Returns the momentum of every leaf, that of 1 of those that don't move."""
-  shifted = jax.tree.map(lambda leaf: leaf + 1, statistics)
+  shifted = jax.tree.map(lambda leaf: leaf + _ODD, statistics)
+  # Numbers alone are fetched: statistics may be split over processes.
   moves = jax.tree.map(
-    lambda old, new: bool(np.any(old != new)), shifted, run(shifted)
+    lambda old, new: bool(jnp.any(old != new)), shifted, run(shifted)
   )
   probed = jax.tree.map(
     lambda leaf, moving: jnp.full_like(leaf, _HUGE) if moving else leaf,
@@ -147,9 +158,10 @@ def _momenta(run: Callable[[Any], Any], statistics: Any) -> Any:
   def momentum(path: Any, moving: bool, new: jax.Array) -> Any:
     if not moving:
       return _FROZEN
-    shares = np.asarray(new, np.float64) / _HUGE
-    share = float(shares.flat[0])
-    if not (0 <= share < 1 and np.all(shares == share)):
+    share, highest = (float(f(new)) / _HUGE for f in (jnp.min, jnp.max))
+    if max(abs(share), abs(highest)) <= _NOTHING:
+      return 0.0
+    if not (0 <= share < 1 and share == highest):
       name = '/'.join(masking.path_parts(path))
       msg = (
         f'apply_fn must return running statistics only, got {name}, which is '

@@ -41,8 +41,8 @@ def anti_pgd(
   random step aside: `without_noise` returns it. Whether the paper evaluates it
   or the parameters themselves could not be confirmed, nor a value of `sigma`.
   The noise is drawn again rather than kept, and isn't scaled by a learning
-  rate. Keep parameters in float32 or wider: what is rounded away when noise is
-  added can't be taken back.
+  rate. Keep parameters and updates in float32 or wider: what is rounded away
+  when noise is added can't be taken back.
 
   Args:
     sigma: standard deviation of every entry, in the unit of the parameters, at
@@ -103,7 +103,8 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
   Args:
     params: the parameters.
     opt_state: state of an optimizer that has `anti_pgd` in it, in a chain or
-      wrapped, after the step that led to `params`.
+      wrapped, but not in `optax.masked` or `optax.partition`, after the step
+      that led to `params`.
 
   Returns:
     `w - xi_t`, like `params` in structure, shapes and dtypes.

@@ -148,8 +148,8 @@ class Objective:
 
   def _needs_examples(self) -> NoReturn:
     msg = (
-      'this method chooses among the examples of a batch; pass them to '
-      'update, for example\n'
+      'this method needs the losses of the examples of a batch; pass them '
+      'to update, for example\n'
       '  updates, opt_state = tx.update(\n'
       '    grads, opt_state, params,\n'
       '    per_example_value_fn=f, batch=batch)\n'

@@ -219,9 +219,9 @@ class Step:
     info = self.state.info
     if value is None:
       value = devices.as_local(info.perturbed_loss, self.choices.axis_name)
-    norm, value = numerics.cast_like(
-      (ascent_norm, jnp.asarray(value)), (info.ascent_norm, info.perturbed_loss)
-    )
+    norm = numerics.cast_like(ascent_norm, info.ascent_norm)
+    # With its dtype: a Python number would make the state weakly typed.
+    value = jnp.asarray(value, info.perturbed_loss.dtype)
     return _Second(gradient, norm, value)
 
   def second_gradient_by_parts(self, size: int) -> _Second:

@@ -94,7 +94,7 @@ def as_key(key: Any, name: str = 'key') -> jax.Array:
       msg = f'{name} must be one key, got an array of shape {key.shape}.'
       raise ValueError(msg)
     # The state may be donated; the caller's own key must outlive it.
-    return key.copy()
+    return jnp.copy(key)
   if isinstance(key, jax.Array) and key.shape == ():
     return jax.random.key(key)  # a seed that optax.inject_hyperparams traced
   msg = (

@@ -140,6 +140,24 @@ def test_something_that_is_no_running_mean():
     reestimate_batch_norm(squares, before, batches(1))
 
 
+@pytest.mark.parametrize('momentum', [0.0, 0.5])
+def test_statistics_without_momentum_or_equal_to_those_before(momentum):
+  model = nn.BatchNorm(use_running_average=False, momentum=momentum)
+  data = [jnp.array([[1.0, 2.0], [1.0, 5.0]])]  # a mean of 1, which was 0
+  before = model.init(jax.random.key(0), data[0])
+  after = reestimate_batch_norm(changed(model), before, data)['batch_stats']
+  np.testing.assert_allclose(after['mean'], [1.0, 3.5], rtol=1e-6)
+  np.testing.assert_allclose(after['var'], [0.0, 2.25], rtol=1e-6, atol=1e-6)
+
+
+def test_a_collection_that_is_not_among_the_variables():
+  def sown(variables, batch):
+    return {**changed(Net())(variables, batch), 'intermediates': {'x': batch}}
+
+  with pytest.raises(ValueError, match='got intermediates: leave it out'):
+    reestimate_batch_norm(sown, variables(), batches(1))
+
+
 def test_no_batch_at_all():
   with pytest.raises(ValueError, match='batches must hold at least one batch'):
     reestimate_batch_norm(changed(Net()), variables(), [])

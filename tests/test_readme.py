@@ -115,11 +115,14 @@ def test_table_of_noise_and_averages_is_that_of_other_modules():
 
 def test_methods_that_need_examples_are_named():
   (cells,) = [row for row in rows('Arguments of a step') if 'batch' in row[0]]
+  needs = re.compile(
+    r'needs (`params`, and )?`per_example_value_fn` and `batch`'
+  )
   needy = {
     name
-    for name in (row[0].strip('`') for row in rows('Methods'))
-    if 'needs `per_example_value_fn` and `batch`'
-    in ' '.join(inspect.getdoc(getattr(optax_sam, name)).split())
+    for table in TABLES
+    for name in (row[0].strip('`') for row in rows(table))
+    if needs.search(' '.join(inspect.getdoc(getattr(optax_sam, name)).split()))
   }
   assert set(re.findall(r'`(\w+)`', cells[2])) == needy
 

@@ -110,7 +110,7 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
     params: the parameters, for the leaves that have no average, and for their
       dtypes. The average itself is in `opt_state`, in float32 or wider.
     opt_state: state of an optimizer that has `swa` in it, in a chain or
-      wrapped.
+      wrapped, but not in `optax.masked` or `optax.partition`.
 
   Returns:
     The average, like `params` in structure, shapes and dtypes; `params` as long

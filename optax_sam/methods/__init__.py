@@ -7,7 +7,7 @@ What the methods have in common, so that their own texts needn't say it:
   optimizer.
 * A gradient that isn't finite leaves whatever a method keeps as it was; only
   the counts of steps go on. It is handed on: wrap the base optimizer in
-  `optax.apply_if_finite`.
+  `optax.apply_if_finite`, or all of `wsam_decoupled` or `b_sam`.
 * Leaves that `mask` leaves out are not perturbed and belong to no norm and to
   no number of entries; they are updated like all others.
 * With `axis_name`, gradients come in local and the direction goes out
@@ -55,7 +55,7 @@ What the methods have in common, so that their own texts needn't say it:
 * Dropout: close over one key, so that all passes of a step see one network.
 * Undo a scale of the loss before the method, clip behind it. A factor on the
   loss leaves `epsilon` alone, but for `unnormalized_sam`, `fisher_sam`,
-  `le_sam` and `look_layer_sam`; in `frob_sam` it is one on `penalty`.
+  `le_sam`, `look_layer_sam` and `b_sam`; in `frob_sam` it is one on `penalty`.
 * Keep parameters in float32 or wider: bfloat16 rounds a small `epsilon` away.
 * Costs count gradients, a forward and a backward pass over the whole batch. A
   forward pass is a third of one. They are those of a jitted step.

@@ -46,7 +46,8 @@ def lpf_sgd(
 
   Args:
     gamma: noise at the first step, relative to the size of a filter, a scalar
-      of at least 0, or a schedule of it by the step; 0 is the base optimizer.
+      of at least 0, or a schedule of it by the step; 0 is the base optimizer,
+      up to the rounding of sums over parts.
     micro_batches: number M of parts with a noise of their own, at least 1; no
       more than there are examples are made.
     final_ratio: what `gamma` has grown by in the end, at least 0; 1 keeps it.

@@ -68,8 +68,9 @@ def statistics(
   count = max(1, min(inputs.train_examples, _EXAMPLES) // rows)
   examples = inputs.fixed(count * rows)
   batches = (
-    placement.whole({k: x[first : first + rows] for k, x in examples.items()})
-    for first in range(0, count * rows, rows)
+    # Neighbours may be of one class: every batch takes one of every so many.
+    placement.whole({k: x[first::count] for k, x in examples.items()})
+    for first in range(count)
   )
   variables = batch_norm.reestimate_batch_norm(
     task.changed_statistics, {'params': params, **former}, batches

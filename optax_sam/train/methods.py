@@ -58,6 +58,8 @@ class Method:
       `learning_rate` is that of the base; 'instead' of it stands an optimizer
       of its own, whose `learning_rate` is a setting, the highest of the run.
       'loss' is a term of the loss, under the base optimizer alone.
+    base_steps: the setting that says how many steps of the base optimizer one
+      step takes; None for one.
     reports: whether `optax_sam.metrics` finds something in its state.
     solution: from the parameters and the state of the optimizer to the
       parameters that the run has found, where they are others than those that
@@ -73,6 +75,7 @@ class Method:
   takes_single_examples: bool = False
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   place: Literal['before', 'around', 'instead', 'after', 'loss'] = 'before'
+  base_steps: str | None = None
   reports: bool = True
   solution: Callable[[optax.Params, Any], optax.Params] | None = None
 
@@ -93,7 +96,7 @@ _SHARE_OF_LARGEST_LOSSES = epoch_rules.ByTrainingAccuracy(
 def _swa(
   *, start: float = 0.75, total_steps: int, refresh_every: int
 ) -> optax.GradientTransformationExtraArgs:
-  """Averages the weights after each epoch of the last part of a run.
+  """Averages the weights once an epoch in the last part of a run.
 
   The authors average over about the last half of theirs, at a high learning
   rate; under the schedule that all methods of a comparison share, those of the
@@ -167,6 +170,7 @@ METHODS: dict[str, Method] = {
     state='none',
     paper='Mordido et al., 2024, arXiv 2307.16704',
     place='around',
+    base_steps='steps',
   ),
   'sampa': Method(
     factory=optax_sam.sampa,
@@ -475,10 +479,11 @@ def build(
     batch_like: shapes and dtypes of a batch, for methods that keep one.
     num_data: number of training examples, for methods that weigh by it.
   """
-  base = optimizers.base_optimizer(config)
   if name not in METHODS:
-    return optax.chain(optax.identity(), base)
+    return optax.chain(optax.identity(), optimizers.base_optimizer(config))
   method = METHODS[name]
+  base_steps = settings[method.base_steps] if method.base_steps else 1
+  base = optimizers.base_optimizer(config, base_steps)
   filled = {
     'total_steps': config.steps,
     'refresh_every': epoch_steps,

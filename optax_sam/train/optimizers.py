@@ -26,20 +26,28 @@ def schedule(
 
 
 def base_optimizer(
-  config: config_lib.Experiment,
+  config: config_lib.Experiment, steps: int = 1
 ) -> optax.GradientTransformation:
   """Returns SGD with momentum or AdamW, with weight decay on kernels only.
 
   With `--clip-norm`, gradients are clipped first: those that a sharpness-aware
   method hands on, so that its own norms and decisions are of unclipped ones.
+
+  Args:
+    config: which of the two, and its settings.
+    steps: number of its steps that one step of training takes.
   """
   decay = config_lib.weight_decay(config)
+  of_training = schedule(config)
+  rate = of_training
+  if steps > 1:
+    rate = lambda count: of_training(count // steps)
   if config.base == 'adamw':
-    base = optax.adamw(schedule(config), weight_decay=decay, mask=_is_kernel)
+    base = optax.adamw(rate, weight_decay=decay, mask=_is_kernel)
   else:
     base = optax.chain(
       optax.add_decayed_weights(decay, mask=_is_kernel),
-      optax.sgd(schedule(config), momentum=0.9),
+      optax.sgd(rate, momentum=0.9),
     )
   if config.clip_norm is None:
     return base

@@ -79,4 +79,6 @@ def objective_of(
 
 def known_loss(value: Any, state: SharpnessAwareState) -> jax.Array:
   """Returns a loss, or the last one where a `grad_fn` returns none."""
-  return state.info.perturbed_loss if value is None else jnp.asarray(value)
+  known = state.info.perturbed_loss
+  # With its dtype: a Python number would make the state weakly typed.
+  return known if value is None else jnp.asarray(value, known.dtype)

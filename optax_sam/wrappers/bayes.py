@@ -84,7 +84,8 @@ def b_sam(
     prior_precision: of the Gaussian prior of the parameters, at least 0.
     initial_precision: first value of `s`, above 0.
     micro_batches: number of parts that the batch of B is split into, in order,
-      a Python int of at least 1. They have `ceil(B / micro_batches)` examples,
+      a Python int of at least 1 (`optax.inject_hyperparams` is to be told that
+      it is static). They have `ceil(B / micro_batches)` examples,
       the last one what remains, and weigh by their examples.
     num_data: number of training examples, above 0; the authors multiply it by
       a factor for augmentation, 4 on CIFAR-10.

@@ -172,7 +172,7 @@ def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.entropy_sgd(key=0)
   >>> state = tx.init(jnp.float32(2.0))
-  >>> float(outer_params(jnp.float32(3.0), state))
+  >>> float(optax_sam.outer_params(jnp.float32(3.0), state))
   2.0
   """
   found = elements.states(opt_state, EntropySgdState)

@@ -118,8 +118,7 @@ def sampa(
     objective = ascents.objective_of(params, extra_args, axis_name)
     _ = objective.num_examples  # says what is missing, if anything
     floats, batch = objective.floats, objective.batch
-    # A copy: the state may be donated, the batch is the caller's.
-    batch = jax.tree.map(lambda leaf: jnp.asarray(leaf).copy(), batch)
+    batch = jax.tree.map(_owned, batch)
     _check_batch(batch, state.batch)
     center = masking.keep(floats, params)
     allowed = masking.chosen_leaves(mask, center)
@@ -165,6 +164,14 @@ def sampa(
     )
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _owned(leaf: Any) -> jax.Array:
+  # A copy: the state may be donated, the batch is the caller's.
+  leaf = jnp.copy(leaf)
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    return leaf
+  return jnp.asarray(leaf, leaf.dtype)  # not weakly typed
 
 
 def _empty(leaf: Any) -> jax.Array:

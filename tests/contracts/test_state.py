@@ -27,6 +27,17 @@ def test_init_without_numbers(name):
   table.assert_equal(jax.jit(tx.init)(params), state)
 
 
+def test_a_typed_key_under_jit():
+  """The key is a constant of the program, and the caller's own stays."""
+  key, params = jax.random.key(3), table.params()
+  tx = optax_sam.ss_sam(key=key)
+  state = jax.jit(tx.init)(params)
+  assert _shapes(jax.eval_shape(tx.init, params)) == _shapes(state)
+  table.assert_equal(state, tx.init(params))
+  jax.jit(lambda state: state, donate_argnums=0)(state)
+  assert not key.is_deleted()
+
+
 @table.every_row()
 def test_the_state_consists_of_arrays_with_names(name):
   state = table.ROWS[name]().init(table.params())

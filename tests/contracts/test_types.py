@@ -107,6 +107,16 @@ def test_types_are_stable_outside_of_jit(name):
     state = after
 
 
+def test_a_python_number_as_the_loss():
+  tx, params = table.ROWS['sam'](), table.params()
+  gradient = jax.grad(table.functions(table.batch())['value_fn'])
+  state = tx.init(params)
+  _, after = tx.update(
+    params, state, params, grad_fn=lambda params: (0.5, gradient(params))
+  )
+  assert _types(after) == _types(state)
+
+
 @table.every_row(perturbs=True)
 def test_a_schedule_and_an_array_as_the_radius(name):
   params = table.params()

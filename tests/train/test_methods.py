@@ -96,6 +96,25 @@ def test_a_method_around_the_base_has_its_learning_rate():
   assert not {'base', 'batch_like'} & set(methods.settable('sampa'))
 
 
+@pytest.mark.parametrize('steps', [1, 3])
+def test_schedules_of_a_base_that_steps_more_often_last_as_long(steps):
+  config = problems.compare_config(steps=8, warmup=0.5, weight_decay=0.0)
+  settings = methods.complete_settings('lookbehind', {'steps': steps}, 0.0)
+  settings |= {'alpha': 1.0}
+  built = methods.build('lookbehind', settings, config, seed=0)
+  state, sizes = built.init(PARAMS), []
+  update = jax.jit(
+    lambda state: built.update(
+      PARAMS, state, PARAMS, grad_fn=lambda params: params
+    )
+  )
+  for _ in range(8):
+    updates, state = update(state)
+    sizes.append(float(optax.tree.norm(updates)))
+  assert sizes[0] == 0
+  assert all(size > 0 for size in sizes[1:])
+
+
 def test_a_method_instead_of_the_base_has_its_own_learning_rate():
   found = rates('b_sam', {'learning_rate': 0.7})
   assert found == pytest.approx([0.0, 0.7, 0.0])
