@@ -51,8 +51,7 @@ def _method(
   share: float | None = None,
   reports_loss: bool = True,
   needs_length: bool = False,
-  holds_base: bool = False,
-  is_whole: bool = False,
+  place: str = 'before',
   needs_batch: bool = False,
   **settings: Any,
 ) -> Row:
@@ -66,9 +65,11 @@ def _method(
     with warnings.catch_warnings():
       # That no step ascends is what a row measures.
       warnings.filterwarnings('ignore', 'lambda_', UserWarning)
-      method = getattr(optax_sam, name)(*[base] * holds_base, **given)
-    if not (holds_base or is_whole):
-      method = optax.chain(method, base)
+      held = [base] if place == 'around' else []
+      method = getattr(optax_sam, name)(*held, **given)
+    if place in ('before', 'after'):
+      both = [method, base] if place == 'before' else [base, method]
+      method = optax.chain(*both)
     return steps.in_one_program(problem, method, reports_loss=reports_loss)
 
   return Row(label or name, group, build, gradients, counterpart, share)
@@ -83,7 +84,7 @@ def rows() -> list[Row]:
   """Returns all rows, SGD first."""
   every, some = 'Every step', 'Some steps'
   examples, around = 'Some examples', 'Around the base optimizer'
-  terms = 'Terms of the loss'
+  terms, behind = 'Terms of the loss', 'Behind the base optimizer'
   edge = 1e9  # of a threshold that is always or never reached
   return [
     Row('SGD', BASELINES, _sgd, 1.0),
@@ -185,12 +186,16 @@ def rows() -> list[Row]:
       reports_loss=False,
     ),
     _method('subset_sam', examples, 1.25 + 1 / 3),
-    _method('wsam_decoupled', around, holds_base=True, learning_rate=0.01),
-    _method('lookbehind', around, 3.0, holds_base=True),
+    _method('wsam_decoupled', around, place='around', learning_rate=0.01),
+    _method('lookbehind', around, 3.0, place='around'),
     # The loss asked for is no other than that of its first gradient's batch.
-    _method('sampa', around, 2 + _THIRD, holds_base=True, needs_batch=True),
-    _method('b_sam', around, 2 + _THIRD, is_whole=True, num_data=50_000, key=0),
-    _method('entropy_sgd', around, 1.0, is_whole=True, key=0),
+    _method('sampa', around, 2 + _THIRD, place='around', needs_batch=True),
+    _method(
+      'b_sam', around, 2 + _THIRD, place='instead', num_data=50_000, key=0
+    ),
+    _method('entropy_sgd', around, 1.0, place='instead', key=0),
+    _method('anti_pgd', behind, 1.0, place='after', sigma=0.01, key=0),
+    _method('swa', behind, 1.0, place='after', start=1, every=1),
     Row('saf_loss', terms, lambda p, _: term_steps.with_saf(p), 1.0),
     Row('mesa_loss', terms, lambda p, _: term_steps.with_mesa(p), 1 + _THIRD),
   ]
