@@ -91,6 +91,7 @@ def test_the_clean_gradient_may_come_from_elsewhere(name):
   state = (params, tx.init(params))
   plain = table.train(step, state, range(3))
   scaled = table.train(scaled_step, state, range(3))
+  # A direction with length 1 that is kept has the rounding of what is short.
   table.assert_close(
-    table.without_keys(plain), table.without_keys(scaled), 1e-5
+    table.without_keys(plain), table.without_keys(scaled), 1e-4
   )
