@@ -12,6 +12,7 @@ import pytest
 
 from tests.contracts import table
 from tests.distributed import by_hand, problem, ways
+from tests.distributed.by_hand import some_steps
 
 DEVICES = 8
 # Adaptive and random ones go all ways. The others have a conditional too; this
@@ -89,7 +90,7 @@ def test_alone_the_devices_would_decide_otherwise():
     sizes = np.sum(step.gradients() ** 2, axis=1)
     assert sizes.max() > 1e6 * sizes.min()
     found = [
-      by_hand.moments_and_decision(x, past, 1 - 2 * t / 20)
+      some_steps.moments_and_decision(x, past, 1 - 2 * t / 20)
       for x, past in zip(sizes, moments, strict=True)
     ]
     moments = [m for m, _ in found]
