@@ -20,23 +20,21 @@ def states(opt_state: Any, kind: type[State]) -> list[State]:
 
 
 def only_state(opt_state: Any, kind: type[State], example: str) -> State:
-  """Returns the one state of a class of an element that comes last in a chain.
+  """Returns the one state of a class that an optimizer must hold.
 
   Args:
     opt_state: state of an optimizer, of chains and wrappers of any depth.
     kind: a class of named tuples.
-    example: how the element is written.
+    example: how an optimizer with such a state is written.
 
   Raises:
     ValueError: if there is none, or more than one.
   """
   found = states(opt_state, kind)
   if len(found) != 1:
-    name = example.partition('(')[0]
     msg = (
-      f'opt_state must hold the state of one {name}, but has {len(found)}: '
-      f'put it last in the chain, as in optax.chain(optax.sgd(0.1), '
-      f'optax_sam.{example}).'
+      f'opt_state must hold one {kind.__name__}, but has {len(found)}: pass '
+      f'that of an optimizer such as {example}.'
     )
     raise ValueError(msg)
   return found[0]

@@ -118,7 +118,11 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
   >>> optax_sam.without_noise(w, tx.init(w)).tolist()  # there is none yet
   [3.0, 4.0]
   """
-  state = elements.only_state(opt_state, AntiPgdState, 'anti_pgd(0.1, key=0)')
+  state = elements.only_state(
+    opt_state,
+    AntiPgdState,
+    'optax.chain(optax.sgd(0.1), optax_sam.anti_pgd(0.1, key=0))',
+  )
   floats = jax.tree.map(numerics.is_float, params)
   inside = masking.keep(floats, params)
   noise = draw_noise(state.key, state.count, inside)

@@ -125,5 +125,9 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
   >>> optax_sam.averaged_params(w, tx.init(w)).tolist()  # nothing has entered
   [3.0, 4.0]
   """
-  state = elements.only_state(opt_state, SwaState, 'swa(start=1000)')
+  state = elements.only_state(
+    opt_state,
+    SwaState,
+    'optax.chain(optax.sgd(0.1), optax_sam.swa(start=1000))',
+  )
   return running.value(state.average, params)

@@ -12,6 +12,9 @@ from optax_sam.train.data import Batch
 from optax_sam.train.placement import Placement
 from optax_sam.train.task import Collections, Task
 
+# Means over so many examples hardly change with more of them.
+_EXAMPLES = 4096
+
 
 def evaluate(
   task: Task,
@@ -76,10 +79,6 @@ def statistics(
     task.changed_statistics, {'params': params, **former}, batches
   )
   return {name: variables[name] for name in former}
-
-
-# Of which means hardly change with more of them.
-_EXAMPLES = 4096
 
 
 @functools.partial(jax.jit, static_argnums=0)

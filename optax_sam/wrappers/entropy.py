@@ -175,16 +175,11 @@ def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
   >>> float(optax_sam.outer_params(jnp.float32(3.0), state))
   2.0
   """
-  found = elements.states(opt_state, EntropySgdState)
-  if len(found) != 1:
-    msg = (
-      f'opt_state must hold the state of one entropy_sgd, but has '
-      f'{len(found)}: pass what tx.init or tx.update of '
-      f'tx = optax_sam.entropy_sgd(key=0) returned.'
-    )
-    raise ValueError(msg)
+  state = elements.only_state(
+    opt_state, EntropySgdState, 'optax_sam.entropy_sgd(key=0)'
+  )
   floats = masking.float_leaves(params)
-  kept = numerics.cast_like(found[0].outer, masking.keep(floats, params))
+  kept = numerics.cast_like(state.outer, masking.keep(floats, params))
   return masking.fill(floats, kept, params)
 
 

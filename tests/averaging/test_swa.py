@@ -141,7 +141,7 @@ def test_the_average_is_found_wherever_it_sits():
   ],
 )
 def test_there_must_be_one(tx, number):
-  with pytest.raises(ValueError, match=rf'one swa, but has {number}: put it'):
+  with pytest.raises(ValueError, match=rf'one SwaState, but has {number}: '):
     optax_sam.averaged_params(_params(), tx.init(_params()))
 
 

@@ -315,5 +315,5 @@ def test_bad_arguments_of_anti_pgd(argument, bad):
 
 def test_there_must_be_an_anti_pgd():
   tx = optax.sgd(0.1)
-  with pytest.raises(ValueError, match='one anti_pgd, but has 0: put it last'):
+  with pytest.raises(ValueError, match='one AntiPgdState, but has 0'):
     optax_sam.without_noise(jnp.ones(2), tx.init(jnp.ones(2)))

@@ -309,7 +309,7 @@ def test_batches_of_another_size():
 
 def test_a_solution_is_asked_of_another_optimizer():
   params = table.params()
-  with pytest.raises(ValueError, match='one entropy_sgd, but has 0'):
+  with pytest.raises(ValueError, match='one EntropySgdState, but has 0'):
     optax_sam.outer_params(params, optax.adam(0.1).init(params))
 
 
