@@ -68,31 +68,36 @@ def hessian_trace(
   value_fn: Callable[..., jax.Array],
   params: optax.Params,
   *,
-  probes: int = 64,
+  probes: int | None = 64,
   args: tuple[Any, ...] = (),
   batches: Iterable[Any] | None = None,
   seed: int = 0,
 ) -> Estimate:
-  """Returns an estimate of the trace of the Hessian, with its standard error.
+  """Returns the trace of the Hessian, estimated with a standard error or exact.
 
   With `H` the Hessian, and `z` of -1 and 1 at random (Hutchinson), the mean
   over probes of::
 
     dot(z, H z)
 
+  Without a number of probes, `z` is 1 at one parameter and 0 at all others, for
+  each of them in turn, and the sum is the trace itself: for small models, as it
+  takes as many products with the Hessian as there are parameters.
+
   One probe at a time: beside the parameters two vectors of their size.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
-    probes: number of draws, a Python int of at least 1.
+    probes: number of draws, a Python int of at least 1, or None for the exact
+      trace.
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: over which the loss is averaged; see `sam_sharpness`.
     seed: of the draws, an int.
 
   Returns:
     The mean and its standard error (`Estimate`), which is 0 where the Hessian
-    is diagonal; NaN where it isn't finite.
+    is diagonal or the trace exact; NaN where the Hessian isn't finite.
 
   Raises:
     ValueError: if a Python value is out of range, or there is no batch.
@@ -105,16 +110,23 @@ def hessian_trace(
   >>> hessian_trace(value, jnp.ones(2))
   Estimate(value=-4.0, standard_error=0.0)
   """
-  validation.check_static_integer('probes', probes)
+  if probes is not None:
+    validation.check_static_integer('probes', probes)
   loss = MeanLoss(value_fn, args, batches)
-  products = []
-  for probe in range(probes):
-    signs = _signs(jax.random.fold_in(jax.random.key(seed), probe), params)
-    product = loss.hessian_product(params, signs)
-    products.append(numerics.dot(signs, product))
+  if probes is None:
+    vectors = (_axis(i, params) for i in range(numerics.size(params)))
+  else:
+    keys = (jax.random.fold_in(jax.random.key(seed), i) for i in range(probes))
+    vectors = (_signs(key, params) for key in keys)
+  products = [
+    numerics.dot(vector, loss.hessian_product(params, vector))
+    for vector in vectors
+  ]
   found = np.asarray(jnp.stack(products), np.float64)
   if not np.isfinite(found).all():
     return Estimate(math.nan, math.nan)
+  if probes is None:
+    return Estimate(float(np.sum(found)), 0.0)
   error = math.nan
   if probes > 1:
     error = float(np.std(found, ddof=1)) / math.sqrt(probes)
@@ -255,3 +267,15 @@ def _iterate(
 @jax.jit
 def _signs(key: jax.Array, params: Any) -> Any:
   return optax.tree.random_like(key, params, jax.random.rademacher)
+
+
+@jax.jit
+def _axis(position: int, params: Any) -> Any:
+  """Returns 1 at one of all numbers in the leaves, and 0 elsewhere."""
+  leaves, structure = jax.tree.flatten(params)
+  found, first = [], 0
+  for leaf in leaves:
+    here = jnp.arange(leaf.size) == position - first
+    found.append(here.astype(leaf.dtype).reshape(leaf.shape))
+    first += leaf.size
+  return jax.tree.unflatten(structure, found)

@@ -37,6 +37,18 @@ def test_the_trace_of_a_diagonal_hessian_is_exact():
   assert found == sharpness.Estimate(pytest.approx(10.5), pytest.approx(0.0))
 
 
+@pytest.mark.parametrize(
+  'size', [{}, {'examples': 60, 'inputs': 40, 'width': 40, 'outputs': 9}]
+)
+def test_the_exact_trace_is_that_of_the_dense_hessian(size):
+  params, batch = problems.network(**size)
+  found = sharpness.hessian_trace(
+    problems.network_loss, params, probes=None, args=(batch,)
+  )
+  expected = np.trace(problems.dense_hessian(params, batch))
+  assert found == sharpness.Estimate(pytest.approx(expected, rel=1e-4), 0.0)
+
+
 def test_one_probe_has_no_error():
   found = measure(sharpness.hessian_trace, probes=1)
   assert np.isfinite(found.value)
