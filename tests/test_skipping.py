@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 import optax_sam
-from tests.contracts import table
+from tests.contracts import comparisons, table, training
 
 
 def _gradients(squared_norms):
@@ -221,11 +221,11 @@ def test_both_ways_to_branch_give_the_same(name):
 def test_a_branch_of_the_callers_choice(name):
   # Programs that are compiled for one branch each take the policy's steps.
   tx = table.METHODS[name]()
-  batch = table.batch()
-  params, state = table.params(), tx.init(table.params())
+  batch = training.batch()
+  params, state = training.params(), tx.init(training.params())
 
   def step(params, state, **branch):
-    given = table.functions(batch)
+    given = training.functions(batch)
     grads = jax.grad(given['value_fn'])(params)
     return tx.update(grads, state, params, **given, **branch)
 
@@ -241,14 +241,14 @@ def test_a_branch_of_the_callers_choice(name):
     found = {branch: run(params, state) for branch, run in programs.items()}
     updates, state = follow(params, state)
     decided = bool(state.info.decided)
-    same = table.without_keys((updates, state))
-    table.assert_close(table.without_keys(found[decided]), same)
+    same = comparisons.without_keys((updates, state))
+    comparisons.assert_close(comparisons.without_keys(found[decided]), same)
     # The branch that wasn't taken: the statistics went on all the same.
     _, other = found[not decided]
     assert bool(other.info.ascended) != bool(other.info.decided) == decided
     for choice in ('policy', 'perturbation', 'count'):
       states = (getattr(other, choice), getattr(state, choice))
-      table.assert_close(*map(table.without_keys, states))
+      comparisons.assert_close(*map(comparisons.without_keys, states))
     params = optax.apply_updates(params, optax.tree.scale(-0.05, updates))
 
 
@@ -262,9 +262,9 @@ def test_the_choice_of_a_branch_is_a_bool():
 def test_the_compiled_program_branches_where_a_method_skips(name):
   row = table.METHODS[name]
   tx = row()
-  update = table.direction(name)
-  params = table.params()
-  compiled = update.lower(params, tx.init(params), table.batch()).compile()
+  update = training.direction(name)
+  params = training.params()
+  compiled = update.lower(params, tx.init(params), training.batch()).compile()
   branches = row.skips or row.refreshes
   assert ('conditional(' in compiled.as_text()) == branches
 

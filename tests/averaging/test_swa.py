@@ -10,7 +10,7 @@ import pytest
 
 import optax_sam
 from optax_sam.averaging.swa import SwaState
-from tests.contracts import table
+from tests.contracts import comparisons
 
 STEPS = 12
 
@@ -119,7 +119,7 @@ def test_parameters_that_are_not_finite_do_not_enter():
   for bad in (jnp.inf, jnp.nan):
     spoilt = {**zeros, 'b': zeros['b'].at[0, 0].set(bad)}
     _, after = tx.update(spoilt, before, params)
-    table.assert_equal(after.average, before.average)
+    comparisons.assert_equal(after.average, before.average)
     assert int(after.count) == 2
 
 
@@ -130,7 +130,7 @@ def test_the_average_is_found_wherever_it_sits():
   state = wrapped.init(params)
   updates, state = wrapped.update(params, state, params)
   found = optax_sam.averaged_params(params, state)
-  table.assert_close(found, optax.apply_updates(params, updates))
+  comparisons.assert_close(found, optax.apply_updates(params, updates))
 
 
 @pytest.mark.parametrize(
@@ -149,10 +149,10 @@ def test_parts_are_like_the_parameters():
   state = optax_sam.swa(1).init(_params())
   assert isinstance(state, SwaState)
   marked = optax.tree_map_params(optax_sam.swa(1), lambda leaf: leaf + 1, state)
-  table.assert_equal(
+  comparisons.assert_equal(
     marked.average.mean, jax.tree.map(jnp.ones_like, state.average.mean)
   )
-  table.assert_equal(marked.count, state.count)
+  comparisons.assert_equal(marked.count, state.count)
 
 
 @pytest.mark.parametrize('argument', ['start', 'every'])

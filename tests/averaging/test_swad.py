@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies
 
 import optax_sam
-from tests.contracts import table
+from tests.contracts import comparisons
 
 
 def by_hand(segments, losses, n_converge, n_tolerance, tolerance):
@@ -133,14 +133,14 @@ def test_behind_the_end_nothing_changes():
   _, ended = run(functions, iterates, losses)
   assert bool(ended.ended)
   later = functions.accumulate(ended, jnp.ones(2))
-  table.assert_equal(functions.validate(later, 0.1), ended)
+  comparisons.assert_equal(functions.validate(later, 0.1), ended)
 
 
 def test_before_the_first_validation_there_is_no_average():
   functions = averaging()
   state = functions.accumulate(functions.init(jnp.zeros(2)), jnp.ones(2))
   w = jnp.array([3.0, 4.0])
-  table.assert_equal(functions.result(w, state), w)
+  comparisons.assert_equal(functions.result(w, state), w)
 
 
 def test_three_averages_are_kept():

@@ -15,7 +15,7 @@ import pytest
 import optax_sam
 from optax_sam.noise import AntiPgdState
 from tests import compiling
-from tests.contracts import table
+from tests.contracts import comparisons, table, training
 
 STEPS, EXAMPLES, KEY = 5, 10, 3
 GAMMA, RATIO, TOTAL = 0.2, 4.0, 3
@@ -249,7 +249,7 @@ def test_the_size_of_the_noise():
 
   injected = optax.inject_hyperparams(optax_sam.anti_pgd)(0.1, key=1)
   by_hand, state = _noise_after_steps(injected, sigmas)
-  table.assert_close(by_hand, found)
+  comparisons.assert_close(by_hand, found)
   clean = optax_sam.without_noise(found[-1], state)
   np.testing.assert_allclose(clean, 0, atol=1e-6)
 
@@ -279,7 +279,7 @@ def test_arguments_of_anti_pgd():
 def test_types_of_anti_pgd():
   tx = optax_sam.anti_pgd(0.1, key=0)
   for dtype in ('bfloat16', 'float32'):
-    params = table.params(dtype)
+    params = training.params(dtype)
     state = tx.init(params)
     assert isinstance(state, AntiPgdState)
     updates, after = jax.jit(tx.update)(params, state, params, value=1.0)
@@ -290,12 +290,12 @@ def test_types_of_anti_pgd():
 
 
 def test_a_bad_gradient_is_handed_on_and_leaves_no_trace():
-  tx, params = optax_sam.anti_pgd(0.1, key=0), table.params()
+  tx, params = optax_sam.anti_pgd(0.1, key=0), training.params()
   bad = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), params)
   updates, after = tx.update(bad, tx.init(params), params)
-  assert not table.all_finite(updates)
+  assert not comparisons.all_finite(updates)
   _, expected = tx.update(params, tx.init(params), params)
-  table.assert_equal(after, expected)
+  comparisons.assert_equal(after, expected)
 
 
 @pytest.mark.parametrize(

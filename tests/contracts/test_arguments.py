@@ -6,28 +6,28 @@ import optax
 import pytest
 
 import optax_sam
-from tests.contracts import table
+from tests.contracts import comparisons, table, training
 
 # Optax's own transformations promote dtypes implicitly.
 STRICT = False
 
 
 def _update(tx, **extra):
-  params = table.params()
-  grads = jax.grad(table.loss)(params, table.batch())
+  params = training.params()
+  grads = jax.grad(training.loss)(params, training.batch())
   return tx.update(grads, tx.init(params), params, **extra)
 
 
 @table.every_row()
 def test_unexpected_arguments_are_ignored(name):
   tx = table.ROWS[name]()
-  given = table.functions(table.batch())
+  given = training.functions(training.batch())
   plain = _update(tx, **given)
   arrays = {'value': jnp.float32(1), 'grad': None}
-  table.assert_equal(plain, _update(tx, **given, **arrays))
+  comparisons.assert_equal(plain, _update(tx, **given, **arrays))
   # Beside something that is no array, another program does the same.
   crowded = _update(tx, **given, **arrays, unheard_of='word')
-  table.assert_close(*map(table.without_keys, (plain, crowded)))
+  comparisons.assert_close(*map(comparisons.without_keys, (plain, crowded)))
 
 
 @table.every_row()
@@ -37,12 +37,12 @@ def test_in_a_chain_whose_rest_wants_other_arguments(name):
     optax.contrib.reduce_on_plateau(patience=1, cooldown=0, factor=0.5),
     optax.sgd(0.1),
   )
-  params = table.params()
+  params = training.params()
   state = tx.init(params)
 
   @jax.jit
   def step(params, state):
-    given = table.functions(table.batch())
+    given = training.functions(training.batch())
     value, grads = jax.value_and_grad(given['value_fn'])(params)
     updates, state = tx.update(
       grads, state, params, value=jnp.maximum(value, 1e3), **given
@@ -53,7 +53,7 @@ def test_in_a_chain_whose_rest_wants_other_arguments(name):
     params, state = step(params, state)
   # No progress, as far as it was told.
   assert float(state[1].scale) == pytest.approx(0.25)
-  assert table.all_finite(params)
+  assert comparisons.all_finite(params)
 
 
 def test_before_a_line_search():
@@ -63,8 +63,8 @@ def test_before_a_line_search():
     optax.sgd(1.0),
     optax.scale_by_backtracking_linesearch(max_backtracking_steps=15),
   )
-  params, batch = table.params(), table.batch()
-  value_fn = lambda p: table.loss(p, batch)
+  params, batch = training.params(), training.batch()
+  value_fn = lambda p: training.loss(p, batch)
   value, grads = jax.value_and_grad(value_fn)(params)
   updates, _ = tx.update(
     grads, tx.init(params), params, value=value, grad=grads, value_fn=value_fn
@@ -75,7 +75,7 @@ def test_before_a_line_search():
 @table.every_row(needs_examples=False)
 def test_any_of_the_functions_will_do(name):
   tx = table.ROWS[name]()
-  given = table.functions(table.batch())
+  given = training.functions(training.batch())
   grad_fn = jax.grad(given['value_fn'])
   by_value, state = _update(tx, value_fn=given['value_fn'])
   # Beside which a loss may be asked for.
@@ -84,10 +84,10 @@ def test_any_of_the_functions_will_do(name):
   by_both, both = _update(tx, grad_fn=jax.value_and_grad(given['value_fn']))
   del given['value_fn']
   by_example, _ = _update(tx, **given)
-  table.assert_close(by_value, by_grad)
-  table.assert_close(by_value, by_both)
-  table.assert_close(by_value, by_example)
-  table.assert_close(state.info, both.info)
+  comparisons.assert_close(by_value, by_grad)
+  comparisons.assert_close(by_value, by_both)
+  comparisons.assert_close(by_value, by_example)
+  comparisons.assert_close(state.info, both.info)
 
 
 def test_grad_fn_goes_before_value_fn():
@@ -96,7 +96,7 @@ def test_grad_fn_goes_before_value_fn():
 
   grad_fn = lambda p: jax.tree.map(jnp.ones_like, p)
   updates, _ = _update(optax_sam.sam(), value_fn=value_fn, grad_fn=grad_fn)
-  table.assert_equal(updates, grad_fn(updates))
+  comparisons.assert_equal(updates, grad_fn(updates))
 
 
 @table.every_row()
@@ -109,18 +109,20 @@ def test_a_missing_function_is_asked_for(name):
 def test_missing_params_are_asked_for(name):
   tx = table.ROWS[name]()
   with pytest.raises(ValueError, match=r'params must be given: write tx\.up'):
-    tx.update(table.params(), tx.init(table.params()), value_fn=table.loss)
+    tx.update(
+      training.params(), tx.init(training.params()), value_fn=training.loss
+    )
 
 
 @table.every_row(needs_examples=False)
 def test_a_value_with_more_than_the_value(name):
-  value_fn = lambda p: (table.loss(p, table.batch()), {'accuracy': 1.0})
+  value_fn = lambda p: (training.loss(p, training.batch()), {'accuracy': 1.0})
   with pytest.raises(ValueError, match=r'a scalar, got a tuple: write .*\[0\]'):
     _update(_ascending(name), value_fn=value_fn)
 
 
 def test_a_value_of_some_shape():
-  value_fn = lambda p: table.losses(p, table.batch())
+  value_fn = lambda p: training.losses(p, training.batch())
   with pytest.raises(ValueError, match=r'a scalar, got \(8,\)'):
     _update(optax_sam.sam(), value_fn=value_fn)
 
@@ -135,8 +137,8 @@ def test_losses_of_the_wrong_shape(name):
   with pytest.raises(ValueError, match=r'one loss an example, shape \(.,\)'):
     _update(
       table.ROWS[name](),
-      per_example_value_fn=table.loss,
-      batch=table.batch(),
+      per_example_value_fn=training.loss,
+      batch=training.batch(),
     )
 
 
@@ -146,7 +148,9 @@ def test_losses_of_the_wrong_shape(name):
 )
 def test_a_batch_without_an_axis_of_examples(name, wrong):
   with pytest.raises(ValueError, match='batch must be a pytree whose leaves'):
-    _update(table.ROWS[name](), per_example_value_fn=table.losses, batch=wrong)
+    _update(
+      table.ROWS[name](), per_example_value_fn=training.losses, batch=wrong
+    )
 
 
 def _ascending(name):

@@ -9,10 +9,10 @@ import optax
 import pytest
 
 import optax_sam
-from tests.contracts import table
+from tests.contracts import comparisons, table, training
 
 _LIKE = jax.tree.map(
-  lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), table.batch()
+  lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), training.batch()
 )
 _DECAY = {'learning_rate': 0.1}
 # Name, arguments, those that shape the program.
@@ -32,7 +32,7 @@ _OF_OPTAX = jax.numpy_dtype_promotion('standard')
 
 
 def build(name, **changes):
-  given = (table.base(),) if name in AROUND else ()
+  given = (training.base(),) if name in AROUND else ()
   return getattr(optax_sam, name)(*given, **{**ROWS[name][0], **changes})
 
 
@@ -40,7 +40,10 @@ def injected(name):
   """Returns the same, with its numbers in the state."""
   arguments, static = ROWS[name]
   if name in AROUND:
-    arguments, static = {'base': table.base(), **arguments}, ('base', *static)
+    arguments, static = (
+      {'base': training.base(), **arguments},
+      ('base', *static),
+    )
   return optax.inject_hyperparams(getattr(optax_sam, name), static_args=static)(
     **arguments
   )
@@ -48,7 +51,7 @@ def injected(name):
 
 def stepping(name, **changes):
   tx = build(name, **changes)
-  return tx, table.jit(table.training_step(tx))
+  return tx, training.jit(training.training_step(tx))
 
 
 def _own(state, name):
@@ -87,9 +90,9 @@ def test_types_are_stable(name, params_dtype, grads_dtype):
     jax.enable_x64('float64' in (params_dtype, grads_dtype)),
     _OF_OPTAX,
   ):
-    tx, params = build(name), table.params(params_dtype)
-    grads, state = table.params(grads_dtype), tx.init(params)
-    given = table.functions(table.batch())
+    tx, params = build(name), training.params(params_dtype)
+    grads, state = training.params(grads_dtype), tx.init(params)
+    given = training.functions(training.batch())
     updates, after = jax.eval_shape(
       lambda g, s, p: tx.update(g, s, p, **given), grads, state, params
     )
@@ -104,35 +107,35 @@ def test_types_are_stable(name, params_dtype, grads_dtype):
 def test_one_compilation_and_donation(name):
   tx = build(name)
   traces = []
-  inner = table.training_step(tx)
+  inner = training.training_step(tx)
 
   def counted(*given):
     traces.append(None)
     return inner(*given)
 
   step = jax.jit(counted, donate_argnums=(0, 1))
-  batches = [table.batch(t) for t in range(3)]
-  state = table.start(tx)
+  batches = [training.batch(t) for t in range(3)]
+  state = training.start(tx)
   for batch in batches:
     state = step(*state, batch)
   assert len(traces) == 1
-  assert table.all_finite(state)
+  assert comparisons.all_finite(state)
   assert not any(x.is_deleted() for x in jax.tree.leaves(batches))
 
 
 @every_name
 def test_state_is_made_of_shapes_and_under_jit(name):
-  tx, params = build(name), table.params()
+  tx, params = build(name), training.params()
   shapes = jax.eval_shape(lambda: params)
   assert types(tx.init(shapes)) == types(tx.init(params))
-  table.assert_equal(jax.jit(tx.init)(params), tx.init(params))
+  comparisons.assert_equal(jax.jit(tx.init)(params), tx.init(params))
 
 
 @every_name
 def test_a_run_goes_on_from_what_was_saved(name):
   tx, step = stepping(name)
-  whole = table.train(step, table.start(tx), range(4))
-  half = table.train(step, table.start(tx), range(2))
+  whole = training.train(step, training.start(tx), range(4))
+  half = training.train(step, training.start(tx), range(2))
   leaves, structure = jax.tree.flatten(half)
   is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
   saved = [
@@ -142,8 +145,8 @@ def test_a_run_goes_on_from_what_was_saved(name):
     jax.random.wrap_key_data(jnp.asarray(x)) if is_key(leaf) else jnp.asarray(x)
     for x, leaf in zip(saved, leaves, strict=True)
   ]
-  table.assert_equal(
-    table.train(step, structure.unflatten(read), range(2, 4)), whole
+  comparisons.assert_equal(
+    training.train(step, structure.unflatten(read), range(2, 4)), whole
   )
 
 
@@ -151,19 +154,19 @@ def test_a_run_goes_on_from_what_was_saved(name):
 def test_injected_numbers_are_the_same(name):
   tx, step = stepping(name)
   other = injected(name)
-  found, _ = table.train(
-    table.jit(table.training_step(other)), table.start(other), range(3)
+  found, _ = training.train(
+    training.jit(training.training_step(other)), training.start(other), range(3)
   )
-  expected, _ = table.train(step, table.start(tx), range(3))
-  table.assert_close(found, expected, 1e-6)
+  expected, _ = training.train(step, training.start(tx), range(3))
+  comparisons.assert_close(found, expected, 1e-6)
 
 
 @every_name
 def test_a_gradient_that_is_not_finite_is_not_kept(name):
   """The numbers of the method itself; the base is wrapped by its user."""
   tx, step = stepping(name)
-  params, state = table.train(step, table.start(tx), range(2))
-  spoilt = table.batch(2)
+  params, state = training.train(step, training.start(tx), range(2))
+  spoilt = training.batch(2)
   spoilt['y'] = spoilt['y'].at[:, 0].set(jnp.nan)
   _, after = step(params, state, spoilt)
   own = {
@@ -173,39 +176,39 @@ def test_a_gradient_that_is_not_finite_is_not_kept(name):
   }
   for field in own.get(name, ()):
     if (name, field) == ('entropy_sgd', 'momentum'):
-      assert table.all_finite(after.momentum)  # at rest after three calls
+      assert comparisons.all_finite(after.momentum)  # at rest after three calls
     elif name == 'entropy_sgd':
-      assert table.all_finite(after.outer)
+      assert comparisons.all_finite(after.outer)
     else:
-      table.assert_equal(getattr(after, field), getattr(state, field))
+      comparisons.assert_equal(getattr(after, field), getattr(state, field))
 
 
 @every_name
 def test_in_a_wrapper_a_bad_batch_leaves_nothing(name):
   """As the whole step is taken back, the count of the method too."""
   tx = optax.apply_if_finite(build(name), 5)
-  step = table.jit(table.training_step(optax.with_extra_args_support(tx)))
-  params, state = table.train(step, table.start(tx), range(1))
-  spoilt = table.batch(1)
+  step = training.jit(training.training_step(optax.with_extra_args_support(tx)))
+  params, state = training.train(step, training.start(tx), range(1))
+  spoilt = training.batch(1)
   spoilt['y'] = spoilt['y'].at[:, 0].set(jnp.nan)
   rejected, _ = step(params, state, spoilt)
-  table.assert_equal(rejected, params)
+  comparisons.assert_equal(rejected, params)
 
 
 @every_name
 def test_leaves_that_are_no_numbers_of_the_network_stay(name):
   tx = build(name)
-  params = {**table.params(), 'steps': jnp.int32(3)}
-  batch = table.batch()
+  params = {**training.params(), 'steps': jnp.int32(3)}
+  batch = training.batch()
   grads = {
-    **jax.grad(table.loss)(table.params(), batch),
+    **jax.grad(training.loss)(training.params(), batch),
     'steps': jnp.int32(0),
   }
   if name in AROUND:  # theirs are the base's
     tx = getattr(optax_sam, name)(optax.sgd(0.1), **ROWS[name][0])
   with _OF_OPTAX:
     updates, state = tx.update(
-      grads, tx.init(params), params, **table.functions(batch)
+      grads, tx.init(params), params, **training.functions(batch)
     )
   assert int(jnp.asarray(updates['steps'])) == 0
   if name == 'entropy_sgd':
@@ -227,7 +230,7 @@ def test_converges(name):
   if name in AROUND:
     arguments['rho'] = 1e-3
   tx = getattr(optax_sam, name)(*around, **arguments)
-  step, batch = table.training_step(tx, losses), jnp.ones(4)
+  step, batch = training.training_step(tx, losses), jnp.ones(4)
 
   def body(state, _):
     return step(*state, batch), None
@@ -236,7 +239,7 @@ def test_converges(name):
   (params, state), _ = jax.lax.scan(body, (params, tx.init(params)), length=200)
   if name == 'entropy_sgd':
     params = optax_sam.outer_params(params, state)
-  table.assert_close(params, target, 5e-3)
+  comparisons.assert_close(params, target, 5e-3)
 
 
 _BAD = {
@@ -287,28 +290,28 @@ def test_no_argument_is_forgotten():
 
 @every_name
 def test_parameters_are_asked_for(name):
-  tx, params = build(name), table.params()
+  tx, params = build(name), training.params()
   with pytest.raises(ValueError, match='params must be given'):
-    tx.update(params, tx.init(params), **table.functions(table.batch()))
+    tx.update(params, tx.init(params), **training.functions(training.batch()))
 
 
 @pytest.mark.parametrize('name', ['lookbehind', 'sampa', 'b_sam'])
 def test_a_loss_is_asked_for(name):
-  tx, params = build(name), table.params()
+  tx, params = build(name), training.params()
   words = 'function to differentiate' if name == 'lookbehind' else 'examples'
   with pytest.raises(ValueError, match=words):
     tx.update(params, tx.init(params), params)
 
 
 def test_batches_of_another_size():
-  tx, params = build('sampa'), table.params()
-  given = table.functions(jax.tree.map(lambda x: x[:3], table.batch()))
+  tx, params = build('sampa'), training.params()
+  given = training.functions(jax.tree.map(lambda x: x[:3], training.batch()))
   with pytest.raises(ValueError, match=r'batch must be like batch_like=.*'):
     tx.update(params, tx.init(params), params, **given)
 
 
 def test_a_solution_is_asked_of_another_optimizer():
-  params = table.params()
+  params = training.params()
   with pytest.raises(ValueError, match='one EntropySgdState, but has 0'):
     optax_sam.outer_params(params, optax.adam(0.1).init(params))
 
@@ -316,7 +319,7 @@ def test_a_solution_is_asked_of_another_optimizer():
 def test_metrics_are_found():
   for name in ('lookbehind', 'sampa', 'b_sam'):
     tx, step = stepping(name)
-    _, state = table.train(step, table.start(tx), range(2))
+    _, state = training.train(step, training.start(tx), range(2))
     found = optax_sam.metrics(state)
     assert (int(found['count']), int(found['second_gradients'])) == (2, 2)
     assert float(found['ascent_norm']) > 0

@@ -15,7 +15,7 @@ import pytest
 
 import optax_sam
 from optax_sam import descents, perturbations, policies, selections
-from tests.contracts import table
+from tests.contracts import comparisons, training
 
 POLICIES = {
   'always': policies.always,
@@ -133,7 +133,7 @@ def test_no_member_is_left_out():
 
 @pytest.mark.parametrize('perturbation', PERTURBATIONS)
 def test_types_of_the_whole_product_are_stable(perturbation):
-  params, given = table.params(), table.functions(table.batch())
+  params, given = training.params(), training.functions(training.batch())
   for rest in itertools.product(*_CHOICES[1:]):
     tx = _method((perturbation, *rest))
     state = jax.eval_shape(tx.init, params)
@@ -147,12 +147,12 @@ def test_types_of_the_whole_product_are_stable(perturbation):
 
 @pytest.mark.parametrize('combination', _covering_pairs(), ids='-'.join)
 def test_three_steps(combination):
-  tx = optax.chain(_method(combination), table.base())
-  step = jax.jit(table.training_step(tx))
-  start = table.start(tx)
-  state = table.train(step, start, range(3))
+  tx = optax.chain(_method(combination), training.base())
+  step = jax.jit(training.training_step(tx))
+  start = training.start(tx)
+  state = training.train(step, start, range(3))
   assert step._cache_size() == 1
-  assert table.all_finite(state)
+  assert comparisons.all_finite(state)
   assert int(optax_sam.metrics(state[1])['count']) == 3
   moved = jax.tree.map(lambda x, y: bool(jnp.any(x != y)), state[0], start[0])
   assert all(jax.tree.leaves(moved))

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.contracts import table
+from tests.contracts import table, training
 
 # Optax's own transformations promote dtypes implicitly.
 STRICT = False
@@ -68,7 +68,7 @@ def test_reaches_the_minimum(name, problem):
   rho = optax.cosine_decay_schedule(radius, steps // 3)
   row = table.ROWS[name]
   tx = optax.chain(row(rho, **row.converging), base)
-  step = table.training_step(tx, losses)
+  step = training.training_step(tx, losses)
 
   @jax.jit
   def run(state):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.contracts import table
+from tests.contracts import comparisons, table
 
 
 def steps_of(name, params, losses, batch, steps=3):
@@ -36,7 +36,7 @@ def test_gradients_whose_squares_no_float32_can_hold(name, size):
   params = {'w': jnp.ones((2, 2))}
   for direction, state in steps_of(name, params, losses, jnp.ones(8)):
     # The log says what the norm came to, infinity included.
-    assert table.all_finite((direction, state._replace(info=())))
+    assert comparisons.all_finite((direction, state._replace(info=())))
     if 'unit length' not in name:  # which divides by that norm
       np.testing.assert_allclose(direction['w'], size, rtol=1e-5)
 
@@ -55,7 +55,7 @@ def test_a_single_number(name):
   for direction, state in steps_of(name, jnp.float32(3.0), losses, batch):
     assert direction.shape == ()
     assert 1 < direction < 100
-    assert table.all_finite(state)
+    assert comparisons.all_finite(state)
 
 
 @table.every_row()
@@ -64,4 +64,4 @@ def test_leaves_without_entries(name):
   params = {'empty': jnp.zeros((0, 3)), 'w': jnp.ones((2,))}
   for direction, state in steps_of(name, params, losses, jnp.ones(8)):
     assert direction['empty'].shape == (0, 3)
-    assert table.all_finite((direction, state))
+    assert comparisons.all_finite((direction, state))

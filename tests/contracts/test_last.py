@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import optax_sam
-from tests.contracts import table
+from tests.contracts import comparisons, table, training
 
 STRICT = False  # Orbax and Optax promote dtypes implicitly
 
@@ -24,7 +24,7 @@ def test_none_is_left_out():
 
 
 def chain(name):
-  return optax.chain(optax_sam.sam(), table.base(), _BUILD[name]())
+  return optax.chain(optax_sam.sam(), training.base(), _BUILD[name]())
 
 
 def shapes(tree):
@@ -34,33 +34,33 @@ def shapes(tree):
 @every_name
 def test_one_program_whose_buffers_are_donated(name):
   tx = chain(name)
-  step = table.jit(
-    table.training_step(tx), donate_argnums=(0, 1), keep_unused=True
+  step = training.jit(
+    training.training_step(tx), donate_argnums=(0, 1), keep_unused=True
   )
-  kept = table.jit(table.training_step(tx))
-  state, expected = table.start(tx), table.start(tx)
+  kept = training.jit(training.training_step(tx))
+  state, expected = training.start(tx), training.start(tx)
   for t in range(5):
-    given, state = state, step(*state, table.batch(t))
+    given, state = state, step(*state, training.batch(t))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
-    expected = kept(*expected, table.batch(t))
-  table.assert_equal(state, expected)
+    expected = kept(*expected, training.batch(t))
+  comparisons.assert_equal(state, expected)
   assert step._cache_size() == 1
 
 
 @every_name
 def test_init_without_numbers(name):
-  tx, params = _BUILD[name](), table.params()
+  tx, params = _BUILD[name](), training.params()
   state = tx.init(params)
   abstract = jax.eval_shape(lambda: params)
   assert shapes(tx.init(abstract)) == shapes(state)
-  table.assert_equal(jax.jit(tx.init)(params), state)
+  comparisons.assert_equal(jax.jit(tx.init)(params), state)
 
 
 @every_name
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32', 'float64'])
 def test_types_are_stable(name, dtype):
   with jax.enable_x64(dtype == 'float64'):
-    tx, params = _BUILD[name](), table.params(dtype)
+    tx, params = _BUILD[name](), training.params(dtype)
     state = tx.init(params)
     updates, after = jax.eval_shape(tx.update, params, state, params)
     assert shapes(updates) == shapes(params)
@@ -76,15 +76,15 @@ def test_types_are_stable(name, dtype):
 @every_name
 def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
   tx = chain(name)
-  step = table.jit(table.training_step(tx))
-  saved = table.train(step, table.start(tx), range(3))
+  step = training.jit(training.training_step(tx))
+  saved = training.train(step, training.start(tx), range(3))
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / 'state', saved)
     checkpointer.wait_until_finished()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
     restored = checkpointer.restore(tmp_path / 'state', abstract)
-  table.assert_equal(restored, saved)
-  table.assert_equal(
-    table.train(step, restored, range(3, 7)),
-    table.train(step, saved, range(3, 7)),
+  comparisons.assert_equal(restored, saved)
+  comparisons.assert_equal(
+    training.train(step, restored, range(3, 7)),
+    training.train(step, saved, range(3, 7)),
   )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import optax_sam
-from tests.contracts import table
+from tests.contracts import comparisons, table, training
 
 _ONLY_NORM = {'dense': False, 'norm': True}
 _MASKS = {
@@ -18,7 +18,7 @@ _MASKS = {
 }
 
 
-_gradient = jax.jit(jax.grad(table.loss))
+_gradient = jax.jit(jax.grad(training.loss))
 
 
 def _ascending(name, mask, **changes):
@@ -29,12 +29,12 @@ def _ascending(name, mask, **changes):
 
 @table.every_row(perturbs=True)
 def test_what_is_left_out_stays_and_is_not_in_the_norm(name):
-  row, params, batch = table.ROWS[name], table.params(), table.batch()
+  row, params, batch = table.ROWS[name], training.params(), training.batch()
   points = []
 
   def losses(p, b):
     jax.debug.callback(points.append, p)
-    return table.losses(p, b)
+    return training.losses(p, b)
 
   tx = _ascending(name, _ONLY_NORM)
   state = tx.init(params)
@@ -50,7 +50,7 @@ def test_what_is_left_out_stays_and_is_not_in_the_norm(name):
   assert points
   moved = [np.zeros(())]
   for point in points:
-    table.assert_equal(point['dense'], params['dense'])
+    comparisons.assert_equal(point['dense'], params['dense'])
     moved.append(
       np.linalg.norm(point['norm']['scale'] - params['norm']['scale'])
     )
@@ -70,11 +70,11 @@ def test_what_is_left_out_stays_and_is_not_in_the_norm(name):
 
 @pytest.mark.parametrize('mask', _MASKS)
 def test_ways_to_write_a_mask(mask):
-  params = table.params()
+  params = training.params()
   tx = optax_sam.sam(0.5, mask=_MASKS[mask])
-  gradient = _gradient(params, table.batch())
+  gradient = _gradient(params, training.batch())
   points, _ = tx.update(gradient, tx.init(params), params, grad_fn=lambda p: p)
-  table.assert_equal(points['dense'], params['dense'])
+  comparisons.assert_equal(points['dense'], params['dense'])
   scale = gradient['norm']['scale']
   np.testing.assert_allclose(
     points['norm']['scale'],
@@ -85,12 +85,12 @@ def test_ways_to_write_a_mask(mask):
 
 @table.every_row(perturbs=True)
 def test_all_true_is_no_mask(name):
-  params = table.params()
+  params = training.params()
   plain = table.ROWS[name]()
   masked = table.ROWS[name](mask=True)
-  given = table.functions(table.batch())
-  grads = _gradient(params, table.batch())
-  table.assert_equal(
+  given = training.functions(training.batch())
+  grads = _gradient(params, training.batch())
+  comparisons.assert_equal(
     masked.update(grads, masked.init(params), params, **given),
     plain.update(grads, plain.init(params), params, **given),
   )
@@ -98,19 +98,19 @@ def test_all_true_is_no_mask(name):
 
 @table.every_row(perturbs=True)
 def test_all_false_is_the_base_optimizer(name):
-  row, params, batch = table.ROWS[name], table.params(), table.batch()
+  row, params, batch = table.ROWS[name], training.params(), training.batch()
   tx = _ascending(name, mask=False, **row.neutral)
-  given = table.functions(batch)
+  given = training.functions(batch)
   given['grad_fn'] = lambda p: _gradient(p, batch)
   grads = given['grad_fn'](params)
   updates, _ = tx.update(grads, tx.init(params), params, **given)
-  is_same = table.assert_close if row.rounds else table.assert_equal
+  is_same = comparisons.assert_close if row.rounds else comparisons.assert_equal
   is_same(updates, grads)
 
 
 @table.every_row(perturbs=True)
 def test_wrong_masks(name):
-  row, params = table.ROWS[name], table.params()
+  row, params = table.ROWS[name], training.params()
   with pytest.raises(ValueError, match=r'mask must be a prefix of the param'):
     row(mask={'dense': True}).init(params)
   with pytest.raises(ValueError, match=r'mask must hold Python bools.* got 1'):
@@ -144,26 +144,28 @@ def test_names_of_normalization_layers(name, is_norm):
 def test_integers_and_none_among_the_parameters(name):
   steps = jnp.asarray(3, jnp.int32)
   tx = table.ROWS[name]()
-  clean = table.params()
+  clean = training.params()
   params = {**clean, 'steps': steps, 'nothing': None}
-  batch = table.batch()
+  batch = training.batch()
   bare = lambda p: {'dense': p['dense'], 'norm': p['norm']}
-  losses = lambda p, b: table.losses(bare(p), b) * jnp.float32(1)
-  grads = jax.grad(table.loss)(clean, batch)
+  losses = lambda p, b: training.losses(bare(p), b) * jnp.float32(1)
+  grads = jax.grad(training.loss)(clean, batch)
   # What jax.grad(allow_int=True) gives for an integer.
   zero = np.zeros((), jax.dtypes.float0)
 
   @jax.jit
   def update(grads, state, params):
     whole = {**grads, 'steps': zero, 'nothing': None}
-    given = table.functions(batch, losses)
+    given = training.functions(batch, losses)
     updates, state = tx.update(whole, state, params, **given)
     assert updates['steps'] is zero
     return bare(updates), state
 
   updates, state = update(grads, tx.init(params), params)
-  expected, expected_state = table.direction(name)(clean, tx.init(clean), batch)
-  table.assert_close(updates, expected)
+  expected, expected_state = training.direction(name)(
+    clean, tx.init(clean), batch
+  )
+  comparisons.assert_close(updates, expected)
   assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(expected_state))
 
 

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 import optax_sam
-from tests.contracts import table
+from tests.contracts import table, training
 
 
 def test_every_public_method_has_a_row():
@@ -38,12 +38,12 @@ def test_arguments_in_common(name):
 
 @table.every_row()
 def test_flags_of_the_row(name):
-  row, batch = table.ROWS[name], table.batch()
-  tx, params = row(), table.params()
-  value_fn = lambda p: table.loss(p, batch)
+  row, batch = table.ROWS[name], training.batch()
+  tx, params = row(), training.params()
+  value_fn = lambda p: training.loss(p, batch)
 
   def update(state):
-    extra = table.functions(batch)
+    extra = training.functions(batch)
     if not row.needs_examples:
       extra = {'value_fn': value_fn}
     return tx.update(params, state, params, **extra)

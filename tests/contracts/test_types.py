@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from tests.contracts import table
+from tests.contracts import table, training
 
 _DTYPES = ['bfloat16', 'float16', 'float32', 'float64']
 
@@ -25,7 +25,7 @@ def _is_weak(leaf):
 
 
 def _stepped(tx, params, grads, state):
-  given = table.functions(table.batch())
+  given = training.functions(training.batch())
   return jax.eval_shape(
     lambda g, s, p: tx.update(g, s, p, **given), grads, state, params
   )
@@ -36,7 +36,7 @@ def _stepped(tx, params, grads, state):
 def test_types_are_stable(name, params_dtype):
   with jax.enable_x64(params_dtype == 'float64'):
     tx = table.ROWS[name]()
-    params = table.params(params_dtype)
+    params = training.params(params_dtype)
     state = tx.init(params)
     updates, after = _stepped(tx, params, params, state)
     assert _types(updates) == _types(params)
@@ -50,8 +50,8 @@ def test_types_are_stable(name, params_dtype):
 )
 def test_gradients_of_another_dtype(name, params_dtype, grads_dtype):
   tx = table.ROWS[name]()
-  params = table.params(params_dtype)
-  grads = table.params(grads_dtype)
+  params = training.params(params_dtype)
+  grads = training.params(grads_dtype)
   state = tx.init(params)
   updates, after = _stepped(tx, params, grads, state)
   assert _types(updates) == _types(grads)
@@ -62,16 +62,16 @@ def test_gradients_of_another_dtype(name, params_dtype, grads_dtype):
 def test_double_precision_beside_single(name):
   with jax.enable_x64(True):
     tx = table.ROWS[name]()
-    params = table.params('float32')
-    params['norm'] = table.params('float64')['norm']
+    params = training.params('float32')
+    params['norm'] = training.params('float64')['norm']
 
     # A network that casts its parameters itself.
     def losses(p, batch):
       single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), p)
-      return table.losses(single, batch)
+      return training.losses(single, batch)
 
     state = tx.init(params)
-    given = table.functions(table.batch(), losses)
+    given = training.functions(training.batch(), losses)
     updates, after = jax.eval_shape(
       lambda g, s, p: tx.update(g, s, p, **given), params, state, params
     )
@@ -84,21 +84,21 @@ def test_double_precision_beside_single(name):
 def test_weakly_typed_parameters(name):
   tx = table.ROWS[name]()
   params = jax.tree.map(
-    lambda leaf: jax.lax.full_like(leaf, 0.5) * 1.0, table.params()
+    lambda leaf: jax.lax.full_like(leaf, 0.5) * 1.0, training.params()
   )
   params['norm']['scale'] = jnp.broadcast_to(jnp.asarray(1.0), (2,))
   assert params['norm']['scale'].weak_type
   state = tx.init(params)
   assert not any(jax.tree.leaves(jax.tree.map(_is_weak, state)))
-  grads = jax.grad(table.loss)(params, table.batch())
+  grads = jax.grad(training.loss)(params, training.batch())
   _, after = _stepped(tx, params, grads, state)
   assert _types(after) == _types(state)
 
 
 @table.every_row()
 def test_types_are_stable_outside_of_jit(name):
-  tx, params = table.ROWS[name](), table.params()
-  state, given = tx.init(params), table.functions(table.batch())
+  tx, params = table.ROWS[name](), training.params()
+  state, given = tx.init(params), training.functions(training.batch())
   grads = jax.grad(given['value_fn'])(params)
   for _ in range(2):
     updates, after = tx.update(grads, state, params, **given)
@@ -108,8 +108,8 @@ def test_types_are_stable_outside_of_jit(name):
 
 
 def test_a_python_number_as_the_loss():
-  tx, params = table.ROWS['sam'](), table.params()
-  gradient = jax.grad(table.functions(table.batch())['value_fn'])
+  tx, params = table.ROWS['sam'](), training.params()
+  gradient = jax.grad(training.functions(training.batch())['value_fn'])
   state = tx.init(params)
   _, after = tx.update(
     params, state, params, grad_fn=lambda params: (0.5, gradient(params))
@@ -119,7 +119,7 @@ def test_a_python_number_as_the_loss():
 
 @table.every_row(perturbs=True)
 def test_a_schedule_and_an_array_as_the_radius(name):
-  params = table.params()
+  params = training.params()
   for rho in (optax.constant_schedule(0.1), jnp.asarray(0.1, jnp.float16)):
     tx = table.ROWS[name](rho)
     state = tx.init(params)
@@ -135,7 +135,7 @@ def test_statistics_are_single_precision_at_least(name, dtype):
   chosen = row.arguments.get('accumulator_dtype')
   found = {
     leaf.dtype
-    for leaf in jax.tree.leaves(row().init(table.params(dtype)))
+    for leaf in jax.tree.leaves(row().init(training.params(dtype)))
     if jnp.issubdtype(leaf.dtype, jnp.floating)
   }
   assert found - {jnp.dtype('float32')} == (

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import optax_sam
-from tests.contracts import table
+from tests.contracts import comparisons, table, training
 
 # Optax's own transformations promote dtypes implicitly.
 STRICT = False
@@ -19,22 +19,24 @@ def test_before_wrapped_base_optimizers(name):
     table.ROWS[name](),
     optax.apply_if_finite(accumulating.gradient_transformation(), 5),
   )
-  step = jax.jit(table.training_step(tx))
-  start, opt_state = table.start(tx)
-  params, opt_state = step(start, opt_state, table.batch(0))
-  table.assert_equal(params, start)
+  step = jax.jit(training.training_step(tx))
+  start, opt_state = training.start(tx)
+  params, opt_state = step(start, opt_state, training.batch(0))
+  comparisons.assert_equal(params, start)
   rejected, opt_state = step(params, opt_state, _spoilt())
-  table.assert_equal(rejected, start)
-  params, opt_state = step(params, opt_state, table.batch(1))
+  comparisons.assert_equal(rejected, start)
+  params, opt_state = step(params, opt_state, training.batch(1))
 
   # Two directions from the same place, averaged; the bad one between them
   # counts as a step, but leaves nothing behind.
-  update = table.direction(name)
-  first, state = update(start, table.ROWS[name]().init(start), table.batch(0))
+  update = training.direction(name)
+  first, state = update(
+    start, table.ROWS[name]().init(start), training.batch(0)
+  )
   _, state = update(start, state, _spoilt())
-  second, _ = update(start, state, table.batch(1))
+  second, _ = update(start, state, training.batch(1))
   mean = jax.tree.map(lambda x, y: -0.1 * (x + y) / 2, first, second)
-  table.assert_close(params, optax.apply_updates(start, mean), 1e-5)
+  comparisons.assert_close(params, optax.apply_updates(start, mean), 1e-5)
   assert int(optax_sam.metrics(opt_state)['count']) == 3
 
 
@@ -44,15 +46,15 @@ def test_inside_wrappers(name):
   chain = optax.chain(optax.identity(), optax.chain(method, optax.sgd(0.1)))
   accumulating = optax.MultiSteps(optax.apply_if_finite(chain, 5), 2)
   tx = accumulating.gradient_transformation()
-  step = jax.jit(table.training_step(tx))
-  state = table.train(step, table.start(tx), range(2))
+  step = jax.jit(training.training_step(tx))
+  state = training.train(step, training.start(tx), range(2))
   rejected = step(*step(*state, _spoilt()), _spoilt())
-  table.assert_equal(rejected[0], state[0])
+  comparisons.assert_equal(rejected[0], state[0])
 
   found = jax.jit(optax_sam.metrics)(rejected[1])
-  params = table.params()
-  _, alone = table.direction(name)(
-    params, table.ROWS[name]().init(params), table.batch()
+  params = training.params()
+  _, alone = training.direction(name)(
+    params, table.ROWS[name]().init(params), training.batch()
   )
   expected = optax_sam.metrics(alone)
   assert found.keys() == expected.keys()
@@ -63,7 +65,7 @@ def test_inside_wrappers(name):
 
 
 def _spoilt():
-  batch = table.batch(7)
+  batch = training.batch(7)
   batch['y'] = batch['y'].at[:, 0].set(jnp.nan)
   return batch
 
@@ -76,20 +78,20 @@ def test_different_optimizers_behind_one_method():
       {'adam': optax.adam(0.01), 'sgd': optax.sgd(0.1)}, labels
     ),
   )
-  step = jax.jit(table.training_step(tx))
-  params, _ = table.train(step, table.start(tx), range(1))
-  start = table.params()
-  direction, _ = table.direction('sam')(
-    start, optax_sam.sam().init(start), table.batch()
+  step = jax.jit(training.training_step(tx))
+  params, _ = training.train(step, training.start(tx), range(1))
+  start = training.params()
+  direction, _ = training.direction('sam')(
+    start, optax_sam.sam().init(start), training.batch()
   )
-  table.assert_close(
+  comparisons.assert_close(
     params['norm']['scale'],
-    table.params()['norm']['scale'] - 0.1 * direction['norm']['scale'],
+    training.params()['norm']['scale'] - 0.1 * direction['norm']['scale'],
   )
   # Adam's first step is the sign of the direction.
-  table.assert_close(
+  comparisons.assert_close(
     params['dense']['bias'],
-    table.params()['dense']['bias']
+    training.params()['dense']['bias']
     - 0.01 * jnp.sign(direction['dense']['bias']),
     1e-5,
   )
@@ -99,12 +101,12 @@ def test_different_optimizers_behind_one_method():
 def test_inside_a_mask_of_optax(wrapper):
   # The function then sees the kept part of the parameters only.
   kept = {'dense': True, 'norm': False}
-  params, batch = table.params(), table.batch()
+  params, batch = training.params(), training.batch()
 
   def value_fn(part):
-    return table.loss({**part, 'norm': params['norm']}, batch)
+    return training.loss({**part, 'norm': params['norm']}, batch)
 
-  grads = jax.grad(table.loss)(params, batch)
+  grads = jax.grad(training.loss)(params, batch)
   if wrapper == 'masked':
     tx = optax.masked(optax_sam.sam(0.5), kept)
   else:
@@ -113,10 +115,13 @@ def test_inside_a_mask_of_optax(wrapper):
   updates, state = tx.update(grads, tx.init(params), params, value_fn=value_fn)
   alone = optax_sam.sam(0.5, mask=kept)
   expected, _ = alone.update(
-    grads, alone.init(params), params, value_fn=lambda p: table.loss(p, batch)
+    grads,
+    alone.init(params),
+    params,
+    value_fn=lambda p: training.loss(p, batch),
   )
-  table.assert_close(updates['dense'], expected['dense'])
-  table.assert_equal(updates['norm'], grads['norm'])
+  comparisons.assert_close(updates['dense'], expected['dense'])
+  comparisons.assert_equal(updates['norm'], grads['norm'])
   assert int(optax_sam.metrics(state)['count']) == 1
 
 
@@ -142,10 +147,10 @@ def test_metrics_of_two_methods():
     {'a': optax_sam.sam(), 'b': optax_sam.look_sam()},
     {'dense': 'a', 'norm': 'b'},
   )
-  found = optax_sam.metrics(tx.init(table.params()))
+  found = optax_sam.metrics(tx.init(training.params()))
   assert {'0/count', '1/count', '1/descent/ratio'} <= found.keys()
 
 
 def test_metrics_without_a_method():
   with pytest.raises(ValueError, match='opt_state must hold the state of a m'):
-    optax_sam.metrics(optax.adam(0.1).init(table.params()))
+    optax_sam.metrics(optax.adam(0.1).init(training.params()))

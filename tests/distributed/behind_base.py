@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 import optax_sam
 from optax_sam import elements
 from optax_sam.averaging.swa import SwaState
-from tests.contracts import table
+from tests.contracts import comparisons
 from tests.distributed import problem, ways
 
 
@@ -43,8 +43,8 @@ def test_replicas_stay_equal_and_are_those_of_one_device(way):
   tx = problem.over_axis('sam', sync=True, base=base())
   first, *others = ways.over_axis(tx, way, problem.batches())
   for other in others:
-    table.assert_equal(other, first)
-  table.assert_close(results(first), results(alone()), 1e-5)
+    comparisons.assert_equal(other, first)
+  comparisons.assert_close(results(first), results(alone()), 1e-5)
 
 
 def test_split_weights_have_split_averages():
@@ -62,7 +62,7 @@ def test_split_weights_have_split_averages():
   batches = ways.spread(problem.batches(), devices, None, 'data')
   program = jax.jit(functools.partial(problem.train, tx))
   found = ways.Trained(*program(params, tx.init(params), batches))
-  table.assert_close(results(found), results(alone()), 1e-5)
+  comparisons.assert_close(results(found), results(alone()), 1e-5)
   kernel = results(found)[1]['hidden']['kernel']
   wanted = NamedSharding(devices, PartitionSpec(*specs['kernel']))
   assert kernel.sharding.is_equivalent_to(wanted, np.ndim(kernel))

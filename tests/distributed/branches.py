@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.contracts import table
+from tests.contracts import comparisons
 from tests.distributed import by_hand, problem, ways
 from tests.distributed.by_hand import some_steps
 
@@ -51,8 +51,8 @@ def test_all_devices_take_one_branch(name, way, sync):
   assert len(others) == DEVICES - 1
   for other in others:
     np.testing.assert_array_equal(other.ascended, first.ascended)
-    table.assert_equal(other, first)
-  assert table.all_finite(first)
+    comparisons.assert_equal(other, first)
+  assert comparisons.all_finite(first)
   if problem.ROWS[name].skips:
     assert len(set(first.ascended.tolist())) == 2, first.ascended
 
@@ -73,8 +73,8 @@ def test_one_device_without_a_finite_gradient_is_noticed_by_all(name):
   tx = problem.over_axis(name, sync=False, base=base)
   first, *others = ways.over_axis(tx, 'shard_map_unchecked', batches)
   for other in others:
-    table.assert_equal(other, first)
-  assert table.all_finite(first)
+    comparisons.assert_equal(other, first)
+  assert comparisons.all_finite(first)
   assert first.opt_state[1].total_notfinite == 1
 
 

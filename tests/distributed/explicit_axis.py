@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import optax_sam
-from tests.contracts import table
+from tests.contracts import comparisons, table
 from tests.distributed import by_hand, problem, ways
 
 DEVICES = 8
@@ -74,8 +74,8 @@ def test_replicas_stay_bit_equal(name, way, sync):
   first, *others = trained(name, way, sync)
   assert len(others) == DEVICES - 1
   for other in others:
-    table.assert_equal(other, first)
-  assert table.all_finite(first)
+    comparisons.assert_equal(other, first)
+  assert comparisons.all_finite(first)
 
 
 @every_case()
@@ -96,7 +96,7 @@ def test_equals_an_independent_computation_per_device(name, way, sync):
 def test_synced_ascent_equals_the_global_batch(name, way):
   found, one = trained(name, way, True)[0], on_one_device(name)
   tolerance = 1e-3 if name in ROUNDED else TOLERANCE
-  table.assert_close(found.params, one.params, tolerance)
+  comparisons.assert_close(found.params, one.params, tolerance)
   assert jax.tree.structure(found) == jax.tree.structure(one)
   for left, right in zip(
     jax.tree.leaves(found), jax.tree.leaves(one), strict=True
@@ -124,7 +124,7 @@ def test_the_devices_have_something_to_disagree_on():
 def test_m_sharpness_does_not_depend_on_the_devices(name, parts):
   """As many examples are perturbed together, wherever they lie."""
   found, one = trained(name, 'shard_map', False)[0], on_one_device(parts)
-  table.assert_close(found.params, one.params, TOLERANCE)
+  comparisons.assert_close(found.params, one.params, TOLERANCE)
 
 
 def test_gradients_that_were_summed_already_are_refused():

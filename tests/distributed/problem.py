@@ -10,7 +10,7 @@ import optax
 import optax_sam
 from optax_sam import elements
 from optax_sam.wrappers.sampa import SampaState
-from tests.contracts import table
+from tests.contracts import table, training
 
 STEPS = 10
 EXAMPLES = 64
@@ -142,7 +142,7 @@ def train_step(tx, params, opt_state, batch, cast_over=None):
     batch: rows of this device.
     cast_over: axis over which a gradient would be summed otherwise.
   """
-  given = table.functions(batch, losses)
+  given = training.functions(batch, losses)
   local = params
   if cast_over is not None:
     local = jax.lax.pcast(params, cast_over, to='varying')

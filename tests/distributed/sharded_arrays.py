@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from tests.contracts import table
+from tests.contracts import comparisons
 from tests.distributed import by_hand, problem, ways
 
 TOLERANCE = 1e-5
@@ -36,5 +36,5 @@ def test_one_device_equals_an_independent_computation(name):
 )
 def test_sharded_arrays_give_what_one_device_does(name, placement):
   found, one = ways.under_jit(name, placement), on_one_device(name)
-  table.assert_close(found.params, one.params, TOLERANCE)
+  comparisons.assert_close(found.params, one.params, TOLERANCE)
   np.testing.assert_array_equal(found.ascended, one.ascended)

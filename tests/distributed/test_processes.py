@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from tests.contracts import table
+from tests.contracts import comparisons
 from tests.distributed import by_hand, problem, processes
 
 DEVICES = 4
@@ -42,7 +42,7 @@ def test_replicas_are_bit_equal_and_right(found, name):
     under_jit = sync is None
     assert len(copies) == (2 if under_jit else DEVICES)
     for copy in copies[1:]:
-      table.assert_equal(copy, copies[0])
+      comparisons.assert_equal(copy, copies[0])
     w, ascended = expected(name, 1 if under_jit else DEVICES, bool(sync))
     np.testing.assert_allclose(
       by_hand.flat(copies[0].params), w, rtol=0, atol=TOLERANCE, err_msg=way

@@ -1,0 +1,48 @@
+"""How trees of results are compared."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def assert_equal(left: Any, right: Any) -> None:
+  """Raises unless two trees are equal in structure, dtype and every bit."""
+  assert jax.tree.structure(left) == jax.tree.structure(right)
+  for (path, x), y in zip(
+    jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True
+  ):
+    where = jax.tree_util.keystr(path)
+    assert x.dtype == y.dtype, where
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    np.testing.assert_array_equal(np.asarray(x), np.asarray(y), where)
+
+
+def assert_close(left: Any, right: Any, tolerance: float = 1e-6) -> None:
+  """Raises unless two trees are nearly equal."""
+  assert jax.tree.structure(left) == jax.tree.structure(right)
+  for x, y in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+    np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance)
+
+
+def without_keys(tree):
+  """Returns a tree with keys as the integers that they are made of."""
+  return jax.tree.map(
+    lambda leaf: np.asarray(
+      jax.random.key_data(leaf)
+      if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+      else leaf
+    ),
+    tree,
+  )
+
+
+def all_finite(tree: Any) -> bool:
+  """Whether no number of a tree is infinite or NaN; keys are passed over."""
+  return all(
+    bool(jnp.all(jnp.isfinite(leaf)))
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  )
