@@ -80,6 +80,22 @@ def _sgd(problem: Problem, total_steps: int) -> steps.Steps:
   return steps.in_one_program(problem, steps.base_optimizer())
 
 
+def _swad(problem: Problem, total_steps: int) -> steps.Steps:
+  """Without validations, which are no part of a step."""
+  del total_steps
+  averaging = optax_sam.swad()
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    after = optax.apply_updates(params, updates)
+    return updates, averaging.accumulate(state, after)
+
+  behind = optax.GradientTransformation(
+    lambda params: averaging.init(params), update
+  )
+  both = optax.chain(steps.base_optimizer(), behind)
+  return steps.in_one_program(problem, both)
+
+
 def rows() -> list[Row]:
   """Returns all rows, SGD first."""
   every, some = 'Every step', 'Some steps'
@@ -196,6 +212,7 @@ def rows() -> list[Row]:
     _method('entropy_sgd', around, 1.0, place='instead', key=0),
     _method('anti_pgd', behind, 1.0, place='after', sigma=0.01, key=0),
     _method('swa', behind, 1.0, place='after', start=1, every=1),
+    Row('swad', behind, _swad, 1.0),
     Row('saf_loss', terms, lambda p, _: term_steps.with_saf(p), 1.0),
     Row('mesa_loss', terms, lambda p, _: term_steps.with_mesa(p), 1 + _THIRD),
   ]

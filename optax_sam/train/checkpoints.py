@@ -66,6 +66,7 @@ class Checkpoints:
       # Copies: the run adds rows while these are written in the background.
       'log': list(progress.log),
       'evaluations': list(progress.evaluations),
+      'validations': list(progress.validations),
       'best_train_accuracy': progress.best_train_accuracy,
       'inputs': progress.inputs,
       'settings': self._settings,
@@ -136,6 +137,7 @@ class Checkpoints:
           TrainingState(**found.state),
           **{name: record[name] for name in kept},
           inputs=record.get('inputs', {}),
+          validations=record.get('validations', []),
         )
         return progress, record['fingerprint']
 

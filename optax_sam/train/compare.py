@@ -141,12 +141,14 @@ def _compile(
   settings: dict[str, dict[str, Any]],
   reporter: progress.Reporter,
 ) -> dict[str, loop.Trainer]:
-  trainers = {}
-  with reporter.phase('Compiling', len(settings)) as phase:
-    for name, own in settings.items():
+  trainers = {
+    name: loop.Trainer(config, problem, name, own)
+    for name, own in settings.items()
+  }
+  with reporter.phase('Compiling', len(trainers)) as phase:
+    for name, trainer in trainers.items():
       phase.detail(name)
-      trainers[name] = loop.Trainer(config, problem, name, own)
-      trainers[name].compile()
+      trainer.compile()
       phase.advance()
     phase.detail('')
   return trainers
@@ -198,6 +200,7 @@ def _one_run(
     settings=trainer.settings,
     log=current.log,
     evaluations=current.evaluations,
+    validations=current.validations,
     sharpness=trainer.measure_sharpness(current.state),
     seconds=seconds,
     landscape=[] if seed else _landscape(trainer, current.state),

@@ -63,6 +63,29 @@ def batch_at(train: Batch, step: int, batch_size: int, seed: int) -> Batch:
   return {name: values[chosen] for name, values in train.items()}
 
 
+def hold_out(train: Batch, share: float, seed: int) -> tuple[Batch, Batch]:
+  """Splits training examples, with the same share of every class.
+
+  Args:
+    train: the examples.
+    share: of each class that is held out, rounded to whole examples, so that
+      their number is the same for all seeds.
+    seed: decides which ones.
+
+  Returns:
+    The examples that are left, and those held out, each in their order.
+  """
+  labels = train['labels']
+  # With a third number: epochs are ordered by two.
+  generator = np.random.default_rng((seed, 0, 1))
+  is_held_out = np.zeros(len(labels), bool)
+  for label in np.unique(labels):
+    of_class = generator.permutation(np.flatnonzero(labels == label))
+    is_held_out[of_class[: round(share * len(of_class))]] = True
+  left = {name: values[~is_held_out] for name, values in train.items()}
+  return left, {name: values[is_held_out] for name, values in train.items()}
+
+
 @functools.lru_cache(maxsize=4)
 def _order(examples: int, seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(examples)

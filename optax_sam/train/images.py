@@ -82,6 +82,9 @@ class ImageInputs:
   def train(self) -> None:
     """Returns None: a pass over all would cost a third of an epoch."""
 
+  def held_out(self, seed: int) -> None:
+    """Returns None: a run trains on all images."""
+
   def fixed(self, count: int) -> Batch:
     """Returns evenly spaced training images, as an evaluation sees them."""
     chosen = _Chosen(self._images.train, count)

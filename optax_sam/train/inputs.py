@@ -23,7 +23,7 @@ class Inputs(Protocol):
   Attributes:
     classes: number of classes.
     batch_size: examples in a step, over all processes.
-    train_examples: number of training examples.
+    train_examples: number of examples that a run trains on.
     test_examples: number of test examples.
   """
 
@@ -65,6 +65,10 @@ class Inputs(Protocol):
     """Returns all training examples, None if they are too many for that."""
     ...
 
+  def held_out(self, seed: int) -> Batch | None:
+    """Returns the training examples that a run doesn't train on, if any."""
+    ...
+
   def fixed(self, count: int) -> Batch:
     """Returns training examples that are the same ones at every call."""
     ...
@@ -78,6 +82,9 @@ class InMemory:
   """A dataset that is small enough to be held and evaluated as a whole.
 
   Every process holds all of it, and takes its rows of each batch.
+
+  If runs hold training examples out, the seed of each chooses them, and its
+  batches have none of them. `train` and `fixed` are of all training examples.
   """
 
   def __init__(
@@ -85,6 +92,7 @@ class InMemory:
     dataset: data.Dataset,
     batch_size: int,
     process: tuple[int, int] | None = None,
+    held_out: float = 0.0,
   ) -> None:
     """Holds the dataset.
 
@@ -92,12 +100,15 @@ class InMemory:
       dataset: its examples.
       batch_size: examples in a step, over all processes.
       process: index of this process and number of processes; None for JAX's.
+      held_out: share of the training examples that a run doesn't train on.
     """
     self._process = process
+    self._share = held_out
+    self._parts: tuple[int, Batch, Batch] | None = None  # of the latest seed
     self.dataset = dataset
     self.classes = dataset.classes
     self.batch_size = batch_size
-    self.train_examples = len(dataset.train['labels'])
+    self.train_examples = len(self._trained_on(0)['labels'])
     self.test_examples = len(dataset.test['labels'])
 
   @property
@@ -111,7 +122,7 @@ class InMemory:
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns this process's rows of the batch of a step."""
-    train = self.dataset.train
+    train = self._trained_on(seed)
     if ids:
       train = {**train, 'ids': np.arange(self.train_examples, dtype=np.int32)}
     batch = data.batch_at(train, step, self.batch_size, seed)
@@ -134,6 +145,14 @@ class InMemory:
     """Returns the training part."""
     return self.dataset.train
 
+  def held_out(self, seed: int) -> Batch | None:
+    """Returns what the run of this seed holds out."""
+    return self._split(seed)[1] if self._share else None
+
+  def holding_out(self, share: float) -> 'InMemory':
+    """Returns the same data for runs that don't train on a share of it."""
+    return InMemory(self.dataset, self.batch_size, self._process, share)
+
   def fixed(self, count: int) -> Batch:
     """Returns the first training examples."""
     train = self.dataset.train
@@ -141,6 +160,15 @@ class InMemory:
 
   def close(self) -> None:
     """Does nothing."""
+
+  def _trained_on(self, seed: int) -> Batch:
+    return self._split(seed)[0] if self._share else self.dataset.train
+
+  def _split(self, seed: int) -> tuple[Batch, Batch]:
+    if self._parts is None or self._parts[0] != seed:
+      parts = data.hold_out(self.dataset.train, self._share, seed)
+      self._parts = (seed, *parts)
+    return self._parts[1:]
 
 
 def steps_per_epoch(inputs: Inputs) -> int:

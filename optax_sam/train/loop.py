@@ -21,9 +21,11 @@ from optax_sam.train import (
   methods,
   optimizers,
   trajectory,
+  validated,
 )
 from optax_sam.train import inputs as inputs_lib
 from optax_sam.train import step as step_lib
+from optax_sam.train.averaging import ValidatedAveraging
 from optax_sam.train.placement import Placement
 from optax_sam.train.step import TrainingState
 from optax_sam.train.task import Collections, Task
@@ -42,6 +44,7 @@ class Progress:
     evaluations: rows of test metrics so far.
     best_train_accuracy: highest training accuracy at the end of an epoch so
       far; 0 where no setting follows it.
+    validations: rows of what was found on held-out examples so far.
     inputs: where the run is in its data, as `inputs.state` has it.
   """
 
@@ -50,6 +53,7 @@ class Progress:
   log: list[Row] = dataclasses.field(default_factory=list)
   evaluations: list[Row] = dataclasses.field(default_factory=list)
   best_train_accuracy: float = 0.0
+  validations: list[Row] = dataclasses.field(default_factory=list)
   inputs: inputs_lib.State = dataclasses.field(default_factory=dict)
 
 
@@ -72,15 +76,23 @@ class Trainer:
       name: a method of the registry, or the base optimizer.
       settings: the method's complete settings.
       placement: of all arrays; JAX's default device if None.
+
+    Raises:
+      ValueError: if a method that holds examples out leaves too few.
     """
     self.config = config
     self.placement = placement or Placement()
+    self.averaging = methods.averaging(name, settings)
     self.task = task
+    # What is evaluated and measured is the same for all methods: the task's.
+    self.inputs = task.inputs
+    if self.averaging is not None:
+      self.inputs = validated.inputs(task.inputs, self.averaging, name)
     self.name = name
     self.settings = dict(settings)
     self.on_host = config.execution == 'host' and methods.skips(name)
     self.temporary_bytes: int | None = None
-    self.epoch_steps = inputs_lib.steps_per_epoch(task.inputs)
+    self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
     self.term = trajectory.term(
       methods.term(name, settings), task, self.epoch_steps
     )
@@ -104,9 +116,12 @@ class Trainer:
         self.term.init, state.params, state.statistics
       )
       state = state._replace(memory=memory)
+    if self.averaging is not None:
+      memory = self.placement.made(self.averaging.functions.init, state.params)
+      state = state._replace(memory=memory)
     return Progress(
       state,
-      inputs=inputs_lib.state(self.task.inputs, 0, seed),
+      inputs=inputs_lib.state(self.inputs, 0, seed),
     )
 
   def compile(self, accuracy: float = 0.0) -> Any:
@@ -133,8 +148,8 @@ class Trainer:
   def batch(self, step: int, seed: int) -> data.Batch:
     """Returns the batch of a step."""
     if self.term is not None and self.term.by_example:
-      return self.task.inputs.batch(step, seed, ids=True)
-    return self.task.inputs.batch(step, seed)
+      return self.inputs.batch(step, seed, ids=True)
+    return self.inputs.batch(step, seed)
 
   def run(
     self,
@@ -161,7 +176,7 @@ class Trainer:
       jax.block_until_ready(former)
       former = metrics
       progress.state, progress.step = state, progress.step + 1
-      progress.inputs = inputs_lib.state(self.task.inputs, progress.step, seed)
+      progress.inputs = inputs_lib.state(self.inputs, progress.step, seed)
       last = progress.step == config.steps
       if last or progress.step % config.log_every == 0:
         progress.log.append(self._log_row(progress, metrics))
@@ -169,6 +184,10 @@ class Trainer:
         progress.best_train_accuracy = max(
           progress.best_train_accuracy, self._train_accuracy(progress.state)
         )
+      if self.averaging is not None and not (
+        progress.step % (self.epoch_steps * self.averaging.epochs)
+      ):
+        self._validate(progress, self.averaging, seed)
       if progress.step in evaluate_at:
         progress.evaluations.append(self._evaluation_row(progress))
       after_step(progress)
@@ -208,7 +227,7 @@ class Trainer:
     if self.term is not None and self.term.by_example:
       sample['ids'] = np.zeros_like(sample['labels'])
     batch = self.placement.batch(sample)
-    mesh = self.placement.mesh
+    mesh, averaging = self.placement.mesh, self.averaging
     how = {
       'ema_decay': self.config.ema_decay,
       'sharding': None if mesh is None else self.placement.shardings(state),
@@ -226,6 +245,7 @@ class Trainer:
       uses_gradient=methods.uses_gradient(self.name),
       takes_single_examples=methods.takes_single_examples(self.name),
       term=self.term,
+      accumulate=None if averaging is None else averaging.functions.accumulate,
       rows=self.placement.rows,
       **how,
     )
@@ -241,10 +261,12 @@ class Trainer:
     Where those parameters are others than it trains, the running statistics of
     batch norm are computed anew, over fixed training examples.
     """
-    read = methods.solution(self.name)
+    read, kept = methods.solution(self.name), state.opt_state
+    if self.averaging is not None:
+      read, kept = self.averaging.functions.result, state.memory
     if read is None:
       return state.params, state.statistics
-    params = read(state.params, state.opt_state)
+    params = read(state.params, kept)
     return params, evaluation.statistics(
       self.task, params, state.statistics, self.placement
     )
@@ -253,7 +275,7 @@ class Trainer:
     self, seed: int, accuracy: float = 0.0
   ) -> optax.GradientTransformation:
     """Returns method and base; of the seed depends what `init` draws."""
-    inputs = self.task.inputs
+    inputs = self.inputs
     return methods.build(
       self.name,
       self.settings,
@@ -301,6 +323,16 @@ class Trainer:
     # Nine tenths in float32 are below 0.9.
     examples = len(train['labels'])
     return round(share * examples) / examples
+
+  def _validate(
+    self, progress: Progress, averaging: ValidatedAveraging, seed: int
+  ) -> None:
+    held_out = self.inputs.held_out(seed)
+    assert held_out is not None  # as there is such an average
+    progress.state, row = validated.validate(
+      self.task, averaging, progress.state, held_out, self.placement
+    )
+    progress.validations.append(row)
 
   def _evaluation_row(self, progress: Progress) -> Row:
     inputs, state = self.task.inputs, progress.state

@@ -11,6 +11,7 @@ import optax
 import optax_sam
 from optax_sam.train import config as config_lib
 from optax_sam.train import epoch_rules, optimizers
+from optax_sam.train.averaging import ValidatedAveraging
 from optax_sam.train.registry import METHODS
 
 # Arguments that the trainer fills or that describe how it runs, rather than
@@ -151,9 +152,9 @@ def build(
   except (TypeError, ValueError) as error:
     msg = f'{name}: {error}'
     raise ValueError(msg) from error
-  if method.place == 'loss':
+  if method.place in ('loss', 'beside'):
     built = optax.identity()
-  if method.place in ('before', 'loss'):
+  if method.place in ('before', 'loss', 'beside'):
     return optax.chain(built, base)
   return optax.chain(base, built) if method.place == 'after' else built
 
@@ -163,6 +164,15 @@ def term(
 ) -> optax_sam.SafLoss | optax_sam.MesaLoss | None:
   """Returns the term that a method adds to the loss, if it is one."""
   if name not in METHODS or METHODS[name].place != 'loss':
+    return None
+  return METHODS[name].factory(**settings)
+
+
+def averaging(
+  name: str, settings: Mapping[str, Any]
+) -> ValidatedAveraging | None:
+  """Returns the average beside the optimizer that a method is, if it is one."""
+  if name not in METHODS or METHODS[name].place != 'beside':
     return None
   return METHODS[name].factory(**settings)
 

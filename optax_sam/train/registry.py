@@ -13,6 +13,7 @@ import optax
 import optax_sam
 from optax_sam import validation
 from optax_sam.train import epoch_rules
+from optax_sam.train.averaging import ValidatedAveraging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,13 +37,14 @@ class Method:
       first and the last element of a chain; 'around' it takes `base`, and its
       `learning_rate` is that of the base; 'instead' of it stands an optimizer
       of its own, whose `learning_rate` is a setting, the highest of the run.
-      'loss' is a term of the loss, under the base optimizer alone.
+      'loss' is a term of the loss, under the base optimizer alone, and
+      'beside' that a `ValidatedAveraging`.
     base_steps: the setting that says how many steps of the base optimizer one
       step takes; None for one.
     reports: whether `optax_sam.metrics` finds something in its state.
     solution: from the parameters and the state of the optimizer to the
       parameters that the run has found, where they are others than those that
-      it trains.
+      it trains. What stands beside the optimizer has its own.
   """
 
   factory: Callable[..., Any]
@@ -53,7 +55,9 @@ class Method:
   uses_gradient: bool = True
   takes_single_examples: bool = False
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  place: Literal['before', 'around', 'instead', 'after', 'loss'] = 'before'
+  place: Literal['before', 'around', 'instead', 'after', 'loss', 'beside'] = (
+    'before'
+  )
   base_steps: str | None = None
   reports: bool = True
   solution: Callable[[optax.Params, Any], optax.Params] | None = None
@@ -89,6 +93,42 @@ def _swa(
   validation.check_number('start', start, at_least=0, at_most=1)
   first = max(1, round(start * total_steps))
   return optax_sam.swa(first, every=refresh_every)
+
+
+def _swad(
+  *,
+  n_converge: int = 3,
+  n_tolerance: int = 6,
+  tolerance: float = 0.3,
+  validation_share: float = 0.1,
+  epochs_per_validation: int = 1,
+) -> ValidatedAveraging:
+  """Averages the weights of all steps while held-out examples say so.
+
+  They are chosen among the training examples by the seed of the run, with the
+  same share of every class, and with wrong labels if there are any. That is the
+  price of the method: other methods of a comparison train on these examples
+  too. Their number, and how often they are asked, are choices of the trainer.
+
+  Args:
+    n_converge: as of `optax_sam.swad`.
+    n_tolerance: likewise.
+    tolerance: likewise.
+    validation_share: share of the training examples that is held out, above 0
+      and at most 0.5.
+    epochs_per_validation: epochs from one validation to the next, at least 1;
+      an epoch passes over the other examples.
+  """
+  functions = optax_sam.swad(
+    n_converge=n_converge, n_tolerance=n_tolerance, tolerance=tolerance
+  )
+  validation.check_number(
+    'validation_share', validation_share, above=0, at_most=0.5
+  )
+  validation.check_static_integer(
+    'epochs_per_validation', epochs_per_validation
+  )
+  return ValidatedAveraging(functions, validation_share, epochs_per_validation)
 
 
 METHODS: dict[str, Method] = {
@@ -270,6 +310,14 @@ METHODS: dict[str, Method] = {
     place='after',
     reports=False,
     solution=optax_sam.averaged_params,
+  ),
+  'swad': Method(
+    factory=_swad,
+    gradients='1',
+    state='three averages of weights',
+    paper='Cha et al., 2021, arXiv 2102.08604',
+    place='beside',
+    reports=False,
   ),
   'ss_sam': Method(
     factory=optax_sam.ss_sam,

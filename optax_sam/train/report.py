@@ -94,14 +94,15 @@ def metrics_jsonl(comparison: Comparison) -> str:
     comparison: What was measured.
 
   Returns:
-    Lines of JSON with `method`, `seed` and `kind`: 'log', 'evaluation', or
-    'landscape' with `position` and `loss`. JSON knows no NaN and no infinity:
-    they are null.
+    Lines of JSON with `method`, `seed` and `kind`: 'log', 'validation',
+    'evaluation', or 'landscape' with `position` and `loss`. JSON knows no NaN
+    and no infinity: they are null.
   """
   lines = []
   for run in comparison.runs:
     for kind, rows in (
       ('log', run.log),
+      ('validation', run.validations),
       ('evaluation', run.evaluations),
       ('landscape', run.landscape),
     ):

@@ -29,6 +29,10 @@ class Run:
     seconds: Wall time of the run.
     landscape: Rows of `position` and `loss` along a random direction through
       the solution (`random_lines`); empty if they were not measured.
+    validations: Rows of `step`, `validation_loss`, `validation_accuracy`, on
+      examples that the run doesn't train on, and of the `first_segment` and
+      `last_segment` between validations that count by then; empty if the
+      method holds no examples out.
   """
 
   method: str
@@ -39,6 +43,7 @@ class Run:
   sharpness: dict[str, float]
   seconds: float
   landscape: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
   @property
   def steps(self) -> int:

@@ -68,9 +68,7 @@ def run(config: config_lib.TrainConfig, console: Console) -> bool:
       processes.together(lambda: task.build(config, _warn(reporter)))
     ) as problem,
   ):
-    if config.epochs is not None:
-      steps = config.epochs * inputs.steps_per_epoch(problem.inputs)
-      config = dataclasses.replace(config, steps=steps)
+    config = processes.together(lambda: _with_steps(config, problem, settings))
     target = _prepare(config)
     trainer = loop.Trainer(config, problem, config.method, settings, devices)
     with Checkpoints(
@@ -111,6 +109,17 @@ def _check_output(config: config_lib.TrainConfig) -> None:
     output.check(config.output, overwrite=config.overwrite, known=FILES)
 
 
+def _with_steps(
+  config: config_lib.TrainConfig, problem: task.Task, settings: dict[str, Any]
+) -> config_lib.TrainConfig:
+  """Returns the configuration with its length in steps, if it can be run."""
+  # How many of them are in an epoch is for the method to say as well.
+  trainer = loop.Trainer(config, problem, config.method, settings)
+  if config.epochs is None:
+    return config
+  return dataclasses.replace(config, steps=config.epochs * trainer.epoch_steps)
+
+
 def _warn(reporter: progress.Reporter) -> Callable[[str], None]:
   """Returns what tells of examples that this process cannot read."""
   if processes.is_first():
@@ -125,6 +134,13 @@ def method_settings(config: config_lib.TrainConfig) -> dict[str, Any]:
   given = methods.parse_settings(config.set, [name]).get(name, {})
   settings = methods.complete_settings(name, given, config.rho)
   methods.build(name, settings, config, seed=config.seed)
+  if methods.averaging(name, settings) and config.dataset == 'imagenet':
+    msg = (
+      f'--method {name} validates on training examples that it holds out, '
+      f'which there are none of on {config.dataset}; train on digits or '
+      f'mnist1d, or call optax_sam.{name} in a training loop of your own'
+    )
+    raise ValueError(msg)
   followed = epoch_rules.following(settings, 0.0)
   if followed and config.dataset == 'imagenet':
     setting = min(followed)
@@ -206,7 +222,7 @@ def _begin(
     if former is not None:
       processes.together(
         lambda: inputs.check_state(
-          trainer.task.inputs, former.inputs, former.step, config.seed
+          trainer.inputs, former.inputs, former.step, config.seed
         )
       )
       where = f'from the checkpoint of step {former.step}'
@@ -287,6 +303,7 @@ def _write_metrics(
   """Writes one JSON object a line, whole or not at all."""
   rows = [
     *({'kind': 'log', **row} for row in current.log),
+    *({'kind': 'validation', **row} for row in current.validations),
     *({'kind': 'evaluation', **row} for row in current.evaluations),
     {'kind': 'sharpness', **sharpness},
   ]

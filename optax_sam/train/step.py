@@ -28,7 +28,8 @@ class TrainingState(NamedTuple):
       in.
     average: moving averages of params and statistics, () where none is asked
       for.
-    memory: what a term of the loss keeps, () where none is added.
+    memory: what a term of the loss or an average beside the optimizer keeps,
+      () where there is neither.
   """
 
   step: jax.Array
@@ -61,6 +62,7 @@ def in_one_program(
   uses_gradient: bool = True,
   takes_single_examples: bool = False,
   term: Term | None = None,
+  accumulate: Callable[[Any, optax.Params], Any] | None = None,
   ema_decay: float | None = None,
   sharding: Any = None,
   rows: jax.sharding.Sharding | None = None,
@@ -76,6 +78,8 @@ def in_one_program(
       examples one by one; these are then losses in evaluation mode.
     term: what is added to the loss that is trained on, but not to that which is
       logged.
+    accumulate: what an average beside the optimizer makes of its memory and of
+      the parameters after a step.
     ema_decay: weight of the past in the moving averages, None for no averages.
     sharding: of the next state: one for all leaves, or a state of them, whose
       that of `step` is also that of the metrics; None for the compiler's
@@ -98,9 +102,13 @@ def in_one_program(
   def step(
     state: TrainingState, batch: data.Batch
   ) -> tuple[TrainingState, Metrics]:
-    if term is None:
-      return descend(state, batch, _clean_pass(task, state, batch))
-    return descend(state, batch, _pass_with_term(task, term, state, batch))
+    if term is not None:
+      return descend(state, batch, _pass_with_term(task, term, state, batch))
+    after, metrics = descend(state, batch, _clean_pass(task, state, batch))
+    if accumulate is not None:
+      memory = accumulate(state.memory, after.params)
+      after = after._replace(memory=memory)
+    return after, metrics
 
   of = _shardings(sharding)
   return jax.jit(step, out_shardings=(of, of.step))

@@ -175,6 +175,17 @@ def reading(comparison: Comparison) -> list[tuple[str, str]]:
       f' With {comparison.test_examples:,} test examples one example is worth'
       f' {worth:.2g} points.'
     )
+  holding_out = [
+    name
+    for name in comparison.methods
+    if any(run.validations for run in comparison.runs_of(name))
+  ]
+  others = ''
+  if holding_out:
+    others = (
+      f' Not those of {join(holding_out)}: training examples are held out'
+      ' there to validate on, and only the others are trained on.'
+    )
   return [
     (
       'Test accuracy',
@@ -187,7 +198,7 @@ def reading(comparison: Comparison) -> list[tuple[str, str]]:
         ' examples in the same order, so they are compared seed by seed. The'
         ' interval says where the mean difference over all possible seeds'
         ' plausibly lies. It covers the luck of the seed, not the luck of which'
-        ' test examples there are.'
+        ' test examples there are.' + others
       ),
     ),
     (

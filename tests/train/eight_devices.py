@@ -68,6 +68,22 @@ def test_eight_devices_train_as_one_does(name, execution, mesh):
   assert_close(*results)
 
 
+def test_eight_devices_validate_as_one_does():
+  ends = []
+  for mesh in (None, 'data=8', 'data=4,fsdp=2'):
+    one = trainer('swad', mesh, steps=2 * 18, evaluations=1)  # two epochs
+    assert one.epoch_steps == 18
+    progress = one.start(seed=0)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, progress.state)
+    one.run(progress, seed=0)
+    assert shardings == jax.tree.map(lambda x: x.sharding, progress.state)
+    params, statistics = one.solution(progress.state)
+    ends.append((progress.validations, params, statistics))
+  assert len(ends[0][0]) == 2
+  for found in ends[1:]:
+    assert_close(found, ends[0])
+
+
 def of_few_examples(mesh):
   given = {'lag': 1, 'start_epoch': 0, 'weight': 2.0}
   task = problems.small_task('cnn', 48)

@@ -43,6 +43,18 @@ def call(*arguments):
     (['train', '--dataset', 'imagenet'], 'needs --data-dir'),
     (['train', '--data-dir', 'x'], '--data-dir is for --dataset imagenet'),
     (['train', '--config', 'none.json'], 'none.json cannot be read'),
+    (
+      ['train', '--method', 'swad', '--batch-size', '950'],
+      '--batch-size must be at most 900, the training examples that swad',
+    ),
+    (
+      ['compare', '--methods', 'swad', '--batch-size', '950'],
+      '--batch-size must be at most 900, the training examples that swad',
+    ),
+    (
+      ['train', '--method', 'swad', '--dataset', 'imagenet', '--data-dir', 'x'],
+      'call optax_sam.swad in a training loop of your own',
+    ),
     (['compare', '--dataset', 'imagenet'], "'digits', 'mnist1d'"),
     (['train', '--model', 'vit_s16'], '--model vit_s16 on digits: patch'),
     (['train', '--model', 'resnet18', '--dataset', 'mnist1d'], 'mlp or cnn'),

@@ -174,6 +174,7 @@ def test_a_setting_that_follows_the_accuracy_is_timed_and_reported(
     ({'methods': ('adamw',)}, 'adamw'),
     ({'set': ('sam.rho=wide',)}, 'must be a number'),
     ({'set': ('sam.rho=-1',)}, 'sam: rho'),
+    ({'methods': ('swad',), 'set': ('swad.tolerance=-1',)}, 'swad: tolerance'),
     ({'batch_size': 1001}, '--batch-size must be at most 1000'),
     ({'sharpness_examples': 1001}, '--sharpness-examples'),
     ({'steps': 0}, '--steps'),

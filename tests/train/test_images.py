@@ -309,6 +309,7 @@ def test_it_computes_in_bfloat16_and_keeps_float32(images_config):
     ({'batch_size': 200}, '--batch-size must be at most 108'),
     ({'sharpness_examples': 200}, '--sharpness-examples must be at most 108'),
     ({'method': 'ordered_sgd'}, r'give --set ordered_sgd\.k='),
+    ({'method': 'swad'}, 'imagenet; train on digits or mnist1d, or call'),
     ({'dataset': 'digits'}, '--data-dir is for --dataset imagenet'),
     ({'steps': 10, 'epochs': 2}, '--steps and --epochs both'),
     (

@@ -69,8 +69,8 @@ def test_every_public_method_has_a_row():
   }
   # What reads a solution out of a state is no method.
   others = {'outer_params'}
-  # Others are a mask, terms of the loss, noise and an average.
-  further = {'sam_on', 'saf', 'mesa', 'anti_pgd', 'swa'}
+  # Others are a mask, terms of the loss, noise and averages.
+  further = {'sam_on', 'saf', 'mesa', 'anti_pgd', 'swa', 'swad'}
   assert set(methods.METHODS) == (public - others) | further
 
 

@@ -7,7 +7,7 @@ from tests.distributed import processes
 
 
 def test_on_eight_devices():
-  processes.pass_on_eight_devices('tests/train/eight_devices.py', at_least=21)
+  processes.pass_on_eight_devices('tests/train/eight_devices.py', at_least=22)
 
 
 def test_one_device_is_left_to_jax():

@@ -227,7 +227,13 @@ def test_csv_has_a_row_a_run_in_full_precision(tmp_path):
 
 def test_jsonl_has_every_row_and_is_strict_json(tmp_path):
   lost = [{'position': 0.5, 'loss': math.nan}]
-  made = comparison([run('sgd', 3, 0.9, landscape=lost), diverged('sam', 3)])
+  found = [{'step': 9, 'validation_loss': math.nan, 'first_segment': 0}]
+  made = comparison(
+    [
+      run('sgd', 3, 0.9, landscape=lost, validations=found),
+      diverged('sam', 3),
+    ]
+  )
   write_report(made, tmp_path)
   lines = (tmp_path / 'metrics.jsonl').read_text('utf-8').splitlines()
 
@@ -240,6 +246,7 @@ def test_jsonl_has_every_row_and_is_strict_json(tmp_path):
     for of_run in made.runs
     for kind, part in (
       ('log', of_run.log),
+      ('validation', of_run.validations),
       ('evaluation', of_run.evaluations),
       ('landscape', of_run.landscape),
     )

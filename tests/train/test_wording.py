@@ -1,12 +1,14 @@
 from optax_sam.train.results import summarize
-from optax_sam.train.wording import findings, headline
+from optax_sam.train.wording import findings, headline, reading
 from tests.train.comparisons import (
   BETTER,
   ODD,
   SGD,
   SIMILAR,
   WORSE,
+  comparison,
   of_accuracies,
+  run,
   usual,
 )
 
@@ -56,3 +58,14 @@ def test_findings_give_the_part_of_luck_and_the_cost():
   assert 'asam with +0.17 points' in text
   assert 'up to 10%' in text
   assert 'A step takes 2.00 (sam) times as long as one of sgd.' in text
+
+
+def test_the_page_says_whose_runs_see_other_examples():
+  assert 'held out' not in str(reading(usual()))
+  runs = [
+    run('sgd', 0, 0.9),
+    run('sam', 0, 0.9, validations=[{'step': 9, 'validation_loss': 1.0}]),
+  ]
+  assert 'Not those of sam: training examples are held out' in str(
+    reading(comparison(runs))
+  )

@@ -119,6 +119,7 @@ def assert_close(found, expected):
     ('ae_sam', 'data=4', 'jit'),
     ('ae_sam', 'data=2,fsdp=2', 'host'),
     ('k_sam', 'data=2,fsdp=2', 'jit'),
+    ('swad', 'data=2,fsdp=2', 'jit'),
   ],
 )
 def test_two_processes_train_as_one_does(name, mesh, execution):
@@ -140,6 +141,18 @@ def ending(one):
     one._log_row(progress, metrics),
     one._evaluation_row(progress) if one.name == 'sam' else {},
   )
+
+
+def test_validations_are_those_of_one_process():
+  ends = []
+  for mesh in (None, 'data=2,fsdp=2'):
+    one = trainer('swad', mesh, steps=2 * 18, evaluations=1)  # two epochs
+    progress = one.start(seed=0)
+    one.run(progress, seed=0)
+    solution = whole(one.solution(progress.state)[0])
+    ends.append((progress.validations, progress.evaluations, solution))
+  assert len(ends[0][0]) == 2
+  assert_close(*ends)
 
 
 def test_the_batch_of_a_step_is_the_same_with_any_number_of_processes():
