@@ -88,10 +88,10 @@ class Objective:
       self._needs_examples()
     wanted = (self.num_examples,)  # looks at the batch before it is used
     losses = self.per_example_value_fn(self._whole(params), self.batch)
-    if losses.shape != wanted:
+    if _shapes(losses) != wanted:
       msg = (
         f'per_example_value_fn must return one loss an example, shape '
-        f'{wanted}, got shape {losses.shape}.'
+        f'{wanted}, got shape {_shapes(losses)}.'
       )
       raise ValueError(msg)
     return losses
@@ -161,10 +161,10 @@ class Objective:
 def _as_scalar(value_fn: ValueFn) -> ValueFn:
   def scalar(params: optax.Params) -> jax.Array:
     value = value_fn(params)
-    if isinstance(value, tuple) or jnp.shape(value):
-      got = 'a tuple' if isinstance(value, tuple) else f'{jnp.shape(value)}'
+    if not _is_scalar(value):
+      got = _shapes(value)
       msg = (
-        f'value_fn must return a scalar, got {got}: write '
+        f'value_fn must return a scalar, got shape {got}: write '
         f'value_fn=lambda p: loss(p, batch)[0] if the loss comes with more.'
       )
       raise ValueError(msg)
@@ -176,15 +176,33 @@ def _as_scalar(value_fn: ValueFn) -> ValueFn:
 def _split_value(
   result: Any, params: optax.Params
 ) -> tuple[jax.Array | None, optax.Updates]:
-  structure = jax.tree.structure(params)
-  if jax.tree.structure(result) == structure:
+  if _is_like(result, params):
     return None, result
-  pair = isinstance(result, tuple) and len(result) == 2
-  if pair and jax.tree.structure(result[1]) == structure:
+  is_pair = isinstance(result, tuple) and len(result) == 2
+  if is_pair and _is_like(result[1], params) and _is_scalar(result[0]):
     return result
   msg = (
     f'grad_fn must return a gradient like the parameters, or (loss, '
-    f'gradient), got {jax.tree.structure(result)} for parameters '
-    f'{structure}.'
+    f'gradient), got shapes {_shapes(result)} for parameters of shapes '
+    f'{_shapes(params)}. With has_aux=True, hand on what is asked for:\n'
+    f'  def grad_fn(p):\n'
+    f'    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(p)\n'
+    f'    return value, grads'
   )
   raise ValueError(msg)
+
+
+def _is_like(tree: Any, params: optax.Params) -> bool:
+  # A structure alone says nothing where the parameters are one array.
+  if jax.tree.structure(tree) != jax.tree.structure(params):
+    return False
+  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
+  return all(jnp.shape(x) == jnp.shape(y) for x, y in pairs)
+
+
+def _is_scalar(value: Any) -> bool:
+  return jax.tree_util.all_leaves([value]) and jnp.shape(value) == ()
+
+
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(jnp.shape, tree)

@@ -117,19 +117,53 @@ def test_missing_params_are_asked_for(name):
 @table.every_row(needs_examples=False)
 def test_a_value_with_more_than_the_value(name):
   value_fn = lambda p: (training.loss(p, training.batch()), {'accuracy': 1.0})
-  with pytest.raises(ValueError, match=r'a scalar, got a tuple: write .*\[0\]'):
+  with pytest.raises(
+    ValueError, match=r'a scalar, got shape \(.*: write .*\[0\]'
+  ):
     _update(_ascending(name), value_fn=value_fn)
 
 
 def test_a_value_of_some_shape():
   value_fn = lambda p: training.losses(p, training.batch())
-  with pytest.raises(ValueError, match=r'a scalar, got \(8,\)'):
+  with pytest.raises(ValueError, match=r'a scalar, got shape \(8,\)'):
     _update(optax_sam.sam(), value_fn=value_fn)
 
 
 def test_a_grad_fn_that_returns_something_else():
   with pytest.raises(ValueError, match='grad_fn must return a gradient'):
     _update(optax_sam.sam(), grad_fn=lambda p: p['dense'])
+
+
+def with_more(w):
+  return jnp.sum(w**2), jnp.float32(7)
+
+
+@pytest.mark.parametrize(
+  'grad_fn',
+  [
+    jax.grad(with_more, has_aux=True),
+    jax.value_and_grad(with_more, has_aux=True),
+    lambda w: (w, jnp.sum(w)),
+    lambda w: (w, w),
+    jnp.sum,
+  ],
+)
+def test_what_stands_beside_the_gradient_is_not_taken_for_it(grad_fn):
+  # One array has the structure of any other.
+  w = jnp.array([3.0, 4.0])
+  tx = optax_sam.sam()
+  with pytest.raises(ValueError, match=r'has_aux=True, hand on what is asked'):
+    tx.update(w, tx.init(w), w, grad_fn=grad_fn)
+
+
+@table.every_row(needs_examples=True)
+def test_losses_with_more_than_the_losses(name):
+  with pytest.raises(ValueError, match=r'one loss an example, .* shape \(\('):
+    _update(
+      table.ROWS[name](),
+      per_example_value_fn=lambda p, b: (training.losses(p, b), b['y']),
+      batch=training.batch(),
+    )
 
 
 @table.every_row(needs_examples=True)
