@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -31,7 +32,20 @@ def path_parts(path: tuple[Any, ...]) -> list[str]:
 
 
 def float_leaves(params: optax.Params) -> Any:
-  """Returns a tree of bools, True at floating-point leaves; None if all are."""
+  """Returns a tree of bools, True at floating-point leaves; None if all are.
+
+  Raises:
+    ValueError: if a leaf is complex: no rule says how to perturb it, and to
+      pass it over would go unnoticed.
+  """
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+      where = '/'.join(path_parts(path))
+      msg = (
+        f'params must be real, got complex numbers at {where!r}: keep their '
+        f'real and imaginary parts as two leaves.'
+      )
+      raise ValueError(msg)
   if all(numerics.is_float(leaf) for leaf in jax.tree.leaves(params)):
     return None
   return jax.tree.map(numerics.is_float, params)

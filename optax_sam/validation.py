@@ -5,6 +5,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 
 def is_python_number(value: Any) -> bool:
@@ -21,11 +23,9 @@ def check_number(
   at_most: float | None = None,
   below: float | None = None,
 ) -> None:
-  """Raises a `ValueError` if a Python number is outside of its range."""
-  if isinstance(value, (bool, str)) or value is None:
-    msg = f'{name} must be a number, got {value!r}.'
-    raise ValueError(msg)
+  """Raises unless a value is a number, and a Python number in its range."""
   if not is_python_number(value):
+    _check_scalar(name, value)
     return
   bounds = (
     (at_least, 'at least', lambda bound: value >= bound),
@@ -40,10 +40,38 @@ def check_number(
     raise ValueError(msg)
 
 
+def _check_scalar(name: str, value: Any) -> None:
+  """Raises unless a value is an array of one number, traced or not."""
+  if isinstance(value, (jax.Array, np.ndarray)):
+    if value.shape != ():
+      msg = f'{name} must be one number, got an array of shape {value.shape}.'
+      raise ValueError(msg)
+  elif isinstance(value, optax.GradientTransformation):
+    msg = (
+      f'{name} must be a number, got a gradient transformation. Methods stand '
+      f'in front of the base optimizer: write optax.chain(optax_sam.sam('
+      f'rho=0.05), base).'
+    )
+    raise ValueError(msg)
+  else:
+    msg = f'{name} must be a number, got {value!r}.'
+    raise ValueError(msg)
+
+
 def check_radius(value: Any, name: str = 'rho') -> None:
   """Raises if a radius is neither a number of at least 0 nor a schedule."""
   if not callable(value):
     check_number(name, value, at_least=0)
+
+
+def check_base(base: Any) -> None:
+  """Raises if a base optimizer is none."""
+  if not isinstance(base, optax.GradientTransformation):
+    msg = (
+      f'base must be an optimizer, got {base!r}: write base=optax.sgd(0.1), '
+      f'and the radius as rho=0.05.'
+    )
+    raise ValueError(msg)
 
 
 def check_count(name: str, value: Any, *, at_least: int = 1) -> None:

@@ -82,6 +82,7 @@ def wsam_decoupled(
   validation.check_number('gamma', gamma, at_least=0, below=1)
   if not callable(learning_rate):
     validation.check_number('learning_rate', learning_rate, at_least=0)
+  validation.check_base(base)
   base = optax.with_extra_args_support(base)
   ascent = sharpness_aware(
     perturbations.scale_to_radius(rho),
@@ -110,7 +111,9 @@ def wsam_decoupled(
       moved = weight * (wide - g.astype(wide.dtype))
       return step - moved.astype(step.dtype)
 
-    new_state = WsamDecoupledState(ascent_state, base_state)
-    return jax.tree.map(add, steps, perturbed, clean), new_state
+    floats = masking.float_leaves(params)
+    inside = [masking.keep(floats, tree) for tree in (steps, perturbed, clean)]
+    steps = masking.fill(floats, jax.tree.map(add, *inside), steps)
+    return steps, WsamDecoupledState(ascent_state, base_state)
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -83,6 +83,7 @@ def lookbehind(
   validation.check_static_integer('steps', steps)
   validation.check_number('alpha', alpha, at_least=0, at_most=1)
   validation.check_sync_ascent(sync_ascent, axis_name)
+  validation.check_base(base)
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> LookbehindState:

@@ -101,6 +101,7 @@ def sampa(
   validation.check_radius(rho)
   validation.check_number('mix', mix, at_least=0, at_most=1)
   validation.check_sync_ascent(sync_ascent, axis_name)
+  validation.check_base(base)
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> SampaState:

@@ -195,6 +195,19 @@ def test_in_a_wrapper_a_bad_batch_leaves_nothing(name):
   comparisons.assert_equal(rejected, params)
 
 
+def test_decoupled_wsam_takes_gradients_without_a_dtype():
+  params = {'w': jnp.ones(2), 'steps': jnp.arange(2)}
+  loss = lambda p: jnp.sum(p['w'] ** 4)
+  base = optax.masked(optax.sgd(0.1), {'w': True, 'steps': False})
+  tx = optax_sam.wsam_decoupled(base, learning_rate=0.1)
+  grads = jax.grad(loss, allow_int=True)(params)
+  updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss)
+  alone = optax_sam.wsam_decoupled(optax.sgd(0.1), learning_rate=0.1)
+  w = {'w': params['w']}
+  expected, _ = alone.update({'w': grads['w']}, alone.init(w), w, value_fn=loss)
+  comparisons.assert_equal({'w': updates['w']}, expected)
+
+
 @every_name
 def test_leaves_that_are_no_numbers_of_the_network_stay(name):
   tx = build(name)
@@ -286,6 +299,20 @@ def test_no_argument_is_forgotten():
     names = set(inspect.signature(getattr(optax_sam, name)).parameters)
     unchecked = {'base', 'batch_like', 'mask', 'axis_name'}
     assert names <= _BAD.keys() | unchecked, name
+
+
+@pytest.mark.parametrize('name', AROUND)
+def test_a_base_is_an_optimizer(name):
+  with pytest.raises(
+    ValueError, match=r'^base must be an optimizer, got 0\.05'
+  ):
+    getattr(optax_sam, name)(0.05, **ROWS[name][0])
+
+
+@every_name
+def test_complex_parameters_are_refused(name):
+  with pytest.raises(ValueError, match="real, got complex numbers at 'w'"):
+    build(name).init({'w': jnp.ones(2, jnp.complex64)})
 
 
 @every_name

@@ -4,6 +4,7 @@ import inspect
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -12,7 +13,7 @@ from tests.contracts import table
 
 # An argument, bad values of it; checked on every method that has it.
 _BAD = {
-  'rho': [-0.1, float('nan'), '0.05', None, True],
+  'rho': [-0.1, float('nan'), '0.05', None, True, [0.05], 1j],
   'p': [1, 3, '2'],
   'ascent_steps': [0, -1, 1.5, True],
   'eta': [-1e-3, 'small'],
@@ -93,6 +94,24 @@ def test_a_bad_value_is_refused(name, argument, value):
   with pytest.raises(ValueError, match=rf'^{argument} must be ') as info:
     row(**{argument: value})
   assert repr(value) in str(info.value)
+
+
+@pytest.mark.parametrize('value', [jnp.ones(2), np.full((1,), 0.05)])
+def test_a_radius_is_one_number(value):
+  with pytest.raises(ValueError, match=r'^rho must be one number, got an arr'):
+    optax_sam.sam(value)
+
+
+def test_a_method_is_no_wrapper():
+  with pytest.raises(ValueError, match=r'write optax\.chain\(optax_sam\.sam'):
+    optax_sam.sam(optax.sgd(0.1))
+
+
+@table.every_row()
+def test_complex_parameters_are_refused(name):
+  params = {'layer': {'kernel': jnp.ones(2, jnp.complex64)}, 'b': jnp.ones(2)}
+  with pytest.raises(ValueError, match=r"real, got .* at 'layer/kernel'"):
+    table.ROWS[name]().init(params)
 
 
 @table.every_row(perturbs=True)
