@@ -29,28 +29,33 @@ def sum_over_chunks(
   """
   rows = jax.tree.leaves(batch)[0].shape[0]
   chunks, remainder = divmod(rows, chunk_size)
+  whole = jax.tree.map(devices.whole, batch)
+
+  def of_rows(chunk: Any) -> Any:
+    return function(jax.tree.map(devices.split_like, chunk, batch))
+
   total = None
   if remainder:
-    total = function(jax.tree.map(lambda x: x[rows - remainder :], batch))
+    total = of_rows(jax.tree.map(lambda x: x[rows - remainder :], whole))
   if chunks == 1:
     # Not a loop of one turn: XLA's CPU backend is slow at convolutions in it.
-    only = function(jax.tree.map(lambda x: x[:chunk_size], batch))
+    only = of_rows(jax.tree.map(lambda x: x[:chunk_size], whole))
     return only if total is None else jax.tree.map(jnp.add, total, only)
   if not chunks:
     return total
 
   def split(leaf: jax.Array) -> jax.Array:
-    whole = leaf[: rows - remainder]
-    return whole.reshape(chunks, chunk_size, *leaf.shape[1:])
+    even = leaf[: rows - remainder]
+    return even.reshape(chunks, chunk_size, *leaf.shape[1:])
 
-  stacked = jax.tree.map(split, batch)
+  stacked = jax.tree.map(split, whole)
   if total is None:
     first = jax.tree.map(lambda x: x[0], stacked)
-    shapes = jax.eval_shape(function, first)
+    shapes = jax.eval_shape(of_rows, first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total = devices.as_local(zeros, axis_name)
 
   def add(total: Any, chunk: Any) -> tuple[Any, None]:
-    return jax.tree.map(jnp.add, total, function(chunk)), None
+    return jax.tree.map(jnp.add, total, of_rows(chunk)), None
 
   return jax.lax.scan(add, total, stacked)[0]

@@ -1,5 +1,6 @@
 """Averages over devices, and the checks that keep a gradient local."""
 
+import math
 from typing import Any
 
 import jax
@@ -64,6 +65,43 @@ def vary_like(tree: Any, reference: Any) -> Any:
     return jax.lax.pcast(leaf, names, to='varying') if names else leaf
 
   return jax.tree.map(cast, tree)
+
+
+def whole(leaf: Any) -> Any:
+  """Returns an array to pick from, which explicit axes don't split.
+
+  Where axes of a mesh are part of an array's type, JAX refuses to pick from
+  what is split; else the compiler finds a way.
+  """
+  split = _explicit_split(leaf)
+  if split is None:
+    return leaf
+  everywhere = jax.sharding.NamedSharding(split.mesh, jax.P())
+  return jax.sharding.reshard(leaf, everywhere)
+
+
+def split_like(picked: Any, leaf: Any) -> Any:
+  """Splits what was picked from `whole(leaf)` as the leaf was, if it can be.
+
+  Otherwise each device computes with all of it.
+  """
+  split = _explicit_split(leaf)
+  if split is None or picked.shape[0] % _parts(split):
+    return picked
+  return jax.sharding.reshard(picked, split)
+
+
+def _explicit_split(leaf: Any) -> jax.sharding.NamedSharding | None:
+  sharding = jax.typeof(leaf).sharding
+  explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+  return sharding if explicit and any(sharding.spec) else None
+
+
+def _parts(split: jax.sharding.NamedSharding) -> int:
+  """Returns the number of parts that the first axis of an array is in."""
+  names = split.spec[0] or ()
+  names = names if isinstance(names, tuple) else (names,)
+  return math.prod(split.mesh.shape[name] for name in names)
 
 
 def check_local(updates: Any, axis_name: AxisName | None) -> None:

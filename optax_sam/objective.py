@@ -127,8 +127,9 @@ class Objective:
     """Returns the mean loss over some of the examples, gathered first."""
     _ = self.num_examples  # says what is wrong with the batch, if anything
     # A NumPy array can't be indexed by what a program has yet to compute.
-    gather = lambda leaf: jnp.asarray(leaf)[index]
-    return self.on(jax.tree.map(gather, self.batch))
+    gather = lambda leaf: jnp.asarray(devices.whole(leaf))[index]
+    picked = jax.tree.map(gather, self.batch)
+    return self.on(jax.tree.map(devices.split_like, picked, self.batch))
 
   def on(self, batch: Any) -> 'Objective':
     """Returns the mean loss over another batch."""

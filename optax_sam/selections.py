@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import numerics, validation
+from optax_sam import devices, numerics, validation
 from optax_sam.objective import Objective
 
 
@@ -269,7 +269,7 @@ def micro_batches(size: int) -> Selection:
 
 def largest(scores: jax.Array, size: int) -> jax.Array:
   """Returns the positions of the largest scores, the largest first."""
-  scores = numerics.widen(jax.lax.stop_gradient(scores))
+  scores = numerics.widen(devices.whole(jax.lax.stop_gradient(scores)))
   # lax.top_k alone would rank a NaN before everything else.
   ranked = jnp.where(jnp.isfinite(scores), scores, -jnp.inf)
   return jax.lax.top_k(ranked, size)[1]

@@ -198,14 +198,13 @@ def _mean_over_parts(
     found = part.value_and_grad(point(number[0]))
     return jax.tree.map(lambda x: weight * numerics.widen(x), found)
 
-  rows, boundary = (numbers, objective.batch), larger * (size + 1)
+  def sum_over(rows: slice, length: int) -> Any:
+    batch = (numbers[rows], objective.rows(rows).batch)
+    return chunks.sum_over_chunks(of_part, batch, length, objective.axis_name)
+
+  boundary = larger * (size + 1)
   sums = [
-    chunks.sum_over_chunks(
-      of_part,
-      jax.tree.map(lambda x, i=slice(first, last): x[i], rows),
-      length,
-      objective.axis_name,
-    )
+    sum_over(slice(first, last), length)
     for first, last, length in (
       (0, boundary, size + 1),
       (boundary, examples, size),

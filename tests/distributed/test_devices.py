@@ -17,7 +17,7 @@ def test_sharded_arrays():
     'tests/distributed/sharded_arrays.py',
     'tests/distributed/sharded_leaves.py',
     'tests/distributed/behind_base.py',
-    at_least=159,
+    at_least=192,
     patience=10,
   )
 

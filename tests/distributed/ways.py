@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tests.distributed import problem
 
@@ -13,6 +13,7 @@ OVER_AXIS = ('shard_map', 'shard_map_unchecked', 'pmap')
 # How the devices are laid out, and what they hold of every weight.
 PLACEMENTS = {
   'data': ('data', {'bias': (), 'kernel': (), 'out': ()}),
+  'explicit': ('data', {'bias': (), 'kernel': (), 'out': ()}),
   'fsdp': (
     'data',
     {'bias': ('data',), 'kernel': (None, 'data'), 'out': ('data',)},
@@ -38,11 +39,12 @@ class Trained(NamedTuple):
   ascended: Any
 
 
-def mesh(axes='data'):
+def mesh(axes='data', kind=AxisType.Auto):
   """Returns all devices in a row, or in two columns."""
   shape = (-1,) if axes == 'data' else (-1, 2)
   names = (axes,) if axes == 'data' else axes
-  return Mesh(np.array(jax.devices()).reshape(shape), names)
+  devices = np.array(jax.devices()).reshape(shape)
+  return Mesh(devices, names, axis_types=(kind,) * len(names))
 
 
 def spread(tree, devices, *spec):
@@ -138,7 +140,9 @@ def under_jit(name, placement):
   """Trains under `jit` on arrays that lie on all devices."""
   tx, program = _program(name)
   axes, specs = PLACEMENTS[placement]
-  devices, given = mesh(axes), problem.params()
+  # As `jax.make_mesh` has them: part of the type of an array.
+  kind = AxisType.Explicit if placement == 'explicit' else AxisType.Auto
+  devices, given = mesh(axes, kind), problem.params()
   params = {
     'hidden': {
       leaf: spread(given['hidden'][leaf], devices, *specs[leaf])
