@@ -89,9 +89,7 @@ def _swad(problem: Problem, total_steps: int) -> steps.Steps:
     after = optax.apply_updates(params, updates)
     return updates, averaging.accumulate(state, after)
 
-  behind = optax.GradientTransformation(
-    lambda params: averaging.init(params), update
-  )
+  behind = optax.GradientTransformation(averaging.init, update)
   both = optax.chain(steps.base_optimizer(), behind)
   return steps.in_one_program(problem, both)
 

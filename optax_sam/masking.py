@@ -32,23 +32,31 @@ def path_parts(path: tuple[Any, ...]) -> list[str]:
 
 
 def float_leaves(params: optax.Params) -> Any:
-  """Returns a tree of bools, True at floating-point leaves; None if all are.
-
-  Raises:
-    ValueError: if a leaf is complex: no rule says how to perturb it, and to
-      pass it over would go unnoticed.
-  """
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
-      where = '/'.join(path_parts(path))
-      msg = (
-        f'params must be real, got complex numbers at {where!r}: keep their '
-        f'real and imaginary parts as two leaves.'
-      )
-      raise ValueError(msg)
+  """Returns a tree of bools, True at floating-point leaves; None if all are."""
   if all(numerics.is_float(leaf) for leaf in jax.tree.leaves(params)):
     return None
   return jax.tree.map(numerics.is_float, params)
+
+
+def check_real(params: optax.Params, mask: Mask = None) -> None:
+  """Raises if a leaf that may be perturbed is complex.
+
+  No rule says how to perturb one, and to pass it over would go unnoticed.
+  """
+  is_complex = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  if not any(is_complex(leaf) for _, leaf in leaves):
+    return
+  allowed = jax.tree.leaves(chosen_leaves(mask, params))
+  for (path, leaf), is_allowed in zip(leaves, allowed, strict=True):
+    if is_allowed and is_complex(leaf):
+      where = '/'.join(path_parts(path))
+      msg = (
+        f'params must be real, got complex numbers at {where!r}: keep their '
+        f'real and imaginary parts as two leaves, or leave them out by mask= '
+        f'where there is one.'
+      )
+      raise ValueError(msg)
 
 
 def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:

@@ -84,8 +84,9 @@ def sharpness_aware(
     programs that are compiled for one branch each.
 
   Raises:
-    ValueError: if an argument is none of these, and in `update` if what the
-      method needs was not passed.
+    ValueError: if an argument is none of these, in `init` if a leaf that the
+      mask doesn't leave out is complex, and in `update` if what the method
+      needs was not passed.
 
   References:
     Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
@@ -129,6 +130,7 @@ def sharpness_aware(
   )
 
   def init(params: optax.Params) -> SharpnessAwareState:
+    masking.check_real(params, mask)
     params = masking.keep(masking.float_leaves(params), params)
     scalar = jnp.zeros((), numerics.accumulator_dtype(params))
     return SharpnessAwareState(

@@ -46,6 +46,10 @@ def _check_scalar(name: str, value: Any) -> None:
     if value.shape != ():
       msg = f'{name} must be one number, got an array of shape {value.shape}.'
       raise ValueError(msg)
+    kinds = jnp.floating, jnp.integer
+    if not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+      msg = f'{name} must be a real number, got an array of {value.dtype}.'
+      raise ValueError(msg)
   elif isinstance(value, optax.GradientTransformation):
     msg = (
       f'{name} must be a number, got a gradient transformation. Methods stand '

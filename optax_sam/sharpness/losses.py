@@ -44,7 +44,7 @@ class MeanLoss:
     """Yields the arguments of every call, and how many rows it counts for.
 
     Raises:
-      ValueError: if there is no batch.
+      ValueError: if there is no batch, or one without rows.
     """
     if self._batches is None:
       yield self._args, 1.0
@@ -52,7 +52,7 @@ class MeanLoss:
     empty = True
     for batch in self._batches:
       empty = False
-      yield (*self._args, batch), float(len(jax.tree.leaves(batch)[0]))
+      yield (*self._args, batch), float(_num_rows(batch))
     if empty:
       msg = 'batches must hold at least one batch, got none'
       raise ValueError(msg)
@@ -111,6 +111,18 @@ class MeanLoss:
       total_rows += rows
       total = found if total is None else _add(total, found, rows / total_rows)
     return total
+
+
+def _num_rows(batch: Any) -> int:
+  shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+  if not shapes or shapes[0] == ():
+    msg = (
+      f'batches must hold pytrees whose leaves have one row an example, got '
+      f'one with leaves of shapes {shapes}: write batches=[batch] for a single '
+      f'batch.'
+    )
+    raise ValueError(msg)
+  return shapes[0][0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -14,9 +14,21 @@ from optax_sam.step import SharpnessAwareState
 _KEEPS_NOTHING = sharpness_aware(perturbations.scale_to_radius(0.0))
 
 
-def init(params: optax.Params) -> SharpnessAwareState:
-  """Returns what `optax_sam.metrics` reads, before the first step."""
-  state = _KEEPS_NOTHING.init(params)
+def init(
+  params: optax.Params, mask: masking.Mask = None
+) -> SharpnessAwareState:
+  """Returns what `optax_sam.metrics` reads, before the first step.
+
+  Args:
+    params: all of the parameters.
+    mask: leaves that may be perturbed.
+
+  Raises:
+    ValueError: if one of these is complex.
+  """
+  masking.check_real(params, mask)
+  floats = masking.keep(masking.float_leaves(params), params)
+  state = _KEEPS_NOTHING.init(floats)
   assert isinstance(state, SharpnessAwareState)
   return state
 

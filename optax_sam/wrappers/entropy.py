@@ -115,6 +115,7 @@ def entropy_sgd(
   validation.check_key(key)
 
   def init(params: optax.Params) -> EntropySgdState:
+    masking.check_real(params)
     floats = masking.keep(masking.float_leaves(params), params)
     # Buffers of their own: the same one can't be donated twice.
     outer, mean = (jax.tree.map(_copy, floats) for _ in range(2))

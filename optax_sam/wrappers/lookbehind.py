@@ -87,7 +87,7 @@ def lookbehind(
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> LookbehindState:
-    return LookbehindState(ascents.init(params), base.init(params))
+    return LookbehindState(ascents.init(params, mask), base.init(params))
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any

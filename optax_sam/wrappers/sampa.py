@@ -107,7 +107,7 @@ def sampa(
   def init(params: optax.Params) -> SampaState:
     floats = masking.keep(masking.float_leaves(params), params)
     return SampaState(
-      ascents.init(params),
+      ascents.init(params, mask),
       base.init(params),
       numerics.zeros_like(floats),
       jax.tree.map(_empty, batch_like),

@@ -315,6 +315,33 @@ def test_complex_parameters_are_refused(name):
     build(name).init({'w': jnp.ones(2, jnp.complex64)})
 
 
+@pytest.mark.parametrize('name', ['wsam_decoupled', 'lookbehind', 'sampa'])
+def test_complex_parameters_that_are_left_out_descend(name):
+  def losses(p, batch):
+    return (jnp.sum(p['w'] ** 4) + jnp.sum(jnp.abs(p['c']) ** 2)) * batch
+
+  batch = jnp.ones(2)
+  loss = lambda p: jnp.mean(losses(p, batch))
+  params = {'w': jnp.ones(2), 'c': jnp.ones(2, jnp.complex64)}
+  changes = {'batch_like': batch} if name == 'sampa' else {}
+  tx = getattr(optax_sam, name)(
+    optax.sgd(0.1),
+    **{**ROWS[name][0], **changes},
+    mask={'w': True, 'c': False},
+  )
+  with _OF_OPTAX:
+    updates, _ = tx.update(
+      jax.grad(loss)(params),
+      tx.init(params),
+      params,
+      per_example_value_fn=losses,
+      batch=batch,
+      value_fn=loss,
+    )
+  comparisons.assert_close(updates['c'], jnp.full(2, -0.2 + 0j), 1e-6)
+  assert float(updates['w'][0]) < -0.3
+
+
 @every_name
 def test_parameters_are_asked_for(name):
   tx, params = build(name), training.params()

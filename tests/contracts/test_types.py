@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from tests.contracts import table, training
+from tests.contracts import comparisons, table, training
 
 _DTYPES = ['bfloat16', 'float16', 'float32', 'float64']
 
@@ -105,6 +105,18 @@ def test_types_are_stable_outside_of_jit(name):
     assert _types(updates) == _types(params)
     assert _types(after) == _types(state)
     state = after
+
+
+def test_complex_parameters_that_are_left_out_descend():
+  loss = lambda p: jnp.sum(p['w'] ** 4) + jnp.sum(jnp.abs(p['c']) ** 2)
+  params = {'w': jnp.ones(2), 'c': jnp.ones(2, jnp.complex64)}
+  grads = jax.grad(loss)(params)
+  is_real = lambda leaf: not jnp.iscomplexobj(leaf)
+  for mask in ({'w': True, 'c': False}, lambda p: jax.tree.map(is_real, p)):
+    tx = table.METHODS['sam'](0.1, mask=mask)
+    updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss)
+    comparisons.assert_equal(updates['c'], grads['c'])
+    assert float(updates['w'][0]) > float(grads['w'][0])
 
 
 def test_a_python_number_as_the_loss():

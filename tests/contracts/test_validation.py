@@ -102,6 +102,12 @@ def test_a_radius_is_one_number(value):
     optax_sam.sam(value)
 
 
+@pytest.mark.parametrize('value', [jnp.asarray(True), np.asarray(1j)])
+def test_a_radius_is_real(value):
+  with pytest.raises(ValueError, match=r'^rho must be a real number, got an a'):
+    optax_sam.sam(value)
+
+
 def test_a_method_is_no_wrapper():
   with pytest.raises(ValueError, match=r'write optax\.chain\(optax_sam\.sam'):
     optax_sam.sam(optax.sgd(0.1))

@@ -39,7 +39,13 @@ def test_a_loader_is_gone_through_as_often_as_needed():
 
 @pytest.mark.parametrize(
   ('batches', 'message'),
-  [(iter([jnp.ones(3)]), r'list\(\.\.\.\)'), ([], 'at least one')],
+  [
+    (iter([jnp.ones(3)]), r'list\(\.\.\.\)'),
+    ([], 'at least one'),
+    ([jnp.float32(1)], r'^batches must hold .* shapes \[\(\)\]'),
+    (jnp.ones(3), r'batches=\[batch\]'),
+    ([()], r'^batches must hold .* shapes \[\]'),
+  ],
 )
 def test_bad_batches_are_named(batches, message):
   with pytest.raises(ValueError, match=message):
