@@ -199,27 +199,48 @@ def _walk(
   state: EntropySgdState,
 ) -> tuple[optax.Updates, EntropySgdState]:
   rate, eta, inner_steps, gamma, scoping, noise, decay = numbers
-  z = draw_direction(jax.random.fold_in(state.key, state.count), params)
   count = numerics.increment(state.count)
   period = jnp.asarray(inner_steps, count.dtype)
   is_last = count % period == 0
   rounds = state.count // period + 1
   is_usable = jnp.isfinite(numerics.norm(gradient))
 
-  def leaf(g: Any, w: Any, x: Any, mu: Any, v: Any, z: Any) -> Any:
-    number = lambda value: jnp.asarray(value).astype(x.dtype)
-    start, g_wide = w.astype(x.dtype), g.astype(x.dtype)
-    pull = number(gamma) * (1 + number(scoping)) ** number(rounds)
-    total = number(0.9) * v + g_wide
-    drift = g_wide + number(0.9) * total
-    drift = drift - pull * (x - start) + number(decay) * start
-    jump = jnp.sqrt(2 * number(eta)) * number(noise) * z
-    end = start - number(eta) * drift + jump
-    mean = number(0.75) * mu + number(0.25) * end
-    end, mean, total = (
-      jnp.where(is_usable, new, old)
-      for new, old in ((end, start), (mean, mu), (total, v))
+  def momentum(g: jax.Array, v: jax.Array) -> jax.Array:
+    return jnp.asarray(0.9, v.dtype) * v + g.astype(v.dtype)
+
+  def move() -> Any:
+    key = jax.random.fold_in(state.key, state.count)
+
+    def leaf(g: Any, w: Any, x: Any, v: Any, z: Any) -> jax.Array:
+      number = lambda value: jnp.asarray(value).astype(x.dtype)
+      start = w.astype(x.dtype)
+      pull = number(gamma) * (1 + number(scoping)) ** number(rounds)
+      drift = g.astype(x.dtype) + number(0.9) * momentum(g, v)
+      drift = drift - pull * (x - start) + number(decay) * start
+      jump = jnp.sqrt(2 * number(eta)) * number(noise) * z
+      return start - number(eta) * drift + jump
+
+    return jax.tree.map(
+      leaf,
+      gradient,
+      params,
+      state.outer,
+      state.momentum,
+      draw_direction(key, params),
     )
+
+  def stay() -> Any:
+    return numerics.widen_like(params, state.outer)
+
+  # Behind a conditional the end is in memory: XLA would compute it, and the
+  # noise with it, anew for everything that depends on it.
+  end = jax.lax.cond(is_usable, move, stay)
+
+  def leaf(g: Any, w: Any, x: Any, mu: Any, v: Any, end: Any) -> Any:
+    number = lambda value: jnp.asarray(value, x.dtype)
+    mean = number(0.75) * mu + number(0.25) * end
+    mean = jnp.where(is_usable, mean, mu)
+    total = jnp.where(is_usable, momentum(g, v), v)
     outer = x - number(rate) * (x - mean)
     end, x, mu, v = (
       jnp.where(is_last, last, usual)
@@ -230,11 +251,11 @@ def _walk(
         (jnp.zeros_like(v), total),
       )
     )
-    return (end - start).astype(g.dtype), x, mu, v
+    return (end - w.astype(x.dtype)).astype(g.dtype), x, mu, v
 
   leaves = jax.tree.map(
-    leaf, gradient, params, state.outer, state.mean, state.momentum, z
+    leaf, gradient, params, state.outer, state.mean, state.momentum, end
   )
   outer, inner = jax.tree.structure(gradient), jax.tree.structure((0,) * 4)
-  step, x, mean, momentum = jax.tree.transpose(outer, inner, leaves)
-  return step, EntropySgdState(count, x, mean, momentum, state.key)
+  step, x, mean, kept = jax.tree.transpose(outer, inner, leaves)
+  return step, EntropySgdState(count, x, mean, kept, state.key)

@@ -233,7 +233,8 @@ def test_skips_says_whether_a_conditional_is_compiled(name):
     )
 
   program = jax.make_jaxpr(update)(PARAMS, tx.init(PARAMS), BATCH)
-  # Renewing a mask now and then is a conditional too.
+  # Renewing a mask now and then is a conditional too, and a walk that goes on
+  # only where the gradient is finite.
   parameters = inspect.signature(methods.METHODS[name].factory).parameters
-  refreshes = 'refresh_every' in parameters
-  assert str(program).count(' cond[') == methods.skips(name) + refreshes
+  others = bool({'refresh_every', 'inner_steps'} & set(parameters))
+  assert str(program).count(' cond[') == methods.skips(name) + others
