@@ -24,6 +24,7 @@ from optax_sam.train import (
   task,
   timing,
 )
+from optax_sam.train import step as step_lib
 from optax_sam.train.step import TrainingState
 
 FILES = frozenset(
@@ -176,9 +177,10 @@ def _train(
       ) -> None:
         phase.advance()
         if keeps:
-          # A copy: the run goes on with its own.
-          here = dataclasses.replace(current)
-          starts[name] += [here] * points.count(current.step)
+          # Copies: the run goes on with its own, in the same memory.
+          for _ in range(points.count(current.step)):
+            state = step_lib.copy(current.state)
+            starts[name].append(dataclasses.replace(current, state=state))
 
       phase.detail(f'{name}, seed {seed}')
       runs.append(_one_run(trainers[name], seed, after_step))

@@ -107,7 +107,9 @@ class Trainer:
     params, statistics = _init(self.task, init_key)
     opt_state = self.optimizer(seed).init(params)
     step = jnp.zeros((), jnp.int32)
-    average = () if self.config.ema_decay is None else (params, statistics)
+    average = ()
+    if self.config.ema_decay is not None:
+      average = step_lib.copy((params, statistics))
     state = self.placement.state(
       TrainingState(step, params, statistics, opt_state, run_key, average)
     )
@@ -142,7 +144,10 @@ class Trainer:
   def step(
     self, state: TrainingState, batch: data.Batch, accuracy: float = 0.0
   ) -> tuple[TrainingState, step_lib.Metrics]:
-    """Takes one step, from state and batch to the next state and metrics."""
+    """Takes one step, from state and batch to the next state and metrics.
+
+    In one program the next state takes the memory of the one that is given.
+    """
     return self.compile(accuracy)(state, self.placement.batch(batch))
 
   def batch(self, step: int, seed: int) -> data.Batch:
@@ -247,6 +252,7 @@ class Trainer:
       term=self.term,
       accumulate=None if averaging is None else averaging.functions.accumulate,
       rows=self.placement.rows,
+      donates=True,
       **how,
     )
     compiled = step.lower(state, batch).compile()

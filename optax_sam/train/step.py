@@ -44,6 +44,11 @@ class TrainingState(NamedTuple):
 Step = Callable[[TrainingState, data.Batch], tuple[TrainingState, Metrics]]
 
 
+def copy(state: Any) -> Any:
+  """Returns a state, or a part of one, in memory of its own."""
+  return jax.tree.map(lambda leaf: leaf.copy(), state)
+
+
 class _CleanPass(NamedTuple):
   """What the gradient at the unperturbed parameters leaves to the rest."""
 
@@ -66,6 +71,7 @@ def in_one_program(
   ema_decay: float | None = None,
   sharding: Any = None,
   rows: jax.sharding.Sharding | None = None,
+  donates: bool = False,
 ) -> Step:
   """Returns a jitted step; a method that skips does so inside the program.
 
@@ -86,6 +92,8 @@ def in_one_program(
       choice.
     rows: how examples that a method picks are split; None likewise, for which
       a compiler may choose to have all of them on every device.
+    donates: whether the next state takes the memory of the one that the step
+      is given; what reads that one later must `copy` it first.
 
   Returns:
     The step, from state and batch to the next state and metrics.
@@ -111,7 +119,8 @@ def in_one_program(
     return after, metrics
 
   of = _shardings(sharding)
-  return jax.jit(step, out_shardings=(of, of.step))
+  donated = 0 if donates else None
+  return jax.jit(step, out_shardings=(of, of.step), donate_argnums=donated)
 
 
 def branching_on_host(

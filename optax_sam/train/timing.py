@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
+from optax_sam.train import step as step_lib
 from optax_sam.train.loop import Progress, Trainer
 from optax_sam.train.results import Timing
 
@@ -78,7 +79,8 @@ def _turn(trainer: Trainer, start: Progress) -> float:
     trainer.batch(step=step, seed=0)
     for step in range(start.step, start.step + STEPS_A_TURN)
   ]
-  step, state = trainer.compile(start.best_train_accuracy), start.state
+  step = trainer.compile(start.best_train_accuracy)
+  state = step_lib.copy(start.state)  # whose memory the step takes
   jax.block_until_ready(state)
   began = time.perf_counter()
   for batch in batches:

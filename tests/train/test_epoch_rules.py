@@ -59,7 +59,7 @@ def test_a_step_is_that_of_the_share(accuracy, share, trainer):
   state, batch = trainer.start(0).state, trainer.batch(0, seed=0)
   # Away from step 0, where the learning rate is 0.
   state, _ = trainer.step(state, batch)
-  found, _ = trainer.step(state, batch, accuracy)
+  found, _ = trainer.step(step_lib.copy(state), batch, accuracy)
   expected, _ = fixed.step(state, batch)
   assert_same(found.params, expected.params)
 

@@ -10,6 +10,7 @@ import pytest
 
 from optax_sam.train import config as config_lib
 from optax_sam.train import loop, models, optimizers
+from optax_sam.train import step as step_lib
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -81,7 +82,7 @@ def test_weights_and_statistics_are_averaged(execution):
     'ae_sam', model='cnn', ema_decay=0.75, execution=execution
   )
   state = one.start(0).state
-  expected = (state.params, state.statistics)
+  expected = step_lib.copy((state.params, state.statistics))
   for number in range(3):
     state, _ = one.step(state, one.batch(number, 0))
     now = (state.params, state.statistics)

@@ -13,6 +13,7 @@ from rich.console import Console
 import optax_sam
 from optax_sam.flax import reestimate_batch_norm
 from optax_sam.train import data, inputs, methods, single, validated
+from optax_sam.train.step import copy
 from tests.train import problems
 from tests.train.test_single import assert_same_end, interrupt_at
 
@@ -78,7 +79,7 @@ def finished(one, seed=0):
   """Returns the end of a run, and the parameters after each of its steps."""
   iterates = []
   progress = one.start(seed)
-  one.run(progress, seed, lambda now: iterates.append(now.state.params))
+  one.run(progress, seed, lambda now: iterates.append(copy(now.state.params)))
   return progress, iterates
 
 
@@ -112,7 +113,7 @@ def test_the_solution_is_that_of_a_loop_of_ones_own():
   losses, seen = [], []
 
   def after_step(now):
-    seen.append(now.state.params)
+    seen.append(copy(now.state.params))
     losses.append(float(loss_of(now.state.params, now.state.statistics)))
 
   progress = one.start(7)
