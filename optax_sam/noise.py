@@ -52,8 +52,8 @@ def anti_pgd(
   Returns:
     A gradient transformation, to be placed **last** in `optax.chain`, behind
     the base optimizer: what comes in must be the whole update. Leaves that are
-    no floating-point numbers pass. Cost: that of the base optimizer. Keeps the
-    key (`AntiPgdState`).
+    no floating-point numbers pass. Cost: that of the base optimizer, and two
+    normal numbers drawn for each parameter. Keeps the key (`AntiPgdState`).
 
   Raises:
     ValueError: if a Python value is out of range.

@@ -3,65 +3,11 @@
 A new method is one more row; nothing else in the trainer names a method.
 """
 
-import dataclasses
 import functools
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
-
-import optax
 
 import optax_sam
-from optax_sam import validation
-from optax_sam.train import epoch_rules
-from optax_sam.train.averaging import ValidatedAveraging
-
-
-@dataclasses.dataclass(frozen=True)
-class Method:
-  """One row of the registry.
-
-  Attributes:
-    factory: the public function that builds it. Arguments
-      named `total_steps`, `refresh_every`, `key`, `base`, `batch_like` and
-      `num_data` are filled by the trainer, and `learning_rate` with a schedule.
-    gradients: gradients per step, s the share of steps that ascend.
-    state: what it keeps beside a step counter.
-    paper: where it was published.
-    skips: whether some of its steps take no second gradient.
-    uses_gradient: whether it reads the clean gradient of the whole batch.
-    takes_single_examples: whether it differentiates the losses of examples one
-      by one, for which batch norm must use its running statistics.
-    defaults: the trainer's values of arguments that have no default; a value
-      may be a rule that follows the training accuracy.
-    place: where it stands. 'before' the base optimizer and 'after' it are the
-      first and the last element of a chain; 'around' it takes `base`, and its
-      `learning_rate` is that of the base; 'instead' of it stands an optimizer
-      of its own, whose `learning_rate` is a setting, the highest of the run.
-      'loss' is a term of the loss, under the base optimizer alone, and
-      'beside' that a `ValidatedAveraging`.
-    base_steps: the setting that says how many steps of the base optimizer one
-      step takes; None for one.
-    reports: whether `optax_sam.metrics` finds something in its state.
-    solution: from the parameters and the state of the optimizer to the
-      parameters that the run has found, where they are others than those that
-      it trains. What stands beside the optimizer has its own.
-  """
-
-  factory: Callable[..., Any]
-  gradients: str
-  state: str
-  paper: str
-  skips: bool = False
-  uses_gradient: bool = True
-  takes_single_examples: bool = False
-  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  place: Literal['before', 'around', 'instead', 'after', 'loss', 'beside'] = (
-    'before'
-  )
-  base_steps: str | None = None
-  reports: bool = True
-  solution: Callable[[optax.Params, Any], optax.Params] | None = None
-
+from optax_sam.train import averaging, epoch_rules
+from optax_sam.train.method import Method
 
 # The authors' rule. What it leaves open, and where their programs differ:
 # - It doesn't say how training accuracy is measured. One program passes over
@@ -74,61 +20,6 @@ class Method:
 _SHARE_OF_LARGEST_LOSSES = epoch_rules.ByTrainingAccuracy(
   1.0, ((0.8, 1 / 2), (0.9, 1 / 4), (0.95, 1 / 8), (0.995, 1 / 16))
 )
-
-
-def _swa(
-  *, start: float = 0.75, total_steps: int, refresh_every: int
-) -> optax.GradientTransformationExtraArgs:
-  """Averages the weights once an epoch in the last part of a run.
-
-  The authors average over about the last half of theirs, at a high learning
-  rate; under the schedule that all methods of a comparison share, those of the
-  last quarter are near enough to one another.
-
-  Args:
-    start: share of the run after which the first weights enter.
-    total_steps: length of the run.
-    refresh_every: steps of an epoch.
-  """
-  validation.check_number('start', start, at_least=0, at_most=1)
-  first = max(1, round(start * total_steps))
-  return optax_sam.swa(first, every=refresh_every)
-
-
-def _swad(
-  *,
-  n_converge: int = 3,
-  n_tolerance: int = 6,
-  tolerance: float = 0.3,
-  validation_share: float = 0.1,
-  epochs_per_validation: int = 1,
-) -> ValidatedAveraging:
-  """Averages the weights of all steps while held-out examples say so.
-
-  They are chosen among the training examples by the seed of the run, with the
-  same share of every class, and with wrong labels if there are any. That is the
-  price of the method: other methods of a comparison train on these examples
-  too. Their number, and how often they are asked, are choices of the trainer.
-
-  Args:
-    n_converge: as of `optax_sam.swad`.
-    n_tolerance: likewise.
-    tolerance: likewise.
-    validation_share: share of the training examples that is held out, above 0
-      and at most 0.5.
-    epochs_per_validation: epochs from one validation to the next, at least 1;
-      an epoch passes over the other examples.
-  """
-  functions = optax_sam.swad(
-    n_converge=n_converge, n_tolerance=n_tolerance, tolerance=tolerance
-  )
-  validation.check_number(
-    'validation_share', validation_share, above=0, at_most=0.5
-  )
-  validation.check_static_integer(
-    'epochs_per_validation', epochs_per_validation
-  )
-  return ValidatedAveraging(functions, validation_share, epochs_per_validation)
 
 
 METHODS: dict[str, Method] = {
@@ -303,7 +194,7 @@ METHODS: dict[str, Method] = {
     solution=optax_sam.without_noise,
   ),
   'swa': Method(
-    factory=_swa,
+    factory=averaging.swa,
     gradients='1',
     state='average of weights',
     paper='Izmailov et al., 2018, arXiv 1803.05407',
@@ -312,7 +203,7 @@ METHODS: dict[str, Method] = {
     solution=optax_sam.averaged_params,
   ),
   'swad': Method(
-    factory=_swad,
+    factory=averaging.swad,
     gradients='1',
     state='three averages of weights',
     paper='Cha et al., 2021, arXiv 2102.08604',
