@@ -68,6 +68,13 @@ class Run:
     return taken / steps if steps > 0 and math.isfinite(taken) else None
 
   @property
+  def losses(self) -> list[float]:
+    """All training and test losses that were logged."""
+    rows = [row.get('loss') for row in self.log]
+    rows += [row.get('test_loss') for row in self.evaluations]
+    return [loss for loss in rows if loss is not None]
+
+  @property
   def diverged(self) -> bool:
     """Whether the training loss or the test loss ended non-finite."""
     last = [row.get('loss', 0.0) for row in self.log[-1:]]
@@ -145,6 +152,22 @@ class Comparison:
   def is_complete(self, run: Run) -> bool:
     """Whether a run counts: it reached its last step, or it diverged."""
     return run.diverged or run.steps >= self.total_steps
+
+  def did_nothing(self, method: str) -> bool:
+    """Whether a method was its base: equal losses, or a term that stayed 0."""
+    terms = [
+      row['trajectory_loss']
+      for run in self.runs_of(method)
+      for row in run.log
+      if 'trajectory_loss' in row
+    ]
+    if terms:
+      return not any(terms)
+    base = {run.seed: run.losses for run in self.runs_of(self.base)}
+    found = {run.seed: run.losses for run in self.runs_of(method)}
+    return any(found.values()) and all(
+      losses == base.get(seed) for seed, losses in found.items()
+    )
 
   def accuracies(self, method: str) -> dict[int, float]:
     """Returns the final test accuracy of a method's complete runs by seed."""

@@ -154,6 +154,16 @@ def warnings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
       f'Diverged, the loss is not a finite number: {names}. Such a run counts'
       ' with the accuracy it ended at.'
     )
+  idle = [
+    row.method
+    for row in rows
+    if not row.is_base and comparison.did_nothing(row.method)
+  ]
+  if idle:
+    sentences.append(
+      f'{join(idle)} did what {comparison.base} does: with these settings and'
+      ' so many steps there was nothing else to do.'
+    )
   reasons: dict[str, list[str]] = {}
   for row in rows:
     if not row.is_base and row.difference.interval is None:

@@ -300,3 +300,21 @@ def test_matplotlib_is_imported_only_to_draw():
     [sys.executable, '-c', code], capture_output=True, text=True, check=False
   )
   assert done.returncode == 0, done.stderr
+
+
+def test_a_method_that_changed_nothing_is_named():
+  idle = 'sam did what sgd does: with these settings'
+  term = lambda *values: [
+    {'step': step, 'loss': 0.1, 'trajectory_loss': value}
+    for step, value in enumerate(values, start=1)
+  ]
+  for other, is_idle in (
+    (run('sam', 0, 0.9, loss=0.2), True),
+    (run('sam', 0, 0.9, loss=0.3), False),
+    (run('sam', 1, 0.9, loss=0.2), False),
+    (run('sam', 0, 0.9, log=[], evaluations=[]), False),
+    (run('sam', 0, 0.9, log=term(0.0, 0.0)), True),
+    (run('sam', 0, 0.9, log=term(0.0, 0.1)), False),
+  ):
+    found = comparison([run('sgd', 0, 0.9, loss=0.2), other])
+    assert (idle in ' '.join(warnings(found, summarize(found)))) == is_idle
