@@ -33,6 +33,7 @@ def path_parts(path: tuple[Any, ...]) -> list[str]:
 
 def float_leaves(params: optax.Params) -> Any:
   """Returns a tree of bools, True at floating-point leaves; None if all are."""
+  _check_arrays(params)
   if all(numerics.is_float(leaf) for leaf in jax.tree.leaves(params)):
     return None
   return jax.tree.map(numerics.is_float, params)
@@ -43,6 +44,7 @@ def check_real(params: optax.Params, mask: Mask = None) -> None:
 
   No rule says how to perturb one, and to pass it over would go unnoticed.
   """
+  _check_arrays(params)
   is_complex = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.complexfloating)
   leaves = jax.tree_util.tree_leaves_with_path(params)
   if not any(is_complex(leaf) for _, leaf in leaves):
@@ -55,6 +57,17 @@ def check_real(params: optax.Params, mask: Mask = None) -> None:
         f'params must be real, got complex numbers at {where!r}: keep their '
         f'real and imaginary parts as two leaves, or leave them out by mask= '
         f'where there is one.'
+      )
+      raise ValueError(msg)
+
+
+def _check_arrays(params: optax.Params) -> None:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if not hasattr(leaf, 'dtype'):
+      where = '/'.join(path_parts(path)) or 'params'
+      msg = (
+        f'params must be arrays, got a {type(leaf).__name__} at {where!r}: '
+        f'write jax.tree.map(jnp.asarray, params).'
       )
       raise ValueError(msg)
 

@@ -120,6 +120,12 @@ def test_complex_parameters_are_refused(name):
     table.ROWS[name]().init(params)
 
 
+@table.every_row()
+def test_parameters_that_are_no_arrays_are_refused(name):
+  with pytest.raises(ValueError, match=r"arrays, got a float at 'layer/b'"):
+    table.ROWS[name]().init({'layer': {'a': jnp.ones(2), 'b': 1.0}})
+
+
 @table.every_row(perturbs=True)
 def test_averaging_without_an_axis(name):
   with pytest.raises(ValueError, match=r'sync_ascent=True needs axis_name'):
