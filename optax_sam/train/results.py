@@ -68,11 +68,11 @@ class Run:
     return taken / steps if steps > 0 and math.isfinite(taken) else None
 
   @property
-  def losses(self) -> list[float]:
-    """All training and test losses that were logged."""
-    rows = [row.get('loss') for row in self.log]
-    rows += [row.get('test_loss') for row in self.evaluations]
-    return [loss for loss in rows if loss is not None]
+  def figures(self) -> list[float]:
+    """Training and test losses and test accuracies, as they were logged."""
+    names = ('loss', 'test_loss', 'test_accuracy')
+    rows = (*self.log, *self.evaluations)
+    return [row[name] for row in rows for name in names if name in row]
 
   @property
   def diverged(self) -> bool:
@@ -154,7 +154,7 @@ class Comparison:
     return run.diverged or run.steps >= self.total_steps
 
   def did_nothing(self, method: str) -> bool:
-    """Whether a method was its base: equal losses, or a term that stayed 0."""
+    """Whether a method was its base: equal figures, or a term that stayed 0."""
     terms = [
       row['trajectory_loss']
       for run in self.runs_of(method)
@@ -163,10 +163,10 @@ class Comparison:
     ]
     if terms:
       return not any(terms)
-    base = {run.seed: run.losses for run in self.runs_of(self.base)}
-    found = {run.seed: run.losses for run in self.runs_of(method)}
+    base = {run.seed: run.figures for run in self.runs_of(self.base)}
+    found = {run.seed: run.figures for run in self.runs_of(method)}
     return any(found.values()) and all(
-      losses == base.get(seed) for seed, losses in found.items()
+      figures == base.get(seed) for seed, figures in found.items()
     )
 
   def accuracies(self, method: str) -> dict[int, float]:

@@ -311,6 +311,7 @@ def test_a_method_that_changed_nothing_is_named():
   for other, is_idle in (
     (run('sam', 0, 0.9, loss=0.2), True),
     (run('sam', 0, 0.9, loss=0.3), False),
+    (run('sam', 0, 0.91, loss=0.2), False),
     (run('sam', 1, 0.9, loss=0.2), False),
     (run('sam', 0, 0.9, log=[], evaluations=[]), False),
     (run('sam', 0, 0.9, log=term(0.0, 0.0)), True),
