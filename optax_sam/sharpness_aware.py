@@ -84,9 +84,9 @@ def sharpness_aware(
     programs that are compiled for one branch each.
 
   Raises:
-    ValueError: if an argument is none of these, in `init` if a leaf that the
-      mask doesn't leave out is complex, and in `update` if what the method
-      needs was not passed.
+    ValueError: if an argument is none of these, in `init` if a leaf is no
+      array, or complex and not left out by the mask, and in `update` if what
+      the method needs was not passed.
 
   References:
     Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
