@@ -63,6 +63,22 @@ def test_every_method_is_in_the_guide():
   assert names == [row[0].strip('`') for row in listed]
 
 
+def test_the_map_of_the_files_is_whole():
+  section = (ROOT / 'CONTRIBUTING.md').read_text().partition('## Where things')
+  maps = section[2].partition('\n## ')[0].split('`optax_sam/train/`')
+  rows = [re.findall(r'^\| (`.+?) \|', x, re.MULTILINE) for x in maps]
+  for directory, paths in zip(
+    ('optax_sam', 'optax_sam/train'), rows, strict=True
+  ):
+    found = [
+      path.name + '/' * path.is_dir()
+      for path in (ROOT / directory).iterdir()
+      if path.suffix == '.py' or (path / '__init__.py').exists()
+    ]
+    listed = re.findall(r'`([^`]+)`', ' '.join(paths))
+    assert sorted(listed) == sorted(set(found) - {'__init__.py'})
+
+
 def test_the_example_of_a_method_stands_in_the_files():
   """Line by line and in order; between them may stand others."""
   section = (ROOT / 'CONTRIBUTING.md').read_text().partition('### An example')

@@ -18,13 +18,12 @@ from optax_sam.train import (
   methods,
   output,
   progress,
-  random_lines,
-  report,
   results,
   task,
   timing,
 )
 from optax_sam.train import step as step_lib
+from optax_sam.train.reports import comparison_report, random_lines
 from optax_sam.train.step import TrainingState
 
 FILES = frozenset(
@@ -65,8 +64,8 @@ def run(
     comparison = _measure(config, names, settings, console, command)
     if not comparison.runs:
       raise KeyboardInterrupt
-    report.print_table(comparison, console)
-    report.write_report(comparison, directory)
+    comparison_report.print_table(comparison, console)
+    comparison_report.write_report(comparison, directory)
     output.write_config(directory, 'compare', config_lib.settings(config))
   console.print(
     f'Report: {target / "report.html"}', soft_wrap=True, highlight=False

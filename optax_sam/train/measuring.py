@@ -20,15 +20,13 @@ from optax_sam.train import (
   loop,
   machine,
   output,
-  page,
   progress,
-  random_lines,
-  sharpness_report,
   single,
   task,
 )
 from optax_sam.train.checkpoints import Checkpoints
 from optax_sam.train.measurements import ASCENT_STEPS, Measurements
+from optax_sam.train.reports import page, random_lines, sharpness_report
 
 # What must be one and the same for figures to be comparable.
 _DATA = ('dataset', 'label_noise', 'image_size')

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from optax_sam import landscape
-from optax_sam.train import compare, loop, methods, report, task, timing
+from optax_sam.train import compare, loop, methods, task, timing
+from optax_sam.train.reports import comparison_report
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -244,7 +245,7 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     (directory / 'results.csv').write_text('half')
     raise OSError(28, 'No space left on device')
 
-  monkeypatch.setattr(report, 'write_report', write_report)
+  monkeypatch.setattr(comparison_report, 'write_report', write_report)
   config = problems.compare_config(methods=(), output=tmp_path / 'out')
   with pytest.raises(OSError, match='No space'):
     run(config)

@@ -16,13 +16,12 @@ from optax_sam.train import (
   config_checks,
   data,
   measuring,
-  sharpness_report,
-  sharpness_wording,
   single,
   task,
 )
 from optax_sam.train.measurements import Measurements
-from optax_sam.train.sharpness_page import render_page
+from optax_sam.train.reports import sharpness_report, sharpness_wording
+from optax_sam.train.reports.sharpness_page import render_page
 from tests.train import problems
 from tests.train.test_report import Page
 from tests.train.test_single import arrays

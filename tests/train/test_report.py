@@ -8,10 +8,10 @@ import sys
 
 import pytest
 
-from optax_sam.train.comparison_page import render_page
-from optax_sam.train.report import write_report
+from optax_sam.train.reports.comparison_page import render_page
+from optax_sam.train.reports.comparison_report import write_report
+from optax_sam.train.reports.wording import headline, warnings
 from optax_sam.train.results import summarize
-from optax_sam.train.wording import headline, warnings
 from tests.train.comparisons import (
   ODD,
   SGD,
@@ -292,7 +292,7 @@ def test_an_interrupted_comparison_says_so_before_its_results():
 
 def test_matplotlib_is_imported_only_to_draw():
   code = (
-    'import sys, optax_sam.train.report;'
+    'import sys, optax_sam.train.reports.comparison_report;'
     'heavy = {"matplotlib", "jinja2", "scipy.stats"} & set(sys.modules);'
     'sys.exit(str(heavy) if heavy else 0)'
   )

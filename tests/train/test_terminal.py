@@ -3,7 +3,7 @@ import io
 import pytest
 import rich.console
 
-from optax_sam.train.report import print_table
+from optax_sam.train.reports.comparison_report import print_table
 from tests.train.comparisons import ODD, of_accuracies, usual
 
 

@@ -6,9 +6,9 @@ import json
 import math
 import pathlib
 
-from optax_sam.train.comparison_page import render_page
+from optax_sam.train.reports.comparison_page import render_page
+from optax_sam.train.reports.terminal import print_table
 from optax_sam.train.results import Comparison
-from optax_sam.train.terminal import print_table
 
 __all__ = ['metrics_jsonl', 'print_table', 'results_csv', 'write_report']
 

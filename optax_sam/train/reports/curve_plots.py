@@ -5,9 +5,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optax_sam.train import curves
+from optax_sam.train.reports import curves
+from optax_sam.train.reports.svg import (
+  Style,
+  add_legend,
+  new_figure,
+  scale,
+  to_svg,
+)
 from optax_sam.train.results import Comparison, Summary, finite
-from optax_sam.train.svg import Style, add_legend, new_figure, scale, to_svg
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

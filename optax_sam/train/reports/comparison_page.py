@@ -1,9 +1,9 @@
 """The page of a comparison."""
 
-from optax_sam.train import formats, page, wording
-from optax_sam.train.pictures import picture_groups
+from optax_sam.train.reports import formats, page, wording
+from optax_sam.train.reports.pictures import picture_groups
+from optax_sam.train.reports.svg import method_styles, page_style
 from optax_sam.train.results import Comparison, summarize
-from optax_sam.train.svg import method_styles, page_style
 
 
 def render_page(comparison: Comparison) -> str:

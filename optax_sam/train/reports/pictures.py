@@ -4,9 +4,14 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 
 from optax_sam.landscape import Line
-from optax_sam.train import curve_plots, formats, random_lines, row_plots
+from optax_sam.train.reports import (
+  curve_plots,
+  formats,
+  random_lines,
+  row_plots,
+)
+from optax_sam.train.reports.svg import Style
 from optax_sam.train.results import Comparison, Summary
-from optax_sam.train.svg import Style
 
 
 @dataclasses.dataclass(frozen=True)

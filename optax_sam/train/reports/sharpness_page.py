@@ -3,9 +3,9 @@
 import math
 from collections.abc import Callable
 
-from optax_sam.train import formats, page, pictures, sharpness_wording
 from optax_sam.train.measurements import ASCENT_STEPS, Measurements
-from optax_sam.train.svg import method_styles, page_style
+from optax_sam.train.reports import formats, page, pictures, sharpness_wording
+from optax_sam.train.reports.svg import method_styles, page_style
 
 # From the figures of a run to a number and its standard error, if it has one.
 _Cell = Callable[[dict[str, float]], tuple[str, str]]

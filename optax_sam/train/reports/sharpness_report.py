@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from optax_sam import landscape
-from optax_sam.train import output, random_lines
+from optax_sam.train import output
 from optax_sam.train.measurements import ASCENT_STEPS, Measurements
-from optax_sam.train.sharpness_page import render_page
+from optax_sam.train.reports import random_lines
+from optax_sam.train.reports.sharpness_page import render_page
 
 _FIGURES, _POINTS, _PLOT = 'sharpness.csv', 'landscape.csv', 'landscape.png'
 _PAGE = 'report.html'

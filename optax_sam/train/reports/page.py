@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from optax_sam.train.pictures import Picture
-from optax_sam.train.svg import Style, marker_svg
+from optax_sam.train.reports.pictures import Picture
+from optax_sam.train.reports.svg import Style, marker_svg
 
 
 def render(
@@ -28,7 +28,7 @@ def render(
   import jinja2
   import markupsafe
 
-  files = resources.files('optax_sam.train')
+  files = resources.files('optax_sam.train.reports')
   environment = jinja2.Environment(
     loader=jinja2.FunctionLoader(
       lambda name: files.joinpath(name).read_text('utf-8')

@@ -5,9 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from optax_sam.train import formats
-from optax_sam.train.results import Comparison, Summary, finite, mean
-from optax_sam.train.svg import (
+from optax_sam.train.reports import formats
+from optax_sam.train.reports.svg import (
   INK,
   MUTED,
   PANEL,
@@ -17,6 +16,7 @@ from optax_sam.train.svg import (
   scale,
   to_svg,
 )
+from optax_sam.train.results import Comparison, Summary, finite, mean
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

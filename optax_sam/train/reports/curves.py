@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from optax_sam.train.reports.svg import is_drawable
 from optax_sam.train.results import Comparison, Run
-from optax_sam.train.svg import is_drawable
 
 SPANS = 40
 SHARE_SPANS = 20

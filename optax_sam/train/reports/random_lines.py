@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from optax_sam import landscape
-from optax_sam.train import curve_plots, formats
-from optax_sam.train.svg import (
+from optax_sam.train.reports import curve_plots, formats
+from optax_sam.train.reports.svg import (
   Style,
   add_legend,
   is_drawable,

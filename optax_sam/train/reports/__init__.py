@@ -1,0 +1,1 @@
+"""Reports: pages, their plots and words, and tables for a terminal."""
