@@ -13,10 +13,14 @@ import jax
 _QUICK = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
+  # Parts of a program are compiled side by side, and linked: small programs
+  # gain nothing, and all cores have work.
+  'xla_cpu_parallel_codegen_split_count': 1,
 }
 _THOROUGH = {
   'xla_backend_optimization_level': 3,
   'xla_llvm_disable_expensive_passes': False,
+  'xla_cpu_parallel_codegen_split_count': 32,
 }
 
 

@@ -32,8 +32,10 @@ def test_equals_the_step_outside_of_jit(name):
   state = (params, tx.init(params))
   inside = training.train(step, state, range(2))
   outside = training.train(training.training_step(tx), state, range(2))
+  # A kept direction is the difference of two close gradients, of norm 1: it
+  # shows their rounding a hundred times larger.
   comparisons.assert_close(
-    comparisons.without_keys(inside), comparisons.without_keys(outside), 1e-5
+    comparisons.without_keys(inside), comparisons.without_keys(outside), 5e-5
   )
 
 

@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 
 import optax_sam
 from tests.contracts import comparisons, table
-from tests.distributed import by_hand, problem, ways
+from tests.distributed import by_hand, problem, two_processes, ways
 
 DEVICES = 8
 TOLERANCE = 1e-5
@@ -18,12 +18,23 @@ TOLERANCE = 1e-5
 ROUNDED = {'friendly_sam in bfloat16', 'look_sam in bfloat16'}
 
 
-# Methods go all ways, other settings of theirs the strictest one.
+# `pmap` is a `shard_map` without checks: the latter is for one method of each
+# kind, and for what holds a base optimizer.
+UNCHECKED = {*two_processes.ALL_WAYS, *problem.WRAPPERS}
+
+
+def goes(name, way):
+  """Methods go all ways, other settings of theirs the strictest one."""
+  if way == 'shard_map_unchecked':
+    return name in UNCHECKED
+  return way == 'shard_map' or name in problem.METHODS
+
+
 CASES = [
   (name, way)
   for name in problem.ROWS
   for way in ways.OVER_AXIS
-  if (name in problem.METHODS or way == 'shard_map')
+  if goes(name, way)
   # The batch that it keeps would have to be of one device before there is one.
   and (name, way) != ('sampa', 'pmap')
 ]

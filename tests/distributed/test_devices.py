@@ -8,7 +8,7 @@ from tests.distributed import processes
 
 def test_named_axis():
   processes.pass_on_eight_devices(
-    'tests/distributed/explicit_axis.py', at_least=380, patience=10
+    'tests/distributed/explicit_axis.py', at_least=430, patience=10
   )
 
 

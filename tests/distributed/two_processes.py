@@ -4,6 +4,7 @@ Called as `two_processes PORT NUMBER INDEX FILE`; leaves in the file what its
 devices hold in the end.
 """
 
+import itertools
 import pathlib
 import pickle
 import sys
@@ -14,8 +15,10 @@ from jax.experimental import multihost_utils
 
 from tests.distributed import problem, ways
 
-# The other ways, each by a method of another kind: next to all of the time goes
-# into compiling.
+# These go all ways, one method of each kind. The others go the way on which
+# each device ascends by itself, as is the default, and the one on which all of
+# them ascend together and no device has all weights: next to all of the time
+# goes into compiling.
 ALL_WAYS = ('friendly_sam', 'ae_look_sam', 'esam')
 
 
@@ -34,14 +37,14 @@ def results(name):
     params, ascended = jax.tree.map(np.asarray, whole)
     return [ways.Trained(params, None, ascended)]
 
-  others = name in ALL_WAYS
-  by_axis = ways.OVER_AXIS if others else ('shard_map',)
-  by_placement = ways.PLACEMENTS if others else ('data', 'fsdp')
-  return {
-    (way, sync): over_axis(way, sync)
-    for way in by_axis
-    for sync in problem.settings(name)
-  } | {(placement, None): under_jit(placement) for placement in by_placement}
+  if name in ALL_WAYS:
+    by_axis = itertools.product(ways.OVER_AXIS, problem.settings(name))
+    by_placement = ways.PLACEMENTS
+  else:
+    by_axis, by_placement = [('shard_map', False)], ['fsdp']
+  return {case: over_axis(*case) for case in by_axis} | {
+    (placement, None): under_jit(placement) for placement in by_placement
+  }
 
 
 def main(port, number, index, file):
