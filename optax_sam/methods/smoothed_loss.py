@@ -64,8 +64,9 @@ def lpf_sgd(
     A gradient transformation, to be placed first in `optax.chain`; its
     `update` needs `per_example_value_fn` and `batch`, or if M is 1 `value_fn`
     or `grad_fn`. With batch norm each part is normalized by itself. Cost: 1
-    gradient, and 1 / 3 if you use the clean loss; the parts run one after the
-    other. Keeps the key. `ascent_norm` of its `info` is 0.
+    gradient, 1 / 3 if you use the clean loss, and M normal numbers drawn for
+    each parameter; the parts run one after the other. Keeps the key.
+    `ascent_norm` of its `info` is 0.
 
   Raises:
     ValueError: if a Python value is out of range, and in `update` if what it
