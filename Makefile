@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
 CLAIM ?= 1
+SMOKE := costs golden_values identities signatures vectors
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint smoke docs bench evidence clean
@@ -47,9 +48,10 @@ test: lint
 # The part that shows whether another Python or JAX breaks the library, compiled
 # as users do: the tests' own settings give way to any that are there.
 smoke: $(VENV)/.dev
-	XLA_FLAGS= $(BIN)/python -m pytest -n 2 tests/conformance tests/test_flax.py \
-	  tests/test_numerics.py tests/test_selections.py \
-	  tests/distributed/test_devices.py::test_what_devices_tell_each_other
+	XLA_FLAGS= $(BIN)/python -m pytest -n 2 \
+	  tests/distributed/test_devices.py::test_what_devices_tell_each_other \
+	  $(SMOKE:%=tests/conformance/test_%.py) \
+	  tests/test_flax.py tests/test_numerics.py tests/test_selections.py
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build
