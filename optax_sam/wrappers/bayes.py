@@ -97,10 +97,10 @@ def b_sam(
   Returns:
     An optimizer whose `update` needs `params`, and `per_example_value_fn` and
     `batch`, or if `micro_batches` is 1 `value_fn` or `grad_fn`, and returns the
-    whole update: no learning rate follows. Cost: 2 gradients; the one that
-    comes in isn't used; and a normal number drawn for each parameter and part.
-    With batch norm each part is normalized by itself. Keeps `m`, `s` and the
-    key (`BSamState`).
+    whole update: no learning rate follows. Cost: 2 gradients, and a normal
+    number drawn for each parameter and part; the gradient that comes in isn't
+    used. With batch norm each part is normalized by itself. Keeps `m`, `s` and
+    the key (`BSamState`).
 
   Raises:
     ValueError: if a Python value is out of range, and in `update` if what it

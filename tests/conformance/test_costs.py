@@ -20,19 +20,22 @@ def _losses(params, batch):
   return jnp.square(hidden @ params['out'] - batch['y'])
 
 
-def _flops(*elements):
+def _flops(*elements, examples=_EXAMPLES, by_example=False):
   """Returns the operations of a step that asks for no clean loss."""
   tx = optax.with_extra_args_support(optax.chain(*elements))
 
   def step(params, opt_state, batch):
     value_fn = lambda p: jnp.mean(_losses(p, batch))
+    given = {'value_fn': value_fn}
+    if by_example:
+      given = {'per_example_value_fn': _losses, 'batch': batch}
     grads = jax.grad(value_fn)(params)
-    updates, opt_state = tx.update(grads, opt_state, params, value_fn=value_fn)
+    updates, opt_state = tx.update(grads, opt_state, params, **given)
     return optax.apply_updates(params, updates), opt_state
 
   def arguments():
     params = {'in': jnp.zeros((64, 64)), 'out': jnp.zeros(64)}
-    batch = {'x': jnp.zeros((_EXAMPLES, 64)), 'y': jnp.zeros(_EXAMPLES)}
+    batch = {'x': jnp.zeros((examples, 64)), 'y': jnp.zeros(examples)}
     return params, tx.init(params), batch
 
   program = jax.jit(step, **compiling.READ_AS_USERS)
@@ -40,15 +43,20 @@ def _flops(*elements):
   return compiled.cost_analysis()['flops']
 
 
+def _lpf_sgd(micro_batches):
+  return optax_sam.lpf_sgd(total_steps=9, micro_batches=micro_batches, key=0)
+
+
 @pytest.mark.parametrize(
   'elements',
   [
     (optax_sam.momentum_sam(), SGD),
+    (_lpf_sgd(1), SGD),
     (optax_sam.entropy_sgd(key=0),),
     (SGD, optax_sam.anti_pgd(0.1, key=0)),
     (SGD, optax_sam.swa(1)),
   ],
-  ids=['momentum_sam', 'entropy_sgd', 'anti_pgd', 'swa'],
+  ids=['momentum_sam', 'lpf_sgd', 'entropy_sgd', 'anti_pgd', 'swa'],
 )
 def test_methods_of_one_gradient_cost_one(elements):
   plain = _flops(SGD)
@@ -62,6 +70,15 @@ def test_entropy_sgd_draws_its_noise_once():
   added = _flops(optax_sam.entropy_sgd(key=0)) - _flops(SGD)
   # A normal number takes about 90 operations, the walk about 40.
   assert added < 150 * (64 * 64 + 64)
+
+
+def test_lpf_sgd_costs_one_gradient_and_the_noise_of_each_part():
+  part = _flops(_lpf_sgd(1), SGD, examples=_EXAMPLES // 8, by_example=True)
+  # XLA counts what a loop does once.
+  counted = _flops(_lpf_sgd(8), SGD, by_example=True)
+  np.testing.assert_allclose(counted, part, rtol=0.02)
+  added = 8 * part - _flops(SGD)
+  assert 0 < added < 8 * 110 * (64 * 64 + 64)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ import pytest
 
 import optax_sam
 from optax_sam.noise import AntiPgdState
-from tests import compiling
 from tests.contracts import comparisons, table, training
 
 STEPS, EXAMPLES, KEY = 5, 10, 3
@@ -129,57 +128,6 @@ def test_lpf_sgd_is_its_rule(micro_batches, sizes):
     for name in SHAPES:
       np.testing.assert_allclose(u[name], expected[name], rtol=1e-10)
     params = {name: w - 0.1 * expected[name] for name, w in params.items()}
-
-
-def _cost(method, take_parts, examples=4096):
-  """Returns the operations of a step that asks for no clean loss."""
-  tx = optax.with_extra_args_support(optax.chain(method, optax.sgd(0.1, 0.9)))
-
-  def rows(params, batch):
-    hidden = jnp.tanh(batch['x'] @ params['in'])
-    return jnp.square(hidden @ params['out'] - batch['y'])
-
-  def step(params, opt_state, batch):
-    mean = lambda p: jnp.mean(rows(p, batch))
-    given = {'per_example_value_fn': rows, 'batch': batch}
-    grads = jax.grad(mean)(params)
-    updates, opt_state = tx.update(
-      grads,
-      opt_state,
-      params,
-      **(given if take_parts else {'value_fn': mean}),
-    )
-    return optax.apply_updates(params, updates), opt_state
-
-  def arguments():
-    params = {'in': jnp.zeros((64, 64)), 'out': jnp.zeros(64)}
-    batch = {'x': jnp.zeros((examples, 64)), 'y': jnp.zeros(examples)}
-    return params, tx.init(params), batch
-
-  program = jax.jit(step, **compiling.READ_AS_USERS)
-  compiled = program.lower(*jax.eval_shape(arguments)).compile()
-  return compiled.cost_analysis()['flops']
-
-
-def test_lpf_sgd_costs_one_gradient():
-  plain = _cost(optax.identity(), take_parts=False)
-  whole = optax_sam.lpf_sgd(total_steps=10, micro_batches=1, key=0)
-  assert _cost(whole, take_parts=False) < 1.02 * plain
-  assert _cost(whole, take_parts=True) < 1.02 * plain
-  # The measure sees a second one.
-  assert _cost(optax_sam.sam(), take_parts=False) > 1.9 * plain
-
-
-def test_lpf_sgd_costs_one_gradient_and_the_noise_of_each_part():
-  parts = optax_sam.lpf_sgd(total_steps=10, micro_batches=8, key=0)
-  whole = optax_sam.lpf_sgd(total_steps=10, micro_batches=1, key=0)
-  part = _cost(whole, take_parts=True, examples=4096 // 8)
-  # XLA counts what a loop does once.
-  counted = _cost(parts, take_parts=True)
-  np.testing.assert_allclose(counted, part, rtol=0.02)
-  added = 8 * part - _cost(optax.identity(), take_parts=False)
-  # A normal number takes about 90 operations.
-  assert 0 < added < 8 * 110 * (64 * 64 + 64)
 
 
 def test_a_branch_that_the_caller_refuses():
