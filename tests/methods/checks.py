@@ -79,7 +79,36 @@ def assert_golden(path, expected):
   np.testing.assert_allclose(found, expected, rtol=0, atol=6e-9)
 
 
-def golden(function, rule, *rows):
+def given_draws(monkeypatch):
+  """Replaces normal entries by those of the golden values.
+
+  They depend on the step and on the sample that a key is folded with.
+  """
+
+  def draw(t, sample=None):
+    t = t if sample is not None else t - 1  # one is of the step that follows
+    t, i = jnp.asarray(t, float), jnp.arange(12.0)
+    first = jnp.sin(7 * t + i)
+    return first if sample is None else jnp.where(
+      jnp.asarray(sample) == 0, first, jnp.cos(5 * t + i)
+    )
+
+  def fold_in(key, number):
+    return (*key, number) if isinstance(key, tuple) else (number,)
+
+  def normal(key, shape, dtype):
+    *numbers, leaf = key
+    where = QUARTIC.slices[list(QUARTIC.shapes)[leaf]]
+    return draw(*numbers)[where].reshape(shape).astype(dtype)
+
+  monkeypatch.setattr(jax.random, 'fold_in', fold_in)
+  monkeypatch.setattr(jax.random, 'normal', normal)
+  monkeypatch.setattr(
+    step.Step, 'normal', lambda _, key, *numbers: np.asarray(draw(*numbers))
+  )
+
+
+def golden(function, rule, *rows, draws=False):
   """Returns a test of three recorded steps, of the library and of the rule.
 
   The numbers come from independent programs (those of the authors for SAM,
@@ -91,13 +120,16 @@ def golden(function, rule, *rows):
     function: builds the method.
     rule: the method in NumPy.
     *rows: arguments, and then `w[0]`, `w[4]`, `w[11]` and `norm(w)`.
+    draws: whether the method draws points, which are given instead.
   """
   found = [(cases(function, rule, row)[0], row, w) for row, w in rows]
 
   @pytest.mark.usefixtures('float64')
   @_by(found, [str(row) for _, row, _ in found])
-  def test(case):
+  def test(case, monkeypatch):
     case, _, expected = case
+    if draws:
+      given_draws(monkeypatch)
     tx = case.optimizer(QUARTIC.base(), QUARTIC.batch(0))
     assert_golden(run(tx, QUARTIC).path, expected)
     assert_golden(step.train(case.rule, QUARTIC).path, expected)
@@ -135,3 +167,63 @@ def is_sam(function, *rows):
 def is_base(function, *rows, tolerance=0.0):
   """Returns a test that a method with these arguments is the base optimizer."""
   return _is(function, None, rows, tolerance)
+
+
+def equal(function, arguments, right):
+  """Raises unless a method with these arguments is another optimizer."""
+  (case,) = cases(function, sam.sam, arguments)
+  equal_optimizers(case.optimizer(NETWORK.base(), NETWORK.batch(0)), right)
+
+
+def equal_optimizers(left, right):
+  left, right = (run(tx).path for tx in (left, right))
+  np.testing.assert_allclose(left, right, rtol=0, atol=1e-10)
+
+
+class _Scaled(problems.Network):
+  """The same problem with a factor on the loss."""
+
+  def jax_losses(self, params, batch):
+    return 8 * super().jax_losses(params, batch)
+
+
+def factor_on_the_loss(function, *, changes_epsilon, **arguments):
+  """Returns a test that directions have the factor, if epsilon doesn't."""
+
+  @pytest.mark.usefixtures('float64')
+  def test():
+    (case,) = cases(function, sam.sam, arguments)
+    base = optax.chain(optax.scale(1 / 8), NETWORK.base())
+    scaled = run(case.optimizer(base, NETWORK.batch(0)), _Scaled()).path
+    plain = run(case.optimizer(NETWORK.base(), NETWORK.batch(0))).path
+    assert np.allclose(scaled, plain, rtol=0, atol=1e-9) is not changes_epsilon
+
+  return test
+
+
+def leaf_without_gradient(function, **arguments):
+  """Returns a test that norms of single leaves may be 0."""
+
+  @pytest.mark.usefixtures('float64')
+  def test():
+    method = function(**arguments)
+    params = {'a': jnp.array([1.0, 2.0]), 'b': jnp.array([3.0])}
+    gradient = {'a': jnp.array([0.5, -1.0]), 'b': jnp.zeros(1)}
+    grad_fn = lambda p: {'a': p['a'] ** 3, 'b': jnp.zeros(1)}
+    update = jax.jit(
+      lambda state: method.update(gradient, state, params, grad_fn=grad_fn)
+    )
+    state = method.init(params)
+    for _ in range(2):
+      direction, state = update(state)
+      assert not direction['b'].any()
+      assert np.isfinite(direction['a']).all()
+      assert direction['a'].any()
+
+  return test
+
+
+def perturbed(method, gradient, params, **given):
+  """Returns w + epsilon, by a gradient that is the point it is taken at."""
+  given = given or {'grad_fn': lambda p: p}
+  return method.update(gradient, method.init(params), params, **given)[0]

@@ -3,7 +3,7 @@
 import numpy as np
 
 import optax_sam
-from tests.oracles.cases import cases
+from tests.oracles.cases import cases, rising
 from tests.oracles.step import Update
 
 
@@ -46,8 +46,8 @@ CASES = cases(
   b_sam,
   {'rho': 0.1, 'micro_batches': 3, 'num_data': 900, 'key': 1},
   {
-    'learning_rate': lambda t: 0.3 * 0.9 ** (1.0 * t),
-    'rho': lambda t: 0.1 + 0.05 * t,
+    'learning_rate': rising(0.3, -0.02),
+    'rho': rising(0.1, 0.05),
     'b1': 0.8,
     'b2': 0.9,
     'damping': 0.2,
@@ -58,4 +58,3 @@ CASES = cases(
   },
   {'micro_batches': 99},
 )
-CASES[1] = CASES[1]._replace(name='b_sam of other numbers')

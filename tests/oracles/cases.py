@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from tests import oracles
@@ -63,7 +64,10 @@ def cases(function, rule, first, *others, rounded=()):
   family = rule.__module__.rsplit('.', 1)[-1]
   found = []
   for changes in ({}, *others, *rounded):
-    said = [f'{key}={value}' for key, value in changes.items()]
+    said = [
+      f'{key}={"schedule" if callable(value) else value}'
+      for key, value in list(changes.items())[:2]
+    ]
     arguments = {**first, **changes}
     found.append(
       Case(
@@ -76,6 +80,11 @@ def cases(function, rule, first, *others, rounded=()):
       )
     )
   return found
+
+
+def rising(start, by):
+  """Returns a number that grows from step to step."""
+  return lambda t: start + by * jnp.asarray(t).astype(float)
 
 
 def all_cases():

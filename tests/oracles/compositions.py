@@ -9,8 +9,9 @@ from tests.oracles.cases import cases
 from tests.oracles.friendly_sam import noise
 from tests.oracles.k_sam import top
 from tests.oracles.look_sam import reuse
+from tests.oracles.sam import sam
 from tests.oracles.sparse_sam import fisher_mask
-from tests.oracles.step import of_length
+from tests.oracles.step import Update, of_length
 
 
 def unpublished(rho, *, axis_name=None, sync_ascent=False):
@@ -60,7 +61,26 @@ def _everything(step, rho):
   )
 
 
+def after_base(base, rho, *, axis_name=None, sync_ascent=False):
+  """What is placed after the base optimizer, with a method before it."""
+  method = optax_sam.sam(rho, axis_name=axis_name, sync_ascent=sync_ascent)
+  noise = optax_sam.anti_pgd(0.01, key=1)
+  return optax.chain(method, base, noise, optax_sam.swa(3, every=2))
+
+
+def _after_base(step, rho):
+  gradient = sam(step, rho).mean(axis=0)
+  noise = 0.01 * step.normal(1, step.t + 1)
+  update = step.base.update(gradient, step.w) + noise
+  update = update - step.memory.get('noise', 0.0)
+  step.memory['noise'] = noise
+  if step.t >= 2 and step.t % 2 == 0:
+    step.memory.setdefault('averaged', []).append(step.w + update)
+  return Update(update)
+
+
 CASES = [
   *cases(unpublished, _unpublished, {'rho': 0.1}),
   *cases(everything, _everything, {'rho': 0.1}),
+  *cases(after_base, _after_base, {'rho': 0.1}),
 ]

@@ -1,6 +1,5 @@
 """Eigen-SAM."""
 
-import jax
 import numpy as np
 
 import optax_sam
@@ -12,8 +11,7 @@ def top_eigenvector(step, refresh_every, power_steps, key):
   """Renews it by complex steps: products with the Hessian to the last bit."""
   v = step.memory.get('eigenvector')
   if v is None:
-    draw = lambda key, shape, _: jax.random.bernoulli(key, 0.5, shape)
-    v = of_length(1, 2 * step.of_leaves(draw, key) - 1)
+    v = of_length(1, 2 * step.coins(0.5, key) - 1)
   if step.t % refresh_every == 0:
     for _ in range(power_steps):
       product = step.gradients(1e-30j * v).imag.mean(axis=0)

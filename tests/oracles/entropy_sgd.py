@@ -3,7 +3,7 @@
 import numpy as np
 
 import optax_sam
-from tests.oracles.cases import cases
+from tests.oracles.cases import cases, rising
 from tests.oracles.step import Update
 
 
@@ -41,13 +41,12 @@ CASES = cases(
   entropy_sgd,
   {'inner_steps': 4, 'noise': 0.01, 'key': 1},
   {
-    'learning_rate': lambda t: 0.1 + 0.05 * t,
+    'learning_rate': rising(0.1, 0.05),
     'inner_steps': 3,
-    'inner_learning_rate': lambda t: 0.3 * 0.9 ** (1.0 * t),
+    'inner_learning_rate': rising(0.3, -0.02),
     'gamma': 0.2,
     'scoping': 0.5,
     'noise': 0.02,
     'weight_decay': 0.03,
   },
 )
-CASES[1] = CASES[1]._replace(name='entropy_sgd of other numbers')

@@ -1,18 +1,12 @@
 """ESAM."""
 
-import jax
-import numpy as np
-
 import optax_sam
 from tests.oracles.cases import cases
 from tests.oracles.step import count, largest, of_length
 
 
 def esam(step, rho=0.05, beta=0.6, gamma=0.5, *, key):
-  def coin(key, shape, dtype):
-    return np.full(shape, jax.random.bernoulli(key, np.dtype(dtype).type(beta)))
-
-  kept = step.of_leaves(coin, key, step.t)
+  kept = step.coins_of_leaves(beta, key, step.t)
   epsilon = of_length(rho / beta, kept * step.ascent())
   before, after = step.losses(), step.losses(epsilon)
   rows = [

@@ -1,7 +1,7 @@
 """GSAM."""
 
 import optax_sam
-from tests.oracles.cases import cases
+from tests.oracles.cases import cases, rising
 from tests.oracles.step import dot, norm, of_length
 
 
@@ -12,7 +12,6 @@ def gsam(step, rho=0.05, alpha=0.4):
 
 
 _COUPLED = optax_sam.rho_like_learning_rate(
-  lambda t: 0.3 - 0.02 * t, rho_max=0.2, rho_min=0.05, lr_max=0.3, lr_min=0.2
+  rising(0.3, -0.02), rho_max=0.2, rho_min=0.05, lr_max=0.3, lr_min=0.2
 )
 CASES = cases(optax_sam.gsam, gsam, {'rho': 0.1}, {'rho': _COUPLED})
-CASES[1] = CASES[1]._replace(name='gsam coupled')

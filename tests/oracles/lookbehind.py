@@ -1,7 +1,7 @@
 """Lookbehind-SAM."""
 
 import optax_sam
-from tests.oracles.cases import cases
+from tests.oracles.cases import cases, rising
 from tests.oracles.step import Update, of_length
 
 
@@ -19,6 +19,5 @@ CASES = cases(
   optax_sam.lookbehind,
   lookbehind,
   {'rho': 0.1},
-  {'rho': lambda t: 0.1 + 0.05 * t, 'steps': 3, 'alpha': 0.7},
+  {'rho': rising(0.1, 0.05), 'steps': 3, 'alpha': 0.7},
 )
-CASES[1] = CASES[1]._replace(name='lookbehind of three steps')

@@ -3,7 +3,7 @@
 import numpy as np
 
 import optax_sam
-from tests.oracles.cases import cases
+from tests.oracles.cases import cases, rising
 from tests.oracles.step import Update, of_length
 
 
@@ -24,6 +24,5 @@ CASES = cases(
   optax_sam.sampa,
   sampa,
   {'rho': 0.1},
-  {'rho': lambda t: 0.1 + 0.05 * t, 'mix': 0.3},
+  {'rho': rising(0.1, 0.05), 'mix': 0.3},
 )
-CASES[1] = CASES[1]._replace(name='sampa of another mix')

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 import optax_sam
-from optax_sam import masks
+from optax_sam.trees import sparse_masks
 from tests.oracles.cases import cases
 from tests.oracles.step import largest, of_length
 
@@ -75,7 +75,7 @@ def sparse_sam_dynamic(
   key = jax.random.key(key)
 
   def draw(key):  # the library's, since any draw would do
-    return step.problem.flat(masks.random_bits(key, step.problem.params()))
+    return step.problem.flat(sparse_masks.random_bits(key, step.problem.params()))
 
   mask = step.memory.get('mask')
   if mask is None:

@@ -1,6 +1,7 @@
 """SS-SAM."""
 
 import jax
+import jax.numpy as jnp
 
 import optax_sam
 from tests.oracles.cases import cases
@@ -9,7 +10,7 @@ from tests.oracles.step import of_length
 
 def ss_sam(step, rho=0.05, probability=0.5, *, key):
   coin = jax.random.fold_in(jax.random.key(key), step.t)
-  if step.skips(jax.random.bernoulli(coin, probability)):
+  if step.skips(jax.random.bernoulli(coin, jnp.float32(probability))):
     return step.gradients()
   return step.gradients(of_length(rho, step.ascent()))
 

@@ -99,18 +99,17 @@ class Step:
 
   def normal(self, key, *numbers):
     """Returns standard normal entries, by a key folded with numbers."""
-    return self.of_leaves(jax.random.normal, key, *numbers)
+    return self.problem.flat(_normal(key, numbers, self.problem))
 
-  def of_leaves(self, draw, key, *numbers):
-    """Draws every leaf by a key of its own."""
-    key = functools.reduce(jax.random.fold_in, numbers, jax.random.key(key))
-    leaves = self.problem.params().items()
-    return self.problem.flat(
-      {
-        name: draw(jax.random.fold_in(key, i), leaf.shape, leaf.dtype)
-        for i, (name, leaf) in enumerate(leaves)
-      }
-    )
+  def coins(self, chance, key, *numbers):
+    """Returns for every weight whether a coin of its own is heads."""
+    return self.problem.flat(_coins(chance, key, numbers, self.problem))
+
+  def coins_of_leaves(self, chance, key, *numbers):
+    """Returns for every weight whether the coin of its leaf is heads."""
+    chance = jnp.float32(chance)
+    found = _coins(chance, key, numbers, self.problem, of_leaves=True)
+    return self.problem.flat(found)
 
   def by_leaf(self, function, *rows):
     """Applies a function leaf by leaf."""
@@ -118,6 +117,30 @@ class Step:
     for leaf in self.problem.slices.values():
       found[..., leaf] = function(*(x[..., leaf] for x in rows))
     return found
+
+
+def _draw(draw, key, numbers, problem):
+  """Draws every leaf by a key of its own."""
+  key = functools.reduce(jax.random.fold_in, numbers, jax.random.key(key))
+  return {
+    name: draw(jax.random.fold_in(key, i), shape)
+    for i, (name, shape) in enumerate(problem.shapes.items())
+  }
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _normal(key, numbers, problem):
+  draw = lambda key, shape: jax.random.normal(key, shape, float)
+  return _draw(draw, key, numbers, problem)
+
+
+@functools.partial(jax.jit, static_argnums=3, static_argnames='of_leaves')
+def _coins(chance, key, numbers, problem, *, of_leaves=False):
+  def draw(key, shape):
+    coin = jax.random.bernoulli(key, chance, () if of_leaves else shape)
+    return jnp.broadcast_to(coin, shape)
+
+  return _draw(draw, key, numbers, problem)
 
 
 class Trained(NamedTuple):
