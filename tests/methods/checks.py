@@ -13,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.conformance.reference import Recording, Replay
 from tests.oracles import problems, sam, step
 from tests.oracles.cases import cases
 from tests.oracles.problems import NETWORK, QUARTIC
@@ -69,6 +70,22 @@ def follows(found):
     tolerance = 1e-9 if case.tolerance == 1e-5 else case.tolerance
     np.testing.assert_allclose(ours.path, rule.path, rtol=0, atol=tolerance)
     np.testing.assert_array_equal(ours.ascended, rule.ascended)
+
+  return test
+
+
+def follows_with_a_mask(case):
+  """Returns the same test of one case that may perturb some leaves only."""
+
+  @pytest.mark.usefixtures('float64')
+  def test():
+    mask = {name: name in ('bias', 'kernel') for name in NETWORK.shapes}
+    kept = NETWORK.flat(
+      {name: np.full(NETWORK.shapes[name], x) for name, x in mask.items()}
+    )
+    tx = case.optimizer(NETWORK.base(), NETWORK.batch(0), mask=mask)
+    rule = step.train(case.rule, NETWORK, kept=kept)
+    np.testing.assert_allclose(run(tx).path, rule.path, rtol=0, atol=1e-9)
 
   return test
 
@@ -227,3 +244,72 @@ def perturbed(method, gradient, params, **given):
   """Returns w + epsilon, by a gradient that is the point it is taken at."""
   given = given or {'grad_fn': lambda p: p}
   return method.update(gradient, method.init(params), params, **given)[0]
+
+
+def assert_zero_gradient_is_base(name, method):
+  """Raises unless a gradient of exactly 0 perturbs nothing."""
+  theirs = Recording(name)
+  assert np.isnan(theirs['g_final']).any() or np.isnan(theirs['w']).any()
+  steps = list(Replay(theirs, method, watched=True).run())
+  assert not steps[0].epsilon.any()
+  assert not steps[0].direction.any()
+  assert np.isfinite([step.params for step in steps]).all()
+
+
+def decisions(tx, gradients, state=None):
+  """Returns at which of these clean gradients a method ascends."""
+  w = jnp.zeros(gradients.shape[1:])
+  state = tx.init(w) if state is None else state
+
+  @jax.jit
+  def decide(gradients):
+    def step(state, gradient):
+      _, state = tx.update(gradient, state, w, grad_fn=lambda _: w)
+      return state, problems.ascended(state)
+
+    return jax.lax.scan(step, state, gradients)[1]
+
+  return np.asarray(decide(gradients))
+
+
+def square(params, batch):
+  return jnp.square(params - batch)
+
+
+def first_direction(method, batch=(1.0, -4.0, 2.0, 3.0), **given):
+  """Returns the direction of a first step, for squares of differences."""
+  batch, params = jnp.array(batch), jnp.float32(0)
+  return method.update(
+    jax.grad(lambda p: jnp.mean(square(p, batch)))(params),
+    method.init(params),
+    params,
+    per_example_value_fn=square,
+    batch=batch,
+    **given,
+  )[0]
+
+
+def losses_of_the_clean_pass(function, **arguments):
+  """Returns a test that losses which are at hand are not computed again."""
+
+  def test():
+    method = function(**arguments)
+    losses = np.array([1.0, 16.0, 4.0, 9.0], np.float32)
+    expected = first_direction(method)
+    assert first_direction(method, losses=losses) == expected
+    # It is these that rank: others choose other examples.
+    assert first_direction(method, losses=np.roll(losses, 1)) != expected
+
+  return test
+
+
+def bad_losses_are_never_chosen(function, **arguments):
+  """Returns a test of an example whose loss is not finite."""
+
+  def test():
+    for bad in (np.nan, np.inf):
+      found = first_direction(function(**arguments), (1.0, bad, -3.0, 2.0))
+      assert np.isfinite(found)
+      assert found != 0
+
+  return test
