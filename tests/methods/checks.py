@@ -313,3 +313,15 @@ def bad_losses_are_never_chosen(function, **arguments):
       assert found != 0
 
   return test
+
+
+def with_fields(state, **values):
+  """Returns a state whose fields of these names have other values."""
+  if hasattr(state, '_asdict'):
+    fields = state._asdict().items()
+    return type(state)(
+      **{k: values[k] if k in values else with_fields(v, **values) for k, v in fields}
+    )
+  if isinstance(state, tuple):
+    return tuple(with_fields(part, **values) for part in state)
+  return state

@@ -75,7 +75,7 @@ def test_share_of_second_gradients(lambda_1, lambda_2, share, quarters):
   tx = SAM(
     total_steps=STEPS, decay=0.999, lambda_1=lambda_1, lambda_2=lambda_2
   )
-  warm = optax.tree_utils.tree_set(
+  warm = checks.with_fields(
     tx.init(jnp.zeros(1)), mean=jnp.float32(100), variance=jnp.float32(25)
   )
   ascended = checks.decisions(tx, normal_norms(0), warm)

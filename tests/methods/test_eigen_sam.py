@@ -28,7 +28,7 @@ def test_golden_values_along_a_given_eigenvector():
   method = optax_sam.eigen_sam(key=0)
 
   def init(params):
-    return optax.tree_utils.tree_set(
+    return checks.with_fields(
       method.init(params),
       count=jnp.int32(1),  # past the first estimate, before the second one
       direction=QUARTIC.tree(v),

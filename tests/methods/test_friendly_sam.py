@@ -77,7 +77,7 @@ def test_both_orders_have_one_direction(sigma, official):
   found = []
   for order, share in (('paper', sigma), ('official', official)):
     piece = perturbations.subtract_ema(0.9, share, order=order)
-    state = optax.tree_utils.tree_set(
+    state = checks.with_fields(
       piece.init(recording.tree(ema)),
       ema=recording.tree(ema),
       started=np.ones((), bool),

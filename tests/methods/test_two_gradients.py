@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import optax_sam
+from tests.methods import checks
 from tests.methods.vectors import (
   EPS,
   SIZE,
@@ -124,7 +125,7 @@ def test_look_sam_adds_a_share_of_the_length(name, g, reused):
       kept[index] = v / length(v)
       expected[index] += ALPHA * length(g[index]) / length(v) * v
   method, update = _method(name)
-  state = optax.tree_utils.tree_set(
+  state = checks.with_fields(
     method.init(leaves), direction=tree_of(kept), count=jnp.int32(1)
   )
   found, after = update(tree_of(g), tree_of(g), state)
@@ -176,7 +177,7 @@ def test_parts_of_a_finite_gradient_too_long_to_measure_are_left_out():
   u, _ = combine('gsam', long, short)
   np.testing.assert_array_equal(u, short)
   method, update = _method('look_sam')
-  state = optax.tree_utils.tree_set(
+  state = checks.with_fields(
     method.init(long), direction=jnp.array([1.0, 0.0]), count=jnp.int32(1)
   )
   u, _ = update(long, short, state)
