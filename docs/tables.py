@@ -1,4 +1,4 @@
-"""Generates the tables that list methods, from `optax_sam.catalog`.
+"""Generates the tables that list methods and components.
 
 `python docs/tables.py` rewrites each block between the lines
 `<!-- generated: NAME -->` and `<!-- end -->`. With `--check` it changes
@@ -6,11 +6,16 @@ nothing, prints the files that differ and exits with 1 if there are any.
 """
 
 import argparse
+import inspect
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterable
+from typing import Any
 
+import optax
+
+from optax_sam import descents, perturbations, policies, selections
 from optax_sam.catalog import GROUPS, METHODS, Method
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -103,6 +108,45 @@ def _arguments() -> str:
   return _table(('argument', 'meaning', 'needed by'), rows)
 
 
+def _components() -> str:
+  def members(module: Any, kind: type) -> str:
+    functions = {
+      name: member
+      for name, member in inspect.getmembers(module, inspect.isfunction)
+      if name in module.__all__
+    }
+    return _code(
+      name
+      for name, function in functions.items()
+      if inspect.isclass(made := inspect.signature(function).return_annotation)
+      and issubclass(made, kind)
+    )
+
+  rows = (
+    (
+      'perturbation',
+      'from a gradient, which perturbation?',
+      members(perturbations, optax.GradientTransformation),
+    ),
+    (
+      'policy',
+      'does this step take an ascent step?',
+      members(policies, policies.Policy),
+    ),
+    (
+      'descent',
+      'which direction goes to the optimizer?',
+      members(descents, descents.Descent),
+    ),
+    (
+      'selection',
+      'over which examples are the gradients taken?',
+      members(selections, selections.Selection),
+    ),
+  )
+  return _table(('component', 'question', 'members'), rows)
+
+
 def _use_when() -> str:
   return _table(
     ('method', 'use it when', 'unverified'),
@@ -140,6 +184,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'losses': lambda: _of_group(_LOSSES),
   'noise and averages': lambda: _of_group(_NOISE),
   'arguments': _arguments,
+  'components': _components,
   'use when': _use_when,
   'collectives': _collectives,
   'reference of methods': lambda: _reference(

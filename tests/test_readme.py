@@ -1,6 +1,5 @@
-"""The README: its Python code is one program, its components are listed."""
+"""The README: its Python code is one program."""
 
-import inspect
 import pathlib
 import re
 
@@ -21,18 +20,6 @@ def python_blocks():
     (text[: found.start()].count('\n') + 1, found[2])
     for found in FENCE.finditer(text)
     if found[1] == 'python'
-  ]
-
-
-def rows(heading):
-  """Returns the cells of the tables below a heading, without their heads."""
-  section = PAGE.read_text().split(f'\n## {heading}\n')[1].split('\n## ')[0]
-  lines = [line for line in section.splitlines() if line.startswith('|')]
-  cells = [[cell.strip() for cell in line.split('|')[1:-1]] for line in lines]
-  # A rule of dashes, and the head above it, begin every table of a section.
-  heads = [i for i, row in enumerate(cells) if set(row[0]) == {'-'}]
-  return [
-    row for i, row in enumerate(cells) if i not in heads and i + 1 not in heads
   ]
 
 
@@ -60,30 +47,6 @@ def test_blocks_run(namespace):
   assert int(namespace['state'].step) == 50
   assert int(namespace['optimizer'].step[...]) == 50
   assert int(namespace['model'].dropout.rngs.count[...]) == 50
-
-
-def test_table_of_choices_is_complete():
-  submodules = {
-    'perturbation': optax_sam.perturbations,
-    'policy': optax_sam.policies,
-    'descent': optax_sam.descents,
-    'selection': optax_sam.selections,
-  }
-  helpers = {'largest', 'num_examples', 'check_size'}
-  table = {
-    row[0]: re.findall(r'`(\w+)`', row[2])
-    for row in rows('A method of your own')
-  }
-  assert list(table) == list(submodules)
-  for choice, module in submodules.items():
-    functions = {
-      name
-      for name, member in vars(module).items()
-      if inspect.isfunction(member)
-      and member.__module__.startswith(module.__name__)
-      and not name.startswith('_')
-    }
-    assert set(table[choice]) == functions - helpers
 
 
 def test_small_perturbation_of_bfloat16_is_lost():
