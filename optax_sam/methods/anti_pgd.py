@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.info import only_state
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_noise
+from optax_sam.trees.random_trees import draw_normal
 
 
 class AntiPgdState(NamedTuple):
@@ -91,8 +91,8 @@ def anti_pgd(
     floats = jax.tree.map(tree_math.is_float, updates)
     inside = partition.keep(floats, updates)
     count = tree_math.increment(state.count)
-    before = draw_noise(state.key, state.count, inside)
-    after = draw_noise(state.key, count, inside)
+    before = draw_normal(state.key, state.count, inside)
+    after = draw_normal(state.key, count, inside)
     inside, scale = _exchange(inside, before, after, state.scale, scale)
     updates = partition.fill(floats, inside, updates)
     return updates, AntiPgdState(count, state.key, scale)
@@ -128,13 +128,12 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
   )
   floats = jax.tree.map(tree_math.is_float, params)
   inside = partition.keep(floats, params)
-  noise = draw_noise(state.key, state.count, inside)
+  noise = draw_normal(state.key, state.count, inside)
   nothing = jnp.zeros_like(state.scale)
   clean, _ = _exchange(inside, noise, noise, state.scale, nothing)
   return partition.fill(floats, clean, params)
 
 
-@jax.jit
 def _exchange(
   tree: Any, before: Any, after: Any, old_scale: jax.Array, new_scale: Any
 ) -> tuple[Any, jax.Array]:

@@ -1,6 +1,7 @@
 """An optimizer that learns how far to perturb each parameter."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,8 +10,9 @@ import numpy as np
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import ascents, devices, partition
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine import devices, partition
+from optax_sam.engine.info import advance, first_state
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_direction
@@ -137,49 +139,77 @@ def b_sam(
   validation.check_key(key)
 
   def init(params: optax.Params) -> BSamState:
-    floats = partition.keep(partition.float_leaves(params), params)
-    zeros = tree_math.zeros_like(floats)
-    ones = jax.tree.map(
+    partition.check_real(params)
+    w = partition.Leaves.of(params).split(params)
+    zeros = tree_math.zeros_like(w)
+    # From zeros of its own: the same buffer can't be donated twice.
+    precision = jax.tree.map(
       lambda x: x + jnp.asarray(initial_precision, x.dtype),
-      tree_math.zeros_like(floats),
+      tree_math.zeros_like(w),
     )
-    return BSamState(ascents.init(params), zeros, ones, validation.as_key(key))
+    return BSamState(first_state(w), zeros, precision, validation.as_key(key))
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
   ) -> tuple[Any, BSamState]:
-    objective = ascents.objective_of(params, extra_args, axis_name)
-    floats = objective.floats
-    center = partition.keep(floats, params)
+    view = LossView.open(params, extra_args, axis_name=axis_name)
+    w, s = view.leaves.split(params), state.precision
     count = state.ascent.count
     radius = rho(count) if callable(rho) else rho
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
+    step_key = jax.random.fold_in(state.key, count)
 
-    def of_part(part: Objective, number: Any) -> _Found:
-      draw = jax.random.fold_in(state.key, count)
-      z = draw_direction(jax.random.fold_in(draw, number), state.precision)
-      noisy = _spread(num_data, center, z, state.precision)
+    def noise(z: jax.Array, s: jax.Array) -> jax.Array:
+      return z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
+
+    def ascent(g: jax.Array, s: jax.Array) -> jax.Array:
+      return jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
+
+    def of_part(part: LossView, number: Any) -> _Found:
+      z = draw_direction(jax.random.fold_in(step_key, number), s)
+      noisy = tree_math.add(w, jax.tree.map(noise, z, s))
       _, gradient = part.value_and_grad(noisy)
-      point = _perturb(radius, center, gradient, state.precision)
+      point = tree_math.add(w, jax.tree.map(ascent, gradient, s))
       loss, perturbed = part.value_and_grad(point)
-      size = jax.tree.map(lambda x: jnp.abs(tree_math.widen(x)), gradient)
-      loss = ascents.known_loss(loss, state.ascent)
-      norm = tree_math.norm(gradient)
-      return _Found(jax.tree.map(tree_math.widen, perturbed), size, norm, loss)
+      last = state.ascent.info.perturbed_loss
+      return _Found(
+        jax.tree.map(tree_math.widen, perturbed),
+        jax.tree.map(lambda x: jnp.abs(tree_math.widen(x)), gradient),
+        tree_math.norm(gradient),
+        last if loss is None else jnp.asarray(loss, last.dtype),
+      )
 
-    found = _mean_over_parts(objective, micro_batches, of_part)
+    found = _mean_over_parts(view, micro_batches, of_part)
     found = devices.average(found, axis_name)
-    numbers = b1, b2, damping, prior_precision / num_data, rate
-    momentum, precision, step = _step(numbers, center, found, state)
+    decay = prior_precision / num_data
+
+    def next_momentum(m: Any, ge: Any, w: Any) -> jax.Array:
+      past, weight = (jnp.asarray(x, m.dtype) for x in (b1, decay))
+      return past * m + (1 - past) * (
+        ge.astype(m.dtype) + weight * w.astype(m.dtype)
+      )
+
+    def next_precision(s: Any, size: Any) -> jax.Array:
+      past, added, weight = (
+        jnp.asarray(x, s.dtype) for x in (b2, damping, decay)
+      )
+      seen = jnp.sqrt(s) * size.astype(s.dtype) + added + weight
+      return past * s + (1 - past) * seen
+
+    momentum = jax.tree.map(next_momentum, state.momentum, found.gradient, w)
+    precision = jax.tree.map(next_precision, s, found.size)
+    step = jax.tree.map(
+      lambda m, s: -jnp.asarray(rate, s.dtype) * m / s, momentum, s
+    )
     is_finite = jnp.isfinite(
       tree_math.norm(momentum) + tree_math.norm(precision)
     )
     momentum, precision = tree_math.select(
-      is_finite, (momentum, precision), (state.momentum, state.precision)
+      is_finite, (momentum, precision), (state.momentum, s)
     )
-    step = tree_math.cast_like(step, partition.keep(floats, updates))
-    return partition.fill(floats, step, updates), BSamState(
-      ascents.advance(state.ascent, found.norm, found.loss),
+    step = tree_math.cast_like(step, view.leaves.split(updates))
+    return view.leaves.join(step, updates), BSamState(
+      advance(state.ascent, found.norm, found.loss),
       momentum,
       precision,
       state.key,
@@ -188,65 +218,21 @@ def b_sam(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-@jax.jit
-def _spread(
-  num_data: Any, center: optax.Params, z: optax.Updates, precision: Any
-) -> optax.Params:
-  noise = jax.tree.map(
-    lambda x, s: x / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s), z, precision
-  )
-  return tree_math.add(center, noise)
-
-
-@jax.jit
-def _perturb(
-  radius: Any, center: optax.Params, gradient: optax.Updates, precision: Any
-) -> optax.Params:
-  epsilon = jax.tree.map(
-    lambda g, s: jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s,
-    gradient,
-    precision,
-  )
-  return tree_math.add(center, epsilon)
-
-
-@jax.jit
-def _step(
-  numbers: Any, center: optax.Params, found: _Found, state: BSamState
-) -> tuple[optax.Updates, optax.Updates, optax.Updates]:
-  """Returns the next momentum, the next precision and the update."""
-
-  def leaf(w: Any, ge: Any, g: Any, m: Any, s: Any) -> Any:
-    b1, b2, damping, decay, rate = (jnp.asarray(x, s.dtype) for x in numbers)
-    w, ge, g = (x.astype(s.dtype) for x in (w, ge, g))
-    m = b1 * m + (1 - b1) * (ge + decay * w)
-    past = jnp.sqrt(s) * g + damping + decay
-    return m, b2 * s + (1 - b2) * past, -rate * m / s
-
-  leaves = jax.tree.map(
-    leaf, center, found.gradient, found.size, state.momentum, state.precision
-  )
-  outer, inner = jax.tree.structure(center), jax.tree.structure((0, 0, 0))
-  return jax.tree.transpose(outer, inner, leaves)
-
-
 def _mean_over_parts(
-  objective: Objective, micro_batches: int, of_part: Any
+  view: LossView, micro_batches: int, of_part: Callable[[LossView, Any], _Found]
 ) -> _Found:
   """Averages over consecutive parts of the batch, one in memory at a time."""
   if micro_batches == 1:
-    return of_part(objective, 0)
-  examples = objective.num_examples
+    return of_part(view, 0)
+  examples = view.num_examples
   size = math.ceil(examples / micro_batches)
   numbers = np.arange(examples, dtype=np.int32) // size
 
   def weighed(rows: tuple[jax.Array, Any]) -> Any:
     number, batch = rows
-    part = objective.on(batch)
-    found = of_part(part, number[0])
+    part = view.on(batch)
     weight = part.num_examples / examples
+    found = of_part(part, number[0])
     return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
 
-  return sum_over_chunks(
-    weighed, (numbers, objective.batch), size, objective.axis_name
-  )
+  return sum_over_chunks(weighed, (numbers, view.batch), size, view.axis_name)

@@ -8,7 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.descent import Descent, keep_clean, no_state
+from optax_sam.engine.descent import At, Descent, keep_clean, no_state
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
@@ -32,7 +32,7 @@ def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
       at the cost of 3 gradients.
 
   Returns:
-    A descent that keeps nothing, and asks for both sides.
+    A stateless descent that takes the gradient at two points.
 
   Raises:
     ValueError: if a Python value is out of range.
@@ -42,34 +42,27 @@ def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
     Minimization <https://arxiv.org/abs/2312.13555>`_, AAAI 2024.
 
   >>> g, gp, gm = jnp.array([1.0]), jnp.array([3.0]), jnp.array([0.0])
-  >>> u, _ = regularize_curvature(0.5, 0.1).on_ascent(g, (gp, gm), ())
+  >>> at = {1: gp, -1: gm}.get
+  >>> u, _ = regularize_curvature(0.5, 0.1).on_ascent(g, at, ())
   >>> round(float(u[0]), 3)  # 3 + 0.5 * 1 + 0.1 * 3
   3.8
   """
   validation.check_number('gamma', gamma, at_least=0)
   validation.check_number('beta', beta, at_least=0)
 
-  @jax.jit
-  def combine(
-    clean: optax.Updates, ahead: optax.Updates, behind: optax.Updates
-  ) -> optax.Updates:
-    def leaf(g: jax.Array, gp: jax.Array, gm: jax.Array) -> jax.Array:
-      wide, gp, gm = map(tree_math.widen, (g, gp, gm))
-      # As differences first, which are exactly 0 where epsilon is.
-      second = jnp.asarray(gamma, wide.dtype) * ((gp - wide) + (gm - wide))
-      first = jnp.asarray(beta, wide.dtype) * (gp - gm)
-      return (gp + second + first).astype(g.dtype)
-
-    return jax.tree.map(leaf, clean, ahead, behind)
+  def combine(g: jax.Array, gp: jax.Array, gm: jax.Array) -> jax.Array:
+    wide, gp, gm = map(tree_math.widen, (g, gp, gm))
+    # As differences first, which are exactly 0 where epsilon is.
+    second = jnp.asarray(gamma, wide.dtype) * ((gp - wide) + (gm - wide))
+    first = jnp.asarray(beta, wide.dtype) * (gp - gm)
+    return (gp + second + first).astype(g.dtype)
 
   def on_ascent(
-    clean: optax.Updates,
-    perturbed: tuple[optax.Updates, optax.Updates],
-    state: Any,
+    clean: optax.Updates, at: At, state: Any
   ) -> tuple[optax.Updates, Any]:
-    return combine(clean, *perturbed), state
+    return jax.tree.map(combine, clean, at(1), at(-1)), state
 
-  return Descent(no_state, on_ascent, keep_clean, both_sides=True)
+  return Descent(no_state, on_ascent, keep_clean)
 
 
 def cr_sam(

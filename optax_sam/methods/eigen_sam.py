@@ -8,11 +8,11 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import on_refresh
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import _random_signs
+from optax_sam.trees.random_trees import draw_signs
 
 
 class EigenvectorState(NamedTuple):
@@ -98,7 +98,7 @@ def scale_toward_eigenvector(
 
   def init(params: optax.Params) -> EigenvectorState:
     zeros = tree_math.zeros_like(params, accumulator_dtype)
-    direction = _random_signs(validation.as_key(key), zeros)
+    direction = draw_signs(validation.as_key(key), zeros)
     return EigenvectorState(jnp.zeros((), jnp.int32), direction)
 
   def update(
@@ -106,11 +106,11 @@ def scale_toward_eigenvector(
     state: Any,
     params: Any = None,
     *,
-    objective: Objective | None = None,
+    loss_view: LossView | None = None,
     axis_name: Any = None,
     **_: Any,
   ) -> tuple[Any, EigenvectorState]:
-    if objective is None:
+    if loss_view is None:
       msg = (
         'scale_toward_eigenvector needs products with the Hessian: use it as '
         'the perturbation of optax_sam.sharpness_aware.'
@@ -119,7 +119,7 @@ def scale_toward_eigenvector(
 
     def renew() -> optax.Updates:
       found = _power_iteration(
-        objective, params, state.direction, updates, power_steps, axis_name
+        loss_view, params, state.direction, updates, power_steps, axis_name
       )
       return tree_math.cast_like(found, state.direction)
 
@@ -157,7 +157,7 @@ def _combine(
 
 
 def _power_iteration(
-  objective: Objective,
+  loss_view: LossView,
   params: optax.Params,
   direction: optax.Updates,
   gradient: optax.Updates,
@@ -174,7 +174,7 @@ def _power_iteration(
   def multiply(_: Any, direction: optax.Updates) -> optax.Updates:
     tangents = tree_math.cast_like(direction, params)
     _, product = jax.jvp(
-      lambda p: objective.value_and_grad(p)[1], (params,), (tangents,)
+      lambda p: loss_view.value_and_grad(p)[1], (params,), (tangents,)
     )
     product = devices.average(product, axis_name)
     product = jax.tree.map(tree_math.widen, product)

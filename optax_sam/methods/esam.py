@@ -7,7 +7,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import keep_random_tensors, scale_to_radius
 from optax_sam.engine.selection import (
   Selected,
@@ -44,28 +44,28 @@ def sharpest(size: float) -> Selection:
     ValueError: as of `top_k`.
 
   >>> import jax.numpy as jnp
-  >>> from optax_sam.engine.loss_view import Objective
+  >>> from optax_sam.engine.loss_view import LossView
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> batch = jnp.array([1.0, -4.0, 2.0, 3.0])
-  >>> objective = Objective(per_example_value_fn=losses, batch=batch)
-  >>> selected = sharpest(2).select(objective, jnp.float32(0), (), 0)
+  >>> view = LossView(per_example_value_fn=losses, batch=batch)
+  >>> selected = sharpest(2).select(view, jnp.float32(0), (), 0)
   >>> selected.descent(jnp.float32(-1)).batch.tolist()  # of [3, -7, 5, 7]
   [3.0, 2.0]
   """
   check_size('size', size)
 
   def select(
-    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+    view: LossView, params: optax.Params, state: Any, count: jax.Array
   ) -> Selected:
     del state, count
 
-    def descent(point: optax.Params) -> Objective:
-      before, after = objective.losses_before(params), objective.losses(point)
+    def descent(point: optax.Params) -> LossView:
+      before, after = view.losses_before(params), view.losses(point)
       rise = tree_math.widen(after) - tree_math.widen(before)
-      wanted = num_examples(size, objective.num_examples)
-      return objective.rows(largest(rise, wanted))
+      wanted = num_examples(size, view.num_examples)
+      return view.rows(largest(rise, wanted))
 
-    return Selected(objective, descent)
+    return Selected(None, descent)
 
   return Selection(_no_state, select)
 
@@ -137,7 +137,7 @@ def esam(
   >>> import jax, jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.esam(rho=0.5, beta=1.0, gamma=1, key=0)
   >>> import jax.numpy as jnp
-  >>> from optax_sam.engine.loss_view import Objective
+  >>> from optax_sam.engine.loss_view import LossView
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
   >>> u, _ = tx.update(

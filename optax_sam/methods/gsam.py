@@ -9,6 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.descent import (
+  At,
   Descent,
   keep_clean,
   no_state,
@@ -46,15 +47,15 @@ def surrogate_gap(alpha: float = 0.4) -> Descent:
     Training <https://arxiv.org/abs/2203.08065>`_, ICLR 2022.
 
   >>> clean, perturbed = jnp.array([1.0, 2.0]), jnp.array([2.0, 0.0])
-  >>> surrogate_gap(0.5).on_ascent(clean, perturbed, ())[0].tolist()
+  >>> surrogate_gap(0.5).on_ascent(clean, lambda t: perturbed, ())[0].tolist()
   [2.0, -1.0]
   """
   validation.check_number('alpha', alpha, at_least=0)
 
-  @jax.jit
   def on_ascent(
-    clean: optax.Updates, perturbed: optax.Updates, state: Any
+    clean: optax.Updates, at: At, state: Any
   ) -> tuple[optax.Updates, Any]:
+    perturbed = at(1)
     part, length = orthogonal_part(clean, to=perturbed)
     usable = tree_math.is_usable(tree_math.norm(perturbed))
     usable &= jnp.isfinite(length)

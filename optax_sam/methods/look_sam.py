@@ -8,7 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.descent import Descent, orthogonal_part
+from optax_sam.engine.descent import At, Descent, orthogonal_part
 from optax_sam.engine.perturbation import scale_to_radius, with_radius
 from optax_sam.engine.policy import every
 from optax_sam.engine.sharpness_aware import sharpness_aware
@@ -71,7 +71,9 @@ def reuse_orthogonal(
 
   >>> clean, perturbed = jnp.array([4.0, 0.0]), jnp.array([5.0, 2.0])
   >>> descent = reuse_orthogonal(0.5)
-  >>> _, state = descent.on_ascent(clean, perturbed, descent.init(clean))
+  >>> _, state = descent.on_ascent(
+  ...   clean, lambda t: perturbed, descent.init(clean)
+  ... )
   >>> state.direction.tolist(), float(state.ratio)
   ([0.0, 1.0], 0.5)
   >>> descent.on_skip(2 * clean, state)[0].tolist()  # adds half of 8 along gv
@@ -114,12 +116,10 @@ def reuse_orthogonal(
       lambda g, v: (tree_math.widen(g) + v).astype(g.dtype), clean, added
     )
 
-  @jax.jit
   def on_ascent(
-    clean: optax.Updates,
-    perturbed: optax.Updates,
-    state: ReuseOrthogonalState,
+    clean: optax.Updates, at: At, state: ReuseOrthogonalState
   ) -> tuple[optax.Updates, ReuseOrthogonalState]:
+    perturbed = at(1)
     direction, length = units(clean, perturbed)
     reference = tree_math.norm(clean)
     ratio = length / jnp.where(reference > 0, reference, 1)
@@ -128,7 +128,6 @@ def reuse_orthogonal(
     found = ReuseOrthogonalState(direction, ratio.astype(state.ratio.dtype))
     return perturbed, tree_math.select(finite, found, state)
 
-  @jax.jit
   def on_skip(
     clean: optax.Updates, state: ReuseOrthogonalState
   ) -> tuple[optax.Updates, ReuseOrthogonalState]:

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import ascents, devices, partition
+from optax_sam.engine import devices, partition
+from optax_sam.engine.info import advance, first_state
+from optax_sam.engine.loss_view import LossView
 from optax_sam.trees import tree_math
 
 
@@ -88,73 +90,46 @@ def lookbehind(
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> LookbehindState:
-    return LookbehindState(ascents.init(params, mask), base.init(params))
+    partition.check_real(params, mask)
+    ascent = first_state(partition.Leaves.of(params).split(params))
+    return LookbehindState(ascent, base.init(params))
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
   ) -> tuple[Any, LookbehindState]:
-    objective = ascents.objective_of(params, extra_args, axis_name)
-    floats = objective.floats
-    center = partition.keep(floats, params)
-    allowed = partition.chosen_leaves(mask, center)
-    inside = partition.keep(allowed, center)
+    view = LossView.open(params, extra_args, mask=mask, axis_name=axis_name)
+    leaves, info = view.leaves, state.ascent.info
+    w, clean = leaves.split(params), leaves.split(updates)
+    devices.check_local(clean, axis_name)
     count = state.ascent.count
     radius = rho(count) if callable(rho) else rho
 
-    clean = partition.keep(floats, updates)
-    devices.check_local(clean, axis_name)
-    local = devices.average(clean, axis_name) if sync_ascent else clean
-    size = tree_math.norm(partition.keep(allowed, local))
+    ascent = devices.average(clean, axis_name) if sync_ascent else clean
+    norm, loss = tree_math.norm(leaves.inside(ascent)), info.perturbed_loss
     # Half precision would round the sums of the steps away.
-    ascended, gone = tree_math.zeros_like(inside), tree_math.zeros_like(center)
-    base_state, moved = state.base, updates
-    loss = state.ascent.info.perturbed_loss
+    ascended = tree_math.zeros_like(leaves.inside(w))
+    gone, moved, base_state = tree_math.zeros_like(w), updates, state.base
     for step in range(steps):
-      ascended = _ascend(radius, partition.keep(allowed, local), ascended)
-      point = partition.fill(allowed, tree_math.add(inside, ascended), center)
-      value, local = objective.value_and_grad(point)
+      wide = tree_math.widen_like(leaves.inside(ascent), ascended)
+      ascended = tree_math.add(ascended, tree_math.scale_to(radius, wide))
+      value, local = view.value_and_grad(leaves.move(w, ascended))
       local = tree_math.cast_like(local, clean)
       if step == steps - 1:
-        loss = ascents.known_loss(value, state.ascent)
-        # One collective for the gradient and what is told of it.
-        gradient, size, loss = devices.average((local, size, loss), axis_name)
+        loss = loss if value is None else jnp.asarray(value, loss.dtype)
+        # One collective for the gradient and what the step reports.
+        gradient, norm, loss = devices.average((local, norm, loss), axis_name)
       else:
         gradient = devices.average(local, axis_name)
-      local = gradient if sync_ascent else local
-      fast = partition.fill(floats, tree_math.add(center, gone), params)
+      ascent = gradient if sync_ascent else local
+      fast = leaves.join(tree_math.add(w, gone), params)
       moved, base_state = base.update(
-        partition.fill(floats, gradient, updates),
-        base_state,
-        fast,
-        **extra_args,
+        leaves.join(gradient, updates), base_state, fast, **extra_args
       )
-      gone = _go(gone, partition.keep(floats, moved))
-    way = _shorten(alpha, gone, partition.keep(floats, moved))
-    ascent = ascents.advance(state.ascent, size, loss)
-    return partition.fill(floats, way, moved), LookbehindState(
-      ascent, base_state
+      gone = tree_math.add(gone, leaves.split(moved))
+    share = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
+    share = tree_math.cast_like(share, leaves.split(moved))
+    return leaves.join(share, moved), LookbehindState(
+      advance(state.ascent, norm, loss), base_state
     )
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-@jax.jit
-def _ascend(
-  radius: Any, gradient: optax.Updates, ascended: optax.Updates
-) -> optax.Updates:
-  wide = tree_math.widen_like(gradient, ascended)
-  return tree_math.add(ascended, tree_math.scale_to(radius, wide))
-
-
-@jax.jit
-def _go(gone: optax.Updates, moved: optax.Updates) -> optax.Updates:
-  return jax.tree.map(lambda x, y: x + y.astype(x.dtype), gone, moved)
-
-
-@jax.jit
-def _shorten(
-  alpha: Any, gone: optax.Updates, like: optax.Updates
-) -> optax.Updates:
-  return jax.tree.map(
-    lambda x, y: (jnp.asarray(alpha, x.dtype) * x).astype(y.dtype), gone, like
-  )

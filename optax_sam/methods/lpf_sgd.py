@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -11,15 +12,11 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.loss_view import (
-  GradFn,
-  Objective,
-  PerExampleValueFn,
-  ValueFn,
-)
+from optax_sam.engine.info import SharpnessAwareState, advance
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
-from optax_sam.engine.sharpness_aware import sharpness_aware
-from optax_sam.methods.frob_sam import stay
+from optax_sam.engine.perturbation import RandomState
+from optax_sam.engine.transformation import skip, transformation
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_direction
 
@@ -103,66 +100,43 @@ def lpf_sgd(
   validation.check_number('final_ratio', final_ratio, at_least=0)
   validation.check_count('total_steps', total_steps)
   validation.check_sync_ascent(sync_ascent, axis_name)
-  element = sharpness_aware(stay(key), mask=mask, axis_name=axis_name)
+  validation.check_key(key)
 
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    value_fn: ValueFn | None = None,
-    grad_fn: GradFn | None = None,
-    per_example_value_fn: PerExampleValueFn | None = None,
-    batch: Any = None,
-    ascend: bool | None = None,
-    **extra_args: Any,
-  ) -> tuple[Any, Any]:
-    if params is None or ascend is False:
-      return element.update(updates, state, params, ascend=ascend, **extra_args)
-    floats = partition.float_leaves(params)
-    objective = Objective(
-      value_fn=value_fn,
-      grad_fn=grad_fn,
-      per_example_value_fn=per_example_value_fn,
-      batch=batch,
-      axis_name=axis_name,
-      floats=floats,
-      whole_params=params,
-    )
-    draws = state.perturbation
+  def init_choices(
+    w: optax.Params, leaves: partition.Leaves
+  ) -> Mapping[str, Any]:
+    del w, leaves
+    return {'perturbation': RandomState.of(key)}
 
-    def smoothed(whole: optax.Params) -> Any:
-      center = partition.keep(floats, whole)
-      allowed = partition.chosen_leaves(mask, center)
-      inside = partition.keep(allowed, center)
-      start = gamma(draws.count) if callable(gamma) else gamma
-      sizes = _sizes(start, final_ratio, total_steps, draws.count, inside)
+  def step(
+    view: LossView,
+    clean: optax.Updates,
+    state: SharpnessAwareState,
+    ascend: bool | None,
+    _: Mapping[str, Any],
+  ) -> tuple[optax.Updates, SharpnessAwareState]:
+    draws, leaves = state.perturbation, view.leaves
+    state = state._replace(perturbation=draws.advance())
+    if ascend is False:
+      return skip(view, clean, state)
+    w = leaves.split(view.params)
+    inside = leaves.inside(w)
+    start = gamma(draws.count) if callable(gamma) else gamma
+    sizes = _sizes(start, final_ratio, total_steps, draws.count, inside)
+    step_key = jax.random.fold_in(draws.key, draws.count)
 
-      def point(part: Any) -> optax.Params:
-        moved = _move(draws.key, draws.count, part, sizes, inside)
-        return partition.fill(allowed, moved, center)
+    def point(part: Any) -> optax.Params:
+      z = draw_direction(jax.random.fold_in(step_key, part), inside)
+      return leaves.move(w, jax.tree.map(jnp.multiply, sizes, z))
 
-      loss, gradient = _mean_over_parts(objective, micro_batches, point)
-      gradient = partition.fill(floats, gradient, whole)
-      return gradient if loss is None else (loss, gradient)
+    loss, gradient = _mean_over_parts(view, micro_batches, point)
+    gradient = tree_math.cast_like(gradient, clean)
+    gradient, loss = devices.average((gradient, loss), axis_name)
+    return gradient, advance(state, state.info.ascent_norm, loss)
 
-    # What the element takes for the clean gradient, in whose place nothing is
-    # known: otherwise that of the whole batch would be computed as well.
-    unknown = jax.tree.map(jnp.zeros_like, partition.keep(floats, updates))
-    unknown = devices.as_local(unknown, axis_name)
-    return element.update(
-      partition.fill(floats, unknown, updates),
-      state,
-      params,
-      grad_fn=smoothed,
-      ascend=ascend,
-      **extra_args,
-    )
-
-  return optax.GradientTransformationExtraArgs(element.init, update)
+  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
 
 
-@jax.jit
 def _sizes(
   gamma: Any, final_ratio: Any, total_steps: Any, count: Any, params: Any
 ) -> Any:
@@ -180,22 +154,13 @@ def _sizes(
   return jax.tree.map(leaf, params)
 
 
-@jax.jit
-def _move(
-  key: jax.Array, count: jax.Array, part: Any, sizes: Any, params: optax.Params
-) -> optax.Params:
-  part_key = jax.random.fold_in(jax.random.fold_in(key, count), part)
-  z = draw_direction(part_key, params)
-  return tree_math.add(params, jax.tree.map(jnp.multiply, sizes, z))
-
-
 def _mean_over_parts(
-  objective: Objective, micro_batches: int, point: Any
+  view: LossView, micro_batches: int, point: Any
 ) -> tuple[jax.Array | None, optax.Updates]:
   """Returns loss and gradient, each part of the batch at a point of its own."""
   if micro_batches == 1:
-    return objective.value_and_grad(point(0))
-  examples = objective.num_examples
+    return view.value_and_grad(point(0))
+  examples = view.num_examples
   parts = min(micro_batches, examples)
   size, larger = divmod(examples, parts)
   sizes = np.full(parts, size) + (np.arange(parts) < larger)
@@ -203,14 +168,14 @@ def _mean_over_parts(
 
   def of_part(rows: tuple[jax.Array, Any]) -> Any:
     number, batch = rows
-    part = objective.on(batch)
+    part = view.on(batch)
     weight = part.num_examples / examples
     found = part.value_and_grad(point(number[0]))
     return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
 
   def sum_over(rows: slice, length: int) -> Any:
-    batch = (numbers[rows], objective.rows(rows).batch)
-    return sum_over_chunks(of_part, batch, length, objective.axis_name)
+    batch = (numbers[rows], view.rows(rows).batch)
+    return sum_over_chunks(of_part, batch, length, view.axis_name)
 
   boundary = larger * (size + 1)
   sums = [

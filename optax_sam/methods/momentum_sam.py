@@ -1,5 +1,7 @@
 """Momentum-SAM: perturbs along the momentum."""
 
+import functools
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -8,9 +10,10 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.descent import Descent
+from optax_sam.engine.info import SharpnessAwareState, advance
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.transformation import skip, transformation
 from optax_sam.trees import tree_math
 
 
@@ -90,70 +93,44 @@ def momentum_sam(
   validation.check_number('decay', decay, at_least=0, below=1)
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
   validation.check_sync_ascent(sync_ascent, axis_name)
-  element = sharpness_aware(
-    scale_to_radius(rho),
-    descent=_add_up(decay, accumulator_dtype),
-    mask=mask,
-    axis_name=axis_name,
-  )
+  perturbation = scale_to_radius(rho)
 
-  @jax.jit
-  def backwards(direction: optax.Updates, params: Any) -> optax.Updates:
-    wide = tree_math.widen_like(direction, params)
-    return jax.tree.map(jnp.negative, wide)
+  def init_choices(
+    w: optax.Params, leaves: partition.Leaves
+  ) -> Mapping[str, Any]:
+    return {
+      'perturbation': perturbation.init(leaves.inside(w)),
+      'descent': MomentumState(tree_math.zeros_like(w, accumulator_dtype)),
+    }
 
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    ascend: bool | None = None,
-    **extra_args: Any,
-  ) -> tuple[Any, Any]:
-    if params is None or ascend is False:
-      return element.update(updates, state, params, ascend=ascend, **extra_args)
-    # What it takes for the clean gradient is what it ascends along.
-    floats = partition.float_leaves(params)
-    ascent = backwards(state.descent.direction, partition.keep(floats, params))
-    ascent = devices.as_local(ascent, axis_name)
-    direction, state = element.update(
-      partition.fill(floats, ascent, updates),
-      state,
-      params,
-      ascend=ascend,
-      **extra_args,
+  def step(
+    view: LossView,
+    clean: optax.Updates,
+    state: SharpnessAwareState,
+    ascend: bool | None,
+    _: Mapping[str, Any],
+  ) -> tuple[optax.Updates, SharpnessAwareState]:
+    w, momentum = view.leaves.split(view.params), state.descent.direction
+    ascent = view.leaves.inside(
+      jax.tree.map(jnp.negative, tree_math.widen_like(momentum, w))
     )
-    return tree_math.cast_like(direction, updates), state
+    epsilon, next_perturbation = perturbation.update(ascent, state.perturbation)
+    state = state._replace(perturbation=next_perturbation)
+    if ascend is False:
+      return skip(view, clean, state)
+    loss, gradient = view.value_and_grad(view.leaves.move(w, epsilon))
+    gradient, loss = devices.average((gradient, loss), axis_name)
+    added = jax.tree.map(functools.partial(_add, decay), momentum, gradient)
+    finite = jnp.isfinite(tree_math.norm(gradient))
+    momentum = tree_math.select(finite, added, momentum)
+    state = state._replace(descent=MomentumState(momentum))
+    direction = tree_math.cast_like(gradient, clean)
+    return direction, advance(state, tree_math.norm(ascent), loss)
 
-  return optax.GradientTransformationExtraArgs(element.init, update)
+  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
 
 
-def _add_up(decay: Any, accumulator_dtype: Any) -> Descent:
-  """Descends with the perturbed gradient, and keeps their decaying sum."""
-
-  def init(params: optax.Params) -> MomentumState:
-    return MomentumState(tree_math.zeros_like(params, accumulator_dtype))
-
-  @jax.jit
-  def add(perturbed: optax.Updates, state: MomentumState) -> MomentumState:
-    def leaf(v: jax.Array, gp: jax.Array) -> jax.Array:
-      wide = v.astype(tree_math.wide_dtype(v, gp))
-      total = jnp.asarray(decay, wide.dtype) * wide + gp.astype(wide.dtype)
-      return total.astype(v.dtype)
-
-    direction = jax.tree.map(leaf, state.direction, perturbed)
-    finite = jnp.isfinite(tree_math.norm(perturbed))
-    return tree_math.select(finite, MomentumState(direction), state)
-
-  def on_ascent(
-    clean: optax.Updates, perturbed: optax.Updates, state: MomentumState
-  ) -> tuple[optax.Updates, MomentumState]:
-    del clean
-    return perturbed, add(perturbed, state)
-
-  def on_skip(
-    clean: optax.Updates, state: MomentumState
-  ) -> tuple[optax.Updates, MomentumState]:
-    return clean, state
-
-  return Descent(init, on_ascent, on_skip)
+def _add(decay: Any, v: jax.Array, gradient: jax.Array) -> jax.Array:
+  wide = v.astype(tree_math.wide_dtype(v, gradient))
+  total = jnp.asarray(decay, wide.dtype) * wide + gradient.astype(wide.dtype)
+  return total.astype(v.dtype)

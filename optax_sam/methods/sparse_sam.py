@@ -9,7 +9,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.perturbation import on_refresh, scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
@@ -119,11 +119,11 @@ def keep_top_fisher(
     state: Any,
     params: Any = None,
     *,
-    objective: Objective | None = None,
+    loss_view: LossView | None = None,
     axis_name: Any = None,
     **_: Any,
   ) -> tuple[Any, TopFisherState]:
-    if objective is None:
+    if loss_view is None:
       msg = (
         'keep_top_fisher needs the gradients of single examples: use it in '
         'the perturbation of optax_sam.sharpness_aware.'
@@ -131,7 +131,7 @@ def keep_top_fisher(
       raise ValueError(msg)
 
     def renew() -> Any:
-      scores = _fisher_information(objective, params, num_samples, axis_name)
+      scores = _fisher_information(loss_view, params, num_samples, axis_name)
       return _where_finite(scores, choose(scores), state.mask)
 
     mask = on_refresh(state.count, refresh_every, renew, lambda: state.mask)
@@ -148,12 +148,12 @@ def _where_finite(scores: Any, on_true: Any, on_false: Any) -> Any:
 
 
 def _fisher_information(
-  objective: Objective, params: Any, num_samples: int, axis_name: Any
+  loss_view: LossView, params: Any, num_samples: int, axis_name: Any
 ) -> Any:
   """Sums the squared gradients of the first examples over all devices."""
   if axis_name is not None:
     num_samples = math.ceil(num_samples / jax.lax.psum(1, axis_name))
-  samples = objective.rows(slice(num_samples))
+  samples = loss_view.rows(slice(num_samples))
   local = devices.as_local(params, axis_name)
 
   def squared_gradient(row: Any) -> Any:

@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.policy import Policy, _without_gradient, _zero_count
+from optax_sam.engine.policy import Policy
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
 
@@ -69,9 +69,8 @@ def bernoulli(
 
   def init(params: optax.Params) -> BernoulliState:
     del params
-    return BernoulliState(_zero_count(), validation.as_key(key))
+    return BernoulliState(jnp.zeros((), jnp.int32), validation.as_key(key))
 
-  @jax.jit
   def decide(
     grads: optax.Updates, state: BernoulliState
   ) -> tuple[jax.Array, BernoulliState]:
@@ -81,7 +80,7 @@ def bernoulli(
     ascend = jax.random.bernoulli(coin, jnp.asarray(chance, jnp.float32))
     return ascend, state._replace(count=tree_math.increment(state.count))
 
-  return Policy(init, _without_gradient(decide), reads_gradient=False)
+  return Policy(init, decide, reads_gradient=False)
 
 
 def ss_sam(

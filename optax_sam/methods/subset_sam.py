@@ -7,7 +7,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import (
   Selected,
@@ -54,10 +54,10 @@ def random_subset(
     ValueError: as of `top_k`, and if the key is none.
 
   >>> import jax.numpy as jnp
-  >>> from optax_sam.engine.loss_view import Objective
+  >>> from optax_sam.engine.loss_view import LossView
   >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> objective = Objective(per_example_value_fn=losses, batch=jnp.arange(4.0))
-  >>> selected = random_subset(0.5).select(objective, jnp.float32(0), (), 0)
+  >>> view = LossView(per_example_value_fn=losses, batch=jnp.arange(4.0))
+  >>> selected = random_subset(0.5).select(view, jnp.float32(0), (), 0)
   >>> selected.ascent.batch.tolist()
   [0.0, 1.0]
   """
@@ -71,15 +71,15 @@ def random_subset(
     return RandomSubsetState(validation.as_key(key))
 
   def select(
-    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+    view: LossView, params: optax.Params, state: Any, count: jax.Array
   ) -> Selected:
     del params
-    size = num_examples(fraction, objective.num_examples)
+    size = num_examples(fraction, view.num_examples)
     rows = slice(size)
     if key is not None:
       draw = jax.random.fold_in(state.key, count)
-      rows = jax.random.permutation(draw, objective.num_examples)[:size]
-    return Selected(objective.rows(rows), lambda _: objective)
+      rows = jax.random.permutation(draw, view.num_examples)[:size]
+    return Selected(view.rows(rows), lambda _: view)
 
   return Selection(init, select)
 
@@ -135,7 +135,7 @@ def subset_sam(
   >>> import jax, jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.subset_sam(rho=0.5, fraction=1)
   >>> import jax.numpy as jnp
-  >>> from optax_sam.engine.loss_view import Objective
+  >>> from optax_sam.engine.loss_view import LossView
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
   >>> u, _ = tx.update(

@@ -77,7 +77,8 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
   validation.check_count('every', every)
 
   def init(params: optax.Params) -> SwaState:
-    return SwaState(jnp.zeros((), jnp.int32), running_mean.empty(params))
+    inside = partition.Leaves.of(params).split(params)
+    return SwaState(jnp.zeros((), jnp.int32), running_mean.empty(inside))
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -91,9 +92,9 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
       raise ValueError(msg)
     count = tree_math.increment(state.count)
     enters = (count >= start) & ((count - start) % every == 0)
-    floats = partition.float_leaves(params)
+    leaves = partition.Leaves.of(params)
     moved = lambda: optax.apply_updates(
-      partition.keep(floats, params), partition.keep(floats, updates)
+      leaves.split(params), leaves.split(updates)
     )
     average = jax.lax.cond(
       enters,
@@ -132,4 +133,6 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
     SwaState,
     'optax.chain(optax.sgd(0.1), optax_sam.swa(start=1000))',
   )
-  return running_mean.value(state.average, params)
+  leaves = partition.Leaves.of(params)
+  mean = running_mean.value(state.average, leaves.split(params))
+  return leaves.join(mean, params)

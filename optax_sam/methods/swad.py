@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
+from optax_sam.engine import partition
 from optax_sam.trees import running_mean, tree_math
 from optax_sam.trees.running_mean import RunningMean
 
@@ -140,11 +141,12 @@ def swad(
 
   def init(params: optax.Params) -> SwadState:
     number = lambda: jnp.zeros((), jnp.int32)
-    dtype = tree_math.accumulator_dtype(running_mean.empty(params).mean)
+    inside = partition.Leaves.of(params).split(params)
+    dtype = tree_math.accumulator_dtype(inside)
     return SwadState(
-      current=running_mean.empty(params),
+      current=running_mean.empty(inside),
       earlier=tuple(
-        running_mean.empty(params) for _ in range(max(1, n_converge - 1))
+        running_mean.empty(inside) for _ in range(max(1, n_converge - 1))
       ),
       losses=jnp.full(n_converge, jnp.inf, dtype),
       threshold=jnp.full((), jnp.inf, dtype),
@@ -157,10 +159,11 @@ def swad(
 
   @jax.jit
   def accumulate(state: SwadState, params: optax.Params) -> SwadState:
+    inside = partition.Leaves.of(params).split(params)
     current = jax.lax.cond(
       state.ended,
       lambda: state.current,
-      lambda: running_mean.add(state.current, params),
+      lambda: running_mean.add(state.current, inside),
     )
     return state._replace(current=current)
 
@@ -219,7 +222,9 @@ def swad(
     )
 
   def result(params: optax.Params, state: SwadState) -> optax.Params:
-    return running_mean.value(state.earlier[-1], params)
+    leaves = partition.Leaves.of(params)
+    mean = running_mean.value(state.earlier[-1], leaves.split(params))
+    return leaves.join(mean, params)
 
   return Swad(init, accumulate, validate, result)
 
