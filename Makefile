@@ -7,11 +7,12 @@ CLAIM ?= 1
 SMOKE := costs golden_values identities signatures vectors
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint smoke docs bench evidence clean
+.PHONY: help demo test lint tables smoke docs bench evidence clean
 
 help:
 	@echo 'make demo   train digits with several methods, write a report'
 	@echo 'make test   lint, type check, tests, doctests, README, notebooks'
+	@echo 'make tables rewrite the tables that list methods, from the catalog'
 	@echo 'make docs   the documentation as a site, in build/site'
 	@echo 'make bench  tables of what steps cost on this machine, PyTorch beside'
 	@echo 'make evidence CLAIM=1  a claim of the papers, tried from nothing'
@@ -41,6 +42,10 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+	$(BIN)/python docs/tables.py --check
+
+tables: $(VENV)/.dev
+	$(BIN)/python docs/tables.py
 
 test: lint
 	$(BIN)/python -m pytest -n 2
