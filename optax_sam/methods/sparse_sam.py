@@ -37,67 +37,25 @@ def keep_top_fisher(
   refresh_every: int,
   pattern: str = 'global',
 ) -> optax.GradientTransformationExtraArgs:
-  """Keeps the entries with the largest empirical Fisher information: SSAM-F.
+  """Zeroes entries with a small empirical Fisher information: SSAM-F.
 
-  Every `refresh_every` steps, before the mask is used, with `n` the smaller of
-  `num_samples` and the batch size and `N` the number of entries that may be
-  perturbed::
-
-    F    = sum over the first n examples of (gradient of their loss at w)^2
-    mask = the floor((1 - sparsity) * N) largest of F     # ties by position
-    epsilon = mask * epsilon
-
-  A score that isn't finite leaves the mask as it was; the first one is full.
-  Scores are compared in float32. The memory of 16 examples' gradients is
-  needed at a refresh. On several devices each sums over its own share of the
-  examples, and squares are never taken of an average.
-
-  Placed after `scale_to_radius`, the norm is that of the full gradient and
-  epsilon is shorter than rho, as in the authors' program; placed before it,
-  the radius is kept. See `optax_sam.sparse_sam_fisher` for more on the program.
+  The mask is that of `optax_sam.sparse_sam_fisher`. Placed after
+  `scale_to_radius`, the norm is that of the full gradient and epsilon is
+  shorter than rho, as in the authors' program; placed before it, epsilon has
+  length rho.
 
   Args:
-    sparsity: share of the entries that is not perturbed, a Python number in
-      [0, 1]. 0.5 is the authors' headline, 0.5 to 0.99 what they swept.
+    sparsity: fraction of the entries that is not perturbed, a Python number
+      in [0, 1].
     num_samples: number of examples, a Python int of at least 1, taken from the
-      front of the batch; the authors' README has 16 and 128.
-    refresh_every: number of steps from one mask to the next, at least 1; one
-      epoch in the authors' README.
-    pattern: 'global', or 'n:m' such as '2:4' for the n largest of every m
-      consecutive inputs of a unit, whatever `sparsity` says; see
-      `keep_n_of_m`.
+      front of the batch.
+    refresh_every: number of steps from one mask to the next, at least 1.
+    pattern: 'global', or 'n:m' such as '2:4', as in `keep_n_of_m`.
 
   Returns:
-    A perturbation, for `optax_sam.sharpness_aware` alone, whose `update` then
-    needs `per_example_value_fn` and `batch`. Keeps the mask
-    (`TopFisherState`). Cost: the gradients of n examples at a refresh.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` without the
-      losses of single examples.
-
-  References:
-    Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
-    Stronger: A Sparsified Perturbation Approach
-    <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022. Its initial mask,
-    refresh timing and `num_samples` could not be confirmed.
-
-  Perturbs only the weights of the largest inputs:
-
-  >>> import optax_sam
-  >>> method = optax_sam.sharpness_aware(
-  ...   optax.chain(
-  ...     optax_sam.perturbations.scale_to_radius(0.5),
-  ...     keep_top_fisher(0.5, refresh_every=10),
-  ...   )
-  ... )
-  >>> w, x = jnp.ones(4), jnp.array([[1.0, 4.0, 2.0, 3.0]])
-  >>> state = method.init(w)
-  >>> _, state = method.update(
-  ...   w, state, w, per_example_value_fn=lambda w, x: x @ w, batch=x
-  ... )
-  >>> state.perturbation[1].mask.tolist()
-  [False, True, False, True]
+    A perturbation with state (`TopFisherState`), only for use in
+    `optax_sam.sharpness_aware`, whose `update` then needs
+    `per_example_value_fn` and `batch`.
   """
   sparse_masks.check_sparsity(sparsity)
   validation.check_static_integer('num_samples', num_samples)
@@ -193,60 +151,27 @@ def keep_dynamic(
   drop: Literal['gradient', 'weight', 'random'] = 'gradient',
   growth: Literal['gradient', 'weight', 'random'] = 'random',
 ) -> optax.GradientTransformationExtraArgs:
-  """Keeps entries by dynamic sparse training, dropping the flattest: SSAM-D.
+  """Zeroes entries by dynamic sparse training, which drops the flattest: SSAM-D.
 
-  `a = floor((1 - sparsity) * N)` of the N entries that may be perturbed are
-  active, at first at random. At every step the mask is used as it is; then,
-  every `refresh_every` steps, with `t` the step, counted from 0, and
-  `T = total_steps`::
-
-    r = drop_rate / 2 * (1 + cos(pi * min(t / T, 1)))
-    d = min(floor(a * r), N - a)
-    the d active entries with the smallest abs(g) are dropped,
-    d of those that were inactive are grown, uniformly at random
-
-  So exactly `a` entries are active at every step. Scores are compared in
-  float32. An update of zeros, as of a gradient that isn't finite, leaves the
-  mask. See `optax_sam.sparse_sam_dynamic` for the authors' program, whose
-  count drifts, and `keep_top_fisher` for the order of the pieces.
+  The mask is that of `optax_sam.sparse_sam_dynamic`, with scores compared in
+  float32. It returns the update with the mask as it is, then refreshes the
+  mask. An update of zeros leaves it unchanged. For the order in a chain see
+  `keep_top_fisher`.
 
   Args:
-    sparsity: share of the entries that is not perturbed, a Python number in
-      [0, 1].
-    drop_rate: share of the active entries that the first refresh moves, in
-      (0, 1].
+    sparsity: fraction of the entries that is not perturbed, a Python number
+      in [0, 1].
+    drop_rate: fraction of the mask that the first refresh moves, in (0, 1].
     refresh_every: number of steps from one mask to the next, at least 1.
-    total_steps: T, number of steps of the whole training, at least 1.
-    key: integer seed or one typed key, the same on all devices; not that of
-      the dropout.
-    drop: by what the smallest are dropped: 'gradient', 'weight' (abs(w) at the
-      unperturbed parameters) or 'random'.
-    growth: by what the largest are grown, likewise. The defaults of this, of
-      `drop`, `drop_rate` and `sparsity` are those of the authors' command
-      line; whether they are the paper's could not be confirmed.
+    total_steps: number of steps of the whole training, at least 1.
+    key: integer seed or typed key, the same on all devices, used for nothing
+      else, such as dropout.
+    drop: 'gradient' drops the smallest `abs(g)`, 'weight' the smallest
+      `abs(w)` at the unperturbed parameters; or 'random'.
+    growth: the same for what is grown, where the largest are.
 
   Returns:
-    A perturbation, from the ascent gradient to the same with entries of zero.
-    Keeps the mask, a count and the key (`DynamicState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, or the key is none.
-
-  References:
-    Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
-    Stronger: A Sparsified Perturbation Approach
-    <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
-
-  Of two active entries the flatter one moves on:
-
-  >>> piece = keep_dynamic(0.5, refresh_every=2, total_steps=8, key=0)
-  >>> g = jnp.array([1.0, 2.0, 3.0, 4.0])
-  >>> state = piece.init(g)
-  >>> for _ in range(2):
-  ...   epsilon, state = piece.update(g, state)
-  ...   print(epsilon.tolist())
-  [1.0, 0.0, 3.0, 0.0]
-  [0.0, 2.0, 3.0, 0.0]
+    A perturbation with state (`DynamicState`).
   """
   sparse_masks.check_sparsity(sparsity)
   validation.check_number('drop_rate', drop_rate, above=0, at_most=1)
@@ -309,7 +234,7 @@ def keep_dynamic(
 
 
 def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
-  """Keeps the n largest of every m consecutive inputs of a unit, in size.
+  """Zeroes all but the n largest of every m consecutive inputs of a unit.
 
   The inputs of a leaf are all of its axes but the last, flattened, as in the
   kernels of Flax: `(in, out)`, `(height, width, in, out)`. Per output and group
@@ -317,19 +242,15 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
 
     epsilon_i = g_i if abs(g_i) is among the n largest else 0   # ties: first
 
-  A leaf with fewer than two axes, or whose number of inputs m doesn't divide,
-  is kept whole. Groups in the authors' follow-up to `keep_top_fisher` run along
-  another axis of convolutions, for want of a transpose.
+  A leaf with fewer than two axes, or whose number of inputs m does not divide,
+  is unchanged. The authors group convolutions along another axis.
 
   Args:
-    n: number of entries kept in a group, a Python int in [1, m].
+    n: number of entries left in a group, a Python int in [1, m].
     m: number of entries of a group, a Python int of at least n.
 
   Returns:
-    A perturbation that keeps nothing.
-
-  Raises:
-    ValueError: if a value is out of range, or an array.
+    A stateless perturbation.
 
   References:
     Mi, Shen, Ren, Zhou, Xu, Sun, Liu, Ji, Tao, `Systematic Investigation of
@@ -368,9 +289,8 @@ def sparse_sam_fisher(
 ) -> optax.GradientTransformationExtraArgs:
   """Sparse SAM by Fisher information (SSAM-F): perturbs what matters most.
 
-  With `g` the gradient at `w`, `l_j` the losses of single examples with their
-  true labels, `t` the step, counted from 0, and `N` the number of entries that
-  may be perturbed::
+  With `g` the gradient at `w`, `l_j` the per-example losses with true labels,
+  `t` the step from 0, and `N` the number of entries that may be perturbed::
 
     every refresh_every steps, t = 0 included:
       F    = sum over the first num_samples examples of (gradient of l_j at w)^2
@@ -378,66 +298,57 @@ def sparse_sam_fisher(
     epsilon = mask * rho * g / (norm(g) + 1e-12)
     u       = gradient at w + epsilon
 
-  The norm is that of the full gradient and nothing is rescaled, so `epsilon`
-  is shorter than `rho`: `rho * norm(mask * g) / norm(g)`. For a constant
-  length join the two pieces the other way round, as in
+  The norm is that of the full gradient, so `epsilon` is shorter than `rho`. For
+  a constant length chain the two pieces the other way round:
   `chain(keep_top_fisher(...), scale_to_radius(rho))`. All parameters are
-  updated, and no gradient is saved: this buys no speed. A score that isn't
-  finite leaves the mask as it was.
+  updated, and no time is saved. Scores are compared in float32; one that is not
+  finite leaves the mask unchanged. The first mask is full.
 
-  Rule and count are those of the authors' program, but for the error of its
-  floating-point count, which is 0 of 10 entries at `sparsity=0.9`. It also
-  starts with an empty mask and refreshes after a step, so that its first step
-  isn't perturbed; it draws fresh examples; and it adds the first example's
-  gradient to a leftover one before squaring. These are not reproduced. Initial
-  mask, refresh timing, `num_samples` and `rho` of the paper could not be
-  confirmed. The groups of 'n:m' run along the inputs of a unit, also in
-  convolutions, where the authors' follow-up (arXiv 2306.17504) groups along
-  another axis.
+  Rule and count are those of the authors' program, except for the error of its
+  floating-point count, which is 0 of 10 entries at `sparsity=0.9`. Unlike here,
+  it starts with an empty mask and refreshes after a step, so its first step is
+  not perturbed; it draws fresh examples; and it adds the first example's
+  gradient to a leftover one before squaring. Unverified: initial mask, refresh
+  timing, `num_samples` and `rho` of the paper. Groups of 'n:m' run along the
+  inputs of a unit, also in convolutions; the authors' follow-up (arXiv
+  2306.17504) groups along another axis.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is SAM's. The authors' README has 0.7 for
-      ImageNet, perhaps a slip for 0.07.
-    sparsity: share of the entries that is not perturbed, in [0, 1]: 0 is SAM,
-      1 the base optimizer. 0.5 is the authors' headline; they tried 0.5 to
-      0.99.
-    num_samples: number of examples in F, at least 1; no more than the batch
-      has are taken. The authors' README has 16 and 128, and up to 1024.
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
+      authors' README has 0.7 for ImageNet, perhaps a slip for 0.07.
+    sparsity: fraction of the entries that is not perturbed, in [0, 1]: 0 is
+      SAM, 1 the base optimizer. The authors advertise 0.5 and tried up to 0.99.
+    num_samples: number of examples in F, at least 1; at most those of the batch
+      are taken. The authors' README has 16 and 128, and up to 1024.
     refresh_every: number of steps from one mask to the next, at least 1. The
       authors' README: one epoch; they tried 1 to 10.
     pattern: 'global', or 'n:m' such as '2:4' for the n largest of every m
-      consecutive inputs of a unit, whatever `sparsity` says. Leaves with fewer
-      than two axes, or whose inputs m doesn't divide, are perturbed whole.
+      consecutive inputs of a unit, for any `sparsity`. Leaves with fewer than
+      two axes, or whose inputs m does not divide, are perturbed entirely.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      Of the examples in F each device takes an equal share, from its own.
+      Each device takes an equal number of examples in F, from its own.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. With batch norm the
-    former should use the running statistics, since one example has no
-    variance, beside a `value_fn` in training mode. Cost:
-    2 + `num_samples` / (examples of the batch * `refresh_every`) gradients.
-    Keeps a mask of bools.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `per_example_value_fn` and `batch`. With batch norm pass a `value_fn`
+    in training mode too, and let the former use the running statistics, as one
+    example has no variance. Cost: 2 + `num_samples` / (batch size *
+    `refresh_every`) gradients, and the memory of 16 examples' gradients. State:
+    a mask of bools.
 
   References:
     Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
     Stronger: A Sparsified Perturbation Approach
     <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.sparse_sam_fisher(sparsity=0.5, refresh_every=10)
   >>> losses = lambda w, x: jnp.square(x @ w)
   >>> w, x = jnp.ones(4), jnp.array([[1.0, 4.0, 2.0, 3.0]])
-  >>> g = jax.grad(lambda w: losses(w, x).mean())(w)
   >>> _, state = tx.update(
-  ...   g, tx.init(w), w, per_example_value_fn=losses, batch=x
+  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=x
   ... )
   >>> state.perturbation[1].mask.tolist()
   [False, True, False, True]
@@ -470,11 +381,11 @@ def sparse_sam_dynamic(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Sparse SAM by dynamic sparse training (SSAM-D): a mask that wanders.
+  """Sparse SAM by dynamic sparse training (SSAM-D): drops and grows its mask.
 
-  With `g` the gradient at `w`, `t` the step, counted from 0,
-  `T = total_steps`, `N` the number of entries that may be perturbed, and
-  `a = floor((1 - sparsity) * N)` of them in the mask, at first at random::
+  With `g` the gradient at `w`, `t` the step from 0, `T = total_steps`, `N` the
+  number of entries that may be perturbed, and `a = floor((1 - sparsity) * N)`
+  of them in the mask, at first at random::
 
     epsilon = mask * rho * g / (norm(g) + 1e-12)
     u       = gradient at w + epsilon
@@ -484,49 +395,42 @@ def sparse_sam_dynamic(
       d entries of the mask with the smallest abs(g) are dropped,
       d that were outside before are grown, uniformly at random
 
-  The norm is that of the full gradient and nothing is rescaled, so `epsilon`
-  is shorter than `rho`: `rho * norm(mask * g) / norm(g)`. All parameters are
-  updated, and no gradient is saved: this buys no speed. A gradient that is 0
-  or not finite leaves the mask as it was.
+  The norm is that of the full gradient, so `epsilon` is shorter than `rho`. All
+  parameters are updated, and no time is saved. A gradient that is 0 or not
+  finite leaves the mask unchanged.
 
   Exactly `a` entries are perturbed at every step. In the authors' program the
   count drifts by one and, as only growth is limited to what is left, falls
-  below the target where `sparsity < r / (1 + r)`. `keep_dynamic` also drops
-  and grows by the size of the weights, which that program reads while they are
-  perturbed.
+  below the target where `sparsity < r / (1 + r)`. `keep_dynamic` can also drop
+  and grow by the size of the weights, which that program reads while they are
+  perturbed. The defaults of `sparsity` and `drop_rate`, and to drop by the
+  gradient and grow at random, are those of the authors' command line.
+  Unverified: whether they are the paper's, and its `rho` per data set.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is SAM's; the paper's per data set could
-      not be confirmed.
-    sparsity: share of the entries that is not perturbed, in [0, 1]: 0 is SAM,
-      1 the base optimizer. 0.5 is the default of the authors' command line;
-      whether it is the paper's could not be confirmed, nor for `drop_rate`.
-    drop_rate: share of the mask that the first refresh moves, in (0, 1]. 0.5
-      is the default of the authors' command line.
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
+    sparsity: fraction of the entries that is not perturbed, in [0, 1]: 0 is
+      SAM, 1 the base optimizer.
+    drop_rate: fraction of the mask that the first refresh moves, in (0, 1].
     refresh_every: number of steps from one mask to the next, at least 1.
     total_steps: T, number of steps of the whole training, at least 1.
     key: integer seed or typed key, the same on all devices.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      The entries are dropped by the average in any case.
+      Entries are dropped by the average in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients. Keeps a mask of
-    bools and the key.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: a mask of bools and
+    the key.
 
   References:
     Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
     Stronger: A Sparsified Perturbation Approach
     <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.sparse_sam_dynamic(
   ...   2.0, sparsity=0.75, refresh_every=1, total_steps=10, key=0
   ... )
