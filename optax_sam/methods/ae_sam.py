@@ -81,7 +81,6 @@ def on_sharp_gradients(
       threshold=jnp.zeros((), dtype),
     )
 
-  @jax.jit
   def decide(
     grads: optax.Updates, state: SharpGradientsState
   ) -> tuple[jax.Array, SharpGradientsState]:

@@ -127,7 +127,6 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
   return partition.fill(floats, clean, params)
 
 
-@jax.jit
 def _exchange(
   tree: Any, before: Any, after: Any, old_scale: jax.Array, new_scale: Any
 ) -> tuple[Any, jax.Array]:

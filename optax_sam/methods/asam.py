@@ -10,7 +10,6 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import with_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
-from optax_sam.methods.look_sam import _multiply_wide
 from optax_sam.trees import tree_math
 
 _UNSCALED_NAMES = ('bias', 'b', 'beta', 'offset')
@@ -46,23 +45,22 @@ def scale_to_adaptive_radius(
       return jnp.ones_like(wide)
     return jnp.abs(wide) + jnp.asarray(eta, wide.dtype)
 
-  @jax.jit
-  def scale(
-    radius: Any, updates: optax.Updates, params: optax.Params
+  def perturb(
+    radius: Any, updates: optax.Updates, *, params: optax.Params, **_: Any
   ) -> optax.Updates:
     chosen = partition.chosen_leaves(scaled, params, name='scaled')
     scale = jax.tree.map(scales, chosen, params)
     once = jax.tree.map(_multiply_wide, scale, updates)
     twice = jax.tree.map(_multiply_wide, scale, once)
     perturbation = tree_math.scale_to(radius, twice, tree_math.norm(once))
-    return jax.tree.map(lambda e, g: e.astype(g.dtype), perturbation, updates)
-
-  def perturb(
-    radius: Any, updates: optax.Updates, *, params: optax.Params, **_: Any
-  ) -> optax.Updates:
-    return scale(radius, updates, params)
+    return tree_math.cast_like(perturbation, updates)
 
   return with_radius(rho, perturb)
+
+
+def _multiply_wide(left: jax.Array, right: jax.Array) -> jax.Array:
+  dtype = tree_math.wide_dtype(left, right)
+  return left.astype(dtype) * right.astype(dtype)
 
 
 def _scaled_by_name(params: optax.Params) -> Any:
@@ -125,9 +123,7 @@ def asam(
   >>> [round(x, 3) for x in u.tolist()]  # w + 0.5 * w^2 / 5
   [3.9, 5.6]
   """
+  perturbation = scale_to_adaptive_radius(rho, eta=eta, scaled=scaled)
   return sharpness_aware(
-    scale_to_adaptive_radius(rho, eta=eta, scaled=scaled),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

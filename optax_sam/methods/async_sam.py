@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -43,15 +42,6 @@ def delay(
   def init(params: optax.Params) -> DelayState:
     return DelayState(tree_math.zeros_like(params, accumulator_dtype))
 
-  @jax.jit
-  def swap(
-    updates: optax.Updates, averaged: optax.Updates, state: DelayState
-  ) -> tuple[optax.Updates, DelayState]:
-    finite = jnp.isfinite(tree_math.norm(averaged))
-    found = DelayState(tree_math.cast_like(averaged, state.direction))
-    delayed = tree_math.cast_like(state.direction, updates)
-    return delayed, tree_math.select(finite, found, state)
-
   def update(
     updates: Any,
     state: Any,
@@ -63,7 +53,10 @@ def delay(
   ) -> tuple[Any, DelayState]:
     del params
     averaged = devices.average(updates, None if is_synced else axis_name)
-    return swap(updates, averaged, state)
+    finite = jnp.isfinite(tree_math.norm(averaged))
+    found = DelayState(tree_math.cast_like(averaged, state.direction))
+    delayed = tree_math.cast_like(state.direction, updates)
+    return delayed, tree_math.select(finite, found, state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -116,12 +109,9 @@ def async_sam(
   [3.0, 4.0]
   [3.3, 4.4]
   """
+  perturbation = optax.chain(
+    delay(accumulator_dtype=accumulator_dtype), scale_to_radius(rho)
+  )
   return sharpness_aware(
-    optax.chain(
-      delay(accumulator_dtype=accumulator_dtype),
-      scale_to_radius(rho),
-    ),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

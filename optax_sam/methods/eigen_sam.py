@@ -99,7 +99,6 @@ def scale_toward_eigenvector(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-@jax.jit
 def _combine(
   radius: Any, alpha: Any, updates: optax.Updates, direction: optax.Updates
 ) -> optax.Updates:
@@ -213,16 +212,14 @@ def eigen_sam(
   >>> [round(x, 1) for x in u.tolist()]  # epsilon is nearly (0.5, 0.5)
   [1.5, 2.0]
   """
+  perturbation = scale_toward_eigenvector(
+    rho,
+    alpha=alpha,
+    refresh_every=refresh_every,
+    power_steps=power_steps,
+    key=key,
+    accumulator_dtype=accumulator_dtype,
+  )
   return sharpness_aware(
-    scale_toward_eigenvector(
-      rho,
-      alpha=alpha,
-      refresh_every=refresh_every,
-      power_steps=power_steps,
-      key=key,
-      accumulator_dtype=accumulator_dtype,
-    ),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

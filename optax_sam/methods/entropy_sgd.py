@@ -55,7 +55,10 @@ def entropy_sgd(
 
   and after each `inner_steps` calls::
 
-    x = x - learning_rate * (x - mu);   w = mu = x;   v = 0;   n = n + 1
+    x = x - learning_rate * (x - mu)
+    w = mu = x
+    v = 0
+    n = n + 1
 
   The result is `x`: evaluate `optax_sam.outer_params(w, opt_state)`, not `w`. A
   gradient that is not finite moves nothing and is not added to `v`. We read the

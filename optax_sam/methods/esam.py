@@ -121,8 +121,7 @@ def esam(
   check_size('gamma', gamma)
   return sharpness_aware(
     optax.chain(
-      keep_random_tensors(beta, key),
-      scale_to_radius(_divided(rho, beta)),
+      keep_random_tensors(beta, key), scale_to_radius(_divided(rho, beta))
     ),
     selection=sharpest(gamma),
     mask=mask,

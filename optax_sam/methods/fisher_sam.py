@@ -29,17 +29,16 @@ def scale_to_fisher_radius(
   """
   validation.check_number('eta', eta, at_least=0)
 
-  @jax.jit
-  def scale(radius: Any, updates: optax.Updates) -> optax.Updates:
+  def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     wide = jax.tree.map(tree_math.widen, updates)
     natural = jax.tree.map(
       lambda g: g / (1 + jnp.asarray(eta, g.dtype) * jnp.square(g)), wide
     )
     size = jnp.sqrt(tree_math.dot(natural, wide))
     epsilon = tree_math.scale_to(radius, natural, size)
-    return jax.tree.map(lambda e, g: e.astype(g.dtype), epsilon, updates)
+    return tree_math.cast_like(epsilon, updates)
 
-  return with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
+  return with_radius(rho, perturb)
 
 
 def fisher_sam(
@@ -85,9 +84,7 @@ def fisher_sam(
   >>> [round(x, 3) for x in u.tolist()]  # (1 / 2, 3 / 10) / sqrt(1.4)
   [0.423, 0.254]
   """
+  perturbation = scale_to_fisher_radius(rho, eta=eta)
   return sharpness_aware(
-    scale_to_fisher_radius(rho, eta=eta),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

@@ -88,23 +88,6 @@ def subtract_ema(
       updates,
     )
 
-  @jax.jit
-  def separate(
-    updates: optax.Updates, averaged: optax.Updates, state: SubtractEmaState
-  ) -> tuple[optax.Updates, SubtractEmaState]:
-    finite = jnp.isfinite(tree_math.norm(averaged))
-    former = tree_math.widen_like(state.ema, averaged)
-    ema = mix(former, averaged)
-    if order == 'official':
-      first = jax.tree.map(lambda g, m: g.astype(m.dtype), averaged, ema)
-      ema = tree_math.select(state.started, ema, first)
-      noise = subtract(updates, former)
-    else:
-      noise = subtract(updates, ema)
-    ema = tree_math.cast_like(ema, state.ema)
-    found = SubtractEmaState(ema, jnp.ones((), bool))
-    return noise, tree_math.select(finite, found, state)
-
   def update(
     updates: Any,
     state: Any,
@@ -116,7 +99,18 @@ def subtract_ema(
   ) -> tuple[Any, Any]:
     del params
     averaged = devices.average(updates, None if is_synced else axis_name)
-    return separate(updates, averaged, state)
+    finite = jnp.isfinite(tree_math.norm(averaged))
+    former = tree_math.widen_like(state.ema, averaged)
+    ema = mix(former, averaged)
+    if order == 'official':
+      first = tree_math.cast_like(averaged, ema)
+      ema = tree_math.select(state.started, ema, first)
+      noise = subtract(updates, former)
+    else:
+      noise = subtract(updates, ema)
+    ema = tree_math.cast_like(ema, state.ema)
+    found = SubtractEmaState(ema, jnp.ones((), bool))
+    return noise, tree_math.select(finite, found, state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -185,14 +179,12 @@ def friendly_sam(
   >>> [round(x, 3) for x in u.tolist()]  # along (4, 4) - (3, 2)
   [0.224, 0.447]
   """
-  return sharpness_aware(
-    optax.chain(
-      subtract_ema(
-        decay, sigma, order=order, accumulator_dtype=accumulator_dtype
-      ),
-      scale_to_radius(rho),
+  perturbation = optax.chain(
+    subtract_ema(
+      decay, sigma, order=order, accumulator_dtype=accumulator_dtype
     ),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    scale_to_radius(rho),
+  )
+  return sharpness_aware(
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

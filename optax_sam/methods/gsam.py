@@ -34,7 +34,6 @@ def surrogate_gap(alpha: float = 0.4) -> Descent:
   """
   validation.check_number('alpha', alpha, at_least=0)
 
-  @jax.jit
   def on_ascent(
     clean: optax.Updates, perturbed: optax.Updates, state: Any
   ) -> tuple[optax.Updates, Any]:
@@ -144,9 +143,9 @@ def rho_like_learning_rate(
   Raises:
     ValueError: if `learning_rate` is a constant, or a bound out of range.
 
+  >>> rate = optax.linear_schedule(1.0, 0.0, 10)
   >>> schedule = rho_like_learning_rate(
-  ...   optax.linear_schedule(1.0, 0.0, 10),
-  ...   rho_max=0.6, rho_min=0.1, lr_max=1.0, lr_min=0.0,
+  ...   rate, rho_max=0.6, rho_min=0.1, lr_max=1.0, lr_min=0.0
   ... )
   >>> [round(float(schedule(t)), 3) for t in (0, 5, 10)]
   [0.6, 0.35, 0.1]

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -30,15 +29,14 @@ def scale_to_loss_rise(
   validation.check_radius(sigma, 'sigma')
   validation.check_number('max_radius', max_radius, at_least=0)
 
-  @jax.jit
-  def scale(rise: Any, updates: optax.Updates) -> optax.Updates:
+  def perturb(rise: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     size = tree_math.norm(updates)
     # A norm that can't be divided by makes epsilon 0 whatever the length is.
     length = jnp.asarray(rise, size.dtype) / (size + tree_math.STABILIZER)
     length = jnp.minimum(length, jnp.asarray(max_radius, size.dtype))
     return tree_math.scale_to(length, updates, size)
 
-  return with_radius(sigma, lambda rise, updates, **_: scale(rise, updates))
+  return with_radius(sigma, perturb)
 
 
 def le_sam(
@@ -90,9 +88,7 @@ def le_sam(
   [12.3, 16.4]
   """
   validation.check_number('rho_max', rho_max, at_least=0)
+  perturbation = scale_to_loss_rise(sigma, max_radius=rho_max)
   return sharpness_aware(
-    scale_to_loss_rise(sigma, max_radius=rho_max),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

@@ -85,7 +85,6 @@ def reuse_orthogonal(
       lambda g, v: (tree_math.widen(g) + v).astype(g.dtype), clean, added
     )
 
-  @jax.jit
   def on_ascent(
     clean: optax.Updates,
     perturbed: optax.Updates,
@@ -99,7 +98,6 @@ def reuse_orthogonal(
     found = ReuseOrthogonalState(direction, ratio.astype(state.ratio.dtype))
     return perturbed, tree_math.select(finite, found, state)
 
-  @jax.jit
   def on_skip(
     clean: optax.Updates, state: ReuseOrthogonalState
   ) -> tuple[optax.Updates, ReuseOrthogonalState]:
@@ -147,9 +145,8 @@ def scale_by_trust_ratio_radius(
     bounded = jnp.minimum(ratio, jnp.asarray(max_ratio, ratio.dtype))
     return usable, bounded / jnp.where(usable, total, 1)
 
-  @jax.jit
-  def scale(
-    radius: Any, updates: optax.Updates, params: optax.Params
+  def perturb(
+    radius: Any, updates: optax.Updates, *, params: optax.Params, **_: Any
   ) -> optax.Updates:
     total = tree_math.norm(updates)
 
@@ -160,14 +157,7 @@ def scale_by_trust_ratio_radius(
 
     return jax.tree.map(leaf, params, updates)
 
-  return with_radius(
-    rho, lambda radius, updates, params, **_: scale(radius, updates, params)
-  )
-
-
-def _multiply_wide(left: jax.Array, right: jax.Array) -> jax.Array:
-  dtype = tree_math.wide_dtype(left, right)
-  return left.astype(dtype) * right.astype(dtype)
+  return with_radius(rho, perturb)
 
 
 def look_sam(

@@ -101,13 +101,9 @@ def mesa_loss(
   def init(params: optax.Params) -> MesaState:
     # Copies: both may be donated.
     return MesaState(
-      jax.tree.map(
-        lambda x: jnp.array(x, _kept_dtype(x)),
-        params,
-      )
+      jax.tree.map(lambda x: jnp.array(x, _stored_dtype(x)), params)
     )
 
-  @jax.jit
   def update(params: optax.Params, state: MesaState) -> MesaState:
     def leaf(w: jax.Array, v: jax.Array) -> jax.Array:
       if not tree_math.is_float(w):
@@ -136,5 +132,5 @@ def mesa_loss(
   return MesaLoss(init, loss, update)
 
 
-def _kept_dtype(leaf: Any) -> Any:
+def _stored_dtype(leaf: Any) -> Any:
   return tree_math.wide_dtype(leaf) if tree_math.is_float(leaf) else leaf.dtype

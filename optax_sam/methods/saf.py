@@ -1,4 +1,4 @@
-"""SAF: an auxiliary loss that compares an example's logits with earlier epochs."""
+"""SAF: an auxiliary loss that compares logits with those of earlier epochs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,82 +9,6 @@ import numpy as np
 
 from optax_sam import validation
 from optax_sam.trees import divergence
-
-
-class Place(NamedTuple):
-  """Where the rows of a batch are in this device's part of the table.
-
-  With an axis name, those of the whole batch, in the order of the devices.
-
-  Attributes:
-    rows: first index, integers (B,); anything where the device does not own it.
-    slot: second index, a scalar.
-    owned: whether the device owns it, bool (B,).
-  """
-
-  rows: jax.Array
-  slot: jax.Array
-  owned: jax.Array
-
-
-def find(ids: Any, slot: jax.Array, size: int, axis_name: Any) -> Place:
-  """Returns where examples are in a part of `size` rows."""
-  rows = jnp.asarray(ids).astype(jnp.int32)
-  if axis_name is not None:
-    rows = jax.lax.all_gather(rows, axis_name, tiled=True)
-    rows = rows - jax.lax.axis_index(axis_name) * size
-  return Place(rows, slot, (rows >= 0) & (rows < size))
-
-
-def read(
-  table: jax.Array,
-  filled: jax.Array,
-  place: Place,
-  like: jax.Array,
-  axis_name: Any,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns the table's values for this device's batch, and where it has them.
-
-  The result is split over devices as `like` is.
-  """
-  values = _rows(table, place, like)
-  known = place.owned & _rows(filled, place, place.owned)
-  if axis_name is None:
-    return values, known
-  # Of each row one device knows something, and the others give zeros.
-  values = jnp.where(known[:, None], values, jnp.zeros((), values.dtype))
-  values, known = (
-    jax.lax.psum_scatter(rows, axis_name, tiled=True)
-    for rows in (values, known.astype(jnp.int8))
-  )
-  return values, known > 0
-
-
-def write(
-  table: jax.Array, place: Place, values: jax.Array, wanted: jax.Array
-) -> jax.Array:
-  """Returns the table with rows replaced where they are wanted and owned."""
-  # What the table has is read for both purposes, so that writing depends on
-  # reading. Else XLA would keep a copy of the whole table to read from.
-  former = _rows(table, place, values)
-  wanted = wanted.reshape(-1, *[1] * (values.ndim - 1))
-  values = jnp.where(wanted, values, former)
-  # Beyond the end, where they are dropped.
-  rows = jnp.where(place.owned, place.rows, len(table))
-  out = _explicit(table)
-  return table.at[rows, place.slot].set(values, mode='drop', out_sharding=out)
-
-
-def _rows(table: jax.Array, place: Place, like: jax.Array) -> jax.Array:
-  at, out = (place.rows, place.slot), _explicit(like)
-  return table.at[at].get(mode='clip', out_sharding=out)
-
-
-def _explicit(array: jax.Array) -> Any:
-  """Returns a sharding that is part of an array's type, else None."""
-  sharding = jax.typeof(array).sharding
-  explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-  return sharding if explicit else None
 
 
 class SafState(NamedTuple):
@@ -157,10 +81,10 @@ def saf_loss(
   * under `jax.jit` the compiler gathers ids and logits of the batch, and sums
     its targets over the devices;
   * with `axis_name`, `loss` gathers ids and reduce-scatters the targets, B *
-    classes numbers and B bytes, and `update` gathers ids and logits. The term is
+    classes numbers and B bytes; `update` gathers ids and logits. The term is
     the mean over the device's rows: average it as you average the loss;
-  * in `jax.shard_map` without `axis_name`, ids count from the first example that
-    the device owns, a batch has only these, and nothing is sent.
+  * in `jax.shard_map` without `axis_name`, ids count from the first example
+    that the device owns, a batch has only these, and nothing is sent.
 
   Args:
     temperature: tau, above 0; it softens both distributions.
@@ -178,7 +102,7 @@ def saf_loss(
 
   Raises:
     ValueError: in `loss` and `update` if shapes do not fit or an id is out of
-      range. In a compiled function, such an id has no target and is not written.
+      range. Under jit, such an id has no target and is not written.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free
@@ -207,9 +131,9 @@ def saf_loss(
       jnp.zeros((*slots, num_classes), dtype), jnp.zeros(slots, bool)
     )
 
-  def place(state: SafState, ids: Any, epoch: Any) -> Place:
+  def place(state: SafState, ids: Any, epoch: Any) -> _Place:
     slot = jnp.asarray(epoch).astype(jnp.int32) % lag
-    return find(ids, slot, len(state.filled), axis_name)
+    return _find_rows(ids, slot, len(state.filled), axis_name)
 
   def loss(
     logits: jax.Array,
@@ -220,7 +144,7 @@ def saf_loss(
   ) -> jax.Array:
     _check_batch(logits, state, ids, epoch, axis_name)
     where = place(state, ids, epoch)
-    targets, known = read(*state, where, logits, axis_name)
+    targets, known = _read_rows(*state, where, logits, axis_name)
     known &= jnp.asarray(epoch) >= start_epoch
     if is_example is not None:
       known &= is_example
@@ -244,8 +168,8 @@ def saf_loss(
     finite = jnp.all(jnp.isfinite(values), axis=-1)
     filled = jnp.ones_like(finite)
     return SafState(
-      write(state.logits, where, values, finite),
-      write(state.filled, where, filled, finite),
+      _write_rows(state.logits, where, values, finite),
+      _write_rows(state.filled, where, filled, finite),
     )
 
   return SafLoss(init, loss, update)
@@ -287,3 +211,79 @@ def _check_batch(
       f'up set is_example to False, and their ids to 0.'
     )
     raise ValueError(msg)
+
+
+class _Place(NamedTuple):
+  """Where the rows of a batch are in this device's part of the table.
+
+  With an axis name, those of the whole batch, in the order of the devices.
+
+  Attributes:
+    rows: first index, integers (B,); anything where the device does not own it.
+    slot: second index, a scalar.
+    owned: whether the device owns it, bool (B,).
+  """
+
+  rows: jax.Array
+  slot: jax.Array
+  owned: jax.Array
+
+
+def _find_rows(ids: Any, slot: jax.Array, size: int, axis_name: Any) -> _Place:
+  """Returns where examples are in a part of `size` rows."""
+  rows = jnp.asarray(ids).astype(jnp.int32)
+  if axis_name is not None:
+    rows = jax.lax.all_gather(rows, axis_name, tiled=True)
+    rows = rows - jax.lax.axis_index(axis_name) * size
+  return _Place(rows, slot, (rows >= 0) & (rows < size))
+
+
+def _read_rows(
+  table: jax.Array,
+  filled: jax.Array,
+  place: _Place,
+  like: jax.Array,
+  axis_name: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the table's values for this device's batch, and where it has them.
+
+  The result is split over devices as `like` is.
+  """
+  values = _take_rows(table, place, like)
+  known = place.owned & _take_rows(filled, place, place.owned)
+  if axis_name is None:
+    return values, known
+  # Of each row one device knows something, and the others give zeros.
+  values = jnp.where(known[:, None], values, jnp.zeros((), values.dtype))
+  values, known = (
+    jax.lax.psum_scatter(rows, axis_name, tiled=True)
+    for rows in (values, known.astype(jnp.int8))
+  )
+  return values, known > 0
+
+
+def _write_rows(
+  table: jax.Array, place: _Place, values: jax.Array, wanted: jax.Array
+) -> jax.Array:
+  """Returns the table with rows replaced where they are wanted and owned."""
+  # What the table has is read for both purposes, so that writing depends on
+  # reading. Else XLA would keep a copy of the whole table to read from.
+  former = _take_rows(table, place, values)
+  wanted = wanted.reshape(-1, *[1] * (values.ndim - 1))
+  values = jnp.where(wanted, values, former)
+  # Beyond the end, where they are dropped.
+  rows = jnp.where(place.owned, place.rows, len(table))
+  out = _explicit(table)
+  return table.at[rows, place.slot].set(values, mode='drop', out_sharding=out)
+
+
+def _take_rows(table: jax.Array, place: _Place, like: jax.Array) -> jax.Array:
+  at, out = (place.rows, place.slot), _explicit(like)
+  return table.at[at].get(mode='clip', out_sharding=out)
+
+
+def _explicit(array: jax.Array) -> Any:
+  """Returns a sharding that is part of an array's type, else None."""
+  sharding = jax.typeof(array).sharding
+  explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+  return sharding if explicit else None

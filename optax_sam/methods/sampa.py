@@ -60,9 +60,9 @@ def sampa(
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
-    rho: radius, at least 0, or a schedule of it by the step; 0.1 is the authors'
-      default.
-    mix: weight of the gradient ahead, in [0, 1]; 0.2 is the authors' default.
+    rho: radius, at least 0, or a schedule of it by the step. This and the next
+      default are the authors'.
+    mix: weight of the gradient ahead, in [0, 1].
     batch_like: a batch, or its shapes and dtypes: arrays or
       `jax.ShapeDtypeStruct`, with the same number of examples, along axis 0, at
       every step.

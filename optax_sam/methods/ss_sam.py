@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.policy import Policy, _without_gradient, _zero_count
+from optax_sam.engine.policy import Policy, _zero_count
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
 
@@ -48,7 +48,6 @@ def bernoulli(
     del params
     return BernoulliState(_zero_count(), validation.as_key(key))
 
-  @jax.jit
   def decide(
     grads: optax.Updates, state: BernoulliState
   ) -> tuple[jax.Array, BernoulliState]:
@@ -58,7 +57,7 @@ def bernoulli(
     ascend = jax.random.bernoulli(coin, jnp.asarray(chance, jnp.float32))
     return ascend, state._replace(count=tree_math.increment(state.count))
 
-  return Policy(init, _without_gradient(decide), reads_gradient=False)
+  return Policy(init, decide, reads_gradient=False)
 
 
 def ss_sam(
@@ -78,7 +77,7 @@ def ss_sam(
     u      = SAM's gradient if ascend else g
 
   Of the paper's families of schedules, constant is a number; piecewise is
-  `lambda t: jnp.where(t < share * T, p, 1 - p)`; the trigonometric one, SAM
+  `lambda t: jnp.where(t < fraction * T, p, 1 - p)`; the trigonometric one, SAM
   early, is `lambda t: (1 + jnp.cos(jnp.pi * t / T)) / 2`. Its linear one is
   unverified; use `optax.linear_schedule`.
 
@@ -90,8 +89,8 @@ def ss_sam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     probability: of a SAM step, in [0, 1], or a schedule of it. 0.5 is the
-      "propagation count 1.5" that the paper is quoted with; the authors' example
-      has 0.6.
+      "propagation count 1.5" that the paper is quoted with; the authors'
+      example has 0.6.
     key: integer seed or typed key, the same on all devices, used for nothing
       else, such as dropout.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 
@@ -16,7 +15,7 @@ from optax_sam.trees import tree_math
 def scale_by_radius(
   rho: optax.ScalarOrSchedule, *, clip: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient by rho, without normalizing it: unnormalized SAM.
+  """Scales the ascent gradient by rho without its norm: unnormalized SAM.
 
   A norm that is not finite gives `epsilon = 0`.
 
@@ -29,15 +28,14 @@ def scale_by_radius(
   """
   validation.check_choice('clip', clip, (True, False))
 
-  @jax.jit
-  def scale(radius: Any, updates: optax.Updates) -> optax.Updates:
+  def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     size = tree_math.norm(updates)
     radius = jnp.asarray(radius, size.dtype)
     if clip:
       radius = radius / jnp.maximum(size, 1)
     return tree_math.multiply_where(jnp.isfinite(size), radius, updates)
 
-  return with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
+  return with_radius(rho, perturb)
 
 
 def unnormalized_sam(
@@ -81,9 +79,7 @@ def unnormalized_sam(
   >>> [round(x, 3) for x in u.tolist()]  # w + 0.5 * w
   [4.5, 6.0]
   """
+  perturbation = scale_by_radius(rho, clip=clip)
   return sharpness_aware(
-    scale_by_radius(rho, clip=clip),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

@@ -89,7 +89,7 @@ def wsam_decoupled(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Weighted SAM (WSAM), decoupled: the base optimizer never sees the sharpness.
+  """Weighted SAM (WSAM), decoupled: the base optimizer sees no sharpness.
 
   With `g` the gradient at `w`, `gp` the one at SAM's `w + epsilon`, `a = gamma
   / (1 - gamma)`, and `t` the step from 0::
@@ -135,11 +135,9 @@ def wsam_decoupled(
     validation.check_number('learning_rate', learning_rate, at_least=0)
   validation.check_base(base)
   base = optax.with_extra_args_support(base)
+  perturbation = scale_to_radius(rho)
   ascent = sharpness_aware(
-    scale_to_radius(rho),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )
 
   def init(params: optax.Params) -> WsamDecoupledState:

@@ -32,13 +32,12 @@ def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
   """
   _check_quantile(quantile)
 
-  @jax.jit
-  def keep(updates: optax.Updates) -> optax.Updates:
+  def keep(updates: optax.Updates, _: Any) -> optax.Updates:
     kept = jax.tree.map(lambda g: _filtered(g, quantile), updates)
     nothing = tree_math.norm(kept) == 0
     return tree_math.select(nothing, updates, kept)
 
-  return optax.stateless(lambda updates, _: keep(updates))
+  return optax.stateless(keep)
 
 
 def scale_outliers_to_radius(
@@ -59,8 +58,7 @@ def scale_outliers_to_radius(
   """
   _check_quantile(quantile)
 
-  @jax.jit
-  def scale(radius: Any, updates: optax.Updates) -> optax.Updates:
+  def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     size = tree_math.norm(updates)
     usable = tree_math.is_usable(size)
 
@@ -74,7 +72,7 @@ def scale_outliers_to_radius(
 
     return jax.tree.map(leaf, updates)
 
-  return with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
+  return with_radius(rho, perturb)
 
 
 def _filtered(gradient: jax.Array, quantile: float) -> jax.Array:
