@@ -1,4 +1,4 @@
-"""An optimizer that learns how far to perturb each parameter."""
+"""bSAM: learns how far to perturb each parameter."""
 
 import math
 from collections.abc import Callable
@@ -24,7 +24,7 @@ class BSamState(NamedTuple):
   Attributes:
     ascent: `SharpnessAwareState` that counts the steps.
     momentum: `m`, like the parameters, float32 or wider.
-    precision: `s`, likewise.
+    precision: `s`, in the same dtypes.
     key: typed PRNG key.
   """
 
@@ -57,11 +57,10 @@ def b_sam(
   key: jax.Array | int,
   axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """bSAM: SAM as an optimal relaxation of Bayes, an optimizer of its own.
+  """Bayesian SAM (bSAM): SAM as an optimal relaxation of Bayes.
 
-  With `m = 0` and `s = initial_precision` before the first step,
-  `wd = prior_precision / num_data`, and for each of the parts of the batch
-  `n` with standard normal entries, drawn anew::
+  With `m = 0` and `s = initial_precision` at first, `wd = prior_precision /
+  num_data`, and standard normal `n`, drawn anew for each part of the batch::
 
     g  = gradient at w + n / sqrt(num_data * s)
     ge = gradient at w + rho * g / s             # from w, of the same part
@@ -69,52 +68,43 @@ def b_sam(
     update = -learning_rate * m / s              # s as it was
     s  = b2 * s + (1 - b2) * (sqrt(s) * mean of abs(g) + damping + wd)
 
-  There is neither a norm nor a correction of the bias. `s` belongs to the
-  learning rate and to the perturbation alike, so it is a whole optimizer and
-  takes the place of a base; weight decay is `wd`. The rule was checked against
-  the authors' program; another port is of another rule. Where a gradient isn't
-  finite, neither is the update, but `m` and `s` stay as they were. A factor on
-  the loss changes the perturbation.
+  There is no norm and no bias correction. `s` sets both the step size and the
+  perturbation, so this replaces the base optimizer; `wd` is its weight decay.
+  We checked the rule against the authors' program; another port has another
+  rule. If a gradient is not finite, `m` and `s` stay unchanged, but the update
+  is not finite. A factor on the loss changes the perturbation.
 
   Args:
-    learning_rate: factor of the update, a scalar of at least 0, or a schedule
-      of it by the step; the authors' 0.5 is about an SGD of 0.05 with momentum
-      0.9.
-    rho: factor of the perturbation, at least 0, or a schedule of it by the
-      step; the authors take 0.01 on CIFAR-10 and 5e-5 on Tiny-ImageNet.
+    learning_rate: factor of the update, at least 0, or a schedule of it by the
+      step. The authors' 0.5 is about SGD with 0.05 and momentum 0.9.
+    rho: factor of the perturbation, at least 0, or a schedule of it. The
+      authors take 0.01 on CIFAR-10 and 5e-5 on Tiny-ImageNet.
     b1: weight of the past in `m`, in [0, 1).
     b2: weight of the past in `s`, in [0, 1).
     damping: added to what `s` averages, at least 0.
     prior_precision: of the Gaussian prior of the parameters, at least 0.
     initial_precision: first value of `s`, above 0.
-    micro_batches: number of parts that the batch of B is split into, in order,
-      a Python int of at least 1 (`optax.inject_hyperparams` is to be told that
-      it is static). They have `ceil(B / micro_batches)` examples,
-      the last one what remains, and weigh by their examples.
-    num_data: number of training examples, above 0; the authors multiply it by
+    micro_batches: number of consecutive parts of the batch of B, a Python int
+      of at least 1. They have `ceil(B / micro_batches)` examples, the last one
+      the rest; means weigh parts by their examples.
+    num_data: number of training examples, above 0. The authors multiply it by
       a factor for augmentation, 4 on CIFAR-10.
     key: integer seed or typed key, the same on all devices.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-      Each device splits its own examples, and perturbs by its own gradients;
-      `n` is the same on all devices.
+      Each device splits and perturbs by its own examples, with the same `n`.
 
   Returns:
-    An optimizer whose `update` needs `params`, and `per_example_value_fn` and
-    `batch`, or if `micro_batches` is 1 `value_fn` or `grad_fn`, and returns the
-    whole update: no learning rate follows. Cost: 2 gradients, and a normal
-    number drawn for each parameter and part; the gradient that comes in isn't
-    used. With batch norm each part is normalized by itself. Keeps `m`, `s` and
-    the key (`BSamState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    An optimizer that returns the whole update: no learning rate follows. Its
+    `update` needs `params`, and `per_example_value_fn` and `batch`, or with one
+    part `value_fn` or `grad_fn`. Cost: 2 gradients (the incoming one is not
+    used), and a normal number for each parameter and part. Batch norm
+    normalizes each part separately. State: `m`, `s` and the key.
 
   References:
     Moellenhoff, Khan, `SAM as an Optimal Relaxation of Bayes
     <https://arxiv.org/abs/2210.01620>`_, ICLR 2023.
 
-  On a line the perturbations don't matter:
+  For a linear loss the perturbations do not matter:
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.b_sam(

@@ -1,4 +1,4 @@
-"""Frob-SAM: penalizes the variance of the loss around the parameters."""
+"""Frob-SAM: penalizes the variance of the loss around the weights."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,59 +27,47 @@ def frob_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Frob-SAM: penalizes how much the loss varies around the weights.
+  """Frob-SAM: penalizes the variance of the loss around the weights.
 
-  With `g` the gradient at `w`, `z_i` directions with standard normal entries,
-  drawn anew at every step, `L_i` and `g_i` the loss and its gradient at
-  `w + rho * z_i`, and n = `num_samples` of them::
+  With `g` the gradient at `w`, standard normal directions `z_i`, drawn anew at
+  every step, `L_i` and `g_i` the loss and its gradient at `w + rho * z_i`, and
+  n = `num_samples`::
 
     c = sum over i of (L_i - mean of L) * (g_i - mean of g) / (n - 1)
     u = g + penalty / rho^2 * c                      # rho = 0: u = g
 
-  `c` is half of the gradient of the variance of the losses: to leading order
-  `u` is the gradient of `L + penalty / 2 * norm(grad L)^2 + penalty * rho^2 /
-  4 * norm(H)_F^2`, with the Frobenius norm of the Hessian H. The rule
-  and the defaults were read, but no program was run beside it. A factor on the
-  loss is one on `penalty` too.
+  `c` is half of the gradient of the variance of the losses. To leading order
+  `u` is the gradient of `L + penalty / 2 * norm(grad L)^2 + penalty * rho^2 / 4
+  * norm(H)_F^2`, with the Frobenius norm of the Hessian H. A factor on the loss
+  scales the penalty too. We read the rule and the defaults and ran no program.
 
   Args:
-    rho: standard deviation of each entry of the perturbations, in the unit of
-      the parameters, a scalar of at least 0, or a schedule of it by the step.
-      Mind that they are `rho * sqrt(N)` long, with N entries.
+    rho: standard deviation of each entry of a perturbation, at least 0, or a
+      schedule of it. With N entries a perturbation is `rho * sqrt(N)` long.
     penalty: weight of the variance, at least 0; 0 is the base optimizer.
     num_samples: number n of directions, at least 2.
     key: integer seed or typed key, the same on all devices.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      Here it is `L_i` and `g_i` that are averaged before they are multiplied.
-      Directions are the same on all devices.
+      Here `L_i` and `g_i` are averaged before they are multiplied.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn`, or a `grad_fn` that returns (loss, gradient).
-    Cost: 1 + `num_samples` gradients, whose results are all in memory. Keeps
-    the key.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn`, or a `grad_fn` that returns (loss, gradient). Cost: 1 +
+    `num_samples` gradients, all in memory at once. State: the key.
 
   References:
     Tahmasebi, Soleymani, Bahri, Jegelka, Jaillet, `A Universal Class of
     Sharpness-Aware Minimization Algorithms
     <https://arxiv.org/abs/2406.03682>`_, ICML 2024.
 
-  Where all gradients are equal nothing is added:
+  Where all gradients are equal, nothing is added:
 
-  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.frob_sam(rho=0.1, penalty=0.5, num_samples=2, key=0)
-  >>> u, _ = tx.update(
-  ...   jnp.float32(3.0),
-  ...   tx.init(jnp.float32(1.0)),
-  ...   jnp.float32(1.0),
-  ...   value_fn=lambda w: 3 * w,
-  ... )
+  >>> g, w = jnp.float32(3.0), jnp.float32(1.0)
+  >>> u, _ = tx.update(g, tx.init(w), w, value_fn=lambda w: 3 * w)
   >>> float(u)
   3.0
   """
@@ -176,3 +164,21 @@ def _penalize(
     return g.astype(dtype) + total
 
   return loss, jax.tree.map(leaf, clean, *gradients)
+
+
+def stay(key: jax.Array | int) -> optax.GradientTransformation:
+  """Perturbs nothing, and stores the key that the directions are drawn from."""
+  validation.check_key(key)
+
+  def init(params: optax.Params) -> RandomState:
+    del params
+    return RandomState(jnp.zeros((), jnp.int32), validation.as_key(key))
+
+  def update(
+    updates: Any, state: Any, params: Any = None
+  ) -> tuple[Any, RandomState]:
+    del params
+    state = RandomState(tree_math.increment(state.count), state.key)
+    return jax.tree.map(jnp.zeros_like, updates), state
+
+  return optax.GradientTransformation(init, update)

@@ -1,4 +1,4 @@
-"""Several ascents and as many descents a step, and part of the way back."""
+"""Lookbehind-SAM: several ascent and descent steps, then a part of the way."""
 
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ class LookbehindState(NamedTuple):
   """State of `lookbehind`.
 
   Attributes:
-    ascent: `SharpnessAwareState` that counts the ascents.
+    ascent: `SharpnessAwareState` that counts the steps.
     base: state of the base optimizer.
   """
 
@@ -35,50 +35,45 @@ def lookbehind(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Lookbehind-SAM: several ascents, as many descents, part of the way.
+  """Lookbehind-SAM: several ascent and descent steps, then a part of the way.
 
-  From `fast = pert = w` and `h` the gradient at `w`, `steps` times::
+  With `fast = pert = w` and `h` the gradient at `w`, `steps` times::
 
-    pert = pert + rho * h / (norm(h) + 1e-12)     # further on, not projected
+    pert = pert + rho * h / (norm(h) + 1e-12)     # not projected
     h    = gradient at pert
     fast = fast + base.update(h) at fast          # one state of the base
     then: update = alpha * (fast - w)
 
-  One gradient serves a descent and the ascent after it. The base optimizer
-  takes `steps` steps a batch, so it is wrapped, and its schedules are to be
-  `steps` times as long. The rule was checked against the authors' program,
-  which adds 1e-16 to the norm. With `steps=1` and `alpha=1` it is SAM.
+  The base optimizer takes `steps` steps a batch, so this wraps it, and its
+  schedules must be `steps` times as long. We checked the rule against the
+  authors' program, which adds 1e-16 to the norm. With `steps=1` and `alpha=1`
+  it is SAM.
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
-    rho: length of each ascent in the unit of the parameters, a scalar of at
-      least 0, or a schedule of it by the step; the default is that of an
-      example of the authors, whose class has 0.5, for ASAM.
-    steps: number of ascents, a Python int of at least 1; the authors' example
-      has 2, their class 5.
-    alpha: share of the way that is gone, in [0, 1]; the authors go 0.2 to 0.8.
+    rho: length of each ascent step, at least 0, or a schedule of it by the
+      step. 0.05 is from an example of the authors; their class has 0.5, for
+      ASAM.
+    steps: number of ascent steps, a Python int of at least 1; the authors'
+      example has 2, their class 5.
+    alpha: fraction of the way taken, in [0, 1]; the authors' 0.2 to 0.8.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    An optimizer whose `update` needs `params`, and `value_fn` or `grad_fn`,
-    and returns the whole update: no learning rate follows. Cost: 1 + `steps`
-    gradients. Keeps the state of the base (`LookbehindState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    An optimizer that returns the whole update: no learning rate follows. Its
+    `update` needs `params`, and `value_fn` or `grad_fn`. Cost: 1 + `steps`
+    gradients. State: that of the base optimizer.
 
   References:
     Mordido, Malviya, Baratin, Chandar, `Lookbehind-SAM: k steps back, 1 step
     forward <https://arxiv.org/abs/2307.16704>`_, ICML 2024.
 
-  >>> import jax, jax.numpy as jnp, optax, optax_sam
+  >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.lookbehind(optax.sgd(0.1), rho=0.5, steps=2, alpha=0.5)
-  >>> loss = lambda w: jnp.sum(w**2)
-  >>> w = jnp.array([3.0, 4.0])
-  >>> updates, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  >>> w, grad_fn = jnp.array([3.0, 4.0]), lambda w: 2 * w
+  >>> updates, _ = tx.update(2 * w, tx.init(w), w, grad_fn=grad_fn)
   >>> [round(x, 3) for x in updates.tolist()]  # of 1.1 * w and 1.2 * w
   [-0.69, -0.92]
   """

@@ -32,60 +32,53 @@ def lpf_sgd(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Low-pass filtering SGD: the gradient of the loss smoothed by noise.
+  """Low-pass filtering SGD (LPF-SGD): the gradient of a smoothed loss.
 
-  The batch is split, in order, into M = `micro_batches` parts of as equal
-  numbers of examples as there can be. With `t` the step, counted from 0, `z_k`
-  of standard normal entries for part k, drawn anew at every step, and the mean
-  weighted by the numbers of examples::
+  The batch is split, in order, into M = `micro_batches` parts of nearly equal
+  numbers of examples. With `t` the step from 0, and standard normal `z_k` for
+  part k, drawn anew at every step::
 
-    gamma_t = gamma * (1 + (final_ratio - 1) * (1 - cos(pi * t / total_steps))
-                           / 2)                   # stays from there on
+    gamma_t = gamma * (1 + (final_ratio - 1)                # constant after
+              * (1 - cos(pi * t / total_steps)) / 2)        # total_steps
     size    = norm(filter), for each output filter of a leaf with more axes
               norm(leaf), for a leaf with at most one
     u       = mean over k of the gradient of part k at w + gamma_t * size * z_k
 
-  The output filters of a leaf are along its last axis, as in Flax. The gradient
-  that comes in isn't used, so that a jitted step computes one in all. The rule
-  was read, but no program was run beside it. What becomes of a batch that M
-  doesn't divide, and of steps behind the last, is our choice.
+  The mean weighs parts by their examples. Output filters are along the last
+  axis, as in Flax. The incoming gradient is not used, so a jitted step computes
+  one gradient in all. We read the rule and ran no program. A batch that M does
+  not divide, and steps after the last one, are our choice.
 
   Args:
-    gamma: noise at the first step, relative to the size of a filter, a scalar
-      of at least 0, or a schedule of it by the step; 0 is the base optimizer,
-      up to the rounding of sums over parts.
-    micro_batches: number M of parts with a noise of their own, at least 1; no
-      more than there are examples are made.
-    final_ratio: what `gamma` has grown by in the end, at least 0; 1 keeps it.
-      The authors take 35 and 25 for WRN-28-10.
+    gamma: noise at the first step, relative to the size of a filter, at least
+      0, or a schedule of it by the step; 0 is the base optimizer, up to
+      rounding.
+    micro_batches: number M of parts, at least 1; at most one an example.
+    final_ratio: factor by which `gamma` grows, at least 0; 1 is constant. The
+      authors take 35 and 25 for WRN-28-10.
     total_steps: number of steps over which it grows, at least 1.
     key: integer seed or typed key, the same on all devices.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+      Each device splits its own examples, with the same M noises.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      There is none: it makes no difference. Each device splits its own
-      examples, and draws the M noises that all the others draw.
+      It makes no difference: there is no ascent gradient.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`, or if M is 1 `value_fn`
-    or `grad_fn`. With batch norm each part is normalized by itself. Cost: 1
-    gradient, 1 / 3 if you use the clean loss, and M normal numbers drawn for
-    each parameter; the parts run one after the other. Keeps the key.
-    `ascent_norm` of its `info` is 0.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `per_example_value_fn` and `batch`, or with M = 1 `value_fn` or
+    `grad_fn`. Batch norm normalizes each part separately. Cost: 1 gradient, 1 /
+    3 more if you use the loss at `w`, and M normal numbers for each parameter;
+    the parts run one after the other. State: the key. `info.ascent_norm` is 0.
 
   References:
-    Bisla, Wang, Choromanska, `Low-Pass Filtering SGD for Recovering Flat
-    Optima in the Deep Learning Optimization Landscape
+    Bisla, Wang, Choromanska, `Low-Pass Filtering SGD for Recovering Flat Optima
+    in the Deep Learning Optimization Landscape
     <https://arxiv.org/abs/2201.08025>`_, AISTATS 2022.
 
-  Noise doesn't change the gradient of what is linear:
+  Noise does not change the gradient of a linear loss:
 
-  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.lpf_sgd(micro_batches=2, total_steps=10, key=0)
   >>> losses = lambda w, batch: w * batch
   >>> w, batch = jnp.float32(5.0), jnp.array([1.0, 2.0, 6.0])
@@ -157,7 +150,7 @@ def _sizes(
 def _mean_over_parts(
   view: LossView, micro_batches: int, point: Any
 ) -> tuple[jax.Array | None, optax.Updates]:
-  """Returns loss and gradient, each part of the batch at a point of its own."""
+  """Returns loss and gradient, with a separate point for each part."""
   if micro_batches == 1:
     return view.value_and_grad(point(0))
   examples = view.num_examples

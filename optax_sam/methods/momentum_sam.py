@@ -18,7 +18,7 @@ from optax_sam.trees import tree_math
 
 
 class MomentumState(NamedTuple):
-  """What `momentum_sam` keeps.
+  """State of `momentum_sam`.
 
   Attributes:
     direction: decaying sum of the perturbed gradients, like the parameters,
@@ -37,55 +37,47 @@ def momentum_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Momentum-SAM (MSAM): looks ahead along the momentum, at the cost of SGD.
+  """Momentum-SAM (MSAM): perturbs along the momentum, at the cost of SGD.
 
-  With `v` starting at 0::
+  With `v` 0 at first::
 
     epsilon = -rho * v / (norm(v) + 1e-12)      # forward along the update
     u       = gradient at w + epsilon
     v       = decay * v + u                     # u averaged over the devices
 
-  The gradient that comes in isn't used, so that a jitted step computes one
-  gradient. `v` is the momentum of a base optimizer with the same decay, up to
-  its scale; the authors store perturbed weights instead, which gives the same
-  numbers as long as no weight decay enters the momentum. With AdamW that was
-  checked against their program; in their SGD the decay of the perturbed weights
-  enters, here not. A gradient that isn't finite is not added to `v`.
+  The incoming gradient is not used, so a jitted step computes one gradient. `v`
+  is the momentum of a base optimizer with the same decay, up to its scale. The
+  authors store perturbed weights instead, which gives the same numbers unless
+  weight decay enters the momentum. We checked that against their program with
+  AdamW; in their SGD the decay of the perturbed weights enters, here it does
+  not. A gradient that is not finite is not added to `v`.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step; much larger than SAM's. The authors find 2.2
-      to 3 best on CIFAR, 0.3 for ResNet on ImageNet, the default of their
-      class, and 10 for ViT, with 0 while the learning rate warms up.
-    decay: weight of the past in `v`, in [0, 1): the momentum of SGD, or b1 of
-      Adam.
-    accumulator_dtype: dtype that `v` is kept in; None for float32 or wider,
-      bfloat16 for half of that memory.
+    rho: radius, at least 0, or a schedule of it by the step; much larger than
+      SAM's. The authors find 2.2 to 3 best on CIFAR, 0.3 (the default of their
+      class) for ResNet on ImageNet, and 10 for ViT, with 0 in the warm-up.
+    decay: weight of the past in `v`, in [0, 1): SGD's momentum or Adam's b1.
+    accumulator_dtype: dtype of `v`; None for float32 or wider, bfloat16 for
+      half of that memory.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      `v` is the same on all devices: it makes no difference.
+      It makes no difference: `v` is the same on all devices.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 / 3 if you
-    use the clean loss. Keeps `v`.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 / 3 if you use the
+    loss at `w`. State: `v`.
 
   References:
     Becker, Altrock, Risse, `Momentum-SAM: Sharpness Aware Minimization without
     Computational Overhead <https://arxiv.org/abs/2401.12033>`_, 2024.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.momentum_sam(rho=1.0)
-  >>> loss = lambda w: jnp.sum(w**2)
-  >>> w = jnp.array([3.0, 4.0])
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.momentum_sam(rho=1.0), jnp.array([3.0, 4.0])
   >>> state = tx.init(w)
   >>> for _ in range(2):
-  ...   u, state = tx.update(w, state, w, value_fn=loss)
+  ...   u, state = tx.update(w, state, w, grad_fn=lambda w: 2 * w)
   ...   print([round(x, 3) for x in u.tolist()])  # 2 * w, 2 * (w - w / 5)
   [6.0, 8.0]
   [4.8, 6.4]

@@ -1,4 +1,4 @@
-"""Two gradients of a step that don't wait for each other."""
+"""SAMPa: two gradients of a step that do not depend on each other."""
 
 import functools
 from typing import Any, NamedTuple
@@ -40,9 +40,9 @@ def sampa(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """SAMPa: perturbs by the gradient ahead, on the batch of the step before.
+  """SAMPa: perturbs along the gradient ahead, on the batch of the step before.
 
-  With `gy` the gradient ahead of the step before, 0 before the first::
+  With `gy` the gradient ahead of the step before, 0 at first::
 
     xt = w + rho * gy / (norm(gy) + 1e-12)
     y  = w + base.update(gy) at w           # its new state is dropped
@@ -52,37 +52,37 @@ def sampa(
     update = base.update((1 - mix) * g1 + mix * g2) at w
 
   At the first step `xt` and `y` are `w`, and both batches are this one. `g1`
-  and `g2` don't depend on each other, so that two devices, or one that isn't
-  full, can compute them at once; the gradient that comes in isn't used. The
-  rule was followed through the released program by hand, which wasn't run: it
-  keeps `g1` and `g2` mixed and divides `gy` out of them, where here `gy` is
-  kept. A `g2` that isn't finite leaves `gy` as it was. Dropout: put keys of
-  examples into `batch`, or the last batch sees the masks of this one.
+  and `g2` are independent, so two devices, or one with room, can compute them
+  in parallel. A `g2` that is not finite leaves `gy` unchanged. With dropout,
+  put the keys of examples into `batch`, or the last batch sees the masks of
+  this one.
+
+  We followed the rule through the authors' program by hand and did not run it:
+  it stores `g1` and `g2` mixed and divides `gy` out of them; here `gy` is
+  stored.
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step; 0.1 is the authors' default.
-    mix: weight of the gradient ahead, in [0, 1]; 0.2 is the authors' default.
-    batch_like: a batch, or the shapes and dtypes of one: arrays or
-      `jax.ShapeDtypeStruct`, with the examples on axis 0, the same number at
+    rho: radius, at least 0, or a schedule of it by the step. This and the next
+      default are the authors'.
+    mix: weight of the gradient ahead, in [0, 1].
+    batch_like: a batch, or its shapes and dtypes: arrays or
+      `jax.ShapeDtypeStruct`, with the same number of examples, along axis 0, at
       every step.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-      What comes in `batch` is of one device, and so is the `batch` of the
-      state, which is to be split like any other.
+      `batch`, also that of the state, is local: split it over the devices.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      `gy` is the same on all devices: it makes no difference.
+      It makes no difference: `gy` is the same on all devices.
 
   Returns:
-    An optimizer whose `update` needs `params`, and needs
-    `per_example_value_fn` and `batch`, and returns the whole update: no
-    learning rate follows. Cost: 2 gradients, side by side. Keeps the state of
-    the base, one gradient and one batch (`SampaState`).
+    An optimizer that returns the whole update: no learning rate follows. Its
+    `update` needs `params`, and `per_example_value_fn` and `batch`. Cost: 2
+    gradients; the incoming one is not used. State: that of the base optimizer,
+    one gradient and one batch.
 
   Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed, or a batch is of another shape.
+    ValueError: in `update` if a batch has another shape.
 
   References:
     Xie, Pethick, Cevher, `SAMPa: Sharpness-aware Minimization Parallelized
