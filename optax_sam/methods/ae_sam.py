@@ -53,16 +53,14 @@ def on_sharp_gradients(
     total_steps: number of steps of the whole training, at least 1.
     decay: weight of the past in both moments, in [0, 1).
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start, in the same unit.
+    lambda_2: threshold at the start, in the same unit. No step ascends with a
+      lambda above `1 / sqrt(1 - decay)`, the most that these moments can show:
+      it warns.
     initial_variance: variance before the first step, at least 0. With 0 a
       factor on the loss changes no decision. A derived program has e^-10.
 
   Returns:
     A policy with state (`SharpGradientsState`).
-
-  Warns:
-    UserWarning: if a lambda is above `1 / sqrt(1 - decay)`, the most standard
-      deviations that these moments can show. No step ascends then.
   """
   validation.check_count('total_steps', total_steps)
   validation.check_number('decay', decay, at_least=0, below=1)
@@ -160,8 +158,8 @@ def ae_sam(
     total_steps: T, number of steps of the whole training, at least 1.
     decay: weight of the past in both moments, in [0, 1); try 0.5 to 0.99.
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start. Above `1 / sqrt(1 - decay)`, 3.16 at 0.9,
-      no step ascends.
+    lambda_2: threshold at the start. No step ascends above `1 / sqrt(1 -
+      decay)`, 3.16 at 0.9: it warns.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
@@ -170,9 +168,6 @@ def ae_sam(
     A gradient transformation, to be placed first in `optax.chain`. Its `update`
     needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 more at a SAM step.
     State: both moments.
-
-  Warns:
-    UserWarning: if a lambda is so large that no step ascends.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
@@ -241,9 +236,6 @@ def ae_look_sam(
     A gradient transformation, to be placed first in `optax.chain`. Its `update`
     needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 more at a SAM step.
     State: both moments and the direction of `gv`.
-
-  Warns:
-    UserWarning: if a lambda is so large that no step ascends.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware

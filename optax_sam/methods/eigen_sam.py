@@ -200,9 +200,8 @@ def eigen_sam(
     gradients, and about 2 * `power_steps` at a refresh. State: `v`.
 
   References:
-    Luo, Truong, Pham, Harandi, Phung, Le, `Explicit Eigenvalue Regularization
-    Improves Sharpness-Aware Minimization <https://arxiv.org/abs/2501.12666>`_,
-    NeurIPS 2024.
+    Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware
+    Minimization <https://arxiv.org/abs/2501.12666>`_, NeurIPS 2024.
 
   >>> import jax, jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.eigen_sam(rho=0.5, alpha=1.0, power_steps=30, key=0)

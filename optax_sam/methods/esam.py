@@ -103,17 +103,14 @@ def esam(
     with yours. State: the key.
 
   References:
-    Du, Yan, Feng, Zhou, Zhen, Goh, Tan, `Efficient Sharpness-Aware Minimization
-    for Improved Training of Neural Networks
-    <https://arxiv.org/abs/2110.03141>`_, ICLR 2022.
+    Du et al., `Efficient Sharpness-Aware Minimization for Improved Training of
+    Neural Networks <https://arxiv.org/abs/2110.03141>`_, ICLR 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.esam(rho=0.5, beta=1.0, gamma=1, key=0)
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
-  >>> u, _ = tx.update(
-  ...   w + 1, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f = lambda w, x: jnp.square(w - x)
+  >>> w, x = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
+  >>> u, _ = tx.update(w + 1, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)  # of (w + 3)^2 at 0.5, which rises most from 0 to there
   7.0
   """

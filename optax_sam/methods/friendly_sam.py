@@ -174,7 +174,7 @@ def friendly_sam(
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.friendly_sam(rho=0.5, decay=0.5), jnp.zeros(2)
   >>> state = tx.init(w)
-  >>> for g in (jnp.array([4.0, 0.0]), jnp.array([4.0, 4.0])):
+  >>> for g in jnp.array([[4.0, 0.0], [4.0, 4.0]]):
   ...   u, state = tx.update(g, state, w, grad_fn=lambda w: w)
   >>> [round(x, 3) for x in u.tolist()]  # along (4, 4) - (3, 2)
   [0.224, 0.447]

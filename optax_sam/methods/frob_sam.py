@@ -58,9 +58,8 @@ def frob_sam(
     `num_samples` gradients, all in memory at once. State: the key.
 
   References:
-    Tahmasebi, Soleymani, Bahri, Jegelka, Jaillet, `A Universal Class of
-    Sharpness-Aware Minimization Algorithms
-    <https://arxiv.org/abs/2406.03682>`_, ICML 2024.
+    Tahmasebi et al., `A Universal Class of Sharpness-Aware Minimization
+    Algorithms <https://arxiv.org/abs/2406.03682>`_, ICML 2024.
 
   Where all gradients are equal, nothing is added:
 
@@ -164,21 +163,3 @@ def _penalize(
     return g.astype(dtype) + total
 
   return loss, jax.tree.map(leaf, clean, *gradients)
-
-
-def stay(key: jax.Array | int) -> optax.GradientTransformation:
-  """Perturbs nothing, and stores the key that the directions are drawn from."""
-  validation.check_key(key)
-
-  def init(params: optax.Params) -> RandomState:
-    del params
-    return RandomState(jnp.zeros((), jnp.int32), validation.as_key(key))
-
-  def update(
-    updates: Any, state: Any, params: Any = None
-  ) -> tuple[Any, RandomState]:
-    del params
-    state = RandomState(tree_math.increment(state.count), state.key)
-    return jax.tree.map(jnp.zeros_like, updates), state
-
-  return optax.GradientTransformation(init, update)

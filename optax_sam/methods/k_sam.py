@@ -61,11 +61,9 @@ def k_sam(
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.k_sam(rho=0.5, ascent=1, descent=2)
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
-  >>> u, _ = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f = lambda w, x: jnp.square(w - x)
+  >>> w, x = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)  # the mean of 2 * (0.5 + 3) and 2 * (0.5 - 2)
   2.0
   """

@@ -212,8 +212,8 @@ def look_sam(
     direction of `gv`.
 
   References:
-    Liu, Mai, Chen, Hsieh, You, `Towards Efficient and Scalable Sharpness-Aware
-    Minimization <https://arxiv.org/abs/2203.02714>`_, CVPR 2022.
+    Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2203.02714>`_, CVPR 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.look_sam(period=2, alpha=0.5), jnp.zeros(2)
@@ -283,8 +283,8 @@ def look_layer_sam(
     direction of `gv`.
 
   References:
-    Liu, Mai, Chen, Hsieh, You, `Towards Efficient and Scalable Sharpness-Aware
-    Minimization <https://arxiv.org/abs/2203.02714>`_, CVPR 2022.
+    Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2203.02714>`_, CVPR 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.look_layer_sam(rho=0.5)

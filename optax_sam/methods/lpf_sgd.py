@@ -80,11 +80,9 @@ def lpf_sgd(
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.lpf_sgd(micro_batches=2, total_steps=10, key=0)
-  >>> losses = lambda w, batch: w * batch
-  >>> w, batch = jnp.float32(5.0), jnp.array([1.0, 2.0, 6.0])
-  >>> u, _ = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f = lambda w, x: w * x
+  >>> w, x = jnp.float32(5.0), jnp.array([1.0, 2.0, 6.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)
   3.0
   """

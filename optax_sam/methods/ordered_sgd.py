@@ -47,11 +47,8 @@ def ordered_sgd(
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.ordered_sgd(k=1), jnp.float32(0.0)
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> batch = jnp.array([1.0, -3.0, 2.0])
-  >>> u, _ = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f, x = lambda w, x: jnp.square(w - x), jnp.array([1.0, -3.0, 2.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)  # of (w + 3)^2 alone
   6.0
   """

@@ -91,13 +91,11 @@ def sampa(
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> batch = jnp.array([1.0, 2.0])
   >>> tx = optax_sam.sampa(optax.sgd(0.1), rho=0.5, mix=0.5, batch_like=batch)
-  >>> losses = lambda w, batch: 0.5 * (w - batch) ** 2
+  >>> f = lambda w, x: 0.5 * (w - x) ** 2
   >>> w, state = jnp.float32(4.0), tx.init(jnp.float32(4.0))
-  >>> for shift in (0.0, 1.0):
-  ...   updates, state = tx.update(
-  ...     w, state, w, per_example_value_fn=losses, batch=batch + shift
-  ...   )
-  ...   w = w + updates  # by 2.5, then by the mean of 2.75 and 1
+  >>> for x in (batch, batch + 1):
+  ...   u, state = tx.update(w, state, w, per_example_value_fn=f, batch=x)
+  ...   w = w + u  # by 2.5, then by the mean of 2.75 and 1
   ...   print(round(float(w), 4))
   3.75
   3.5625

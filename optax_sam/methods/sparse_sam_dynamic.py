@@ -177,18 +177,15 @@ def sparse_sam_dynamic(
     the key.
 
   References:
-    Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
-    Stronger: A Sparsified Perturbation Approach
-    <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
+    Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified
+    Perturbation Approach <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
 
   >>> import jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.sparse_sam_dynamic(
-  ...   2.0, sparsity=0.75, refresh_every=1, total_steps=10, key=0
-  ... )
-  >>> w = jnp.zeros(16)
-  >>> u, _ = tx.update(jnp.ones(16), tx.init(w), w, grad_fn=lambda w: w)
-  >>> sorted(u.tolist())[-5:]  # 4 of the 16, each of 2 / sqrt(16)
-  [0.0, 0.5, 0.5, 0.5, 0.5]
+  >>> static = {'refresh_every': 1, 'total_steps': 10, 'key': 0}
+  >>> tx, w = optax_sam.sparse_sam_dynamic(2.0, **static), jnp.zeros(4)
+  >>> u, _ = tx.update(jnp.ones(4), tx.init(w), w, grad_fn=lambda w: w)
+  >>> sorted(u.tolist())  # 2 of the 4, each of 2 / sqrt(4)
+  [0.0, 0.0, 1.0, 1.0]
   """
   keep = keep_dynamic(
     sparsity,

@@ -147,9 +147,8 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
     A stateless perturbation.
 
   References:
-    Mi, Shen, Ren, Zhou, Xu, Sun, Liu, Ji, Tao, `Systematic Investigation of
-    Sparse Perturbed Sharpness-Aware Minimization Optimizer
-    <https://arxiv.org/abs/2306.17504>`_, 2023.
+    Mi et al., `Systematic Investigation of Sparse Perturbed Sharpness-Aware
+    Minimization Optimizer <https://arxiv.org/abs/2306.17504>`_, 2023.
 
   >>> piece = keep_n_of_m(1, 2)
   >>> piece.update(jnp.array([[3.0], [-4.0]]), piece.init(None))[0].tolist()
@@ -227,17 +226,14 @@ def sparse_sam_fisher(
     a mask of bools.
 
   References:
-    Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
-    Stronger: A Sparsified Perturbation Approach
-    <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
+    Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified
+    Perturbation Approach <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.sparse_sam_fisher(sparsity=0.5, refresh_every=10)
-  >>> losses = lambda w, x: jnp.square(x @ w)
+  >>> f = lambda w, x: jnp.square(x @ w)
   >>> w, x = jnp.ones(4), jnp.array([[1.0, 4.0, 2.0, 3.0]])
-  >>> _, state = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=x
-  ... )
+  >>> _, state = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> state.perturbation[1].mask.tolist()
   [False, True, False, True]
   """

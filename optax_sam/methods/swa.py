@@ -52,9 +52,8 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     State: the average, in float32 or wider.
 
   References:
-    Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, `Averaging Weights Leads to
-    Wider Optima and Better Generalization <https://arxiv.org/abs/1803.05407>`_,
-    UAI 2018.
+    Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
+    Generalization <https://arxiv.org/abs/1803.05407>`_, UAI 2018.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax.sgd(1.0), optax_sam.swa(start=2, every=2))

@@ -111,7 +111,7 @@ def z_sharp(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Z-score SAM (ZSharp): perturbs entries whose gradient is an outlier.
+  """ZSharp: perturbs only entries whose gradient is an outlier.
 
   With `g` the gradient at `w`. In leaves with two axes or more, `z = (g - mean)
   / (std + 1e-12)`, with mean and std of the leaf, and `f = g` where `abs(z)` is
