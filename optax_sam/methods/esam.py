@@ -95,12 +95,12 @@ def esam(
       Each device ranks its own examples; the leaves are the same on all.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. All passes must see the same
-    randomness, or the rise is noise; batch norm of the last pass sees only the
-    selected examples. Cost: 4 / 3 + `gamma` gradients, as a fraction, and 1 / 3
-    more unless you pass the losses at `w` as `losses` or XLA merges that pass
-    with yours. State: the key.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. All passes must see the same randomness,
+    or the rise is noise; batch norm of the last pass sees only the selected
+    examples. Cost: 4 / 3 + `gamma` gradients, as a fraction, and 1 / 3 more
+    unless you pass the losses at `w` as `losses` or XLA merges that pass with
+    yours. State: the key.
 
   References:
     Du et al., `Efficient Sharpness-Aware Minimization for Improved Training of

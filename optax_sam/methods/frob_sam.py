@@ -29,9 +29,8 @@ def frob_sam(
 ) -> optax.GradientTransformationExtraArgs:
   """Frob-SAM: penalizes the variance of the loss around the weights.
 
-  With `g` the gradient at `w`, standard normal directions `z_i`, drawn anew at
-  every step, `L_i` and `g_i` the loss and its gradient at `w + rho * z_i`, and
-  n = `num_samples`::
+  With `g` the gradient at `w`, standard normal `z_i`, drawn anew at every step,
+  `L_i` and `g_i` the loss and gradient at `w + rho * z_i`, n = `num_samples`::
 
     c = sum over i of (L_i - mean of L) * (g_i - mean of g) / (n - 1)
     u = g + penalty / rho^2 * c                      # rho = 0: u = g
@@ -53,8 +52,8 @@ def frob_sam(
       Here `L_i` and `g_i` are averaged before they are multiplied.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn`, or a `grad_fn` that returns (loss, gradient). Cost: 1 +
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn`, or a `grad_fn` that returns (loss, gradient). Cost: 1 +
     `num_samples` gradients, all in memory at once. State: the key.
 
   References:

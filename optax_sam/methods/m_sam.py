@@ -56,10 +56,10 @@ def m_sam(
       Each device splits its own examples.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. Batch norm normalizes each part
-    separately. Cost: 2 gradients, and a forward pass if you use the loss at
-    `w`. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. Batch norm normalizes each part
+    separately. Cost: 2 gradients, and 1 / 3 if you use the loss at `w`. State:
+    none.
 
   References:
     Foret et al., `Sharpness-Aware Minimization for Efficiently Improving

@@ -54,21 +54,18 @@ def sampa(
   At the first step `xt` and `y` are `w`, and both batches are this one. `g1`
   and `g2` are independent, so two devices, or one with room, can compute them
   in parallel. A `g2` that is not finite leaves `gy` unchanged. With dropout,
-  put the keys of examples into `batch`, or the last batch sees the masks of
-  this one.
+  put the keys into `batch`, or the last batch sees the masks of this one.
 
   We followed the rule through the authors' program by hand and did not run it:
-  it stores `g1` and `g2` mixed and divides `gy` out of them; here `gy` is
-  stored.
+  it stores `g1` and `g2` mixed and divides `gy` out of them; we store `gy`.
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
     rho: radius, at least 0, or a schedule of it by the step. This and the next
       default are the authors'.
     mix: weight of the gradient ahead, in [0, 1].
-    batch_like: a batch, or its shapes and dtypes: arrays or
-      `jax.ShapeDtypeStruct`, with the same number of examples, along axis 0, at
-      every step.
+    batch_like: a batch, or its shapes and dtypes (`jax.ShapeDtypeStruct`), with
+      the same number of examples, along axis 0, at every step.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
       `batch`, also that of the state, is local: split it over the devices.

@@ -35,10 +35,8 @@ def random_subset(
   """Takes the ascent gradient over a part of the batch: `subset_sam`.
 
   Args:
-    fraction: size of the part: examples if an int, a fraction in (0, 1] if a
-      float.
-    key: integer seed or typed key to draw the part with at every step; None
-      takes the first rows.
+    fraction: size of the part: examples if an int, else a fraction in (0, 1].
+    key: integer seed or typed key to draw it with; None takes the first rows.
 
   Returns:
     A selection with state (`RandomSubsetState`), or stateless without a key.
@@ -100,10 +98,10 @@ def subset_sam(
       Each device takes A from its own examples.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. Batch norm normalizes A
-    separately. Cost: 1 + `fraction` gradients, and a forward pass if you use
-    the loss at `w`. State: the key, if there is one.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. Batch norm normalizes A separately.
+    Cost: 1 + `fraction` gradients, and a forward pass if you use the loss at
+    `w`. State: the key, if there is one.
 
   References:
     Bahri, Mobahi, Tay, `Sharpness-Aware Minimization Improves Language Model

@@ -43,8 +43,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
 
   Args:
     start: number of steps after which parameters first enter, at least 1.
-    every: number of steps from one entry to the next, at least 1; often those
-      of an epoch.
+    every: steps from one entry to the next, at least 1; often an epoch's.
 
   Returns:
     A gradient transformation, to be placed **last** in `optax.chain`. Its

@@ -31,8 +31,7 @@ def wsam(
     u       = g + a * (gp - g)
 
   The authors default to `wsam_decoupled`, which adds the second term after the
-  base optimizer; under plain SGD both are equal. Both are as in the authors'
-  program.
+  base optimizer; under plain SGD both are equal. Both follow their program.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -43,8 +42,8 @@ def wsam(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
     Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
