@@ -53,16 +53,13 @@ def on_sharp_gradients(
     total_steps: number of steps of the whole training, at least 1.
     decay: weight of the past in both moments, in [0, 1).
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start, in the same unit.
+    lambda_2: threshold at the start, in the same unit. Above `1 / sqrt(1 -
+      decay)`, the most that these moments can show, no step ascends: it warns.
     initial_variance: variance before the first step, at least 0. With 0 a
       factor on the loss changes no decision. A derived program has e^-10.
 
   Returns:
     A policy with state (`SharpGradientsState`).
-
-  Warns:
-    UserWarning: if a lambda is above `1 / sqrt(1 - decay)`, the most standard
-      deviations that these moments can show. No step ascends then.
   """
   validation.check_count('total_steps', total_steps)
   validation.check_number('decay', decay, at_least=0, below=1)
@@ -147,9 +144,8 @@ def ae_sam(
 
   For a normally distributed `x` the defaults take a SAM step half of the time:
   24, 41, 59 and 77 % in the quarters of the training. Real squared norms are
-  skewed: expect 2 to 17 points less. The moments have no bias correction, so
-  training starts with a burst of SAM steps. A factor on the loss changes no
-  decision.
+  skewed: expect 2 to 17 points less. Without bias correction, training starts
+  with a burst of SAM steps. A factor on the loss changes nothing.
 
   No program is public; the equations are from restatements of the paper that
   agree. Unverified: the defaults of `decay` and both lambdas, and the initial
@@ -160,19 +156,16 @@ def ae_sam(
     total_steps: T, number of steps of the whole training, at least 1.
     decay: weight of the past in both moments, in [0, 1); try 0.5 to 0.99.
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start. Above `1 / sqrt(1 - decay)`, 3.16 at 0.9,
-      no step ascends.
+    lambda_2: threshold at the start. No step ascends above `1 / sqrt(1 -
+      decay)`, 3.16 at 0.9: it warns.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 more at a SAM step.
-    State: both moments.
-
-  Warns:
-    UserWarning: if a lambda is so large that no step ascends.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: two
+    moments.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
@@ -231,19 +224,16 @@ def ae_look_sam(
     lambda_1: threshold at the end, in standard deviations above the mean.
     lambda_2: threshold at the start, in the same unit.
     alpha: length of the reused part relative to `g`, in [0, 1); see `look_sam`.
-    accumulator_dtype: dtype of the stored direction; None for at least float32.
+    accumulator_dtype: dtype of the stored direction; None: float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
       `gv` and `u` are computed from averages in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 more at a SAM step.
-    State: both moments and the direction of `gv`.
-
-  Warns:
-    UserWarning: if a lambda is so large that no step ascends.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: 2 moments
+    and the direction of `gv`.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware

@@ -77,8 +77,8 @@ def cr_sam(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 3 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 3 gradients. State: none.
 
   References:
     Wu, Luo, Wunsch, `CR-SAM: Curvature Regularized Sharpness-Aware Minimization

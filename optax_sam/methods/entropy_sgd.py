@@ -55,10 +55,7 @@ def entropy_sgd(
 
   and after each `inner_steps` calls::
 
-    x = x - learning_rate * (x - mu)
-    w = mu = x
-    v = 0
-    n = n + 1
+    x = x - learning_rate * (x - mu),   w = mu = x,   v = 0,   n = n + 1
 
   The result is `x`: evaluate `optax_sam.outer_params(w, opt_state)`, not `w`. A
   gradient that is not finite moves nothing and is not added to `v`. We read the
@@ -83,9 +80,8 @@ def entropy_sgd(
     normal number for each parameter. State: `x`, `mu`, `v` and the key.
 
   References:
-    Chaudhari, Choromanska, Soatto, LeCun, et al., `Entropy-SGD: Biasing
-    Gradient Descent Into Wide Valleys <https://arxiv.org/abs/1611.01838>`_,
-    ICLR 2017.
+    Chaudhari et al., `Entropy-SGD: Biasing Gradient Descent Into Wide Valleys
+    <https://arxiv.org/abs/1611.01838>`_, ICLR 2017.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.entropy_sgd(inner_steps=2, gamma=0.0, noise=0.0, key=0)

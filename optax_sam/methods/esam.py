@@ -95,25 +95,22 @@ def esam(
       Each device ranks its own examples; the leaves are the same on all.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. All passes must see the same
-    randomness, or the rise is noise; batch norm of the last pass sees only the
-    selected examples. Cost: 4 / 3 + `gamma` gradients, as a fraction, and 1 / 3
-    more unless you pass the losses at `w` as `losses` or XLA merges that pass
-    with yours. State: the key.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. All passes must see the same randomness,
+    or the rise is noise; batch norm of the last pass sees only the selected
+    examples. Cost: 4 / 3 + `gamma` gradients, as a fraction, and 1 / 3 more
+    unless you pass the losses at `w` as `losses` or XLA merges that pass with
+    yours. State: the key.
 
   References:
-    Du, Yan, Feng, Zhou, Zhen, Goh, Tan, `Efficient Sharpness-Aware Minimization
-    for Improved Training of Neural Networks
-    <https://arxiv.org/abs/2110.03141>`_, ICLR 2022.
+    Du et al., `Efficient Sharpness-Aware Minimization for Improved Training of
+    Neural Networks <https://arxiv.org/abs/2110.03141>`_, ICLR 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.esam(rho=0.5, beta=1.0, gamma=1, key=0)
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
-  >>> u, _ = tx.update(
-  ...   w + 1, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f = lambda w, x: jnp.square(w - x)
+  >>> w, x = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
+  >>> u, _ = tx.update(w + 1, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)  # of (w + 3)^2 at 0.5, which rises most from 0 to there
   7.0
   """

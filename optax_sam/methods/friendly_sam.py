@@ -44,12 +44,12 @@ def subtract_ema(
     sigma: fraction of the average that is subtracted, in [0, 1].
     order: 'paper' subtracts the average that includes the current gradient,
       'official' the one before it.
-    accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16,
+    accumulator_dtype: dtype of `m`, as bfloat16; None for float32 or wider.
+   In bfloat16,
       at a `decay` of 0.9, an `m` within 4 % of the gradient may stop moving.
 
   Returns:
-    A perturbation with state (`SubtractEmaState`), to be followed by one that
-    scales to a radius.
+    A perturbation with state (`SubtractEmaState`), to place before a radius.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -157,15 +157,15 @@ def friendly_sam(
       The paper's value is unverified.
     order: 'paper' subtracts the `m` that includes the current gradient,
       'official' the one before it.
-    accumulator_dtype: dtype of `m`; None for float32 or wider, bfloat16 for
-      half of that memory.
+    accumulator_dtype: dtype of `m`, as bfloat16; None for float32 or wider.
+
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: `m`.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: `m`.
 
   References:
     Li, Zhou, He, Cheng, Huang, `Friendly Sharpness-Aware Minimization
@@ -174,7 +174,7 @@ def friendly_sam(
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.friendly_sam(rho=0.5, decay=0.5), jnp.zeros(2)
   >>> state = tx.init(w)
-  >>> for g in (jnp.array([4.0, 0.0]), jnp.array([4.0, 4.0])):
+  >>> for g in jnp.array([[4.0, 0.0], [4.0, 4.0]]):
   ...   u, state = tx.update(g, state, w, grad_fn=lambda w: w)
   >>> [round(x, 3) for x in u.tolist()]  # along (4, 4) - (3, 2)
   [0.224, 0.447]

@@ -15,8 +15,7 @@ class SafState(NamedTuple):
   """State of `saf_loss`: a table with one row an example.
 
   Attributes:
-    logits: those of the last epochs, (examples, lag, classes), with epoch e in
-      slot `e % lag`.
+    logits: (examples, lag, classes), those of epoch e in slot `e % lag`.
     filled: whether a slot was ever written, bool (examples, lag).
   """
 
@@ -75,8 +74,7 @@ def saf_loss(
   **Devices.** Split the state along its first axis: by `P('data')`, in a
   `NamedSharding` under `jax.jit` or in the specs of `jax.shard_map`. With n
   devices and `n * m` examples (round up), device d owns the examples `d * m` to
-  `(d + 1) * m - 1`. A batch may have any example on any device. The table
-  itself is never sent:
+  `(d + 1) * m - 1`. A batch may have any example. The table is never sent:
 
   * under `jax.jit` the compiler gathers ids and logits of the batch, and sums
     its targets over the devices;

@@ -30,8 +30,7 @@ def ascend_repeatedly(
 
   Returns:
     A perturbation; stateless unless `rho` is a schedule. With more than one
-    step its `update` needs `ascent_grad_fn`, which `optax_sam.sharpness_aware`
-    passes.
+    step it needs `ascent_grad_fn`, which `optax_sam.sharpness_aware` passes.
 
   With gradients `[1, 0]`, then `[0, 1]`:
 
@@ -124,9 +123,8 @@ def sam(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 + `ascent_steps` gradients. State:
-    none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 + `ascent_steps` gradients. State: none.
 
   References:
     Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for

@@ -41,14 +41,11 @@ def keep_top_fisher(
 
   The mask is that of `optax_sam.sparse_sam_fisher`. Placed after
   `scale_to_radius`, the norm is that of the full gradient and epsilon is
-  shorter than rho, as in the authors' program; placed before it, epsilon has
-  length rho.
+  shorter than rho, as in the authors' program; placed before, it is rho long.
 
   Args:
-    sparsity: fraction of the entries that is not perturbed, a Python number
-      in [0, 1].
-    num_samples: number of examples, a Python int of at least 1, taken from the
-      front of the batch.
+    sparsity: fraction of entries not perturbed, a Python number in [0, 1].
+    num_samples: number of examples from the front of the batch, at least 1.
     refresh_every: number of steps from one mask to the next, at least 1.
     pattern: 'global', or 'n:m' such as '2:4', as in `keep_n_of_m`.
 
@@ -131,8 +128,7 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
   """Zeroes all but the n largest of every m consecutive inputs of a unit.
 
   The inputs of a leaf are all of its axes but the last, flattened, as in the
-  kernels of Flax: `(in, out)`, `(height, width, in, out)`. Per output and group
-  of m of them::
+  kernels of Flax: `(in, out)`, `(height, width, in, out)`. In each group of m::
 
     epsilon_i = g_i if abs(g_i) is among the n largest else 0   # ties: first
 
@@ -147,9 +143,8 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
     A stateless perturbation.
 
   References:
-    Mi, Shen, Ren, Zhou, Xu, Sun, Liu, Ji, Tao, `Systematic Investigation of
-    Sparse Perturbed Sharpness-Aware Minimization Optimizer
-    <https://arxiv.org/abs/2306.17504>`_, 2023.
+    Mi et al., `Systematic Investigation of Sparse Perturbed Sharpness-Aware
+    Minimization Optimizer <https://arxiv.org/abs/2306.17504>`_, 2023.
 
   >>> piece = keep_n_of_m(1, 2)
   >>> piece.update(jnp.array([[3.0], [-4.0]]), piece.init(None))[0].tolist()
@@ -219,25 +214,21 @@ def sparse_sam_fisher(
       Each device takes an equal number of examples in F, from its own.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. With batch norm pass a `value_fn`
-    in training mode too, and let the former use the running statistics, as one
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. With batch norm pass a `value_fn` in
+    training mode too, and let the former use the running statistics, as one
     example has no variance. Cost: 2 + `num_samples` / (batch size *
-    `refresh_every`) gradients, and the memory of 16 examples' gradients. State:
-    a mask of bools.
+    `refresh_every`) gradients, and the memory of 16. State: a mask.
 
   References:
-    Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
-    Stronger: A Sparsified Perturbation Approach
-    <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
+    Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified
+    Perturbation Approach <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.sparse_sam_fisher(sparsity=0.5, refresh_every=10)
-  >>> losses = lambda w, x: jnp.square(x @ w)
+  >>> f = lambda w, x: jnp.square(x @ w)
   >>> w, x = jnp.ones(4), jnp.array([[1.0, 4.0, 2.0, 3.0]])
-  >>> _, state = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=x
-  ... )
+  >>> _, state = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> state.perturbation[1].mask.tolist()
   [False, True, False, True]
   """

@@ -43,8 +43,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
 
   Args:
     start: number of steps after which parameters first enter, at least 1.
-    every: number of steps from one entry to the next, at least 1; often those
-      of an epoch.
+    every: steps from one entry to the next, at least 1; often an epoch's.
 
   Returns:
     A gradient transformation, to be placed **last** in `optax.chain`. Its
@@ -52,9 +51,8 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     State: the average, in float32 or wider.
 
   References:
-    Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, `Averaging Weights Leads to
-    Wider Optima and Better Generalization <https://arxiv.org/abs/1803.05407>`_,
-    UAI 2018.
+    Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
+    Generalization <https://arxiv.org/abs/1803.05407>`_, UAI 2018.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax.sgd(1.0), optax_sam.swa(start=2, every=2))
