@@ -1,14 +1,13 @@
 """Perturbations: from the ascent gradient to the perturbation epsilon.
 
-Each is an ordinary `optax.GradientTransformationExtraArgs`, so pieces join
-with `optax.chain`. `optax_sam.sharpness_aware` calls `update` with the ascent
-gradient, with the parameters that may be perturbed, and with these extra
-arguments: `axis_name` (what a piece stores must be averaged over it),
-`is_synced` (whether the ascent gradient was averaged already),
-`ascent_grad_fn` (from a perturbation to the ascent gradient there) and
-`objective` (the loss of the batch as a function of these parameters). What
-comes out has the shapes and dtypes of the ascent gradient; inside, a piece
-computes in float32, or in float64 for leaves in float64.
+Each is an `optax.GradientTransformationExtraArgs`; `optax.chain` joins them.
+`optax_sam.sharpness_aware` calls `update` with the ascent gradient, with the
+parameters that may be perturbed, and with these extra arguments: `axis_name`
+(what enters a state must be averaged over it), `is_synced` (whether the ascent
+gradient is averaged already), `ascent_grad_fn` (from a perturbation to the
+ascent gradient there) and `loss_view` (the loss of the batch as a function of
+these parameters). The perturbation has the shapes and dtypes of the ascent
+gradient; it is computed in float32, or in float64 for float64 leaves.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from optax_sam.trees import tree_math
 
 
 class RadiusState(NamedTuple):
-  """State of a piece whose radius is a schedule; none without one.
+  """State of a perturbation whose radius is a schedule.
 
   Attributes:
     count: number of steps so far, a scalar int32.
@@ -35,7 +34,7 @@ class RadiusState(NamedTuple):
 def with_radius(
   rho: optax.ScalarOrSchedule, perturb: Callable[..., optax.Updates]
 ) -> optax.GradientTransformationExtraArgs:
-  """Builds a piece that keeps nothing but the count of its schedule.
+  """Builds a perturbation whose only state is the count of a schedule.
 
   Args:
     rho: radius, at least 0, or a schedule of it.
@@ -44,9 +43,6 @@ def with_radius(
 
   Returns:
     A perturbation.
-
-  Raises:
-    ValueError: if rho is a Python value that is no number of at least 0.
   """
   validation.check_radius(rho)
 
@@ -88,15 +84,7 @@ def scale_to_radius(
     p: 2 or infinity, the norm in which epsilon has length rho.
 
   Returns:
-    A perturbation. Keeps nothing, or the count of the schedule.
-
-  Raises:
-    ValueError: if a Python value is out of range.
-
-  References:
-    Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
-    Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
-    ICLR 2021.
+    A perturbation; its state is the count of a schedule, if rho is one.
 
   >>> g = jnp.array([3.0, -4.0])
   >>> for p in (2, float('inf')):
@@ -115,7 +103,7 @@ def scale_to_radius(
 
 
 class RandomState(NamedTuple):
-  """State of `keep_random_tensors` and `keep_random_entries`.
+  """State of what draws anew at every step.
 
   Attributes:
     count: number of steps so far, a scalar int32.
@@ -124,6 +112,15 @@ class RandomState(NamedTuple):
 
   count: jax.Array
   key: jax.Array
+
+  @classmethod
+  def of(cls, key: jax.Array | int) -> 'RandomState':
+    """Returns the state before the first step."""
+    return cls(jnp.zeros((), jnp.int32), validation.as_key(key))
+
+  def advance(self) -> 'RandomState':
+    """Returns the state of the next step."""
+    return self._replace(count=tree_math.increment(self.count))
 
 
 def keep_random_tensors(
@@ -143,16 +140,7 @@ def keep_random_tensors(
       the dropout.
 
   Returns:
-    A perturbation, from the ascent gradient to the same with leaves of zeros.
-    Keeps a count and the key (`RandomState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, or the key is none.
-
-  References:
-    Du, Yan, Feng, Zhou, Zhen, Goh, Tan, `Efficient Sharpness-Aware
-    Minimization for Improved Training of Neural Networks
-    <https://arxiv.org/abs/2110.03141>`_, ICLR 2022.
+    A perturbation with state (`RandomState`).
 
   >>> piece, g = keep_random_tensors(0.5, key=3), [jnp.ones(1)] * 3
   >>> state = piece.init(g)
@@ -179,11 +167,7 @@ def keep_random_entries(
       the dropout.
 
   Returns:
-    A perturbation, from the ascent gradient to the same with entries of zero.
-    Keeps a count and the key (`RandomState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, or the key is none.
+    A perturbation with state (`RandomState`).
 
   >>> piece, g = keep_random_entries(0.5, key=0), jnp.ones(6)
   >>> state = piece.init(g)
@@ -204,9 +188,8 @@ def _keep_at_random(
 
   def init(params: optax.Params) -> RandomState:
     del params
-    return RandomState(jnp.zeros((), jnp.int32), validation.as_key(key))
+    return RandomState.of(key)
 
-  @jax.jit
   def update(
     updates: Any, state: Any, params: Any = None
   ) -> tuple[Any, RandomState]:
@@ -225,8 +208,7 @@ def _keep_at_random(
       )
       for i, leaf in enumerate(leaves)
     ]
-    state = RandomState(tree_math.increment(state.count), state.key)
-    return structure.unflatten(kept), state
+    return structure.unflatten(kept), state.advance()
 
   return optax.GradientTransformation(init, update)
 
@@ -247,6 +229,7 @@ def on_refresh(
 def ascent_step(
   radius: Any, gradient: optax.Updates, p: float
 ) -> optax.Updates:
+  """Returns the step of length `radius` in the p-norm that ascends most."""
   return (
     tree_math.scale_to(radius, gradient)
     if p == 2
@@ -254,7 +237,6 @@ def ascent_step(
   )
 
 
-@jax.jit
 def _sign_step(radius: Any, gradient: optax.Updates) -> optax.Updates:
   size = tree_math.norm(gradient)
   signs = jax.tree.map(jnp.sign, gradient)
