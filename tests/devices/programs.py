@@ -7,6 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from optax_sam import catalog
 from tests.contracts import comparisons
 from tests.oracles import problems, step
 from tests.oracles.cases import all_cases
@@ -14,6 +15,12 @@ from tests.oracles.problems import NETWORK
 
 DEVICES = 8
 CASES = all_cases()
+# The first case of every method with a step that uses devices.
+OF_METHODS = [
+  name
+  for name, case in CASES.items()
+  if name in catalog.METHODS and case.takes('axis_name')
+]
 # How the devices are laid out, and what they hold of every weight.
 PLACEMENTS = {
   'explicit': ('data', {}),
@@ -129,7 +136,10 @@ class OverAxis:
     leaves, structure = jax.tree.flatten(_without_keys((params, state)))
     if not self._is_pmap:
       shared = [False] * len(jax.tree.leaves(params)) + self._own
-      leaves = [np.zeros(()) if own else x for x, own in zip(leaves, shared)]
+      leaves = [
+        np.zeros(()) if own else x
+        for x, own in zip(leaves, shared, strict=True)
+      ]
     copies = [_copies(x, stacked=self._is_pmap) for x in leaves]
     return [
       Trained(
@@ -150,7 +160,7 @@ def _without_keys(tree):
 
 def _copies(leaf, *, stacked):
   """Returns what every device of this process has of one leaf."""
-  if not isinstance(leaf, jax.Array) or not leaf.shape and stacked:
+  if not isinstance(leaf, jax.Array) or (not leaf.shape and stacked):
     return [np.asarray(leaf)] * jax.local_device_count()
   if stacked:
     return list(np.asarray(leaf))

@@ -8,7 +8,6 @@ from jax.sharding import PartitionSpec
 
 from optax_sam import catalog
 from tests.devices import collectives, programs
-from tests.oracles import step
 from tests.oracles.problems import NETWORK
 
 # One method of each kind goes all ways: stateless, with a state of the

@@ -106,8 +106,10 @@ def given_draws(monkeypatch):
     t = t if sample is not None else t - 1  # one is of the step that follows
     t, i = jnp.asarray(t, float), jnp.arange(12.0)
     first = jnp.sin(7 * t + i)
-    return first if sample is None else jnp.where(
-      jnp.asarray(sample) == 0, first, jnp.cos(5 * t + i)
+    return (
+      first
+      if sample is None
+      else jnp.where(jnp.asarray(sample) == 0, first, jnp.cos(5 * t + i))
     )
 
   def fold_in(key, number):
@@ -155,7 +157,8 @@ def golden(function, rule, *rows, draws=False):
 
 
 @functools.cache
-def _expected(rho):
+def expected_path(rho):
+  """Returns the parameters of SAM, or of the base optimizer for None."""
   if rho is None:
     with jax.enable_x64(True):
       return run(NETWORK.base()).path
@@ -171,7 +174,7 @@ def _is(function, rho, rows, tolerance):
       case = {'rho': RHO, **case}
     tx = optax.chain(function(**case), NETWORK.base())
     path = run(tx).path
-    np.testing.assert_allclose(path, _expected(rho), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(path, expected_path(rho), rtol=0, atol=tolerance)
 
   return test
 
@@ -320,7 +323,10 @@ def with_fields(state, **values):
   if hasattr(state, '_asdict'):
     fields = state._asdict().items()
     return type(state)(
-      **{k: values[k] if k in values else with_fields(v, **values) for k, v in fields}
+      **{
+        k: values[k] if k in values else with_fields(v, **values)
+        for k, v in fields
+      }
     )
   if isinstance(state, tuple):
     return tuple(with_fields(part, **values) for part in state)

@@ -1,9 +1,7 @@
 """AE-SAM and AE-LookSAM."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from scipy import stats
 
@@ -72,9 +70,7 @@ def expected_share(lambda_1, lambda_2, start=0.0, end=1.0):
 )
 def test_share_of_second_gradients(lambda_1, lambda_2, share, quarters):
   # Moments over a thousand steps are the known ones of the formula, nearly.
-  tx = SAM(
-    total_steps=STEPS, decay=0.999, lambda_1=lambda_1, lambda_2=lambda_2
-  )
+  tx = SAM(total_steps=STEPS, decay=0.999, lambda_1=lambda_1, lambda_2=lambda_2)
   warm = checks.with_fields(
     tx.init(jnp.zeros(1)), mean=jnp.float32(100), variance=jnp.float32(25)
   )
@@ -148,5 +144,3 @@ def test_no_deviation_exceeds_what_the_moments_can_show():
   with pytest.warns(UserWarning, match='no step ascends'):
     tx = SAM(total_steps=200, **lambdas)
   assert not checks.decisions(tx, given).any()
-
-

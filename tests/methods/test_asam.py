@@ -58,7 +58,9 @@ def test_published_programs_scale_different_leaves(arguments, scales):
     np.testing.assert_allclose(found[name], WEIGHTS[name] + epsilon, rtol=1e-11)
     # The length is that of the radius, relative to the weights.
   relative = [
-    np.divide(found[k] - WEIGHTS[k], scales[k], where=scales[k] > 0, out=0 * scales[k])
+    np.divide(
+      found[k] - WEIGHTS[k], scales[k], where=scales[k] > 0, out=0 * scales[k]
+    )
     for k in scales
   ]
   np.testing.assert_allclose(np.linalg.norm(relative), 0.5, rtol=1e-10)

@@ -18,7 +18,9 @@ from tests.oracles import ordered_sgd
 from tests.oracles.step import count
 
 test_follows_the_rule = checks.follows(ordered_sgd.CASES)
-test_is_base = checks.is_base(optax_sam.ordered_sgd, {'k': 1.0}, tolerance=1e-12)
+test_is_base = checks.is_base(
+  optax_sam.ordered_sgd, {'k': 1.0}, tolerance=1e-12
+)
 test_losses_of_the_clean_pass = checks.losses_of_the_clean_pass(
   optax_sam.ordered_sgd, k=2
 )

@@ -70,11 +70,20 @@ def test_the_problems_are_those_of_the_expected_numbers():
   )
 
 
+def test_sides_of_the_identities_differ():
+  """Else they would be true of any method."""
+  sam_path, base_path = (checks.expected_path(rho) for rho in (RHO, None))
+  assert np.abs(sam_path[-1] - base_path[-1]).max() > 1e-3
+
+
 @pytest.mark.usefixtures('float64')
 def test_golden_values_with_a_mask():
   problem = problems.QUARTIC
   kept = problem.flat(
-    {name: np.full(x.shape, 'norm' in name) for name, x in problem.params().items()}
+    {
+      name: np.full(x.shape, 'norm' in name)
+      for name, x in problem.params().items()
+    }
   )
   expected = (0.36094662, -0.22165516, 0.02199929, 0.87762036)
   method = optax_sam.sam(0.5, mask=optax_sam.norm_layers_only)

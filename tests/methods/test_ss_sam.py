@@ -22,7 +22,5 @@ def test_coins_do_not_depend_on_the_gradient():
   others = checks.decisions(tx, jnp.zeros((4000, 2)))
   np.testing.assert_array_equal(ones, others)
   np.testing.assert_allclose(ones.mean(), 0.3, atol=0.03)
-  other_key = checks.decisions(
-    SAM(probability=0.3, key=1), jnp.ones((4000, 2))
-  )
+  other_key = checks.decisions(SAM(probability=0.3, key=1), jnp.ones((4000, 2)))
   assert (ones != other_key).any()

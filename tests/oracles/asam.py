@@ -18,6 +18,4 @@ def asam(step, rho=0.5, eta=0.01, scaled=None):
   return step.gradients(rho * scale**2 * g / norm(scale * g))
 
 
-CASES = cases(
-  optax_sam.asam, asam, {'rho': 0.1}, {'eta': 0.3, 'scaled': True}
-)
+CASES = cases(optax_sam.asam, asam, {'rho': 0.1}, {'eta': 0.3, 'scaled': True})

@@ -10,7 +10,7 @@ from tests.oracles.friendly_sam import noise
 from tests.oracles.k_sam import top
 from tests.oracles.look_sam import reuse
 from tests.oracles.sam import sam
-from tests.oracles.sparse_sam import fisher_mask
+from tests.oracles.sparse_sam_fisher import fisher_mask
 from tests.oracles.step import Update, of_length
 
 

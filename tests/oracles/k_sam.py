@@ -14,6 +14,4 @@ def k_sam(step, rho=0.05, *, ascent, descent):
   return step.gradients(epsilon, top(step, descent))
 
 
-CASES = cases(
-  optax_sam.k_sam, k_sam, {'rho': 0.1, 'ascent': 2, 'descent': 0.5}
-)
+CASES = cases(optax_sam.k_sam, k_sam, {'rho': 0.1, 'ascent': 2, 'descent': 0.5})

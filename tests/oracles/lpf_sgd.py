@@ -18,7 +18,9 @@ def lpf_sgd(
     # A filter is what leads to one output.
     filters = norm(w.reshape(-1, w.shape[-1]).T).T if w.ndim > 1 else None
     whole = np.linalg.norm(w) if filters is None else filters
-    size[leaf] = np.broadcast_to(whole, (w.size // np.size(whole), np.size(whole))).ravel()
+    size[leaf] = np.broadcast_to(
+      whole, (w.size // np.size(whole), np.size(whole))
+    ).ravel()
   examples = len(step.losses()[0])
   total = 0.0
   parts = np.array_split(np.arange(examples), min(micro_batches, examples))

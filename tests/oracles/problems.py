@@ -62,7 +62,6 @@ class Problem:
       optax.sgd(self.rate, momentum=self.momentum),
     )
 
-
   def training_step(self, tx, cast_over=None):
     """Returns the one training step; its gradient is local to a device.
 

@@ -197,7 +197,9 @@ def largest(scores, size):
 
 def count(size, rows):
   """Returns a number of examples, which may be given as a share."""
-  return min(size, rows) if isinstance(size, int) else max(1, round(size * rows))
+  return (
+    min(size, rows) if isinstance(size, int) else max(1, round(size * rows))
+  )
 
 
 def rounded(rows, dtype):

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import signal
 import socket
 import subprocess
@@ -29,36 +28,6 @@ def environment(devices: int, *, patience: int = 60) -> dict[str, str]:
   given = os.environ | compiling.environment(*flags)
   given.pop('PYTEST_XDIST_WORKER', None)
   return given
-
-
-def pass_on_eight_devices(
-  *arguments: str, at_least: int, patience: int = 60
-) -> None:
-  """Runs tests, which must all pass and none be skipped.
-
-  Args:
-    *arguments: of pytest, files relative to the root of the project.
-    at_least: number of tests, so that none is lost unnoticed.
-    patience: as of `environment`.
-  """
-  result = subprocess.run(
-    [
-      sys.executable,
-      *('-m', 'pytest', '-p', 'no:cacheprovider', '-p', 'no:xdist'),
-      *arguments,
-    ],
-    cwd=_ROOT,
-    env=environment(8, patience=patience),
-    capture_output=True,
-    text=True,
-    timeout=900,
-    check=False,
-  )
-  assert result.returncode == 0, result.stdout + result.stderr
-  passed = re.search(r'(\d+) passed', result.stdout)
-  assert passed is not None, result.stdout
-  assert int(passed[1]) >= at_least, result.stdout
-  assert 'skipped' not in result.stdout, result.stdout
 
 
 def run_together(

@@ -1,4 +1,4 @@
-"""SAF's table on eight fake devices, each of which keeps its examples."""
+"""SAF's table on eight devices, each of which has the rows of its examples."""
 
 import re
 

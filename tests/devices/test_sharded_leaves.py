@@ -1,8 +1,6 @@
-"""Exact masks of leaves that lie in pieces on eight fake devices, under jit."""
+"""Exact masks of leaves that lie in pieces on eight devices, under jit."""
 
 import functools
-import math
-import re
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +10,10 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import optax_sam
-from optax_sam import masks
-from tests.distributed import problem
+from optax_sam import catalog
+from optax_sam.trees import sparse_masks
+from tests.devices import collectives, programs
+from tests.oracles.problems import NETWORK
 
 DEVICES = 8
 # Leaves that lie in pieces on the devices, and small ones that all have.
@@ -53,11 +53,6 @@ SPARSE = {
     )
   ),
 }
-COLLECTIVE = re.compile(
-  r' = (?P<result>.*?) (?P<name>all-gather|all-reduce|all-to-all|'
-  r'collective-broadcast|collective-permute|ragged-all-to-all|reduce-scatter)'
-  r'(?:-start)?\('
-)
 
 
 def shardings(split):
@@ -106,19 +101,9 @@ def sparse_step(name):
   return tx, elementwise_step(tx)
 
 
-def collectives(compiled):
-  """Returns (name, number of entries of the result) of all of a program."""
-  found = []
-  for match in COLLECTIVE.finditer(compiled.as_text()):
-    shapes = re.findall(r'\[([\d,]*)\]', match['result'])
-    sizes = [math.prod(map(int, filter(None, s.split(',')))) for s in shapes]
-    found.append((match['name'], max(sizes)))
-  return found
-
-
 def assert_only_counts_travel(compiled, at_most=1):
   """Counts are added up, or one of every device is gathered."""
-  found = collectives(compiled)
+  found = collectives.sizes(compiled.as_text())
   assert found
   for name, size in found:
     assert name in {'all-reduce', 'all-gather'}
@@ -134,13 +119,7 @@ def assert_same(found, expected, wanted):
 
 
 def masks_of(state):
-  found = [
-    x.mask
-    for x in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, 'mask'))
-    if hasattr(x, 'mask')
-  ]
-  assert len(found) == 1
-  return found[0]
+  return optax.tree_utils.tree_get(state, 'mask')
 
 
 @pytest.mark.parametrize('split', SPLIT)
@@ -161,11 +140,19 @@ def test_sparse_masks_of_split_leaves(name, split):
     assert_same(masks_of(state), masks_of(expected), wanted)
 
 
-# The one without keeps batches of the other problem.
-@pytest.mark.parametrize('name', [x for x in problem.METHODS if x != 'sampa'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.xdist_group(case.family))
+    for name, case in programs.CASES.items()
+    # One of them has batches of the other problem in its state.
+    if name in catalog.METHODS and not case.takes('batch_like')
+  ],
+)
 def test_no_method_gathers_a_leaf(name):
   """Norms and inner products of split leaves are sums of sums."""
-  tx, wanted = problem.optimizer(name), shardings('two_axes')
+  wanted = shardings('two_axes')
+  tx = programs.CASES[name].optimizer(NETWORK.base(), None)
   params = jax.device_put(powers_of_two(), wanted)
   step = elementwise_step(tx)
   compiled = step.lower(params, tx.init(params)).compile()
@@ -176,12 +163,12 @@ def test_no_method_gathers_a_leaf(name):
 def test_masks_alone_of_split_leaves(split):
   @jax.jit
   def choose(scores, mask, k):
-    bits = jax.tree.map(masks.rank_bits, scores)
-    draw = masks.random_bits(jax.random.key(0), scores)
+    bits = jax.tree.map(sparse_masks.rank_bits, scores)
+    draw = sparse_masks.random_bits(jax.random.key(0), scores)
     return {
-      'largest': masks.largest(bits, k),
-      'random': masks.largest(draw, k),
-      'moved': masks.drop_and_grow(mask, bits, draw, k // 4),
+      'largest': sparse_masks.largest(bits, k),
+      'random': sparse_masks.largest(draw, k),
+      'moved': sparse_masks.drop_and_grow(mask, bits, draw, k // 4),
     }
 
   wanted = shardings(split)
@@ -216,6 +203,6 @@ def test_a_sort_of_all_leaves_would_gather_them():
 
   given = jax.device_put(powers_of_two(), shardings('one_axis'))
   compiled = jax.jit(joined).lower(given).compile()
-  assert max(size for _, size in collectives(compiled)) >= 768
+  assert max(size for _, size in collectives.sizes(compiled.as_text())) >= 768
   with pytest.raises(AssertionError):
     assert_only_counts_travel(compiled, at_most=EXAMPLES)
