@@ -136,10 +136,8 @@ class OverAxis:
     leaves, structure = jax.tree.flatten(_without_keys((params, state)))
     if not self._is_pmap:
       shared = [False] * len(jax.tree.leaves(params)) + self._own
-      leaves = [
-        np.zeros(()) if own else x
-        for x, own in zip(leaves, shared, strict=True)
-      ]
+      pairs = zip(leaves, shared, strict=True)
+      leaves = [np.zeros(()) if own else x for x, own in pairs]
     copies = [_copies(x, stacked=self._is_pmap) for x in leaves]
     return [
       Trained(

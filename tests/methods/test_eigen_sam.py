@@ -11,14 +11,8 @@ from tests.oracles import eigen_sam, step
 from tests.oracles.problems import QUARTIC
 
 test_follows_the_rule = checks.follows(eigen_sam.CASES)
-test_is_base = checks.is_base(
-  optax_sam.eigen_sam, {'rho': 0.0, 'refresh_every': 5, 'key': 0}
-)
 test_is_sam = checks.is_sam(
   optax_sam.eigen_sam, {'alpha': 0.0, 'refresh_every': 5, 'key': 0}
-)
-test_factor_on_the_loss = checks.factor_on_the_loss(
-  optax_sam.eigen_sam, key=0, changes_epsilon=False
 )
 
 

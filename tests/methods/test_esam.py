@@ -25,9 +25,6 @@ test_is_sam = checks.is_sam(SAM, {'beta': 1.0, 'gamma': 1.0, 'key': 0})
 test_losses_of_the_clean_pass = checks.losses_of_the_clean_pass(
   SAM, rho=0.5, gamma=1, beta=1.0, key=0
 )
-test_bad_losses_are_never_chosen = checks.bad_losses_are_never_chosen(
-  SAM, rho=0.1, gamma=2, beta=1.0, key=0
-)
 
 
 @functools.cache

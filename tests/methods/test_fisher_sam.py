@@ -14,11 +14,7 @@ test_golden_values = checks.golden(
   fisher_sam.fisher_sam,
   ({}, (0.39536345, -0.26420145, -0.00591917, 0.89765478)),
 )
-test_is_base = checks.is_base(optax_sam.fisher_sam, {'rho': 0.0})
 test_is_sam = checks.is_sam(optax_sam.fisher_sam, {'eta': 0.0})
-test_factor_on_the_loss = checks.factor_on_the_loss(
-  optax_sam.fisher_sam, changes_epsilon=True
-)
 
 
 @pytest.mark.usefixtures('float64')

@@ -39,13 +39,9 @@ test_golden_values = checks.golden(
   ),
   ({'sigma': 0.5}, (0.39815876, -0.26484792, -0.00850915, 0.90248141)),
 )
-test_is_base = checks.is_base(
-  SAM, {'rho': 0.0}, {'rho': 0.0, 'order': 'official'}
-)
 test_is_sam = checks.is_sam(
   SAM, {'sigma': 0.0}, {'sigma': 0.0, 'order': 'official'}
 )
-test_factor_on_the_loss = checks.factor_on_the_loss(SAM, changes_epsilon=False)
 test_leaf_without_gradient = checks.leaf_without_gradient(SAM)
 
 

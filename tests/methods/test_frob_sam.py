@@ -11,6 +11,4 @@ test_golden_values = checks.golden(
   ({'key': 0}, (0.41046758, -0.28306559, -0.02107315, 0.92256140)),
   draws=True,
 )
-test_is_base = checks.is_base(
-  optax_sam.frob_sam, {'rho': 0.0, 'key': 0}, {'penalty': 0.0, 'key': 0}
-)
+test_is_base = checks.is_base(optax_sam.frob_sam, {'penalty': 0.0, 'key': 0})

@@ -20,7 +20,7 @@ test_golden_values = checks.golden(
     (0.43217737, -0.32116042, -0.04356668, 1.00683518),
   ),
 )
-test_is_base = checks.is_base(GNP, {'rho': 0.0}, {'alpha': 0.0})
+test_is_base = checks.is_base(GNP, {'alpha': 0.0})
 test_is_sam = checks.is_sam(GNP, {'alpha': 1.0})
 
 

@@ -15,11 +15,7 @@ test_golden_values = checks.golden(
   gsam.gsam,
   ({}, (0.39836672, -0.26483286, -0.00635992, 0.90579709)),
 )
-test_is_base = checks.is_base(optax_sam.gsam, {'rho': 0.0})
 test_is_sam = checks.is_sam(optax_sam.gsam, {'alpha': 0.0})
-test_factor_on_the_loss = checks.factor_on_the_loss(
-  optax_sam.gsam, changes_epsilon=False
-)
 test_leaf_without_gradient = checks.leaf_without_gradient(optax_sam.gsam)
 
 

@@ -144,9 +144,6 @@ def test_padding_with_a_loss_of_zero_is_chosen_last(seed):
 test_losses_of_the_clean_pass = checks.losses_of_the_clean_pass(
   optax_sam.k_sam, ascent=1, descent=2
 )
-test_bad_losses_are_never_chosen = checks.bad_losses_are_never_chosen(
-  optax_sam.k_sam, ascent=2, descent=2
-)
 
 
 @pytest.mark.parametrize('shape', [(), (3,), (4, 1)])

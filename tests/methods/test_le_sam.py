@@ -14,12 +14,8 @@ test_golden_values = checks.golden(
   le_sam.le_sam,
   ({}, (0.39488609, -0.25571142, 0.00205580, 0.88555024)),
 )
-test_is_base = checks.is_base(optax_sam.le_sam, {'sigma': 0.0})
 test_is_sam = checks.is_sam(
   optax_sam.le_sam, {'sigma': np.inf, 'rho_max': checks.RHO}
-)
-test_factor_on_the_loss = checks.factor_on_the_loss(
-  optax_sam.le_sam, changes_epsilon=True
 )
 
 

@@ -34,15 +34,7 @@ test_golden_values_by_the_layer = checks.golden(
     (0.39068782, -0.25993534, -0.01160405, 0.91613164),
   ),
 )
-test_is_base = checks.is_base(SAM, {'rho': 0.0, 'period': 2})
-test_is_base_by_the_layer = checks.is_base(LAYER_SAM, {'rho': 0.0})
 test_is_sam = checks.is_sam(SAM, {'period': 1})
-test_factor_on_the_loss = checks.factor_on_the_loss(
-  SAM, period=2, changes_epsilon=False
-)
-test_factor_on_the_loss_by_the_layer = checks.factor_on_the_loss(
-  LAYER_SAM, changes_epsilon=True
-)
 test_leaf_without_gradient = checks.leaf_without_gradient(
   SAM, rho=0.5, period=2, per_leaf=True
 )

@@ -10,7 +10,6 @@ from tests.oracles import lpf_sgd
 ONE = {'micro_batches': 1, 'total_steps': 12, 'key': 0}
 
 test_follows_the_rule = checks.follows(lpf_sgd.CASES)
-test_is_base = checks.is_base(optax_sam.lpf_sgd, {'gamma': 0.0, **ONE})
 
 
 def test_a_step_whose_branch_the_caller_refuses_is_the_base_optimizer():

@@ -16,10 +16,6 @@ test_golden_values = checks.golden(
   momentum_sam.momentum_sam,
   ({'rho': 0.3}, (0.43531044, -0.34490639, -0.10795895, 1.03094407)),
 )
-test_is_base = checks.is_base(optax_sam.momentum_sam, {'rho': 0.0})
-test_factor_on_the_loss = checks.factor_on_the_loss(
-  optax_sam.momentum_sam, rho=0.3, changes_epsilon=False
-)
 
 
 @pytest.mark.usefixtures('float64')

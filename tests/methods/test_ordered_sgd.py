@@ -24,9 +24,6 @@ test_is_base = checks.is_base(
 test_losses_of_the_clean_pass = checks.losses_of_the_clean_pass(
   optax_sam.ordered_sgd, k=2
 )
-test_bad_losses_are_never_chosen = checks.bad_losses_are_never_chosen(
-  optax_sam.ordered_sgd, k=2
-)
 
 
 @functools.cache

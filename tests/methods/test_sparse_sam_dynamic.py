@@ -23,9 +23,7 @@ DRAWN = {'refresh_every': 2, 'total_steps': 12, 'key': 0}
 RECORDED = ['P1_ssamd50_mipeng', 'P3_ssamd50_mipeng']
 
 test_follows_the_rule = checks.follows(sparse_sam_dynamic.CASES)
-test_is_base = checks.is_base(
-  DYNAMIC, {'rho': 0.0, **DRAWN}, {'sparsity': 1.0, **DRAWN}
-)
+test_is_base = checks.is_base(DYNAMIC, {'sparsity': 1.0, **DRAWN})
 test_is_sam = checks.is_sam(DYNAMIC, {'sparsity': 0.0, **DRAWN})
 
 

@@ -10,9 +10,7 @@ from tests.oracles import ss_sam
 SAM = optax_sam.ss_sam
 
 test_follows_the_rule = checks.follows(ss_sam.CASES)
-test_is_base = checks.is_base(
-  SAM, {'rho': 0.0, 'key': 0}, {'probability': 0.0, 'key': 0}
-)
+test_is_base = checks.is_base(SAM, {'probability': 0.0, 'key': 0})
 test_is_sam = checks.is_sam(SAM, {'probability': 1, 'key': 0})
 
 

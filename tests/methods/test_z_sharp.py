@@ -22,10 +22,6 @@ test_golden_values = checks.golden(
     (0.39753719, -0.25982659, -0.00710310, 0.89906198),
   ),
 )
-test_is_base = checks.is_base(
-  SAM, {'rho': 0.0, **HALF}, {'rho': 0.0, 'radius': 'per_tensor', **HALF}
-)
-test_factor_on_the_loss = checks.factor_on_the_loss(SAM, changes_epsilon=False)
 
 LEAVES = {
   'spread': np.sin(np.arange(1.0, 41.0)).reshape(5, 8),

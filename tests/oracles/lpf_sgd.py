@@ -4,7 +4,6 @@ import numpy as np
 
 import optax_sam
 from tests.oracles.cases import cases
-from tests.oracles.step import norm
 
 
 def lpf_sgd(
@@ -16,11 +15,9 @@ def lpf_sgd(
   for name, leaf in step.problem.slices.items():
     w = step.w[leaf].reshape(step.problem.shapes[name])
     # A filter is what leads to one output.
-    filters = norm(w.reshape(-1, w.shape[-1]).T).T if w.ndim > 1 else None
-    whole = np.linalg.norm(w) if filters is None else filters
-    size[leaf] = np.broadcast_to(
-      whole, (w.size // np.size(whole), np.size(whole))
-    ).ravel()
+    filters = w.reshape(-1, w.shape[-1]) if w.ndim > 1 else w.reshape(-1, 1)
+    lengths = np.linalg.norm(filters, axis=0)
+    size[leaf] = np.tile(lengths, len(filters))
   examples = len(step.losses()[0])
   total = 0.0
   parts = np.array_split(np.arange(examples), min(micro_batches, examples))

@@ -1,5 +1,7 @@
 """What the rules and the library train on: both sides of two small problems."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +18,8 @@ class Problem:
     steps: number of training steps.
   """
 
-  shapes = {}
-  slices = {}
+  shapes: ClassVar = {}
+  slices: ClassVar = {}
   steps = 10
   momentum = 0.9
   decay = 0.02
@@ -97,8 +99,13 @@ def ascended(opt_state):
 class Network(Problem):
   """A network of one hidden layer, and 64 examples a step."""
 
-  shapes = {'bias': (8,), 'kernel': (2, 2, 8), 'offset': (), 'out': (8,)}
-  slices = {
+  shapes: ClassVar = {
+    'bias': (8,),
+    'kernel': (2, 2, 8),
+    'offset': (),
+    'out': (8,),
+  }
+  slices: ClassVar = {
     'bias': slice(0, 8),
     'kernel': slice(8, 40),
     'offset': slice(40, 41),
@@ -169,8 +176,8 @@ class Network(Problem):
 class Quartic(Problem):
   """The problem of the golden values: one example, another at every step."""
 
-  shapes = {'fc.bias': (3,), 'fc.weight': (2, 3), 'norm.weight': (3,)}
-  slices = {
+  shapes: ClassVar = {'fc.bias': (3,), 'fc.weight': (2, 3), 'norm.weight': (3,)}
+  slices: ClassVar = {
     'fc.bias': slice(9, 12),
     'fc.weight': slice(0, 6),
     'norm.weight': slice(6, 9),

@@ -29,7 +29,7 @@ def sparse_sam_dynamic(
 
   mask = step.memory.get('mask')
   if mask is None:
-    mask = kept_share(step, draw(key), sparsity)
+    mask = kept_share(draw(key), sparsity)
   epsilon = of_length(rho, step.ascent())
   renewed = mask.copy()
   if step.t % refresh_every == 0:  # for the next step

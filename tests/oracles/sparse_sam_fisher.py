@@ -7,7 +7,7 @@ from tests.oracles.cases import cases
 from tests.oracles.step import largest, of_length
 
 
-def kept_share(step, scores, sparsity):
+def kept_share(scores, sparsity):
   kept = len(scores) - int(np.ceil(sparsity * len(scores)))
   mask = np.zeros(len(scores))
   mask[largest(scores, kept)] = 1
@@ -38,7 +38,7 @@ def fisher_mask(step, sparsity, num_samples, refresh_every, pattern='global'):
     ]
     scores = np.sum(squares, axis=0)
     step.memory['mask'] = (
-      kept_share(step, scores, sparsity)
+      kept_share(scores, sparsity)
       if pattern == 'global'
       else one_of_two(step, scores)
     )
