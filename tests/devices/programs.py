@@ -64,7 +64,7 @@ def spread(tree, devices, specs):
   def place(leaf, spec):
     sharding = NamedSharding(devices, spec)
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      return jax.device_put(leaf, sharding)
+      return jax.random.wrap_key_data(place(jax.random.key_data(leaf), spec))
     host = np.asarray(leaf)
     return jax.make_array_from_callback(
       host.shape, sharding, lambda index: host[index]
