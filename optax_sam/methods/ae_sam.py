@@ -82,10 +82,7 @@ def on_sharp_gradients(
     grads: optax.Updates, state: SharpGradientsState
   ) -> tuple[jax.Array, SharpGradientsState]:
     dtype = state.mean.dtype
-
-    def cast(number: Any) -> jax.Array:
-      return jnp.asarray(number, dtype)
-
+    cast = lambda number: jnp.asarray(number, dtype)
     squared_norm = tree_math.dot(grads, grads).astype(dtype)
     past, present = cast(decay), 1 - cast(decay)
     mean = past * state.mean + present * squared_norm

@@ -83,14 +83,14 @@ def scale_toward_eigenvector(
       )
       raise ValueError(msg)
 
-    def renew() -> optax.Updates:
+    def refresh() -> optax.Updates:
       found = _power_iteration(
         loss_view, params, state.direction, updates, power_steps, axis_name
       )
       return tree_math.cast_like(found, state.direction)
 
     direction = on_refresh(
-      state.count, refresh_every, renew, lambda: state.direction
+      state.count, refresh_every, refresh, lambda: state.direction
     )
     radius = rho(state.count) if callable(rho) else rho
     epsilon = _combine(radius, alpha, updates, direction)

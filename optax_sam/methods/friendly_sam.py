@@ -66,27 +66,12 @@ def subtract_ema(
     ema = tree_math.zeros_like(params, accumulator_dtype)
     return SubtractEmaState(ema, jnp.zeros((), bool))
 
-  def mix(old: optax.Updates, new: optax.Updates) -> optax.Updates:
-    def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
-      past = jnp.asarray(decay, m.dtype)
-      return past * m + (1 - past) * g.astype(m.dtype)
+  def mix(m: jax.Array, g: jax.Array) -> jax.Array:
+    past = jnp.asarray(decay, m.dtype)
+    return past * m + (1 - past) * g.astype(m.dtype)
 
-    return jax.tree.map(leaf, old, new)
-
-  def subtract(updates: optax.Updates, ema: optax.Updates) -> optax.Updates:
-    difference = jax.tree.map(
-      lambda g, m: tree_math.widen(g) - jnp.asarray(sigma, m.dtype) * m,
-      updates,
-      ema,
-    )
-    negligible = tree_math.is_negligible(
-      tree_math.norm(difference), tree_math.norm(updates)
-    )
-    return jax.tree.map(
-      lambda d, g: jnp.where(negligible, 0, d).astype(g.dtype),
-      difference,
-      updates,
-    )
+  def subtract(g: jax.Array, m: jax.Array) -> jax.Array:
+    return tree_math.widen(g) - jnp.asarray(sigma, m.dtype) * m
 
   def update(
     updates: Any,
@@ -101,16 +86,20 @@ def subtract_ema(
     averaged = devices.average(updates, None if is_synced else axis_name)
     finite = jnp.isfinite(tree_math.norm(averaged))
     former = tree_math.widen_like(state.ema, averaged)
-    ema = mix(former, averaged)
+    ema = jax.tree.map(mix, former, averaged)
     if order == 'official':
       first = tree_math.cast_like(averaged, ema)
       ema = tree_math.select(state.started, ema, first)
-      noise = subtract(updates, former)
-    else:
-      noise = subtract(updates, ema)
+    subtracted = ema if order == 'paper' else former
+    noise = jax.tree.map(subtract, updates, subtracted)
+    is_rounding = tree_math.is_negligible(
+      tree_math.norm(noise), tree_math.norm(updates)
+    )
+    noise = jax.tree.map(lambda d: jnp.where(is_rounding, 0, d), noise)
     ema = tree_math.cast_like(ema, state.ema)
     found = SubtractEmaState(ema, jnp.ones((), bool))
-    return noise, tree_math.select(finite, found, state)
+    state = tree_math.select(finite, found, state)
+    return tree_math.cast_like(noise, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 

@@ -146,8 +146,8 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
     Mi et al., `Systematic Investigation of Sparse Perturbed Sharpness-Aware
     Minimization Optimizer <https://arxiv.org/abs/2306.17504>`_, 2023.
 
-  >>> piece = keep_n_of_m(1, 2)
-  >>> piece.update(jnp.array([[3.0], [-4.0]]), piece.init(None))[0].tolist()
+  >>> g, keep = jnp.array([[3.0], [-4.0]]), keep_n_of_m(1, 2)
+  >>> keep.update(g, keep.init(g))[0].tolist()
   [[0.0], [-4.0]]
   """
   validation.check_static_integer('n', n)
@@ -182,7 +182,7 @@ def sparse_sam_fisher(
     u       = gradient at w + epsilon
 
   The norm is that of the full gradient, so `epsilon` is shorter than `rho`. For
-  a constant length chain the two pieces the other way round:
+  a constant length chain the two components the other way round:
   `chain(keep_top_fisher(...), scale_to_radius(rho))`. All parameters are
   updated, and no time is saved. Scores are compared in float32; one that is not
   finite leaves the mask unchanged. The first mask is full.
@@ -218,7 +218,8 @@ def sparse_sam_fisher(
     `per_example_value_fn` and `batch`. With batch norm pass a `value_fn` in
     training mode too, and let the former use the running statistics, as one
     example has no variance. Cost: 2 + `num_samples` / (batch size *
-    `refresh_every`) gradients, and the memory of 16. State: a mask.
+    `refresh_every`) gradients, and memory for 16 per-example gradients. State:
+    a mask.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified
