@@ -104,6 +104,11 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
 
   Returns:
     The iterate, like `params` in structure, shapes and dtypes.
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.anti_pgd(0.1, key=0), jnp.float32(3.0)
+  >>> float(optax_sam.without_noise(w, tx.init(w)))  # there is none yet
+  3.0
   """
   state = only_state(
     opt_state,

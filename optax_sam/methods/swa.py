@@ -108,6 +108,11 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
   Returns:
     The average, like `params` in structure, shapes and dtypes; `params` as long
     as nothing has entered it.
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.swa(start=100), jnp.float32(3.0)
+  >>> float(optax_sam.averaged_params(w, tx.init(w)))  # nothing has entered
+  3.0
   """
   state = only_state(
     opt_state,
