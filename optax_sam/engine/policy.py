@@ -57,17 +57,13 @@ class AfterState(NamedTuple):
   policy: Any
 
 
-def _zero_count() -> jax.Array:
-  return jnp.zeros((), jnp.int32)
-
-
 def always() -> Policy:
   """Takes the second gradient at every step, without a conditional.
 
   The default of `optax_sam.sharpness_aware`.
 
   Returns:
-    A policy that keeps nothing.
+    A stateless policy.
 
   >>> always().decide(None, always().init(None))[0]
   True
@@ -99,10 +95,7 @@ def every(period: int) -> Policy:
       least 1; 1 is every step.
 
   Returns:
-    A policy that keeps a count (`EveryState`).
-
-  Raises:
-    ValueError: if a Python value is out of range.
+    A policy with state (`EveryState`).
 
   >>> policy = every(3)
   >>> state, took = policy.init(None), []
@@ -116,7 +109,7 @@ def every(period: int) -> Policy:
 
   def init(params: optax.Params) -> EveryState:
     del params
-    return EveryState(_zero_count())
+    return EveryState(jnp.zeros((), jnp.int32))
 
   def decide(
     grads: optax.Updates, state: EveryState
@@ -143,10 +136,7 @@ def after(start: int, policy: Policy | None = None) -> Policy:
     policy: what to follow from there on, by default `always`.
 
   Returns:
-    A policy that keeps a count and the other's state (`AfterState`).
-
-  Raises:
-    ValueError: if a Python value is out of range.
+    A policy with state (`AfterState`).
 
   >>> policy = after(1)
   >>> ascend, state = policy.decide(None, policy.init(None))
@@ -157,7 +147,7 @@ def after(start: int, policy: Policy | None = None) -> Policy:
   followed = always() if policy is None else policy
 
   def init(params: optax.Params) -> AfterState:
-    return AfterState(_zero_count(), followed.init(params))
+    return AfterState(jnp.zeros((), jnp.int32), followed.init(params))
 
   def decide(
     grads: optax.Updates, state: AfterState

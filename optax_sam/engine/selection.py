@@ -62,7 +62,7 @@ def all_examples() -> Selection:
   """Takes both gradients over the whole batch.
 
   Returns:
-    A selection that stores nothing, and needs no losses of single examples.
+    A stateless selection.
 
   >>> view = LossView(value_fn=jnp.sum)
   >>> all_examples().select(view, jnp.ones(2), (), 0).descent(None) is view
@@ -97,10 +97,7 @@ def top_k(ascent: float | None, descent: float) -> Selection:
     descent: size of the second set, likewise.
 
   Returns:
-    A selection that stores nothing.
-
-  Raises:
-    ValueError: if a size is out of range; in `update` without single losses.
+    A stateless selection.
 
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> batch = jnp.array([1.0, -4.0, 2.0, 3.0])

@@ -108,7 +108,7 @@ def entropy_sgd(
 
   def init(params: optax.Params) -> EntropySgdState:
     partition.check_real(params)
-    floats = partition.keep(partition.float_leaves(params), params)
+    floats = partition.Leaves.of(params).split(params)
     # Buffers of their own: the same one can't be donated twice.
     outer, mean = (jax.tree.map(_copy, floats) for _ in range(2))
     return EntropySgdState(
@@ -126,8 +126,8 @@ def entropy_sgd(
     if params is None:
       msg = 'params must be given: write tx.update(grads, opt_state, params).'
       raise ValueError(msg)
-    floats = partition.float_leaves(params)
-    gradient = partition.keep(floats, updates)
+    leaves = partition.Leaves.of(params)
+    gradient = leaves.split(updates)
     devices.check_local(gradient, axis_name)
     rates = [
       rate(state.count) if callable(rate) else rate
@@ -137,10 +137,10 @@ def entropy_sgd(
     step, state = _walk(
       numbers,
       devices.average(gradient, axis_name),
-      partition.keep(floats, params),
+      leaves.split(params),
       state,
     )
-    return partition.fill(floats, step, updates), state
+    return leaves.join(step, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -161,9 +161,9 @@ def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
   2.0
   """
   state = only_state(opt_state, EntropySgdState, 'optax_sam.entropy_sgd(key=0)')
-  floats = partition.float_leaves(params)
-  kept = tree_math.cast_like(state.outer, partition.keep(floats, params))
-  return partition.fill(floats, kept, params)
+  leaves = partition.Leaves.of(params)
+  outer = tree_math.cast_like(state.outer, leaves.split(params))
+  return leaves.join(outer, params)
 
 
 def _copy(leaf: Any) -> jax.Array:

@@ -155,11 +155,9 @@ def wsam_decoupled(
       moved = weight * (wide - g.astype(wide.dtype))
       return step - moved.astype(step.dtype)
 
-    floats = partition.float_leaves(params)
-    inside = [
-      partition.keep(floats, tree) for tree in (steps, perturbed, clean)
-    ]
-    steps = partition.fill(floats, jax.tree.map(add, *inside), steps)
+    leaves = partition.Leaves.of(params)
+    inside = [leaves.split(tree) for tree in (steps, perturbed, clean)]
+    steps = leaves.join(jax.tree.map(add, *inside), steps)
     return steps, WsamDecoupledState(ascent_state, base_state)
 
   return optax.GradientTransformationExtraArgs(init, update)
