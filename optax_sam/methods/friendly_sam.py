@@ -44,9 +44,8 @@ def subtract_ema(
     sigma: fraction of the average that is subtracted, in [0, 1].
     order: 'paper' subtracts the average that includes the current gradient,
       'official' the one before it.
-    accumulator_dtype: dtype of `m`, as bfloat16; None for float32 or wider.
-   In bfloat16,
-      at a `decay` of 0.9, an `m` within 4 % of the gradient may stop moving.
+    accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
+      `decay=0.9` an `m` within 4 % of the gradient may stop moving.
 
   Returns:
     A perturbation with state (`SubtractEmaState`), to place before a radius.
@@ -146,8 +145,7 @@ def friendly_sam(
       The paper's value is unverified.
     order: 'paper' subtracts the `m` that includes the current gradient,
       'official' the one before it.
-    accumulator_dtype: dtype of `m`, as bfloat16; None for float32 or wider.
-
+    accumulator_dtype: dtype of `m`, e.g. bfloat16; None for float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.

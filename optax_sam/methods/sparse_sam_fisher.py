@@ -132,8 +132,8 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
 
     epsilon_i = g_i if abs(g_i) is among the n largest else 0   # ties: first
 
-  A leaf with fewer than two axes, or whose number of inputs m does not divide,
-  is unchanged. The authors group convolutions along another axis.
+  A leaf with fewer than two axes, or whose inputs m does not divide, is
+  unchanged. The authors group convolutions along another axis.
 
   Args:
     n: number of entries left in a group, a Python int in [1, m].
@@ -192,9 +192,7 @@ def sparse_sam_fisher(
   it starts with an empty mask and refreshes after a step, so its first step is
   not perturbed; it draws fresh examples; and it adds the first example's
   gradient to a leftover one before squaring. Unverified: initial mask, refresh
-  timing, `num_samples` and `rho` of the paper. Groups of 'n:m' run along the
-  inputs of a unit, also in convolutions; the authors' follow-up (arXiv
-  2306.17504) groups along another axis.
+  timing, `num_samples` and `rho` of the paper.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
@@ -205,9 +203,8 @@ def sparse_sam_fisher(
       are taken. The authors' README has 16 and 128, and up to 1024.
     refresh_every: number of steps from one mask to the next, at least 1. The
       authors' README: one epoch; they tried 1 to 10.
-    pattern: 'global', or 'n:m' such as '2:4' for the n largest of every m
-      consecutive inputs of a unit, for any `sparsity`. Leaves with fewer than
-      two axes, or whose inputs m does not divide, are perturbed entirely.
+    pattern: 'global', or for any `sparsity` 'n:m', such as '2:4', for the n
+      largest of every m inputs of a unit; see `perturbations.keep_n_of_m`.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
