@@ -7,12 +7,12 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
+from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import keep_random_tensors, scale_to_radius
 from optax_sam.engine.selection import (
   Selected,
   Selection,
-  _no_state,
   check_size,
   largest,
   num_examples,
@@ -48,7 +48,7 @@ def sharpest(size: float) -> Selection:
 
     return Selected(None, descent)
 
-  return Selection(_no_state, select)
+  return Selection(no_state, select)
 
 
 def esam(
