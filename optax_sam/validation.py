@@ -14,10 +14,6 @@ def is_python_number(value: Any) -> bool:
   return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def _is_python_integer(value: Any) -> bool:
-  return isinstance(value, numbers.Integral) and not isinstance(value, bool)
-
-
 def check_number(
   name: str,
   value: Any,
@@ -46,6 +42,7 @@ def check_number(
 
 def _check_scalar(name: str, value: Any) -> None:
   """Raises unless a value is an array of one number, traced or not."""
+  kinds = jnp.floating, jnp.integer
   if isinstance(value, optax.GradientTransformation):
     msg = (
       f'{name} must be a number, got a gradient transformation. Methods come '
@@ -56,10 +53,7 @@ def _check_scalar(name: str, value: Any) -> None:
     msg = f'{name} must be a number, got {value!r}.'
   elif value.shape != ():
     msg = f'{name} must be one number, got an array of shape {value.shape}.'
-  elif not (
-    jnp.issubdtype(value.dtype, jnp.floating)
-    or jnp.issubdtype(value.dtype, jnp.integer)
-  ):
+  elif not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
     msg = f'{name} must be a real number, got an array of {value.dtype}.'
   else:
     return
@@ -103,7 +97,7 @@ def _check_static(name: str, value: Any, kind: str) -> None:
 def check_static_integer(name: str, value: Any, *, at_least: int = 1) -> None:
   """Raises unless a value is a Python integer in its range."""
   _check_static(name, value, 'integer')
-  if not _is_python_integer(value):
+  if not isinstance(value, numbers.Integral) or isinstance(value, bool):
     msg = f'{name} must be a Python integer, got {value!r}.'
     raise ValueError(msg)
   check_number(name, value, at_least=at_least)
@@ -120,7 +114,7 @@ def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
 
 def as_key(key: Any, name: str = 'key') -> jax.Array:
   """Returns a typed PRNG key from a typed key or an integer seed."""
-  if _is_python_integer(key):
+  if isinstance(key, numbers.Integral) and not isinstance(key, bool):
     return jax.random.key(int(key))
   if isinstance(key, jax.Array):
     if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
@@ -140,7 +134,7 @@ def as_key(key: Any, name: str = 'key') -> jax.Array:
 
 def check_key(key: Any, name: str = 'key') -> None:
   """Raises if a key is neither an integer seed nor a typed key."""
-  if not _is_python_integer(key):
+  if not isinstance(key, numbers.Integral) or isinstance(key, bool):
     as_key(key, name)
 
 
