@@ -71,25 +71,22 @@ def adaptive_sharpness(
   validation.check_choice('p', p, (2, np.inf))
   validation.check_static_integer('steps', steps)
   loss = MeanLoss(value_fn, args, batches)
-  perturbation = tree_math.zeros_like(params)
   start, grads = loss.value_and_grad(params)
-  best = last = float(start)
-  best_place = (perturbation, grads)
+  best = now = (float(start), tree_math.zeros_like(params), grads)
   length, rises = 2.0 * rho, 0
   for step in range(1, steps + 1):
+    last, perturbation, grads = now
     perturbation = _move(perturbation, grads, params, length, rho, p)
     value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
-    now = float(value)
-    rises += now > last
-    last = now
-    if now > best:
-      best, best_place = now, (perturbation, grads)
+    now = (float(value), perturbation, grads)
+    rises += now[0] > last
+    if now[0] > best[0]:
+      best = now
     if step % _CHECK_EVERY == 0:
       if rises < _ENOUGH_RISES:
-        length /= 2
-        (perturbation, grads), last = best_place, best
+        length, now = length / 2, best
       rises = 0
-  return best - float(start)
+  return best[0] - float(start)
 
 
 def average_adaptive_sharpness(
@@ -122,12 +119,10 @@ def average_adaptive_sharpness(
     seed: of the draws, an int.
 
   Returns:
-    The rise in the unit of the loss, which can be below 0; NaN where the loss
-    is.
+    The rise in the unit of the loss, of either sign; NaN where the loss is.
 
   References:
-    Andriushchenko et al., `ICML 2023 <https://arxiv.org/abs/2302.07011>`_; see
-    `adaptive_sharpness`.
+    Andriushchenko et al., `ICML 2023 <https://arxiv.org/abs/2302.07011>`_.
 
   >>> value = lambda x: jnp.sum(x**2)
   >>> rise = average_adaptive_sharpness(value, jnp.ones(10_000), 0.5, draws=5)
@@ -171,19 +166,14 @@ def _move(
 
 def _onto_ellipsoid(perturbation: Any, params: Any, rho: Any) -> Any:
   """Projects onto norm(e / abs(w)) <= rho, in the Euclidean metric."""
+  # Where w is 0, e is 0 too.
+  units = jax.tree.map(lambda w: jnp.where(w == 0, 1, w), params)
+  length = lambda e: tree_math.norm(jax.tree.map(jnp.divide, e, units))
 
   # The Karush-Kuhn-Tucker conditions leave one unknown number, lam.
   def projected(lam: Any) -> Any:
     factor = lambda w: w**2 / (w**2 + (2 * lam).astype(w.dtype))
-    return jax.tree.map(
-      lambda e, w: e * jnp.where(w == 0, 0, factor(w)), perturbation, params
-    )
-
-  def length(e: Any) -> jax.Array:
-    relative = lambda e, w: e / jnp.where(w == 0, 1, w)
-    return tree_math.norm(
-      jax.tree.map(lambda e, w: jnp.where(w == 0, 0, relative(e, w)), e, params)
-    )
+    return jax.tree.map(lambda e, w: e * factor(w), perturbation, units)
 
   # norm(e * w / (w^2 + 2 lam)) is at most norm(e * w) / (2 lam).
   scaled = tree_math.norm(jax.tree.map(jnp.multiply, perturbation, params))

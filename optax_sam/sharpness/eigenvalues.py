@@ -64,9 +64,7 @@ def top_eigenvalue(
   validation.check_number('tolerance', tolerance, above=0)
   validation.check_static_integer('max_iterations', max_iterations)
   loss = MeanLoss(value_fn, args, batches)
-  most = min(_VECTORS, tree_math.size(params))
-  found = _restarted(loss, params, 1, most, tolerance, max_iterations, seed)
-  return float(found[0])
+  return float(_arpack(loss, params, 1, tolerance, seed, max_iterations)[0])
 
 
 def top_eigenvalues(
@@ -123,15 +121,13 @@ def top_eigenvalues(
   loss = MeanLoss(value_fn, args, batches)
   if max_vectors is not None:
     validation.check_static_integer('max_vectors', max_vectors, at_least=k + 2)
-    most = min(max_vectors, size)
-    return _restarted(loss, params, k, most, tolerance, 1000, seed)
+    return _arpack(loss, params, k, tolerance, seed, vectors=max_vectors)
   start = optax.tree.random_like(jax.random.key(seed), params)
   steps = min(size, max(_FIRST_STEPS, 2 * k))
   while True:
-    values, basis, residual = lanczos(value_fn, params, loss, steps, start)
+    values, basis, residual = lanczos(loss, params, steps, start)
     if len(values) < steps:
-      vectors = min(max(_VECTORS, k + 2), size)
-      return _restarted(loss, params, k, vectors, tolerance, 1000, seed)
+      return _arpack(loss, params, k, tolerance, seed)
     values, last = values[::-1][:k], basis[-1][::-1][:k]
     errors = residual * np.abs(last)
     # All directions together leave no residual.
@@ -146,16 +142,16 @@ def top_eigenvalues(
     steps = min(2 * steps, size, _MOST_STEPS)
 
 
-def _restarted(
+def _arpack(
   loss: MeanLoss,
   params: optax.Params,
   k: int,
-  vectors: int,
   tolerance: float,
-  max_iterations: int,
   seed: int,
+  max_iterations: int = 1000,
+  vectors: int | None = None,
 ) -> np.ndarray:
-  """Returns the k largest eigenvalues by ARPACK in SciPy."""
+  """Returns the k largest eigenvalues by restarted iteration in SciPy."""
   from scipy.sparse import linalg
 
   flat, unravel = ravel_pytree(params)
@@ -176,17 +172,11 @@ def _restarted(
     return np.linalg.eigvalsh(np.stack(columns))[::-1][:k]
   operator: Any = linalg.LinearOperator
   hessian = operator((flat.size,) * 2, product, dtype=np.float64)
+  vectors = min(vectors or max(_VECTORS, k + 2), flat.size)
+  settings = {'v0': start, 'ncv': vectors, 'maxiter': max_iterations}
+  settings |= {'which': 'LA', 'tol': tolerance}
   try:
-    values = linalg.eigsh(
-      hessian,
-      k=k,
-      which='LA',
-      v0=start,
-      ncv=vectors,
-      tol=tolerance,
-      maxiter=max_iterations,
-      return_eigenvectors=False,
-    )
+    values = linalg.eigsh(hessian, k, return_eigenvectors=False, **settings)
   except linalg.ArpackNoConvergence as error:
     msg = (
       f'the top eigenvalue did not converge within max_iterations='

@@ -1,5 +1,6 @@
 """A loss, its gradient and its Hessian products, as the mean over batches."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,35 +12,31 @@ import optax
 ValueFn = Callable[..., jax.Array]
 
 
+@dataclasses.dataclass(frozen=True)
 class MeanLoss:
   """A loss with its derivatives, compiled once for all batches of a shape."""
 
-  def __init__(
-    self,
-    value_fn: ValueFn,
-    args: tuple[Any, ...] = (),
-    batches: Iterable[Any] | None = None,
-  ) -> None:
-    """Stores the arguments of a measure, without reading any batch."""
-    if isinstance(batches, Iterator):
+  value_fn: ValueFn
+  args: tuple[Any, ...] = ()
+  batches: Iterable[Any] | None = None
+
+  def __post_init__(self) -> None:
+    if isinstance(self.batches, Iterator):
       msg = (
         f'batches must be an iterable to go through again, such as a list, got '
-        f'{type(batches).__name__}: write batches=list(...)'
+        f'{type(self.batches).__name__}: write batches=list(...)'
       )
       raise ValueError(msg)
-    self._value_fn = value_fn
-    self._args = args
-    self._batches = batches
 
   def calls(self) -> Iterator[tuple[tuple[Any, ...], float]]:
     """Yields the arguments and the number of rows of every call."""
-    if self._batches is None:
-      yield self._args, 1.0
+    if self.batches is None:
+      yield self.args, 1.0
       return
     empty = True
-    for batch in self._batches:
+    for batch in self.batches:
       empty = False
-      yield (*self._args, batch), float(_num_rows(batch))
+      yield (*self.args, batch), float(_num_rows(batch))
     if empty:
       msg = 'batches must hold at least one batch, got none'
       raise ValueError(msg)
@@ -69,7 +66,7 @@ class MeanLoss:
   def _mean(self, measure: Callable[..., Any], params: Any, *more: Any) -> Any:
     mean, total_rows = None, 0.0
     for args, rows in self.calls():
-      found = measure(self._value_fn, params, args, *more)
+      found = measure(self.value_fn, params, args, *more)
       total_rows += rows
       mean = found if mean is None else _add(mean, found, rows / total_rows)
     return mean

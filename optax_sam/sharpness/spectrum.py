@@ -46,10 +46,8 @@ class Density(NamedTuple):
   def at(self, values: Any, variance: float | None = None) -> np.ndarray:
     """Returns the density, whose integral is 1, in the shape of `values`.
 
-    Args:
-      values: an array of points.
-      variance: of the Gaussians; None for 1e-5 times the range of the nodes or
-        1, whichever is larger.
+    `variance` is that of the Gaussians; None for 1e-5 times the larger of 1 and
+    the range of the nodes.
     """
     if variance is None:
       variance = _VARIANCE * max(1.0, float(np.ptp(self.nodes)))
@@ -139,23 +137,23 @@ def spectral_density(
 ) -> Density:
   """Returns the density of the Hessian's eigenvalues, by Lanczos quadrature.
 
-  From each of some random vectors of signs, Lanczos iteration with full
-  reorthogonalization by matfree gives a tridiagonal matrix. Its eigenvalues are
-  the nodes `t`, the squared first entries of its eigenvectors the weights `m`;
-  the density at `x` is the mean over probes of::
+  From a random vector of signs, matfree's Lanczos iteration with full
+  reorthogonalization gives a tridiagonal matrix. Its eigenvalues are the nodes
+  `t`, the squared first entries of its eigenvectors the weights `m`; the
+  density at `x` is the mean over such vectors (probes) of::
 
     sum_j m_j * Normal(x; mean t_j, variance sigma^2)
     sigma^2 = 1e-5 * max(1, largest - smallest node)
 
-  It needs `optax-sam[sharpness]`, and stores all batches and `steps` vectors of
-  the parameters' size on the device: 10 GB for 100 steps and 25 million
-  parameters.
+  All batches and `steps` vectors of the parameters' size are stored on the
+  device: 10 GB for 100 steps and 25 million parameters. Needs
+  `optax-sam[sharpness]`.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of P numbers in floating-point arrays.
     steps: of the iteration, in [1, P].
-    probes: number of random vectors, one after the other, at least 1.
+    probes: number of random vectors, at least 1.
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
     seed: of the vectors, an int.
@@ -182,7 +180,7 @@ def spectral_density(
   nodes, weights = [], []
   for probe in range(probes):
     start = _signs(jax.random.key(seed), probe, params)
-    values, basis, _ = lanczos(value_fn, params, loss, steps, start)
+    values, basis, _ = lanczos(loss, params, steps, start)
     if not len(values):  # the Hessian isn't finite
       values, basis = np.full(steps, np.nan), np.full((1, steps), np.nan)
     missing = (0, steps - len(values))
@@ -192,15 +190,15 @@ def spectral_density(
 
 
 def lanczos(
-  value_fn: Any, params: optax.Params, loss: MeanLoss, steps: int, start: Any
+  loss: MeanLoss, params: optax.Params, steps: int, start: Any
 ) -> tuple[np.ndarray, np.ndarray, float]:
   """Returns eigenvalues, eigenvectors and the residual of the small matrix.
 
-  There are fewer than `steps` if the start vector reaches no more, as with
-  equal eigenvalues, and none if the Hessian isn't finite.
+  There are fewer than `steps` if the Hessian has fewer distinct eigenvalues,
+  and none if it isn't finite.
   """
   calls = loss.stacked_calls()
-  found, residual = _tridiagonalize(value_fn, steps, params, calls, start)
+  found, residual = _tridiagonalize(loss.value_fn, steps, params, calls, start)
   matrix = np.asarray(found, np.float64)
   # Where no new direction is left, matfree divides by zero from there on.
   broken = np.argwhere(~np.isfinite(matrix))
