@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
+from optax_sam.engine.info import no_state
 from optax_sam.trees import tree_math
 
 
@@ -68,16 +69,7 @@ def always() -> Policy:
   >>> always().decide(None, always().init(None))[0]
   True
   """
-
-  def init(params: optax.Params) -> optax.EmptyState:
-    del params
-    return optax.EmptyState()
-
-  def decide(grads: optax.Updates, state: Any) -> tuple[bool, Any]:
-    del grads
-    return True, state
-
-  return Policy(init, decide, reads_gradient=False)
+  return Policy(no_state, lambda _, state: (True, state), reads_gradient=False)
 
 
 def every(period: int) -> Policy:

@@ -83,8 +83,7 @@ def async_sam(
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    accumulator_dtype: dtype of `last`, as bfloat16; None for float32 or wider.
-
+    accumulator_dtype: dtype of `last`, e.g. bfloat16; None: float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.

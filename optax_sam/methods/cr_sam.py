@@ -8,7 +8,8 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.descent import At, Descent, keep_clean, no_state
+from optax_sam.engine.descent import At, Descent, keep_clean
+from optax_sam.engine.info import no_state
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math

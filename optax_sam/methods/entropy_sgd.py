@@ -150,13 +150,10 @@ def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
 
   Args:
     params: the parameters; leaves that are not floating-point are from here.
-    opt_state: state of an optimizer with one `entropy_sgd`.
+    opt_state: state of an optimizer with exactly one `entropy_sgd` in it.
 
   Returns:
     A tree like `params`, in their dtypes.
-
-  Raises:
-    ValueError: if there is no `entropy_sgd` in the state, or more than one.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> state = optax_sam.entropy_sgd(key=0).init(jnp.float32(2.0))

@@ -7,12 +7,12 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
+from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import keep_random_tensors, scale_to_radius
 from optax_sam.engine.selection import (
   Selected,
   Selection,
-  _no_state,
   check_size,
   largest,
   num_examples,
@@ -48,7 +48,7 @@ def sharpest(size: float) -> Selection:
 
     return Selected(None, descent)
 
-  return Selection(_no_state, select)
+  return Selection(no_state, select)
 
 
 def esam(
@@ -72,14 +72,14 @@ def esam(
               with the largest d_i, for all leaves
 
   If no leaf is kept, `epsilon = 0`. Its length is `rho / beta`, 1.67 times
-  `rho` at 0.6; so it is in published numbers. Ties rank by position, as in
-  `k_sam`. Dropping leaves saves no time under XLA.
+  `rho` at 0.6; so it is in published numbers. Ranking is that of `k_sam`.
+  Dropping leaves saves no time under XLA.
 
   Differences from the authors' program: it takes the examples strictly above
   the k-th largest rise, so one fewer, and none if all are equal (`gamma=7` are
-  its 7 of 16). It perturbs all leaves at the first step, and fails if it keeps
-  none. Unverified: whether a fraction `beta` is kept or dropped, and the factor
-  of `rho`. Ports disagree on both, except at 0.5.
+  its 7 of 16). It perturbs all leaves at the first step, and fails if it
+  perturbs none. Unverified: whether a fraction `beta` is kept or dropped, and
+  the factor of `rho`. Ports disagree on both, except at 0.5.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step. The authors use

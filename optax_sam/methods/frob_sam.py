@@ -140,7 +140,7 @@ def _penalize(
   values: list[jax.Array],
   gradients: list[optax.Updates],
 ) -> tuple[jax.Array, optax.Updates]:
-  """Returns the mean loss, and the clean gradient with the penalty's."""
+  """Returns the mean loss, and the gradient with that of the penalty."""
   losses = tree_math.widen(jnp.stack(values))
   loss = jnp.mean(losses)
   radius = jnp.asarray(radius, losses.dtype)

@@ -12,9 +12,9 @@ from optax_sam.engine.descent import (
   At,
   Descent,
   keep_clean,
-  no_state,
   orthogonal_part,
 )
+from optax_sam.engine.info import no_state
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math

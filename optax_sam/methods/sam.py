@@ -34,9 +34,9 @@ def ascend_repeatedly(
 
   With gradients `[1, 0]`, then `[0, 1]`:
 
-  >>> piece = ascend_repeatedly(0.5, 2)
+  >>> ascend = ascend_repeatedly(0.5, 2)
   >>> g, grad_fn = jnp.array([1.0, 0.0]), lambda delta: jnp.array([0.0, 1.0])
-  >>> epsilon, _ = piece.update(g, piece.init(g), ascent_grad_fn=grad_fn)
+  >>> epsilon, _ = ascend.update(g, ascend.init(g), ascent_grad_fn=grad_fn)
   >>> [round(x, 3) for x in epsilon.tolist()]  # [0.5, 0.5], projected
   [0.354, 0.354]
   """

@@ -7,12 +7,12 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
+from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import (
   Selected,
   Selection,
-  _no_state,
   check_size,
   num_examples,
 )
@@ -47,7 +47,7 @@ def random_subset(
 
   def init(params: optax.Params) -> RandomSubsetState | optax.EmptyState:
     if key is None:
-      return _no_state(params)
+      return no_state(params)
     return RandomSubsetState(validation.as_key(key))
 
   def select(

@@ -21,7 +21,7 @@ def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
   It returns the `f` of `optax_sam.z_sharp`, or `g` if nothing is left.
   Distances are compared in float32. At a tie with the quantile no entry is
   left, as with a sort. A leaf that is not finite is unchanged, so its norm
-  shows it. Place it before a piece that scales to a radius.
+  shows it. Place it before a component that scales to a radius.
 
   Args:
     quantile: fraction of a leaf's entries to zero, a Python number in [0, 1).

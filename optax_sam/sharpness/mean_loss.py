@@ -1,5 +1,6 @@
-"""The loss that is measured: of one call, or the mean over batches."""
+"""A loss, its gradient and its Hessian products, as the mean over batches."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -11,106 +12,64 @@ import optax
 ValueFn = Callable[..., jax.Array]
 
 
+@dataclasses.dataclass(frozen=True)
 class MeanLoss:
   """A loss with its derivatives, compiled once for all batches of a shape."""
 
-  def __init__(
-    self,
-    value_fn: ValueFn,
-    args: tuple[Any, ...] = (),
-    batches: Iterable[Any] | None = None,
-  ) -> None:
-    """Holds the data without reading any.
+  value_fn: ValueFn
+  args: tuple[Any, ...] = ()
+  batches: Iterable[Any] | None = None
 
-    Args:
-      value_fn: from the parameters, `args` and a batch to a scalar loss.
-      args: arrays that are the same for all batches.
-      batches: pytrees whose leaves have one row an example; None for none.
-
-    Raises:
-      ValueError: if the batches can be gone through but once.
-    """
-    if isinstance(batches, Iterator):
+  def __post_init__(self) -> None:
+    if isinstance(self.batches, Iterator):
       msg = (
-        f'batches must be what can be gone through again, such as a list, got '
-        f'{type(batches).__name__}: write batches=list(...)'
+        f'batches must be an iterable to go through again, such as a list, got '
+        f'{type(self.batches).__name__}: write batches=list(...)'
       )
       raise ValueError(msg)
-    self._value_fn = value_fn
-    self._args = args
-    self._batches = batches
 
   def calls(self) -> Iterator[tuple[tuple[Any, ...], float]]:
-    """Yields the arguments of every call, and how many rows it counts for.
-
-    Raises:
-      ValueError: if there is no batch, or one without rows.
-    """
-    if self._batches is None:
-      yield self._args, 1.0
+    """Yields the arguments and the number of rows of every call."""
+    if self.batches is None:
+      yield self.args, 1.0
       return
     empty = True
-    for batch in self._batches:
+    for batch in self.batches:
       empty = False
-      yield (*self._args, batch), float(_num_rows(batch))
+      yield (*self.args, batch), float(_num_rows(batch))
     if empty:
       msg = 'batches must hold at least one batch, got none'
       raise ValueError(msg)
 
-  def each(self) -> Iterator[tuple['MeanLoss', float]]:
-    """Yields the loss of every batch alone, and its number of rows."""
-    for args, rows in self.calls():
-      yield MeanLoss(self._value_fn, args), rows
-
-  def stacked(self) -> tuple[ValueFn, list[Any], list[jax.Array]]:
-    """Returns all calls, those of one shape as one, and their rows.
-
-    Returns:
-      The function; its arguments, of each shape with a first axis for the
-      calls; and, alike, for how many rows each counts.
-    """
-    groups: dict[Any, list[tuple[Any, float]]] = {}
-    for args, rows in self.calls():
-      shapes = [
-        (jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args)
-      ]
-      kind = (jax.tree.structure(args), tuple(shapes))
-      groups.setdefault(kind, []).append((args, rows))
-    calls, counts = [], []
-    for group in groups.values():
-      together = zip(*(args for args, _ in group), strict=True)
-      calls.append(
-        tuple(
-          jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
-          for each in together
-        )
-      )
-      counts.append(jnp.asarray([rows for _, rows in group]))
-    return self._value_fn, calls, counts
+  def stacked_calls(self) -> list[tuple[Any, jax.Array]]:
+    """Returns all calls, those of one shape stacked along a first axis."""
+    groups: dict[Any, list[Any]] = {}
+    for call in self.calls():
+      leaves, structure = jax.tree.flatten(call)
+      shapes = [(jnp.shape(x), jnp.result_type(x)) for x in leaves]
+      groups.setdefault((structure, *shapes), []).append(call)
+    stack = lambda *leaves: jnp.stack(leaves)
+    return [jax.tree.map(stack, *group) for group in groups.values()]
 
   def value(self, params: optax.Params) -> jax.Array:
     """Returns the loss."""
-    return self._mean(lambda args: _value(self._value_fn, params, args))
+    return self._mean(_value, params)
 
   def value_and_grad(self, params: optax.Params) -> tuple[jax.Array, Any]:
     """Returns the loss and its gradient."""
-    return self._mean(
-      lambda args: _value_and_grad(self._value_fn, params, args)
-    )
+    return self._mean(_value_and_grad, params)
 
   def hessian_product(self, params: optax.Params, tangent: Any) -> Any:
     """Returns the Hessian times a vector, both like the parameters."""
-    return self._mean(
-      lambda args: hessian_product(self._value_fn, params, args, tangent)
-    )
+    return self._mean(hessian_product, params, tangent)
 
-  def _mean(self, measure: Callable[[Any], Any]) -> Any:
-    total, total_rows = None, 0.0
+  def _mean(self, measure: Callable[..., Any], params: Any, *more: Any) -> Any:
+    mean, total_rows = None, 0.0
     for args, rows in self.calls():
-      found = measure(args)
+      found = measure(self.value_fn, params, args, *more)
       total_rows += rows
-      total = found if total is None else _add(total, found, rows / total_rows)
-    return total
+      mean = found if mean is None else _add(mean, found, rows / total_rows)
+    return mean
 
 
 def _num_rows(batch: Any) -> int:
@@ -130,10 +89,7 @@ def hessian_product(
   value_fn: ValueFn, params: optax.Params, args: Any, tangent: Any
 ) -> Any:
   """Returns the Hessian times a vector, forward over reverse."""
-
-  def gradient(params: optax.Params) -> optax.Updates:
-    return jax.grad(value_fn)(params, *args)
-
+  gradient = lambda params: jax.grad(value_fn)(params, *args)
   return jax.jvp(gradient, (params,), (tangent,))[1]
 
 
@@ -143,15 +99,13 @@ def _value(value_fn: ValueFn, params: optax.Params, args: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _value_and_grad(
-  value_fn: ValueFn, params: optax.Params, args: Any
-) -> tuple[jax.Array, optax.Updates]:
+def _value_and_grad(value_fn: ValueFn, params: optax.Params, args: Any) -> Any:
   return jax.value_and_grad(value_fn)(params, *args)
 
 
 @jax.jit
 def _add(mean: Any, found: Any, weight: Any) -> Any:
-  """A running mean, so that nothing grows with the number of rows."""
+  """Updates a running mean, which doesn't grow with the number of rows."""
   return jax.tree.map(
     lambda m, f: m + jnp.asarray(weight, m.dtype) * (f - m), mean, found
   )
