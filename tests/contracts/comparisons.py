@@ -48,9 +48,13 @@ def without_keys(tree):
 def types(tree: Any) -> Any:
   """Returns a tree with the dtype, shape and weakness of every leaf."""
   return jax.tree.map(
-    lambda leaf: (leaf.dtype, leaf.shape, getattr(leaf, 'weak_type', False)),
-    tree,
+    lambda leaf: (leaf.dtype, leaf.shape, is_weak(leaf)), tree
   )
+
+
+def is_weak(leaf: Any) -> bool:
+  """Whether an array is weakly typed; keys never are."""
+  return getattr(leaf, 'weak_type', False)
 
 
 def all_finite(tree: Any) -> bool:

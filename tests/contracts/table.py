@@ -173,9 +173,12 @@ class Row:
 
   def own(self, opt_state: Any) -> Any:
     """Returns the same without injected numbers, and without the base."""
-    part = self.part(opt_state)
-    part = getattr(part, 'inner_state', part)
-    return part._replace(base=()) if self.place == 'wraps' else part
+    return self.of_method(self.part(opt_state))
+
+  def of_method(self, state: Any) -> Any:
+    """Returns the state of the method alone, likewise."""
+    state = getattr(state, 'inner_state', state)
+    return state._replace(base=()) if self.place == 'wraps' else state
 
   def of_base(self, opt_state: Any) -> Any:
     """Returns the state of the base optimizer."""
@@ -258,11 +261,12 @@ def coupled_gsam(
 
 
 def variant(
-  of: str, words: str, factory: Any = None, **changes: Any
+  of: str, words: str, factory: Any = None, needs: str = '', **changes: Any
 ) -> dict[str, Row]:
   """Returns the row of a method at other settings, by its name."""
-  name = f'{of} {words}'
-  return {name: Row(name, METHODS[of].method, changes, factory)}
+  name, method = f'{of} {words}', METHODS[of].method
+  method = dataclasses.replace(method, needs=needs or method.needs)
+  return {name: Row(name, method, changes, factory)}
 
 
 def composition(factory: Callable[..., Any], like: str) -> dict[str, Row]:
@@ -294,7 +298,7 @@ VARIANTS = {
   **variant('sparse_sam_fisher', '1:2', pattern='1:2'),
   **variant('esam', 'of a number', gamma=3),
   **variant('subset_sam', 'of the first rows', fraction=3, key=None),
-  **variant('lpf_sgd', 'of one part', micro_batches=1),
+  **variant('lpf_sgd', 'of one part', needs='value_fn', micro_batches=1),
   **composition(unpublished, 'sam'),
   **composition(everything, 'k_sam'),
 }

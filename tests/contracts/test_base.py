@@ -67,7 +67,9 @@ def test_a_gradient_that_is_not_finite_leaves_the_statistics(name, bad):
       assert comparisons.all_finite(later)
 
 
-@table.every_kind(lambda row: row.place == 'chain' and row.method.needs == 'value_fn')
+@table.every_kind(
+  lambda row: row.place == 'chain' and row.method.needs == 'value_fn'
+)
 def test_one_infinite_entry_of_the_clean_gradient_alone(name):
   """With a finite second gradient, as behind a loss scale."""
   tx, params = table.ROWS[name].alone(), training.params()
@@ -87,9 +89,7 @@ def test_one_infinite_entry_of_the_clean_gradient_alone(name):
     )
     is_read = not comparisons.are_equal(by_good, by_double)
     is_left = comparisons.are_equal(by_bad, _statistics(before))
-    assert is_left or (
-      not is_read and comparisons.are_equal(by_bad, by_good)
-    )
+    assert is_left or (not is_read and comparisons.are_equal(by_bad, by_good))
 
 
 def _statistics(state):

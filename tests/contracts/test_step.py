@@ -7,7 +7,6 @@ import optax
 from tests.contracts import comparisons, table, training
 
 
-
 @table.every_row()
 def test_one_program_serves_all_steps_and_leaves_all_types(name):
   program = training.program(name)

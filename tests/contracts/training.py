@@ -77,7 +77,6 @@ def training_step(
   tx: optax.GradientTransformation, losses: Callable[..., Any] = losses
 ) -> Callable[..., tuple[optax.Params, optax.OptState]]:
   """Returns the one training step that serves every method."""
-  tx = optax.with_extra_args_support(tx)
 
   def step(
     params: optax.Params, opt_state: optax.OptState, batch: Any
@@ -144,7 +143,7 @@ def neutral(name: str) -> Program:
 @functools.cache
 def of_base() -> Program:
   """Returns that of the base optimizer alone."""
-  return compiled(table.base())
+  return compiled(optax.with_extra_args_support(table.base()))
 
 
 @functools.cache
