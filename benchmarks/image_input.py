@@ -15,7 +15,8 @@ import sklearn.datasets
 import tyro
 from PIL import Image
 
-from optax_sam.train import imagenet, machine
+from optax_sam.train.data import imagenet
+from optax_sam.train.reports import machine
 
 _CLASSES = 4
 

@@ -13,8 +13,10 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from benchmarks import hlo, pod_steps
-from optax_sam.train import config as config_lib
-from optax_sam.train import imagenet, models, task
+from optax_sam.train import models
+from optax_sam.train.config import configs
+from optax_sam.train.data import imagenet
+from optax_sam.train.loop import task
 
 _RECIPES = pathlib.Path(__file__).parents[1] / 'recipes' / 'imagenet'
 # The recipe that a model's other methods differ from in the method alone.
@@ -64,7 +66,7 @@ class Images:
   test_examples = 50_000
   skipped = 0
 
-  def __init__(self, config: config_lib.TrainConfig) -> None:
+  def __init__(self, config: configs.TrainConfig) -> None:
     """Takes sizes and dtype from the flags of a run."""
     self.batch_size = config.batch_size
     self._side = config.image_size
@@ -83,7 +85,7 @@ class Images:
     return imagenet.normalize(values, self._dtype)
 
 
-def recipe(model: str, method: str) -> config_lib.TrainConfig:
+def recipe(model: str, method: str) -> configs.TrainConfig:
   """Returns the flags of the published recipe, or of the base with a method."""
   base = _read(BASE_RECIPES[model])
   path = _RECIPES / f'{model}_{method}.json'
@@ -95,14 +97,14 @@ def recipe(model: str, method: str) -> config_lib.TrainConfig:
   return dataclasses.replace(config, steps=steps, epochs=None)
 
 
-def _read(name: str) -> config_lib.TrainConfig:
+def _read(name: str) -> configs.TrainConfig:
   content = json.loads((_RECIPES / f'{name}.json').read_text(encoding='utf-8'))
   del content['about']
   flags: list[str] = []
   for key, value in content.items():
     for one in value if isinstance(value, list) else [value]:
       flags += [f'--{key}', str(one)]
-  return tyro.cli(config_lib.TrainConfig, args=flags)
+  return tyro.cli(configs.TrainConfig, args=flags)
 
 
 def build(model: str, row: str, mesh: Mesh) -> pod_steps.Program:

@@ -11,10 +11,15 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from optax_sam.train import config as config_lib
-from optax_sam.train import loop, methods, optimizers, step, task
+from optax_sam.train.config import configs
+from optax_sam.train.loop import task, train_step
+from optax_sam.train.loop.trainer import Trainer
+from optax_sam.train.optimizers import build, registry
+from optax_sam.train.optimizers.base_optimizer import base_optimizer
 
-Step = Callable[[step.TrainingState, Any], tuple[step.TrainingState, Any]]
+Step = Callable[
+  [train_step.TrainingState, Any], tuple[train_step.TrainingState, Any]
+]
 
 AXIS = 'data'
 
@@ -32,7 +37,7 @@ class Program:
     batch: shapes of the global batch.
   """
 
-  step: Step
+  train_step: Step
   state: Any
   batch: Any
 
@@ -61,7 +66,7 @@ def parse_row(row: str) -> tuple[str, bool | None]:
 
 def of_task(
   problem: task.Task,
-  config: config_lib.TrainConfig,
+  config: configs.TrainConfig,
   mesh: Mesh,
   *,
   sync_ascent: bool | None = None,
@@ -76,15 +81,15 @@ def of_task(
       trainer's own step.
   """
   settings = _settings(config)
-  trainer = loop.Trainer(config, problem, config.method, settings)
+  trainer = Trainer(config, problem, config.method, settings)
   state = jax.eval_shape(lambda: trainer.start(0).state)
   if sync_ascent is None:
     name = config.method
-    taken = step.in_one_program(
+    taken = train_step.in_one_program(
       problem,
       trainer.optimizer(seed=0),
-      uses_gradient=methods.uses_gradient(name),
-      takes_single_examples=methods.takes_single_examples(name),
+      uses_gradient=build.uses_gradient(name),
+      takes_single_examples=build.takes_single_examples(name),
       ema_decay=config.ema_decay,
       sharding=NamedSharding(mesh, P()),
       rows=NamedSharding(mesh, P('data')),
@@ -99,27 +104,27 @@ def of_task(
   return Program(taken, state, batch)
 
 
-def _settings(config: config_lib.TrainConfig) -> dict[str, Any]:
+def _settings(config: configs.TrainConfig) -> dict[str, Any]:
   name = config.method
-  if name not in methods.METHODS:
+  if name not in registry.METHODS:
     return {}
-  given = methods.parse_settings(config.set, [name])[name]
+  given = build.parse_settings(config.set, [name])[name]
   given = {**_SETTINGS.get(name, {}), **given}
-  return methods.complete_settings(name, given, config.rho)
+  return build.complete_settings(name, given, config.rho)
 
 
 def _on_axis(
   name: str,
   settings: dict[str, Any],
-  config: config_lib.TrainConfig,
+  config: configs.TrainConfig,
   sync_ascent: bool,
 ) -> optax.GradientTransformation:
   """Returns an optimizer that averages over the axis itself."""
-  if name not in methods.METHODS:
+  if name not in registry.METHODS:
     average = optax.stateless(lambda grads, _: jax.lax.pmean(grads, AXIS))
-    return optax.chain(average, optimizers.base_optimizer(config))
+    return optax.chain(average, base_optimizer(config))
   how = {'axis_name': AXIS, 'sync_ascent': sync_ascent}
-  return methods.build(name, {**settings, **how}, config, seed=0)
+  return build.optimizer(name, {**settings, **how}, config, seed=0)
 
 
 def _in_shard_map(
@@ -136,7 +141,7 @@ def _in_shard_map(
     found, statistics = problem.losses(params, statistics, batch, key)
     return jnp.mean(found), (found, statistics)
 
-  def local(state: step.TrainingState, batch: Any) -> Any:
+  def local(state: train_step.TrainingState, batch: Any) -> Any:
     varying = functools.partial(jax.lax.pcast, axis_name=AXIS, to='varying')
     params, statistics = jax.tree.map(varying, (state.params, state.statistics))
     key = jax.random.fold_in(state.key, state.step)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from optax_sam.train import machine
+from optax_sam.train.reports import machine
 
 
 @dataclasses.dataclass(frozen=True)

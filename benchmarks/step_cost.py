@@ -19,9 +19,11 @@ import optax
 import tyro
 
 import optax_sam
-from optax_sam.train import data, inputs, machine, models
-from optax_sam.train import step as step_lib
-from optax_sam.train.task import Task
+from optax_sam.train import models
+from optax_sam.train.data import datasets, inputs
+from optax_sam.train.loop import train_step
+from optax_sam.train.loop.task import Task
+from optax_sam.train.reports import machine
 
 _CLASSES = 10
 _IMAGE = (8, 8, 1)
@@ -43,7 +45,7 @@ class Row:
 
   name: str
   method: optax.GradientTransformation
-  build: Callable[..., step_lib.Step] = step_lib.in_one_program
+  build: Callable[..., train_step.Step] = train_step.in_one_program
   share: float | None = None
 
 
@@ -57,9 +59,9 @@ def _ae_sam(threshold: float) -> optax.GradientTransformation:
     )
 
 
-def _waited_for(*given, **settings) -> step_lib.Step:
+def _waited_for(*given, **settings) -> train_step.Step:
   """Returns a step in one program that Python waits for before the next."""
-  step = step_lib.in_one_program(*given, **settings)
+  step = train_step.in_one_program(*given, **settings)
 
   def waited_for(state, batch):
     state, metrics = step(state, batch)
@@ -71,9 +73,9 @@ def _waited_for(*given, **settings) -> step_lib.Step:
 
 def rows() -> list[Row]:
   """Returns what is measured, SGD first."""
-  host = step_lib.branching_on_host
+  host = train_step.branching_on_host
   without_gradient = functools.partial(
-    step_lib.in_one_program, uses_gradient=False
+    train_step.in_one_program, uses_gradient=False
   )
   third = 1 / 3
   steps = {'total_steps': _TOTAL_STEPS}
@@ -109,7 +111,7 @@ class Runner:
     seconds: time per step of every round that counts.
   """
 
-  def __init__(self, row: Row, task: Task, batches: list[data.Batch]):
+  def __init__(self, row: Row, task: Task, batches: list[datasets.Batch]):
     """Compiles nothing yet: the first round does."""
     base = optax.chain(
       optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9)
@@ -120,7 +122,7 @@ class Runner:
     optimizer = optax.chain(row.method, base)
     self._step = row.build(task, optimizer)
     params, statistics = task.init(jax.random.key(0))
-    self._state = step_lib.TrainingState(
+    self._state = train_step.TrainingState(
       step=jax.numpy.zeros((), int),
       params=params,
       statistics=statistics,
@@ -150,14 +152,14 @@ class Runner:
 
 def _task(
   batch_size: int, num_batches: int, convolve: Callable[..., jax.Array]
-) -> tuple[Task, list[data.Batch]]:
+) -> tuple[Task, list[datasets.Batch]]:
   random = np.random.default_rng(0)
   count = batch_size * num_batches
   examples = {
     'inputs': random.normal(size=(count, *_IMAGE)).astype(np.float32),
     'labels': random.integers(_CLASSES, size=count).astype(np.int32),
   }
-  dataset = data.Dataset(examples, examples, _CLASSES)
+  dataset = datasets.Dataset(examples, examples, _CLASSES)
   batches = [
     {
       name: jax.device_put(values[i * batch_size : (i + 1) * batch_size])

@@ -89,11 +89,11 @@ def measure(row: str, devices: int, model: Any, examples: int) -> Entry:
   import numpy as np
 
   from benchmarks import pod_programs, pod_steps
-  from optax_sam.train import config as config_lib
-  from optax_sam.train import task
+  from optax_sam.train.config import configs
+  from optax_sam.train.loop import task
 
   name, local = pod_steps.parse_row(row)
-  config = config_lib.TrainConfig(
+  config = configs.TrainConfig(
     model=model, method=name, batch_size=devices * examples
   )
   mesh = jax.sharding.Mesh(

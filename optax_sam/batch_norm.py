@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam import masking, numerics
+from optax_sam.engine import partition
+from optax_sam.trees import tree_math
 
 Variables = Mapping[str, Any]
 
@@ -102,17 +103,17 @@ def reestimate_batch_norm(
     )
     raise ValueError(msg)
   kept = {name: variables[name] for name in names}
-  floats = jax.tree.map(numerics.is_float, kept)
-  run = lambda statistics, batch: masking.keep(
-    floats, changed(variables, masking.fill(floats, statistics, kept), batch)
+  floats = jax.tree.map(tree_math.is_float, kept)
+  run = lambda statistics, batch: partition.keep(
+    floats, changed(variables, partition.fill(floats, statistics, kept), batch)
   )
-  old = masking.keep(floats, kept)
+  old = partition.keep(floats, kept)
   momenta = _momenta(lambda statistics: run(statistics, first), old)
 
   zeros = jax.tree.map(
     lambda leaf, m: leaf if m == _FROZEN else jnp.zeros_like(leaf), old, momenta
   )
-  mean = numerics.zeros_like(zeros)
+  mean = tree_math.zeros_like(zeros)
   for count, batch in enumerate(itertools.chain([first], batches), start=1):
     mean = _add(mean, run(zeros, batch), count)
 
@@ -122,7 +123,7 @@ def reestimate_batch_norm(
     return (mean / (1 - momentum)).astype(leaf.dtype)
 
   found = jax.tree.map(scale, old, mean, momenta)
-  return {**variables, **masking.fill(floats, found, kept)}
+  return {**variables, **partition.fill(floats, found, kept)}
 
 
 # The function is a part of what programs are known by, so that another
@@ -162,7 +163,7 @@ def _momenta(run: Callable[[Any], Any], statistics: Any) -> Any:
     if max(abs(share), abs(highest)) <= _NOTHING:
       return 0.0
     if not (0 <= share < 1 and share == highest):
-      name = '/'.join(masking.path_parts(path))
+      name = '/'.join(partition.path_parts(path))
       msg = (
         f'apply_fn must return running statistics only, got {name}, which is '
         f'no running mean: leave its collection out of mutable=.'

@@ -14,7 +14,7 @@ from flax import nnx
 from flax.training import train_state
 
 from optax_sam.batch_norm import reestimate_batch_norm
-from optax_sam.objective import GradFn, PerExampleValueFn, ValueFn
+from optax_sam.engine.loss_view import GradFn, PerExampleValueFn, ValueFn
 
 __all__ = [
   'TrainState',

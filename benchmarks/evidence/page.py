@@ -10,7 +10,7 @@ from benchmarks.evidence.claims import Claim, Comparison, Expected
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Runs
 from benchmarks.evidence.variants import BASE, VARIANTS
-from optax_sam.train import machine, paired
+from optax_sam.train.reports import machine, paired
 
 _MEASURES = {
   'test_accuracy': ('test accuracy, points', 100.0, 2),

@@ -11,7 +11,7 @@ from matplotlib import figure
 from benchmarks.evidence import claims
 from benchmarks.evidence.runs import Runs
 from benchmarks.evidence.variants import BASE, VARIANTS
-from optax_sam.train import paired
+from optax_sam.train.reports import paired
 
 _PLAIN = '0.3'
 _NEAR = 0.09

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam.train import data, models
+from optax_sam.train import models
+from optax_sam.train.data import datasets
 
 _MOMENTUM = 0.9
 _MOST_VALIDATING = 1000
@@ -116,13 +117,13 @@ PROBLEMS = {
 
 
 @functools.cache
-def load(name: str) -> data.Dataset:
+def load(name: str) -> datasets.Dataset:
   """Returns all examples of a dataset."""
-  return data.load(name)
+  return datasets.load(name)
 
 
 def draw(
-  key: jax.Array, pool: data.Batch, problem: Problem, classes: int
+  key: jax.Array, pool: datasets.Batch, problem: Problem, classes: int
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
   """Returns training and validation examples, drawn without replacement."""
   order_key, noise_key = jax.random.split(key)

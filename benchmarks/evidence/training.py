@@ -12,7 +12,7 @@ import optax_sam
 from benchmarks.evidence import problems
 from benchmarks.evidence.variants import Variant
 from optax_sam import sharpness
-from optax_sam.train import data
+from optax_sam.train.data import datasets
 
 # Of the sharpness that every run is judged by, whatever radius it used.
 _MEASURED_RHO = 0.05
@@ -127,7 +127,7 @@ def _train(
   seed: jax.Array,
   learning_rate: jax.Array,
   rho: jax.Array,
-  pool: data.Batch,
+  pool: datasets.Batch,
 ) -> Trained:
   keys = jax.random.split(jax.random.key(seed), 5)
   draw_key, init_key, order_key, dropout_key, method_key = keys

@@ -16,7 +16,7 @@ from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Run, Runs
 from benchmarks.evidence.training import Trainer
 from benchmarks.evidence.variants import VARIANTS
-from optax_sam.train import machine
+from optax_sam.train.reports import machine
 
 # Far from the seeds that are compared.
 _FIRST_TUNING_SEED = 1000

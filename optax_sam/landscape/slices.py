@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from optax_sam import validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam.sharpness.mean_loss import MeanLoss
 
 _FILTER_STABILIZER = 1e-10
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss
+from optax_sam.trees import tree_math
 
 _CHECK_EVERY = 5  # steps
 _ENOUGH_RISES = 4  # of them, or else the step length is halved
@@ -76,14 +77,14 @@ def adaptive_sharpness(
   validation.check_static_integer('steps', steps)
   loss = MeanLoss(value_fn, args, batches)
   move = functools.partial(_move, by_sign=bool(np.isinf(p)))
-  perturbation = numerics.zeros_like(params)
+  perturbation = tree_math.zeros_like(params)
   start, grads = loss.value_and_grad(params)
   best = last = float(start)
   best_place = (perturbation, grads)
   length, rises = 2.0 * rho, 0
   for step in range(1, steps + 1):
     perturbation = move(perturbation, grads, params, length, rho)
-    value, grads = loss.value_and_grad(numerics.add(params, perturbation))
+    value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
     now = float(value)
     rises += now > last
     last = now
@@ -183,7 +184,7 @@ def _move(
       return jnp.clip(moved, -limit, limit)
 
     return jax.tree.map(clipped, perturbation, grads, params)
-  direction = numerics.scale_to(length, grads)
+  direction = tree_math.scale_to(length, grads)
   moved = jax.tree.map(
     lambda e, h, w: e + jnp.abs(w) * h, perturbation, direction, params
   )
@@ -209,11 +210,13 @@ def _onto_ellipsoid(perturbation: Any, params: Any, rho: Any) -> Any:
     relative = jax.tree.map(
       lambda e, w: jnp.where(w == 0, 0, e / jnp.where(w == 0, 1, w)), e, params
     )
-    return numerics.norm(relative)
+    return tree_math.norm(relative)
 
   scaled = jax.tree.map(lambda e, w: e * w, perturbation, params)
   # norm(e * w / (w^2 + 2 lam)) is at most norm(e * w) / (2 lam).
-  highest = numerics.norm(scaled) / (2 * jnp.maximum(rho, numerics.STABILIZER))
+  highest = tree_math.norm(scaled) / (
+    2 * jnp.maximum(rho, tree_math.STABILIZER)
+  )
 
   def halve(_: Any, bounds: tuple[Any, Any]) -> tuple[Any, Any]:
     low, high = bounds

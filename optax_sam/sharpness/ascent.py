@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss
+from optax_sam.trees import tree_math
 
 _STEP_LENGTH = 0.1  # of an ascent step, in units of the radius
 
@@ -100,26 +101,26 @@ def _rise(
 ) -> jax.Array:
   start, at_start = loss.value_and_grad(params)
   if steps == 1:
-    there = numerics.add(params, numerics.scale_to(rho, at_start))
+    there = tree_math.add(params, tree_math.scale_to(rho, at_start))
     return loss.value(there) - start
   rises = []
   for ascent in range(restarts + 1):
-    perturbation, grads = numerics.zeros_like(params), at_start
+    perturbation, grads = tree_math.zeros_like(params), at_start
     if ascent:
       key = jax.random.fold_in(jax.random.key(seed), ascent)
       perturbation = _on_sphere(key, params, rho)
-      value, grads = loss.value_and_grad(numerics.add(params, perturbation))
+      value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
       rises.append(value - start)
     for _ in range(steps):
       perturbation = _climb(perturbation, grads, rho)
-      value, grads = loss.value_and_grad(numerics.add(params, perturbation))
+      value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
       rises.append(value - start)
   return jnp.max(jnp.stack(rises))
 
 
 @jax.jit
 def _on_sphere(key: jax.Array, params: optax.Params, rho: Any) -> Any:
-  return numerics.scale_to(
+  return tree_math.scale_to(
     rho, optax.tree.random_like(key, params, jax.random.normal)
   )
 
@@ -129,9 +130,9 @@ def _climb(
   perturbation: optax.Updates, grads: optax.Updates, rho: Any
 ) -> optax.Updates:
   """One ascent step, projected onto the ball."""
-  moved = numerics.add(
-    perturbation, numerics.scale_to(_STEP_LENGTH * rho, grads)
+  moved = tree_math.add(
+    perturbation, tree_math.scale_to(_STEP_LENGTH * rho, grads)
   )
-  length = numerics.norm(moved)
-  inside = jnp.minimum(1.0, rho / jnp.maximum(length, numerics.STABILIZER))
+  length = tree_math.norm(moved)
+  inside = jnp.minimum(1.0, rho / jnp.maximum(length, tree_math.STABILIZER))
   return jax.tree.map(lambda leaf: leaf * inside.astype(leaf.dtype), moved)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss
+from optax_sam.trees import tree_math
 
 _LARGE = 10**7  # parameters, above which SciPy's float64 copies are too many
 _SIGN_STEP = 0.2  # of a step of sign ascent, in units of the box
@@ -69,7 +70,7 @@ def epsilon_sharpness(
   validation.check_choice('optimizer', optimizer, choices)
   loss = MeanLoss(value_fn, args, batches)
   if optimizer == 'auto':
-    optimizer = 'l-bfgs-b' if numerics.size(params) < _LARGE else 'sign'
+    optimizer = 'l-bfgs-b' if tree_math.size(params) < _LARGE else 'sign'
   search = _by_bfgs if optimizer == 'l-bfgs-b' else _by_sign
   start = float(loss.value(params))
   highest = search(loss, params, epsilon, iterations)

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss
 from optax_sam.sharpness.spectrum import lanczos
+from optax_sam.trees import tree_math
 
 _FIRST_STEPS = 32
 _MOST_STEPS = 512
@@ -67,7 +68,7 @@ def top_eigenvalue(
   validation.check_number('tolerance', tolerance, above=0)
   validation.check_static_integer('max_iterations', max_iterations)
   loss = MeanLoss(value_fn, args, batches)
-  most = min(_VECTORS, numerics.size(params))
+  most = min(_VECTORS, tree_math.size(params))
   found = _restarted(loss, params, 1, most, tolerance, max_iterations, seed)
   return float(found[0])
 
@@ -125,7 +126,7 @@ def top_eigenvalues(
   >>> top_eigenvalues(value, jnp.ones(3), 2).round(4).tolist()
   [4.0, 2.0]
   """
-  size = numerics.size(params)
+  size = tree_math.size(params)
   validation.check_static_integer('k', k)
   if k > size:
     msg = f'k must be at most the number of parameters, {size}, got {k}'

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss, hessian_product
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss, hessian_product
+from optax_sam.trees import tree_math
 
 _VARIANCE = 1e-5  # of the density's Gaussians, in units of the range
 
@@ -114,12 +115,12 @@ def hessian_trace(
     validation.check_static_integer('probes', probes)
   loss = MeanLoss(value_fn, args, batches)
   if probes is None:
-    vectors = (_axis(i, params) for i in range(numerics.size(params)))
+    vectors = (_axis(i, params) for i in range(tree_math.size(params)))
   else:
     keys = (jax.random.fold_in(jax.random.key(seed), i) for i in range(probes))
     vectors = (_signs(key, params) for key in keys)
   products = [
-    numerics.dot(vector, loss.hessian_product(params, vector))
+    tree_math.dot(vector, loss.hessian_product(params, vector))
     for vector in vectors
   ]
   found = np.asarray(jnp.stack(products), np.float64)
@@ -185,7 +186,7 @@ def spectral_density(
   """
   validation.check_static_integer('probes', probes)
   validation.check_static_integer('steps', steps)
-  size = numerics.size(params)
+  size = tree_math.size(params)
   if steps > size:
     msg = f'steps must be at most the number of parameters, {size}, got {steps}'
     raise ValueError(msg)

@@ -8,7 +8,7 @@ from benchmarks.evidence.claims import Comparison, Expected
 from benchmarks.evidence.runs import Run, Runs
 from benchmarks.evidence.training import Outcome, Trainer
 from benchmarks.evidence.variants import BASE, VARIANTS
-from optax_sam.train.paired import Difference
+from optax_sam.train.reports.paired import Difference
 
 STRICT = False  # flax's layer norm promotes
 

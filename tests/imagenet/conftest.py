@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from optax_sam.train import imagenet
+from optax_sam.train.data import imagenet
 from tests.imagenet import pictures
 
 

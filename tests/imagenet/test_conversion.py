@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from optax_sam.train import imagenet
-from optax_sam.train.imagenet import conversion
+from optax_sam.train.data import imagenet
+from optax_sam.train.data.imagenet import conversion
 from tests.imagenet import pictures
 
 

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from optax_sam.train import imagenet
+from optax_sam.train.data import imagenet
 from tests.imagenet import pictures
 
 

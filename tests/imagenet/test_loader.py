@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from optax_sam.train import imagenet
+from optax_sam.train.data import imagenet
 from tests.imagenet import pictures
 
 _SIZE = 8

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from optax_sam.train.imagenet.order import TrainingOrder, permutation
+from optax_sam.train.data.imagenet.order import TrainingOrder, permutation
 
 
 def _shown(order, epoch):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from array_record.python import array_record_module
 
-from optax_sam.train import imagenet
-from optax_sam.train.imagenet import shards as shards_lib
-from optax_sam.train.imagenet.sources import CorruptImage, Example
+from optax_sam.train.data import imagenet
+from optax_sam.train.data.imagenet import shards as shards_lib
+from optax_sam.train.data.imagenet.sources import CorruptImage, Example
 from tests.imagenet import pictures
 
 _FIRST = 'train-00000-of-00005.array_record'

@@ -7,8 +7,8 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from optax_sam.train.imagenet import normalization, transforms
-from optax_sam.train.imagenet.sources import CorruptImage
+from optax_sam.train.data.imagenet import normalization, transforms
+from optax_sam.train.data.imagenet.sources import CorruptImage
 
 
 def _smooth(height, width, seed=0):

@@ -2,7 +2,7 @@
 
 import math
 
-from optax_sam.train.results import Comparison, Run, Timing
+from optax_sam.train.reports.results import Comparison, Run, Timing
 
 STEPS = 20
 SGD = [0.900, 0.920, 0.910]

@@ -6,7 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from optax_sam.train import checkpoints, inputs, loop, methods, placement
+from optax_sam.train.data import inputs
+from optax_sam.train.distributed import sharding
+from optax_sam.train.loop import checkpoints
+from optax_sam.train.loop.trainer import Progress, Trainer
+from optax_sam.train.optimizers import build
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -19,12 +23,12 @@ def trainer(name, mesh=None, **changes):
     model='cnn', batch_size=48, method=name, **changes
   )
   given = {'lambda_1': 1, 'lambda_2': 2.5} if name == 'ae_sam' else {}
-  where = placement.build(mesh, 48) if mesh else placement.Placement()
-  return loop.Trainer(
+  where = sharding.build(mesh, 48) if mesh else sharding.Placement()
+  return Trainer(
     config,
     problems.small_task(config.model, config.batch_size),
     name,
-    methods.complete_settings(name, given, 0.05),
+    build.complete_settings(name, given, 0.05),
     where,
   )
 
@@ -60,7 +64,7 @@ def test_eight_devices_train_as_one_does(name, execution, mesh):
   for where in (None, mesh):
     one = trainer(name, where, execution=execution, ema_decay=0.5)
     state, metrics = run(one, one.start(seed=0).state)
-    evaluation = one._evaluation_row(loop.Progress(state, STEPS))
+    evaluation = one._evaluation_row(Progress(state, STEPS))
     kept = (state.params, state.statistics, state.average, state.memory)
     results.append((kept, metrics, evaluation))
     devices = {len(leaf.devices()) for leaf in jax.tree.leaves(state)}
@@ -89,12 +93,12 @@ def of_few_examples(mesh):
   task = problems.small_task('cnn', 48)
   train = {name: x[:96] for name, x in task.inputs.dataset.train.items()}
   few = dataclasses.replace(task.inputs.dataset, train=train)
-  return loop.Trainer(
+  return Trainer(
     problems.train_config(model='cnn', batch_size=48, method='saf'),
     dataclasses.replace(task, inputs=inputs.InMemory(few, 48)),
     'saf',
-    methods.complete_settings('saf', given, None),
-    placement.build(mesh, 48) if mesh else placement.Placement(),
+    build.complete_settings('saf', given, None),
+    sharding.build(mesh, 48) if mesh else sharding.Placement(),
   )
 
 
@@ -109,7 +113,7 @@ def test_a_table_of_examples_is_shared_by_the_devices(tmp_path):
       assert leaf.addressable_shards[0].data.shape[0] == 1024 // 8
     found = state.params, state.memory, metrics
     assert_close(found, (expected[0].params, expected[0].memory, expected[1]))
-  progress = loop.Progress(state, STEPS)
+  progress = Progress(state, STEPS)
   with checkpoints.Checkpoints(tmp_path, {}) as saved:
     saved.save(progress)
     found = saved.restore(alone.start(seed=0).state, pytest.fail)
@@ -157,11 +161,11 @@ def test_a_run_goes_on_with_other_devices(tmp_path):
 )
 def test_a_mesh_that_does_not_fit_is_one_line(text, batch_size, complaint):
   with pytest.raises(ValueError, match=complaint):
-    placement.build(text, batch_size)
+    sharding.build(text, batch_size)
 
 
 def test_what_is_split_is_a_matter_of_shape():
-  where = placement.build('data=4,fsdp=2', 48)
+  where = sharding.build('data=4,fsdp=2', 48)
   shapes = {
     'long': (64, 16),
     'last': (3, 3, 8, 64),
@@ -176,7 +180,7 @@ def test_what_is_split_is_a_matter_of_shape():
   }
   found = where.shardings({'of': abstract})['of']
   split = {
-    name: sharding.shard_shape(shapes[name]) for name, sharding in found.items()
+    name: split.shard_shape(shapes[name]) for name, split in found.items()
   }
   assert split == shapes | {
     'long': (32, 16),
@@ -184,11 +188,11 @@ def test_what_is_split_is_a_matter_of_shape():
     'equal': (16, 32),
   }
   for axes in ('data=8', 'fsdp=8'):
-    (sharding,) = jax.tree.leaves(
-      placement.build(axes, 48).shardings(abstract['long'])
+    (split,) = jax.tree.leaves(
+      sharding.build(axes, 48).shardings(abstract['long'])
     )
     assert (
-      sharding.shard_shape((64, 16))
+      split.shard_shape((64, 16))
       == {
         'data=8': (64, 16),
         'fsdp=8': (8, 16),
@@ -197,8 +201,8 @@ def test_what_is_split_is_a_matter_of_shape():
 
 
 def test_all_devices_are_used_if_they_divide_the_batch():
-  assert placement.build(None, 48).mesh.size == 8
-  assert placement.build(None, 50).mesh is None
+  assert sharding.build(None, 48).mesh.size == 8
+  assert sharding.build(None, 50).mesh is None
 
 
 @pytest.mark.parametrize('name', ['k_sam', 'subset_sam', 'esam', 'm_sam'])

@@ -20,7 +20,7 @@ import numpy as np
 import tyro
 from orbax import checkpoint as ocp
 
-from optax_sam.train import methods
+from optax_sam.train.optimizers import registry
 from tests.train import pairs
 
 # A checkpoint and an evaluation every few steps: a kill often hits one.
@@ -94,7 +94,7 @@ def survive(
 
 def stateful() -> list[str]:
   """Returns the methods of the trainer that keep a state."""
-  return [name for name, row in methods.METHODS.items() if row.state != 'none']
+  return [name for name, row in registry.METHODS.items() if row.state != 'none']
 
 
 def _finish(output: pathlib.Path, arguments: list[str]) -> None:

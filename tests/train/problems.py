@@ -1,6 +1,11 @@
 """Small configurations that the tests of the trainer share."""
 
-from optax_sam.train import config, data, inputs, loop, methods, models, task
+from optax_sam.train import models
+from optax_sam.train.config import configs
+from optax_sam.train.data import datasets, inputs
+from optax_sam.train.loop import task
+from optax_sam.train.loop.trainer import Trainer
+from optax_sam.train.optimizers import build
 
 SMALL = {
   'model': 'mlp',
@@ -14,11 +19,11 @@ SMALL = {
 
 def compare_config(**changes):
   small = {'methods': ('sam',), 'seeds': 1, 'timing_rounds': 0}
-  return config.CompareConfig(**(SMALL | small | changes))
+  return configs.CompareConfig(**(SMALL | small | changes))
 
 
 def train_config(**changes):
-  return config.TrainConfig(**(SMALL | {'checkpoint_every': 3} | changes))
+  return configs.TrainConfig(**(SMALL | {'checkpoint_every': 3} | changes))
 
 
 def names(directory):
@@ -30,12 +35,12 @@ def small_task(model, batch_size, process=None):
     'mlp': models.MLP(10, widths=(16,)),
     'cnn': models.CNN(10, widths=(4, 8)),
   }
-  examples = inputs.InMemory(data.load('digits'), batch_size, process)
+  examples = inputs.InMemory(datasets.load('digits'), batch_size, process)
   return task.Task(small[model], examples)
 
 
 def trainer(name, *, given=None, **changes):
   config = compare_config(**changes)
-  settings = methods.complete_settings(name, given or {}, config.rho)
+  settings = build.complete_settings(name, given or {}, config.rho)
   problem = small_task(config.model, config.batch_size)
-  return loop.Trainer(config, problem, name, settings)
+  return Trainer(config, problem, name, settings)

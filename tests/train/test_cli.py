@@ -3,8 +3,9 @@ import sys
 
 import pytest
 
-from optax_sam.train import cli, methods
-from optax_sam.train.imagenet import conversion
+from optax_sam.train import cli
+from optax_sam.train.data.imagenet import conversion
+from optax_sam.train.optimizers import registry
 from tests.imagenet import pictures
 from tests.train import problems
 
@@ -103,7 +104,7 @@ def test_help_exits_with_0(capsys):
 def test_methods_lists_every_method(capsys):
   assert call('methods') == 0
   table = capsys.readouterr().out
-  for name in methods.METHODS:
+  for name in registry.METHODS:
     assert name in table
 
 
@@ -133,7 +134,7 @@ def test_compare_writes_its_command_and_exits_with_0(tmp_path, capsys):
 
 
 def test_ctrl_c_exits_with_130(capsys, monkeypatch):
-  from optax_sam.train import compare
+  from optax_sam.train.commands import compare
 
   def interrupted(*_):
     raise KeyboardInterrupt

@@ -10,7 +10,10 @@ import pytest
 from rich.console import Console
 
 from optax_sam import landscape
-from optax_sam.train import compare, loop, methods, task, timing
+from optax_sam.train.commands import compare, timing
+from optax_sam.train.loop import task
+from optax_sam.train.loop.trainer import Trainer
+from optax_sam.train.optimizers import registry
 from optax_sam.train.reports import comparison_report
 from tests.train import problems
 
@@ -52,7 +55,7 @@ def test_the_landscape_is_that_of_the_first_seed(small):
   for run in comparison.runs:
     assert bool(run.landscape) == (run.seed == 0)
   problem = task.build(config)
-  trainer = loop.Trainer(config, problem, 'sgd', {})
+  trainer = Trainer(config, problem, 'sgd', {})
   current = trainer.start(0)
   trainer.run(current, 0)
   params = current.state.params
@@ -159,7 +162,7 @@ def test_a_setting_that_follows_the_accuracy_is_timed_and_reported(
   comparison, _ = run(config)
   starts = measured['ordered_sgd']
   assert tuple(start.step for start in starts) == timing.points(40)
-  rule = methods.METHODS['ordered_sgd'].defaults['k']
+  rule = registry.METHODS['ordered_sgd'].defaults['k']
   values = [rule.at(start.best_train_accuracy) for start in starts]
   log = comparison.runs_of('ordered_sgd')[0].log
   # The row of step n, at position n - 1, tells what that step was taken with.
@@ -184,7 +187,7 @@ def test_a_setting_that_follows_the_accuracy_is_timed_and_reported(
 def test_bad_input_is_refused_before_training(
   changes, named, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr(loop, 'Trainer', None)
+  monkeypatch.setattr(compare, 'Trainer', None)
   config = problems.compare_config(output=tmp_path / 'out', **changes)
   with pytest.raises(ValueError, match=named):
     run(config)
@@ -192,7 +195,7 @@ def test_bad_input_is_refused_before_training(
 
 
 def test_an_existing_output_is_refused_before_training(tmp_path, monkeypatch):
-  monkeypatch.setattr(loop, 'Trainer', None)
+  monkeypatch.setattr(compare, 'Trainer', None)
   (tmp_path / 'precious').write_text('mine')
   for overwrite in (False, True):
     config = problems.compare_config(output=tmp_path, overwrite=overwrite)
@@ -210,7 +213,7 @@ def heeded_interrupts():
 
 
 def interrupt_at(monkeypatch, calls):
-  original, count = loop.Trainer.start, []
+  original, count = Trainer.start, []
 
   def start(self, seed):
     count.append(seed)
@@ -218,7 +221,7 @@ def interrupt_at(monkeypatch, calls):
       os.kill(os.getpid(), signal.SIGINT)
     return original(self, seed)
 
-  monkeypatch.setattr(loop.Trainer, 'start', start)
+  monkeypatch.setattr(Trainer, 'start', start)
 
 
 @pytest.mark.usefixtures('heeded_interrupts')

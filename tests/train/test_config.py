@@ -4,7 +4,7 @@ import pathlib
 
 import pytest
 
-from optax_sam.train import config, config_checks
+from optax_sam.train.config import checks, configs
 
 
 @pytest.mark.parametrize(
@@ -31,27 +31,27 @@ from optax_sam.train import config, config_checks
   ],
 )
 def test_a_bad_value_is_named_with_what_is_allowed(field, value, named):
-  changed = dataclasses.replace(config.CompareConfig(), **{field: value})
+  changed = dataclasses.replace(configs.CompareConfig(), **{field: value})
   with pytest.raises(ValueError, match=named):
-    config_checks.validate(changed)
+    checks.validate(changed)
 
 
 def test_the_defaults_are_valid():
-  config_checks.validate(config.CompareConfig())
-  config_checks.validate(config.TrainConfig())
+  checks.validate(configs.CompareConfig())
+  checks.validate(configs.TrainConfig())
 
 
 def test_each_base_has_its_own_defaults():
-  sgd, adamw = (config.CompareConfig(base=base) for base in ('sgd', 'adamw'))
-  assert config.learning_rate(sgd) > config.learning_rate(adamw)
-  assert config.weight_decay(sgd) < config.weight_decay(adamw)
-  given = config.CompareConfig(base='adamw', learning_rate=0.5, weight_decay=0)
-  assert config.learning_rate(given) == 0.5
-  assert config.weight_decay(given) == 0
+  sgd, adamw = (configs.CompareConfig(base=base) for base in ('sgd', 'adamw'))
+  assert configs.learning_rate(sgd) > configs.learning_rate(adamw)
+  assert configs.weight_decay(sgd) < configs.weight_decay(adamw)
+  given = configs.CompareConfig(base='adamw', learning_rate=0.5, weight_decay=0)
+  assert configs.learning_rate(given) == 0.5
+  assert configs.weight_decay(given) == 0
 
 
 def test_settings_survive_json_and_leave_the_output_out():
-  settings = config.settings(config.TrainConfig(set=('sam.rho=1',)))
+  settings = configs.settings(configs.TrainConfig(set=('sam.rho=1',)))
   assert json.loads(json.dumps(settings)) == settings
   assert not {'output', 'overwrite', 'resume'} & set(settings)
 
@@ -60,15 +60,15 @@ def test_settings_survive_json_and_leave_the_output_out():
   'field', ['image_size', 'input_threads', 'prefetch', 'epochs']
 )
 def test_numbers_of_the_input_are_at_least_1(field):
-  changed = dataclasses.replace(config.TrainConfig(), **{field: 0})
+  changed = dataclasses.replace(configs.TrainConfig(), **{field: 0})
   flag = '--' + field.replace('_', '-')
   with pytest.raises(ValueError, match=f'{flag} must be at least 1, not 0'):
-    config_checks.validate(changed)
+    checks.validate(changed)
 
 
 def test_by_what_means_a_run_is_made_is_no_setting():
-  plain = config.settings(config.TrainConfig())
-  changed = config.TrainConfig(
+  plain = configs.settings(configs.TrainConfig())
+  changed = configs.TrainConfig(
     data_dir=pathlib.Path('x'), mesh='data=8', prefetch=1, input_threads=1
   )
-  assert config.settings(changed) == plain
+  assert configs.settings(changed) == plain

@@ -3,13 +3,10 @@ import pathlib
 
 import pytest
 
-from optax_sam.train import (
-  cli,
-  config,
-  config_checks,
-  config_files,
-  single,
-)
+from optax_sam.train import cli
+from optax_sam.train.commands import train
+from optax_sam.train.config import arguments as arguments_lib
+from optax_sam.train.config import checks, configs, files
 
 
 @pytest.fixture
@@ -24,7 +21,7 @@ def write(tmp_path):
 
 
 def parse(*arguments):
-  return cli._parse(['train', *arguments])
+  return arguments_lib.parse(['train', *arguments])
 
 
 def test_a_file_gives_flags(write):
@@ -62,12 +59,12 @@ def test_the_command_line_has_the_last_word(write):
   assert found.set == ('sam.rho=1', 'sam.rho=2')
   path = write({'steps': 90})
   found = parse('--config', path, '--epochs', '1')
-  assert (found.steps, found.epochs) == (config.TrainConfig.steps, 1)
+  assert (found.steps, found.epochs) == (configs.TrainConfig.steps, 1)
 
 
 def test_what_a_file_gives_is_no_setting_of_its_own(write):
-  found = config.settings(parse('--config', write({'steps': 7})))
-  assert found == config.settings(parse('--steps', '7'))
+  found = configs.settings(parse('--config', write({'steps': 7})))
+  assert found == configs.settings(parse('--steps', '7'))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +96,7 @@ def test_a_missing_file_is_one_line(tmp_path):
 
 def test_other_commands_take_no_file(write):
   arguments = ['compare', '--config', write({'steps': 1})]
-  assert config_files.expand(arguments) == arguments
+  assert files.expand(arguments) == arguments
 
 
 RECIPES = sorted(pathlib.Path(__file__).parents[2].glob('recipes/*/*.json'))
@@ -116,8 +113,8 @@ def test_there_are_recipes():
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_complete_but_for_the_images(path, tmp_path):
   found = parse('--config', str(path), '--data-dir', str(tmp_path))
-  config_checks.validate(found)
-  single.method_settings(found)
+  checks.validate(found)
+  train.method_settings(found)
   assert path.stem == f'{found.model}_{found.method}'
   assert found.batch_size == 4096
   steps = found.epochs * _STEPS_PER_EPOCH

@@ -3,12 +3,12 @@ import random
 import numpy as np
 import pytest
 
-from optax_sam.train import data
+from optax_sam.train.data import datasets
 
 
 @pytest.fixture(scope='module')
 def digits():
-  return data.load('digits')
+  return datasets.load('digits')
 
 
 def test_digits_are_split_by_class(digits):
@@ -35,7 +35,7 @@ def test_inputs_are_scaled(digits):
 
 
 def test_loading_twice_gives_the_same(digits):
-  again = data.load('digits')
+  again = datasets.load('digits')
   for name in ('inputs', 'labels'):
     np.testing.assert_array_equal(again.train[name], digits.train[name])
     np.testing.assert_array_equal(again.test[name], digits.test[name])
@@ -52,7 +52,7 @@ def test_mnist1d_is_generated_without_a_network(monkeypatch):
   random.seed(5)
   expected = np.random.RandomState(5).uniform()
   expected_python = random.Random(5).random()
-  dataset = data.load('mnist1d')
+  dataset = datasets.load('mnist1d')
   assert dataset.train['inputs'].shape == (4000, 40, 1)
   assert dataset.test['inputs'].shape == (1000, 40, 1)
   assert set(dataset.train['labels']) == set(range(10))
@@ -62,7 +62,7 @@ def test_mnist1d_is_generated_without_a_network(monkeypatch):
 
 
 def test_label_noise_replaces_exactly_its_share(digits):
-  noisy = data.load('digits', label_noise=0.2)
+  noisy = datasets.load('digits', label_noise=0.2)
   wrong = noisy.train['labels'] != digits.train['labels']
   assert wrong.sum() == 200
   assert noisy.train['labels'].min() >= 0
@@ -71,7 +71,7 @@ def test_label_noise_replaces_exactly_its_share(digits):
 
 
 def test_label_noise_is_symmetric(digits):
-  noisy = data.load('digits', label_noise=1.0)
+  noisy = datasets.load('digits', label_noise=1.0)
   shift = (noisy.train['labels'] - digits.train['labels']) % 10
   counts = np.bincount(shift, minlength=10)
   assert counts[0] == 0
@@ -81,16 +81,19 @@ def test_label_noise_is_symmetric(digits):
 def test_an_epoch_shows_every_example_once(digits):
   train = {**digits.train, 'number': np.arange(1000)}
   seen = np.concatenate(
-    [data.batch_at(train, step, 100, seed=3)['number'] for step in range(10)]
+    [
+      datasets.batch_at(train, step, 100, seed=3)['number']
+      for step in range(10)
+    ]
   )
   np.testing.assert_array_equal(np.sort(seen), np.arange(1000))
-  following = data.batch_at(train, 10, 100, seed=3)['number']
+  following = datasets.batch_at(train, 10, 100, seed=3)['number']
   assert not np.array_equal(following, seen[:100])
 
 
 def test_a_batch_depends_on_step_and_seed_only(digits):
   def labels(step, seed):
-    return data.batch_at(digits.train, step, 50, seed)['labels']
+    return datasets.batch_at(digits.train, step, 50, seed)['labels']
 
   first = labels(7, 0)
   labels(40, 1)
@@ -100,4 +103,4 @@ def test_a_batch_depends_on_step_and_seed_only(digits):
 
 def test_an_unknown_dataset_names_the_known_ones():
   with pytest.raises(ValueError, match='digits, mnist1d'):
-    data.load('cifar')
+    datasets.load('cifar')

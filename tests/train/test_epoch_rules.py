@@ -5,14 +5,16 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam.train import loop, methods, optimizers
-from optax_sam.train import step as step_lib
+from optax_sam.train.loop import train_step
+from optax_sam.train.loop.trainer import evaluation
+from optax_sam.train.optimizers import registry
+from optax_sam.train.optimizers.base_optimizer import base_optimizer
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
 
 LONG = {'steps': 200, 'batch_size': 100}  # 10 steps an epoch
-RULE = methods.METHODS['ordered_sgd'].defaults['k']
+RULE = registry.METHODS['ordered_sgd'].defaults['k']
 
 
 def assert_same(left, right):
@@ -49,7 +51,7 @@ def test_an_accuracy_that_is_exactly_reached_counts(
 ):
   # As the evaluation returns it; nine tenths in float32 are below 0.9.
   found = jnp.float32(0.0), jnp.float32(accuracy)
-  monkeypatch.setattr(loop.evaluation, 'whole', lambda *_: found)
+  monkeypatch.setattr(evaluation, 'whole', lambda *_: found)
   assert RULE.at(trainer._train_accuracy(trainer.start(0).state)) == share
 
 
@@ -59,7 +61,7 @@ def test_a_step_is_that_of_the_share(accuracy, share, trainer):
   state, batch = trainer.start(0).state, trainer.batch(0, seed=0)
   # Away from step 0, where the learning rate is 0.
   state, _ = trainer.step(state, batch)
-  found, _ = trainer.step(step_lib.copy(state), batch, accuracy)
+  found, _ = trainer.step(train_step.copy(state), batch, accuracy)
   expected, _ = fixed.step(state, batch)
   assert_same(found.params, expected.params)
 
@@ -136,11 +138,9 @@ def test_a_given_value_stays(monkeypatch):
   assert not {'setting_k', 'best_train_accuracy'} & progress.log[-1].keys()
   assert trainer.settings == {'k': 0.5}
 
-  step = step_lib.in_one_program(
+  step = train_step.in_one_program(
     trainer.task,
-    optax.chain(
-      optax_sam.ordered_sgd(k=0.5), optimizers.base_optimizer(trainer.config)
-    ),
+    optax.chain(optax_sam.ordered_sgd(k=0.5), base_optimizer(trainer.config)),
     uses_gradient=False,
   )
   state = trainer.start(0).state

@@ -12,18 +12,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from optax_sam.train import (
-  checkpoints,
-  config,
-  evaluation,
-  imagenet,
-  inputs,
-  loop,
-  methods,
-  single,
-  task,
-)
-from optax_sam.train.placement import Placement
+from optax_sam.train.commands import train
+from optax_sam.train.config import configs
+from optax_sam.train.data import imagenet, inputs
+from optax_sam.train.distributed.sharding import Placement
+from optax_sam.train.loop import checkpoints, evaluation, task
+from optax_sam.train.loop.trainer import Trainer, sharpness
+from optax_sam.train.optimizers import build
 from tests.imagenet import pictures
 
 STRICT = False  # Flax promotes ranks
@@ -46,7 +41,7 @@ SMALL = {
 def quick_eigenvalues():
   """Finding them takes longer than everything else here."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(loop.sharpness, 'top_eigenvalue', lambda *_, **__: 7.0)
+    patch.setattr(sharpness, 'top_eigenvalue', lambda *_, **__: 7.0)
     yield
 
 
@@ -59,23 +54,23 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def images_config(folder):
   def make(**changes):
-    return config.TrainConfig(**(SMALL | {'data_dir': folder} | changes))
+    return configs.TrainConfig(**(SMALL | {'data_dir': folder} | changes))
 
   return make
 
 
 def run(settings):
   text = io.StringIO()
-  finished = single.run(settings, Console(file=text, width=200))
+  finished = train.run(settings, Console(file=text, width=200))
   return finished, text.getvalue()
 
 
 def trainer(settings):
-  return loop.Trainer(
+  return Trainer(
     settings,
     task.build(settings, pytest.fail),
     settings.method,
-    methods.complete_settings(settings.method, {}, None),
+    build.complete_settings(settings.method, {}, None),
   )
 
 
@@ -118,14 +113,14 @@ def test_it_evaluates_the_weights_and_their_average(whole):
 
 
 def interrupt_at(monkeypatch, step):
-  original = loop.Trainer.batch
+  original = Trainer.batch
 
   def batch(self, **position):
     if position['step'] == step - 1:
       os.kill(os.getpid(), signal.SIGINT)
     return original(self, **position)
 
-  monkeypatch.setattr(loop.Trainer, 'batch', batch)
+  monkeypatch.setattr(Trainer, 'batch', batch)
 
 
 @pytest.mark.parametrize('step', [7, STEPS_PER_EPOCH])

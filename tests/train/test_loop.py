@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import optax_sam
-from optax_sam.train import loop, timing
+from optax_sam.train.commands import timing
+from optax_sam.train.loop.trainer import evenly_spaced
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -149,7 +150,7 @@ def test_a_diverged_run_is_measured_as_nan():
   [(10, 2, {5, 10}), (3, 5, {1, 2, 3}), (300, 1, {300})],
 )
 def test_evaluations_end_with_the_last_step(steps, count, expected):
-  assert loop.evenly_spaced(steps, count) == expected
+  assert evenly_spaced(steps, count) == expected
 
 
 def test_timing_takes_turns_and_is_relative_to_the_same_round(monkeypatch):

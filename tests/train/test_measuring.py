@@ -9,18 +9,15 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from optax_sam import landscape, sharpness
-from optax_sam.train import (
-  cli,
-  config,
-  config_checks,
-  data,
-  measuring,
-  single,
-  task,
-)
-from optax_sam.train.measurements import Measurements
+import optax_sam
+from optax_sam import landscape
+from optax_sam.train import cli
+from optax_sam.train.commands import sharpness, train
+from optax_sam.train.config import checks, configs
+from optax_sam.train.data import datasets
+from optax_sam.train.loop import task
 from optax_sam.train.reports import sharpness_report, sharpness_wording
+from optax_sam.train.reports.measurements import Measurements
 from optax_sam.train.reports.sharpness_page import render_page
 from tests.train import problems
 from tests.train.test_report import Page
@@ -38,17 +35,17 @@ def runs(tmp_path_factory):
   found = []
   for method in ('sgd', 'sam'):
     given = problems.train_config(output=directory / method, method=method)
-    assert single.run(given, Console(file=io.StringIO()))
+    assert train.run(given, Console(file=io.StringIO()))
     found.append(given)
   return found
 
 
 def measured(runs, target, **changes):
-  given = config.SharpnessConfig(
+  given = configs.SharpnessConfig(
     runs=tuple(one.output for one in runs), output=target, **SMALL | changes
   )
   console = Console(file=io.StringIO(), width=100)
-  measuring.run(given, console, 'optax-sam sharpness <these>')
+  sharpness.run(given, console, 'optax-sam sharpness <these>')
   return read(target / 'sharpness.csv'), console.file.getvalue()
 
 
@@ -69,7 +66,7 @@ def solution(given):
   progress, _ = arrays(given)
   batch = {
     name: jax.numpy.asarray(values[:64])
-    for name, values in data.load('digits').train.items()
+    for name, values in datasets.load('digits').train.items()
   }
   args = (progress.state.statistics, batch)
   return progress, task.build(given).evaluation_loss, args
@@ -80,7 +77,7 @@ def test_the_figures_are_those_of_the_last_checkpoints(runs, both):
   assert [row['run'] for row in rows] == ['sgd', 'sam']
   for row, given in zip(rows, runs, strict=True):
     progress, loss, args = solution(given)
-    expected = sharpness.sam_sharpness(
+    expected = optax_sam.sharpness.sam_sharpness(
       loss, progress.state.params, 0.2, args=args
     )
     assert float(row['sam_sharpness']) == pytest.approx(expected, rel=1e-3)
@@ -176,7 +173,7 @@ def made(**figures):
   }
   positions = np.linspace(-1, 1, 41)
   return Measurements(
-    config=config.SharpnessConfig(runs=(), eigenvalues=1),
+    config=configs.SharpnessConfig(runs=(), eigenvalues=1),
     command='optax-sam sharpness',
     settings={
       name: {'dataset': 'digits', 'model': 'cnn', 'seed': 0} for name in values
@@ -272,7 +269,7 @@ def test_names_are_escaped_and_nets_of_two_shapes_are_not_called_alike():
 
 def test_the_command_line_reaches_the_report(monkeypatch, tmp_path):
   seen = []
-  monkeypatch.setattr(measuring, 'run', lambda *given: seen.append(given[2]))
+  monkeypatch.setattr(sharpness, 'run', lambda *given: seen.append(given[2]))
   with pytest.raises(SystemExit) as stop:
     cli.main(['sharpness', str(tmp_path), '--rho', '0.1'])
   assert stop.value.code == 0
@@ -286,14 +283,14 @@ def test_an_iteration_that_does_not_converge_leaves_out_its_figures(
     raise RuntimeError
 
   monkeypatch.setattr(sharpness, 'top_eigenvalues', fail)
-  bowl = measuring._Solution(
+  bowl = sharpness._Solution(
     test_accuracy=0.9,
     params={'weights': np.ones(3, np.float32)},
     args=(),
     value_fn=lambda params: (params['weights'] ** 2).sum(),
   )
-  figures = measuring._measure(
-    bowl, config.SharpnessConfig(runs=(), probes=2, eigenvalues=2)
+  figures = sharpness._measure(
+    bowl, configs.SharpnessConfig(runs=(), probes=2, eigenvalues=2)
   )
   assert math.isnan(figures['eigenvalue_1'])
   assert math.isnan(figures['eigenvalue_2'])
@@ -302,8 +299,8 @@ def test_an_iteration_that_does_not_converge_leaves_out_its_figures(
 
 def test_a_run_is_called_by_its_directory(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  here = config.SharpnessConfig(runs=(pathlib.Path(), pathlib.Path('a/b')))
-  assert config_checks.run_names(here) == [tmp_path.name, 'b']
+  here = configs.SharpnessConfig(runs=(pathlib.Path(), pathlib.Path('a/b')))
+  assert checks.run_names(here) == [tmp_path.name, 'b']
 
 
 def test_what_was_measured_before_is_replaced_only_if_asked(runs, tmp_path):
@@ -337,7 +334,7 @@ def test_only_finished_runs_of_one_dataset_are_measured(runs, tmp_path, capsys):
     (runs[0].output / 'config.json').read_bytes()
   )
   noisy = problems.train_config(output=tmp_path / 'noisy', label_noise=0.5)
-  assert single.run(noisy, Console(file=io.StringIO()))
+  assert train.run(noisy, Console(file=io.StringIO()))
   for paths, named in (
     ([tmp_path], 'is not a run'),
     ([unfinished], 'has not finished'),
@@ -355,7 +352,7 @@ def test_only_finished_runs_of_one_dataset_are_measured(runs, tmp_path, capsys):
 
 def test_a_damaged_checkpoint_is_reported_and_left_alone(tmp_path, capsys):
   given = problems.train_config(output=tmp_path / 'run')
-  assert single.run(given, Console(file=io.StringIO()))
+  assert train.run(given, Console(file=io.StringIO()))
   last = given.output / 'checkpoints' / str(given.steps)
   for file in last.rglob('*'):
     if file.is_file() and file.stat().st_size > 1000:

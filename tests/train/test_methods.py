@@ -7,7 +7,8 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam.train import methods, optimizers
+from optax_sam.train.optimizers import build, registry
+from optax_sam.train.optimizers.base_optimizer import base_optimizer
 from tests.train import problems
 
 STRICT = False  # the schedule of Optax promotes
@@ -17,45 +18,45 @@ PARAMS = {'norm': jnp.ones(3)}
 BATCH = jnp.ones((4, 3))
 
 
-@pytest.mark.parametrize('name', methods.METHODS)
+@pytest.mark.parametrize('name', registry.METHODS)
 def test_every_row_builds_an_optimizer(name):
-  settings = methods.complete_settings(name, {}, None)
-  built = methods.build(name, settings, CONFIG, seed=0, batch_like=BATCH)
+  settings = build.complete_settings(name, {}, None)
+  built = build.optimizer(name, settings, CONFIG, seed=0, batch_like=BATCH)
   state = built.init(PARAMS)
-  if methods.reports(name):
+  if build.reports(name):
     assert optax_sam.metrics(state)['second_gradients'] == 0
 
 
-@pytest.mark.parametrize('name', methods.METHODS)
+@pytest.mark.parametrize('name', registry.METHODS)
 def test_settings_are_those_of_the_signature(name):
-  parameters = inspect.signature(methods.METHODS[name].factory).parameters
-  settings = methods.complete_settings(name, {}, None)
-  assert set(settings) == set(methods.settable(name))
+  parameters = inspect.signature(registry.METHODS[name].factory).parameters
+  settings = build.complete_settings(name, {}, None)
+  assert set(settings) == set(build.settable(name))
   for key, value in settings.items():
     default = parameters[key].default
     assert default in {inspect.Parameter.empty, value}
 
 
 def test_any_other_name_is_the_base_optimizer_alone():
-  built = methods.build('sgd', {}, CONFIG, seed=0)
+  built = build.optimizer('sgd', {}, CONFIG, seed=0)
   state = built.init(PARAMS)
   assert jax.tree.structure(state[1:]) == jax.tree.structure(
-    (optimizers.base_optimizer(CONFIG).init(PARAMS),)
+    (base_optimizer(CONFIG).init(PARAMS),)
   )
   with pytest.raises(ValueError, match='method'):
     optax_sam.metrics(state)
 
 
 def test_an_explicit_setting_beats_rho_which_beats_the_default():
-  assert methods.complete_settings('asam', {}, None)['rho'] == 0.5
-  assert methods.complete_settings('asam', {}, 0.2)['rho'] == 0.2
-  assert methods.complete_settings('asam', {'rho': 1}, 0.2)['rho'] == 1
+  assert build.complete_settings('asam', {}, None)['rho'] == 0.5
+  assert build.complete_settings('asam', {}, 0.2)['rho'] == 0.2
+  assert build.complete_settings('asam', {'rho': 1}, 0.2)['rho'] == 1
 
 
 def test_a_method_that_perturbs_nothing_is_offered_no_radius():
-  assert set(methods.complete_settings('ordered_sgd', {}, 0.2)) == {'k'}
+  assert set(build.complete_settings('ordered_sgd', {}, 0.2)) == {'k'}
   with pytest.raises(ValueError, match=r"no setting 'rho'; choose among k$"):
-    methods.parse_settings(['ordered_sgd.rho=1'], ['ordered_sgd'])
+    build.parse_settings(['ordered_sgd.rho=1'], ['ordered_sgd'])
 
 
 def test_every_public_method_has_a_row():
@@ -71,7 +72,7 @@ def test_every_public_method_has_a_row():
   others = {'outer_params'}
   # Others are a mask, terms of the loss, noise and averages.
   further = {'sam_on', 'saf', 'mesa', 'anti_pgd', 'swa', 'swad'}
-  assert set(methods.METHODS) == (public - others) | further
+  assert set(registry.METHODS) == (public - others) | further
 
 
 def rates(name, given):
@@ -83,25 +84,25 @@ def rates(name, given):
     found.extend(float(learning_rate(step)) for step in (0, 1, 10))
     return optax.identity()
 
-  row = dataclasses.replace(methods.METHODS[name], factory=factory)
+  row = dataclasses.replace(registry.METHODS[name], factory=factory)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(methods.METHODS, name, row)
-    methods.build(name, given, CONFIG, seed=0)
+    patch.setitem(registry.METHODS, name, row)
+    build.optimizer(name, given, CONFIG, seed=0)
   return found
 
 
 def test_a_method_around_the_base_has_its_learning_rate():
   assert rates('wsam_decoupled', {}) == pytest.approx([0.0, 0.1, 0.0])
-  assert 'learning_rate' not in methods.settable('wsam_decoupled')
-  assert not {'base', 'batch_like'} & set(methods.settable('sampa'))
+  assert 'learning_rate' not in build.settable('wsam_decoupled')
+  assert not {'base', 'batch_like'} & set(build.settable('sampa'))
 
 
 @pytest.mark.parametrize('steps', [1, 3])
 def test_schedules_of_a_base_that_steps_more_often_last_as_long(steps):
   config = problems.compare_config(steps=8, warmup=0.5, weight_decay=0.0)
-  settings = methods.complete_settings('lookbehind', {'steps': steps}, 0.0)
+  settings = build.complete_settings('lookbehind', {'steps': steps}, 0.0)
   settings |= {'alpha': 1.0}
-  built = methods.build('lookbehind', settings, config, seed=0)
+  built = build.optimizer('lookbehind', settings, config, seed=0)
   state, sizes = built.init(PARAMS), []
   update = jax.jit(
     lambda state: built.update(
@@ -118,8 +119,8 @@ def test_schedules_of_a_base_that_steps_more_often_last_as_long(steps):
 def test_a_method_instead_of_the_base_has_its_own_learning_rate():
   found = rates('b_sam', {'learning_rate': 0.7})
   assert found == pytest.approx([0.0, 0.7, 0.0])
-  assert methods.complete_settings('b_sam', {}, None)['learning_rate'] == 0.5
-  assert 'num_data' not in methods.settable('b_sam')
+  assert build.complete_settings('b_sam', {}, None)['learning_rate'] == 0.5
+  assert 'num_data' not in build.settable('b_sam')
 
 
 @pytest.mark.parametrize(
@@ -139,12 +140,12 @@ def test_a_method_stands_where_its_row_says(place, expected):
     'instead': lambda: whole(),
   }.get(place, lambda: add)
   row = dataclasses.replace(
-    methods.METHODS['sam'], factory=factory, place=place
+    registry.METHODS['sam'], factory=factory, place=place
   )
   config = problems.compare_config(weight_decay=0.0, warmup=0.0)
   with pytest.MonkeyPatch.context() as patch:
-    patch.setitem(methods.METHODS, 'sam', row)
-    built = methods.build('sam', {}, config, seed=0)
+    patch.setitem(registry.METHODS, 'sam', row)
+    built = build.optimizer('sam', {}, config, seed=0)
   updates, _ = built.update(PARAMS, built.init(PARAMS), PARAMS)
   assert updates['norm'].tolist() == pytest.approx([expected] * 3)
 
@@ -155,20 +156,20 @@ def _ones(gradient, params):
 
 
 def test_sam_on_perturbs_normalization_layers_alone():
-  assert methods.complete_settings('sam_on', {}, None)['rho'] == 0.5
-  assert methods.complete_settings('sam_on', {}, 0.1)['rho'] == 0.1
-  built = methods.build('sam_on', {'rho': 0.5}, CONFIG, seed=0)
+  assert build.complete_settings('sam_on', {}, None)['rho'] == 0.5
+  assert build.complete_settings('sam_on', {}, 0.1)['rho'] == 0.1
+  built = build.optimizer('sam_on', {'rho': 0.5}, CONFIG, seed=0)
   with pytest.raises(ValueError, match='no normalization layer'):
     built.init({'dense': jnp.ones(3)})
 
 
 def test_sam_in_several_steps_is_a_setting():
-  parsed = methods.parse_settings(['sam.ascent_steps=2'], ['sam'])
+  parsed = build.parse_settings(['sam.ascent_steps=2'], ['sam'])
   assert parsed == {'sam': {'ascent_steps': 2}}
 
 
 def test_assignments_are_parsed_with_their_types():
-  parsed = methods.parse_settings(
+  parsed = build.parse_settings(
     ['ae_sam.lambda_2=2', 'friendly_sam.order=official', 'k_sam.ascent=0.25'],
     ['sgd', 'ae_sam', 'friendly_sam', 'k_sam'],
   )
@@ -194,29 +195,29 @@ def test_assignments_are_parsed_with_their_types():
 )
 def test_a_bad_assignment_names_what_is_allowed(text, named):
   with pytest.raises(ValueError, match=named):
-    methods.parse_settings([text], ['sgd', 'sam', 'ae_sam'])
+    build.parse_settings([text], ['sgd', 'sam', 'ae_sam'])
 
 
 def test_a_value_out_of_range_names_the_method():
   with pytest.raises(ValueError, match=r'friendly_sam: .*decay'):
-    methods.build('friendly_sam', {'decay': 2.0}, CONFIG, seed=0)
+    build.optimizer('friendly_sam', {'decay': 2.0}, CONFIG, seed=0)
 
 
 def test_an_unknown_method_names_the_known_ones():
   with pytest.raises(ValueError, match='sgd, sam, asam'):
-    methods.check_names(['sam', 'adam'], 'sgd')
+    build.check_names(['sam', 'adam'], 'sgd')
 
 
 def test_the_other_base_is_no_method():
   with pytest.raises(ValueError, match="'sgd' is unknown"):
-    methods.check_names(['sgd'], 'adamw')
+    build.check_names(['sgd'], 'adamw')
 
 
-@pytest.mark.parametrize('name', methods.METHODS)
+@pytest.mark.parametrize('name', registry.METHODS)
 def test_skips_says_whether_a_conditional_is_compiled(name):
-  settings = methods.complete_settings(name, {}, None)
+  settings = build.complete_settings(name, {}, None)
   tx = optax.with_extra_args_support(
-    methods.build(name, settings, CONFIG, seed=0, batch_like=BATCH)
+    build.optimizer(name, settings, CONFIG, seed=0, batch_like=BATCH)
   )
 
   def update(params, state, batch):
@@ -235,6 +236,6 @@ def test_skips_says_whether_a_conditional_is_compiled(name):
   program = jax.make_jaxpr(update)(PARAMS, tx.init(PARAMS), BATCH)
   # Renewing a mask now and then is a conditional too, and a walk that goes on
   # only where the gradient is finite.
-  parameters = inspect.signature(methods.METHODS[name].factory).parameters
+  parameters = inspect.signature(registry.METHODS[name].factory).parameters
   others = bool({'refresh_every', 'inner_steps'} & set(parameters))
-  assert str(program).count(' cond[') == methods.skips(name) + others
+  assert str(program).count(' cond[') == build.skips(name) + others

@@ -2,16 +2,16 @@ import pathlib
 
 import pytest
 
-from optax_sam.train import output
+from optax_sam.train.config import output_dir
 
-KNOWN = frozenset({output.CONFIG, 'report.html'})
+KNOWN = frozenset({output_dir.CONFIG, 'report.html'})
 
 
 def write(target, text, **options):
   options = {'overwrite': False} | options
-  with output.new_directory(target, known=KNOWN, **options) as directory:
+  with output_dir.new_directory(target, known=KNOWN, **options) as directory:
     (directory / 'report.html').write_text(text)
-    output.write_config(directory, 'compare', {'steps': 1})
+    output_dir.write_config(directory, 'compare', {'steps': 1})
 
 
 def names(directory):
@@ -20,7 +20,9 @@ def names(directory):
 
 def test_it_appears_whole(tmp_path):
   target = tmp_path / 'a' / 'b'
-  with output.new_directory(target, overwrite=False, known=KNOWN) as directory:
+  with output_dir.new_directory(
+    target, overwrite=False, known=KNOWN
+  ) as directory:
     assert not target.exists()
     assert directory.parent == target.parent
   assert names(target.parent) == ['b']
@@ -31,7 +33,7 @@ def test_an_error_leaves_nothing(tmp_path, error):
   target = tmp_path / 'a' / 'b'
   with (
     pytest.raises(error),
-    output.new_directory(target, overwrite=False, known=KNOWN),
+    output_dir.new_directory(target, overwrite=False, known=KNOWN),
   ):
     raise error
   assert names(tmp_path) == []
@@ -42,7 +44,7 @@ def test_an_error_leaves_the_former_output(tmp_path):
   write(target, 'old')
   with (
     pytest.raises(OSError, match='full'),
-    output.new_directory(target, overwrite=True, known=KNOWN),
+    output_dir.new_directory(target, overwrite=True, known=KNOWN),
   ):
     raise OSError(28, 'full')
   assert (target / 'report.html').read_text() == 'old'
@@ -70,10 +72,10 @@ def test_what_is_not_ours_is_never_replaced(tmp_path):
   target.mkdir()
   with pytest.raises(ValueError, match=r'has no config\.json'):
     write(target, 'new', overwrite=True)
-  (target / output.CONFIG).write_text('{"steps": 1}')  # of another program
+  (target / output_dir.CONFIG).write_text('{"steps": 1}')  # of another program
   with pytest.raises(ValueError, match='not an output of optax-sam'):
     write(target, 'new', overwrite=True)
-  assert names(target) == [output.CONFIG]
+  assert names(target) == [output_dir.CONFIG]
 
 
 def test_ours_with_somebodys_file_is_not_replaced(tmp_path):
@@ -100,7 +102,7 @@ def test_what_appears_meanwhile_is_kept(tmp_path):
   target = tmp_path / 'run'
   with (
     pytest.raises(ValueError, match='exists'),
-    output.new_directory(target, overwrite=False, known=KNOWN),
+    output_dir.new_directory(target, overwrite=False, known=KNOWN),
   ):
     write(target, 'theirs')
   assert (target / 'report.html').read_text() == 'theirs'

@@ -2,7 +2,7 @@
 
 import pytest
 
-from optax_sam.train import placement
+from optax_sam.train.distributed import sharding
 from tests.distributed import processes
 
 
@@ -12,7 +12,7 @@ def test_on_eight_devices():
 
 def test_one_device_is_left_to_jax():
   for text in (None, 'data=1'):
-    one = placement.build(text, 7)
+    one = sharding.build(text, 7)
     assert one.replicated is None
     batch = {'labels': 7}
     assert one.batch(batch) is batch
@@ -20,4 +20,4 @@ def test_one_device_is_left_to_jax():
 
 def test_a_mesh_of_more_devices_than_there_are_is_one_line():
   with pytest.raises(ValueError, match='--mesh data=8 must be of all devices'):
-    placement.build('data=8', 8)
+    sharding.build('data=8', 8)

@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from optax_sam.train import cli, config, single
+from optax_sam.train import cli
+from optax_sam.train.commands import train
+from optax_sam.train.config import configs
 from tests.train import kills, pairs, problems
 from tests.train.test_single import arrays, interrupt_at, steps_of
 
@@ -31,7 +33,8 @@ TWO = '--num-processes 2 --process-id'
 def test_a_process_that_nobody_meets_ends(index):
   where = f'127.0.0.1:{pairs.free_port()}'
   program = (
-    'import sys; from optax_sam.train import cli, processes; '
+    'import sys; from optax_sam.train import cli; '
+    'from optax_sam.train.distributed import processes; '
     'processes._MEETING_SECONDS = 2; cli.main(sys.argv[1:])'
   )
   command = ['train', '--coordinator', where, *TWO.split(), index]
@@ -72,7 +75,7 @@ def flags(given):
 
 def finish_alone(given):
   alone = dataclasses.replace(given, resume=True)
-  assert single.run(alone, Console(file=io.StringIO()))
+  assert train.run(alone, Console(file=io.StringIO()))
   rows = [
     json.loads(line)
     for line in (given.output / 'metrics.jsonl').read_text().splitlines()
@@ -83,10 +86,10 @@ def finish_alone(given):
 
 def test_a_run_of_one_process_is_finished_by_two(tmp_path, monkeypatch):
   whole = train_config(tmp_path / 'whole', batch_size=48)
-  assert single.run(whole, Console(file=io.StringIO()))
+  assert train.run(whole, Console(file=io.StringIO()))
   given = train_config(tmp_path, batch_size=48)
   interrupt_at(monkeypatch, 7)
-  assert not single.run(given, Console(file=io.StringIO()))
+  assert not train.run(given, Console(file=io.StringIO()))
   monkeypatch.undo()
   given = dataclasses.replace(given, resume=True, mesh='data=2,fsdp=2')
   with pairs.train(tmp_path / 'pair', *flags(given)) as pair:
@@ -101,7 +104,7 @@ def test_a_run_of_one_process_is_finished_by_two(tmp_path, monkeypatch):
   assert steps_of(given) == [7, 9, 12]
   for one, other in zip(progress.log, expected_progress.log, strict=True):
     assert one == pytest.approx(other, rel=1e-3, nan_ok=True)
-  assert problems.names(given.output) == single.FILES
+  assert problems.names(given.output) == train.FILES
 
 
 def test_ctrl_c_in_one_process_stops_both_after_the_same_step(tmp_path):
@@ -159,11 +162,11 @@ def test_what_is_known_alone_is_refused_before_anybody_is_waited_for(
 
 
 def test_the_processes_are_no_settings_of_a_run():
-  given = config.TrainConfig(
+  given = configs.TrainConfig(
     coordinator='here:1', num_processes=2, process_id=1, mesh='fsdp=4'
   )
-  other = config.TrainConfig(distributed=True)
-  assert config.settings(given) == config.settings(other)
+  other = configs.TrainConfig(distributed=True)
+  assert configs.settings(given) == configs.settings(other)
 
 
 def test_a_run_that_is_killed_ends_as_one_that_is_not(tmp_path):

@@ -10,8 +10,8 @@ import pytest
 
 from optax_sam.train.reports.comparison_page import render_page
 from optax_sam.train.reports.comparison_report import write_report
+from optax_sam.train.reports.results import summarize
 from optax_sam.train.reports.wording import headline, warnings
-from optax_sam.train.results import summarize
 from tests.train.comparisons import (
   ODD,
   SGD,

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from optax_sam.train.paired import paired_difference
-from optax_sam.train.results import summarize
+from optax_sam.train.reports.paired import paired_difference
+from optax_sam.train.reports.results import summarize
 from tests.train.comparisons import (
   STEPS,
   comparison,

@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from optax_sam.train import checkpoints, loop, output, single, task
+from optax_sam.train.commands import train
+from optax_sam.train.config import output_dir
+from optax_sam.train.loop import checkpoints, task
+from optax_sam.train.loop.trainer import Trainer
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -19,7 +22,7 @@ STRICT = False  # Flax promotes ranks
 
 def run(config):
   text = io.StringIO()
-  finished = single.run(config, Console(file=text, width=200))
+  finished = train.run(config, Console(file=text, width=200))
   return finished, text.getvalue()
 
 
@@ -33,11 +36,11 @@ def files(directory):
 
 def arrays(config):
   """Returns all arrays of the last checkpoint of a run, and its record."""
-  trainer = loop.Trainer(
+  trainer = Trainer(
     config,
     task.build(config),
     config.method,
-    single.method_settings(config),
+    train.method_settings(config),
   )
   with checkpoints.Checkpoints(config.output / 'checkpoints', {}) as saved:
     progress = saved.restore(trainer.start(config.seed).state, print)
@@ -104,7 +107,7 @@ def test_it_leaves_three_checkpoints_and_its_metrics(whole):
   ]
   kinds = [row['kind'] for row in rows]
   assert kinds == ['log'] * 12 + ['evaluation'] * 2 + ['sharpness']
-  assert problems.names(config.output) == single.FILES
+  assert problems.names(config.output) == train.FILES
   assert 'steps took a second gradient' in text
 
 
@@ -157,7 +160,7 @@ def test_resume_goes_on_with_the_value_that_was_reached(
 
 
 def test_a_second_ctrl_c_saves_no_half_step(following, tmp_path, monkeypatch):
-  original = loop.Trainer._train_accuracy
+  original = Trainer._train_accuracy
 
   def accuracy(self, state):
     if int(state.step) == 20:
@@ -166,7 +169,7 @@ def test_a_second_ctrl_c_saves_no_half_step(following, tmp_path, monkeypatch):
     return original(self, state)
 
   config = dataclasses.replace(following, output=tmp_path / 'run')
-  monkeypatch.setattr(loop.Trainer, '_train_accuracy', accuracy)
+  monkeypatch.setattr(Trainer, '_train_accuracy', accuracy)
   assert not run(config)[0]
   monkeypatch.undo()
   finished, text = run(dataclasses.replace(config, resume=True))
@@ -177,14 +180,14 @@ def test_a_second_ctrl_c_saves_no_half_step(following, tmp_path, monkeypatch):
 
 def interrupt_at(monkeypatch, step, sent=signal.SIGINT):
   """Sends what Ctrl-C sends, or another signal, in the middle of a step."""
-  original = loop.Trainer.batch
+  original = Trainer.batch
 
   def batch(self, **position):
     if position['step'] == step - 1:
       os.kill(os.getpid(), sent)
     return original(self, **position)
 
-  monkeypatch.setattr(loop.Trainer, 'batch', batch)
+  monkeypatch.setattr(Trainer, 'batch', batch)
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, copy):
@@ -274,7 +277,7 @@ def test_resume_needs_a_run(tmp_path):
 
 
 def test_a_comparison_is_not_resumed(tmp_path):
-  output.write_config(tmp_path, 'compare', {})
+  output_dir.write_config(tmp_path, 'compare', {})
   with pytest.raises(ValueError, match='not a run'):
     run(problems.train_config(resume=True, output=tmp_path))
 

@@ -8,7 +8,8 @@ import pytest
 
 import optax_sam
 from optax_sam.flax import reestimate_batch_norm
-from optax_sam.train import evaluation, methods
+from optax_sam.train.loop import evaluation
+from optax_sam.train.optimizers import build, registry
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -78,8 +79,8 @@ def test_weights_are_averaged_once_an_epoch_from_a_share_of_the_run_on():
 def test_what_is_trained_is_the_solution_of_all_others():
   found = {
     name
-    for name in methods.METHODS
-    if methods.solution(name) is not None or methods.averaging(name, {})
+    for name in registry.METHODS
+    if build.solution(name) is not None or build.averaging(name, {})
   }
   assert found == {'anti_pgd', 'entropy_sgd', 'swa', 'swad'}
   trainer = problems.trainer('sam', model='cnn')
@@ -91,10 +92,10 @@ def test_what_is_trained_is_the_solution_of_all_others():
 def test_a_bad_start(bad):
   config = problems.compare_config()
   with pytest.raises(ValueError, match='swa: start must be'):
-    methods.build('swa', {'start': bad}, config, seed=0)
+    build.optimizer('swa', {'start': bad}, config, seed=0)
 
 
 def test_swa_of_the_trainer_says_what_it_sets():
-  parameters = inspect.signature(methods.METHODS['swa'].factory).parameters
-  assert methods.settable('swa') == ('start',)
+  parameters = inspect.signature(registry.METHODS['swa'].factory).parameters
+  assert build.settable('swa') == ('start',)
   assert parameters['start'].default == 0.75

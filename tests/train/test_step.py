@@ -8,8 +8,8 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam.train import optimizers
-from optax_sam.train import step as step_lib
+from optax_sam.train.loop import train_step
+from optax_sam.train.optimizers.base_optimizer import base_optimizer, schedule
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -83,12 +83,12 @@ def test_the_step_is_sam_written_out():
   grads = gradient(state.params)
   scale = 0.05 / optax.tree.norm(grads)
   there = jax.tree.map(lambda p, g: p + scale * g, state.params, grads)
-  base = optimizers.base_optimizer(config)
+  base = base_optimizer(config)
   updates, _ = base.update(
     gradient(there), base.init(state.params), state.params
   )
   expected = optax.apply_updates(state.params, updates)
-  found, metrics = trainer.step(step_lib.copy(state), batch)
+  found, metrics = trainer.step(train_step.copy(state), batch)
   assert_close(found.params, expected, rtol=1e-5, atol=1e-7)
   assert metrics['loss'] == pytest.approx(float(loss(state.params)), rel=1e-5)
   assert metrics['gradient_norm'] == pytest.approx(
@@ -180,7 +180,7 @@ def test_both_passes_see_the_same_dropout():
 def test_dropout_differs_from_step_to_step():
   trainer = problems.trainer('sgd')
   state, batch = trainer.start(seed=0).state, trainer.batch(0, seed=0)
-  later = step_lib.copy(state._replace(step=state.step + 1))
+  later = train_step.copy(state._replace(step=state.step + 1))
   _, first = trainer.step(state, batch)
   _, second = trainer.step(later, batch)
   assert first['loss'] != second['loss']
@@ -190,7 +190,7 @@ def test_weight_decay_spares_biases():
   config = dataclasses.replace(problems.compare_config(), weight_decay=1.0)
   params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
   for base in ('sgd', 'adamw'):
-    tx = optimizers.base_optimizer(dataclasses.replace(config, base=base))
+    tx = base_optimizer(dataclasses.replace(config, base=base))
     state = tx.init(params)
     for _ in range(3):
       updates, state = tx.update(
@@ -202,7 +202,7 @@ def test_weight_decay_spares_biases():
 
 def test_the_schedule_rises_then_falls_to_zero():
   config = problems.compare_config(steps=100, warmup=0.1, learning_rate=0.3)
-  schedule = optimizers.schedule(config)
-  assert schedule(0) == 0
-  assert schedule(10) == pytest.approx(0.3)
-  assert schedule(100) == pytest.approx(0, abs=1e-6)
+  rates = schedule(config)
+  assert rates(0) == 0
+  assert rates(10) == pytest.approx(0.3)
+  assert rates(100) == pytest.approx(0, abs=1e-6)

@@ -8,16 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_sam.train import config as config_lib
-from optax_sam.train import loop, models, optimizers
-from optax_sam.train import step as step_lib
+from optax_sam.train import models
+from optax_sam.train.config import configs
+from optax_sam.train.loop import train_step
+from optax_sam.train.loop.trainer import Progress
+from optax_sam.train.optimizers.base_optimizer import base_optimizer
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
 
 
 def test_the_models_of_the_flag_are_those_that_there_are():
-  assert typing.get_args(config_lib.Model) == models.NAMES
+  assert typing.get_args(configs.Model) == models.NAMES
 
 
 def test_labels_are_smoothed_in_training_alone():
@@ -59,7 +61,7 @@ def test_what_the_base_optimizer_gets_is_clipped(base):
   updates = []
   for norm, given in ((1.0, grads), (None, {'bias': grads['bias'] / 5})):
     config = problems.train_config(clip_norm=norm, base=base, warmup=0.0)
-    tx = optimizers.base_optimizer(config)
+    tx = base_optimizer(config)
     updates.append(tx.update(given, tx.init(params), params)[0]['bias'])
   np.testing.assert_allclose(*updates, rtol=1e-6)
 
@@ -82,7 +84,7 @@ def test_weights_and_statistics_are_averaged(execution):
     'ae_sam', model='cnn', ema_decay=0.75, execution=execution
   )
   state = one.start(0).state
-  expected = step_lib.copy((state.params, state.statistics))
+  expected = train_step.copy((state.params, state.statistics))
   for number in range(3):
     state, _ = one.step(state, one.batch(number, 0))
     now = (state.params, state.statistics)
@@ -92,7 +94,7 @@ def test_weights_and_statistics_are_averaged(execution):
     state.average,
     expected,
   )
-  row = one._evaluation_row(loop.Progress(state, 3))
+  row = one._evaluation_row(Progress(state, 3))
   loss = one.task.evaluate(*expected, one.task.inputs.dataset.test)[0]
   assert row['ema_test_loss'] == pytest.approx(float(loss), rel=1e-4)
   assert row['ema_test_loss'] != row['test_loss']

@@ -11,7 +11,10 @@ import optax
 import pytest
 from rich.console import Console
 
-from optax_sam.train import data, loop, methods, single
+from optax_sam.train.commands import train
+from optax_sam.train.data import datasets
+from optax_sam.train.loop.trainer import Trainer
+from optax_sam.train.optimizers import build, registry
 from tests.train import problems
 
 STRICT = False  # Flax promotes ranks
@@ -156,10 +159,10 @@ def test_each_process_has_the_ids_of_its_rows():
 
 @pytest.mark.parametrize('name', ['saf', 'mesa'])
 def test_a_run_goes_on_to_the_bit(name, tmp_path, monkeypatch):
-  small = data.load('digits')
+  small = datasets.load('digits')
   few = {key: values[:60] for key, values in small.train.items()}
   monkeypatch.setattr(
-    data, 'load', lambda *_, **__: dataclasses.replace(small, train=few)
+    datasets, 'load', lambda *_, **__: dataclasses.replace(small, train=few)
   )
   config = problems.train_config(
     method=name,
@@ -169,12 +172,12 @@ def test_a_run_goes_on_to_the_bit(name, tmp_path, monkeypatch):
     output=tmp_path / 'whole',
   )
   console = Console(file=io.StringIO())
-  assert single.run(config, console)
+  assert train.run(config, console)
   again = dataclasses.replace(config, output=tmp_path / 'again', resume=True)
   shutil.copytree(config.output, again.output)
   shutil.rmtree(again.output / 'checkpoints' / str(STEPS))
   (again.output / 'metrics.jsonl').unlink()
-  assert single.run(again, console)
+  assert train.run(again, console)
   assert 'Resuming from the checkpoint of step 11' in console.file.getvalue()
   found, expected = (
     (path.output / 'metrics.jsonl').read_bytes() for path in (again, config)
@@ -189,13 +192,13 @@ def test_only_terms_of_the_loss_keep_anything_beside_the_optimizer():
     assert one.term is None
     assert one.start(seed=0).state.memory == ()
   assert {
-    name for name in methods.METHODS if methods.term(name, {}) is not None
+    name for name in registry.METHODS if build.term(name, {}) is not None
   } == {'saf', 'mesa'}
 
 
 def test_a_bad_setting_names_the_method():
   config = problems.train_config(method='saf', set=('saf.lag=0',))
   with pytest.raises(ValueError, match='saf: lag must be at least 1'):
-    single.method_settings(config)
-  assert 'axis_name' not in methods.settable('saf')
-  assert isinstance(trainer('saf'), loop.Trainer)
+    train.method_settings(config)
+  assert 'axis_name' not in build.settable('saf')
+  assert isinstance(trainer('saf'), Trainer)

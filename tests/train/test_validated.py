@@ -12,15 +12,18 @@ from rich.console import Console
 
 import optax_sam
 from optax_sam.flax import reestimate_batch_norm
-from optax_sam.train import data, inputs, methods, single, validated
-from optax_sam.train.step import copy
+from optax_sam.train.commands import train
+from optax_sam.train.data import datasets, inputs
+from optax_sam.train.loop import swad_validation
+from optax_sam.train.loop.train_step import copy
+from optax_sam.train.optimizers import build, registry
 from tests.train import problems
 from tests.train.test_single import assert_same_end, interrupt_at
 
 STRICT = False  # Flax promotes ranks
 
 CLASSES = 5
-NUMBERED = data.Dataset(
+NUMBERED = datasets.Dataset(
   # Every example is its own number.
   train={'inputs': np.arange(203), 'labels': np.arange(203) % CLASSES},
   test={'inputs': np.arange(7), 'labels': np.arange(7) % CLASSES},
@@ -162,7 +165,7 @@ def test_it_converges_and_ends_where_the_losses_say(monkeypatch):
   # and the seventh are above, so that the eighth counts no more.
   losses = iter([9.0, 1.0, 1.1, 1.2, 1.0, 5.0, 5.0, 1.0])
   monkeypatch.setattr(
-    validated.evaluation, 'evaluate', lambda *_: (next(losses), 0.5)
+    swad_validation.evaluation, 'evaluate', lambda *_: (next(losses), 0.5)
   )
   one = trainer(batch_size=450, steps=16, n_tolerance=2)  # two an epoch
   monkeypatch.setattr(one, '_evaluation_row', lambda now: {'step': now.step})
@@ -195,17 +198,17 @@ def test_other_methods_train_on_all_examples():
     assert one.averaging is None
     assert one.inputs is one.task.inputs
     assert one.inputs.held_out(0) is None
-    expected = data.batch_at(one.inputs.dataset.train, 5, 50, seed=3)
+    expected = datasets.batch_at(one.inputs.dataset.train, 5, 50, seed=3)
     found = one.batch(5, 3)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
   assert {
-    name for name in methods.METHODS if methods.averaging(name, {}) is not None
+    name for name in registry.METHODS if build.averaging(name, {}) is not None
   } == {'swad'}
 
 
 def run(config):
   text = io.StringIO()
-  finished = single.run(config, Console(file=text, width=200))
+  finished = train.run(config, Console(file=text, width=200))
   return finished, text.getvalue()
 
 

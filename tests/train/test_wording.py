@@ -1,5 +1,5 @@
+from optax_sam.train.reports.results import summarize
 from optax_sam.train.reports.wording import findings, headline, reading
-from optax_sam.train.results import summarize
 from tests.train.comparisons import (
   BETTER,
   ODD,

@@ -14,22 +14,14 @@ import pytest
 from jax.experimental import multihost_utils
 from rich.console import Console
 
-from optax_sam.train import (
-  checkpoints,
-  cli,
-  config,
-  config_checks,
-  data,
-  evaluation,
-  imagenet,
-  images,
-  loop,
-  methods,
-  output,
-  placement,
-  processes,
-  single,
-)
+from optax_sam.train import cli
+from optax_sam.train.commands import train
+from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.data import datasets, imagenet, imagenet_inputs
+from optax_sam.train.distributed import processes, sharding
+from optax_sam.train.loop import checkpoints, evaluation
+from optax_sam.train.loop.trainer import Progress, Trainer
+from optax_sam.train.optimizers import build
 from tests.imagenet import pictures
 from tests.train import problems
 
@@ -42,12 +34,12 @@ MESHES = ('data=4', 'fsdp=4', 'data=2,fsdp=2')
 
 @pytest.fixture(scope='session', autouse=True)
 def joined():
-  given = config.TrainConfig(
+  given = configs.TrainConfig(
     coordinator=os.environ['COORDINATOR'],
     num_processes=2,
     process_id=int(os.environ['PROCESS']),
   )
-  config_checks.validate(given)
+  checks.validate(given)
   with processes.joined(given):
     assert jax.device_count() == 2 * jax.local_device_count() == 4
     yield
@@ -71,12 +63,12 @@ def trainer(name, mesh, **changes):
   """Returns a trainer on all devices, or without a mesh on one of each."""
   given = problems.train_config(batch_size=BATCH, method=name, **changes)
   set_to = {'lambda_1': 1, 'lambda_2': 2.5} if name == 'ae_sam' else {}
-  return loop.Trainer(
+  return Trainer(
     given,
     task(alone=mesh is None),
     name,
-    methods.complete_settings(name, set_to, 0.05),
-    placement.build(mesh, BATCH) if mesh else placement.Placement(),
+    build.complete_settings(name, set_to, 0.05),
+    sharding.build(mesh, BATCH) if mesh else sharding.Placement(),
   )
 
 
@@ -135,7 +127,7 @@ def reference(name):
 def ending(one):
   """Returns all that a run leaves behind."""
   state, metrics = taken(one)
-  progress = loop.Progress(state, STEPS)
+  progress = Progress(state, STEPS)
   return (
     whole((state.params, state.opt_state, state.average)),
     one._log_row(progress, metrics),
@@ -160,7 +152,9 @@ def test_the_batch_of_a_step_is_the_same_with_any_number_of_processes():
   for number in (0, 3, 25):
     batch = one.placement.batch(one.batch(number, seed=7))
     assert batch['inputs'].addressable_shards[0].data.shape[0] == BATCH // 4
-    expected = data.batch_at(one.task.inputs.dataset.train, number, BATCH, 7)
+    expected = datasets.batch_at(
+      one.task.inputs.dataset.train, number, BATCH, 7
+    )
     jax.tree.map(np.testing.assert_array_equal, whole(batch), expected)
 
 
@@ -188,13 +182,13 @@ def test_images_come_in_the_same_rows_as_to_one_process(shared):
   if processes.is_first():
     pictures.make_folder(shared / 'images')
   multihost_utils.sync_global_devices('images')
-  where = placement.build('data=4', 12)
+  where = sharding.build('data=4', 12)
 
   def made(**process):
     options = imagenet.InputOptions(
       batch_size=12, size=8, threads=2, prefetch=2, **process
     )
-    return images.ImageInputs(
+    return imagenet_inputs.ImageInputs(
       shared / 'images', options, dtype=jnp.float32, say=pytest.fail
     )
 
@@ -313,12 +307,12 @@ def test_what_one_process_cannot_read_none_takes(saved, monkeypatch):
 def unmeasured(monkeypatch):
   """Leaves out what takes the longest of a short run."""
   row = {'sam_sharpness': 0.5, 'top_eigenvalue': 1.5}
-  monkeypatch.setattr(loop.Trainer, 'measure_sharpness', lambda *_: row)
+  monkeypatch.setattr(Trainer, 'measure_sharpness', lambda *_: row)
 
 
 def run(given):
   text = io.StringIO()
-  finished = single.run(given, Console(file=text, width=200))
+  finished = train.run(given, Console(file=text, width=200))
   assert bool(text.getvalue()) == processes.is_first()
   return finished, text.getvalue()
 
@@ -396,13 +390,13 @@ def test_different_flags_are_refused_by_both():
   with pytest.raises(
     processes.RefusedError, match=r'rho is 0\.1 in process 0, 0\.2 in'
   ):
-    single.run(given, Console(quiet=True))
+    train.run(given, Console(quiet=True))
 
 
 def test_a_directory_that_only_one_sees_is_refused(shared, monkeypatch):
   target = shared / 'run'
   if not processes.is_first():
-    monkeypatch.setattr(output, 'read_config', lambda _: None)
+    monkeypatch.setattr(output_dir, 'read_config', lambda _: None)
   given = problems.train_config(batch_size=BATCH, output=target)
   with pytest.raises(processes.RefusedError, match='all processes share'):
-    single.run(given, Console(quiet=True))
+    train.run(given, Console(quiet=True))

@@ -2,8 +2,8 @@
 
 from optax_sam.train.reports import formats, page, wording
 from optax_sam.train.reports.pictures import picture_groups
+from optax_sam.train.reports.results import Comparison, summarize
 from optax_sam.train.reports.svg import method_styles, page_style
-from optax_sam.train.results import Comparison, summarize
 
 
 def render_page(comparison: Comparison) -> str:

@@ -7,8 +7,8 @@ import math
 import pathlib
 
 from optax_sam.train.reports.comparison_page import render_page
+from optax_sam.train.reports.results import Comparison
 from optax_sam.train.reports.terminal import print_table
-from optax_sam.train.results import Comparison
 
 __all__ = ['metrics_jsonl', 'print_table', 'results_csv', 'write_report']
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optax_sam.train.reports import curves
+from optax_sam.train.reports.results import Comparison, Summary, finite
 from optax_sam.train.reports.svg import (
   Style,
   add_legend,
@@ -13,7 +14,6 @@ from optax_sam.train.reports.svg import (
   scale,
   to_svg,
 )
-from optax_sam.train.results import Comparison, Summary, finite
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

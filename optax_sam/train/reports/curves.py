@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from optax_sam.train.reports.results import Comparison, Run
 from optax_sam.train.reports.svg import is_drawable
-from optax_sam.train.results import Comparison, Run
 
 SPANS = 40
 SHARE_SPANS = 20

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from optax_sam.train.paired import Difference
-from optax_sam.train.results import Summary
+from optax_sam.train.reports.paired import Difference
+from optax_sam.train.reports.results import Summary
 
 MISSING = '\N{EN DASH}'
 MINUS = '\N{MINUS SIGN}'

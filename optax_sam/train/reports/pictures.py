@@ -10,8 +10,8 @@ from optax_sam.train.reports import (
   random_lines,
   row_plots,
 )
+from optax_sam.train.reports.results import Comparison, Summary
 from optax_sam.train.reports.svg import Style
-from optax_sam.train.results import Comparison, Summary
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from optax_sam.train.reports import formats
+from optax_sam.train.reports.results import Comparison, Summary, finite, mean
 from optax_sam.train.reports.svg import (
   INK,
   MUTED,
@@ -16,7 +17,6 @@ from optax_sam.train.reports.svg import (
   scale,
   to_svg,
 )
-from optax_sam.train.results import Comparison, Summary, finite, mean
 
 if TYPE_CHECKING:
   from matplotlib.axes import Axes

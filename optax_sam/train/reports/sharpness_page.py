@@ -3,8 +3,8 @@
 import math
 from collections.abc import Callable
 
-from optax_sam.train.measurements import ASCENT_STEPS, Measurements
 from optax_sam.train.reports import formats, page, pictures, sharpness_wording
+from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
 from optax_sam.train.reports.svg import method_styles, page_style
 
 # From the figures of a run to a number and its standard error, if it has one.

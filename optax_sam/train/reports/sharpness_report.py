@@ -9,14 +9,14 @@ from rich.console import Console
 from rich.table import Table
 
 from optax_sam import landscape
-from optax_sam.train import output
-from optax_sam.train.measurements import ASCENT_STEPS, Measurements
+from optax_sam.train.config import output_dir
 from optax_sam.train.reports import random_lines
+from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
 from optax_sam.train.reports.sharpness_page import render_page
 
 _FIGURES, _POINTS, _PLOT = 'sharpness.csv', 'landscape.csv', 'landscape.png'
 _PAGE = 'report.html'
-FILES = frozenset({output.CONFIG, _FIGURES, _POINTS, _PLOT, _PAGE})
+FILES = frozenset({output_dir.CONFIG, _FIGURES, _POINTS, _PLOT, _PAGE})
 
 
 def write(measured: Measurements, directory: pathlib.Path) -> None:

@@ -2,8 +2,8 @@
 
 import math
 
-from optax_sam.train.measurements import ASCENT_STEPS, Measurements
 from optax_sam.train.reports.formats import count, join, number
+from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
 
 _COMPARED = {
   'sam_sharpness': 'SAM sharpness in 1 step',

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from optax_sam.train.reports import formats, wording
-from optax_sam.train.results import Comparison, Summary, summarize
+from optax_sam.train.reports.results import Comparison, Summary, summarize
 
 if TYPE_CHECKING:
   import rich.console

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from optax_sam.train.reports.formats import count, interval, join, points
-from optax_sam.train.results import Comparison, Summary
+from optax_sam.train.reports.results import Comparison, Summary
 
 # Above this many names a sentence counts instead of listing.
 NAMES_IN_SENTENCE = 4

@@ -1,0 +1,135 @@
+"""Stochastic weight averaging: a mean of every so many parameters."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import partition
+from optax_sam.engine.info import only_state
+from optax_sam.trees import running_mean, tree_math
+from optax_sam.trees.running_mean import RunningMean
+
+
+class SwaState(NamedTuple):
+  """State of `swa`.
+
+  Attributes:
+    count: number of steps so far, a scalar int32.
+    average: mean of the parameters that have entered it, and their number.
+  """
+
+  count: jax.Array
+  average: RunningMean
+
+
+def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
+  """Stochastic weight averaging (SWA): keeps the mean of later parameters.
+
+  Updates pass as they are. With `s` the number of steps taken, this one
+  included, `w` the parameters after it, and `n` starting at 0::
+
+    if s >= start and (s - start) % every == 0:
+      average = (n * average + w) / (n + 1)
+      n = n + 1
+
+  The authors average once an epoch, from epoch 161 of 200 and on to epoch 300;
+  their learning rate is constant for half of the budget, falls to 0.05 at nine
+  tenths of it, and stays there: a learning rate that goes to 0 leaves little to
+  average. Read the average with `averaged_params`, and compute the statistics
+  of batch norm for it, with `optax_sam.flax.reestimate_batch_norm`, before you
+  evaluate it.
+
+  Args:
+    start: number of steps after which parameters enter for the first time, at
+      least 1.
+    every: number of steps from one entry to the next, at least 1; often those
+      of an epoch.
+
+  Returns:
+    A gradient transformation, to be placed **last** in `optax.chain`, where the
+    updates are those that are applied; its `update` needs `params`. Keeps the
+    average in float32 or wider (`SwaState`). Cost: none but that, and a pass
+    over the parameters where they enter.
+
+  Raises:
+    ValueError: if a Python value is out of range, and in `update` if `params`
+      was not passed.
+
+  References:
+    Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, `Averaging Weights Leads to
+    Wider Optima and Better Generalization
+    <https://arxiv.org/abs/1803.05407>`_, UAI 2018.
+
+  >>> import jax.numpy as jnp, optax, optax_sam
+  >>> tx = optax.chain(optax.sgd(1.0), optax_sam.swa(start=2, every=2))
+  >>> w = jnp.float32(0.0)
+  >>> state = tx.init(w)
+  >>> for _ in range(5):  # w = 1, 2, 3, 4, 5
+  ...   updates, state = tx.update(jnp.float32(-1.0), state, w)
+  ...   w = optax.apply_updates(w, updates)
+  >>> float(optax_sam.averaged_params(w, state))  # of 2 and 4
+  3.0
+  """
+  validation.check_count('start', start)
+  validation.check_count('every', every)
+
+  def init(params: optax.Params) -> SwaState:
+    return SwaState(jnp.zeros((), jnp.int32), running_mean.empty(params))
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, SwaState]:
+    del extra_args
+    if params is None:
+      msg = (
+        'params must be given: write tx.update(grads, opt_state, params); swa '
+        'averages what the updates make of them.'
+      )
+      raise ValueError(msg)
+    count = tree_math.increment(state.count)
+    enters = (count >= start) & ((count - start) % every == 0)
+    floats = partition.float_leaves(params)
+    moved = lambda: optax.apply_updates(
+      partition.keep(floats, params), partition.keep(floats, updates)
+    )
+    average = jax.lax.cond(
+      enters,
+      lambda: running_mean.add(state.average, moved()),
+      lambda: state.average,
+    )
+    return updates, SwaState(count, average)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
+  """Returns the average that `swa` keeps, wherever it sits.
+
+  Args:
+    params: the parameters, for the leaves that have no average, and for their
+      dtypes. The average itself is in `opt_state`, in float32 or wider.
+    opt_state: state of an optimizer that has `swa` in it, in a chain or
+      wrapped, but not in `optax.masked` or `optax.partition`.
+
+  Returns:
+    The average, like `params` in structure, shapes and dtypes; `params` as long
+    as nothing has entered it.
+
+  Raises:
+    ValueError: if there is no such element, or more than one.
+
+  >>> import jax.numpy as jnp, optax, optax_sam
+  >>> tx = optax.chain(optax.sgd(1.0), optax_sam.swa(start=100))
+  >>> w = jnp.array([3.0, 4.0])
+  >>> optax_sam.averaged_params(w, tx.init(w)).tolist()  # nothing has entered
+  [3.0, 4.0]
+  """
+  state = only_state(
+    opt_state,
+    SwaState,
+    'optax.chain(optax.sgd(0.1), optax_sam.swa(start=1000))',
+  )
+  return running_mean.value(state.average, params)

@@ -1,0 +1,1 @@
+"""The subcommands of `optax-sam`, and what they print while they run."""

@@ -1,0 +1,43 @@
+"""A folder of images, converted to shards."""
+
+from rich.console import Console
+
+from optax_sam.train.config import configs, errors
+
+
+def run(config: configs.ConvertConfig, console: Console) -> int:
+  """Converts a folder of images and returns the exit status.
+
+  Args:
+    config: the folder and the directory of its shards.
+    console: where progress goes.
+
+  Raises:
+    ValueError: if a package is missing or the folder cannot be converted.
+    OSError: if the output cannot be written.
+  """
+
+  def say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+  try:
+    from optax_sam.train.data import imagenet
+  except ModuleNotFoundError as error:
+    msg = f"convert needs {error.name}: pip install 'optax-sam[imagenet]'"
+    raise ValueError(msg) from None
+  try:
+    imagenet.convert(
+      config.source,
+      config.output,
+      shards=config.shards,
+      threads=config.threads,
+      say=say,
+    )
+  except KeyboardInterrupt:
+    errors.complain(
+      'interrupted; finished shards stay, and the same command goes on with '
+      'the others'
+    )
+    return errors.INTERRUPTED
+  say(f'Shards: {config.output}')
+  return 0

@@ -1,0 +1,89 @@
+"""Time per step, measured with all methods taking turns in one process."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+
+from optax_sam.train.loop import train_step
+from optax_sam.train.loop.trainer import Progress, Trainer
+from optax_sam.train.reports.results import Timing
+
+# A turn is long enough for a periodic method to show its period.
+STEPS_A_TURN = 10
+# From so many points of a run, since a method may skip more often early than
+# late, and a setting may change.
+POINTS = 4
+
+
+def points(steps: int) -> tuple[int, ...]:
+  """Returns the steps of a run from which steps are timed."""
+  return tuple(
+    max(1, round(steps * (point + 0.5) / POINTS)) for point in range(POINTS)
+  )
+
+
+def measure(
+  trainers: Mapping[str, Trainer],
+  starts: Mapping[str, Sequence[Progress]],
+  *,
+  base: str,
+  rounds: int,
+  after_round: Callable[[], None] = lambda: None,
+) -> list[Timing]:
+  """Times the steps of several methods.
+
+  In each round every method runs a few steps from each of its starts, and the
+  methods take turns at every start, so that whatever else the machine does
+  hits them alike. Methods that skip are timed as they run, skips included, and
+  those with a setting that changes with its value at each start.
+
+  Args:
+    trainers: the compiled trainers, by method.
+    starts: for each method several points of its own training.
+    base: the method that the others are relative to.
+    rounds: number of rounds that count; one more before them warms up.
+    after_round: called after every round that counts.
+
+  Returns:
+    One timing for each method, with one entry a round.
+  """
+  seconds: dict[str, list[float]] = {name: [] for name in trainers}
+  for round_number in range(rounds + 1):
+    spent = dict.fromkeys(trainers, 0.0)
+    for point in range(len(starts[base])):
+      for name, trainer in trainers.items():
+        spent[name] += _turn(trainer, starts[name][point])
+    if round_number == 0:
+      continue
+    for name, total in spent.items():
+      seconds[name].append(total / (STEPS_A_TURN * len(starts[name])))
+    after_round()
+  return [
+    Timing(
+      method=name,
+      milliseconds=[1e3 * value for value in values],
+      relative=[
+        value / reference
+        for value, reference in zip(values, seconds[base], strict=True)
+      ],
+      temporary_bytes=trainers[name].temporary_bytes,
+    )
+    for name, values in seconds.items()
+  ]
+
+
+def _turn(trainer: Trainer, start: Progress) -> float:
+  """Returns the seconds that a few steps take from a point on."""
+  batches = [
+    trainer.batch(step=step, seed=0)
+    for step in range(start.step, start.step + STEPS_A_TURN)
+  ]
+  step = trainer.compile(start.best_train_accuracy)
+  state = train_step.copy(start.state)  # whose memory the step takes
+  jax.block_until_ready(state)
+  began = time.perf_counter()
+  for batch in batches:
+    state, _ = step(state, batch)
+  jax.block_until_ready(state)
+  return time.perf_counter() - began

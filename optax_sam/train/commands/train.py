@@ -1,0 +1,342 @@
+"""One run of one method, with checkpoints and resume.
+
+Several processes may be one run (`optax_sam.train.distributed.processes`). Then
+the first one writes and reports.
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+import pathlib
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from optax_sam.train.commands import progress
+from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.data import inputs
+from optax_sam.train.distributed import processes, sharding
+from optax_sam.train.loop import task
+from optax_sam.train.loop.checkpoints import Checkpoints
+from optax_sam.train.loop.trainer import Progress, Row, Trainer
+from optax_sam.train.optimizers import accuracy_schedule, build
+
+CHECKPOINTS = 'checkpoints'
+METRICS = 'metrics.jsonl'
+FILES = frozenset({output_dir.CONFIG, CHECKPOINTS, METRICS})
+
+
+def run(config: configs.TrainConfig, console: Console) -> bool:
+  """Trains one model, from the start or from the last checkpoint.
+
+  Args:
+    config: what to train.
+    console: where progress goes.
+
+  Returns:
+    Whether the run came to its end; False after Ctrl-C, with a checkpoint.
+
+  Raises:
+    ValueError: before anything is trained, if the configuration is unusable or
+      isn't that of the run to resume.
+    OSError: if the output cannot be written.
+  """
+  checks.validate(config)
+  _check_alike(config)
+  devices = processes.together(
+    lambda: sharding.build(config.mesh, config.batch_size)
+  )
+  settings = processes.together(lambda: method_settings(config))
+  processes.on_first(lambda: _check_output(config))
+  if not processes.is_first():
+    console = Console(quiet=True)
+  with (
+    progress.Reporter(console) as reporter,
+    contextlib.closing(
+      processes.together(lambda: task.build(config, _warn(reporter)))
+    ) as problem,
+  ):
+    config = processes.together(lambda: _with_steps(config, problem, settings))
+    target = _prepare(config)
+    trainer = Trainer(config, problem, config.method, settings, devices)
+    with Checkpoints(
+      target / CHECKPOINTS, configs.settings(config)
+    ) as checkpoints:
+      current = _begin(config, trainer, checkpoints, reporter)
+      finished = _train(config, trainer, current, checkpoints, reporter)
+    if not finished:
+      reporter.line(
+        f'Interrupted after step {current.step} of {config.steps}; go on with '
+        f'--output {target} --resume.'
+      )
+      return False
+    sharpness = trainer.measure_sharpness(current.state)
+    processes.on_first(
+      lambda: _write_metrics(target / METRICS, current, sharpness)
+    )
+    reporter.line(_summary(config, current, sharpness))
+    skipped = sum(map(int, processes.gather(str(problem.inputs.skipped))))
+    if skipped:
+      reporter.line(f'Images skipped as corrupt: {skipped}.')
+  console.print(f'Run: {target}', soft_wrap=True, highlight=False)
+  return True
+
+
+def _check_alike(config: configs.TrainConfig) -> None:
+  """Raises a ValueError if processes were told to make different runs."""
+  values = configs.settings(config)
+  for name in ('output', 'overwrite', 'resume', 'mesh', 'epochs'):
+    value = getattr(config, name)
+    values[name] = str(value) if isinstance(value, pathlib.Path) else value
+  processes.check_alike('flags', values)
+
+
+def _check_output(config: configs.TrainConfig) -> None:
+  # Before images are listed, which may take minutes.
+  if config.output is not None and not config.resume:
+    output_dir.check(config.output, overwrite=config.overwrite, known=FILES)
+
+
+def _with_steps(
+  config: configs.TrainConfig, problem: task.Task, settings: dict[str, Any]
+) -> configs.TrainConfig:
+  """Returns the configuration with its length in steps, if it can be run."""
+  # How many of them are in an epoch is for the method to say as well.
+  trainer = Trainer(config, problem, config.method, settings)
+  if config.epochs is None:
+    return config
+  return dataclasses.replace(config, steps=config.epochs * trainer.epoch_steps)
+
+
+def _warn(reporter: progress.Reporter) -> Callable[[str], None]:
+  """Returns what tells of examples that this process cannot read."""
+  if processes.is_first():
+    return reporter.line
+  return lambda text: print(text, file=sys.stderr)
+
+
+def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
+  """Returns the method's complete settings, proven to build it."""
+  name = config.method
+  build.check_names([name], config.base)
+  given = build.parse_settings(config.set, [name]).get(name, {})
+  settings = build.complete_settings(name, given, config.rho)
+  build.optimizer(name, settings, config, seed=config.seed)
+  if build.averaging(name, settings) and config.dataset == 'imagenet':
+    msg = (
+      f'--method {name} validates on training examples that it holds out, '
+      f'which there are none of on {config.dataset}; train on digits or '
+      f'mnist1d, or call optax_sam.{name} in a training loop of your own'
+    )
+    raise ValueError(msg)
+  followed = accuracy_schedule.following(settings, 0.0)
+  if followed and config.dataset == 'imagenet':
+    setting = min(followed)
+    msg = (
+      f'--method {name} follows the accuracy on all training examples, which '
+      f'is not measured on {config.dataset}; give --set {name}.{setting}=...'
+    )
+    raise ValueError(msg)
+  return settings
+
+
+def _prepare(config: configs.TrainConfig) -> pathlib.Path:
+  """Returns the directory of the run, new or to be resumed."""
+  default = output_dir.dated(f'{config.method}-{config.dataset}')
+  target = pathlib.Path(processes.share(str(config.output or default)))
+  action = _check_resumable if config.resume else _create
+  processes.on_first(lambda: action(config, target))
+  processes.together(lambda: _check_shared(target))
+  return target
+
+
+def _create(config: configs.TrainConfig, target: pathlib.Path) -> None:
+  with output_dir.new_directory(
+    target, overwrite=config.overwrite, known=FILES
+  ) as directory:
+    output_dir.write_config(directory, 'train', configs.settings(config))
+
+
+def _check_resumable(config: configs.TrainConfig, target: pathlib.Path) -> None:
+  if config.output is None:
+    msg = '--resume needs --output, the directory of the run to go on with'
+    raise ValueError(msg)
+  if not target.is_dir():
+    msg = f'--output {target}: there is no such run to resume'
+    raise ValueError(msg)
+  former = output_dir.read_config(target)
+  if former is None or former.get(output_dir.MARK) != 'train':
+    msg = f'--output {target} is not a run of `optax-sam train`'
+    raise ValueError(msg)
+  # A run from before a flag was there had what is its default now.
+  defaults = configs.settings(configs.TrainConfig())
+  _check_same(defaults | former['settings'], configs.settings(config))
+
+
+def _check_shared(target: pathlib.Path) -> None:
+  if output_dir.read_config(target) is None:
+    msg = (
+      f'--output {target} of process 0 is not to be seen from here; give a '
+      f'directory that all processes share'
+    )
+    raise ValueError(msg)
+
+
+def _check_same(former: dict[str, Any], now: dict[str, Any]) -> None:
+  """Raises a ValueError that shows every setting that differs."""
+  different = [
+    f'{name} was {former.get(name)!r} and is now {now.get(name)!r}'
+    for name in sorted(former.keys() | now.keys())
+    if former.get(name) != now.get(name)
+  ]
+  if different:
+    msg = f'--resume under another configuration: {"; ".join(different)}'
+    raise ValueError(msg)
+
+
+def _begin(
+  config: configs.TrainConfig,
+  trainer: Trainer,
+  checkpoints: Checkpoints,
+  reporter: progress.Reporter,
+) -> Progress:
+  start = trainer.start(config.seed)
+  found = None
+  if config.resume:
+    found = former = checkpoints.restore(start.state, reporter.line)
+    where = 'no checkpoint yet, from the start'
+    if former is not None:
+      processes.together(
+        lambda: inputs.check_state(
+          trainer.inputs, former.inputs, former.step, config.seed
+        )
+      )
+      where = f'from the checkpoint of step {former.step}'
+    reporter.line(f'Resuming {where}.')
+  return start if found is None else found
+
+
+def _train(
+  config: configs.TrainConfig,
+  trainer: Trainer,
+  current: Progress,
+  checkpoints: Checkpoints,
+  reporter: progress.Reporter,
+) -> bool:
+  """Trains to the end, saving on the way; returns whether it got there."""
+  with reporter.phase('Compiling', 1) as phase:
+    trainer.compile(current.best_train_accuracy)
+    phase.advance()
+  with (
+    reporter.phase('Training', config.steps) as phase,
+    _interrupts_between_steps() as interrupted,
+  ):
+    phase.advance(current.step)
+
+    def after_step(current: Progress) -> None:
+      phase.advance()
+      if current.step % config.checkpoint_every == 0:
+        checkpoints.save(current)
+      if (
+        current.evaluations and current.evaluations[-1]['step'] == current.step
+      ):
+        reporter.line(_evaluation(current))
+      if processes.should_stop(current.step, interrupted.is_set()):
+        checkpoints.save(current)
+        raise KeyboardInterrupt
+
+    try:
+      trainer.run(current, config.seed, after_step)
+    except KeyboardInterrupt:
+      return False  # unsaved after a second Ctrl-C, perhaps within a step
+    checkpoints.save(current)
+    return True
+
+
+@contextlib.contextmanager
+def _interrupts_between_steps() -> Iterator[threading.Event]:
+  """Yields an event that Ctrl-C or a SIGTERM sets; a second one stops at once.
+
+  A step that is half recorded would make a checkpoint that resumes wrongly.
+  """
+  event = threading.Event()
+
+  def handle(*arguments: object) -> None:
+    del arguments
+    if event.is_set():
+      processes.stop_at_once()
+    event.set()
+    processes.interrupt()
+
+  if threading.current_thread() is not threading.main_thread():
+    yield event  # only the main thread may install a handler
+    return
+  # Of several processes JAX hears a SIGTERM itself, and tells the others.
+  heard = [signal.SIGINT]
+  if jax.process_count() == 1:
+    heard.append(signal.SIGTERM)
+  former = {number: signal.signal(number, handle) for number in heard}
+  try:
+    yield event
+  finally:
+    for number, handler in former.items():
+      signal.signal(number, handler)
+
+
+def _write_metrics(
+  path: pathlib.Path, current: Progress, sharpness: Row
+) -> None:
+  """Writes one JSON object a line, whole or not at all."""
+  rows = [
+    *({'kind': 'log', **row} for row in current.log),
+    *({'kind': 'validation', **row} for row in current.validations),
+    *({'kind': 'evaluation', **row} for row in current.evaluations),
+    {'kind': 'sharpness', **sharpness},
+  ]
+  # JSON has neither NaN nor infinity.
+  lines = [
+    json.dumps(
+      {
+        key: None
+        if isinstance(value, float) and not math.isfinite(value)
+        else value
+        for key, value in row.items()
+      }
+    )
+    for row in rows
+  ]
+  temporary = path.with_suffix('.partial')
+  temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  temporary.replace(path)
+
+
+def _evaluation(current: Progress) -> str:
+  last = current.evaluations[-1]
+  line = (
+    f'  step {last["step"]}: test accuracy '
+    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}'
+  )
+  if 'ema_test_loss' in last:
+    line += (
+      f'; of the averaged weights {100 * last["ema_test_accuracy"]:.2f} %, '
+      f'{last["ema_test_loss"]:.4f}'
+    )
+  return line
+
+
+def _summary(
+  config: configs.TrainConfig, current: Progress, sharpness: Row
+) -> str:
+  taken = int(current.log[-1]['second_gradients'])
+  return (
+    f'{config.method}: {taken} of {current.step} steps took a second gradient; '
+    f'SAM sharpness at rho={config.sharpness_radius}: '
+    f'{sharpness["sam_sharpness"]:.3g}; '
+    f'top eigenvalue: {sharpness["top_eigenvalue"]:.3g}'
+  )

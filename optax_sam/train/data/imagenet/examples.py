@@ -1,0 +1,82 @@
+"""Elements of a batch: what is shown at one position."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import numpy as np
+
+from optax_sam.train.data.imagenet import transforms
+from optax_sam.train.data.imagenet.order import TrainingOrder
+from optax_sam.train.data.imagenet.sources import CorruptImage, Source
+
+# The entry that tells a loader which image was found to be corrupt.
+CORRUPT = 'corrupt'
+_NOT_CORRUPT = np.int64(-1)
+_MOST_CORRUPT_IN_A_ROW = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingExample:
+  """From a position to an example, or to one that stands in for it."""
+
+  source: Source
+  order: TrainingOrder
+  size: int
+
+  def __call__(
+    self, position: int, generator: np.random.Generator
+  ) -> dict[str, Any]:
+    """Reads what is shown at a position, over all epochs and processes."""
+    corrupt = _NOT_CORRUPT
+    candidates = self.order.at(position)
+    for index in itertools.islice(candidates, _MOST_CORRUPT_IN_A_ROW):
+      try:
+        stored = self.source[index]
+        image = transforms.training_image(stored.jpeg, self.size, generator)
+      except CorruptImage:
+        if corrupt == _NOT_CORRUPT:
+          corrupt = np.int64(index)
+        continue
+      return {
+        'inputs': image,
+        'labels': np.int32(stored.label),
+        'ids': np.int32(index),
+        CORRUPT: corrupt,
+      }
+    msg = (
+      f'{self.source.where(int(corrupt))} and all images tried in its place '
+      f'cannot be decoded; check whether these are JPEG files'
+    )
+    raise ValueError(msg)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationExample:
+  """From a place to an example; beyond the last one, to filling."""
+
+  source: Source
+  size: int
+
+  def __call__(self, index: int) -> dict[str, Any]:
+    """Reads the image with this index."""
+    corrupt = _NOT_CORRUPT
+    if index < len(self.source):
+      try:
+        stored = self.source[index]
+        image = transforms.evaluation_image(stored.jpeg, self.size)
+        return self._example(image, stored.label, True, corrupt)
+      except CorruptImage:
+        corrupt = np.int64(index)
+    filling = np.zeros((self.size, self.size, 3), np.uint8)
+    return self._example(filling, 0, False, corrupt)
+
+  def _example(
+    self, image: np.ndarray, label: int, is_example: bool, corrupt: np.int64
+  ) -> dict[str, Any]:
+    return {
+      'inputs': image,
+      'labels': np.int32(label),
+      'is_example': np.bool_(is_example),
+      CORRUPT: corrupt,
+    }

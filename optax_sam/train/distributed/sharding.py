@@ -1,0 +1,186 @@
+"""Where the arrays of a run are: on one device, or on all of them.
+
+Under a mesh a step stays one program for the global batch: its rows are split
+over all devices, parameters and states are whole on each of them or split over
+the axis `fsdp`, and the compiler puts the sums over devices, and the fetching
+of what is split, where they are needed.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import optax_sam
+from optax_sam.train.config import checks
+from optax_sam.train.data.datasets import Batch
+
+_FSDP = 'fsdp'
+# Smaller arrays cost less to hold than to fetch.
+_LEAST_TO_SPLIT = 2**10
+
+
+class Placement:
+  """Puts states and batches onto devices."""
+
+  def __init__(self, mesh: Mesh | None = None) -> None:
+    """Holds the mesh.
+
+    Args:
+      mesh: of the axes `data`, `fsdp` or both; None leaves everything to JAX,
+        which uses its default device.
+    """
+    self.mesh = mesh
+
+  @property
+  def replicated(self) -> NamedSharding | None:
+    """The sharding of what every device holds whole."""
+    return None if self.mesh is None else NamedSharding(self.mesh, P())
+
+  @property
+  def rows(self) -> NamedSharding | None:
+    """The sharding of batches: their rows are split over all devices."""
+    if self.mesh is None:
+      return None
+    return NamedSharding(self.mesh, P(self.mesh.axis_names))
+
+  def shardings(self, abstract_state: Any) -> Any:
+    """Returns how the arrays of a state are split over the devices.
+
+    With `n` the size of the axis `fsdp`, an array is split along its largest
+    axis that `n` divides, the first of those that are equally long. It is
+    whole on every device if there is none, or if it has less than 1024
+    elements. Over `data` nothing is split.
+
+    The shape alone decides, so what has the shape of a parameter (momentum, an
+    average, a stored direction) is split as the parameter is. But SAF's table,
+    which may be larger than all that, is split by example over all devices if
+    they divide it.
+
+    Args:
+      abstract_state: pytree of arrays or of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      The same pytree of `NamedSharding`, or of None without a mesh.
+    """
+
+    def of(node: Any) -> Any:
+      split = self._by_row if _is_table(node) else self._sharding
+      return jax.tree.map(lambda leaf: split(leaf.shape), node)
+
+    return jax.tree.map(of, abstract_state, is_leaf=_is_table)
+
+  def state(self, tree: Any) -> Any:
+    """Puts a state, the same one on every process, onto the devices."""
+    if self.mesh is None:
+      return tree
+    return jax.tree.map(_put, tree, self.shardings(tree))
+
+  def made(self, make: Callable[..., Any], *args: Any) -> Any:
+    """Returns a part of a state that is made where it is to be.
+
+    Args:
+      make: the function that makes it, one object for one program.
+      *args: its arguments, on the devices.
+    """
+    if self.mesh is None:
+      return jax.jit(make)(*args)
+    shardings = self.shardings(jax.eval_shape(make, *args))
+    return jax.jit(make, out_shardings=shardings)(*args)
+
+  def batch(self, batch: Batch) -> Batch:
+    """Splits a batch, of which every process gives its own rows.
+
+    The rows of the first process come first, then those of the second one.
+    """
+    if self.mesh is None:
+      return batch
+    return {
+      name: jax.make_array_from_process_local_data(self.rows, values)
+      for name, values in batch.items()
+    }
+
+  def whole(self, batch: Batch) -> Batch:
+    """Splits a batch, of which every process gives all rows.
+
+    One that the devices don't divide, as a test set, is put onto each.
+    """
+    if self.mesh is None:
+      return batch
+    fits = len(batch['labels']) % self.mesh.size == 0
+    sharding = self.rows if fits else self.replicated
+    return jax.tree.map(lambda values: _put(values, sharding), batch)
+
+  def _by_row(self, shape: tuple[int, ...]) -> NamedSharding | None:
+    if self.mesh is None or shape[0] % self.mesh.size:
+      return self.replicated
+    return self.rows
+
+  def _sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
+    if self.mesh is None:
+      return None
+    size = self.mesh.shape.get(_FSDP, 1)
+    fitting = [axis for axis, length in enumerate(shape) if length % size == 0]
+    if size == 1 or not fitting or math.prod(shape) < _LEAST_TO_SPLIT:
+      return NamedSharding(self.mesh, P())
+    longest = max(fitting, key=lambda axis: shape[axis])
+    return NamedSharding(self.mesh, P(*[None] * longest, _FSDP))
+
+
+def build(text: str | None, batch_size: int) -> Placement:
+  """Returns the placement that `--mesh` asks for.
+
+  Args:
+    text: `data=8`, `data=4,fsdp=2` or the like; None takes all devices if they
+      divide the batch. If they don't, a single process takes one.
+    batch_size: examples in a step.
+
+  Raises:
+    ValueError: if the mesh doesn't fit the devices or the batch, in one line.
+  """
+  count = jax.device_count()
+  if text is None:
+    if jax.process_count() == 1 and batch_size % count:
+      count = 1
+    axes = {'data': count}
+  else:
+    axes = checks.axes(text)
+  if math.prod(axes.values()) != count:
+    msg = (
+      f'--mesh {text} must be of all devices: their numbers multiply to '
+      f'{math.prod(axes.values())}, and here are {count}, as in data={count}'
+    )
+    raise ValueError(msg)
+  if batch_size % count:
+    mesh = ','.join(f'{name}={size}' for name, size in axes.items())
+    msg = (
+      f'--mesh {mesh}: --batch-size must be a multiple of {count}, '
+      f'not {batch_size}'
+    )
+    raise ValueError(msg)
+  if count == 1:
+    return Placement()
+  # The devices of a process are neighbours, and so are its rows of a batch.
+  devices = sorted(jax.devices(), key=lambda one: (one.process_index, one.id))
+  shaped = np.asarray(devices).reshape(list(axes.values()))
+  return Placement(Mesh(shaped, tuple(axes)))
+
+
+def _is_table(node: Any) -> bool:
+  return isinstance(node, optax_sam.SafState)
+
+
+def _put(leaf: Any, sharding: Any) -> jax.Array:
+  """Puts what every process has onto all devices, without comparing it."""
+  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    data = _put(jax.random.key_data(leaf), sharding)
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+  values = np.asarray(leaf)
+  return jax.make_array_from_callback(
+    values.shape, sharding, lambda index: values[index]
+  )

@@ -1,0 +1,384 @@
+"""The training loop of one run, and the evaluation of what it trained."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import optax_sam
+from optax_sam import sharpness
+from optax_sam.train.config import configs
+from optax_sam.train.data import datasets
+from optax_sam.train.data import inputs as inputs_lib
+from optax_sam.train.distributed.sharding import Placement
+from optax_sam.train.loop import (
+  evaluation,
+  swad_validation,
+  train_step,
+  trajectory_loss,
+)
+from optax_sam.train.loop.task import Collections, Task
+from optax_sam.train.loop.train_step import TrainingState
+from optax_sam.train.optimizers import accuracy_schedule, build
+from optax_sam.train.optimizers.base_optimizer import schedule
+from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
+
+Row = dict[str, float]
+
+
+@dataclasses.dataclass
+class Progress:
+  """How far a run has come.
+
+  Attributes:
+    state: parameters, optimizer state, keys.
+    step: steps taken, which is also the position in the data.
+    log: rows of training metrics so far.
+    evaluations: rows of test metrics so far.
+    best_train_accuracy: highest training accuracy at the end of an epoch so
+      far; 0 where no setting follows it.
+    validations: rows of what was found on held-out examples so far.
+    inputs: where the run is in its data, as `inputs.state` has it.
+  """
+
+  state: TrainingState
+  step: int = 0
+  log: list[Row] = dataclasses.field(default_factory=list)
+  evaluations: list[Row] = dataclasses.field(default_factory=list)
+  best_train_accuracy: float = 0.0
+  validations: list[Row] = dataclasses.field(default_factory=list)
+  inputs: inputs_lib.State = dataclasses.field(default_factory=dict)
+
+
+class Trainer:
+  """Trains one task with one method, with any number of seeds."""
+
+  def __init__(
+    self,
+    config: configs.Experiment,
+    task: Task,
+    name: str,
+    settings: Mapping[str, Any],
+    placement: Placement | None = None,
+  ) -> None:
+    """Prepares a method without compiling anything yet.
+
+    Args:
+      config: the common settings.
+      task: what to train.
+      name: a method of the registry, or the base optimizer.
+      settings: the method's complete settings.
+      placement: of all arrays; JAX's default device if None.
+
+    Raises:
+      ValueError: if a method that holds examples out leaves too few.
+    """
+    self.config = config
+    self.placement = placement or Placement()
+    self.averaging = build.averaging(name, settings)
+    self.task = task
+    # What is evaluated and measured is the same for all methods: the task's.
+    self.inputs = task.inputs
+    if self.averaging is not None:
+      self.inputs = swad_validation.inputs(task.inputs, self.averaging, name)
+    self.name = name
+    self.settings = dict(settings)
+    self.on_host = config.execution == 'host' and build.skips(name)
+    self.temporary_bytes: int | None = None
+    self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
+    self.term = trajectory_loss.term(
+      build.term(name, settings), task, self.epoch_steps
+    )
+    self._schedule = schedule(config, self.settings.get('learning_rate'))
+    self._compiled: dict[tuple[float, ...], Any] = {}
+
+  def start(self, seed: int) -> Progress:
+    """Returns a run before its first step."""
+    init_key, run_key = jax.random.split(jax.random.key(seed))
+    params, statistics = _init(self.task, init_key)
+    opt_state = self.optimizer(seed).init(params)
+    step = jnp.zeros((), jnp.int32)
+    average = ()
+    if self.config.ema_decay is not None:
+      average = train_step.copy((params, statistics))
+    state = self.placement.state(
+      TrainingState(step, params, statistics, opt_state, run_key, average)
+    )
+    if self.term is not None:
+      memory = self.placement.made(
+        self.term.init, state.params, state.statistics
+      )
+      state = state._replace(memory=memory)
+    if self.averaging is not None:
+      memory = self.placement.made(self.averaging.functions.init, state.params)
+      state = state._replace(memory=memory)
+    return Progress(
+      state,
+      inputs=inputs_lib.state(self.inputs, 0, seed),
+    )
+
+  def compile(self, accuracy: float = 0.0) -> Any:
+    """Returns the step, compiled once for all seeds, and notes its memory.
+
+    Args:
+      accuracy: best training accuracy so far; settings that follow it shape
+        the program, so that there is one for each of their values.
+
+    Returns:
+      The step, from state and batch to the next state and metrics.
+    """
+    values = tuple(self._followed(accuracy).values())
+    if values not in self._compiled:
+      self._compiled[values] = self._compile(accuracy)
+    return self._compiled[values]
+
+  def step(
+    self, state: TrainingState, batch: datasets.Batch, accuracy: float = 0.0
+  ) -> tuple[TrainingState, train_step.Metrics]:
+    """Takes one step, from state and batch to the next state and metrics.
+
+    In one program the next state takes the memory of the one that is given.
+    """
+    return self.compile(accuracy)(state, self.placement.batch(batch))
+
+  def batch(self, step: int, seed: int) -> datasets.Batch:
+    """Returns the batch of a step."""
+    if self.term is not None and self.term.by_example:
+      return self.inputs.batch(step, seed, ids=True)
+    return self.inputs.batch(step, seed)
+
+  def run(
+    self,
+    progress: Progress,
+    seed: int,
+    after_step: Callable[[Progress], None] = lambda _: None,
+  ) -> None:
+    """Trains from where `progress` is to the last step.
+
+    Args:
+      progress: of this run; brought up to date after every step.
+      seed: of the order of the data.
+      after_step: called after every step.
+    """
+    config = self.config
+    evaluate_at = evenly_spaced(config.steps, config.evaluations)
+    former: Any = None
+    while progress.step < config.steps:
+      batch = self.batch(step=progress.step, seed=seed)
+      state, metrics = self.step(
+        progress.state, batch, progress.best_train_accuracy
+      )
+      # So that batches don't pile up on the devices.
+      jax.block_until_ready(former)
+      former = metrics
+      progress.state, progress.step = state, progress.step + 1
+      progress.inputs = inputs_lib.state(self.inputs, progress.step, seed)
+      last = progress.step == config.steps
+      if last or progress.step % config.log_every == 0:
+        progress.log.append(self._log_row(progress, metrics))
+      if progress.step % self.epoch_steps == 0 and self._followed(0.0):
+        progress.best_train_accuracy = max(
+          progress.best_train_accuracy, self._train_accuracy(progress.state)
+        )
+      if self.averaging is not None and not (
+        progress.step % (self.epoch_steps * self.averaging.epochs)
+      ):
+        self._validate(progress, self.averaging, seed)
+      if progress.step in evaluate_at:
+        progress.evaluations.append(self._evaluation_row(progress))
+      after_step(progress)
+
+  def measure_sharpness(self, state: TrainingState) -> Row:
+    """Measures sharpness in evaluation mode, on fixed training examples."""
+    batch = self.placement.whole(
+      self.task.inputs.fixed(self.config.sharpness_examples)
+    )
+    params, statistics = self.solution(state)
+    loss, args = self._measured_loss, (statistics, batch)
+    try:
+      eigenvalue = sharpness.top_eigenvalue(
+        loss, params, args=args, tolerance=_EIGENVALUE_TOLERANCE
+      )
+    except RuntimeError:  # did not converge: better no figure than a wrong one
+      eigenvalue = math.nan
+    rise = sharpness.sam_sharpness(
+      loss, params, self.config.sharpness_radius, args=args
+    )
+    return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
+
+  def _measured_loss(
+    self, params: Any, statistics: Collections, batch: datasets.Batch
+  ) -> jax.Array:
+    if self.placement.mesh is not None:
+      # The gradients too then: the host reads them on every process.
+      params = jax.lax.with_sharding_constraint(
+        params, self.placement.replicated
+      )
+    return self.task.evaluation_loss(params, statistics, batch)
+
+  def _compile(self, accuracy: float) -> Any:
+    optimizer = self.optimizer(seed=0, accuracy=accuracy)
+    state = self.start(seed=0).state
+    sample = dict(self.task.inputs.sample())
+    if self.term is not None and self.term.by_example:
+      sample['ids'] = np.zeros_like(sample['labels'])
+    batch = self.placement.batch(sample)
+    mesh, averaging = self.placement.mesh, self.averaging
+    how = {
+      'ema_decay': self.config.ema_decay,
+      'sharding': None if mesh is None else self.placement.shardings(state),
+    }
+    if self.on_host:
+      # Several programs, compiled as the steps call them.
+      step = train_step.branching_on_host(self.task, optimizer, **how)
+      for _ in range(_WARM_UP_STEPS):
+        state, _ = step(state, batch)
+      jax.block_until_ready(state)
+      return step
+    step: Any = train_step.in_one_program(
+      self.task,
+      optimizer,
+      uses_gradient=build.uses_gradient(self.name),
+      takes_single_examples=build.takes_single_examples(self.name),
+      term=self.term,
+      accumulate=None if averaging is None else averaging.functions.accumulate,
+      rows=self.placement.rows,
+      donates=True,
+      **how,
+    )
+    compiled = step.lower(state, batch).compile()
+    size = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', None)
+    if size is not None:
+      self.temporary_bytes = max(size, self.temporary_bytes or 0)
+    return compiled
+
+  def solution(self, state: TrainingState) -> tuple[Any, Collections]:
+    """Returns the parameters that a run has found by now, and statistics.
+
+    Where those parameters are others than it trains, the running statistics of
+    batch norm are computed anew, over fixed training examples.
+    """
+    read, kept = build.solution(self.name), state.opt_state
+    if self.averaging is not None:
+      read, kept = self.averaging.functions.result, state.memory
+    if read is None:
+      return state.params, state.statistics
+    params = read(state.params, kept)
+    return params, evaluation.statistics(
+      self.task, params, state.statistics, self.placement
+    )
+
+  def optimizer(
+    self, seed: int, accuracy: float = 0.0
+  ) -> optax.GradientTransformation:
+    """Returns method and base; of the seed depends what `init` draws."""
+    inputs = self.inputs
+    return build.optimizer(
+      self.name,
+      self.settings,
+      self.config,
+      seed=seed,
+      epoch_steps=self.epoch_steps,
+      accuracy=accuracy,
+      batch_like=jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+          (inputs.batch_size, *leaf.shape[1:]), leaf.dtype
+        ),
+        dict(inputs.sample()),
+      ),
+      num_data=inputs.train_examples,
+    )
+
+  def _log_row(self, progress: Progress, metrics: train_step.Metrics) -> Row:
+    values: dict[str, Any] = {
+      'gradient_norm': math.nan,  # of methods that need no clean gradient
+      **metrics,
+      'learning_rate': self._schedule(progress.step - 1),
+      **self._method_metrics(progress.state),
+    }
+    followed = self._followed(progress.best_train_accuracy)
+    if followed:
+      values['best_train_accuracy'] = progress.best_train_accuracy
+      values |= {f'setting_{name}': value for name, value in followed.items()}
+    row = {name: float(value) for name, value in values.items()}
+    if not row['second_gradients']:
+      row['perturbed_loss'] = math.nan  # not known before the first ascent
+    return {'step': progress.step, **row}
+
+  def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
+    if not build.reports(self.name):
+      return {'ascended': 0, 'second_gradients': 0}
+    return optax_sam.metrics(state.opt_state)
+
+  def _followed(self, accuracy: float) -> dict[str, float]:
+    return accuracy_schedule.following(self.settings, accuracy)
+
+  def _train_accuracy(self, state: TrainingState) -> float:
+    train = self.task.inputs.train()
+    assert train is not None  # checked before the run
+    _, share = self._evaluate(*self.solution(state), [train])
+    # Nine tenths in float32 are below 0.9.
+    examples = len(train['labels'])
+    return round(share * examples) / examples
+
+  def _validate(
+    self, progress: Progress, averaging: ValidatedAveraging, seed: int
+  ) -> None:
+    held_out = self.inputs.held_out(seed)
+    assert held_out is not None  # as there is such an average
+    progress.state, row = swad_validation.validate(
+      self.task, averaging, progress.state, held_out, self.placement
+    )
+    progress.validations.append(row)
+
+  def _evaluation_row(self, progress: Progress) -> Row:
+    inputs, state = self.task.inputs, progress.state
+    solution = self.solution(state)
+    test_loss, test_accuracy = self._evaluate(*solution, inputs.test())
+    row = {
+      'step': progress.step,
+      'test_loss': test_loss,
+      'test_accuracy': test_accuracy,
+    }
+    train = inputs.train()
+    if train is not None:
+      _, row['train_accuracy'] = self._evaluate(*solution, [train])
+    if state.average:
+      params, statistics = state.average
+      row['ema_test_loss'], row['ema_test_accuracy'] = self._evaluate(
+        params, statistics, inputs.test()
+      )
+    return row
+
+  def _evaluate(
+    self,
+    params: Any,
+    statistics: Collections,
+    batches: Iterable[datasets.Batch],
+  ) -> tuple[float, float]:
+    return evaluation.evaluate(
+      self.task, params, statistics, batches, self.placement
+    )
+
+
+# Enough that a method that skips has met both of its branches.
+_WARM_UP_STEPS = 3
+_EIGENVALUE_TOLERANCE = 1e-2
+
+
+def evenly_spaced(steps: int, count: int) -> frozenset[int]:
+  """Returns up to `count` steps, the last one included."""
+  return frozenset(
+    max(1, round(steps * position / count)) for position in range(1, count + 1)
+  )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(task: Task, key: jax.Array) -> tuple[Any, Collections]:
+  return task.init(key)

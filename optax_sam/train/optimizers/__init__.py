@@ -1,0 +1,1 @@
+"""The methods that the trainer knows, and the optimizers it builds."""

@@ -1,0 +1,59 @@
+"""The base optimizer and its schedule."""
+
+import jax
+import optax
+
+from optax_sam.train.config import configs
+
+
+def schedule(
+  config: configs.Experiment, highest: float | None = None
+) -> optax.Schedule:
+  """Returns the learning rate of each step: a linear rise, then a cosine.
+
+  Args:
+    config: how long they take.
+    highest: learning rate between the two, None for that of the base.
+  """
+  if highest is None:
+    highest = configs.learning_rate(config)
+  return optax.warmup_cosine_decay_schedule(
+    init_value=0.0,
+    peak_value=highest,
+    warmup_steps=round(config.warmup * config.steps),
+    decay_steps=config.steps,
+  )
+
+
+def base_optimizer(
+  config: configs.Experiment, steps: int = 1
+) -> optax.GradientTransformation:
+  """Returns SGD with momentum or AdamW, with weight decay on kernels only.
+
+  With `--clip-norm`, gradients are clipped first: those that a sharpness-aware
+  method hands on, so that its own norms and decisions are of unclipped ones.
+
+  Args:
+    config: which of the two, and its settings.
+    steps: number of its steps that one step of training takes.
+  """
+  decay = configs.weight_decay(config)
+  of_training = schedule(config)
+  rate = of_training
+  if steps > 1:
+    rate = lambda count: of_training(count // steps)
+  if config.base == 'adamw':
+    base = optax.adamw(rate, weight_decay=decay, mask=_is_kernel)
+  else:
+    base = optax.chain(
+      optax.add_decayed_weights(decay, mask=_is_kernel),
+      optax.sgd(rate, momentum=0.9),
+    )
+  if config.clip_norm is None:
+    return base
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), base)
+
+
+def _is_kernel(params: optax.Params) -> optax.Params:
+  """Marks what has more than one axis: not biases, not batch norm."""
+  return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

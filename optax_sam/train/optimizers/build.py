@@ -1,0 +1,226 @@
+"""Methods by name: their settings, and the optimizers that they are part of."""
+
+import ast
+import inspect
+import numbers
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import optax
+
+import optax_sam
+from optax_sam.train.config import configs
+from optax_sam.train.optimizers import accuracy_schedule
+from optax_sam.train.optimizers.base_optimizer import base_optimizer, schedule
+from optax_sam.train.optimizers.registry import METHODS
+from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
+
+# Arguments that the trainer fills or that describe how it runs, rather than
+# what the method is.
+_NOT_SETTABLE = frozenset(
+  {
+    'base',
+    'batch_like',
+    'num_data',
+    'total_steps',
+    'key',
+    'refresh_every',
+    'mask',
+    'axis_name',
+    'sync_ascent',
+    'scaled',
+  }
+)
+
+
+def settable(name: str) -> tuple[str, ...]:
+  """Returns the names that `--set NAME.setting=value` accepts."""
+  parameters = inspect.signature(METHODS[name].factory).parameters
+  filled = set(_NOT_SETTABLE)
+  if METHODS[name].place != 'instead':
+    filled.add('learning_rate')
+  return tuple(key for key in parameters if key not in filled)
+
+
+def check_names(names: Iterable[str], base: str) -> None:
+  """Raises a ValueError if a name is neither a method nor the base."""
+  for name in names:
+    if name != base and name not in METHODS:
+      allowed = ', '.join((base, *METHODS))
+      msg = f'method {name!r} is unknown; choose among {allowed}'
+      raise ValueError(msg)
+
+
+def parse_settings(
+  assignments: Iterable[str], names: Iterable[str]
+) -> dict[str, dict[str, Any]]:
+  """Reads assignments such as `ae_sam.lambda_2=2`.
+
+  Args:
+    assignments: texts of the form METHOD.SETTING=VALUE.
+    names: the methods of this run; a setting of another one is an error.
+
+  Returns:
+    For each method the settings that were given, perhaps none.
+
+  Raises:
+    ValueError: if anything in an assignment is unknown, naming what is known.
+  """
+  parsed: dict[str, dict[str, Any]] = {
+    name: {} for name in names if name in METHODS
+  }
+  for text in assignments:
+    target, equals, value = text.partition('=')
+    name, dot, setting = target.strip().partition('.')
+    if not (equals and dot):
+      msg = f'--set {text!r} must read METHOD.SETTING=VALUE'
+      raise ValueError(msg)
+    if name not in parsed:
+      allowed = ', '.join(parsed) or 'none, the base optimizer has no settings'
+      msg = f'--set {text}: {name!r} is no method of this run ({allowed})'
+      raise ValueError(msg)
+    allowed = settable(name)
+    if setting not in allowed:
+      msg = (
+        f'--set {text}: {name} has no setting {setting!r}; '
+        f'choose among {", ".join(allowed)}'
+      )
+      raise ValueError(msg)
+    parsed[name][setting] = _parse_value(text, name, setting, value.strip())
+  return parsed
+
+
+def complete_settings(
+  name: str, given: Mapping[str, Any], rho: float | None
+) -> dict[str, Any]:
+  """Returns every setting of a method: given ones, --rho, then defaults."""
+  if name not in METHODS:
+    return {}
+  method = METHODS[name]
+  parameters = inspect.signature(method.factory).parameters
+  chosen = {key: parameters[key].default for key in settable(name)}
+  chosen.update(method.defaults)
+  if rho is not None and 'rho' in chosen:
+    chosen['rho'] = rho
+  chosen.update(given)
+  return {k: v for k, v in chosen.items() if v is not inspect.Parameter.empty}
+
+
+def optimizer(
+  name: str,
+  settings: Mapping[str, Any],
+  config: configs.Experiment,
+  *,
+  seed: int,
+  epoch_steps: int = 1,
+  accuracy: float = 0.0,
+  batch_like: Any = None,
+  num_data: int = 1,
+) -> optax.GradientTransformation:
+  """Returns a whole optimizer; any other name is the base alone.
+
+  Args:
+    name: a name in the registry, or that of the base optimizer.
+    settings: as `complete_settings` returns them.
+    config: of the base optimizer, its learning rate and the length of training.
+    seed: for methods that draw; it enters the state in `init` only.
+    epoch_steps: for methods that renew something once an epoch.
+    accuracy: the training accuracy, for settings that follow it.
+    batch_like: shapes and dtypes of a batch, for methods that keep one.
+    num_data: number of training examples, for methods that weigh by it.
+  """
+  if name not in METHODS:
+    return optax.chain(optax.identity(), base_optimizer(config))
+  method = METHODS[name]
+  base_steps = settings[method.base_steps] if method.base_steps else 1
+  base = base_optimizer(config, base_steps)
+  filled = {
+    'total_steps': config.steps,
+    'refresh_every': epoch_steps,
+    'key': seed,
+    'base': base,
+    'batch_like': batch_like,
+    'num_data': num_data,
+  }
+  parameters = inspect.signature(method.factory).parameters
+  arguments = {k: v for k, v in filled.items() if k in parameters}
+  arguments |= {**settings, **accuracy_schedule.following(settings, accuracy)}
+  if 'learning_rate' in parameters:
+    highest = settings.get('learning_rate')
+    arguments['learning_rate'] = schedule(config, highest)
+  try:
+    built = method.factory(**arguments)
+  except (TypeError, ValueError) as error:
+    msg = f'{name}: {error}'
+    raise ValueError(msg) from error
+  if method.place in ('loss', 'beside'):
+    built = optax.identity()
+  if method.place in ('before', 'loss', 'beside'):
+    return optax.chain(built, base)
+  return optax.chain(base, built) if method.place == 'after' else built
+
+
+def term(
+  name: str, settings: Mapping[str, Any]
+) -> optax_sam.SafLoss | optax_sam.MesaLoss | None:
+  """Returns the term that a method adds to the loss, if it is one."""
+  if name not in METHODS or METHODS[name].place != 'loss':
+    return None
+  return METHODS[name].factory(**settings)
+
+
+def averaging(
+  name: str, settings: Mapping[str, Any]
+) -> ValidatedAveraging | None:
+  """Returns the average beside the optimizer that a method is, if it is one."""
+  if name not in METHODS or METHODS[name].place != 'beside':
+    return None
+  return METHODS[name].factory(**settings)
+
+
+def skips(name: str) -> bool:
+  """Whether some steps of a method take no second gradient."""
+  return name in METHODS and METHODS[name].skips
+
+
+def reports(name: str) -> bool:
+  """Whether there are metrics in the state of a method."""
+  return name in METHODS and METHODS[name].reports
+
+
+def uses_gradient(name: str) -> bool:
+  """Whether a method, or the base optimizer, reads the clean gradient."""
+  return name not in METHODS or METHODS[name].uses_gradient
+
+
+def solution(
+  name: str,
+) -> Callable[[optax.Params, Any], optax.Params] | None:
+  """Returns what reads the parameters that a run has found; None for its own.
+
+  From the parameters that it trains, and the state of its optimizer.
+  """
+  return METHODS[name].solution if name in METHODS else None
+
+
+def takes_single_examples(name: str) -> bool:
+  """Whether a method differentiates the losses of examples one by one."""
+  return name in METHODS and METHODS[name].takes_single_examples
+
+
+def _parse_value(text: str, name: str, setting: str, value: str) -> Any:
+  try:
+    parsed = ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    parsed = value
+  default = complete_settings(name, {}, None).get(setting)
+  number = isinstance(default, numbers.Real) and not isinstance(default, bool)
+  if number and (
+    isinstance(parsed, bool) or not isinstance(parsed, numbers.Real)
+  ):
+    msg = f'--set {text}: {setting} must be a number, not {value!r}'
+    raise ValueError(msg)
+  if isinstance(default, bool) and not isinstance(parsed, bool):
+    msg = f'--set {text}: {setting} must be True or False, not {value!r}'
+    raise ValueError(msg)
+  return parsed

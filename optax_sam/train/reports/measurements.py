@@ -1,0 +1,61 @@
+"""What was measured of finished runs."""
+
+import dataclasses
+from typing import Any
+
+from optax_sam.landscape import Line
+from optax_sam.train.config.configs import SharpnessConfig
+
+ASCENT_STEPS = 20  # of the SAM sharpness that comes close to the maximum
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurements:
+  """Everything `optax-sam sharpness` measured.
+
+  Attributes:
+    config: What to measure.
+    command: The command that repeats it.
+    settings: Of the runs, by name.
+    figures: `test_accuracy` and the measures, by name of the run.
+    lines: The loss along one random direction, by name of the run.
+    versions: Versions of Python and of the libraries.
+    machine: The machine: device, cores, operating system, ...
+    started: When it started, as an ISO date.
+    seconds: Wall time.
+  """
+
+  config: SharpnessConfig
+  command: str
+  settings: dict[str, dict[str, Any]]
+  figures: dict[str, dict[str, float]]
+  lines: dict[str, Line]
+  versions: dict[str, str]
+  machine: dict[str, str]
+  started: str
+  seconds: float
+
+  def differing(self) -> dict[str, list[Any]]:
+    """Returns the settings in which the runs differ, a value a run."""
+    return {
+      name: values
+      for name, values in self._values().items()
+      if any(value != values[0] for value in values)
+    }
+
+  def common(self) -> dict[str, Any]:
+    """Returns the settings that all runs have in common."""
+    return {
+      name: values[0]
+      for name, values in self._values().items()
+      if all(value == values[0] for value in values)
+    }
+
+  def _values(self) -> dict[str, list[Any]]:
+    names = dict.fromkeys(
+      name for settings in self.settings.values() for name in settings
+    )
+    return {
+      name: [settings.get(name) for settings in self.settings.values()]
+      for name in names
+    }

@@ -1,0 +1,296 @@
+"""What a comparison measured, and the statistics drawn from it."""
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from optax_sam.train.reports.paired import Difference, paired_difference
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One training run: one method, one seed.
+
+  Attributes:
+    method: Name of the method.
+    seed: Seed of the initial parameters and of the order of the examples.
+    settings: The method's own settings (radius, period, ...).
+    log: Rows of training metrics, every few steps: `step` (steps done, 1
+      after the first), `loss` (clean training loss), `perturbed_loss`,
+      `ascended`, `second_gradients` (how many steps so far took a second
+      gradient), `gradient_norm`, `parameter_norm`, `update_norm`,
+      `learning_rate`.
+    evaluations: Rows of `step`, `test_loss`, `test_accuracy` (a fraction) and
+      `train_accuracy`; the last one is at the end of the run.
+    sharpness: `sam_sharpness` and `top_eigenvalue` at the end of the run;
+      empty if they were not measured.
+    seconds: Wall time of the run.
+    landscape: Rows of `position` and `loss` along a random direction through
+      the solution (`random_lines`); empty if they were not measured.
+    validations: Rows of `step`, `validation_loss`, `validation_accuracy`, on
+      examples that the run doesn't train on, and of the `first_segment` and
+      `last_segment` between validations that count by then; empty if the
+      method holds no examples out.
+  """
+
+  method: str
+  seed: int
+  settings: dict[str, object]
+  log: list[dict[str, float]]
+  evaluations: list[dict[str, float]]
+  sharpness: dict[str, float]
+  seconds: float
+  landscape: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+  @property
+  def steps(self) -> int:
+    """Number of steps at the last row of any kind."""
+    rows = self.log[-1:] + self.evaluations[-1:]
+    return int(max((row['step'] for row in rows), default=0))
+
+  @property
+  def test_accuracy(self) -> float:
+    """Test accuracy of the last evaluation, NaN if there is none."""
+    if not self.evaluations:
+      return math.nan
+    return float(self.evaluations[-1].get('test_accuracy', math.nan))
+
+  @property
+  def second_gradient_share(self) -> float | None:
+    """Share of the logged steps that took a second gradient."""
+    if not self.log or 'second_gradients' not in self.log[-1]:
+      return None
+    steps = self.log[-1]['step']
+    taken = float(self.log[-1]['second_gradients'])
+    return taken / steps if steps > 0 and math.isfinite(taken) else None
+
+  @property
+  def figures(self) -> list[float]:
+    """Training and test losses and test accuracies, as they were logged."""
+    names = ('loss', 'test_loss', 'test_accuracy')
+    rows = (*self.log, *self.evaluations)
+    return [row[name] for row in rows for name in names if name in row]
+
+  @property
+  def diverged(self) -> bool:
+    """Whether the training loss or the test loss ended non-finite."""
+    last = [row.get('loss', 0.0) for row in self.log[-1:]]
+    last += [row.get('test_loss', 0.0) for row in self.evaluations[-1:]]
+    return not all(math.isfinite(loss) for loss in last)
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+  """Time and memory of one method's step.
+
+  Attributes:
+    method: Name of the method.
+    milliseconds: Time of a step, one entry a round.
+    relative: The same, divided by the base optimizer's in the same round.
+    temporary_bytes: Memory the compiled step needs besides its inputs and
+      outputs; None where the device does not tell.
+  """
+
+  method: str
+  milliseconds: list[float]
+  relative: list[float]
+  temporary_bytes: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """Everything `optax-sam compare` measured.
+
+  Attributes:
+    settings: Settings common to all runs (dataset, model, batch size, ...).
+    command: The command that repeats the comparison.
+    base: Method name of the base optimizer, 'sgd' or 'adamw'.
+    runs: The runs, in the order in which the methods were asked for.
+    timings: Time per step of the methods that were timed.
+    versions: Versions of Python and of the libraries.
+    machine: The machine: device, cores, operating system, ...
+    started: When it started, as an ISO date.
+    seconds: Wall time of the whole comparison.
+    interrupted: Whether it was stopped before its end.
+    total_steps: Steps of a complete run.
+    test_examples: Number of test examples.
+    sharpness_radius: Radius of the SAM sharpness at the end of the runs.
+  """
+
+  settings: dict[str, object]
+  command: str
+  base: str
+  runs: list[Run]
+  timings: list[Timing]
+  versions: dict[str, str]
+  machine: dict[str, str]
+  started: str
+  seconds: float
+  interrupted: bool
+  total_steps: int
+  test_examples: int
+  sharpness_radius: float
+
+  @property
+  def methods(self) -> list[str]:
+    """The methods that have a run, base optimizer first."""
+    names = list(dict.fromkeys(run.method for run in self.runs))
+    return sorted(names, key=lambda name: name != self.base)
+
+  @property
+  def seeds(self) -> list[int]:
+    """The seeds that have a run."""
+    return sorted({run.seed for run in self.runs})
+
+  def runs_of(self, method: str) -> list[Run]:
+    """Returns the runs of a method, in order."""
+    return [run for run in self.runs if run.method == method]
+
+  def is_complete(self, run: Run) -> bool:
+    """Whether a run counts: it reached its last step, or it diverged."""
+    return run.diverged or run.steps >= self.total_steps
+
+  def did_nothing(self, method: str) -> bool:
+    """Whether a method was its base: equal figures, or a term that stayed 0."""
+    terms = [
+      row['trajectory_loss']
+      for run in self.runs_of(method)
+      for row in run.log
+      if 'trajectory_loss' in row
+    ]
+    if terms:
+      return not any(terms)
+    base = {run.seed: run.figures for run in self.runs_of(self.base)}
+    found = {run.seed: run.figures for run in self.runs_of(method)}
+    return any(found.values()) and all(
+      figures == base.get(seed) for seed, figures in found.items()
+    )
+
+  def accuracies(self, method: str) -> dict[int, float]:
+    """Returns the final test accuracy of a method's complete runs by seed."""
+    return {
+      run.seed: run.test_accuracy
+      for run in self.runs_of(method)
+      if self.is_complete(run) and math.isfinite(run.test_accuracy)
+    }
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+  """One method's row of the results.
+
+  A number that cannot be had is None.
+
+  Attributes:
+    method: Name of the method.
+    is_base: Whether this is the base optimizer.
+    seeds: Number of complete runs, those that the accuracy is taken from.
+    unfinished: Number of runs stopped before their end, which don't count.
+    diverged: Number of runs whose loss ended non-finite.
+    accuracy: Mean test accuracy at the end.
+    accuracy_deviation: Its standard deviation over seeds.
+    difference: Paired difference to the base optimizer.
+    second_gradients: Share of steps that took a second gradient.
+    relative_time: Median time of a step relative to the base optimizer.
+    relative_time_quartiles: Its first and third quartile.
+    sam_sharpness: Mean SAM sharpness at the end.
+    top_eigenvalue: Mean top Hessian eigenvalue at the end.
+    temporary_bytes: Temporary memory of the compiled step.
+  """
+
+  method: str
+  is_base: bool
+  seeds: int
+  unfinished: int
+  diverged: int
+  accuracy: float | None
+  accuracy_deviation: float | None
+  difference: Difference
+  second_gradients: float | None
+  relative_time: float | None
+  relative_time_quartiles: tuple[float, float] | None
+  sam_sharpness: float | None
+  top_eigenvalue: float | None
+  temporary_bytes: int | None
+
+
+def finite(values: Iterable[float | None]) -> list[float]:
+  """Returns the finite ones of the values, as Python floats."""
+  return [
+    float(value)
+    for value in values
+    if value is not None and math.isfinite(value)
+  ]
+
+
+def mean(values: Iterable[float | None]) -> float | None:
+  """Returns the mean of the finite values, None if there are none."""
+  kept = finite(values)
+  return float(np.mean(kept)) if kept else None
+
+
+def summarize(comparison: Comparison) -> list[Summary]:
+  """Summarizes a comparison, one row a method, base optimizer first.
+
+  Runs that were stopped before their end don't count; diverged ones do, with
+  the accuracy they ended at.
+
+  Args:
+    comparison: What was measured.
+
+  Returns:
+    The rows; the base optimizer's first, then the others in run order.
+  """
+  base = comparison.accuracies(comparison.base)
+  timings = {timing.method: timing for timing in comparison.timings}
+  return [
+    _summary(comparison, method, base, timings.get(method))
+    for method in comparison.methods
+  ]
+
+
+def _summary(
+  comparison: Comparison,
+  method: str,
+  base: dict[int, float],
+  timing: Timing | None,
+) -> Summary:
+  runs = comparison.runs_of(method)
+  complete = [run for run in runs if comparison.is_complete(run)]
+  accuracies = comparison.accuracies(method)
+  is_base = method == comparison.base
+  if is_base:
+    difference = Difference({}, None, None, 'this is the base optimizer')
+  elif not base:
+    reason = f'{comparison.base} has no complete run to compare with'
+    difference = Difference({}, None, None, reason)
+  else:
+    difference = paired_difference(accuracies, base)
+  deviation = None
+  if len(accuracies) > 1:
+    deviation = float(np.std(list(accuracies.values()), ddof=1))
+  relative = finite(timing.relative) if timing else []
+  quartiles = np.quantile(relative, (0.25, 0.75)) if relative else None
+  return Summary(
+    method=method,
+    is_base=is_base,
+    seeds=len(accuracies),
+    unfinished=len(runs) - len(complete),
+    diverged=sum(run.diverged for run in runs),
+    accuracy=mean(accuracies.values()),
+    accuracy_deviation=deviation,
+    difference=difference,
+    second_gradients=mean(run.second_gradient_share for run in complete),
+    relative_time=float(np.median(relative)) if relative else None,
+    relative_time_quartiles=(
+      None if quartiles is None else (float(quartiles[0]), float(quartiles[1]))
+    ),
+    sam_sharpness=mean(run.sharpness.get('sam_sharpness') for run in complete),
+    top_eigenvalue=mean(
+      run.sharpness.get('top_eigenvalue') for run in complete
+    ),
+    temporary_bytes=timing.temporary_bytes if timing else None,
+  )
