@@ -10,10 +10,12 @@ from tests.contracts import comparisons, table, training
 @table.every_row()
 def test_one_program_serves_all_steps_and_leaves_all_types(name):
   program = training.program(name)
+  known = len(program.traces), program.donating._cache_size()
   start = training.start(program.tx)
   state = training.train(program.step, start, range(5))
-  assert len(program.traces) == 1
-  assert program.donating._cache_size() == 1
+  # Other contracts may have run it before, from a checkpoint too.
+  assert len(program.traces) == max(known[0], 1)
+  assert program.donating._cache_size() == max(known[1], 1)
   assert comparisons.types(state) == comparisons.types(start)
   assert comparisons.all_finite(state)
 
