@@ -35,7 +35,8 @@ from optax_sam.methods.ordered_sgd import ordered_sgd
 from optax_sam.methods.saf import SafLoss, SafState, saf_loss
 from optax_sam.methods.sam import sam
 from optax_sam.methods.sampa import sampa
-from optax_sam.methods.sparse_sam import sparse_sam_dynamic, sparse_sam_fisher
+from optax_sam.methods.sparse_sam_dynamic import sparse_sam_dynamic
+from optax_sam.methods.sparse_sam_fisher import sparse_sam_fisher
 from optax_sam.methods.ss_sam import ss_sam
 from optax_sam.methods.subset_sam import subset_sam
 from optax_sam.methods.swa import averaged_params, swa

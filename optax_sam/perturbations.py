@@ -18,10 +18,9 @@ from optax_sam.methods.friendly_sam import SubtractEmaState, subtract_ema
 from optax_sam.methods.le_sam import scale_to_loss_rise
 from optax_sam.methods.look_sam import scale_by_trust_ratio_radius
 from optax_sam.methods.sam import ascend_repeatedly
-from optax_sam.methods.sparse_sam import (
-  DynamicState,
+from optax_sam.methods.sparse_sam_dynamic import DynamicState, keep_dynamic
+from optax_sam.methods.sparse_sam_fisher import (
   TopFisherState,
-  keep_dynamic,
   keep_n_of_m,
   keep_top_fisher,
 )

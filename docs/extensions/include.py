@@ -21,6 +21,7 @@ _PAGES = {
   'CONTRIBUTING.md': 'contributing.md',
   '../docs/pods.md': 'pods.md',
   'docs/pods.md': 'pods.md',
+  'docs/conventions.md': 'conventions.md',
   'benchmarks/results/evidence/evidence.md': 'evidence.md',
   'results/evidence/evidence.md': 'evidence.md',
   'benchmarks/results/evidence/evidence.png': 'evidence.png',

@@ -1,10 +1,11 @@
-"""Descents: which direction goes on to the base optimizer?
+"""Descents: which direction does the base optimizer get?
 
-A descent has `init(params)`, `on_ascent(clean, perturbed, state)` for the
-steps that took the second gradient, and `on_skip(clean, state)` for the
-others, whose direction is the clean gradient unless a descent says otherwise;
-both return (direction, new state). A descent with state is given gradients
-that are averaged over the devices. Pass one to `optax_sam.sharpness_aware`.
+A descent has `init(params)`, `on_ascent(clean, at, state)` for the steps that
+take the second gradient, and `on_skip(clean, state)` for the others. Both
+return (direction, new state). `at(t)` is the gradient at `w + t * epsilon`: SAM
+descends with `at(1)`, and each other multiple costs one gradient more. A
+descent with state gets gradients that are averaged over the devices. Pass one
+to `optax_sam.sharpness_aware`.
 """
 
 from collections.abc import Callable
@@ -17,27 +18,27 @@ import optax
 from optax_sam import validation
 from optax_sam.trees import tree_math
 
+At = Callable[[float], optax.Updates]
+
 
 class Descent(NamedTuple):
   """Combines the clean and the perturbed gradient into a direction.
 
   Attributes:
     init: from the parameters to the state of the descent, a pytree of arrays.
-    on_ascent: from (clean gradient, perturbed gradient, state) to (direction,
-      new state); the gradients and the direction are like the parameters.
+    on_ascent: from (clean gradient, function from t to the gradient at
+      `w + t * epsilon`, state) to (direction, new state); the gradients and the
+      direction are like the parameters.
     on_skip: from (clean gradient, state) to (direction, new state).
-    both_sides: whether the perturbed gradient is a pair of them, at
-      `w + epsilon` and at `w - epsilon`; it costs one gradient more.
   """
 
   init: Callable[[optax.Params], Any]
-  on_ascent: Callable[[optax.Updates, Any, Any], tuple[Any, Any]]
+  on_ascent: Callable[[optax.Updates, At, Any], tuple[Any, Any]]
   on_skip: Callable[[optax.Updates, Any], tuple[Any, Any]]
-  both_sides: bool = False
 
 
 def no_state(params: optax.Params) -> optax.EmptyState:
-  """Keeps nothing."""
+  """Returns the state of what has none."""
   del params
   return optax.EmptyState()
 
@@ -56,18 +57,19 @@ def perturbed_gradient() -> Descent:
     on skip:    u = g
 
   Returns:
-    A descent that keeps nothing.
+    A stateless descent.
 
   >>> clean, perturbed = jnp.array([3.0, 4.0]), jnp.array([4.0, 5.0])
-  >>> perturbed_gradient().on_ascent(clean, perturbed, ())[0].tolist()
+  >>> descent = perturbed_gradient()
+  >>> descent.on_ascent(clean, lambda t: perturbed, ())[0].tolist()
   [4.0, 5.0]
   """
 
   def on_ascent(
-    clean: optax.Updates, perturbed: optax.Updates, state: Any
+    clean: optax.Updates, at: At, state: Any
   ) -> tuple[optax.Updates, Any]:
     del clean
-    return perturbed, state
+    return at(1), state
 
   return Descent(no_state, on_ascent, keep_clean)
 
@@ -88,55 +90,33 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
       zero or not finite then counts as `g = 0`.
 
   Returns:
-    A descent that keeps nothing.
-
-  Raises:
-    ValueError: if `alpha` is no number, or `normalize_clean` no bool.
-
-  References:
-    Zhao, Zhang, Hu, `Penalizing Gradient Norm for Efficiently Improving
-    Generalization in Deep Learning <https://arxiv.org/abs/2202.03599>`_, 2022.
+    A stateless descent.
 
   >>> clean, perturbed = jnp.array([3.0, 4.0]), jnp.array([4.0, 4.0])
-  >>> mix(2.0).on_ascent(clean, perturbed, ())[0].tolist()
+  >>> mix(2.0).on_ascent(clean, lambda t: perturbed, ())[0].tolist()
   [5.0, 4.0]
-  >>> u, _ = mix(0.5, normalize_clean=True).on_ascent(clean, perturbed, ())
-  >>> [round(x, 3) for x in u.tolist()]
-  [2.3, 2.4]
   """
   validation.check_number('alpha', alpha)
   validation.check_choice('normalize_clean', normalize_clean, (True, False))
 
-  @jax.jit
-  def with_unit_clean(
-    clean: optax.Updates, perturbed: optax.Updates
-  ) -> optax.Updates:
-    unit = tree_math.scale_to(1.0, jax.tree.map(tree_math.widen, clean))
+  def with_unit_clean(u: jax.Array, gp: jax.Array) -> jax.Array:
+    weight = jnp.asarray(alpha, u.dtype)
+    mixed = (1 - weight) * u + weight * gp.astype(u.dtype)
+    return mixed.astype(gp.dtype)
 
-    def leaf(u: jax.Array, gp: jax.Array) -> jax.Array:
-      weight = jnp.asarray(alpha, u.dtype)
-      mixed = (1 - weight) * u + weight * gp.astype(u.dtype)
-      return mixed.astype(gp.dtype)
-
-    return jax.tree.map(leaf, unit, perturbed)
-
-  @jax.jit
-  def mixed(clean: optax.Updates, perturbed: optax.Updates) -> optax.Updates:
-    if normalize_clean:
-      return with_unit_clean(clean, perturbed)
-
-    def leaf(g: jax.Array, gp: jax.Array) -> jax.Array:
-      wide = tree_math.widen(g)
-      difference = tree_math.widen(gp) - wide
-      weight = jnp.asarray(alpha, wide.dtype)
-      return (wide + weight * difference).astype(g.dtype)
-
-    return jax.tree.map(leaf, clean, perturbed)
+  def mixed(g: jax.Array, gp: jax.Array) -> jax.Array:
+    wide = tree_math.widen(g)
+    # Exactly the clean gradient where both are equal.
+    difference = tree_math.widen(gp) - wide
+    return (wide + jnp.asarray(alpha, wide.dtype) * difference).astype(g.dtype)
 
   def on_ascent(
-    clean: optax.Updates, perturbed: optax.Updates, state: Any
+    clean: optax.Updates, at: At, state: Any
   ) -> tuple[optax.Updates, Any]:
-    return mixed(clean, perturbed), state
+    if normalize_clean:
+      unit = tree_math.scale_to(1.0, jax.tree.map(tree_math.widen, clean))
+      return jax.tree.map(with_unit_clean, unit, at(1)), state
+    return jax.tree.map(mixed, clean, at(1)), state
 
   return Descent(no_state, on_ascent, keep_clean)
 

@@ -1,7 +1,7 @@
-"""Averages over devices, and the checks that keep a gradient local."""
+"""Averages over devices, and a check that gradients are local to a device."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -11,6 +11,54 @@ AxisName = Any
 def average(tree: Any, axis_name: AxisName | None) -> Any:
   """Averages over the devices of `axis_name`; without one, does nothing."""
   return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+
+
+class AveragingPlan(NamedTuple):
+  """Where a step averages over the devices: every gradient exactly once.
+
+  What a policy decides by, and what a descent stores, must be equal on all
+  devices, so it is averaged before they see it. Otherwise the direction is
+  averaged, together with the scalars that a step reports.
+
+  Attributes:
+    axis_name: the axis to average over; None for none.
+    is_synced: whether the ascent gradient is averaged.
+    by_policy: whether the policy looks at the clean gradient.
+    by_descent: whether the descent combines averaged gradients.
+  """
+
+  axis_name: AxisName | None
+  is_synced: bool
+  by_policy: bool
+  by_descent: bool
+
+  def ascent(self, tree: Any) -> Any:
+    """Averages an ascent gradient, if that is wanted."""
+    return average(tree, self.axis_name) if self.is_synced else tree
+
+  def clean(self, tree: Any) -> Any:
+    """Averages the clean gradient before anything depends on it."""
+    early = self.by_policy or self.by_descent
+    return average(tree, self.axis_name) if early else tree
+
+  def perturbed(self, tree: Any) -> Any:
+    """Averages the perturbed gradient before the descent sees it."""
+    return average(tree, self.axis_name) if self.by_descent else tree
+
+  def ascended(self, tree: Any) -> Any:
+    """Averages what an ascending step returns, in its branch."""
+    here = self.by_policy and not self.by_descent
+    return average(tree, self.axis_name) if here else tree
+
+  def skipped(self, tree: Any) -> Any:
+    """Marks what a skipping step reports as local, if it is averaged yet."""
+    late = not (self.by_policy or self.by_descent)
+    return as_local(tree, self.axis_name) if late else tree
+
+  def output(self, tree: Any) -> Any:
+    """Averages what either branch returns, unless that has been done."""
+    late = not (self.by_policy or self.by_descent)
+    return average(tree, self.axis_name) if late else tree
 
 
 def _names(axis_name: AxisName) -> tuple[str, ...]:

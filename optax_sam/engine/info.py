@@ -5,6 +5,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
+
+from optax_sam.trees import tree_math
 
 
 class SharpnessAwareInfo(NamedTuple):
@@ -46,6 +49,66 @@ class SharpnessAwareState(NamedTuple):
   descent: Any
   selection: Any
   info: SharpnessAwareInfo
+
+
+def first_state(params: optax.Params) -> SharpnessAwareState:
+  """Returns the state before the first step of a method without choices.
+
+  Args:
+    params: the floating-point leaves of the parameters.
+  """
+  scalar = jnp.zeros((), tree_math.accumulator_dtype(params))
+  return SharpnessAwareState(
+    count=jnp.zeros((), jnp.int32),
+    perturbation=optax.EmptyState(),
+    policy=optax.EmptyState(),
+    descent=optax.EmptyState(),
+    selection=optax.EmptyState(),
+    info=SharpnessAwareInfo(
+      ascended=jnp.zeros((), bool),
+      decided=jnp.zeros((), bool),
+      second_gradients=jnp.zeros((), jnp.int32),
+      ascent_norm=scalar,
+      # A buffer of its own: the same one can't be donated twice.
+      perturbed_loss=jnp.zeros_like(scalar),
+    ),
+  )
+
+
+def advance(
+  state: SharpnessAwareState,
+  ascent_norm: jax.Array,
+  perturbed_loss: jax.Array | None,
+  *,
+  ascended: Any = True,
+  decided: Any = True,
+) -> SharpnessAwareState:
+  """Counts a step, and records what it did.
+
+  Args:
+    state: state before the step.
+    ascent_norm: norm of the ascent gradient, averaged over the devices.
+    perturbed_loss: loss at the perturbed parameters, likewise; None if a
+      `grad_fn` returned none.
+    ascended: whether the step took the second gradient.
+    decided: whether the policy decided so.
+  """
+  last = state.info
+  if perturbed_loss is None:
+    perturbed_loss = last.perturbed_loss
+  ascended = jnp.asarray(ascended)
+  return state._replace(
+    count=tree_math.increment(state.count),
+    info=SharpnessAwareInfo(
+      ascended=ascended,
+      # A buffer of its own: the same one can't be donated twice.
+      decided=jnp.asarray(decided).copy(),
+      second_gradients=last.second_gradients + ascended.astype(jnp.int32),
+      # With its dtype: a Python number would make the state weakly typed.
+      ascent_norm=jnp.asarray(ascent_norm, last.ascent_norm.dtype),
+      perturbed_loss=jnp.asarray(perturbed_loss, last.perturbed_loss.dtype),
+    ),
+  )
 
 
 _ARRAYS = (jax.Array, np.ndarray, np.generic)

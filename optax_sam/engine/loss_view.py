@@ -1,28 +1,28 @@
-"""What a training step hands over to be differentiated once more."""
+"""The loss of a batch, from the functions that `update` was given."""
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.engine import devices, partition
+from optax_sam.engine import devices
+from optax_sam.engine.partition import Leaves, Mask
 
 ValueFn = Callable[[optax.Params], jax.Array]
-
-
 GradFn = Callable[[optax.Params], Any]
-
-
 PerExampleValueFn = Callable[[optax.Params, Any], jax.Array]
+
+# The extra arguments of `update` that tell the loss.
+ARGUMENTS = ('value_fn', 'grad_fn', 'per_example_value_fn', 'batch', 'losses')
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-  """The loss of one batch, seen through whichever functions were given.
+class LossView:
+  """The loss of one batch as a function of some leaves of the parameters.
 
   Attributes:
     value_fn: from the parameters to the scalar loss of the batch.
@@ -31,12 +31,11 @@ class Objective:
       0 for rows that are no examples and only fill the batch up.
     batch: a pytree whose leaves have the examples on axis 0.
     clean_losses: (B,) losses at the unperturbed parameters, where the training
-      step has them already.
+      step has computed them already.
     axis_name: the axis that gradients must stay local to.
-    floats: a tree of bools: which leaves of the whole parameters the methods
-      below take and give; None for all.
-    whole_params: the parameters with all their leaves, as the functions of
-      the training step know them.
+    leaves: which leaves the methods below take and return.
+    params: the parameters with all their leaves, as the functions of the
+      training step know them.
   """
 
   value_fn: ValueFn | None = None
@@ -45,8 +44,45 @@ class Objective:
   batch: Any = None
   clean_losses: jax.Array | None = None
   axis_name: Any = None
-  floats: Any = None
-  whole_params: Any = None
+  leaves: Leaves = Leaves()  # noqa: RUF009
+  params: optax.Params | None = None
+
+  @classmethod
+  def open(
+    cls,
+    params: optax.Params | None,
+    given: Mapping[str, Any],
+    *,
+    mask: Mask = None,
+    axis_name: Any = None,
+  ) -> 'LossView':
+    """Returns the view of the arguments of one call of `update`.
+
+    Args:
+      params: all of the parameters.
+      given: the extra arguments; those of other transformations are ignored.
+      mask: leaves that may be perturbed.
+      axis_name: the axis that gradients stay local to.
+
+    Raises:
+      ValueError: if there are no parameters.
+    """
+    if params is None:
+      msg = (
+        'params must be given: write tx.update(grads, opt_state, params, '
+        'value_fn=value_fn).'
+      )
+      raise ValueError(msg)
+    return cls(
+      value_fn=given.get('value_fn'),
+      grad_fn=given.get('grad_fn'),
+      per_example_value_fn=given.get('per_example_value_fn'),
+      batch=given.get('batch'),
+      clean_losses=given.get('losses'),
+      axis_name=axis_name,
+      leaves=Leaves.of(params, mask),
+      params=params,
+    )
 
   def value_and_grad(
     self, params: optax.Params
@@ -56,7 +92,7 @@ class Objective:
     if self.grad_fn is not None:
       whole = self._whole(params)
       value, gradient = _split_value(self.grad_fn(whole), whole)
-      return value, partition.keep(self.floats, gradient)
+      return value, self.leaves.split(gradient)
     if self.value_fn is not None:
       value_fn = _as_scalar(self.value_fn)
       return jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
@@ -81,7 +117,7 @@ class Objective:
     return None
 
   def _whole(self, params: optax.Params) -> optax.Params:
-    return partition.fill(self.floats, params, self.whole_params)
+    return self.leaves.join(params, self.params)
 
   def _mean(self, params: optax.Params) -> jax.Array:
     return jnp.mean(self.losses(params))
@@ -127,7 +163,7 @@ class Objective:
       raise ValueError(msg)
     return shapes[0][0]
 
-  def rows(self, index: jax.Array | slice) -> 'Objective':
+  def rows(self, index: jax.Array | slice) -> 'LossView':
     """Returns the mean loss over some of the examples, gathered first."""
     _ = self.num_examples  # says what is wrong with the batch, if anything
     # A NumPy array can't be indexed by what a program has yet to compute.
@@ -135,21 +171,15 @@ class Objective:
     picked = jax.tree.map(gather, self.batch)
     return self.on(jax.tree.map(devices.split_like, picked, self.batch))
 
-  def on(self, batch: Any) -> 'Objective':
+  def on(self, batch: Any) -> 'LossView':
     """Returns the mean loss over another batch."""
     return dataclasses.replace(
       self, value_fn=None, grad_fn=None, batch=batch, clean_losses=None
     )
 
-  def of_leaves(self, chosen: Any) -> 'Objective':
-    """Returns the same loss as a function of some of the leaves only.
-
-    Args:
-      chosen: tree of bools like the parameters that this objective takes.
-    """
-    nothing = jax.tree.map(lambda _: False, self.whole_params)
-    floats = partition.fill(self.floats, chosen, nothing)
-    return dataclasses.replace(self, floats=floats)
+  def of_movable_leaves(self) -> 'LossView':
+    """Returns the same loss as a function of what may be perturbed only."""
+    return dataclasses.replace(self, leaves=self.leaves.only_movable())
 
   def _needs_examples(self) -> NoReturn:
     msg = (
@@ -189,7 +219,7 @@ def _split_value(
   msg = (
     f'grad_fn must return a gradient like the parameters, or (loss, '
     f'gradient), got shapes {_shapes(result)} for parameters of shapes '
-    f'{_shapes(params)}. With has_aux=True, hand on what is asked for:\n'
+    f'{_shapes(params)}. With has_aux=True, return what is asked for:\n'
     f'  def grad_fn(p):\n'
     f'    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(p)\n'
     f'    return value, grads'

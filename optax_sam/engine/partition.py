@@ -1,12 +1,12 @@
-"""Which leaves may be perturbed, and trees that hold only those.
+"""Which leaves a method works on, and which of them it may perturb.
 
-Leaves that are left out are replaced by `optax.MaskedNode`, as
+The leaves that are left out are replaced by `optax.MaskedNode`, as
 `optax.masked` does: norms, counts and states never see them.
 """
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,56 @@ Mask = Any | Callable[[optax.Params], Any] | None
 
 
 _NORM_LAYER = re.compile(r'(bn|ln|gn)_?\d*')
+
+
+class Leaves(NamedTuple):
+  """The leaves that a method works on, split off once and joined once.
+
+  Attributes:
+    floats: tree of bools like the parameters, True at floating-point leaves;
+      None if all are.
+    movable: tree of bools like the floating-point leaves, True at those that
+      may be perturbed; None if all are.
+  """
+
+  floats: Any = None
+  movable: Any = None
+
+  @classmethod
+  def of(cls, params: optax.Params, mask: Mask = None) -> 'Leaves':
+    """Splits parameters by the types of their leaves, and by a mask."""
+    floats = float_leaves(params)
+    if mask is None:
+      return cls(floats)
+    return cls(floats, chosen_leaves(mask, keep(floats, params)))
+
+  def split(self, tree: Any) -> Any:
+    """Returns the floating-point leaves of a tree like the parameters."""
+    return keep(self.floats, tree)
+
+  def join(self, tree: Any, others: Any) -> Any:
+    """Undoes `split`; other leaves are those of `others`."""
+    return fill(self.floats, tree, others)
+
+  def inside(self, tree: Any) -> Any:
+    """Returns what may be perturbed of the floating-point leaves."""
+    return keep(self.movable, tree)
+
+  def move(
+    self, params: optax.Params, epsilon: optax.Updates, times: float = 1
+  ) -> optax.Params:
+    """Returns floating-point leaves, moved by a multiple of `epsilon`."""
+    if times != 1:
+      epsilon = jax.tree.map(lambda e: times * e, epsilon)
+    moved = tree_math.add(self.inside(params), epsilon)
+    return fill(self.movable, moved, params)
+
+  def only_movable(self) -> 'Leaves':
+    """Returns a split that takes only the leaves that may be perturbed."""
+    if self.movable is None or self.floats is None:
+      return Leaves(self.floats if self.movable is None else self.movable)
+    nothing = jax.tree.map(lambda _: False, self.floats)
+    return Leaves(fill(self.floats, self.movable, nothing))
 
 
 def path_parts(path: tuple[Any, ...]) -> list[str]:

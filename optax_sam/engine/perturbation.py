@@ -115,7 +115,7 @@ def scale_to_radius(
 
 
 class RandomState(NamedTuple):
-  """State of `keep_random_tensors` and `keep_random_entries`.
+  """State of what draws anew at every step.
 
   Attributes:
     count: number of steps so far, a scalar int32.
@@ -124,6 +124,15 @@ class RandomState(NamedTuple):
 
   count: jax.Array
   key: jax.Array
+
+  @classmethod
+  def of(cls, key: jax.Array | int) -> 'RandomState':
+    """Returns the state before the first step."""
+    return cls(jnp.zeros((), jnp.int32), validation.as_key(key))
+
+  def advance(self) -> 'RandomState':
+    """Returns the state of the next step."""
+    return self._replace(count=tree_math.increment(self.count))
 
 
 def keep_random_tensors(
@@ -204,9 +213,8 @@ def _keep_at_random(
 
   def init(params: optax.Params) -> RandomState:
     del params
-    return RandomState(jnp.zeros((), jnp.int32), validation.as_key(key))
+    return RandomState.of(key)
 
-  @jax.jit
   def update(
     updates: Any, state: Any, params: Any = None
   ) -> tuple[Any, RandomState]:
@@ -225,8 +233,7 @@ def _keep_at_random(
       )
       for i, leaf in enumerate(leaves)
     ]
-    state = RandomState(tree_math.increment(state.count), state.key)
-    return structure.unflatten(kept), state
+    return structure.unflatten(kept), state.advance()
 
   return optax.GradientTransformation(init, update)
 
@@ -247,6 +254,7 @@ def on_refresh(
 def ascent_step(
   radius: Any, gradient: optax.Updates, p: float
 ) -> optax.Updates:
+  """Returns the step of length `radius` in the p-norm that ascends most."""
   return (
     tree_math.scale_to(radius, gradient)
     if p == 2
@@ -254,7 +262,6 @@ def ascent_step(
   )
 
 
-@jax.jit
 def _sign_step(radius: Any, gradient: optax.Updates) -> optax.Updates:
   size = tree_math.norm(gradient)
   signs = jax.tree.map(jnp.sign, gradient)

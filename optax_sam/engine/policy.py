@@ -118,7 +118,6 @@ def every(period: int) -> Policy:
     del params
     return EveryState(_zero_count())
 
-  @jax.jit
   def decide(
     grads: optax.Updates, state: EveryState
   ) -> tuple[jax.Array, EveryState]:
@@ -126,7 +125,7 @@ def every(period: int) -> Policy:
     ascend = state.count % jnp.asarray(period, jnp.int32) == 0
     return ascend, EveryState(tree_math.increment(state.count))
 
-  return Policy(init, _without_gradient(decide), reads_gradient=False)
+  return Policy(init, decide, reads_gradient=False)
 
 
 def after(start: int, policy: Policy | None = None) -> Policy:
@@ -169,8 +168,3 @@ def after(start: int, policy: Policy | None = None) -> Policy:
     return started & jnp.asarray(ascend), new_state
 
   return Policy(init, decide, reads_gradient=followed.reads_gradient)
-
-
-def _without_gradient(decide: Callable[..., Any]) -> Callable[..., Any]:
-  """Keeps an unused gradient out of a jitted call."""
-  return lambda _, state: decide(None, state)

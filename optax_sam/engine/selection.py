@@ -1,6 +1,6 @@
 """Selections: which examples of the batch feed each of the two gradients?
 
-A selection has `init(params)` for what it stores, and `select(objective,
+A selection has `init(params)` for what it stores, and `select(view,
 params, state, count)`, which names the objective of the ascent gradient and,
 given the perturbed parameters, that of the descent gradient. Chosen examples
 are gathered before a gradient is taken, so that the others cost nothing.
@@ -19,36 +19,37 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine.loss_view import LossView
 from optax_sam.trees import tree_math
 
 
 class Selected(NamedTuple):
-  """What the two gradients are taken of.
+  """The losses of the two gradients.
 
   Attributes:
-    ascent: objective of the ascent gradient; the objective that was given
-      itself where the clean gradient serves, None where there is no ascent.
-    descent: from the perturbed parameters to the objective of the gradient
-      there.
+    ascent: loss of the ascent gradient; None where the clean gradient serves.
+    descent: from the perturbed parameters to the loss of the gradient there.
+    perturbs: whether there is an ascent gradient at all; if not, it is zero.
   """
 
-  ascent: Objective | None
-  descent: Callable[[optax.Params], Objective]
+  ascent: LossView | None
+  descent: Callable[[optax.Params], LossView]
+  perturbs: bool = True
 
 
 class Selection(NamedTuple):
   """Chooses the examples of both gradients.
 
   Attributes:
-    init: from the parameters to what the selection stores.
-    select: from (objective, parameters, store, step from 0) to `Selected`.
+    init: from the parameters to the state of the selection.
+    select: from (loss of the batch, parameters, state, step from 0) to
+      `Selected`.
     micro_batch_size: number of examples that are perturbed together, each such
       part of the batch by itself; None for all.
   """
 
   init: Callable[[optax.Params], Any]
-  select: Callable[[Objective, optax.Params, Any, jax.Array], Selected]
+  select: Callable[[LossView, optax.Params, Any, jax.Array], Selected]
   micro_batch_size: int | None = None
 
 
@@ -63,16 +64,16 @@ def all_examples() -> Selection:
   Returns:
     A selection that stores nothing, and needs no losses of single examples.
 
-  >>> objective = Objective(value_fn=jnp.sum)
-  >>> all_examples().select(objective, jnp.ones(2), (), 0).ascent is objective
+  >>> view = LossView(value_fn=jnp.sum)
+  >>> all_examples().select(view, jnp.ones(2), (), 0).descent(None) is view
   True
   """
 
   def select(
-    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+    view: LossView, params: optax.Params, state: Any, count: jax.Array
   ) -> Selected:
     del params, state, count
-    return Selected(objective, lambda _: objective)
+    return Selected(None, lambda _: view)
 
   return Selection(_no_state, select)
 
@@ -103,8 +104,8 @@ def top_k(ascent: float | None, descent: float) -> Selection:
 
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> batch = jnp.array([1.0, -4.0, 2.0, 3.0])
-  >>> objective = Objective(per_example_value_fn=losses, batch=batch)
-  >>> selected = top_k(1, 0.5).select(objective, jnp.float32(0), (), 0)
+  >>> view = LossView(per_example_value_fn=losses, batch=batch)
+  >>> selected = top_k(1, 0.5).select(view, jnp.float32(0), (), 0)
   >>> selected.ascent.batch.tolist(), selected.descent(None).batch.tolist()
   ([-4.0], [-4.0, 3.0])
   """
@@ -113,19 +114,18 @@ def top_k(ascent: float | None, descent: float) -> Selection:
   check_size('descent', descent)
 
   def select(
-    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+    view: LossView, params: optax.Params, state: Any, count: jax.Array
   ) -> Selected:
     del state, count
-    batch_size = objective.num_examples
+    batch_size = view.num_examples
     num_ascent = 0 if ascent is None else num_examples(ascent, batch_size)
     num_descent = num_examples(descent, batch_size)
-    rows = largest(
-      objective.losses_before(params), max(num_ascent, num_descent)
-    )
-    descent_objective = objective.rows(rows[:num_descent])
+    rows = largest(view.losses_before(params), max(num_ascent, num_descent))
+    descent_view = view.rows(rows[:num_descent])
     return Selected(
-      objective.rows(rows[:num_ascent]) if num_ascent else None,
-      lambda _: descent_objective,
+      view.rows(rows[:num_ascent]) if num_ascent else None,
+      lambda _: descent_view,
+      perturbs=num_ascent > 0,
     )
 
   return Selection(_no_state, select)

@@ -1,25 +1,19 @@
 """The one transformation that composes the four choices of a method."""
 
+from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
+from optax_sam.engine import devices, info, partition
 from optax_sam.engine.descent import Descent, perturbed_gradient
-from optax_sam.engine.displacement import Displacement
-from optax_sam.engine.info import SharpnessAwareInfo, SharpnessAwareState
-from optax_sam.engine.loss_view import (
-  GradFn,
-  Objective,
-  PerExampleValueFn,
-  ValueFn,
-)
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.policy import Policy, always
 from optax_sam.engine.selection import Selection, all_examples
-from optax_sam.engine.step import Choices, Step
-from optax_sam.trees import tree_math
+from optax_sam.engine.step import Choices, take_step
+from optax_sam.engine.transformation import transformation
 
 
 def sharpness_aware(
@@ -112,82 +106,38 @@ def sharpness_aware(
   True
   """
   validation.check_sync_ascent(sync_ascent, axis_name)
-  descent = perturbed_gradient() if descent is None else descent
   choices = Choices(
-    Displacement(
-      perturbation,
-      mask,
-      axis_name,
-      sync_ascent,
-      both_sides=descent.both_sides,
-    ),
+    optax.with_extra_args_support(perturbation),
     always() if policy is None else policy,
-    descent,
+    perturbed_gradient() if descent is None else descent,
     all_examples() if selection is None else selection,
-    axis_name,
-    sync_ascent,
   )
 
-  def init(params: optax.Params) -> SharpnessAwareState:
-    partition.check_real(params, mask)
-    params = partition.keep(partition.float_leaves(params), params)
-    scalar = jnp.zeros((), tree_math.accumulator_dtype(params))
-    return SharpnessAwareState(
-      count=jnp.zeros((), jnp.int32),
-      perturbation=choices.displacement.init(params),
-      policy=choices.policy.init(params),
-      descent=choices.descent.init(params),
-      selection=choices.selection.init(params),
-      info=SharpnessAwareInfo(
-        ascended=jnp.zeros((), bool),
-        decided=jnp.zeros((), bool),
-        second_gradients=jnp.zeros((), jnp.int32),
-        ascent_norm=scalar,
-        # A buffer of its own: the same one can't be donated twice.
-        perturbed_loss=jnp.zeros_like(scalar),
-      ),
-    )
+  perturbation, policy, descent, selection = choices
 
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    value_fn: ValueFn | None = None,
-    grad_fn: GradFn | None = None,
-    per_example_value_fn: PerExampleValueFn | None = None,
-    batch: Any = None,
-    losses: Any = None,
-    ascend: bool | None = None,
-    **extra_args: Any,
-  ) -> tuple[Any, SharpnessAwareState]:
-    if params is None:
-      msg = (
-        'params must be given: write tx.update(grads, opt_state, params, '
-        'value_fn=value_fn).'
-      )
-      raise ValueError(msg)
-    validation.check_choice('ascend', ascend, (None, True, False))
-    floats = partition.float_leaves(params)
-    step = Step(
-      choices=choices,
-      objective=Objective(
-        value_fn=value_fn,
-        grad_fn=grad_fn,
-        per_example_value_fn=per_example_value_fn,
-        batch=batch,
-        clean_losses=losses,
-        axis_name=axis_name,
-        floats=floats,
-        whole_params=params,
-      ),
-      clean=partition.keep(floats, updates),
-      params=partition.keep(floats, params),
-      state=state,
-      forced=ascend,
-      extra_args=extra_args,
-    )
-    direction, new_state = step.run()
-    return partition.fill(floats, direction, updates), new_state
+  def init_choices(
+    w: optax.Params, leaves: partition.Leaves
+  ) -> Mapping[str, Any]:
+    return {
+      'perturbation': perturbation.init(leaves.inside(w)),
+      'policy': policy.init(w),
+      'descent': descent.init(w),
+      'selection': selection.init(w),
+    }
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  def step(
+    view: LossView,
+    local: optax.Updates,
+    state: info.SharpnessAwareState,
+    ascend: bool | None,
+    extra_args: Mapping[str, Any],
+  ) -> tuple[optax.Updates, info.SharpnessAwareState]:
+    plan = devices.AveragingPlan(
+      axis_name,
+      is_synced=sync_ascent,
+      by_policy=policy.reads_gradient,
+      by_descent=sync_ascent or bool(jax.tree.leaves(state.descent)),
+    )
+    return take_step(choices, view, plan, local, state, ascend, extra_args)
+
+  return transformation(init_choices, step, mask=mask, axis_name=axis_name)

@@ -1,255 +1,184 @@
 """One step of a sharpness-aware method, from gradient to direction."""
 
-import dataclasses
-import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.engine import devices
+from optax_sam.engine import info
 from optax_sam.engine.descent import Descent
-from optax_sam.engine.displacement import Displaced, Displacement
-from optax_sam.engine.info import SharpnessAwareInfo, SharpnessAwareState
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine.devices import AveragingPlan, as_local
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.policy import Policy
-from optax_sam.engine.selection import Selected, Selection
+from optax_sam.engine.selection import Selection
 from optax_sam.trees import tree_math
 
 
-@dataclasses.dataclass(frozen=True)
-class Choices:
-  """The four choices of a method, and how it treats devices."""
+class Choices(NamedTuple):
+  """The four choices of a method."""
 
-  displacement: Displacement
+  perturbation: optax.GradientTransformationExtraArgs
   policy: Policy
   descent: Descent
   selection: Selection
-  axis_name: Any
-  sync_ascent: bool
 
 
-class _Perturbed(NamedTuple):
-  """Where the second gradient is taken, and of what."""
-
-  displaced: Displaced
-  selected: Selected
-
-
-class _Second(NamedTuple):
-  """The gradient at the perturbed parameters, and what belongs to it.
-
-  A pair of gradients where the descent asks for both sides.
-  """
-
-  gradient: optax.Updates
-  ascent_norm: jax.Array
-  perturbed_loss: jax.Array
-
-
-class _Outcome(NamedTuple):
-  """What either branch of a step returns."""
-
-  direction: optax.Updates
-  descent: Any
-  ascent_norm: jax.Array
-  perturbed_loss: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-  """One call of `update`, on the floating-point leaves alone.
+class Ascent(NamedTuple):
+  """Where the second gradient is taken, and of which examples.
 
   Attributes:
-    choices: what the method is made of.
-    objective: what the training step gave to differentiate.
-    clean: gradient that came in, local to a device.
-    params: parameters, unperturbed.
-    state: state before the step.
-    forced: which branch the caller chose, None to follow the policy.
-    extra_args: extra arguments that are none of ours.
+    epsilon: the perturbation, of the leaves that may be perturbed.
+    state: next state of the perturbation.
+    norm: norm of the ascent gradient over these leaves.
+    examples: from the perturbed parameters to the loss to differentiate there.
   """
 
-  choices: Choices
-  objective: Objective
-  clean: optax.Updates
-  params: optax.Params
-  state: SharpnessAwareState
-  forced: bool | None
-  extra_args: dict[str, Any]
+  epsilon: optax.Updates
+  state: Any
+  norm: jax.Array
+  examples: Callable[[optax.Params], LossView]
 
-  @functools.cached_property
-  def stores_gradient(self) -> bool:
-    """Whether the descent sees gradients averaged over the devices."""
-    stores = bool(jax.tree.leaves(self.state.descent))
-    return self.choices.sync_ascent or stores
 
-  @functools.cached_property
-  def needs_average(self) -> bool:
-    """Whether the clean gradient is averaged before the branch."""
-    return self.stores_gradient or self.choices.policy.reads_gradient
+class Second(NamedTuple):
+  """A gradient at perturbed parameters, the loss there, and the norm."""
 
-  @functools.cached_property
-  def average(self) -> optax.Updates:
-    """The clean gradient, averaged over the devices where that is needed."""
-    if not self.needs_average:
-      return self.clean
-    return devices.average(self.clean, self.choices.axis_name)
+  gradient: optax.Updates
+  loss: jax.Array
+  norm: jax.Array
 
-  @property
-  def sync_axis(self) -> Any:
-    """The axis that an ascent gradient is averaged over, if any."""
-    return self.choices.axis_name if self.choices.sync_ascent else None
 
-  def run(self) -> tuple[optax.Updates, SharpnessAwareState]:
-    """Takes the step; returns the direction and the new state."""
-    choices, state = self.choices, self.state
-    devices.check_local(self.clean, choices.axis_name)
-    decided, policy_state = choices.policy.decide(self.average, state.policy)
-    ascend = decided if self.forced is None else self.forced
+def take_step(
+  choices: Choices,
+  view: LossView,
+  plan: AveragingPlan,
+  local: optax.Updates,
+  state: info.SharpnessAwareState,
+  ascend: bool | None,
+  extra_args: Mapping[str, Any],
+) -> tuple[optax.Updates, info.SharpnessAwareState]:
+  """Takes one step, on the floating-point leaves alone.
 
-    # Statistics must not miss a step, skipped or not.
-    perturbation_state = state.perturbation
-    perturbed = None
-    if jax.tree.leaves(state.perturbation):
-      perturbed = self.perturb()
-      perturbation_state = perturbed.displaced.state
+  Args:
+    choices: what the method is made of.
+    view: the loss of the batch.
+    plan: where the step averages over the devices.
+    local: clean gradient, of this device's examples.
+    state: state before the step.
+    ascend: which branch the caller chose, None to follow the policy.
+    extra_args: further arguments for the perturbation.
 
-    def ascend_branch() -> _Outcome:
-      return self.ascend(perturbed)
+  Returns:
+    (direction, next state).
+  """
+  perturbation, policy, descent, selection = choices
+  w = view.leaves.split(view.params)
+  averaged = plan.clean(local)
+  decided, policy_state = policy.decide(averaged, state.policy)
 
-    if isinstance(ascend, jax.core.Tracer):
-      outcome = jax.lax.cond(ascend, ascend_branch, self.skip)
-    else:
-      outcome = ascend_branch() if ascend else self.skip()
-    if not self.needs_average:
-      outcome = self._averaged(outcome)
-
-    count, ascended, decided, taken = _advance(
-      state.count, state.info.second_gradients, ascend, decided
-    )
-    info = SharpnessAwareInfo(
-      ascended, decided, taken, outcome.ascent_norm, outcome.perturbed_loss
-    )
-    return outcome.direction, SharpnessAwareState(
-      count=count,
-      perturbation=perturbation_state,
-      policy=policy_state,
-      descent=outcome.descent,
-      selection=state.selection,
-      info=info,
-    )
-
-  def perturb(self) -> _Perturbed:
+  def perturb(view: LossView, clean: optax.Updates) -> Ascent:
     """Computes the perturbation and the next state of its statistics."""
-    selected = self.choices.selection.select(
-      self.objective, self.params, self.state.selection, self.state.count
+    selected = selection.select(view, w, state.selection, state.count)
+    ascent = view if selected.ascent is None else selected.ascent
+
+    def gradient_at(point: optax.Params) -> optax.Updates:
+      return plan.ascent(ascent.value_and_grad(point)[1])
+
+    if not selected.perturbs:
+      gradient = jax.tree.map(jnp.zeros_like, w)
+    elif selected.ascent is None:
+      gradient = clean
+    else:
+      gradient = gradient_at(w)
+    inside, leaves = view.leaves.inside(gradient), view.leaves
+    ours = {
+      'axis_name': plan.axis_name,
+      'is_synced': plan.is_synced,
+      'ascent_grad_fn': lambda e: leaves.inside(gradient_at(leaves.move(w, e))),
+      'loss_view': view.of_movable_leaves(),
+    }
+    epsilon, perturbation_state = perturbation.update(
+      inside, state.perturbation, leaves.inside(w), **{**extra_args, **ours}
     )
-    displaced = self.choices.displacement(
-      self._ascent_gradient(selected.ascent),
-      self.state.perturbation,
-      self.params,
-      gradient_at=lambda point: self._gradient_at(point, selected.ascent),
-      objective=self.objective,
-      extra_args=self.extra_args,
-    )
-    return _Perturbed(displaced, selected)
+    norm = tree_math.norm(inside)
+    return Ascent(epsilon, perturbation_state, norm, selected.descent)
 
-  def _ascent_gradient(self, ascent: Objective | None) -> optax.Updates:
-    if ascent is not self.objective:
-      return self._gradient_at(self.params, ascent)
-    return self.average if self.choices.sync_ascent else self.clean
-
-  def _gradient_at(
-    self, point: optax.Params, ascent: Objective | None
-  ) -> optax.Updates:
-    """Returns an ascent gradient, averaged if it is to be."""
-    if ascent is None:
-      return jax.tree.map(jnp.zeros_like, self.params)
-    _, gradient = ascent.value_and_grad(point)
-    return devices.average(gradient, self.sync_axis)
-
-  def second_gradient(self, perturbed: _Perturbed) -> _Second:
-    """Takes the gradient at the perturbed parameters."""
-    point, ascent_norm, _, opposite = perturbed.displaced
-    objective = perturbed.selected.descent(point)
-    value, gradient = objective.value_and_grad(point)
-    if opposite is not None:
-      gradient = (gradient, objective.value_and_grad(opposite)[1])
-    info = self.state.info
-    if value is None:
-      value = devices.as_local(info.perturbed_loss, self.choices.axis_name)
-    norm = tree_math.cast_like(ascent_norm, info.ascent_norm)
+  def of_batch(
+    view: LossView, clean: optax.Updates, ascent: Ascent | None, times: float
+  ) -> Second:
+    """Takes the gradient at `w + times * epsilon`."""
+    ascent = perturb(view, clean) if ascent is None else ascent
+    point = view.leaves.move(w, ascent.epsilon)
+    view = ascent.examples(point)
+    if times != 1:
+      point = view.leaves.move(w, ascent.epsilon, times)
+    loss, gradient = view.value_and_grad(point)
+    last = state.info.perturbed_loss
+    if loss is None:
+      loss = as_local(last, plan.axis_name)
     # With its dtype: a Python number would make the state weakly typed.
-    value = jnp.asarray(value, info.perturbed_loss.dtype)
-    return _Second(gradient, norm, value)
+    return Second(
+      gradient,
+      jnp.asarray(loss, last.dtype),
+      tree_math.cast_like(ascent.norm, state.info.ascent_norm),
+    )
 
-  def second_gradient_by_parts(self, size: int) -> _Second:
+  def of_parts(size: int, times: float) -> Second:
     """Perturbs every part of the batch by its own gradient; their mean."""
 
-    def of_part(batch: Any) -> _Second:
-      objective = self.objective.on(batch)
-      _, clean = objective.value_and_grad(self.params)
-      part = dataclasses.replace(self, objective=objective, clean=clean)
-      second = part.second_gradient(part.perturb())
-      weight = objective.num_examples / self.objective.num_examples
+    def of_part(batch: Any) -> Second:
+      part = view.on(batch)
+      gradient = plan.ascent(part.value_and_grad(w)[1])
+      second = of_batch(part, gradient, None, times)
+      weight = part.num_examples / view.num_examples
       return jax.tree.map(lambda x: weight * tree_math.widen(x), second)
 
-    _ = self.objective.num_examples  # says what is missing, if it is
-    return sum_over_chunks(
-      of_part, self.objective.batch, size, self.choices.axis_name
-    )
+    _ = view.num_examples  # says what is missing, if it is
+    return sum_over_chunks(of_part, view.batch, size, plan.axis_name)
 
-  def ascend(self, perturbed: _Perturbed | None = None) -> _Outcome:
-    """Takes the second gradient and descends with what it shows."""
-    size = self.choices.selection.micro_batch_size
-    if size is None:
-      second = self.second_gradient(perturbed or self.perturb())
+  # Statistics must not miss a step, skipped or not.
+  ascent_gradient = averaged if plan.is_synced else local
+  known = None
+  if jax.tree.leaves(state.perturbation):
+    known = perturb(view, ascent_gradient)
+
+  def second_at(times: float) -> Second:
+    if selection.micro_batch_size is None:
+      found = of_batch(view, ascent_gradient, known, times)
     else:
-      second = self.second_gradient_by_parts(size)
-    both_sides = self.choices.descent.both_sides
-    dtypes = (self.clean, self.clean) if both_sides else self.clean
-    gradient = tree_math.cast_like(second.gradient, dtypes)
-    axis_name = self.choices.axis_name
-    scalars = (second.ascent_norm, second.perturbed_loss)
-    if self.stores_gradient:
-      gradient, scalars = devices.average((gradient, scalars), axis_name)
-    direction, descent_state = self.choices.descent.on_ascent(
-      self.average if self.stores_gradient else self.clean,
-      gradient,
-      self.state.descent,
-    )
-    outcome = _Outcome(direction, descent_state, *scalars)
-    averages_here = self.needs_average and not self.stores_gradient
-    return self._averaged(outcome) if averages_here else outcome
+      found = of_parts(selection.micro_batch_size, times)
+    gradient = tree_math.cast_like(found.gradient, local)
+    return plan.perturbed(found._replace(gradient=gradient))
 
-  def skip(self) -> _Outcome:
-    """Descends without a second gradient."""
-    direction, descent_state = self.choices.descent.on_skip(
-      self.average, self.state.descent
-    )
-    scalars = (self.state.info.ascent_norm, self.state.info.perturbed_loss)
-    if not self.needs_average:
-      scalars = devices.as_local(scalars, self.choices.axis_name)
-    return _Outcome(direction, descent_state, *scalars)
+  def ascending() -> tuple[optax.Updates, jax.Array, jax.Array, Any]:
+    second = second_at(1)
+    at = lambda t: second.gradient if t == 1 else second_at(t).gradient
+    clean = averaged if plan.by_descent else local
+    direction, kept = descent.on_ascent(clean, at, state.descent)
+    found = plan.ascended((direction, second.norm, second.loss))
+    return *found, kept
 
-  def _averaged(self, outcome: _Outcome) -> _Outcome:
-    # One collective for the direction and the scalars together.
-    direction, norm, loss = devices.average(
-      (outcome.direction, outcome.ascent_norm, outcome.perturbed_loss),
-      self.choices.axis_name,
-    )
-    return _Outcome(direction, outcome.descent, norm, loss)
+  def skipping() -> tuple[optax.Updates, jax.Array, jax.Array, Any]:
+    direction, kept = descent.on_skip(averaged, state.descent)
+    last = (state.info.ascent_norm, state.info.perturbed_loss)
+    return direction, *plan.skipped(last), kept
 
-
-@jax.jit
-def _advance(
-  count: jax.Array, taken: jax.Array, ascend: Any, decided: Any
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-  ascended = jnp.asarray(ascend)
-  taken = taken + ascended.astype(jnp.int32)
-  # A buffer of its own: the same one can't be donated twice.
-  decided = jnp.asarray(decided).copy()
-  return tree_math.increment(count), ascended, decided, taken
+  taken = decided if ascend is None else ascend
+  if isinstance(taken, jax.core.Tracer):
+    *found, kept = jax.lax.cond(taken, ascending, skipping)
+  else:
+    *found, kept = ascending() if taken else skipping()
+  direction, norm, loss = plan.output(tuple(found))
+  return direction, info.advance(
+    state._replace(
+      perturbation=state.perturbation if known is None else known.state,
+      policy=policy_state,
+      descent=kept,
+    ),
+    norm,
+    loss,
+    ascended=taken,
+    decided=decided,
+  )

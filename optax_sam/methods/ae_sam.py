@@ -1,4 +1,4 @@
-"""AE-SAM and AE-LookSAM: the second gradient where the gradient is large."""
+"""AE-SAM and AE-LookSAM: SAM at the steps whose gradient is large."""
 
 import math
 import warnings
@@ -22,11 +22,11 @@ class SharpGradientsState(NamedTuple):
 
   Attributes:
     count: number of steps so far, a scalar int32.
-    squared_norm: squared norm of the last finite clean gradient, a scalar,
-      float32, or float64 for parameters in float64, as all that follow.
-    mean: moving average of the squared norm, a scalar.
-    variance: moving average of its squared deviation, a scalar.
-    threshold: what `squared_norm` had to reach at that step, a scalar.
+    squared_norm: squared norm of the last finite gradient, a scalar; this and
+      the rest are float32, or float64 for parameters in float64.
+    mean: moving average of the squared norm.
+    variance: moving average of its squared deviation from the mean.
+    threshold: value that `squared_norm` had to reach at that step.
   """
 
   count: jax.Array
@@ -44,57 +44,25 @@ def on_sharp_gradients(
   lambda_2: float = 1.0,
   initial_variance: float = 0.0,
 ) -> Policy:
-  """Takes the second gradient where the gradient is large for its time.
+  """Takes an ascent step if the gradient is large for its time: AE-SAM.
 
-  With `x = norm(gbar)^2` of the clean gradient `gbar`, `t` the step from 0 and
-  `T = total_steps`::
-
-    mean     = decay * mean + (1 - decay) * x
-    variance = decay * variance + (1 - decay) * (x - mean)^2    # the new mean
-    c        = s * lambda_1 + (1 - s) * lambda_2  with  s = min(t / T, 1)
-    ascend   = (x >= mean + c * sqrt(variance))
-
-  Both moments start at 0, without a correction for it: the first steps ascend
-  more often. A gradient that isn't finite doesn't ascend and leaves both
-  alone. The equations and their order rest on restatements of the paper that
-  agree; see `optax_sam.ae_sam`.
+  The rule and its provenance are in `optax_sam.ae_sam`. A gradient that is not
+  finite takes no ascent step and leaves both moments unchanged.
 
   Args:
-    total_steps: T, number of steps of the whole training, at least 1.
-    decay: weight of the past in both moments, in [0, 1). This default and
-      those of the lambdas could not be confirmed against the paper.
-    lambda_1: threshold at the end, in standard deviations above the mean, any
-      number.
-    lambda_2: threshold at the start, likewise.
-    initial_variance: variance before the first step, at least 0, in the unit
-      of x squared. 0 makes the decisions independent of the scale of the loss;
-      a derived program has e^-10; the paper's could not be confirmed.
+    total_steps: number of steps of the whole training, at least 1.
+    decay: weight of the past in both moments, in [0, 1).
+    lambda_1: threshold at the end, in standard deviations above the mean.
+    lambda_2: threshold at the start, in the same unit.
+    initial_variance: variance before the first step, at least 0. With 0 a
+      factor on the loss changes no decision. A derived program has e^-10.
 
   Returns:
-    A policy that keeps both moments (`SharpGradientsState`).
-
-  Raises:
-    ValueError: if a Python value is out of range.
+    A policy with state (`SharpGradientsState`).
 
   Warns:
     UserWarning: if a lambda is above `1 / sqrt(1 - decay)`, the most standard
-      deviations that such moments can show: then no step ascends.
-
-  References:
-    Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
-    Minimization <https://arxiv.org/abs/2304.14647>`_, ICLR 2023.
-
-  With x = 1, then 2, then 0.01, each with the threshold that it is held
-  against:
-
-  >>> policy = on_sharp_gradients(total_steps=100)
-  >>> state = policy.init(jnp.zeros(1))
-  >>> for gradient in (1.0, 2.0**0.5, 0.1):
-  ...   ascend, state = policy.decide(jnp.array([gradient]), state)
-  ...   print(bool(ascend), round(float(state.threshold), 3))
-  True 0.385
-  True 0.882
-  False 0.818
+      deviations that these moments can show. No step ascends then.
   """
   validation.check_count('total_steps', total_steps)
   validation.check_number('decay', decay, at_least=0, below=1)
@@ -113,7 +81,6 @@ def on_sharp_gradients(
       threshold=jnp.zeros((), dtype),
     )
 
-  @jax.jit
   def decide(
     grads: optax.Updates, state: SharpGradientsState
   ) -> tuple[jax.Array, SharpGradientsState]:
@@ -167,51 +134,42 @@ def ae_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Adaptive policy to employ SAM (AE-SAM): SAM where the landscape is sharp.
+  """Adaptive policy to employ SAM (AE-SAM): SAM where the gradient is large.
 
-  With `g` the gradient at `w`, `gbar` its average over the devices, `t` the
-  step, counted from 0, `T = total_steps`, and both moments 0 at first::
+  With `g` the gradient at `w`, averaged over the devices, `t` the step from 0,
+  `T = total_steps`, and both moments 0 at first::
 
-    x        = norm(gbar)^2
+    x        = norm(g)^2
     mean     = decay * mean + (1 - decay) * x
     variance = decay * variance + (1 - decay) * (x - mean)^2   # the new mean
     c        = (t / T) * lambda_1 + (1 - t / T) * lambda_2     # t / T <= 1
     u        = SAM's gradient if x >= mean + c * sqrt(variance) else g
 
-  For a normally distributed `x` the expected share of SAM steps is 0.50 at the
-  defaults: 24, 41, 59, 77 % in the quarters of the training, since `lambda_2`
-  is where the threshold starts. Squared norms of real gradients are skewed:
-  expect 2 to 17 points less. The start at 0 makes a burst of SAM steps at
-  first. The scale of the loss doesn't matter.
+  For a normally distributed `x` the defaults take a SAM step half of the time:
+  24, 41, 59 and 77 % in the quarters of the training. Real squared norms are
+  skewed: expect 2 to 17 points less. The moments have no bias correction, so
+  training starts with a burst of SAM steps. A factor on the loss changes no
+  decision.
 
-  The equations and their order come from restatements of the paper that agree;
-  no program is public. The defaults of `decay`, `lambda_1` and `lambda_2`, and
-  the initial variance of 0, could not be confirmed against the paper. A start
-  at e^-10, as a derived program has it, is
-  `policies.on_sharp_gradients(..., initial_variance=math.exp(-10))`.
+  No program is public; the equations are from restatements of the paper that
+  agree. Unverified: the defaults of `decay` and both lambdas, and the initial
+  variance of 0 (`policies.on_sharp_gradients` has an argument for it).
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is SAM's.
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     total_steps: T, number of steps of the whole training, at least 1.
-    decay: weight of the past in both moments, in [0, 1), as in `optax.ema`;
-      0.5 to 0.99 are sensible.
+    decay: weight of the past in both moments, in [0, 1); try 0.5 to 0.99.
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start, likewise. `x` is never more than
-      `1 / sqrt(1 - decay)` above, 3.16 at 0.9: no step ascends beyond that.
+    lambda_2: threshold at the start. Above `1 / sqrt(1 - decay)`, 3.16 at 0.9,
+      no step ascends.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      The decision sees all leaves and is the same on all devices.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 1 + the share of SAM steps.
-    Keeps two scalars.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 more at a SAM step.
+    State: both moments.
 
   Warns:
     UserWarning: if a lambda is so large that no step ascends.
@@ -220,13 +178,12 @@ def ae_sam(
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
     Minimization <https://arxiv.org/abs/2304.14647>`_, ICLR 2023.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.ae_sam(total_steps=100)
-  >>> w, decisions = jnp.float32(0.0), []
-  >>> state = tx.init(w)
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.ae_sam(total_steps=100), jnp.float32(0.0)
+  >>> state, decisions = tx.init(w), []
   >>> for gradient in (1.0, 1.0, 0.1):
-  ...   gradient = jnp.float32(gradient)
-  ...   _, state = tx.update(gradient, state, w, grad_fn=lambda w: w)
+  ...   g = jnp.float32(gradient)
+  ...   _, state = tx.update(g, state, w, grad_fn=lambda w: w)
   ...   decisions.append(bool(state.info.ascended))
   >>> decisions
   [True, True, False]
@@ -255,44 +212,35 @@ def ae_look_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """AE-SAM's decisions with LookSAM's reuse in between (AE-LookSAM).
+  """AE-LookSAM: the decisions of AE-SAM, with LookSAM's reuse in between.
 
-  With `g` the gradient at `w`, `gp` that at SAM's `w + epsilon`, the decision
-  of `ae_sam` in place of a period, and `gv` 0 at first::
+  With `g` the gradient at `w`, `gp` the one at SAM's `w + epsilon`, the
+  decision of `ae_sam`, and `gv` 0 at first::
 
-    on ascent:  gv = gp - (dot(g, gp) / norm(g)^2) * g;   u = gp
+    SAM step:   gv = gp - (dot(g, gp) / norm(g)^2) * g;   u = gp
     otherwise:  u = g + alpha * (norm(g) / norm(gv)) * gv
 
-  For a normally distributed squared gradient norm the expected share of SAM
-  steps is 0.195 at the defaults; "about 20 %" is what the paper is quoted
-  with. Neither the defaults nor the exact algorithm could be confirmed against
-  the paper. At these lambdas the first step ascends if `decay` is at least
-  0.75. The rest is as in `ae_sam` and `look_sam`.
+  For a normally distributed squared norm the defaults take a SAM step 19.5 % of
+  the time; the paper is quoted with "about 20 %". Unverified: the defaults and
+  the exact algorithm. The first step ascends if `decay` is at least 0.75.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is SAM's.
-    total_steps: T, number of steps of the whole training, at least 1.
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
+    total_steps: number of steps of the whole training, at least 1.
     decay: weight of the past in both moments, in [0, 1).
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start, likewise.
-    alpha: length of the reused part relative to the gradient, in [0, 1); 0.1
-      as in `look_sam`.
-    accumulator_dtype: dtype that `gv` is kept in, with length 1; None for
-      float32 or wider, bfloat16 for half of that memory.
+    lambda_2: threshold at the start, in the same unit.
+    alpha: length of the reused part relative to `g`, in [0, 1); see `look_sam`.
+    accumulator_dtype: dtype of the stored direction; None for at least float32.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      The decision, `gv` and all descents are of averages.
+      `gv` and `u` are computed from averages in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 1 + the share of SAM steps.
-    Keeps two scalars and the direction of `gv`.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 more at a SAM step.
+    State: both moments and the direction of `gv`.
 
   Warns:
     UserWarning: if a lambda is so large that no step ascends.
@@ -301,13 +249,12 @@ def ae_look_sam(
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
     Minimization <https://arxiv.org/abs/2304.14647>`_, ICLR 2023.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.ae_look_sam(total_steps=100, alpha=0.5)
-  >>> w, grad_fn = jnp.zeros(2), lambda _: jnp.array([2.0, 3.0])
-  >>> state = tx.init(w)
-  >>> for size in (2.0, 0.2):  # at the second step no SAM, but gv = (0, 3)
-  ...   gradient = jnp.array([size, 0.0])
-  ...   u, state = tx.update(gradient, state, w, grad_fn=grad_fn)
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.ae_look_sam(total_steps=9, alpha=0.5), jnp.zeros(2)
+  >>> state, grad_fn = tx.init(w), lambda _: jnp.array([2.0, 3.0])
+  >>> for size in (2.0, 0.2):  # the second step is not SAM's; gv = (0, 3)
+  ...   g = jnp.array([size, 0.0])
+  ...   u, state = tx.update(g, state, w, grad_fn=grad_fn)
   ...   print([round(x, 3) for x in u.tolist()])
   [2.0, 3.0]
   [0.2, 0.1]

@@ -1,4 +1,4 @@
-"""Anti-PGD: adds noise to the updates, and removes it one step later."""
+"""Anti-PGD: adds noise to the updates and removes it one step later."""
 
 from typing import Any, NamedTuple
 
@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.info import only_state
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_noise
+from optax_sam.trees.random_trees import draw_normal
 
 
 class AntiPgdState(NamedTuple):
@@ -19,8 +19,7 @@ class AntiPgdState(NamedTuple):
   Attributes:
     count: number of steps so far, a scalar int32.
     key: typed PRNG key that all draws derive from.
-    scale: standard deviation of the noise that the parameters hold, a scalar; 0
-      before the first step.
+    scale: standard deviation of the noise in the parameters; 0 at first.
   """
 
   count: jax.Array
@@ -31,21 +30,20 @@ class AntiPgdState(NamedTuple):
 def anti_pgd(
   sigma: optax.ScalarOrSchedule, *, key: jax.Array | int
 ) -> optax.GradientTransformationExtraArgs:
-  """Anti-PGD: adds noise at every step, and takes that of the last step back.
+  """Anti-PGD: adds noise at every step and removes that of the last step.
 
-  With `t` the step, counted from 0, `z_t` of standard normal entries drawn from
-  `fold_in(key, t)`, and `update` that of the base optimizer::
+  With `t` the step from 0, `z_t` standard normal, drawn from `fold_in(key, t)`,
+  and `update` that of the base optimizer::
 
     xi_0     = 0
     xi_{t+1} = sigma * z_{t+1}
     u        = update + xi_{t+1} - xi_t
 
-  So the parameters are those of a run, `w - xi_t`, whose gradients are taken a
-  random step aside: `without_noise` returns it. Whether the paper evaluates it
-  or the parameters themselves could not be confirmed, nor a value of `sigma`.
-  The noise is drawn again rather than kept, and isn't scaled by a learning
-  rate. Keep parameters and updates in float32 or wider: what is rounded away
-  when noise is added can't be taken back.
+  So `w - xi_t` is a noise-free iterate, and its gradients are taken at a random
+  point nearby; `without_noise` returns it. Unverified: whether the paper
+  evaluates that iterate or `w`, and a value of `sigma`. The noise is not scaled
+  by a learning rate. It is drawn again instead of stored: parameters and
+  updates should be float32 or wider, or rounding leaves a part of it behind.
 
   Args:
     sigma: standard deviation of every entry, in the unit of the parameters, at
@@ -53,13 +51,9 @@ def anti_pgd(
     key: integer seed or typed key, the same on all devices.
 
   Returns:
-    A gradient transformation, to be placed **last** in `optax.chain`, behind
-    the base optimizer: what comes in must be the whole update. Leaves that are
-    no floating-point numbers pass. Cost: that of the base optimizer, and two
-    normal numbers drawn for each parameter. Keeps the key (`AntiPgdState`).
-
-  Raises:
-    ValueError: if a Python value is out of range.
+    A gradient transformation, to be placed **last** in `optax.chain`, after the
+    base optimizer. Leaves that are not floating-point are unchanged. Cost: two
+    normal numbers drawn for each parameter. State: the key.
 
   References:
     Orvieto, Kersting, Proske, Bach, Lucchi, `Anticorrelated Noise Injection for
@@ -91,8 +85,8 @@ def anti_pgd(
     floats = jax.tree.map(tree_math.is_float, updates)
     inside = partition.keep(floats, updates)
     count = tree_math.increment(state.count)
-    before = draw_noise(state.key, state.count, inside)
-    after = draw_noise(state.key, count, inside)
+    before = draw_normal(state.key, state.count, inside)
+    after = draw_normal(state.key, count, inside)
     inside, scale = _exchange(inside, before, after, state.scale, scale)
     updates = partition.fill(floats, inside, updates)
     return updates, AntiPgdState(count, state.key, scale)
@@ -101,19 +95,18 @@ def anti_pgd(
 
 
 def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
-  """Returns the parameters less the noise that `anti_pgd` has added to them.
+  """Returns the noise-free iterate `w - xi_t` of `anti_pgd`.
 
   Args:
-    params: the parameters.
-    opt_state: state of an optimizer that has `anti_pgd` in it, in a chain or
-      wrapped, but not in `optax.masked` or `optax.partition`, after the step
-      that led to `params`.
+    params: the parameters `w`.
+    opt_state: state after the step that led to `params`, of an optimizer with
+      one `anti_pgd`, which is not inside `optax.masked` or `optax.partition`.
 
   Returns:
-    `w - xi_t`, like `params` in structure, shapes and dtypes.
+    The iterate, like `params` in structure, shapes and dtypes.
 
   Raises:
-    ValueError: if there is no such element, or more than one.
+    ValueError: if there is no such transformation, or more than one.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax.sgd(0.1), optax_sam.anti_pgd(0.1, key=0))
@@ -128,13 +121,12 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
   )
   floats = jax.tree.map(tree_math.is_float, params)
   inside = partition.keep(floats, params)
-  noise = draw_noise(state.key, state.count, inside)
+  noise = draw_normal(state.key, state.count, inside)
   nothing = jnp.zeros_like(state.scale)
   clean, _ = _exchange(inside, noise, noise, state.scale, nothing)
   return partition.fill(floats, clean, params)
 
 
-@jax.jit
 def _exchange(
   tree: Any, before: Any, after: Any, old_scale: jax.Array, new_scale: Any
 ) -> tuple[Any, jax.Array]:

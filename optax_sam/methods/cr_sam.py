@@ -1,4 +1,4 @@
-"""CR-SAM: gradients on both sides of the parameters."""
+"""CR-SAM: penalizes curvature by gradients on both sides of the weights."""
 
 from typing import Any
 
@@ -8,68 +8,40 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.descent import Descent, keep_clean, no_state
+from optax_sam.engine.descent import At, Descent, keep_clean, no_state
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
 
 
 def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
-  """Adds differences of the gradients on both sides: CR-SAM.
+  """Adds differences of the gradients on both sides of the weights: CR-SAM.
 
-  With `g` the clean gradient, `gp` that at `w + epsilon`, `gm` that at
-  `w - epsilon`::
-
-    u = gp + gamma * (gp + gm - 2 * g) + beta * (gp - gm)
-
-  To lowest order the second bracket is `2 * H epsilon`, with the Hessian H, and
-  the first one the change of `H epsilon` along epsilon. Both are taken in
-  float32 or wider.
+  The rule is that of `optax_sam.cr_sam`, in float32 or wider.
 
   Args:
     gamma: weight of the second difference, at least 0.
-    beta: weight of the first difference, at least 0. With both 0 this is SAM
-      at the cost of 3 gradients.
+    beta: weight of the first difference, at least 0.
 
   Returns:
-    A descent that keeps nothing, and asks for both sides.
-
-  Raises:
-    ValueError: if a Python value is out of range.
-
-  References:
-    Wu, Luo, Wunsch, `CR-SAM: Curvature Regularized Sharpness-Aware
-    Minimization <https://arxiv.org/abs/2312.13555>`_, AAAI 2024.
-
-  >>> g, gp, gm = jnp.array([1.0]), jnp.array([3.0]), jnp.array([0.0])
-  >>> u, _ = regularize_curvature(0.5, 0.1).on_ascent(g, (gp, gm), ())
-  >>> round(float(u[0]), 3)  # 3 + 0.5 * 1 + 0.1 * 3
-  3.8
+    A stateless descent that needs the gradient at `w - epsilon` as well.
   """
   validation.check_number('gamma', gamma, at_least=0)
   validation.check_number('beta', beta, at_least=0)
 
-  @jax.jit
-  def combine(
-    clean: optax.Updates, ahead: optax.Updates, behind: optax.Updates
-  ) -> optax.Updates:
-    def leaf(g: jax.Array, gp: jax.Array, gm: jax.Array) -> jax.Array:
-      wide, gp, gm = map(tree_math.widen, (g, gp, gm))
-      # As differences first, which are exactly 0 where epsilon is.
-      second = jnp.asarray(gamma, wide.dtype) * ((gp - wide) + (gm - wide))
-      first = jnp.asarray(beta, wide.dtype) * (gp - gm)
-      return (gp + second + first).astype(g.dtype)
-
-    return jax.tree.map(leaf, clean, ahead, behind)
+  def combine(g: jax.Array, gp: jax.Array, gm: jax.Array) -> jax.Array:
+    wide, gp, gm = map(tree_math.widen, (g, gp, gm))
+    # As differences first, which are exactly 0 where epsilon is.
+    second = jnp.asarray(gamma, wide.dtype) * ((gp - wide) + (gm - wide))
+    first = jnp.asarray(beta, wide.dtype) * (gp - gm)
+    return (gp + second + first).astype(g.dtype)
 
   def on_ascent(
-    clean: optax.Updates,
-    perturbed: tuple[optax.Updates, optax.Updates],
-    state: Any,
+    clean: optax.Updates, at: At, state: Any
   ) -> tuple[optax.Updates, Any]:
-    return combine(clean, *perturbed), state
+    return jax.tree.map(combine, clean, at(1), at(-1)), state
 
-  return Descent(no_state, on_ascent, keep_clean, both_sides=True)
+  return Descent(no_state, on_ascent, keep_clean)
 
 
 def cr_sam(
@@ -81,7 +53,7 @@ def cr_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Curvature regularized SAM (CR-SAM): looks to both sides of the weights.
+  """Curvature regularized SAM (CR-SAM): gradients on both sides of the weights.
 
   With `g` the gradient at `w`::
 
@@ -90,15 +62,14 @@ def cr_sam(
     gm      = gradient at w - epsilon
     u       = gp + gamma * (gp + gm - 2 * g) + beta * (gp - gm)
 
-  So the rise of the loss counts more where it bends upwards. The rule is that
-  of the authors' program, which gives these numbers; how it follows from the
-  normalized trace of the Hessian that the paper regularizes could not be
-  confirmed.
+  To lowest order `gp - gm` is `2 * H epsilon`, with the Hessian H, and the
+  other bracket is the change of `H epsilon` along `epsilon`. This is the rule
+  of the authors' program. Unverified: how it follows from the normalized trace
+  of the Hessian, which the paper regularizes.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. This and the other defaults are those of the
-      authors' script.
+    rho: radius, at least 0, or a schedule of it by the step. All defaults are
+      those of the authors' script.
     gamma: weight of the second difference, at least 0.
     beta: weight of the first difference, at least 0; with both 0 this is SAM.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
@@ -106,21 +77,16 @@ def cr_sam(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 3 gradients. Keeps nothing.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 3 gradients. State: none.
 
   References:
-    Wu, Luo, Wunsch, `CR-SAM: Curvature Regularized Sharpness-Aware
-    Minimization <https://arxiv.org/abs/2312.13555>`_, AAAI 2024.
+    Wu, Luo, Wunsch, `CR-SAM: Curvature Regularized Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2312.13555>`_, AAAI 2024.
 
   >>> import jax, jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.cr_sam(rho=1.0, gamma=0.5, beta=0.1)
-  >>> loss = lambda w: w**3
-  >>> w = jnp.float32(3.0)
+  >>> loss, w = lambda w: w**3, jnp.float32(3.0)
   >>> u, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
   >>> round(float(u), 3)  # 48 + 0.5 * (48 + 12 - 2 * 27) + 0.1 * (48 - 12)
   54.6

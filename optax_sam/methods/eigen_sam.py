@@ -1,4 +1,4 @@
-"""Eigen-SAM: turns the perturbation to the top eigenvector of the Hessian."""
+"""Eigen-SAM: turns the perturbation toward the Hessian's top eigenvector."""
 
 from typing import Any, NamedTuple
 
@@ -8,11 +8,11 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import on_refresh
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import _random_signs
+from optax_sam.trees.random_trees import draw_signs
 
 
 class EigenvectorState(NamedTuple):
@@ -37,57 +37,22 @@ def scale_toward_eigenvector(
   key: jax.Array | int,
   accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Turns the ascent gradient to the sharpest direction there is: Eigen-SAM.
+  """Turns the ascent gradient toward the Hessian's top eigenvector: Eigen-SAM.
 
-  With `g` the ascent gradient, `H` the Hessian of the loss of the batch at `w`
-  and `v` at first a random direction of length 1::
-
-    every refresh_every steps, t = 0 included, power_steps times:
-      v = H v / norm(H v)                   # averaged over the devices
-    h       = g / (norm(g) + 1e-12)
-    epsilon = rho * (h + alpha * sign(dot(g, v)) * (v - dot(h, v) * h))
-
-  so epsilon is longer than rho, by at most `sqrt(1 + alpha^2)`. A `norm(g)`
-  that is zero or not finite gives `epsilon = 0`, and leaves `v` as it was, as
-  does an `H v` that is zero or not finite. Products with the Hessian are
-  derivatives of the gradient, taken in the dtype of the parameters. See
-  `optax_sam.eigen_sam`.
+  The rule is that of `optax_sam.eigen_sam`. Products with the Hessian are
+  derivatives of the gradient, taken in the dtype of the parameters.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0 or a
-      schedule of it by the step, counted from 0.
+    rho: radius, at least 0, or a schedule of it by the step.
     alpha: weight of the part of `v` that is orthogonal to `g`, at least 0.
     refresh_every: number of steps from one estimate to the next, at least 1.
-    power_steps: number of products with the Hessian for it, a Python int of at
-      least 1.
-    key: integer seed or one typed key for the first `v`, the same on all
-      devices; not that of the dropout.
-    accumulator_dtype: dtype that `v` is kept in; None for float32 or wider.
+    power_steps: products with the Hessian at a refresh, at least 1.
+    key: integer seed or typed key for the first `v`, the same on all devices.
+    accumulator_dtype: dtype of `v`; None for float32 or wider.
 
   Returns:
-    A perturbation, for `optax_sam.sharpness_aware` alone. Keeps `v` and a count
-    (`EigenvectorState`). Cost: `power_steps` products at a refresh, of about
-    two gradients each.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` without the
-      loss of the batch.
-
-  References:
-    Luo, Truong, Pham, Harandi, Phung, Le, `Explicit Eigenvalue Regularization
-    Improves Sharpness-Aware Minimization <https://arxiv.org/abs/2501.12666>`_,
-    NeurIPS 2024.
-
-  >>> import optax_sam
-  >>> piece = scale_toward_eigenvector(0.5, alpha=1.0, power_steps=30, key=0)
-  >>> method = optax_sam.sharpness_aware(piece)
-  >>> loss = lambda w: (w[0] ** 2 + 4 * w[1] ** 2) / 2
-  >>> w = jnp.array([1.0, 0.0])
-  >>> u, state = method.update(
-  ...   jax.grad(loss)(w), method.init(w), w, value_fn=loss
-  ... )
-  >>> [round(abs(x), 3) for x in state.perturbation.direction.tolist()]
-  [0.0, 1.0]
+    A perturbation with state (`EigenvectorState`), only for use in
+    `optax_sam.sharpness_aware`, which passes the loss of the batch.
   """
   validation.check_radius(rho)
   validation.check_number('alpha', alpha, at_least=0)
@@ -98,7 +63,7 @@ def scale_toward_eigenvector(
 
   def init(params: optax.Params) -> EigenvectorState:
     zeros = tree_math.zeros_like(params, accumulator_dtype)
-    direction = _random_signs(validation.as_key(key), zeros)
+    direction = draw_signs(validation.as_key(key), zeros)
     return EigenvectorState(jnp.zeros((), jnp.int32), direction)
 
   def update(
@@ -106,11 +71,11 @@ def scale_toward_eigenvector(
     state: Any,
     params: Any = None,
     *,
-    objective: Objective | None = None,
+    loss_view: LossView | None = None,
     axis_name: Any = None,
     **_: Any,
   ) -> tuple[Any, EigenvectorState]:
-    if objective is None:
+    if loss_view is None:
       msg = (
         'scale_toward_eigenvector needs products with the Hessian: use it as '
         'the perturbation of optax_sam.sharpness_aware.'
@@ -119,7 +84,7 @@ def scale_toward_eigenvector(
 
     def renew() -> optax.Updates:
       found = _power_iteration(
-        objective, params, state.direction, updates, power_steps, axis_name
+        loss_view, params, state.direction, updates, power_steps, axis_name
       )
       return tree_math.cast_like(found, state.direction)
 
@@ -134,7 +99,6 @@ def scale_toward_eigenvector(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-@jax.jit
 def _combine(
   radius: Any, alpha: Any, updates: optax.Updates, direction: optax.Updates
 ) -> optax.Updates:
@@ -157,14 +121,14 @@ def _combine(
 
 
 def _power_iteration(
-  objective: Objective,
+  loss_view: LossView,
   params: optax.Params,
   direction: optax.Updates,
   gradient: optax.Updates,
   steps: int,
   axis_name: Any,
 ) -> optax.Updates:
-  """Multiplies with the Hessian, the average of those of all devices."""
+  """Multiplies by the Hessian, averaged over all devices."""
   if not jax.tree.leaves(params):
     return direction
   # Any device whose gradient isn't finite is noticed by all.
@@ -174,7 +138,7 @@ def _power_iteration(
   def multiply(_: Any, direction: optax.Updates) -> optax.Updates:
     tangents = tree_math.cast_like(direction, params)
     _, product = jax.jvp(
-      lambda p: objective.value_and_grad(p)[1], (params,), (tangents,)
+      lambda p: loss_view.value_and_grad(p)[1], (params,), (tangents,)
     )
     product = devices.average(product, axis_name)
     product = jax.tree.map(tree_math.widen, product)
@@ -198,9 +162,9 @@ def eigen_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Eigen-SAM: turns the perturbation to the top eigenvector of the Hessian.
+  """Eigen-SAM: turns the perturbation toward the Hessian's top eigenvector.
 
-  With `g` the gradient at `w`, `H` the Hessian there, of the batch, and `v` at
+  With `g` the gradient and `H` the Hessian of the batch at `w`, and `v` at
   first a random direction of length 1::
 
     every refresh_every steps, t = 0 included, power_steps times:
@@ -209,38 +173,31 @@ def eigen_sam(
     epsilon = rho * (h + alpha * sign(dot(g, v)) * (v - dot(h, v) * h))
     u       = gradient at w + epsilon
 
-  So `epsilon` is longer than `rho`, by at most `sqrt(1 + alpha^2)`. Each
-  estimate of `v` starts from the one before. A gradient or an `H v` that is
-  zero or not finite leaves `v` as it was. Given `v`, the authors' program
-  gives these numbers. It has no `v` for its first 100 steps and perturbs by
-  `rho * g`, not normalized, until then: not reproduced.
+  So `epsilon` is longer than `rho`, by at most `sqrt(1 + alpha^2)`. A gradient
+  or an `H v` that is zero or not finite leaves `v` unchanged. Given `v`, the
+  authors' program gives these numbers. Unlike here, it has no `v` for its first
+  100 steps and perturbs by `rho * g`, not normalized, until then. Unverified:
+  whether its defaults are the paper's.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. That this and the other defaults are the
-      paper's could not be confirmed.
-    alpha: weight of the part of `v` that is orthogonal to `g`, at least 0; 0
-      is SAM.
+    rho: radius, at least 0, or a schedule of it by the step.
+    alpha: weight of the part of `v` orthogonal to `g`, at least 0; 0 is SAM.
     refresh_every: number of steps from one estimate of `v` to the next, at
-      least 1. 100 as in the authors' program.
-    power_steps: number of products with the Hessian for it, at least 1.
+      least 1; 100 as in the authors' program.
+    power_steps: number of products with the Hessian at a refresh, at least 1.
     key: integer seed or typed key, the same on all devices.
-    accumulator_dtype: dtype that `v` is kept in; None for float32 or wider,
-      bfloat16 for half of that memory.
+    accumulator_dtype: dtype of `v`; None for float32 or wider, bfloat16 for
+      half of that memory.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
       The Hessian is that of these leaves.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      `v` is of averages in any case.
+      `H v` is averaged in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`, which is differentiated once more.
-    Cost: 2 gradients, and about 2 * `power_steps` at a refresh. Keeps `v`.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`, and differentiates it once more. Cost: 2
+    gradients, and about 2 * `power_steps` at a refresh. State: `v`.
 
   References:
     Luo, Truong, Pham, Harandi, Phung, Le, `Explicit Eigenvalue Regularization
@@ -255,16 +212,14 @@ def eigen_sam(
   >>> [round(x, 1) for x in u.tolist()]  # epsilon is nearly (0.5, 0.5)
   [1.5, 2.0]
   """
+  perturbation = scale_toward_eigenvector(
+    rho,
+    alpha=alpha,
+    refresh_every=refresh_every,
+    power_steps=power_steps,
+    key=key,
+    accumulator_dtype=accumulator_dtype,
+  )
   return sharpness_aware(
-    scale_toward_eigenvector(
-      rho,
-      alpha=alpha,
-      refresh_every=refresh_every,
-      power_steps=power_steps,
-      key=key,
-      accumulator_dtype=accumulator_dtype,
-    ),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

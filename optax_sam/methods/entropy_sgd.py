@@ -1,4 +1,4 @@
-"""An optimizer that walks around a point, and moves it to where it stayed."""
+"""Entropy-SGD: walks around a point and moves it toward the walk's average."""
 
 from typing import Any, NamedTuple
 
@@ -18,10 +18,9 @@ class EntropySgdState(NamedTuple):
 
   Attributes:
     count: number of calls so far, a scalar int32.
-    outer: the point `x` that the walk is around, like the parameters, float32
-      or wider.
-    mean: average `mu` of the walk, likewise.
-    momentum: `v`, likewise.
+    outer: the outer iterate `x`, like the parameters, float32 or wider.
+    mean: average `mu` of the walk, in the same dtypes.
+    momentum: `v`, in the same dtypes.
     key: typed PRNG key.
   """
 
@@ -44,10 +43,10 @@ def entropy_sgd(
   key: jax.Array | int,
   axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Entropy-SGD: descends the local entropy, by a walk around each point.
+  """Entropy-SGD: descends the local entropy, estimated by a walk at each point.
 
-  With `x = mu = w`, `v = 0` and n = 1 before the first call, `eta` the inner
-  learning rate, `z` standard normal and drawn anew, every call is a step::
+  With `x = mu = w`, `v = 0` and n = 1 at first, `eta` the inner learning rate,
+  and standard normal `z`, drawn anew, every call is a step::
 
     v  = 0.9 * v + g;   d = g + 0.9 * v
     w  = w - eta * (d - gamma_n * (x - w) + weight_decay * w)
@@ -61,15 +60,14 @@ def entropy_sgd(
     v = 0
     n = n + 1
 
-  What it has found is `x`: evaluate `optax_sam.outer_params(w, opt_state)`,
-  not `w`. The rule was read in the authors' Lua program and no program was run
-  beside it; theirs also takes one gradient that nothing uses, and their Python
-  program is of another rule. A gradient that isn't finite moves nothing and is
-  not added to `v`.
+  The result is `x`: evaluate `optax_sam.outer_params(w, opt_state)`, not `w`. A
+  gradient that is not finite moves nothing and is not added to `v`. We read the
+  rule in the authors' Lua program and ran no program. Theirs also takes one
+  gradient that nothing uses; their Python program has another rule.
 
   Args:
-    learning_rate: share of the way to `mu` that `x` goes, at least 0, or a
-      schedule of it by the call, counted from 0.
+    learning_rate: fraction of the way to `mu` that `x` moves, at least 0, or a
+      schedule of it by the call.
     inner_steps: calls between two steps of `x`, at least 1.
     inner_learning_rate: `eta`, at least 0, or a schedule of it by the call.
     gamma: pull back to `x`, at least 0; the authors' 0.03, and 1e-4 on MNIST.
@@ -80,19 +78,14 @@ def entropy_sgd(
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
 
   Returns:
-    An optimizer whose `update` needs `params` and returns the whole update: no
-    learning rate follows. Cost: 1 gradient a call, the one that comes in, and
-    a normal number drawn for each parameter. Keeps `x`, `mu`, `v` and the key
-    (`EntropySgdState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if there are
-      no `params`.
+    An optimizer that returns the whole update: no learning rate follows. Its
+    `update` needs `params`. Cost: 1 gradient a call, the incoming one, and a
+    normal number for each parameter. State: `x`, `mu`, `v` and the key.
 
   References:
-    Chaudhari, Choromanska, Soatto, LeCun, Baldassi, Borgs, Chayes, Sagun,
-    Zecchina, `Entropy-SGD: Biasing Gradient Descent Into Wide Valleys
-    <https://arxiv.org/abs/1611.01838>`_, ICLR 2017.
+    Chaudhari, Choromanska, Soatto, LeCun, et al., `Entropy-SGD: Biasing
+    Gradient Descent Into Wide Valleys <https://arxiv.org/abs/1611.01838>`_,
+    ICLR 2017.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.entropy_sgd(inner_steps=2, gamma=0.0, noise=0.0, key=0)
@@ -157,15 +150,11 @@ def entropy_sgd(
 
 
 def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
-  """Returns the point that `entropy_sgd` has found: evaluate this one.
-
-  With `x` of the state, and `w` the parameters that are trained::
-
-    floating-point leaves: x    others: w
+  """Returns the outer iterate `x` of `entropy_sgd`: evaluate this one.
 
   Args:
-    params: the parameters, a pytree of arrays of any shape.
-    opt_state: state of an optimizer that has one `entropy_sgd` in it.
+    params: the parameters; leaves that are not floating-point are from here.
+    opt_state: state of an optimizer with one `entropy_sgd`.
 
   Returns:
     A tree like `params`, in their dtypes.
@@ -174,8 +163,7 @@ def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
     ValueError: if there is no `entropy_sgd` in the state, or more than one.
 
   >>> import jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.entropy_sgd(key=0)
-  >>> state = tx.init(jnp.float32(2.0))
+  >>> state = optax_sam.entropy_sgd(key=0).init(jnp.float32(2.0))
   >>> float(optax_sam.outer_params(jnp.float32(3.0), state))
   2.0
   """
@@ -192,7 +180,6 @@ def _copy(leaf: Any) -> jax.Array:
   return jnp.array(leaf, dtype)
 
 
-@jax.jit
 def _walk(
   numbers: Any,
   gradient: optax.Updates,

@@ -1,4 +1,4 @@
-"""ESAM: perturbs some leaves, descends on some examples."""
+"""ESAM: perturbs some leaves and descends on some examples."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import keep_random_tensors, scale_to_radius
 from optax_sam.engine.selection import (
   Selected,
@@ -24,48 +24,29 @@ from optax_sam.trees import tree_math
 def sharpest(size: float) -> Selection:
   """Descends on the examples whose loss the perturbation raises most: ESAM.
 
-  With `l_i` the losses of the batch, one more forward pass ranks by::
-
-    d_i = l_i(w + epsilon) - l_i(w)
-    ascent:  gradient of the mean loss over the batch at w
-    descent: gradient of the mean loss over the largest d_i at w + epsilon
-
-  Both passes must see the same randomness, or `d_i` is noise. Padding doesn't
-  rise, and ranks before examples whose loss falls. The rest is as
-  in `top_k`; see `optax_sam.esam` for the paper and the authors' program.
+  The rule is that of `optax_sam.esam`. Padding, whose loss stays 0, ranks
+  before examples whose loss falls.
 
   Args:
-    size: size of the set: examples if an int, a share if a float in (0, 1].
+    size: number of examples if an int, a fraction in (0, 1] if a float.
 
   Returns:
-    A selection that stores nothing.
-
-  Raises:
-    ValueError: as of `top_k`.
-
-  >>> import jax.numpy as jnp
-  >>> from optax_sam.engine.loss_view import Objective
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> batch = jnp.array([1.0, -4.0, 2.0, 3.0])
-  >>> objective = Objective(per_example_value_fn=losses, batch=batch)
-  >>> selected = sharpest(2).select(objective, jnp.float32(0), (), 0)
-  >>> selected.descent(jnp.float32(-1)).batch.tolist()  # of [3, -7, 5, 7]
-  [3.0, 2.0]
+    A stateless selection. It costs one more forward pass.
   """
   check_size('size', size)
 
   def select(
-    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+    view: LossView, params: optax.Params, state: Any, count: jax.Array
   ) -> Selected:
     del state, count
 
-    def descent(point: optax.Params) -> Objective:
-      before, after = objective.losses_before(params), objective.losses(point)
+    def descent(point: optax.Params) -> LossView:
+      before, after = view.losses_before(params), view.losses(point)
       rise = tree_math.widen(after) - tree_math.widen(before)
-      wanted = num_examples(size, objective.num_examples)
-      return objective.rows(largest(rise, wanted))
+      wanted = num_examples(size, view.num_examples)
+      return view.rows(largest(rise, wanted))
 
-    return Selected(objective, descent)
+    return Selected(None, descent)
 
   return Selection(_no_state, select)
 
@@ -90,26 +71,23 @@ def esam(
     u       = gradient of the mean of l_i at w + epsilon over the examples
               with the largest d_i, for all leaves
 
-  No leaf kept gives `epsilon = 0`. Mind that the length of `epsilon` is
-  `rho / beta`, 1.67 times `rho` at 0.6; so it is in published numbers. Ranking
-  is that of `k_sam`.
+  If no leaf is kept, `epsilon = 0`. Its length is `rho / beta`, 1.67 times
+  `rho` at 0.6; so it is in published numbers. Ties rank by position, as in
+  `k_sam`. Dropping leaves saves no time under XLA.
 
-  The authors' program keeps the examples strictly above the k-th largest rise,
-  so one fewer, and none at all if all are equal; it keeps all leaves at the
-  first step, and stops with an error if none is kept. None of this is
-  reproduced: `gamma=7` are its 7 of 16. Ports disagree on whether a share
-  `beta` is kept or dropped, and on the factor: the printed one could not be
-  confirmed. At 0.5 they agree. XLA saves nothing by dropping leaves.
+  Differences from the authors' program: it takes the examples strictly above
+  the k-th largest rise, so one fewer, and none if all are equal (`gamma=7` are
+  its 7 of 16). It perturbs all leaves at the first step, and fails if it keeps
+  none. Unverified: whether a fraction `beta` is kept or dropped, and the factor
+  of `rho`. Ports disagree on both, except at 0.5.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is the authors' value for ResNet-18; they
-      use 0.1 for WRN-28-10 and 0.2 for PyramidNet.
-    beta: chance of a leaf to be perturbed, in (0, 1]. 0.6 is the authors'
-      value for ResNet-18, 0.5 for the other two.
-    gamma: size of the set for the descent gradient: a fraction of the batch in
-      (0, 1] if a float, a number of examples if an int of at least 1. 0.5 is
-      the authors' value for all three.
+    rho: radius, at least 0, or a schedule of it by the step. The authors use
+      0.05 for ResNet-18, 0.1 for WRN-28-10 and 0.2 for PyramidNet.
+    beta: probability that a leaf is perturbed, in (0, 1]. The authors use 0.6
+      for ResNet-18 and 0.5 for the other two.
+    gamma: size of the set: a fraction of the batch in (0, 1] if a float, a
+      number of examples if an int. 0.5 is the authors' value for all three.
     key: integer seed or typed key, the same on all devices.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
@@ -117,27 +95,20 @@ def esam(
       Each device ranks its own examples; the leaves are the same on all.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. All passes must see the
-    same randomness, or the rise is noise; with batch norm the last one sees
-    the statistics of its hard examples. Cost: 4 / 3 + `gamma` gradients,
-    gamma as a fraction, and 1 / 3 more where XLA doesn't find that the losses
-    at `w` are those of the clean pass: hand them over as `losses`. Keeps the
-    key.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `per_example_value_fn` and `batch`. All passes must see the same
+    randomness, or the rise is noise; batch norm of the last pass sees only the
+    selected examples. Cost: 4 / 3 + `gamma` gradients, as a fraction, and 1 / 3
+    more unless you pass the losses at `w` as `losses` or XLA merges that pass
+    with yours. State: the key.
 
   References:
-    Du, Yan, Feng, Zhou, Zhen, Goh, Tan, `Efficient Sharpness-Aware
-    Minimization for Improved Training of Neural Networks
+    Du, Yan, Feng, Zhou, Zhen, Goh, Tan, `Efficient Sharpness-Aware Minimization
+    for Improved Training of Neural Networks
     <https://arxiv.org/abs/2110.03141>`_, ICLR 2022.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.esam(rho=0.5, beta=1.0, gamma=1, key=0)
-  >>> import jax.numpy as jnp
-  >>> from optax_sam.engine.loss_view import Objective
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
   >>> u, _ = tx.update(
@@ -150,8 +121,7 @@ def esam(
   check_size('gamma', gamma)
   return sharpness_aware(
     optax.chain(
-      keep_random_tensors(beta, key),
-      scale_to_radius(_divided(rho, beta)),
+      keep_random_tensors(beta, key), scale_to_radius(_divided(rho, beta))
     ),
     selection=sharpest(gamma),
     mask=mask,

@@ -1,4 +1,4 @@
-"""Fisher SAM: the radius in the norm of the Fisher information."""
+"""Fisher SAM: SAM with the radius in a Fisher metric."""
 
 from typing import Any
 
@@ -18,52 +18,27 @@ def scale_to_fisher_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient to a radius in the Fisher metric: Fisher SAM.
 
-  With `g` the ascent gradient and `F = 1 + eta * g^2`, elementwise, the
-  diagonal of the metric::
-
-    epsilon = rho * (g / F) / (sqrt(sum(g^2 / F)) + 1e-12)
-    so that sum(F * epsilon^2) = rho^2
-
-  A root that is zero or not finite gives `epsilon = 0`. See
-  `optax_sam.fisher_sam` for what could not be confirmed against the paper.
+  `epsilon` is that of `optax_sam.fisher_sam`.
 
   Args:
-    rho: radius in that metric, a scalar of at least 0 or a schedule of it by
-      the step, counted from 0.
-    eta: weight of the squared gradient, at least 0, in the inverse of its
-      unit; 0 is SAM. 1 is the default of a community port.
+    rho: radius in that metric, at least 0, or a schedule of it by the step.
+    eta: weight of the squared gradient, at least 0, in the inverse of its unit.
 
   Returns:
-    A perturbation. Keeps nothing, or the count of the schedule.
-
-  Raises:
-    ValueError: if a Python value is out of range.
-
-  References:
-    Kim, Li, Hu, Hospedales, `Fisher SAM: Information Geometry and
-    Sharpness-Aware Minimisation <https://arxiv.org/abs/2206.04920>`_, ICML
-    2022.
-
-  The steeper entry is perturbed less:
-
-  >>> piece = scale_to_fisher_radius(1.0)
-  >>> epsilon, _ = piece.update(jnp.array([1.0, 7.0]), piece.init(None))
-  >>> [round(x, 3) for x in epsilon.tolist()]  # F = [2, 50]
-  [0.411, 0.115]
+    A perturbation; stateless unless `rho` is a schedule.
   """
   validation.check_number('eta', eta, at_least=0)
 
-  @jax.jit
-  def scale(radius: Any, updates: optax.Updates) -> optax.Updates:
+  def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     wide = jax.tree.map(tree_math.widen, updates)
     natural = jax.tree.map(
       lambda g: g / (1 + jnp.asarray(eta, g.dtype) * jnp.square(g)), wide
     )
     size = jnp.sqrt(tree_math.dot(natural, wide))
     epsilon = tree_math.scale_to(radius, natural, size)
-    return jax.tree.map(lambda e, g: e.astype(g.dtype), epsilon, updates)
+    return tree_math.cast_like(epsilon, updates)
 
-  return with_radius(rho, lambda radius, updates, **_: scale(radius, updates))
+  return with_radius(rho, perturb)
 
 
 def fisher_sam(
@@ -81,44 +56,35 @@ def fisher_sam(
     epsilon = rho * (g / F) / (sqrt(sum(g^2 / F)) + 1e-12)
     u       = gradient at w + epsilon
 
-  This `epsilon` is where the linearized loss rises most within
-  `sum(F * epsilon^2) <= rho^2`: steep entries move less. The defaults are
-  those of a community port. Neither they nor the square of the batch gradient,
-  in place of squares of single examples' gradients, could be confirmed against
-  the paper. Another port rescales `epsilon` to length `rho`. A factor on the
-  loss changes `epsilon`.
+  This `epsilon` maximizes the linearized loss within `sum(F * epsilon^2) <=
+  rho^2`: steep entries move less. A factor on the loss changes `epsilon`. The
+  defaults are those of a community port; another port rescales `epsilon` to
+  length `rho`. Unverified: the defaults, and the squared batch gradient in
+  place of squared per-example gradients.
 
   Args:
-    rho: radius in that metric, a scalar of at least 0, or a schedule of it by
-      the step. 0.1 is a port's.
-    eta: weight of the squared gradient, at least 0; 0 is SAM. 1 is a port's.
+    rho: radius in that metric, at least 0, or a schedule of it by the step.
+    eta: weight of the squared gradient, at least 0; 0 is SAM.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients. Keeps nothing.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
-    Kim, Li, Hu, Hospedales, `Fisher SAM: Information Geometry and
-    Sharpness-Aware Minimisation <https://arxiv.org/abs/2206.04920>`_, ICML
-    2022.
+    Kim, Li, Hu, Hospedales, `Fisher SAM: Information Geometry and Sharpness-
+    Aware Minimisation <https://arxiv.org/abs/2206.04920>`_, ICML 2022.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.fisher_sam(rho=1.0)
-  >>> w, gradient = jnp.zeros(2), jnp.array([1.0, 3.0])
-  >>> u, _ = tx.update(gradient, tx.init(w), w, grad_fn=lambda w: w)
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.fisher_sam(rho=1.0), jnp.zeros(2)
+  >>> g = jnp.array([1.0, 3.0])
+  >>> u, _ = tx.update(g, tx.init(w), w, grad_fn=lambda w: w)
   >>> [round(x, 3) for x in u.tolist()]  # (1 / 2, 3 / 10) / sqrt(1.4)
   [0.423, 0.254]
   """
+  perturbation = scale_to_fisher_radius(rho, eta=eta)
   return sharpness_aware(
-    scale_to_fisher_radius(rho, eta=eta),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

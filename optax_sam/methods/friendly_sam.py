@@ -1,4 +1,4 @@
-"""Friendly SAM: perturbs by the noise of the gradient alone."""
+"""Friendly SAM: perturbs along the noise of the gradient only."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -17,8 +17,8 @@ class SubtractEmaState(NamedTuple):
   """State of `subtract_ema`.
 
   Attributes:
-    ema: moving average of the gradient, like the parameters, float32 or wider
-      unless a dtype was given.
+    ema: moving average `m` of the gradient, like the parameters, float32 or
+      wider unless a dtype was given.
     started: whether a gradient has entered it, a scalar bool.
   """
 
@@ -33,54 +33,23 @@ def subtract_ema(
   order: Literal['paper', 'official'] = 'paper',
   accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Subtracts a moving average of the gradient: what is left is its noise.
+  """Subtracts a moving average from the ascent gradient: Friendly SAM.
 
-  With `g` the ascent gradient, `gbar` its average over the devices, and `m`
-  starting at 0::
-
-    'paper':     m = decay * m + (1 - decay) * gbar;  d = g - sigma * m
-    'official':  d = g - sigma * m, then the same m   # first step: d = g,
-                                                      # m = gbar
-
-  A `d` that is mere rounding against `g`, at most `8 * eps * norm(g)` long in
-  float32 or wider, is returned as 0: scaled to a radius, it would be a
-  direction without meaning. A gradient that isn't finite leaves `m` alone.
+  It returns the `d` of `optax_sam.friendly_sam`. A `d` that is only rounding,
+  at most `8 * eps * norm(g)` long in float32 or wider, is returned as 0. A
+  gradient that is not finite leaves `m` unchanged.
 
   Args:
-    decay: weight of the past, in [0, 1); above 0 in the order of the paper.
-      0.9 is the default of the authors' class; the paper's value could not be
-      confirmed. See `optax_sam.friendly_sam`.
-    sigma: share of the average that is subtracted, in [0, 1]; 0 leaves the
-      gradient, 1 is what the paper's experiments are quoted with.
-    order: 'paper' subtracts the average that holds the current gradient, as
-      restatements of the paper agree; 'official' the one before it, as the
-      authors' program nblt/F-SAM does.
-    accumulator_dtype: dtype that `m` is kept in; None for float32 or wider.
-      bfloat16 takes half of the memory and keeps 8 bits: with a `decay` of
-      0.9 an `m` within 4 % of the gradient may not move any more.
+    decay: weight of the past, in [0, 1), above 0 in the order of the paper.
+    sigma: fraction of the average that is subtracted, in [0, 1].
+    order: 'paper' subtracts the average that includes the current gradient,
+      'official' the one before it.
+    accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16,
+      at a `decay` of 0.9, an `m` within 4 % of the gradient may stop moving.
 
   Returns:
-    A perturbation, from the gradient to `d`, to be followed by one that gives
-    it a length. Keeps `m` (`SubtractEmaState`).
-
-  Raises:
-    ValueError: if a Python value is out of range.
-
-  References:
-    Li, Zhou, He, Cheng, Huang, `Friendly Sharpness-Aware Minimization
-    <https://arxiv.org/abs/2403.12350>`_, CVPR 2024.
-
-  What recurs at every step fades from the first entry, noise stays:
-
-  >>> piece = subtract_ema(0.5)
-  >>> state = piece.init(jnp.zeros(2))
-  >>> for noise in (1.0, -1.0, 1.0, -1.0):
-  ...   d, state = piece.update(jnp.array([4.0, noise]), state)
-  ...   print([round(x, 3) for x in d.tolist()])
-  [2.0, 0.5]
-  [1.0, -0.75]
-  [0.5, 0.625]
-  [0.25, -0.688]
+    A perturbation with state (`SubtractEmaState`), to be followed by one that
+    scales to a radius.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -119,23 +88,6 @@ def subtract_ema(
       updates,
     )
 
-  @jax.jit
-  def separate(
-    updates: optax.Updates, averaged: optax.Updates, state: SubtractEmaState
-  ) -> tuple[optax.Updates, SubtractEmaState]:
-    finite = jnp.isfinite(tree_math.norm(averaged))
-    former = tree_math.widen_like(state.ema, averaged)
-    ema = mix(former, averaged)
-    if order == 'official':
-      first = jax.tree.map(lambda g, m: g.astype(m.dtype), averaged, ema)
-      ema = tree_math.select(state.started, ema, first)
-      noise = subtract(updates, former)
-    else:
-      noise = subtract(updates, ema)
-    ema = tree_math.cast_like(ema, state.ema)
-    found = SubtractEmaState(ema, jnp.ones((), bool))
-    return noise, tree_math.select(finite, found, state)
-
   def update(
     updates: Any,
     state: Any,
@@ -147,7 +99,18 @@ def subtract_ema(
   ) -> tuple[Any, Any]:
     del params
     averaged = devices.average(updates, None if is_synced else axis_name)
-    return separate(updates, averaged, state)
+    finite = jnp.isfinite(tree_math.norm(averaged))
+    former = tree_math.widen_like(state.ema, averaged)
+    ema = mix(former, averaged)
+    if order == 'official':
+      first = tree_math.cast_like(averaged, ema)
+      ema = tree_math.select(state.started, ema, first)
+      noise = subtract(updates, former)
+    else:
+      noise = subtract(updates, ema)
+    ema = tree_math.cast_like(ema, state.ema)
+    found = SubtractEmaState(ema, jnp.ones((), bool))
+    return noise, tree_math.select(finite, found, state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -163,11 +126,10 @@ def friendly_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Friendly SAM (F-SAM): perturbs by the noise of the gradient alone.
+  """Friendly SAM (F-SAM): perturbs along the noise of the gradient only.
 
   With `g` the gradient of the batch at `w`, `gbar` its average over the
-  devices, and `m` an estimate of the full gradient, 0 at first, which is
-  subtracted::
+  devices, and `m` an estimate of the full gradient, 0 at first::
 
     m       = decay * m + (1 - decay) * gbar
     d       = g - sigma * m          # order='official': with the m before, and
@@ -175,63 +137,54 @@ def friendly_sam(
     epsilon = rho * d / (norm(d) + 1e-12)
     u       = gradient at w + epsilon
 
-  A `d` that is mere rounding against `g`, as of full or repeated batches,
-  gives `epsilon = 0`. The first step of both orders is SAM's. At `sigma = 1`
-  both have the same direction for equal `m`; below, the paper's `sigma` is the
-  program's `sigma * decay / (1 - sigma * (1 - decay))`. As `m` starts
-  otherwise, the first tens of steps differ.
+  If `d` is only rounding against `g`, as with full or repeated batches,
+  `epsilon = 0`. The first step of both orders is SAM's. For equal `m` both
+  orders have the same direction at `sigma = 1`; below, the paper's `sigma` is
+  the program's `sigma * decay / (1 - sigma * (1 - decay))`. Their `m` start
+  differently, so the first tens of steps differ.
 
-  The order of the paper rests on restatements of it that agree; the official
-  one is that of the authors' program nblt/F-SAM. Both average the gradient as
-  it is; a popular port averages `d` and isn't followed. For the radius of ASAM
-  join `subtract_ema` and `scale_to_adaptive_radius`.
+  'paper' rests on restatements of the paper that agree, 'official' on the
+  authors' program nblt/F-SAM. Both average `g`; a popular port averages `d`. To
+  use ASAM's radius, chain `subtract_ema` and `scale_to_adaptive_radius`.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is the default of the authors' class;
-      their CIFAR runs use 0.1 to 0.2.
-    sigma: share of `m` that is subtracted, in [0, 1]; 0 is SAM. 1 is what the
-      paper's experiments are quoted with.
+    rho: radius, at least 0, or a schedule of it by the step. 0.05 is the
+      default of the authors' class; their CIFAR runs use 0.1 to 0.2.
+    sigma: fraction of `m` that is subtracted, in [0, 1]; 0 is SAM. The paper's
+      experiments are quoted with 1.
     decay: weight of the past, in [0, 1), above 0 in the order of the paper.
-      0.9 is the default of the authors' class, whose runs use 0.6 and 0.95;
-      the value of the paper could not be confirmed.
-    order: 'paper' subtracts the `m` that holds the current gradient,
+      0.9 is the default of the authors' class; their runs use 0.6 and 0.95.
+      The paper's value is unverified.
+    order: 'paper' subtracts the `m` that includes the current gradient,
       'official' the one before it.
-    accumulator_dtype: dtype that `m` is kept in; None for float32 or wider,
-      bfloat16 for half of that memory.
+    accumulator_dtype: dtype of `m`; None for float32 or wider, bfloat16 for
+      half of that memory.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients. Keeps `m`.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: `m`.
 
   References:
     Li, Zhou, He, Cheng, Huang, `Friendly Sharpness-Aware Minimization
     <https://arxiv.org/abs/2403.12350>`_, CVPR 2024.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.friendly_sam(rho=0.5, decay=0.5)
-  >>> w = jnp.zeros(2)
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.friendly_sam(rho=0.5, decay=0.5), jnp.zeros(2)
   >>> state = tx.init(w)
-  >>> for gradient in (jnp.array([4.0, 0.0]), jnp.array([4.0, 4.0])):
-  ...   u, state = tx.update(gradient, state, w, grad_fn=lambda w: w)
+  >>> for g in (jnp.array([4.0, 0.0]), jnp.array([4.0, 4.0])):
+  ...   u, state = tx.update(g, state, w, grad_fn=lambda w: w)
   >>> [round(x, 3) for x in u.tolist()]  # along (4, 4) - (3, 2)
   [0.224, 0.447]
   """
-  return sharpness_aware(
-    optax.chain(
-      subtract_ema(
-        decay, sigma, order=order, accumulator_dtype=accumulator_dtype
-      ),
-      scale_to_radius(rho),
+  perturbation = optax.chain(
+    subtract_ema(
+      decay, sigma, order=order, accumulator_dtype=accumulator_dtype
     ),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    scale_to_radius(rho),
+  )
+  return sharpness_aware(
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )

@@ -1,4 +1,4 @@
-"""Gradient norm penalty (GNP): a mixture of both gradients."""
+"""Gradient norm penalty (GNP): mixes the gradient with SAM's."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ def gradient_norm_penalty(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Penalizes the norm of the gradient (GNP), by a finite difference.
+  """Gradient norm penalty (GNP), by a finite difference.
 
   With `g` the gradient at `w`::
 
@@ -28,16 +28,15 @@ def gradient_norm_penalty(
     gp      = gradient at w + epsilon
     u       = g + alpha * (gp - g)
 
-  which is the gradient of `L + lambda * norm(grad L)` with
-  `lambda = alpha * rho`, to first order in `rho`. The released configuration
-  mixes with the clean gradient at unit length, against its own README; that is
-  `normalize_clean=True`. The penalty can hurt Adam during warm-up (arXiv
-  2406.09723): give `rho` a schedule that starts at 0.
+  To first order in `rho`, `u` is the gradient of `L + lambda * norm(grad L)`
+  with `lambda = alpha * rho`. The authors' released configuration scales `g` to
+  unit length in the mix, against their own README: `normalize_clean=True`. The
+  penalty can hurt Adam during warm-up (arXiv 2406.09723): give `rho` a schedule
+  that starts at 0.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.1 is the authors' value; they use 0.05 for
-      ImageNet.
+    rho: radius, at least 0, or a schedule of it by the step. 0.1 is the
+      authors' value; they use 0.05 for ImageNet.
     alpha: weight of the difference, in [0, 1]; 0 is the base optimizer, 1 is
       SAM. 0.8 is the authors' value.
     normalize_clean: whether `u = (1 - alpha) * g / norm(g) + alpha * gp`.
@@ -46,25 +45,20 @@ def gradient_norm_penalty(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients. Keeps nothing.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
     Zhao, Zhang, Hu, `Penalizing Gradient Norm for Efficiently Improving
     Generalization in Deep Learning <https://arxiv.org/abs/2202.03599>`_, ICML
     2022.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.gradient_norm_penalty(rho=0.5, alpha=0.5)
-  >>> loss = lambda w: jnp.sum(w**2)
   >>> w = jnp.array([3.0, 4.0])
-  >>> u, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
-  >>> [round(x, 3) for x in u.tolist()]  # half of the way to SAM's 6.6, 8.8
-  [6.3, 8.4]
+  >>> u, _ = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
+  >>> [round(x, 3) for x in u.tolist()]  # half of the way to SAM's 3.3, 4.4
+  [3.15, 4.2]
   """
   validation.check_number('alpha', alpha, at_least=0, at_most=1)
   return sharpness_aware(

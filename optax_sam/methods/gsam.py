@@ -1,4 +1,4 @@
-"""GSAM: also closes the gap between the perturbed and the clean loss."""
+"""GSAM: also closes the gap between the perturbed and the unperturbed loss."""
 
 from typing import Any
 
@@ -9,6 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.descent import (
+  At,
   Descent,
   keep_clean,
   no_state,
@@ -20,41 +21,24 @@ from optax_sam.trees import tree_math
 
 
 def surrogate_gap(alpha: float = 0.4) -> Descent:
-  """Descends on the perturbed loss and on its gap to the clean one: GSAM.
+  """Descends on the perturbed loss and on its gap to the unperturbed one: GSAM.
 
-  With `g` the clean and `gp` the perturbed gradient::
-
-    perp = g - (dot(g, gp) / norm(gp) ^ 2) * gp
-    u = gp - alpha * perp
-
-  A `perp` that is mere rounding against `g`, or a `gp` of 0, gives `u = gp`. On
-  several devices each decomposes its own gradients, as in the authors' program.
+  The rule is that of `optax_sam.gsam`. On several devices each one decomposes
+  its own gradients, as in the authors' program.
 
   Args:
-    alpha: weight of the part of the clean gradient that is orthogonal to the
-      perturbed one, at least 0; 0 is SAM. 0.4 is that of the authors' CIFAR
-      example and ViT-S/32; see `optax_sam.gsam` for others.
+    alpha: weight of the part of the gradient that is orthogonal to the
+      perturbed gradient, at least 0; 0 is SAM.
 
   Returns:
-    A descent that keeps nothing.
-
-  Raises:
-    ValueError: if a Python value is out of range.
-
-  References:
-    Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware
-    Training <https://arxiv.org/abs/2203.08065>`_, ICLR 2022.
-
-  >>> clean, perturbed = jnp.array([1.0, 2.0]), jnp.array([2.0, 0.0])
-  >>> surrogate_gap(0.5).on_ascent(clean, perturbed, ())[0].tolist()
-  [2.0, -1.0]
+    A stateless descent.
   """
   validation.check_number('alpha', alpha, at_least=0)
 
-  @jax.jit
   def on_ascent(
-    clean: optax.Updates, perturbed: optax.Updates, state: Any
+    clean: optax.Updates, at: At, state: Any
   ) -> tuple[optax.Updates, Any]:
+    perturbed = at(1)
     part, length = orthogonal_part(clean, to=perturbed)
     usable = tree_math.is_usable(tree_math.norm(perturbed))
     usable &= jnp.isfinite(length)
@@ -77,7 +61,7 @@ def gsam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Surrogate gap guided SAM (GSAM): also closes the gap to the clean loss.
+  """Surrogate gap guided SAM (GSAM): also closes the gap to the loss at `w`.
 
   With `g` the gradient at `w`::
 
@@ -86,46 +70,38 @@ def gsam(
     perp    = g - (dot(g, gp) / norm(gp)^2) * gp
     u       = gp - alpha * perp
 
-  So the part of the clean gradient that is orthogonal to the perturbed one is
-  taken away. `u = gp` where that part is mere rounding against `g`, and where
-  `gp` is 0. Published code gives these numbers.
+  If `perp` is only rounding against `g`, or `gp` is 0, `u = gp`. Published
+  programs give these numbers.
 
-  The paper couples the radius to the learning rate, by
+  The paper couples the radius to the learning rate: pass
   `rho=rho_like_learning_rate(...)`. With the linear schedulers of the authors'
-  README the radius runs one step ahead of the rate; here both are read at the
-  same step. Their published pairs, as the radius from the first to the last
-  learning rate: ResNet-50 and -101 0.04 to 0.02 with `alpha=0.01` (ResNet-152
-  0.005); ViT-S/32 0.6 to 0 with 0.4, S/16 0.6 to 0 with 1.0, B/32 0.6 to 0.1
-  with 0.6, B/16 0.6 to 0.2 with 0.4.
+  README their radius is one step ahead of the rate; ours is not. Their pairs,
+  with the radius from the largest to the smallest learning rate: ResNet-50 and
+  -101 0.04 to 0.02 with `alpha=0.01` (ResNet-152 0.005); ViT-S/32 0.6 to 0 with
+  0.4, S/16 0.6 to 0 with 1.0, B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with
+  0.4.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is SAM's; see above.
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     alpha: weight of `perp`, at least 0; 0 is SAM. 0.4 is that of the authors'
       CIFAR example and of ViT-S/32.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      By default `perp` is a device's own too, as in the authors' program.
+      By default each device has its own `perp`, as in the authors' program.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients. Keeps nothing.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
-    Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu, `Surrogate
-    Gap Minimization Improves Sharpness-Aware Training
+    Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
     <https://arxiv.org/abs/2203.08065>`_, ICLR 2022.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.gsam(alpha=0.5)
-  >>> w, gradient = jnp.zeros(2), jnp.array([3.0, 4.0])
-  >>> grad_fn = lambda _: jnp.array([0.0, 2.0])
-  >>> u, _ = tx.update(gradient, tx.init(w), w, grad_fn=grad_fn)
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.gsam(alpha=0.5), jnp.zeros(2)
+  >>> g, grad_fn = jnp.array([3.0, 4.0]), lambda _: jnp.array([0.0, 2.0])
+  >>> u, _ = tx.update(g, tx.init(w), w, grad_fn=grad_fn)
   >>> [round(x, 3) for x in u.tolist()]  # perp = (3, 0)
   [-1.5, 2.0]
   """
@@ -152,37 +128,26 @@ def rho_like_learning_rate(
 
     rho_t = rho_min + (rho_max - rho_min) * (lr_t - lr_min) / (lr_max - lr_min)
 
-  clamped to [rho_min, rho_max]: a warm-up that starts below `lr_min` would
-  otherwise give a negative radius. See `optax_sam.gsam` for the pairs that the
-  authors publish.
+  clamped to [rho_min, rho_max], as a warm-up may start below `lr_min`.
 
   Args:
-    learning_rate: schedule of the absolute learning rate by the step, counted
-      from 0; not of a factor from 0 to 1.
+    learning_rate: schedule of the absolute learning rate by the step, not of a
+      factor from 0 to 1.
     rho_max: radius where the learning rate is `lr_max`, at least `rho_min`.
     rho_min: radius where the learning rate is `lr_min`, at least 0.
     lr_max: largest learning rate, at least `lr_min`.
     lr_min: smallest learning rate; equal to `lr_max` it gives `rho_max`.
 
   Returns:
-    A schedule to pass as `rho` to any method; its values are float32, or
-    float64 where the learning rate is.
+    A schedule to pass as `rho` to any method, in float32, or in float64 if the
+    learning rate is.
 
   Raises:
-    ValueError: if a Python value is out of range, or `learning_rate` no
-      schedule.
+    ValueError: if `learning_rate` is a constant, or a bound out of range.
 
-  References:
-    Zhuang, Gong, Yuan, Cui, Adam, Dvornek, Tatikonda, Duncan, Liu, `Surrogate
-    Gap Minimization Improves Sharpness-Aware Training
-    <https://arxiv.org/abs/2203.08065>`_, ICLR 2022.
-
+  >>> rate = optax.linear_schedule(1.0, 0.0, 10)
   >>> schedule = rho_like_learning_rate(
-  ...   optax.linear_schedule(1.0, 0.0, 10),
-  ...   rho_max=0.6,
-  ...   rho_min=0.1,
-  ...   lr_max=1.0,
-  ...   lr_min=0.0,
+  ...   rate, rho_max=0.6, rho_min=0.1, lr_max=1.0, lr_min=0.0
   ... )
   >>> [round(float(schedule(t)), 3) for t in (0, 5, 10)]
   [0.6, 0.35, 0.1]

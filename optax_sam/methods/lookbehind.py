@@ -1,4 +1,4 @@
-"""Several ascents and as many descents a step, and part of the way back."""
+"""Lookbehind-SAM: several ascent and descent steps, then a part of the way."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import ascents, devices, partition
+from optax_sam.engine import devices, partition
+from optax_sam.engine.info import advance, first_state
+from optax_sam.engine.loss_view import LossView
 from optax_sam.trees import tree_math
 
 
@@ -15,7 +17,7 @@ class LookbehindState(NamedTuple):
   """State of `lookbehind`.
 
   Attributes:
-    ascent: `SharpnessAwareState` that counts the ascents.
+    ascent: `SharpnessAwareState` that counts the steps.
     base: state of the base optimizer.
   """
 
@@ -33,50 +35,45 @@ def lookbehind(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Lookbehind-SAM: several ascents, as many descents, part of the way.
+  """Lookbehind-SAM: several ascent and descent steps, then a part of the way.
 
-  From `fast = pert = w` and `h` the gradient at `w`, `steps` times::
+  With `fast = pert = w` and `h` the gradient at `w`, `steps` times::
 
-    pert = pert + rho * h / (norm(h) + 1e-12)     # further on, not projected
+    pert = pert + rho * h / (norm(h) + 1e-12)     # not projected
     h    = gradient at pert
     fast = fast + base.update(h) at fast          # one state of the base
     then: update = alpha * (fast - w)
 
-  One gradient serves a descent and the ascent after it. The base optimizer
-  takes `steps` steps a batch, so it is wrapped, and its schedules are to be
-  `steps` times as long. The rule was checked against the authors' program,
-  which adds 1e-16 to the norm. With `steps=1` and `alpha=1` it is SAM.
+  The base optimizer takes `steps` steps a batch, so this wraps it, and its
+  schedules must be `steps` times as long. We checked the rule against the
+  authors' program, which adds 1e-16 to the norm. With `steps=1` and `alpha=1`
+  it is SAM.
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
-    rho: length of each ascent in the unit of the parameters, a scalar of at
-      least 0, or a schedule of it by the step; the default is that of an
-      example of the authors, whose class has 0.5, for ASAM.
-    steps: number of ascents, a Python int of at least 1; the authors' example
-      has 2, their class 5.
-    alpha: share of the way that is gone, in [0, 1]; the authors go 0.2 to 0.8.
+    rho: length of each ascent step, at least 0, or a schedule of it by the
+      step. 0.05 is from an example of the authors; their class has 0.5, for
+      ASAM.
+    steps: number of ascent steps, a Python int of at least 1; the authors'
+      example has 2, their class 5.
+    alpha: fraction of the way taken, in [0, 1]; the authors' 0.2 to 0.8.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    An optimizer whose `update` needs `params`, and `value_fn` or `grad_fn`,
-    and returns the whole update: no learning rate follows. Cost: 1 + `steps`
-    gradients. Keeps the state of the base (`LookbehindState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    An optimizer that returns the whole update: no learning rate follows. Its
+    `update` needs `params`, and `value_fn` or `grad_fn`. Cost: 1 + `steps`
+    gradients. State: that of the base optimizer.
 
   References:
     Mordido, Malviya, Baratin, Chandar, `Lookbehind-SAM: k steps back, 1 step
     forward <https://arxiv.org/abs/2307.16704>`_, ICML 2024.
 
-  >>> import jax, jax.numpy as jnp, optax, optax_sam
+  >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.lookbehind(optax.sgd(0.1), rho=0.5, steps=2, alpha=0.5)
-  >>> loss = lambda w: jnp.sum(w**2)
-  >>> w = jnp.array([3.0, 4.0])
-  >>> updates, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  >>> w, grad_fn = jnp.array([3.0, 4.0]), lambda w: 2 * w
+  >>> updates, _ = tx.update(2 * w, tx.init(w), w, grad_fn=grad_fn)
   >>> [round(x, 3) for x in updates.tolist()]  # of 1.1 * w and 1.2 * w
   [-0.69, -0.92]
   """
@@ -88,73 +85,46 @@ def lookbehind(
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> LookbehindState:
-    return LookbehindState(ascents.init(params, mask), base.init(params))
+    partition.check_real(params, mask)
+    ascent = first_state(partition.Leaves.of(params).split(params))
+    return LookbehindState(ascent, base.init(params))
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
   ) -> tuple[Any, LookbehindState]:
-    objective = ascents.objective_of(params, extra_args, axis_name)
-    floats = objective.floats
-    center = partition.keep(floats, params)
-    allowed = partition.chosen_leaves(mask, center)
-    inside = partition.keep(allowed, center)
+    view = LossView.open(params, extra_args, mask=mask, axis_name=axis_name)
+    leaves, info = view.leaves, state.ascent.info
+    w, clean = leaves.split(params), leaves.split(updates)
+    devices.check_local(clean, axis_name)
     count = state.ascent.count
     radius = rho(count) if callable(rho) else rho
 
-    clean = partition.keep(floats, updates)
-    devices.check_local(clean, axis_name)
-    local = devices.average(clean, axis_name) if sync_ascent else clean
-    size = tree_math.norm(partition.keep(allowed, local))
+    ascent = devices.average(clean, axis_name) if sync_ascent else clean
+    norm, loss = tree_math.norm(leaves.inside(ascent)), info.perturbed_loss
     # Half precision would round the sums of the steps away.
-    ascended, gone = tree_math.zeros_like(inside), tree_math.zeros_like(center)
-    base_state, moved = state.base, updates
-    loss = state.ascent.info.perturbed_loss
+    ascended = tree_math.zeros_like(leaves.inside(w))
+    gone, moved, base_state = tree_math.zeros_like(w), updates, state.base
     for step in range(steps):
-      ascended = _ascend(radius, partition.keep(allowed, local), ascended)
-      point = partition.fill(allowed, tree_math.add(inside, ascended), center)
-      value, local = objective.value_and_grad(point)
+      wide = tree_math.widen_like(leaves.inside(ascent), ascended)
+      ascended = tree_math.add(ascended, tree_math.scale_to(radius, wide))
+      value, local = view.value_and_grad(leaves.move(w, ascended))
       local = tree_math.cast_like(local, clean)
       if step == steps - 1:
-        loss = ascents.known_loss(value, state.ascent)
-        # One collective for the gradient and what is told of it.
-        gradient, size, loss = devices.average((local, size, loss), axis_name)
+        loss = loss if value is None else jnp.asarray(value, loss.dtype)
+        # One collective for the gradient and what the step reports.
+        gradient, norm, loss = devices.average((local, norm, loss), axis_name)
       else:
         gradient = devices.average(local, axis_name)
-      local = gradient if sync_ascent else local
-      fast = partition.fill(floats, tree_math.add(center, gone), params)
+      ascent = gradient if sync_ascent else local
+      fast = leaves.join(tree_math.add(w, gone), params)
       moved, base_state = base.update(
-        partition.fill(floats, gradient, updates),
-        base_state,
-        fast,
-        **extra_args,
+        leaves.join(gradient, updates), base_state, fast, **extra_args
       )
-      gone = _go(gone, partition.keep(floats, moved))
-    way = _shorten(alpha, gone, partition.keep(floats, moved))
-    ascent = ascents.advance(state.ascent, size, loss)
-    return partition.fill(floats, way, moved), LookbehindState(
-      ascent, base_state
+      gone = tree_math.add(gone, leaves.split(moved))
+    share = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
+    share = tree_math.cast_like(share, leaves.split(moved))
+    return leaves.join(share, moved), LookbehindState(
+      advance(state.ascent, norm, loss), base_state
     )
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-@jax.jit
-def _ascend(
-  radius: Any, gradient: optax.Updates, ascended: optax.Updates
-) -> optax.Updates:
-  wide = tree_math.widen_like(gradient, ascended)
-  return tree_math.add(ascended, tree_math.scale_to(radius, wide))
-
-
-@jax.jit
-def _go(gone: optax.Updates, moved: optax.Updates) -> optax.Updates:
-  return jax.tree.map(lambda x, y: x + y.astype(x.dtype), gone, moved)
-
-
-@jax.jit
-def _shorten(
-  alpha: Any, gone: optax.Updates, like: optax.Updates
-) -> optax.Updates:
-  return jax.tree.map(
-    lambda x, y: (jnp.asarray(alpha, x.dtype) * x).astype(y.dtype), gone, like
-  )

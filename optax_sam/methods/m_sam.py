@@ -12,27 +12,15 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
 def micro_batches(size: int) -> Selection:
-  """Perturbs every part of the batch by its own gradient: m-sharpness.
+  """Perturbs each part of the batch by its own gradient: m-SAM.
 
-  With `gp_k` the perturbed gradient of part k, by an epsilon of its own, and
-  `n_k` its number of examples::
-
-    gp = sum over k of n_k * gp_k / sum of n_k
-
-  The parts are consecutive rows, those of a device on several, the last one
-  smaller if there is a remainder. See `optax_sam.m_sam` for usual sizes.
+  On several devices each one splits its own examples.
 
   Args:
     size: number of examples of a part, a Python int of at least 1.
 
   Returns:
-    A selection that stores nothing.
-
-  Raises:
-    ValueError: as of `top_k`.
-
-  >>> micro_batches(32).micro_batch_size
-  32
+    A stateless selection.
   """
   validation.check_static_integer('size', size)
   whole = all_examples()
@@ -50,41 +38,35 @@ def m_sam(
   """SAM on micro-batches (m-SAM), independent of the number of devices.
 
   The batch is split, in order, into parts of `micro_batch_size` examples, the
-  last one smaller if there is a remainder. With `g_k` the gradient of part k
-  at `w`, and means weighted by the number of examples::
+  last one smaller if there is a remainder. With `g_k` the gradient of part k at
+  `w`, and means weighted by the number of examples::
 
     epsilon_k = rho * g_k / (norm(g_k) + 1e-12)
     u         = mean over k of the gradient of part k at w + epsilon_k
 
-  This is what `sam` does on devices that hold a part each. The parts run one
-  after the other, so memory is that of one.
+  This is what `sam` does on devices that hold one part each. The parts run one
+  after the other, in the memory of one.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is SAM's.
-    micro_batch_size: number of examples of a part, at least 1; the authors use
-      32 to 128.
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
+    micro_batch_size: examples of a part, at least 1; the authors' 32 to 128.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
       Each device splits its own examples.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. With batch norm each
-    part is normalized by itself. Cost: 2 gradients, and a forward pass if the
-    clean loss is used besides. Keeps nothing.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `per_example_value_fn` and `batch`. Batch norm normalizes each part
+    separately. Cost: 2 gradients, and a forward pass if you use the loss at
+    `w`. State: none.
 
   References:
     Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
     Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
     ICLR 2021.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.m_sam(rho=0.5, micro_batch_size=1)
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0])

@@ -1,4 +1,4 @@
-"""MESA: a term that holds a network to an average of its weights."""
+"""MESA: an auxiliary loss that compares a network with its weight average."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,7 +12,7 @@ from optax_sam.trees import divergence, tree_math
 
 
 class MesaState(NamedTuple):
-  """What `mesa_loss` keeps.
+  """State of `mesa_loss`.
 
   Attributes:
     average: moving average, like the parameters, float32 or wider.
@@ -26,8 +26,9 @@ class MesaLoss(NamedTuple):
 
   Attributes:
     init: from the parameters to a state that starts at them.
-    loss: from (logits, targets, is_example=None) to the term, a scalar; logits
-      are those of the step, (B, classes), and targets those of the average.
+    loss: from (logits, targets, is_example=None) to the auxiliary loss, a
+      scalar; `logits` are those of the step, (B, classes), `targets` those of
+      the average, and `is_example`, bool (B,), is False for padding.
     update: from (parameters, state) to the next state.
   """
 
@@ -42,53 +43,47 @@ def mesa_loss(
   *,
   decay: float = 0.9998,
 ) -> MesaLoss:
-  """Memory-efficient SAF (MESA): to agree with an average of the weights.
+  """Memory-efficient SAF (MESA): agreement with an average of the weights.
 
-  With `v` starting at the first weights, at each step, tau the temperature and
-  B the rows of the batch::
+  With `v` starting at the first weights, tau the temperature, B the rows of the
+  batch, and `z` the logits of `w` in training mode, at each step::
 
     v    = decay * v + (1 - decay) * w
     y    = logits of v in evaluation mode
     term = weight * tau**2 / B * sum KL(softmax(y / tau) || softmax(z / tau))
 
-  with `z` the logits of `w` in training mode. You compute both; the average is
-  updated before it is used::
+  You compute both logits; call `update` before `loss`::
 
     average = mesa.update(params, average)
     targets = model(average.average, batch, train=False)
     term = mesa.loss(logits, targets)
 
-  With batch norm average the running statistics too, in one tree with the
-  parameters, as the authors' program does with all that a network keeps.
-  Leaves that aren't floating-point are taken over as they are. Weights that
-  aren't finite are left out of the average.
+  With batch norm, average the running statistics too, in one tree with the
+  parameters, as the authors' program does. Leaves that are not floating-point
+  are copied. Weights that are not finite do not enter the average. On several
+  devices `v` is split as the parameters are, and nothing is sent.
 
-  The paper's equations have no `tau**2`, the authors' program has it. The
-  weight is the paper's, the program has 0.3; the decay is the program's, the
-  paper gives a range. Whether the term starts late, as SAF's does, could not
-  be confirmed: here it is there from the first step, where it is zero.
-
-  On devices the average is split as the parameters are, and each computes the
-  targets of its rows: nothing is sent.
+  The weight is the paper's (the program has 0.3); the decay and `tau**2` are
+  the program's: the paper gives a range, and its equations have no `tau**2`.
+  Unverified: whether the term starts late, as SAF's does. Here it starts at the
+  first step, where it is zero.
 
   Args:
     temperature: tau, above 0; it softens both distributions.
     weight: of the term, at least 0.
-    decay: weight of the past in the average, in [0, 1); beta in the paper. The
-      average is of the last 1 / (1 - decay) steps, 5000 by default: take a
-      smaller one for a short run, or its targets are those of the start.
+    decay: weight of the past in `v`, in [0, 1); beta in the paper. The average
+      is over the last 1 / (1 - decay) steps, 5000 by default: take a smaller
+      decay for a short run, or its targets are those of the start.
 
   Returns:
-    A `MesaLoss`. Cost: 4/3 gradients, and the average in float32 or wider.
+    A `MesaLoss`. Cost: 4 / 3 gradients. State: the average.
 
   Raises:
-    ValueError: if a Python value is out of range, or in `loss` if shapes don't
-      fit.
+    ValueError: in `loss` if shapes do not fit.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free
-    <https://arxiv.org/abs/2205.14083>`_, NeurIPS 2022; what we read is the
-    submission.
+    <https://arxiv.org/abs/2205.14083>`_, NeurIPS 2022; we read the submission.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> mesa = optax_sam.mesa_loss(temperature=1.0, weight=1.0, decay=0.75)
@@ -106,13 +101,9 @@ def mesa_loss(
   def init(params: optax.Params) -> MesaState:
     # Copies: both may be donated.
     return MesaState(
-      jax.tree.map(
-        lambda x: jnp.array(x, _kept_dtype(x)),
-        params,
-      )
+      jax.tree.map(lambda x: jnp.array(x, _stored_dtype(x)), params)
     )
 
-  @jax.jit
   def update(params: optax.Params, state: MesaState) -> MesaState:
     def leaf(w: jax.Array, v: jax.Array) -> jax.Array:
       if not tree_math.is_float(w):
@@ -141,5 +132,5 @@ def mesa_loss(
   return MesaLoss(init, loss, update)
 
 
-def _kept_dtype(leaf: Any) -> Any:
+def _stored_dtype(leaf: Any) -> Any:
   return tree_math.wide_dtype(leaf) if tree_math.is_float(leaf) else leaf.dtype

@@ -20,43 +20,35 @@ def ordered_sgd(
 
     u = gradient of the mean of l_i over Q at w
 
-  There is no perturbation, and so neither `rho` nor `mask` nor `sync_ascent`.
-  Ranking is that of `k_sam`. For batches of b out of n examples `u` is an
-  unbiased gradient of `sum_j c_j l_(j) / k` over the training losses in
-  descending order, with
-  `c_j = sum_(i < k) C(j - 1, i) C(n - j, b - i - 1) / C(n, b)`.
-
-  The authors' program ranks inside of a full forward pass, where batch norm
-  sees the whole batch; this one gathers first, which is the same unless
-  examples interact.
+  Nothing is perturbed. Ranking is that of `k_sam`. For batches of b out of n
+  examples `u` is an unbiased gradient of `sum_j c_j l_(j) / k` over the
+  training losses in descending order, with `c_j = sum_(i < k) C(j - 1, i) C(n -
+  j, b - i - 1) / C(n, b)`. The authors' program ranks inside a full forward
+  pass, where batch norm sees the whole batch; ours selects first.
 
   Args:
     k: size of Q: a number of examples if an int of at least 1, a fraction of
       the batch in (0, 1] if a float; 1.0 is the base optimizer. The authors
-      start with all and take 1/2, 1/4, 1/8, 1/16 of the batch once the
-      training accuracy reaches 80, 90, 95, 99.5 %, never more again. It shapes
-      the program: build a new transformation for each.
+      start with all and take 1/2, 1/4, 1/8, 1/16 of the batch once the training
+      accuracy reaches 80, 90, 95, 99.5 %, and never go back. `k` is static:
+      build a new transformation for each.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
       Each device ranks its own examples; under jit the ranking is global.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. Cost: 1 / 3 + `k`
-    gradients, k as a fraction. Keeps nothing.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `per_example_value_fn` and `batch`. Cost: 1 / 3 + `k` gradients, k as
+    a fraction. State: none.
 
   References:
     Kawaguchi, Lu, `Ordered SGD: A New Stochastic Optimization Framework for
     Empirical Risk Minimization <https://arxiv.org/abs/1907.04371>`_, AISTATS
     2020.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.ordered_sgd(k=1)
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.ordered_sgd(k=1), jnp.float32(0.0)
   >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
+  >>> batch = jnp.array([1.0, -3.0, 2.0])
   >>> u, _ = tx.update(
   ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
   ... )

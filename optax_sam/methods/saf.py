@@ -1,8 +1,4 @@
-"""Rows of a table that may be split over devices, for a batch of any of them.
-
-Of n devices number d owns the d-th of n equal parts of the table. Without an
-axis name a device has all of it, as far as a program is concerned.
-"""
+"""SAF: an auxiliary loss that compares logits with those of earlier epochs."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,93 +11,12 @@ from optax_sam import validation
 from optax_sam.trees import divergence
 
 
-class Place(NamedTuple):
-  """Where the rows of a batch are in this device's part of a table.
-
-  With an axis name, those of the whole batch, in the order of the devices.
-
-  Attributes:
-    rows: first index, anything where the device doesn't own it.
-    slot: second index, a scalar.
-    owned: whether it does, bool (B,).
-  """
-
-  rows: jax.Array
-  slot: jax.Array
-  owned: jax.Array
-
-
-def find(ids: Any, slot: jax.Array, size: int, axis_name: Any) -> Place:
-  """Returns where examples are in a part of `size` rows."""
-  rows = jnp.asarray(ids).astype(jnp.int32)
-  if axis_name is not None:
-    rows = jax.lax.all_gather(rows, axis_name, tiled=True)
-    rows = rows - jax.lax.axis_index(axis_name) * size
-  return Place(rows, slot, (rows >= 0) & (rows < size))
-
-
-def read(
-  table: jax.Array,
-  filled: jax.Array,
-  place: Place,
-  like: jax.Array,
-  axis_name: Any,
-) -> tuple[jax.Array, jax.Array]:
-  """Returns what the table has for this device's batch, and whether it does.
-
-  Args:
-    table: its values, (rows, slots, numbers).
-    filled: which of them were written, bool (rows, slots).
-    place: where to look.
-    like: an array that is split as the result is to be.
-    axis_name: axis that the table is split over.
-  """
-  values = _rows(table, place, like)
-  known = place.owned & _rows(filled, place, place.owned)
-  if axis_name is None:
-    return values, known
-  # Of each row one device knows something, and the others give zeros.
-  values = jnp.where(known[:, None], values, jnp.zeros((), values.dtype))
-  values, known = (
-    jax.lax.psum_scatter(rows, axis_name, tiled=True)
-    for rows in (values, known.astype(jnp.int8))
-  )
-  return values, known > 0
-
-
-def write(
-  table: jax.Array, place: Place, values: jax.Array, wanted: jax.Array
-) -> jax.Array:
-  """Returns the table with rows replaced where they are wanted and owned."""
-  # What the table has is read for both purposes, so that writing depends on
-  # reading. Else XLA would keep a copy of the whole table to read from.
-  former = _rows(table, place, values)
-  wanted = wanted.reshape(-1, *[1] * (values.ndim - 1))
-  values = jnp.where(wanted, values, former)
-  # Beyond the end, where they are dropped.
-  rows = jnp.where(place.owned, place.rows, len(table))
-  out = _explicit(table)
-  return table.at[rows, place.slot].set(values, mode='drop', out_sharding=out)
-
-
-def _rows(table: jax.Array, place: Place, like: jax.Array) -> jax.Array:
-  at, out = (place.rows, place.slot), _explicit(like)
-  return table.at[at].get(mode='clip', out_sharding=out)
-
-
-def _explicit(array: jax.Array) -> Any:
-  """Returns a sharding that is part of an array's type; else the compiler's."""
-  sharding = jax.typeof(array).sharding
-  explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-  return sharding if explicit else None
-
-
 class SafState(NamedTuple):
-  """What `saf_loss` keeps of every example, along the first axis.
+  """State of `saf_loss`: a table with one row an example.
 
   Attributes:
-    logits: those of the last epochs, (examples, lag, classes), that of epoch e
-      in slot `e % lag`.
+    logits: those of the last epochs, (examples, lag, classes), with epoch e in
+      slot `e % lag`.
     filled: whether a slot was ever written, bool (examples, lag).
   """
 
@@ -113,13 +28,13 @@ class SafLoss(NamedTuple):
   """The functions of `saf_loss`; all of them are pure.
 
   `ids` are the indices of a batch's examples, integers (B,) from 0 on, each at
-  most once in a batch. `epoch` counts from 0, a scalar. `is_example`, bool
-  (B,), is false where a row only fills the batch up; None if none does.
+  most once in a batch. `epoch` is a scalar, from 0 on. `is_example`, bool (B,),
+  is False for padding; None if there is none.
 
   Attributes:
     init: from (number of examples, number of classes) to an empty state.
-    loss: from (logits, state, ids, epoch, is_example=None) to the term, a
-      scalar; logits are those of the step, (B, classes).
+    loss: from (logits, state, ids, epoch, is_example=None) to the auxiliary
+      loss, a scalar; `logits` are those of the step, (B, classes).
     update: from the same arguments to the next state.
   """
 
@@ -137,71 +52,61 @@ def saf_loss(
   table_dtype: Any = None,
   axis_name: Any = None,
 ) -> SafLoss:
-  """Sharpness-aware training for free (SAF): to agree with earlier epochs.
+  """Sharpness-aware training for free (SAF): agreement with earlier epochs.
 
-  With `z` the logits of an example, and a table of those of earlier epochs, in
-  epoch e, with tau the temperature and B the rows of the batch::
+  With `z` the logits of an example in epoch e, a table of those of earlier
+  epochs, tau the temperature, and B the rows of the batch::
 
     y    = table[example, e % lag]                # of epoch e - lag
     term = weight * tau**2 / B * sum KL(softmax(y / tau) || softmax(z / tau))
     table[example, e % lag] = z
 
-  The sum is over the examples whose slot was written, and empty before
-  `start_epoch`. The target of an example that missed its turn, as those that
-  don't fill a last batch do, is older by one or more times `lag`. Logits that
-  aren't finite are not written. Don't mix examples, as mixup does: the target
-  is that of one.
+  The sum is over the examples whose slot was written, and 0 before
+  `start_epoch`. An example that misses an epoch, as those of an incomplete last
+  batch do, has a target that is older by a multiple of `lag`. Logits that are
+  not finite are not written. Don't mix examples, as mixup does.
 
-  The paper's equations have no `tau**2`, the authors' program has it, and with
-  it the defaults make sense: without, the term is 25 times weaker. The weight
-  is the paper's; the program has 0.16, and starts an epoch later. Their program
-  keeps a table per process while examples are dealt anew every epoch, so that
-  with eight processes 13 % of the targets are of the right age. Here the table
-  belongs to the examples, whoever they fall to.
+  The paper's equations have no `tau**2`, the authors' program has it; without
+  it the term is 25 times weaker. The weight is the paper's; the program has
+  0.16, and starts an epoch later. The program has a table for each process but
+  deals examples anew every epoch, so with eight processes 13 % of its targets
+  are of the right age. Here the table belongs to the examples.
 
-  **Devices.** Split the state along its first axis, under `jax.jit` by
-  `NamedSharding(mesh, P('data'))`, in `jax.shard_map` by `P('data')`: of n
-  devices, number d owns the examples from `d * m` to `(d + 1) * m - 1`, where
-  `n * m` is the number of examples given to `init`; round it up. A batch may
-  show any example on any device, and the table itself is never sent:
+  **Devices.** Split the state along its first axis: by `P('data')`, in a
+  `NamedSharding` under `jax.jit` or in the specs of `jax.shard_map`. With n
+  devices and `n * m` examples (round up), device d owns the examples `d * m` to
+  `(d + 1) * m - 1`. A batch may have any example on any device. The table
+  itself is never sent:
 
   * under `jax.jit` the compiler gathers ids and logits of the batch, and sums
     its targets over the devices;
-  * with `axis_name`, `loss` gathers the ids, each device looks up what it owns,
-    and a reduce-scatter takes the targets, B * classes numbers and B bytes, to
-    the devices of their rows; `update` gathers ids and logits, and each device
-    writes what it owns. The term is the mean over the device's rows, to be
-    averaged as the loss is;
-  * in `jax.shard_map` without `axis_name` ids count from the first example
-    that the device owns, and nothing is sent. Then every device must be given
-    its own examples only: others are out of range.
+  * with `axis_name`, `loss` gathers ids and reduce-scatters the targets, B *
+    classes numbers and B bytes; `update` gathers ids and logits. The term is
+    the mean over the device's rows: average it as you average the loss;
+  * in `jax.shard_map` without `axis_name`, ids count from the first example
+    that the device owns, a batch has only these, and nothing is sent.
 
   Args:
     temperature: tau, above 0; it softens both distributions.
     weight: of the term, at least 0.
     lag: age of a target in epochs, an integer of at least 1.
-    start_epoch: first epoch with a term, counted from 0; the epochs before it
-      only fill the table.
-    table_dtype: dtype of the table; None for float32. It takes
-      examples * lag * classes numbers, 15 GB in float32 for ImageNet and half
-      of that in bfloat16, which keeps 2 to 3 digits of a logit. Donate the
-      state, and it is written in place; but XLA's CPU backend widens a table
-      in bfloat16 as a whole at every step.
+    start_epoch: first epoch with a term; the ones before only fill the table.
+    table_dtype: dtype of the table of examples * lag * classes numbers; None
+      for float32, 15 GB for ImageNet. bfloat16 needs half of that, for 2 to 3
+      digits of a logit. A donated state is written in place, but XLA's CPU
+      backend widens a whole bfloat16 table at every step.
     axis_name: axis of `jax.shard_map` that the table is split over.
 
   Returns:
-    A `SafLoss`. Cost: 1 gradient, and the table.
+    A `SafLoss`. Cost: 1 gradient. State: the table.
 
   Raises:
-    ValueError: if a Python value is out of range; in `loss` and `update` if
-      shapes don't fit, or an id is out of range. Inside a compiled program
-      ids aren't known: there, one that is out of range has no target and is
-      not written.
+    ValueError: in `loss` and `update` if shapes do not fit or an id is out of
+      range. Under jit, such an id has no target and is not written.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free
-    <https://arxiv.org/abs/2205.14083>`_, NeurIPS 2022; what we read is the
-    submission.
+    <https://arxiv.org/abs/2205.14083>`_, NeurIPS 2022; we read the submission.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> saf = optax_sam.saf_loss(temperature=1.0, weight=1.0, lag=1)
@@ -226,9 +131,9 @@ def saf_loss(
       jnp.zeros((*slots, num_classes), dtype), jnp.zeros(slots, bool)
     )
 
-  def place(state: SafState, ids: Any, epoch: Any) -> Place:
+  def place(state: SafState, ids: Any, epoch: Any) -> _Place:
     slot = jnp.asarray(epoch).astype(jnp.int32) % lag
-    return find(ids, slot, len(state.filled), axis_name)
+    return _find_rows(ids, slot, len(state.filled), axis_name)
 
   def loss(
     logits: jax.Array,
@@ -239,7 +144,7 @@ def saf_loss(
   ) -> jax.Array:
     _check_batch(logits, state, ids, epoch, axis_name)
     where = place(state, ids, epoch)
-    targets, known = read(*state, where, logits, axis_name)
+    targets, known = _read_rows(*state, where, logits, axis_name)
     known &= jnp.asarray(epoch) >= start_epoch
     if is_example is not None:
       known &= is_example
@@ -263,8 +168,8 @@ def saf_loss(
     finite = jnp.all(jnp.isfinite(values), axis=-1)
     filled = jnp.ones_like(finite)
     return SafState(
-      write(state.logits, where, values, finite),
-      write(state.filled, where, filled, finite),
+      _write_rows(state.logits, where, values, finite),
+      _write_rows(state.filled, where, filled, finite),
     )
 
   return SafLoss(init, loss, update)
@@ -306,3 +211,79 @@ def _check_batch(
       f'up set is_example to False, and their ids to 0.'
     )
     raise ValueError(msg)
+
+
+class _Place(NamedTuple):
+  """Where the rows of a batch are in this device's part of the table.
+
+  With an axis name, those of the whole batch, in the order of the devices.
+
+  Attributes:
+    rows: first index, integers (B,); anything where the device does not own it.
+    slot: second index, a scalar.
+    owned: whether the device owns it, bool (B,).
+  """
+
+  rows: jax.Array
+  slot: jax.Array
+  owned: jax.Array
+
+
+def _find_rows(ids: Any, slot: jax.Array, size: int, axis_name: Any) -> _Place:
+  """Returns where examples are in a part of `size` rows."""
+  rows = jnp.asarray(ids).astype(jnp.int32)
+  if axis_name is not None:
+    rows = jax.lax.all_gather(rows, axis_name, tiled=True)
+    rows = rows - jax.lax.axis_index(axis_name) * size
+  return _Place(rows, slot, (rows >= 0) & (rows < size))
+
+
+def _read_rows(
+  table: jax.Array,
+  filled: jax.Array,
+  place: _Place,
+  like: jax.Array,
+  axis_name: Any,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the table's values for this device's batch, and where it has them.
+
+  The result is split over devices as `like` is.
+  """
+  values = _take_rows(table, place, like)
+  known = place.owned & _take_rows(filled, place, place.owned)
+  if axis_name is None:
+    return values, known
+  # Of each row one device knows something, and the others give zeros.
+  values = jnp.where(known[:, None], values, jnp.zeros((), values.dtype))
+  values, known = (
+    jax.lax.psum_scatter(rows, axis_name, tiled=True)
+    for rows in (values, known.astype(jnp.int8))
+  )
+  return values, known > 0
+
+
+def _write_rows(
+  table: jax.Array, place: _Place, values: jax.Array, wanted: jax.Array
+) -> jax.Array:
+  """Returns the table with rows replaced where they are wanted and owned."""
+  # What the table has is read for both purposes, so that writing depends on
+  # reading. Else XLA would keep a copy of the whole table to read from.
+  former = _take_rows(table, place, values)
+  wanted = wanted.reshape(-1, *[1] * (values.ndim - 1))
+  values = jnp.where(wanted, values, former)
+  # Beyond the end, where they are dropped.
+  rows = jnp.where(place.owned, place.rows, len(table))
+  out = _explicit(table)
+  return table.at[rows, place.slot].set(values, mode='drop', out_sharding=out)
+
+
+def _take_rows(table: jax.Array, place: _Place, like: jax.Array) -> jax.Array:
+  at, out = (place.rows, place.slot), _explicit(like)
+  return table.at[at].get(mode='clip', out_sharding=out)
+
+
+def _explicit(array: jax.Array) -> Any:
+  """Returns a sharding that is part of an array's type, else None."""
+  sharding = jax.typeof(array).sharding
+  explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
+  return sharding if explicit else None

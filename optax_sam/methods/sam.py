@@ -1,4 +1,4 @@
-"""SAM: perturbs along the gradient, once or in several steps."""
+"""SAM: perturbs along the gradient, in one step or in several."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,124 +14,30 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
 
 
-def sam(
-  rho: optax.ScalarOrSchedule = 0.05,
-  *,
-  p: float = 2,
-  ascent_steps: int = 1,
-  mask: partition.Mask = None,
-  axis_name: Any = None,
-  sync_ascent: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-  """Sharpness-aware minimization (SAM): descends from a worse point close by.
-
-  With `g` the gradient at the parameters `w`::
-
-    epsilon = rho * g / (norm(g) + 1e-12)         # p = inf: rho * sign(g)
-    u       = gradient at w + epsilon             # epsilon held constant
-
-  With `ascent_steps = k` above 1, `epsilon` is the `delta` that k such steps
-  reach from 0, with `h` the gradient at `w + delta`, at first `g`::
-
-    delta = delta + rho * h / (norm(h) + 1e-12)  # p = inf: rho * sign(h)
-    delta = delta * min(1, rho / norm(delta))  # p = inf: clipped to +-rho
-
-  Six published programs agree with one another and with this rule; the
-  appendix of the paper prints a squared norm in one place, against its own
-  equation 2. Differentiating through `epsilon` gave the authors worse results.
-  The length of several steps and the projection are those of Andriushchenko
-  and Flammarion (2022, arXiv 2206.06232); `optax.contrib.sam` doesn't project.
-
-  Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is the authors' default, and theirs for
-      ImageNet; their grid runs from 0.01 to 0.5, and noisy labels want 0.1.
-    p: 2 or infinity, the norm in which `epsilon` has length `rho`. 2 is that
-      of the six programs.
-    ascent_steps: number of ascent steps, at least 1; those programs take 1.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-
-  Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 1 + `ascent_steps` gradients.
-    Keeps nothing.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
-
-  References:
-    Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
-    Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
-    ICLR 2021. Smaller parts of the batch with an `epsilon` of their own
-    generalized better there: see `m_sam`.
-
-  >>> import jax, jax.numpy as jnp, optax, optax_sam
-  >>> tx = optax.chain(optax_sam.sam(rho=0.5), optax.sgd(0.1))
-  >>> loss = lambda w: jnp.sum(w**2)
-  >>> w = jnp.array([3.0, 4.0])
-  >>> updates, state = tx.update(
-  ...   jax.grad(loss)(w), tx.init(w), w, value_fn=loss
-  ... )
-  >>> [round(x, 3) for x in updates.tolist()]  # -0.1 * 2 * (w + 0.5 * w / 5)
-  [-0.66, -0.88]
-  """
-  validation.check_static_integer('ascent_steps', ascent_steps)
-  return sharpness_aware(
-    ascend_repeatedly(rho, ascent_steps, p=p),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
-
-
 def ascend_repeatedly(
   rho: optax.ScalarOrSchedule, steps: int, *, p: float = 2
 ) -> optax.GradientTransformationExtraArgs:
-  """Takes several ascent steps of length rho inside the ball of radius rho.
+  """Takes several ascent steps of length rho in the ball of radius rho: SAM.
 
-  `steps` times, starting from `delta = 0` and with `h` the ascent gradient at
-  `w + delta`; the last `delta` is epsilon::
-
-    delta = delta + rho * h / (norm(h) + 1e-12)
-    delta = delta * min(1, rho / norm(delta))
-
-    p = inf:  delta = clip(delta + rho * sign(h), -rho, rho)
-
-  Each step but the first costs one more gradient. Length and projection are
-  those of the program tml-epfl/understanding-sam; `optax.contrib.sam` doesn't
-  project.
+  The rule is that of `optax_sam.sam` with `ascent_steps`. Each step after the
+  first costs one gradient.
 
   Args:
-    rho: radius and length of a step in the unit of the parameters, a scalar of
-      at least 0 or a schedule of it by the step of training, counted from 0.
-      With a schedule these gradients are taken at every step of training, also
-      where a policy skips.
-    steps: number of ascent steps, a Python int of at least 1; 1 is SAM.
+    rho: radius and length of a step, at least 0, or a schedule of it. With a
+      schedule the gradients are computed even if a policy skips the step.
+    steps: number of ascent steps, a Python int of at least 1.
     p: 2 or infinity, the norm of the ball.
 
   Returns:
-    A perturbation, for `optax_sam.sharpness_aware` alone if it takes more than
-    one step. Keeps nothing, or the count of the schedule.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if there is
-      no `ascent_grad_fn` for the second step.
-
-  References:
-    Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware
-    Minimization <https://arxiv.org/abs/2206.06232>`_, ICML 2022.
+    A perturbation; stateless unless `rho` is a schedule. With more than one
+    step its `update` needs `ascent_grad_fn`, which `optax_sam.sharpness_aware`
+    passes.
 
   With gradients `[1, 0]`, then `[0, 1]`:
 
   >>> piece = ascend_repeatedly(0.5, 2)
-  >>> epsilon, _ = piece.update(
-  ...   jnp.array([1.0, 0.0]),
-  ...   piece.init(None),
-  ...   ascent_grad_fn=lambda delta: jnp.array([0.0, 1.0]),
-  ... )
+  >>> g, grad_fn = jnp.array([1.0, 0.0]), lambda delta: jnp.array([0.0, 1.0])
+  >>> epsilon, _ = piece.update(g, piece.init(g), ascent_grad_fn=grad_fn)
   >>> [round(x, 3) for x in epsilon.tolist()]  # [0.5, 0.5], projected
   [0.354, 0.354]
   """
@@ -165,11 +71,8 @@ def ascend_repeatedly(
 
 
 def _project(radius: Any, delta: optax.Updates, p: float) -> optax.Updates:
-  return _into_ball(radius, delta) if p == 2 else _into_box(radius, delta)
-
-
-@jax.jit
-def _into_ball(radius: Any, delta: optax.Updates) -> optax.Updates:
+  if p != 2:
+    return jax.tree.map(lambda x: _clip(radius, x), delta)
   size = tree_math.norm(delta)
   radius = jnp.asarray(radius, size.dtype)
   outside = size > radius
@@ -177,10 +80,68 @@ def _into_ball(radius: Any, delta: optax.Updates) -> optax.Updates:
   return tree_math.multiply_where(jnp.isfinite(size), scale, delta)
 
 
-@jax.jit
-def _into_box(radius: Any, delta: optax.Updates) -> optax.Updates:
-  def clip(leaf: jax.Array) -> jax.Array:
-    bound = jnp.asarray(radius, leaf.dtype)
-    return jnp.clip(leaf, -bound, bound)
+def _clip(radius: Any, leaf: jax.Array) -> jax.Array:
+  bound = jnp.asarray(radius, leaf.dtype)
+  return jnp.clip(leaf, -bound, bound)
 
-  return jax.tree.map(clip, delta)
+
+def sam(
+  rho: optax.ScalarOrSchedule = 0.05,
+  *,
+  p: float = 2,
+  ascent_steps: int = 1,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Sharpness-aware minimization (SAM): the gradient at perturbed parameters.
+
+  With `g` the gradient at the parameters `w`::
+
+    epsilon = rho * g / (norm(g) + 1e-12)         # p = inf: rho * sign(g)
+    u       = gradient at w + epsilon             # epsilon held constant
+
+  With `ascent_steps` above 1, `epsilon` is the `delta` that so many steps reach
+  from 0, with `h` the gradient at `w + delta`, at first `g`::
+
+    delta = delta + rho * h / (norm(h) + 1e-12)  # p = inf: rho * sign(h)
+    delta = delta * min(1, rho / norm(delta))  # p = inf: clipped to +-rho
+
+  Six published programs agree with this rule. The appendix of the paper prints
+  a squared norm in one place, against its own equation 2. Differentiating
+  through `epsilon` gave the authors worse results. The step length and the
+  projection of several steps are those of Andriushchenko and Flammarion (2022,
+  arXiv 2206.06232); `optax.contrib.sam` does not project.
+
+  Args:
+    rho: radius in the unit of the parameters, at least 0, or a schedule of it
+      by the step. 0.05 is the authors' default, also for ImageNet; their grid
+      runs from 0.01 to 0.5, and they use 0.1 for noisy labels.
+    p: 2 or infinity, the norm in which `epsilon` has length `rho`.
+    ascent_steps: number of ascent steps, at least 1; those programs take 1.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+
+  Returns:
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 1 + `ascent_steps` gradients. State:
+    none.
+
+  References:
+    Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
+    Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
+    ICLR 2021. Smaller parts of the batch generalized better there: `m_sam`.
+
+  >>> import jax, jax.numpy as jnp, optax, optax_sam
+  >>> tx = optax.chain(optax_sam.sam(rho=0.5), optax.sgd(0.1))
+  >>> loss, w = lambda w: jnp.sum(w**2), jnp.array([3.0, 4.0])
+  >>> updates, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  >>> [round(x, 3) for x in updates.tolist()]  # -0.1 * 2 * (w + 0.5 * w / 5)
+  [-0.66, -0.88]
+  """
+  validation.check_static_integer('ascent_steps', ascent_steps)
+  perturbation = ascend_repeatedly(rho, ascent_steps, p=p)
+  return sharpness_aware(
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+  )

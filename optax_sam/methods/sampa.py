@@ -1,5 +1,6 @@
-"""Two gradients of a step that don't wait for each other."""
+"""SAMPa: two gradients of a step that do not depend on each other."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import ascents, devices, partition
+from optax_sam.engine import devices, partition
+from optax_sam.engine.info import advance, first_state
+from optax_sam.engine.loss_view import LossView
 from optax_sam.trees import tree_math
 
 
@@ -37,9 +40,9 @@ def sampa(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """SAMPa: perturbs by the gradient ahead, on the batch of the step before.
+  """SAMPa: perturbs along the gradient ahead, on the batch of the step before.
 
-  With `gy` the gradient ahead of the step before, 0 before the first::
+  With `gy` the gradient ahead of the step before, 0 at first::
 
     xt = w + rho * gy / (norm(gy) + 1e-12)
     y  = w + base.update(gy) at w           # its new state is dropped
@@ -49,37 +52,37 @@ def sampa(
     update = base.update((1 - mix) * g1 + mix * g2) at w
 
   At the first step `xt` and `y` are `w`, and both batches are this one. `g1`
-  and `g2` don't depend on each other, so that two devices, or one that isn't
-  full, can compute them at once; the gradient that comes in isn't used. The
-  rule was followed through the released program by hand, which wasn't run: it
-  keeps `g1` and `g2` mixed and divides `gy` out of them, where here `gy` is
-  kept. A `g2` that isn't finite leaves `gy` as it was. Dropout: put keys of
-  examples into `batch`, or the last batch sees the masks of this one.
+  and `g2` are independent, so two devices, or one with room, can compute them
+  in parallel. A `g2` that is not finite leaves `gy` unchanged. With dropout,
+  put the keys of examples into `batch`, or the last batch sees the masks of
+  this one.
+
+  We followed the rule through the authors' program by hand and did not run it:
+  it stores `g1` and `g2` mixed and divides `gy` out of them; here `gy` is
+  stored.
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step; 0.1 is the authors' default.
-    mix: weight of the gradient ahead, in [0, 1]; 0.2 is the authors' default.
-    batch_like: a batch, or the shapes and dtypes of one: arrays or
-      `jax.ShapeDtypeStruct`, with the examples on axis 0, the same number at
+    rho: radius, at least 0, or a schedule of it by the step. This and the next
+      default are the authors'.
+    mix: weight of the gradient ahead, in [0, 1].
+    batch_like: a batch, or its shapes and dtypes: arrays or
+      `jax.ShapeDtypeStruct`, with the same number of examples, along axis 0, at
       every step.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-      What comes in `batch` is of one device, and so is the `batch` of the
-      state, which is to be split like any other.
+      `batch`, also that of the state, is local: split it over the devices.
     sync_ascent: whether the ascent gradient is averaged too; see there.
-      `gy` is the same on all devices: it makes no difference.
+      It makes no difference: `gy` is the same on all devices.
 
   Returns:
-    An optimizer whose `update` needs `params`, and needs
-    `per_example_value_fn` and `batch`, and returns the whole update: no
-    learning rate follows. Cost: 2 gradients, side by side. Keeps the state of
-    the base, one gradient and one batch (`SampaState`).
+    An optimizer that returns the whole update: no learning rate follows. Its
+    `update` needs `params`, and `per_example_value_fn` and `batch`. Cost: 2
+    gradients; the incoming one is not used. State: that of the base optimizer,
+    one gradient and one batch.
 
   Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed, or a batch is of another shape.
+    ValueError: in `update` if a batch has another shape.
 
   References:
     Xie, Pethick, Cevher, `SAMPa: Sharpness-aware Minimization Parallelized
@@ -106,60 +109,55 @@ def sampa(
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> SampaState:
-    floats = partition.keep(partition.float_leaves(params), params)
+    partition.check_real(params, mask)
+    w = partition.Leaves.of(params).split(params)
     return SampaState(
-      ascents.init(params, mask),
+      first_state(w),
       base.init(params),
-      tree_math.zeros_like(floats),
+      tree_math.zeros_like(w),
       jax.tree.map(_empty, batch_like),
     )
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
   ) -> tuple[Any, SampaState]:
-    objective = ascents.objective_of(params, extra_args, axis_name)
-    _ = objective.num_examples  # says what is missing, if anything
-    floats, batch = objective.floats, objective.batch
-    batch = jax.tree.map(_owned, batch)
+    view = LossView.open(params, extra_args, mask=mask, axis_name=axis_name)
+    _ = view.num_examples  # says what is missing, if anything
+    leaves, batch = view.leaves, jax.tree.map(_owned, view.batch)
     _check_batch(batch, state.batch)
-    center = partition.keep(floats, params)
-    allowed = partition.chosen_leaves(mask, center)
-    inside = partition.keep(allowed, center)
-    count = state.ascent.count
+    w, like = leaves.split(params), leaves.split(updates)
+    count, ahead = state.ascent.count, state.gradient
     radius = rho(count) if callable(rho) else rho
     is_first = count == 0
 
-    ahead = state.gradient
-    ascent = partition.keep(allowed, ahead)
-    behind = partition.fill(
-      allowed, tree_math.add(inside, tree_math.scale_to(radius, ascent)), center
-    )
-    like = partition.keep(floats, updates)
+    ascent = leaves.inside(ahead)
+    behind = leaves.move(w, tree_math.scale_to(radius, ascent))
     guess, _ = base.update(
-      partition.fill(floats, tree_math.cast_like(ahead, like), updates),
+      leaves.join(tree_math.cast_like(ahead, like), updates),
       state.base,
       params,
       **extra_args,
     )
     # Momentum and weight decay move at a gradient of zero, too.
-    there = optax.apply_updates(center, partition.keep(floats, guess))
-    there = tree_math.select(is_first, center, there)
+    there = optax.apply_updates(w, leaves.split(guess))
+    there = tree_math.select(is_first, w, there)
     last = jax.tree.map(
       lambda new, old: jnp.where(is_first, new, old), batch, state.batch
     )
-    loss, first = objective.on(last).value_and_grad(behind)
-    _, second = objective.on(batch).value_and_grad(there)
-    mixed = _mix(mix, first, second)
+    loss, first = view.on(last).value_and_grad(behind)
+    _, second = view.on(batch).value_and_grad(there)
+    mixed = jax.tree.map(functools.partial(_mix, mix), first, second)
     second = tree_math.widen_like(second, ahead)
-    loss = jnp.asarray(loss)
     mixed, second, loss = devices.average((mixed, second, loss), axis_name)
-    mixed = tree_math.cast_like(mixed, like)
     step, base_state = base.update(
-      partition.fill(floats, mixed, updates), state.base, params, **extra_args
+      leaves.join(tree_math.cast_like(mixed, like), updates),
+      state.base,
+      params,
+      **extra_args,
     )
     is_finite = jnp.isfinite(tree_math.norm(second))
     return step, SampaState(
-      ascents.advance(state.ascent, tree_math.norm(ascent), loss),
+      advance(state.ascent, tree_math.norm(ascent), loss),
       base_state,
       tree_math.select(is_finite, second, ahead),
       batch,
@@ -192,11 +190,7 @@ def _check_batch(batch: Any, kept: Any) -> None:
     raise ValueError(msg)
 
 
-@jax.jit
-def _mix(weight: Any, one: optax.Updates, other: optax.Updates) -> Any:
-  def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
-    wide, dtype = tree_math.widen(x), tree_math.wide_dtype(x)
-    share = jnp.asarray(weight, dtype)
-    return (1 - share) * wide + share * y.astype(dtype)
-
-  return jax.tree.map(leaf, one, other)
+def _mix(weight: Any, one: jax.Array, other: jax.Array) -> jax.Array:
+  wide = tree_math.widen(one)
+  share = jnp.asarray(weight, wide.dtype)
+  return (1 - share) * wide + share * other.astype(wide.dtype)

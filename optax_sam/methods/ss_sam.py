@@ -1,4 +1,4 @@
-"""SS-SAM: takes the second gradient at random steps."""
+"""SS-SAM: takes SAM's step at random."""
 
 from typing import Any, NamedTuple
 
@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.policy import Policy, _without_gradient, _zero_count
+from optax_sam.engine.policy import Policy
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
 
@@ -29,39 +29,16 @@ class BernoulliState(NamedTuple):
 def bernoulli(
   probability: optax.ScalarOrSchedule, key: jax.Array | int
 ) -> Policy:
-  """Tosses one coin a step, the same on all devices.
-
-  With `t` the step, counted from 0::
-
-    ascend = bernoulli(fold_in(key, t), probability(t))
-
-  The coin of SS-SAM; see `optax_sam.ss_sam` for the schedules of the paper.
+  """Takes an ascent step at random, the same on all devices: SS-SAM.
 
   Args:
-    probability: chance of an ascent, a scalar in [0, 1], taken in float32, or
-      a schedule of it, whose values are not checked: below 0 is never, above 1
-      always.
-    key: integer seed or one typed key, the same on all devices; not the key of
-      the dropout.
+    probability: of an ascent step, a scalar in [0, 1], or a schedule of it,
+      whose values are not checked: below 0 means never, above 1 always.
+    key: integer seed or typed key, the same on all devices, used for nothing
+      else, such as dropout.
 
   Returns:
-    A policy that keeps a count and the key (`BernoulliState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, or the key is none.
-
-  References:
-    Zhao, Zhang, Hu, `SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization
-    for Efficiently Training Deep Neural Networks
-    <https://arxiv.org/abs/2203.09962>`_, 2022; as RST, AAAI 2023.
-
-  >>> policy = bernoulli(optax.linear_schedule(1.0, 0.0, 4), key=0)
-  >>> state, took = policy.init(None), []
-  >>> for _ in range(5):
-  ...   ascend, state = policy.decide(None, state)
-  ...   took.append(bool(ascend))
-  >>> took
-  [True, True, False, False, False]
+    A policy with state (`BernoulliState`).
   """
   if not callable(probability):
     validation.check_number('probability', probability, at_least=0, at_most=1)
@@ -69,9 +46,8 @@ def bernoulli(
 
   def init(params: optax.Params) -> BernoulliState:
     del params
-    return BernoulliState(_zero_count(), validation.as_key(key))
+    return BernoulliState(jnp.zeros((), jnp.int32), validation.as_key(key))
 
-  @jax.jit
   def decide(
     grads: optax.Updates, state: BernoulliState
   ) -> tuple[jax.Array, BernoulliState]:
@@ -81,7 +57,7 @@ def bernoulli(
     ascend = jax.random.bernoulli(coin, jnp.asarray(chance, jnp.float32))
     return ascend, state._replace(count=tree_math.increment(state.count))
 
-  return Policy(init, _without_gradient(decide), reads_gradient=False)
+  return Policy(init, decide, reads_gradient=False)
 
 
 def ss_sam(
@@ -93,60 +69,54 @@ def ss_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Stochastic scheduled SAM (SS-SAM): a coin decides at every step.
+  """Stochastic scheduled SAM (SS-SAM): takes SAM's step at random.
 
-  With `g` the gradient at `w` and `t` the step, counted from 0::
+  With `g` the gradient at `w` and `t` the step from 0::
 
     ascend = bernoulli(fold_in(key, t), probability(t))
     u      = SAM's gradient if ascend else g
 
   Of the paper's families of schedules, constant is a number; piecewise is
-  `lambda t: jnp.where(t < share * T, p, 1 - p)`; the trigonometric one, SAM
-  early, is `lambda t: (1 + jnp.cos(jnp.pi * t / T)) / 2`. The exact form of
-  its linear one could not be confirmed; use `optax.linear_schedule`.
+  `lambda t: jnp.where(t < fraction * T, p, 1 - p)`; the trigonometric one, SAM
+  early, is `lambda t: (1 + jnp.cos(jnp.pi * t / T)) / 2`. Its linear one is
+  unverified; use `optax.linear_schedule`.
 
-  The authors' program draws the coin on the host and runs one of two compiled
-  steps, the same law. Their later G-RST mixes both gradients where it ascends,
-  a form that could not be confirmed: join `policies.bernoulli` and
+  The authors' program tosses the coin on the host and runs one of two compiled
+  steps, which has the same distribution. Their later G-RST, also unverified,
+  mixes both gradients at ascents: combine `policies.bernoulli` and
   `descents.mix`; a weight of 1 / `probability` keeps SAM's strength.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is SAM's.
-    probability: chance of a SAM step in [0, 1], or a schedule of it. 0.5 is
-      the "propagation count 1.5" that the paper is quoted with; the authors'
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
+    probability: of a SAM step, in [0, 1], or a schedule of it. 0.5 is the
+      "propagation count 1.5" that the paper is quoted with; the authors'
       example has 0.6.
-    key: integer seed or typed key, the same on all devices; not that of the
-      dropout.
+    key: integer seed or typed key, the same on all devices, used for nothing
+      else, such as dropout.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 1 + the mean probability.
-    Keeps the key.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 1 + the mean probability. State: the
+    key.
 
   References:
     Zhao, Zhang, Hu, `SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization
     for Efficiently Training Deep Neural Networks
     <https://arxiv.org/abs/2203.09962>`_, 2022; as RST, AAAI 2023.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> import jax.numpy as jnp, optax_sam
   >>> early = lambda t: jnp.where(t < 2, 1.0, 0.0)
   >>> tx = optax_sam.ss_sam(rho=0.5, probability=early, key=0)
-  >>> loss = lambda w: jnp.sum(w**2)
   >>> w, directions = jnp.float32(1.0), []
   >>> state = tx.init(w)
   >>> for _ in range(4):
-  ...   u, state = tx.update(jax.grad(loss)(w), state, w, value_fn=loss)
+  ...   u, state = tx.update(w, state, w, grad_fn=lambda w: w)
   ...   directions.append(float(u))
-  >>> directions  # 2 * (w + 0.5), then 2 * w
-  [3.0, 3.0, 2.0, 2.0]
+  >>> directions  # w + 0.5, then w
+  [1.5, 1.5, 1.0, 1.0]
   """
   return sharpness_aware(
     scale_to_radius(rho),

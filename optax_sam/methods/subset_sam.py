@@ -1,4 +1,4 @@
-"""SAM with an ascent gradient over a part of the batch."""
+"""Subset SAM: the ascent gradient is over a part of the batch."""
 
 from typing import Any, NamedTuple
 
@@ -7,7 +7,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.loss_view import Objective
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import (
   Selected,
@@ -32,34 +32,16 @@ class RandomSubsetState(NamedTuple):
 def random_subset(
   fraction: float, key: jax.Array | int | None = None
 ) -> Selection:
-  """Takes the ascent gradient over a part of the batch only.
-
-  With `A` the part, drawn anew at every step t from `fold_in(key, t)`::
-
-    ascent:  gradient of the mean loss over A at w
-    descent: gradient of the mean loss over the batch at w + epsilon
-
-  On several devices each takes a part of its own rows. See
-  `optax_sam.subset_sam` for the paper and usual sizes.
+  """Takes the ascent gradient over a part of the batch: subset SAM.
 
   Args:
-    fraction: size of A: examples if an int >= 1, a share if a float in (0, 1].
-    key: integer seed or one typed key to draw A with, without replacement;
-      None takes the first rows. The paper's choice could not be confirmed.
+    fraction: size of the part: examples if an int, a fraction in (0, 1] if a
+      float.
+    key: integer seed or typed key to draw the part with at every step; None
+      takes the first rows.
 
   Returns:
-    A selection that stores the key, if there is one (`RandomSubsetState`).
-
-  Raises:
-    ValueError: as of `top_k`, and if the key is none.
-
-  >>> import jax.numpy as jnp
-  >>> from optax_sam.engine.loss_view import Objective
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> objective = Objective(per_example_value_fn=losses, batch=jnp.arange(4.0))
-  >>> selected = random_subset(0.5).select(objective, jnp.float32(0), (), 0)
-  >>> selected.ascent.batch.tolist()
-  [0.0, 1.0]
+    A selection with state (`RandomSubsetState`), or stateless without a key.
   """
   check_size('fraction', fraction)
   if key is not None:
@@ -71,15 +53,15 @@ def random_subset(
     return RandomSubsetState(validation.as_key(key))
 
   def select(
-    objective: Objective, params: optax.Params, state: Any, count: jax.Array
+    view: LossView, params: optax.Params, state: Any, count: jax.Array
   ) -> Selected:
     del params
-    size = num_examples(fraction, objective.num_examples)
+    size = num_examples(fraction, view.num_examples)
     rows = slice(size)
     if key is not None:
       draw = jax.random.fold_in(state.key, count)
-      rows = jax.random.permutation(draw, objective.num_examples)[:size]
-    return Selected(objective.rows(rows), lambda _: objective)
+      rows = jax.random.permutation(draw, view.num_examples)[:size]
+    return Selected(view.rows(rows), lambda _: view)
 
   return Selection(init, select)
 
@@ -93,7 +75,7 @@ def subset_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """SAM with the ascent gradient over a part of the batch.
+  """Subset SAM: SAM with the ascent gradient over a part of the batch.
 
   With `A` the part, and the descent gradient over the whole batch::
 
@@ -101,41 +83,34 @@ def subset_sam(
     epsilon = rho * gA / (norm(gA) + 1e-12)
     u       = gradient at w + epsilon
 
-  Whether the paper takes the first rows or a permutation could not be
-  confirmed; give a key where batches are sorted or packed.
+  Unverified: whether the paper takes the first rows or a permutation. Pass a
+  key if batches are sorted or packed.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is SAM's. The authors are quoted with
-      0.02 to 0.3: 0.05 for T5 small, 0.15 for larger ones.
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
+      authors are quoted with 0.02 to 0.3: 0.05 for T5 small, 0.15 for larger.
     fraction: size of A: a fraction of the batch in (0, 1] if a float, a number
       of examples if an int of at least 1. The authors report a quarter to be
       about 25 % slower than plain descent.
-    key: integer seed or typed key to draw A with, without replacement, the
-      same on all devices; None takes the first rows.
+    key: integer seed or typed key, the same on all devices, to draw A with,
+      without replacement; None takes the first rows.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
       Each device takes A from its own examples.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `per_example_value_fn` and `batch`. With batch norm A is
-    normalized by itself. Cost: 1 + `fraction` gradients, and a forward pass if
-    the clean loss is used besides. Keeps the key, if there is one.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `per_example_value_fn` and `batch`. Batch norm normalizes A
+    separately. Cost: 1 + `fraction` gradients, and a forward pass if you use
+    the loss at `w`. State: the key, if there is one.
 
   References:
     Bahri, Mobahi, Tay, `Sharpness-Aware Minimization Improves Language Model
     Generalization <https://arxiv.org/abs/2110.08529>`_, ACL 2022.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
+  >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.subset_sam(rho=0.5, fraction=1)
-  >>> import jax.numpy as jnp
-  >>> from optax_sam.engine.loss_view import Objective
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
   >>> u, _ = tx.update(

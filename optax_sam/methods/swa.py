@@ -1,4 +1,4 @@
-"""Stochastic weight averaging: a mean of every so many parameters."""
+"""SWA: an equal average of the later parameters of a run."""
 
 from typing import Any, NamedTuple
 
@@ -26,42 +26,35 @@ class SwaState(NamedTuple):
 
 
 def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
-  """Stochastic weight averaging (SWA): keeps the mean of later parameters.
+  """Stochastic weight averaging (SWA): an equal average of later parameters.
 
-  Updates pass as they are. With `s` the number of steps taken, this one
-  included, `w` the parameters after it, and `n` starting at 0::
+  Updates are returned unchanged. With `s` the number of steps taken, this one
+  included, `w` the parameters after it, and `n` 0 at first::
 
     if s >= start and (s - start) % every == 0:
       average = (n * average + w) / (n + 1)
       n = n + 1
 
-  The authors average once an epoch, from epoch 161 of 200 and on to epoch 300;
-  their learning rate is constant for half of the budget, falls to 0.05 at nine
-  tenths of it, and stays there: a learning rate that goes to 0 leaves little to
-  average. Read the average with `averaged_params`, and compute the statistics
-  of batch norm for it, with `optax_sam.flax.reestimate_batch_norm`, before you
-  evaluate it.
+  Read the average with `averaged_params`. Before you evaluate it, recompute the
+  statistics of batch norm with `optax_sam.flax.reestimate_batch_norm`. The
+  authors average once an epoch, from epoch 161 of 200 to epoch 300. Their
+  learning rate is constant for half of the budget, falls to 0.05 at nine
+  tenths, and stays there: one that goes to 0 leaves little to average.
 
   Args:
-    start: number of steps after which parameters enter for the first time, at
-      least 1.
+    start: number of steps after which parameters first enter, at least 1.
     every: number of steps from one entry to the next, at least 1; often those
       of an epoch.
 
   Returns:
-    A gradient transformation, to be placed **last** in `optax.chain`, where the
-    updates are those that are applied; its `update` needs `params`. Keeps the
-    average in float32 or wider (`SwaState`). Cost: none but that, and a pass
-    over the parameters where they enter.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if `params`
-      was not passed.
+    A gradient transformation, to be placed **last** in `optax.chain`. Its
+    `update` needs `params`. Cost: a pass over the parameters where they enter.
+    State: the average, in float32 or wider.
 
   References:
     Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, `Averaging Weights Leads to
-    Wider Optima and Better Generalization
-    <https://arxiv.org/abs/1803.05407>`_, UAI 2018.
+    Wider Optima and Better Generalization <https://arxiv.org/abs/1803.05407>`_,
+    UAI 2018.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax.sgd(1.0), optax_sam.swa(start=2, every=2))
@@ -77,7 +70,8 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
   validation.check_count('every', every)
 
   def init(params: optax.Params) -> SwaState:
-    return SwaState(jnp.zeros((), jnp.int32), running_mean.empty(params))
+    inside = partition.Leaves.of(params).split(params)
+    return SwaState(jnp.zeros((), jnp.int32), running_mean.empty(inside))
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -91,9 +85,9 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
       raise ValueError(msg)
     count = tree_math.increment(state.count)
     enters = (count >= start) & ((count - start) % every == 0)
-    floats = partition.float_leaves(params)
+    leaves = partition.Leaves.of(params)
     moved = lambda: optax.apply_updates(
-      partition.keep(floats, params), partition.keep(floats, updates)
+      leaves.split(params), leaves.split(updates)
     )
     average = jax.lax.cond(
       enters,
@@ -106,24 +100,22 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
 
 
 def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
-  """Returns the average that `swa` keeps, wherever it sits.
+  """Returns the average of `swa`.
 
   Args:
-    params: the parameters, for the leaves that have no average, and for their
-      dtypes. The average itself is in `opt_state`, in float32 or wider.
-    opt_state: state of an optimizer that has `swa` in it, in a chain or
-      wrapped, but not in `optax.masked` or `optax.partition`.
+    params: the parameters, for their dtypes and for leaves without an average.
+    opt_state: state of an optimizer with one `swa`, which is not inside
+      `optax.masked` or `optax.partition`.
 
   Returns:
     The average, like `params` in structure, shapes and dtypes; `params` as long
     as nothing has entered it.
 
   Raises:
-    ValueError: if there is no such element, or more than one.
+    ValueError: if there is no such transformation, or more than one.
 
-  >>> import jax.numpy as jnp, optax, optax_sam
-  >>> tx = optax.chain(optax.sgd(1.0), optax_sam.swa(start=100))
-  >>> w = jnp.array([3.0, 4.0])
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.swa(start=100), jnp.array([3.0, 4.0])
   >>> optax_sam.averaged_params(w, tx.init(w)).tolist()  # nothing has entered
   [3.0, 4.0]
   """
@@ -132,4 +124,6 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
     SwaState,
     'optax.chain(optax.sgd(0.1), optax_sam.swa(start=1000))',
   )
-  return running_mean.value(state.average, params)
+  leaves = partition.Leaves.of(params)
+  mean = running_mean.value(state.average, leaves.split(params))
+  return leaves.join(mean, params)

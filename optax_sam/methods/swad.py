@@ -1,4 +1,4 @@
-"""SWAD: a dense mean of parameters, over the flat part of a run."""
+"""SWAD: a dense average of parameters over the flat part of a run."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
+from optax_sam.engine import partition
 from optax_sam.trees import running_mean, tree_math
 from optax_sam.trees.running_mean import RunningMean
 
@@ -15,22 +16,20 @@ from optax_sam.trees.running_mean import RunningMean
 class SwadState(NamedTuple):
   """State of `swad`.
 
-  Segments are what lies between two validations, counted from 1.
+  Segments lie between two validations and count from 1.
 
   Attributes:
-    current: mean over the segment that goes on, and once converged over all
-      segments behind the last that counts.
-    earlier: means over the last segments that are complete, the oldest first;
-      once converged, the last one is that of all segments that count.
-    losses: last validation losses, the oldest first, infinite before there are
-      as many.
+    current: mean over the current segment; once converged, over all segments
+      after the last one that counts.
+    earlier: means over the last complete segments, the oldest first; once
+      converged, the last one is the mean of all segments that count.
+    losses: last validation losses, the oldest first, infinite at first.
     threshold: loss up to which segments count; infinite before convergence.
     validations: number of validations up to the end, a scalar int32.
-    above: number of the last segments, all in a row, above the threshold.
-    first_segment: number of the first segment that counts; 0 before
-      convergence.
-    last_segment: number of the last segment that counts; 0 before.
-    ended: whether no segment will count any more, a scalar bool.
+    above: number of consecutive last segments above the threshold.
+    first_segment: first segment that counts; 0 before convergence.
+    last_segment: last segment that counts; 0 before convergence.
+    ended: whether no later segment can count, a scalar bool.
   """
 
   current: RunningMean
@@ -50,7 +49,7 @@ class Swad(NamedTuple):
   Attributes:
     init: from the parameters to the state before the first step.
     accumulate: from the state and the parameters after a step to the state.
-    validate: from the state and the validation loss there to the state.
+    validate: from the state and the validation loss to the state.
     result: from the parameters and the state to the averaged parameters.
   """
 
@@ -65,9 +64,9 @@ def swad(
 ) -> Swad:
   """Stochastic weight averaging densely (SWAD): where validation says so.
 
-  The mean of the parameters after every step of the segments from `first` to
-  `last`. A segment ends at each validation; `L_i` is the loss at the end of
-  segment i, counted from 1, `c = n_converge`, `r = n_tolerance`::
+  The result is the mean of the parameters after every step of the segments from
+  `first` to `last`. A segment ends at each validation; `L_i` is the loss at the
+  end of segment i, counted from 1, `c = n_converge`, `r = n_tolerance`::
 
     converged: at the smallest i with L_{i-c+1} = min(L_{i-c+1}, ..., L_i)
     first     = i - c + 1
@@ -76,20 +75,14 @@ def swad(
                and min(L_{j-r+1}, ..., L_j) > threshold
     last      = j - r; if it never ends, the last with L_last <= threshold
 
-  As the losses from `j - r + 1` on are above the threshold and the one before
-  isn't, `last` is always the last segment up to the threshold: so there is no
-  need for a mean of each of the last `n_tolerance` segments. What is kept is
-  `n_converge` means, at least 2.
-
   The end is that of the authors' program. Its start is up to two segments
   earlier, as long as their losses are below the threshold, and it weighs early
-  segments two- or threefold: that is not reproduced. The indices of the paper
-  could not be confirmed. Where the rule says nothing is our choice: without
-  convergence the result is the mean of the last segment that a validation has
-  ended; a loss that isn't finite is above any threshold, and nothing converges
-  at it.
+  segments two- or threefold; ours does not. Unverified: the indices of the
+  paper. Our choices: without convergence the result is the mean of the last
+  complete segment; a loss that is not finite is above any threshold, and
+  nothing converges at it.
 
-  It is no element of a chain, as validation is no part of a step::
+  Use it outside of the chain::
 
     averaging = optax_sam.swad()
     state = averaging.init(params)
@@ -101,22 +94,17 @@ def swad(
     params = averaging.result(params, state)
 
   Args:
-    n_converge: number c of losses the oldest of which must be the smallest, at
+    n_converge: number c of losses of which the oldest must be the smallest, at
       least 1.
-    n_tolerance: number r of losses in a row that must be above the threshold,
-      at least 1.
-    tolerance: how far above their mean the threshold is, relative to it, at
-      least 0. Meant for losses of at least 0.
+    n_tolerance: number r of consecutive losses that must be above the
+      threshold, at least 1.
+    tolerance: distance of the threshold above the mean, relative to it, at
+      least 0; for losses of at least 0.
 
   Returns:
-    Four functions (`Swad`): `init(params)`, `accumulate(state, params)` after
-    every step, `validate(state, loss)` after every validation,
-    `result(params, state)` at any time, which returns `params` themselves where
-    there is no mean. All may be called inside of `jax.jit`. Keeps `n_converge`
-    averages (`SwadState`), in float32 or wider.
-
-  Raises:
-    ValueError: if a Python value is out of range.
+    Four functions (`Swad`), which may be called inside `jax.jit`. `result` may
+    be called at any time; it returns `params` where there is no mean. State:
+    `n_converge` averages, at least 2, in float32 or wider.
 
   References:
     Cha, Chun, Lee, Cho, Park, Lee, Park, `SWAD: Domain Generalization by
@@ -126,12 +114,11 @@ def swad(
   >>> averaging = optax_sam.swad(n_converge=2, n_tolerance=1)
   >>> state = averaging.init(jnp.float32(0.0))
   >>> for w, loss in enumerate([3.0, 1.0, 1.2, 1.1, 5.0, 1.0]):
-  ...   w = jnp.float32(w)
-  ...   state = averaging.accumulate(state, w)
+  ...   state = averaging.accumulate(state, jnp.float32(w))
   ...   state = averaging.validate(state, loss)
   >>> int(state.first_segment), int(state.last_segment)
   (2, 4)
-  >>> float(averaging.result(w, state))  # the mean of 1, 2 and 3
+  >>> float(averaging.result(jnp.float32(w), state))  # the mean of 1, 2 and 3
   2.0
   """
   validation.check_static_integer('n_converge', n_converge)
@@ -140,11 +127,12 @@ def swad(
 
   def init(params: optax.Params) -> SwadState:
     number = lambda: jnp.zeros((), jnp.int32)
-    dtype = tree_math.accumulator_dtype(running_mean.empty(params).mean)
+    inside = partition.Leaves.of(params).split(params)
+    dtype = tree_math.accumulator_dtype(inside)
     return SwadState(
-      current=running_mean.empty(params),
+      current=running_mean.empty(inside),
       earlier=tuple(
-        running_mean.empty(params) for _ in range(max(1, n_converge - 1))
+        running_mean.empty(inside) for _ in range(max(1, n_converge - 1))
       ),
       losses=jnp.full(n_converge, jnp.inf, dtype),
       threshold=jnp.full((), jnp.inf, dtype),
@@ -157,10 +145,11 @@ def swad(
 
   @jax.jit
   def accumulate(state: SwadState, params: optax.Params) -> SwadState:
+    inside = partition.Leaves.of(params).split(params)
     current = jax.lax.cond(
       state.ended,
       lambda: state.current,
-      lambda: running_mean.add(state.current, params),
+      lambda: running_mean.add(state.current, inside),
     )
     return state._replace(current=current)
 
@@ -180,7 +169,7 @@ def swad(
     return tree_math.select(state.ended, state, after)
 
   def _converge(state: SwadState) -> SwadState:
-    """Starts over from the first segment that counts."""
+    """Starts again from the first segment that counts."""
     segments = (*state.earlier, state.current)[-n_converge:]
     first = state.validations - (n_converge - 1)
     state = state._replace(
@@ -201,7 +190,7 @@ def swad(
     return state
 
   def _judge(state: SwadState, loss: jax.Array, later: int) -> SwadState:
-    """Lets what has piled up count, if its last segment isn't above."""
+    """Counts the accumulated segments if the last one is not above."""
     counts = loss <= state.threshold
     total = running_mean.merge(state.earlier[-1], state.current)
     above = jnp.where(counts, 0, state.above + 1)
@@ -219,13 +208,15 @@ def swad(
     )
 
   def result(params: optax.Params, state: SwadState) -> optax.Params:
-    return running_mean.value(state.earlier[-1], params)
+    leaves = partition.Leaves.of(params)
+    mean = running_mean.value(state.earlier[-1], leaves.split(params))
+    return leaves.join(mean, params)
 
   return Swad(init, accumulate, validate, result)
 
 
 def _shift(state: SwadState) -> SwadState:
-  """Closes a segment before convergence, and forgets the oldest."""
+  """Closes a segment before convergence and drops the oldest one."""
   return state._replace(
     current=_nothing(state.current),
     earlier=(*state.earlier[1:], state.current),

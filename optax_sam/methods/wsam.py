@@ -30,40 +30,32 @@ def wsam(
     gp      = gradient at w + epsilon
     u       = g + a * (gp - g)
 
-  The authors default to the decoupled form, `wsam_decoupled`, which adds the
-  second term outside of the base optimizer; under plain SGD both are equal.
-  This one is the default here as it needs no access to the base optimizer.
-  Both are as in the authors' program.
+  The authors default to `wsam_decoupled`, which adds the second term after the
+  base optimizer; under plain SGD both are equal. Both are as in the authors'
+  program.
 
   Args:
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step. 0.05 is SAM's.
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     gamma: weight of the sharpness, in [0, 1); 0 is the base optimizer, 0.5 is
-      SAM. 0.9 lies in the range that the authors advise, 0.8 to 0.95.
+      SAM. The authors advise 0.8 to 0.95.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`; its
-    `update` needs `value_fn` or `grad_fn`. Cost: 2 gradients. Keeps nothing.
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    A gradient transformation, to be placed first in `optax.chain`. Its `update`
+    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
     Yue, Jiang, Ye, Gao, Liu, Zhang, `Sharpness-Aware Minimization Revisited:
     Weighted Sharpness as a Regularization Term
     <https://arxiv.org/abs/2305.15817>`_, KDD 2023.
 
-  >>> import jax, jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.wsam(rho=0.5, gamma=0.75)
-  >>> loss = lambda w: jnp.sum(w**2)
-  >>> w = jnp.array([3.0, 4.0])
-  >>> u, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.wsam(rho=0.5, gamma=0.75), jnp.array([3.0, 4.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
   >>> [round(x, 3) for x in u.tolist()]  # g + 3 * (gp - g)
-  [7.8, 10.4]
+  [3.9, 5.2]
   """
   validation.check_number('gamma', gamma, at_least=0, below=1)
   return sharpness_aware(
@@ -97,63 +89,55 @@ def wsam_decoupled(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Weighted SAM (WSAM), decoupled: the sharpness stays out of the base.
+  """Weighted SAM (WSAM), decoupled: the base optimizer sees no sharpness.
 
-  With `g` the gradient at `w`, `gp` that at SAM's `w + epsilon`,
-  `a = gamma / (1 - gamma)`, and `t` the step, counted from 0::
+  With `g` the gradient at `w`, `gp` the one at SAM's `w + epsilon`, `a = gamma
+  / (1 - gamma)`, and `t` the step from 0::
 
     update = base.update(g) - learning_rate(t) * a * (gp - g)
 
-  The second term enters neither momentum nor weight decay nor preconditioning,
-  which no element of a chain in front of the base optimizer can do: hence it
-  is wrapped. This is the authors' default; under plain SGD it equals `wsam`.
+  The second term enters neither momentum nor weight decay nor preconditioning.
+  A transformation before the base optimizer can't do this, so it wraps it. This
+  is the authors' default; under plain SGD it equals `wsam`.
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
-    rho: radius in the unit of the parameters, a scalar of at least 0, or a
-      schedule of it by the step; the default is that of `optax_sam.sam`.
-    gamma: weight of the sharpness, in [0, 1); 0 is the base optimizer; the
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
+    gamma: weight of the sharpness, in [0, 1); 0 is the base optimizer. The
       authors advise 0.8 to 0.95.
     learning_rate: factor of the second term, at least 0, usually the learning
-      rate of the base, or a schedule of it.
-    mask: which leaves may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` to average over.
-    sync_ascent: whether the ascent gradient is averaged over that axis too.
+      rate of the base optimizer, or a schedule of it.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    An optimizer whose `update` needs `params`, and `value_fn` or `grad_fn`,
-    and returns the whole update: no learning rate follows. Cost: 2 gradients;
-    keeps the state of the base (`WsamDecoupledState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, and in `update` if what it
-      needs was not passed.
+    An optimizer that returns the whole update: no learning rate follows. Its
+    `update` needs `params`, and `value_fn` or `grad_fn`. Cost: 2 gradients.
+    State: that of the base optimizer.
 
   References:
     Yue, Jiang, Ye, Gao, Liu, Zhang, `Sharpness-Aware Minimization Revisited:
     Weighted Sharpness as a Regularization Term
     <https://arxiv.org/abs/2305.15817>`_, KDD 2023.
 
-  >>> import jax, jax.numpy as jnp, optax, optax_sam
+  >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.wsam_decoupled(
   ...   optax.sgd(0.1), rho=0.5, gamma=0.75, learning_rate=0.1
   ... )
-  >>> loss = lambda w: jnp.sum(w**2)
   >>> w = jnp.array([3.0, 4.0])
-  >>> updates, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  >>> updates, _ = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
   >>> [round(x, 3) for x in updates.tolist()]  # -0.1 * (g + 3 * (gp - g))
-  [-0.78, -1.04]
+  [-0.39, -0.52]
   """
   validation.check_number('gamma', gamma, at_least=0, below=1)
   if not callable(learning_rate):
     validation.check_number('learning_rate', learning_rate, at_least=0)
   validation.check_base(base)
   base = optax.with_extra_args_support(base)
+  perturbation = scale_to_radius(rho)
   ascent = sharpness_aware(
-    scale_to_radius(rho),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )
 
   def init(params: optax.Params) -> WsamDecoupledState:

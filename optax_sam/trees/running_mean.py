@@ -1,4 +1,7 @@
-"""Means that are brought up to date one member, or one mean, at a time."""
+"""Means of parameters, updated by one member, or by another mean, at a time.
+
+All parameters here are floating-point leaves; means are float32 or wider.
+"""
 
 from typing import NamedTuple
 
@@ -6,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.engine import partition
 from optax_sam.trees import tree_math
 
 
@@ -14,8 +16,7 @@ class RunningMean(NamedTuple):
   """A mean, and of how many.
 
   Attributes:
-    mean: like the floating-point leaves of the parameters, float32 or wider;
-      zeros of none.
+    mean: like the parameters, float32 or wider; zeros of none.
     size: number of parameters in it, a scalar int32.
   """
 
@@ -25,16 +26,14 @@ class RunningMean(NamedTuple):
 
 def empty(params: optax.Params) -> RunningMean:
   """Returns the mean of none."""
-  inside = partition.keep(partition.float_leaves(params), params)
-  return RunningMean(tree_math.zeros_like(inside), jnp.zeros((), jnp.int32))
+  return RunningMean(tree_math.zeros_like(params), jnp.zeros((), jnp.int32))
 
 
 def add(running: RunningMean, params: optax.Params) -> RunningMean:
   """Adds parameters, unless they aren't finite."""
-  inside = partition.keep(partition.float_leaves(params), params)
   one = RunningMean(
-    jax.tree.map(lambda w, m: w.astype(m.dtype), inside, running.mean),
-    jnp.isfinite(tree_math.norm(inside)).astype(jnp.int32),
+    jax.tree.map(lambda w, m: w.astype(m.dtype), params, running.mean),
+    jnp.isfinite(tree_math.norm(params)).astype(jnp.int32),
   )
   return merge(running, one)
 
@@ -54,9 +53,5 @@ def merge(left: RunningMean, right: RunningMean) -> RunningMean:
 
 def value(running: RunningMean, params: optax.Params) -> optax.Params:
   """Returns the mean in the dtypes of the parameters; these, if it has none."""
-  floats = partition.float_leaves(params)
-  inside = partition.keep(floats, params)
-  mean = tree_math.cast_like(running.mean, inside)
-  return partition.fill(
-    floats, tree_math.select(running.size > 0, mean, inside), params
-  )
+  mean = tree_math.cast_like(running.mean, params)
+  return tree_math.select(running.size > 0, mean, params)

@@ -86,7 +86,6 @@ def count(mask: Any) -> jax.Array:
   return sum(counts, jnp.zeros((), jnp.int32))
 
 
-@jax.jit
 def largest(scores: Any, k: Any) -> Any:
   """Chooses exactly the k largest entries of a pytree.
 

@@ -1,18 +1,16 @@
-"""Norms, inner products and safe scaling, accumulated in float32 or wider.
-
-The functions are jitted so that an eager caller pays one dispatch per tree
-rather than one per leaf; inside a caller's own `jax.jit` they are inlined.
-"""
+"""Norms, inner products and safe scaling, accumulated in float32 or wider."""
 
 import functools
 import math
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 
 STABILIZER = 1e-12
+
+Tree = TypeVar('Tree')
 
 
 def is_float(leaf: Any) -> bool:
@@ -70,7 +68,6 @@ def _sum(terms: list[jax.Array], dtype: jnp.dtype) -> jax.Array:
   return jnp.sum(jax.lax.optimization_barrier(stacked))
 
 
-@jax.jit
 def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
   """Inner product over all leaves together."""
   products = jax.tree.map(
@@ -79,7 +76,6 @@ def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
   return _sum(jax.tree.leaves(products), accumulator_dtype(left))
 
 
-@jax.jit
 def norm(tree: optax.Updates) -> jax.Array:
   """One 2-norm over all leaves together."""
   return jnp.sqrt(dot(tree, tree))
@@ -99,10 +95,7 @@ def is_negligible(difference: jax.Array, reference: jax.Array) -> jax.Array:
   return difference <= 8 * jnp.finfo(difference.dtype).eps * reference
 
 
-@jax.jit
-def scale_to(
-  radius: Any, tree: optax.Updates, size: jax.Array | None = None
-) -> optax.Updates:
+def scale_to(radius: Any, tree: Tree, size: jax.Array | None = None) -> Tree:
   """Scales a tree to length `radius`; to zero where its norm is unusable.
 
   Args:
@@ -113,7 +106,7 @@ def scale_to(
   Returns:
     `radius * tree / (size + 1e-12)`, or zeros if `size` is 0 or not finite.
   """
-  size = norm(tree) if size is None else size
+  size = norm(cast(optax.Updates, tree)) if size is None else size
   usable = is_usable(size)
   scale = jnp.asarray(radius, size.dtype) / (
     jnp.where(usable, size, 1.0) + STABILIZER
@@ -121,10 +114,7 @@ def scale_to(
   return multiply_where(usable, scale, tree)
 
 
-@jax.jit
-def multiply_where(
-  condition: jax.Array, scale: jax.Array, tree: optax.Updates
-) -> optax.Updates:
+def multiply_where(condition: jax.Array, scale: jax.Array, tree: Tree) -> Tree:
   """Returns `scale * tree` where the condition holds, else zeros."""
 
   def multiply(leaf: jax.Array) -> jax.Array:
@@ -136,17 +126,13 @@ def multiply_where(
   return jax.tree.map(multiply, tree)
 
 
-@jax.jit
-def select(
-  condition: jax.Array, on_true: optax.Updates, on_false: optax.Updates
-) -> optax.Updates:
+def select(condition: jax.Array, on_true: Tree, on_false: Tree) -> Tree:
   """Chooses between two trees by one scalar condition."""
   return jax.tree.map(
     functools.partial(jnp.where, condition), on_true, on_false
   )
 
 
-@jax.jit
 def add(params: optax.Params, perturbation: optax.Updates) -> optax.Params:
   """Returns the perturbed parameters, in the dtype of the parameters."""
   return jax.tree.map(
@@ -158,15 +144,9 @@ def add(params: optax.Params, perturbation: optax.Updates) -> optax.Params:
 
 def cast_like(tree: Any, reference: Any) -> Any:
   """Casts every leaf to the dtype of another tree's."""
-  return jax.tree.map(
-    # Not a cast to the same: outside of jit that would still be a program.
-    lambda x, y: x if x.dtype == y.dtype else x.astype(y.dtype),
-    tree,
-    reference,
-  )
+  return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, reference)
 
 
-@jax.jit
 def increment(count: jax.Array) -> jax.Array:
   """Counts one step more, and stays at the largest integer."""
   return jnp.asarray(optax.safe_increment(count))

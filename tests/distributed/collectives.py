@@ -14,7 +14,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from optax_sam import methods
+from optax_sam.catalog import METHODS
 from tests.distributed import problem, ways
 
 GRADIENT = 4 * 49  # bytes: one of the problem's
@@ -55,13 +55,8 @@ COLLECTIVE = re.compile(
 
 
 def documented():
-  """Reads (local, synced) out of the table, by method."""
-  row = re.compile(r'^    (\w+|all others)  +(\S.*?)  +(\S.*)$', re.MULTILINE)
-  found = {name: (x, y) for name, x, y in row.findall(methods.__doc__)}
-  assert found.pop('method') == ('sync_ascent=False', 'sync_ascent=True')
-  others = found.pop('all others')
-  assert set(found) <= set(problem.METHODS)
-  return {name: found.get(name, others) for name in problem.METHODS}
+  """Returns (local, synced) of the catalog, by method."""
+  return {name: METHODS[name].collectives for name in problem.METHODS}
 
 
 def all_reduces(tx):

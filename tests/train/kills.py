@@ -94,7 +94,11 @@ def survive(
 
 def stateful() -> list[str]:
   """Returns the methods of the trainer that keep a state."""
-  return [name for name, row in registry.METHODS.items() if row.state != 'none']
+  return [
+    name
+    for name, method in registry.METHODS.items()
+    if method.row.state != 'none'
+  ]
 
 
 def _finish(output: pathlib.Path, arguments: list[str]) -> None:

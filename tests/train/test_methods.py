@@ -59,22 +59,6 @@ def test_a_method_that_perturbs_nothing_is_offered_no_radius():
     build.parse_settings(['ordered_sgd.rho=1'], ['ordered_sgd'])
 
 
-def test_every_public_method_has_a_row():
-  public = {
-    name
-    for name, member in vars(optax_sam).items()
-    if inspect.isfunction(member)
-    and member.__module__.startswith(
-      ('optax_sam.methods.', 'optax_sam.wrappers.')
-    )
-  }
-  # What reads a solution out of a state is no method.
-  others = {'outer_params'}
-  # Others are a mask, terms of the loss, noise and averages.
-  further = {'sam_on', 'saf', 'mesa', 'anti_pgd', 'swa', 'swad'}
-  assert set(registry.METHODS) == (public - others) | further
-
-
 def rates(name, given):
   """Returns with which learning rate a method was built, at some steps."""
   found = []
@@ -125,22 +109,23 @@ def test_a_method_instead_of_the_base_has_its_own_learning_rate():
 
 @pytest.mark.parametrize(
   ('place', 'expected'),
-  [('before', -0.2), ('after', 0.9), ('around', 1.0), ('instead', 1.0)],
+  [('chain', -0.2), ('after', 0.9), ('wraps', 1.0), ('replaces', 1.0)],
 )
 def test_a_method_stands_where_its_row_says(place, expected):
   """It adds 1; the base multiplies by -0.1."""
   add = optax.stateless(lambda g, _: jax.tree.map(lambda x: x + 1, g))
 
   def whole(base=None):
-    assert (base is None) == (place == 'instead')
+    assert (base is None) == (place == 'replaces')
     return optax.stateless(_ones)
 
   factory = {
-    'around': lambda base: whole(base),
-    'instead': lambda: whole(),
+    'wraps': lambda base: whole(base),
+    'replaces': lambda: whole(),
   }.get(place, lambda: add)
+  sam = registry.METHODS['sam']
   row = dataclasses.replace(
-    registry.METHODS['sam'], factory=factory, place=place
+    sam, factory=factory, row=dataclasses.replace(sam.row, place=place)
   )
   config = problems.compare_config(weight_decay=0.0, warmup=0.0)
   with pytest.MonkeyPatch.context() as patch:
