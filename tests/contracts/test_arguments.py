@@ -32,9 +32,9 @@ def test_a_missing_argument_is_asked_for(name):
   method, tx = table.ROWS[name].method, table.ROWS[name].alone()
   params = training.params()
   asked = {
-    'value_fn': r'function to differentiate.*\n.*\n +updates, opt_state = tx\.',
+    'value_fn': r'function to differentiate.*\n.*\n +updates, opt_state = tx',
     'loss': 'value_fn',
-    'examples': r'losses of the examples(.*\n)+.*per_example_value_fn=f, batch=',
+    'examples': r'losses of the examples(.*\n)+.*per_example_value_fn=f, batc',
     '': None,
   }[method.needs]
   if asked is not None:
