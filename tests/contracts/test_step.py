@@ -43,7 +43,7 @@ def test_init_gives_every_leaf_a_buffer_of_its_own(name):
   assert len({leaf.unsafe_buffer_pointer() for leaf in arrays}) == len(arrays)
 
 
-@table.every_kind()
+@table.every_kind(lambda row: row.name in ('sam', 'everything', 'b_sam'))
 def test_a_donated_step_is_the_step(name):
   tx, program = table.ROWS[name].whole(inject=True), training.program(name)
   plain = training.jit(training.training_step(tx))

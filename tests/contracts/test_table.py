@@ -1,30 +1,9 @@
-"""No public method is left out of the contracts."""
+"""What the rows of the contracts have in common."""
 
 import inspect
 
-import optax
-import pytest
-
 import optax_sam
-from optax_sam import catalog
 from tests.contracts import table
-
-
-def _first(function):
-  return next(iter(inspect.signature(function).parameters), None)
-
-
-def test_every_public_method_has_a_row():
-  """What builds a transformation is one, and nothing else is."""
-  built = {
-    name
-    for name in optax_sam.__all__
-    if inspect.isfunction(function := getattr(optax_sam, name))
-    and function.__annotations__.get('return')
-    is optax.GradientTransformationExtraArgs
-  }
-  assert built - {'sharpness_aware'} == set(table.METHODS)
-  assert set(table.METHODS) <= set(catalog.METHODS)
 
 
 def test_public_names_are_sorted_and_exist():
@@ -61,21 +40,3 @@ def test_arguments_in_common(name):
     common = {}
   last = parameters[len(parameters) - len(common) :]
   assert {parameter.name: parameter.default for parameter in last} == common
-
-
-@table.every_method()
-def test_the_example_gives_what_has_no_default(name):
-  row = table.METHODS[name]
-  needed = {
-    parameter.name
-    for parameter in row.parameters.values()
-    if parameter.default is inspect.Parameter.empty
-  } - {'base'}
-  assert needed == set(row.method.example)
-  for argument in needed:
-    given = {**row.settings(), 'base': optax.sgd(0.1)}
-    del given[argument]
-    if row.place != 'wraps':
-      del given['base']
-    with pytest.raises(TypeError, match=argument):
-      row.function(**given)

@@ -107,18 +107,6 @@ def test_what_is_like_the_parameters_is_in_the_chosen_dtype(name):
   assert dtypes == {jnp.dtype('bfloat16')}
 
 
-def test_complex_parameters_that_are_left_out_descend():
-  loss = lambda p: jnp.sum(p['w'] ** 4) + jnp.sum(jnp.abs(p['c']) ** 2)
-  params = {'w': jnp.ones(2), 'c': jnp.ones(2, jnp.complex64)}
-  grads = jax.grad(loss)(params)
-  is_real = lambda leaf: not jnp.iscomplexobj(leaf)
-  for mask in ({'w': True, 'c': False}, lambda p: jax.tree.map(is_real, p)):
-    tx = optax_sam.sam(0.1, mask=mask)
-    updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss)
-    comparisons.assert_equal(updates['c'], grads['c'])
-    assert float(updates['w'][0]) > float(grads['w'][0])
-
-
 @table.every_method(
   lambda row: row.place == 'wraps' and 'mask' in row.parameters
 )
