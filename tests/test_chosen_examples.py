@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optax_sam.objective import Objective
 
 import optax_sam
 from optax_sam import selections
+from optax_sam.objective import Objective
 from tests import compiling
 
 SCORES = st.sampled_from([0.0, 1.0, 2.0, 3.0, -1.0, np.nan, np.inf, -np.inf])

@@ -7,10 +7,10 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from optax_sam.averaging.swa import SwaState
 
 import optax_sam
 from optax_sam import elements
+from optax_sam.averaging.swa import SwaState
 from tests.contracts import comparisons
 from tests.distributed import problem, ways
 

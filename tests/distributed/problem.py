@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from optax_sam.wrappers.sampa import SampaState
 
 import optax_sam
 from optax_sam import elements
+from optax_sam.wrappers.sampa import SampaState
 from tests.contracts import table, training
 
 STEPS = 10

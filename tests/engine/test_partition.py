@@ -1,4 +1,4 @@
-"""Leaves that are perturbed, those that are not, and those that are no floats."""
+"""Which leaves are perturbed, which only descend, and which are no floats."""
 
 import jax
 import jax.numpy as jnp
