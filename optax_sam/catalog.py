@@ -74,9 +74,9 @@ class Method:
   function: Callable[..., Any]
   title: str
   paper: Paper
-  group: str
-  gradients: str
   use_when: str
+  group: str = 'every step'
+  gradients: str = '2'
   place: Literal['chain', 'wraps', 'replaces', 'after', 'loss', 'outside'] = (
     'chain'
   )
@@ -114,7 +114,6 @@ GROUPS = {
   'auxiliary losses': 'Terms that you add to your loss.',
 }
 
-_EVERY_STEP = 'every step'
 _ONE_GRADIENT = 'one gradient'
 _SOME_STEPS = 'some steps'
 _SOME_EXAMPLES = 'some examples'
@@ -129,6 +128,7 @@ _WSAM = Paper('Yue et al.', 2023, '2305.15817')
 _SAF = Paper('Du et al.', 2022, '2205.14083')
 
 _AT_ASCENTS = ('1 an ascent', '1 an ascent')
+_NO_NORM = ('none, no norm', 'none, no norm')
 _NOTHING_AVERAGED = ('none', 'not offered')
 _READ_ONLY = 'agreement with a run: the published program was read, not run'
 
@@ -137,7 +137,6 @@ _ROWS = (
     optax_sam.sam,
     title='SAM',
     paper=Paper('Foret et al.', 2021, '2010.01412'),
-    group=_EVERY_STEP,
     gradients='2 (1 + `ascent_steps`)',
     use_when='you have no reason to choose another method',
     static=('p', 'ascent_steps'),
@@ -146,8 +145,6 @@ _ROWS = (
     optax_sam.asam,
     title='ASAM',
     paper=Paper('Kwon et al.', 2021, '2102.11600'),
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='weights or layers differ much in scale',
     unverified='the rule and the default of `eta`',
   ),
@@ -155,8 +152,6 @@ _ROWS = (
     optax_sam.friendly_sam,
     title='Friendly SAM (F-SAM)',
     paper=Paper('Li et al.', 2024, '2403.12350'),
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='batches are small or gradients are noisy',
     state='average of gradients',
     collectives=('1 a step', '1 a step'),
@@ -166,32 +161,24 @@ _ROWS = (
     optax_sam.gsam,
     title='GSAM',
     paper=Paper('Zhuang et al.', 2022, '2203.08065'),
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='the gap between perturbed and unperturbed loss should shrink too',
   ),
   Method(
     optax_sam.gradient_norm_penalty,
     title='Gradient norm penalty (GNP)',
     paper=Paper('Zhao et al.', 2022, '2202.03599'),
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='you want a mixture of the unperturbed and the perturbed gradient',
   ),
   Method(
     optax_sam.wsam,
     title='WSAM',
     paper=_WSAM,
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='sharpness should be a penalty with its own weight',
   ),
   Method(
     optax_sam.fisher_sam,
     title='Fisher SAM',
     paper=Paper('Kim et al.', 2022, '2206.04920'),
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='perturbations should be measured by Fisher information',
     unverified='the defaults; the squared gradient of the batch, in place of '
     'squares of per-example gradients',
@@ -200,8 +187,6 @@ _ROWS = (
     optax_sam.unnormalized_sam,
     title='Unnormalized SAM (USAM)',
     paper=Paper('Andriushchenko and Flammarion', 2022, '2206.06232'),
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='you study SAM without normalization, which fades near a minimum',
     example={'rho': 0.05},
   ),
@@ -209,8 +194,6 @@ _ROWS = (
     optax_sam.le_sam,
     title='LE-SAM',
     paper=Paper('Wang et al.', 2026, '2605.10183'),
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='gradients shrink during training and the radius should grow',
     radius='sigma',
   ),
@@ -218,7 +201,6 @@ _ROWS = (
     optax_sam.cr_sam,
     title='CR-SAM',
     paper=Paper('Wu et al.', 2024, '2312.13555'),
-    group=_EVERY_STEP,
     gradients='3',
     use_when='you can afford a third gradient, to penalize curvature',
     collectives=('none', '2 a step, 1 joined'),
@@ -228,8 +210,6 @@ _ROWS = (
     optax_sam.eigen_sam,
     title='Eigen-SAM',
     paper=Paper('Luo et al.', 2024, '2501.12666'),
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='you want to lower the top eigenvalue of the Hessian',
     state='one direction',
     collectives=('1 a product', '1 a step, 1 a product'),
@@ -241,12 +221,11 @@ _ROWS = (
     optax_sam.frob_sam,
     title='Frob-SAM',
     paper=Paper('Tahmasebi et al.', 2024, '2406.03682'),
-    group=_EVERY_STEP,
     gradients='1 + `num_samples`',
     use_when='you want flatness in random directions, not in the worst one',
     state='PRNG key',
     needs='loss',
-    collectives=('none', '1 + num_samples a step'),
+    collectives=('none', '1 a sample'),
     example={'key': 0},
     static=('num_samples',),
   ),
@@ -254,8 +233,6 @@ _ROWS = (
     optax_sam.sparse_sam_fisher,
     title='Sparse SAM, Fisher mask (SSAM-F)',
     paper=_SPARSE_SAM,
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='you study which weights matter, by their Fisher information',
     state='mask',
     needs='examples',
@@ -268,8 +245,6 @@ _ROWS = (
     optax_sam.sparse_sam_dynamic,
     title='Sparse SAM, dynamic mask (SSAM-D)',
     paper=_SPARSE_SAM,
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='you study which weights matter, without per-example losses',
     state='mask, PRNG key',
     collectives=('1 a refresh', '1 a step'),
@@ -281,8 +256,6 @@ _ROWS = (
     optax_sam.z_sharp,
     title='ZSharp',
     paper=Paper('Yun', 2025, '2505.02369'),
-    group=_EVERY_STEP,
-    gradients='2',
     use_when='only the entries with the largest gradients should be perturbed',
     static=('quantile',),
     unverified='whether the radius is that of all leaves together or of each',
@@ -291,7 +264,6 @@ _ROWS = (
     optax_sam.async_sam,
     title='AsyncSAM',
     paper=Paper('Jo et al.', 2025, '2503.11147'),
-    group=_EVERY_STEP,
     gradients='2, side by side',
     use_when='two gradients can run at the same time; ascends by an old one',
     state='one direction',
@@ -306,7 +278,7 @@ _ROWS = (
     gradients='1 (+ 1/3)',
     use_when='you can only afford the cost of SGD; perturbs along the momentum',
     state='one direction',
-    collectives=('none', 'none'),
+    collectives=_NO_NORM,
   ),
   Method(
     optax_sam.lpf_sgd,
@@ -317,7 +289,7 @@ _ROWS = (
     use_when='you want one gradient a step, at randomly perturbed weights',
     state='PRNG key',
     needs='examples',
-    collectives=('none', 'none'),
+    collectives=_NO_NORM,
     radius='gamma',
     example={'total_steps': 1000, 'key': 0},
     static=('micro_batches',),
@@ -447,7 +419,6 @@ _ROWS = (
     title='WSAM, decoupled',
     paper=_WSAM,
     group=_OPTIMIZERS,
-    gradients='2',
     use_when='momentum or preconditioning should not include the sharpness',
     place='wraps',
     collectives=('1 a step, joined', '1 a step'),

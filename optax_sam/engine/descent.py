@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
+from optax_sam.engine.info import no_state
 from optax_sam.trees import tree_math
 
 At = Callable[[float], optax.Updates]
@@ -35,12 +36,6 @@ class Descent(NamedTuple):
   init: Callable[[optax.Params], Any]
   on_ascent: Callable[[optax.Updates, At, Any], tuple[Any, Any]]
   on_skip: Callable[[optax.Updates, Any], tuple[Any, Any]]
-
-
-def no_state(params: optax.Params) -> optax.EmptyState:
-  """Returns the state of what has none."""
-  del params
-  return optax.EmptyState()
 
 
 def keep_clean(clean: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:

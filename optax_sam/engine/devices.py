@@ -95,26 +95,6 @@ def as_local(tree: Any, axis_name: AxisName | None) -> Any:
   return jax.tree.map(cast, tree)
 
 
-def vary_like(tree: Any, reference: Any) -> Any:
-  """Marks values as local to a device wherever another tree is.
-
-  Inside `jax.shard_map` a loop over local values carries local ones only.
-  """
-  leaves = jax.tree.leaves(reference)
-  varying = {
-    name
-    for leaf in leaves
-    for name in jax.typeof(leaf).manual_axis_type.varying
-  }
-
-  def cast(leaf: Any) -> Any:
-    missing = varying - set(jax.typeof(leaf).manual_axis_type.varying)
-    names = tuple(sorted(missing))
-    return jax.lax.pcast(leaf, names, to='varying') if names else leaf
-
-  return jax.tree.map(cast, tree)
-
-
 def whole(leaf: Any) -> Any:
   """Returns an array to pick from, which explicit axes don't split.
 

@@ -51,6 +51,12 @@ class SharpnessAwareState(NamedTuple):
   info: SharpnessAwareInfo
 
 
+def no_state(params: optax.Params) -> optax.EmptyState:
+  """Returns the state of a choice that is stateless."""
+  del params
+  return optax.EmptyState()
+
+
 def first_state(params: optax.Params) -> SharpnessAwareState:
   """Returns the state before the first step of a method without choices.
 

@@ -1,14 +1,13 @@
 """Perturbations: from the ascent gradient to the perturbation epsilon.
 
-Each is an ordinary `optax.GradientTransformationExtraArgs`, so pieces join
-with `optax.chain`. `optax_sam.sharpness_aware` calls `update` with the ascent
-gradient, with the parameters that may be perturbed, and with these extra
-arguments: `axis_name` (what a piece stores must be averaged over it),
-`is_synced` (whether the ascent gradient was averaged already),
-`ascent_grad_fn` (from a perturbation to the ascent gradient there) and
-`objective` (the loss of the batch as a function of these parameters). What
-comes out has the shapes and dtypes of the ascent gradient; inside, a piece
-computes in float32, or in float64 for leaves in float64.
+Each is an `optax.GradientTransformationExtraArgs`; `optax.chain` joins them.
+`optax_sam.sharpness_aware` calls `update` with the ascent gradient, with the
+parameters that may be perturbed, and with these extra arguments: `axis_name`
+(what enters a state must be averaged over it), `is_synced` (whether the ascent
+gradient is averaged already), `ascent_grad_fn` (from a perturbation to the
+ascent gradient there) and `loss_view` (the loss of the batch as a function of
+these parameters). The perturbation has the shapes and dtypes of the ascent
+gradient; it is computed in float32, or in float64 for float64 leaves.
 """
 
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from optax_sam.trees import tree_math
 
 
 class RadiusState(NamedTuple):
-  """State of a piece whose radius is a schedule; none without one.
+  """State of a perturbation whose radius is a schedule.
 
   Attributes:
     count: number of steps so far, a scalar int32.
@@ -35,7 +34,7 @@ class RadiusState(NamedTuple):
 def with_radius(
   rho: optax.ScalarOrSchedule, perturb: Callable[..., optax.Updates]
 ) -> optax.GradientTransformationExtraArgs:
-  """Builds a piece that keeps nothing but the count of its schedule.
+  """Builds a perturbation whose only state is the count of a schedule.
 
   Args:
     rho: radius, at least 0, or a schedule of it.
@@ -44,9 +43,6 @@ def with_radius(
 
   Returns:
     A perturbation.
-
-  Raises:
-    ValueError: if rho is a Python value that is no number of at least 0.
   """
   validation.check_radius(rho)
 
@@ -88,15 +84,7 @@ def scale_to_radius(
     p: 2 or infinity, the norm in which epsilon has length rho.
 
   Returns:
-    A perturbation. Keeps nothing, or the count of the schedule.
-
-  Raises:
-    ValueError: if a Python value is out of range.
-
-  References:
-    Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
-    Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
-    ICLR 2021.
+    A perturbation; its state is the count of a schedule, if rho is one.
 
   >>> g = jnp.array([3.0, -4.0])
   >>> for p in (2, float('inf')):
@@ -152,16 +140,7 @@ def keep_random_tensors(
       the dropout.
 
   Returns:
-    A perturbation, from the ascent gradient to the same with leaves of zeros.
-    Keeps a count and the key (`RandomState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, or the key is none.
-
-  References:
-    Du, Yan, Feng, Zhou, Zhen, Goh, Tan, `Efficient Sharpness-Aware
-    Minimization for Improved Training of Neural Networks
-    <https://arxiv.org/abs/2110.03141>`_, ICLR 2022.
+    A perturbation with state (`RandomState`).
 
   >>> piece, g = keep_random_tensors(0.5, key=3), [jnp.ones(1)] * 3
   >>> state = piece.init(g)
@@ -188,11 +167,7 @@ def keep_random_entries(
       the dropout.
 
   Returns:
-    A perturbation, from the ascent gradient to the same with entries of zero.
-    Keeps a count and the key (`RandomState`).
-
-  Raises:
-    ValueError: if a Python value is out of range, or the key is none.
+    A perturbation with state (`RandomState`).
 
   >>> piece, g = keep_random_entries(0.5, key=0), jnp.ones(6)
   >>> state = piece.init(g)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
+from optax_sam.engine.info import no_state
 from optax_sam.trees import tree_math
 
 
@@ -57,31 +58,18 @@ class AfterState(NamedTuple):
   policy: Any
 
 
-def _zero_count() -> jax.Array:
-  return jnp.zeros((), jnp.int32)
-
-
 def always() -> Policy:
   """Takes the second gradient at every step, without a conditional.
 
   The default of `optax_sam.sharpness_aware`.
 
   Returns:
-    A policy that keeps nothing.
+    A stateless policy.
 
   >>> always().decide(None, always().init(None))[0]
   True
   """
-
-  def init(params: optax.Params) -> optax.EmptyState:
-    del params
-    return optax.EmptyState()
-
-  def decide(grads: optax.Updates, state: Any) -> tuple[bool, Any]:
-    del grads
-    return True, state
-
-  return Policy(init, decide, reads_gradient=False)
+  return Policy(no_state, lambda _, state: (True, state), reads_gradient=False)
 
 
 def every(period: int) -> Policy:
@@ -99,10 +87,7 @@ def every(period: int) -> Policy:
       least 1; 1 is every step.
 
   Returns:
-    A policy that keeps a count (`EveryState`).
-
-  Raises:
-    ValueError: if a Python value is out of range.
+    A policy with state (`EveryState`).
 
   >>> policy = every(3)
   >>> state, took = policy.init(None), []
@@ -116,7 +101,7 @@ def every(period: int) -> Policy:
 
   def init(params: optax.Params) -> EveryState:
     del params
-    return EveryState(_zero_count())
+    return EveryState(jnp.zeros((), jnp.int32))
 
   def decide(
     grads: optax.Updates, state: EveryState
@@ -143,10 +128,7 @@ def after(start: int, policy: Policy | None = None) -> Policy:
     policy: what to follow from there on, by default `always`.
 
   Returns:
-    A policy that keeps a count and the other's state (`AfterState`).
-
-  Raises:
-    ValueError: if a Python value is out of range.
+    A policy with state (`AfterState`).
 
   >>> policy = after(1)
   >>> ascend, state = policy.decide(None, policy.init(None))
@@ -157,7 +139,7 @@ def after(start: int, policy: Policy | None = None) -> Policy:
   followed = always() if policy is None else policy
 
   def init(params: optax.Params) -> AfterState:
-    return AfterState(_zero_count(), followed.init(params))
+    return AfterState(jnp.zeros((), jnp.int32), followed.init(params))
 
   def decide(
     grads: optax.Updates, state: AfterState

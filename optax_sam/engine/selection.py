@@ -19,6 +19,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices
+from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.trees import tree_math
 
@@ -53,16 +54,11 @@ class Selection(NamedTuple):
   micro_batch_size: int | None = None
 
 
-def _no_state(params: optax.Params) -> optax.EmptyState:
-  del params
-  return optax.EmptyState()
-
-
 def all_examples() -> Selection:
   """Takes both gradients over the whole batch.
 
   Returns:
-    A selection that stores nothing, and needs no losses of single examples.
+    A stateless selection.
 
   >>> view = LossView(value_fn=jnp.sum)
   >>> all_examples().select(view, jnp.ones(2), (), 0).descent(None) is view
@@ -75,7 +71,7 @@ def all_examples() -> Selection:
     del params, state, count
     return Selected(None, lambda _: view)
 
-  return Selection(_no_state, select)
+  return Selection(no_state, select)
 
 
 def top_k(ascent: float | None, descent: float) -> Selection:
@@ -97,10 +93,7 @@ def top_k(ascent: float | None, descent: float) -> Selection:
     descent: size of the second set, likewise.
 
   Returns:
-    A selection that stores nothing.
-
-  Raises:
-    ValueError: if a size is out of range; in `update` without single losses.
+    A stateless selection.
 
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> batch = jnp.array([1.0, -4.0, 2.0, 3.0])
@@ -128,7 +121,7 @@ def top_k(ascent: float | None, descent: float) -> Selection:
       perturbs=num_ascent > 0,
     )
 
-  return Selection(_no_state, select)
+  return Selection(no_state, select)
 
 
 def largest(scores: jax.Array, size: int) -> jax.Array:

@@ -53,16 +53,13 @@ def on_sharp_gradients(
     total_steps: number of steps of the whole training, at least 1.
     decay: weight of the past in both moments, in [0, 1).
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start, in the same unit.
+    lambda_2: threshold at the start, in the same unit. No step ascends above
+      `1 / sqrt(1 - decay)`, the most that these moments can show: it warns.
     initial_variance: variance before the first step, at least 0. With 0 a
       factor on the loss changes no decision. A derived program has e^-10.
 
   Returns:
     A policy with state (`SharpGradientsState`).
-
-  Warns:
-    UserWarning: if a lambda is above `1 / sqrt(1 - decay)`, the most standard
-      deviations that these moments can show. No step ascends then.
   """
   validation.check_count('total_steps', total_steps)
   validation.check_number('decay', decay, at_least=0, below=1)
@@ -73,38 +70,29 @@ def on_sharp_gradients(
 
   def init(params: optax.Params) -> SharpGradientsState:
     dtype = tree_math.accumulator_dtype(params)
-    return SharpGradientsState(
-      count=jnp.zeros((), jnp.int32),
-      squared_norm=jnp.zeros((), dtype),
-      mean=jnp.zeros((), dtype),
-      variance=jnp.full((), initial_variance, dtype),
-      threshold=jnp.zeros((), dtype),
-    )
+    count, zero = jnp.zeros((), jnp.int32), lambda: jnp.zeros((), dtype)
+    variance = jnp.full((), initial_variance, dtype)
+    return SharpGradientsState(count, zero(), zero(), variance, zero())
 
   def decide(
     grads: optax.Updates, state: SharpGradientsState
   ) -> tuple[jax.Array, SharpGradientsState]:
     dtype = state.mean.dtype
-
-    def cast(number: Any) -> jax.Array:
-      return jnp.asarray(number, dtype)
-
+    cast = lambda number: jnp.asarray(number, dtype)
     squared_norm = tree_math.dot(grads, grads).astype(dtype)
     past, present = cast(decay), 1 - cast(decay)
     mean = past * state.mean + present * squared_norm
     deviation = jnp.square(squared_norm - mean)
     variance = past * state.variance + present * deviation
-    progress = jnp.minimum(
-      state.count.astype(dtype) / cast(total_steps), cast(1)
-    )
+    progress = state.count.astype(dtype) / cast(total_steps)
+    progress = jnp.minimum(progress, cast(1))
     factor = progress * cast(lambda_1) + (1 - progress) * cast(lambda_2)
     threshold = mean + factor * jnp.sqrt(variance)
     finite = jnp.isfinite(squared_norm) & jnp.isfinite(variance)
     count = tree_math.increment(state.count)
     found = SharpGradientsState(count, squared_norm, mean, variance, threshold)
-    kept = state._replace(count=count)
     ascend = finite & (squared_norm >= threshold)
-    return ascend, tree_math.select(finite, found, kept)
+    return ascend, tree_math.select(finite, found, state._replace(count=count))
 
   return Policy(init, decide)
 
@@ -116,9 +104,8 @@ def _warn_if_unreachable(decay: Any, **lambdas: Any) -> None:
   for name, value in lambdas.items():
     if validation.is_python_number(value) and value > largest:
       warnings.warn(
-        f'{name}={value} is above 1 / sqrt(1 - decay) = {largest:.4g}, more '
-        f'standard deviations than the moving moments can ever show: no step '
-        f'ascends while the threshold is that high.',
+        f'{name}={value} is above 1 / sqrt(1 - decay) = {largest:.4g}, the '
+        f'most that the moving moments can show: no step ascends then.',
         stacklevel=3,
       )
 
@@ -145,11 +132,10 @@ def ae_sam(
     c        = (t / T) * lambda_1 + (1 - t / T) * lambda_2     # t / T <= 1
     u        = SAM's gradient if x >= mean + c * sqrt(variance) else g
 
-  For a normally distributed `x` the defaults take a SAM step half of the time:
-  24, 41, 59 and 77 % in the quarters of the training. Real squared norms are
-  skewed: expect 2 to 17 points less. The moments have no bias correction, so
-  training starts with a burst of SAM steps. A factor on the loss changes no
-  decision.
+  For a normally distributed `x` the defaults take 50 % SAM steps: 24, 41, 59
+  and 77 % in the quarters of the training. Real norms are skewed: expect 2 to
+  17 points less. Without bias correction, training starts with a burst of SAM
+  steps. A factor on the loss changes nothing.
 
   No program is public; the equations are from restatements of the paper that
   agree. Unverified: the defaults of `decay` and both lambdas, and the initial
@@ -160,19 +146,16 @@ def ae_sam(
     total_steps: T, number of steps of the whole training, at least 1.
     decay: weight of the past in both moments, in [0, 1); try 0.5 to 0.99.
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start. Above `1 / sqrt(1 - decay)`, 3.16 at 0.9,
-      no step ascends.
+    lambda_2: threshold at the start. Above `1 / sqrt(1 - decay)`, 3.16 at
+      0.9, no step ascends: it warns.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 more at a SAM step.
-    State: both moments.
-
-  Warns:
-    UserWarning: if a lambda is so large that no step ascends.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: two
+    moments.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
@@ -181,8 +164,7 @@ def ae_sam(
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.ae_sam(total_steps=100), jnp.float32(0.0)
   >>> state, decisions = tx.init(w), []
-  >>> for gradient in (1.0, 1.0, 0.1):
-  ...   g = jnp.float32(gradient)
+  >>> for g in jnp.array([1.0, 1.0, 0.1]):
   ...   _, state = tx.update(g, state, w, grad_fn=lambda w: w)
   ...   decisions.append(bool(state.info.ascended))
   >>> decisions
@@ -222,7 +204,7 @@ def ae_look_sam(
 
   For a normally distributed squared norm the defaults take a SAM step 19.5 % of
   the time; the paper is quoted with "about 20 %". Unverified: the defaults and
-  the exact algorithm. The first step ascends if `decay` is at least 0.75.
+  the exact algorithm. The first step ascends from `decay=0.75` on.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -231,19 +213,16 @@ def ae_look_sam(
     lambda_1: threshold at the end, in standard deviations above the mean.
     lambda_2: threshold at the start, in the same unit.
     alpha: length of the reused part relative to `g`, in [0, 1); see `look_sam`.
-    accumulator_dtype: dtype of the stored direction; None for at least float32.
+    accumulator_dtype: dtype of the stored direction; None: float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
       `gv` and `u` are computed from averages in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 more at a SAM step.
-    State: both moments and the direction of `gv`.
-
-  Warns:
-    UserWarning: if a lambda is so large that no step ascends.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: 2 moments
+    and the direction of `gv`.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware

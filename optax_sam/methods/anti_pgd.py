@@ -73,8 +73,8 @@ def anti_pgd(
   validation.check_key(key)
 
   def init(params: optax.Params) -> AntiPgdState:
-    floats = partition.keep(partition.float_leaves(params), params)
-    scale = jnp.zeros((), tree_math.accumulator_dtype(floats))
+    inside = partition.Leaves.of(params).split(params)
+    scale = jnp.zeros((), tree_math.accumulator_dtype(inside))
     return AntiPgdState(jnp.zeros((), jnp.int32), validation.as_key(key), scale)
 
   def update(
@@ -82,13 +82,13 @@ def anti_pgd(
   ) -> tuple[Any, AntiPgdState]:
     del params, extra_args
     scale = sigma(state.count) if callable(sigma) else sigma
-    floats = jax.tree.map(tree_math.is_float, updates)
-    inside = partition.keep(floats, updates)
+    leaves = partition.Leaves.of(updates)
+    inside = leaves.split(updates)
     count = tree_math.increment(state.count)
     before = draw_normal(state.key, state.count, inside)
     after = draw_normal(state.key, count, inside)
     inside, scale = _exchange(inside, before, after, state.scale, scale)
-    updates = partition.fill(floats, inside, updates)
+    updates = leaves.join(inside, updates)
     return updates, AntiPgdState(count, state.key, scale)
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -99,32 +99,28 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
 
   Args:
     params: the parameters `w`.
-    opt_state: state after the step that led to `params`, of an optimizer with
-      one `anti_pgd`, which is not inside `optax.masked` or `optax.partition`.
+    opt_state: state after the step that led to `params`, with exactly one
+      `anti_pgd` in it, not inside `optax.masked` or `optax.partition`.
 
   Returns:
     The iterate, like `params` in structure, shapes and dtypes.
 
-  Raises:
-    ValueError: if there is no such transformation, or more than one.
-
-  >>> import jax.numpy as jnp, optax, optax_sam
-  >>> tx = optax.chain(optax.sgd(0.1), optax_sam.anti_pgd(0.1, key=0))
-  >>> w = jnp.array([3.0, 4.0])
-  >>> optax_sam.without_noise(w, tx.init(w)).tolist()  # there is none yet
-  [3.0, 4.0]
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.anti_pgd(0.1, key=0), jnp.float32(3.0)
+  >>> float(optax_sam.without_noise(w, tx.init(w)))  # there is none yet
+  3.0
   """
   state = only_state(
     opt_state,
     AntiPgdState,
     'optax.chain(optax.sgd(0.1), optax_sam.anti_pgd(0.1, key=0))',
   )
-  floats = jax.tree.map(tree_math.is_float, params)
-  inside = partition.keep(floats, params)
+  leaves = partition.Leaves.of(params)
+  inside = leaves.split(params)
   noise = draw_normal(state.key, state.count, inside)
   nothing = jnp.zeros_like(state.scale)
   clean, _ = _exchange(inside, noise, noise, state.scale, nothing)
-  return partition.fill(floats, clean, params)
+  return leaves.join(clean, params)
 
 
 def _exchange(

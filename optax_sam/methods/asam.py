@@ -23,8 +23,7 @@ def scale_to_adaptive_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient to a radius relative to the weights: ASAM.
 
-  `epsilon` is that of `optax_sam.asam`. It is 0 if `norm(T * g)` is 0 or not
-  finite.
+  `epsilon` is that of `optax_sam.asam`; 0 if `norm(T * g)` is 0 or not finite.
 
   Args:
     rho: radius relative to the weights, at least 0, or a schedule of it.
@@ -32,8 +31,7 @@ def scale_to_adaptive_radius(
     scaled: which leaves are scaled; None decides by their names.
 
   Returns:
-    A perturbation whose `update` needs `params`; stateless unless `rho` is a
-    schedule.
+    A perturbation that needs `params`; stateless unless `rho` is a schedule.
   """
   validation.check_number('eta', eta, at_least=0)
   if scaled is None:
@@ -82,8 +80,7 @@ def asam(
 ) -> optax.GradientTransformationExtraArgs:
   """Adaptive SAM (ASAM): a radius relative to the size of the weights.
 
-  With `g` the gradient at `w`, `T = abs(w) + eta` on scaled leaves and `T = 1`
-  on the others::
+  With `g` the gradient at `w`, `T = abs(w) + eta` on scaled leaves, else 1::
 
     epsilon = rho * T^2 * g / (norm(T * g) + 1e-12)   # norm(epsilon / T) = rho
     u       = gradient at w + epsilon
@@ -93,8 +90,8 @@ def asam(
   whose last name is `bias`, `b`, `beta` or `offset`. Other programs give other
   numbers: `asam(2.0, eta=0.0, scaled=True)` is davda54/sam, which does not
   perturb a bias that is zero; `scaled=True` alone is dbahri/universal_sam. The
-  rule `rho * abs(w) * g / norm(g)` is not ASAM. Unverified: the paper's own
-  rule and its `eta`.
+  rule `rho * abs(w) * g / norm(g)` is not ASAM. Unverified: the paper's rule,
+  `eta`.
 
   Args:
     rho: radius relative to the weights, at least 0, usually 0.1 to 2, or a
@@ -109,8 +106,8 @@ def asam(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
     Kwon, Kim, Park, Choi, `ASAM: Adaptive Sharpness-Aware Minimization for

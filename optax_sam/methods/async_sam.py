@@ -34,8 +34,7 @@ def delay(
     accumulator_dtype: dtype of the stored gradient; None for float32 or wider.
 
   Returns:
-    A perturbation with state (`DelayState`), to be followed by one that scales
-    to a radius.
+    A perturbation with state (`DelayState`), to place before a radius.
   """
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
 
@@ -71,8 +70,7 @@ def async_sam(
 ) -> optax.GradientTransformationExtraArgs:
   """AsyncSAM: perturbs along the gradient of the step before.
 
-  With `g` the gradient at `w`, averaged over the devices, and `last` 0 at
-  first::
+  With `g` the gradient at `w`, the mean over devices, and `last` 0 at first::
 
     epsilon = rho * last / (norm(last) + 1e-12)
     u       = gradient at w + epsilon
@@ -85,16 +83,15 @@ def async_sam(
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    accumulator_dtype: dtype of `last`; None for float32 or wider, bfloat16 for
-      half of that memory.
+    accumulator_dtype: dtype of `last`, e.g. bfloat16; None: float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
       It makes no difference: `last` is an average in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: `last`.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: `last`.
 
   References:
     Jo, Lim, Lee, `Asynchronous Sharpness-Aware Minimization For Fast and

@@ -57,7 +57,7 @@ def b_sam(
   key: jax.Array | int,
   axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Bayesian SAM (bSAM): SAM as an optimal relaxation of Bayes.
+  """bSAM: SAM as an optimal relaxation of Bayes.
 
   With `m = 0` and `s = initial_precision` at first, `wd = prior_precision /
   num_data`, and standard normal `n`, drawn anew for each part of the batch::

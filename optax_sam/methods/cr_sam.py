@@ -8,7 +8,8 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.descent import At, Descent, keep_clean, no_state
+from optax_sam.engine.descent import At, Descent, keep_clean
+from optax_sam.engine.info import no_state
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
@@ -77,8 +78,8 @@ def cr_sam(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 3 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 3 gradients. State: none.
 
   References:
     Wu, Luo, Wunsch, `CR-SAM: Curvature Regularized Sharpness-Aware Minimization

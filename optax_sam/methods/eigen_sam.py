@@ -48,7 +48,7 @@ def scale_toward_eigenvector(
     refresh_every: number of steps from one estimate to the next, at least 1.
     power_steps: products with the Hessian at a refresh, at least 1.
     key: integer seed or typed key for the first `v`, the same on all devices.
-    accumulator_dtype: dtype of `v`; None for float32 or wider.
+    accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
 
   Returns:
     A perturbation with state (`EigenvectorState`), only for use in
@@ -82,14 +82,14 @@ def scale_toward_eigenvector(
       )
       raise ValueError(msg)
 
-    def renew() -> optax.Updates:
+    def refresh() -> optax.Updates:
       found = _power_iteration(
         loss_view, params, state.direction, updates, power_steps, axis_name
       )
       return tree_math.cast_like(found, state.direction)
 
     direction = on_refresh(
-      state.count, refresh_every, renew, lambda: state.direction
+      state.count, refresh_every, refresh, lambda: state.direction
     )
     radius = rho(state.count) if callable(rho) else rho
     epsilon = _combine(radius, alpha, updates, direction)
@@ -186,8 +186,7 @@ def eigen_sam(
       least 1; 100 as in the authors' program.
     power_steps: number of products with the Hessian at a refresh, at least 1.
     key: integer seed or typed key, the same on all devices.
-    accumulator_dtype: dtype of `v`; None for float32 or wider, bfloat16 for
-      half of that memory.
+    accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
       The Hessian is that of these leaves.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
@@ -195,14 +194,13 @@ def eigen_sam(
       `H v` is averaged in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`, and differentiates it once more. Cost: 2
-    gradients, and about 2 * `power_steps` at a refresh. State: `v`.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`, and differentiates it once more. Cost: 2 gradients,
+    and about 2 * `power_steps` at a refresh. State: `v`.
 
   References:
-    Luo, Truong, Pham, Harandi, Phung, Le, `Explicit Eigenvalue Regularization
-    Improves Sharpness-Aware Minimization <https://arxiv.org/abs/2501.12666>`_,
-    NeurIPS 2024.
+    Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware
+    Minimization <https://arxiv.org/abs/2501.12666>`_, NeurIPS 2024.
 
   >>> import jax, jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.eigen_sam(rho=0.5, alpha=1.0, power_steps=30, key=0)

@@ -55,10 +55,7 @@ def entropy_sgd(
 
   and after each `inner_steps` calls::
 
-    x = x - learning_rate * (x - mu)
-    w = mu = x
-    v = 0
-    n = n + 1
+    x = x - learning_rate * (x - mu),   w = mu = x,   v = 0,   n = n + 1
 
   The result is `x`: evaluate `optax_sam.outer_params(w, opt_state)`, not `w`. A
   gradient that is not finite moves nothing and is not added to `v`. We read the
@@ -83,9 +80,8 @@ def entropy_sgd(
     normal number for each parameter. State: `x`, `mu`, `v` and the key.
 
   References:
-    Chaudhari, Choromanska, Soatto, LeCun, et al., `Entropy-SGD: Biasing
-    Gradient Descent Into Wide Valleys <https://arxiv.org/abs/1611.01838>`_,
-    ICLR 2017.
+    Chaudhari et al., `Entropy-SGD: Biasing Gradient Descent Into Wide Valleys
+    <https://arxiv.org/abs/1611.01838>`_, ICLR 2017.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.entropy_sgd(inner_steps=2, gamma=0.0, noise=0.0, key=0)
@@ -112,7 +108,7 @@ def entropy_sgd(
 
   def init(params: optax.Params) -> EntropySgdState:
     partition.check_real(params)
-    floats = partition.keep(partition.float_leaves(params), params)
+    floats = partition.Leaves.of(params).split(params)
     # Buffers of their own: the same one can't be donated twice.
     outer, mean = (jax.tree.map(_copy, floats) for _ in range(2))
     return EntropySgdState(
@@ -130,8 +126,8 @@ def entropy_sgd(
     if params is None:
       msg = 'params must be given: write tx.update(grads, opt_state, params).'
       raise ValueError(msg)
-    floats = partition.float_leaves(params)
-    gradient = partition.keep(floats, updates)
+    leaves = partition.Leaves.of(params)
+    gradient = leaves.split(updates)
     devices.check_local(gradient, axis_name)
     rates = [
       rate(state.count) if callable(rate) else rate
@@ -141,10 +137,10 @@ def entropy_sgd(
     step, state = _walk(
       numbers,
       devices.average(gradient, axis_name),
-      partition.keep(floats, params),
+      leaves.split(params),
       state,
     )
-    return partition.fill(floats, step, updates), state
+    return leaves.join(step, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -154,13 +150,10 @@ def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
 
   Args:
     params: the parameters; leaves that are not floating-point are from here.
-    opt_state: state of an optimizer with one `entropy_sgd`.
+    opt_state: state of an optimizer with exactly one `entropy_sgd` in it.
 
   Returns:
     A tree like `params`, in their dtypes.
-
-  Raises:
-    ValueError: if there is no `entropy_sgd` in the state, or more than one.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> state = optax_sam.entropy_sgd(key=0).init(jnp.float32(2.0))
@@ -168,9 +161,9 @@ def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
   2.0
   """
   state = only_state(opt_state, EntropySgdState, 'optax_sam.entropy_sgd(key=0)')
-  floats = partition.float_leaves(params)
-  kept = tree_math.cast_like(state.outer, partition.keep(floats, params))
-  return partition.fill(floats, kept, params)
+  leaves = partition.Leaves.of(params)
+  outer = tree_math.cast_like(state.outer, leaves.split(params))
+  return leaves.join(outer, params)
 
 
 def _copy(leaf: Any) -> jax.Array:

@@ -7,12 +7,12 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
+from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import keep_random_tensors, scale_to_radius
 from optax_sam.engine.selection import (
   Selected,
   Selection,
-  _no_state,
   check_size,
   largest,
   num_examples,
@@ -48,7 +48,7 @@ def sharpest(size: float) -> Selection:
 
     return Selected(None, descent)
 
-  return Selection(_no_state, select)
+  return Selection(no_state, select)
 
 
 def esam(
@@ -72,14 +72,14 @@ def esam(
               with the largest d_i, for all leaves
 
   If no leaf is kept, `epsilon = 0`. Its length is `rho / beta`, 1.67 times
-  `rho` at 0.6; so it is in published numbers. Ties rank by position, as in
-  `k_sam`. Dropping leaves saves no time under XLA.
+  `rho` at 0.6; so it is in published numbers. Ranking is that of `k_sam`.
+  Dropping leaves saves no time under XLA.
 
   Differences from the authors' program: it takes the examples strictly above
   the k-th largest rise, so one fewer, and none if all are equal (`gamma=7` are
-  its 7 of 16). It perturbs all leaves at the first step, and fails if it keeps
-  none. Unverified: whether a fraction `beta` is kept or dropped, and the factor
-  of `rho`. Ports disagree on both, except at 0.5.
+  its 7 of 16). It perturbs all leaves at the first step, and fails if it
+  perturbs none. Unverified: whether a fraction `beta` is kept or dropped, and
+  the factor of `rho`. Ports disagree on both, except at 0.5.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step. The authors use
@@ -95,25 +95,22 @@ def esam(
       Each device ranks its own examples; the leaves are the same on all.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. All passes must see the same
-    randomness, or the rise is noise; batch norm of the last pass sees only the
-    selected examples. Cost: 4 / 3 + `gamma` gradients, as a fraction, and 1 / 3
-    more unless you pass the losses at `w` as `losses` or XLA merges that pass
-    with yours. State: the key.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. All passes must see the same randomness,
+    or the rise is noise; batch norm of the last pass sees only the selected
+    examples. Cost: 4 / 3 + `gamma` gradients, as a fraction, and 1 / 3 more
+    unless you pass the losses at `w` as `losses` or XLA merges that pass with
+    yours. State: the key.
 
   References:
-    Du, Yan, Feng, Zhou, Zhen, Goh, Tan, `Efficient Sharpness-Aware Minimization
-    for Improved Training of Neural Networks
-    <https://arxiv.org/abs/2110.03141>`_, ICLR 2022.
+    Du et al., `Efficient Sharpness-Aware Minimization for Improved Training of
+    Neural Networks <https://arxiv.org/abs/2110.03141>`_, ICLR 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.esam(rho=0.5, beta=1.0, gamma=1, key=0)
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
-  >>> u, _ = tx.update(
-  ...   w + 1, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f = lambda w, x: jnp.square(w - x)
+  >>> w, x = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
+  >>> u, _ = tx.update(w + 1, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)  # of (w + 3)^2 at 0.5, which rises most from 0 to there
   7.0
   """

@@ -44,12 +44,11 @@ def subtract_ema(
     sigma: fraction of the average that is subtracted, in [0, 1].
     order: 'paper' subtracts the average that includes the current gradient,
       'official' the one before it.
-    accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16,
-      at a `decay` of 0.9, an `m` within 4 % of the gradient may stop moving.
+    accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
+      `decay=0.9` an `m` within 4 % of the gradient may stop moving.
 
   Returns:
-    A perturbation with state (`SubtractEmaState`), to be followed by one that
-    scales to a radius.
+    A perturbation with state (`SubtractEmaState`), to place before a radius.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -66,27 +65,12 @@ def subtract_ema(
     ema = tree_math.zeros_like(params, accumulator_dtype)
     return SubtractEmaState(ema, jnp.zeros((), bool))
 
-  def mix(old: optax.Updates, new: optax.Updates) -> optax.Updates:
-    def leaf(m: jax.Array, g: jax.Array) -> jax.Array:
-      past = jnp.asarray(decay, m.dtype)
-      return past * m + (1 - past) * g.astype(m.dtype)
+  def mix(m: jax.Array, g: jax.Array) -> jax.Array:
+    past = jnp.asarray(decay, m.dtype)
+    return past * m + (1 - past) * g.astype(m.dtype)
 
-    return jax.tree.map(leaf, old, new)
-
-  def subtract(updates: optax.Updates, ema: optax.Updates) -> optax.Updates:
-    difference = jax.tree.map(
-      lambda g, m: tree_math.widen(g) - jnp.asarray(sigma, m.dtype) * m,
-      updates,
-      ema,
-    )
-    negligible = tree_math.is_negligible(
-      tree_math.norm(difference), tree_math.norm(updates)
-    )
-    return jax.tree.map(
-      lambda d, g: jnp.where(negligible, 0, d).astype(g.dtype),
-      difference,
-      updates,
-    )
+  def subtract(g: jax.Array, m: jax.Array) -> jax.Array:
+    return tree_math.widen(g) - jnp.asarray(sigma, m.dtype) * m
 
   def update(
     updates: Any,
@@ -101,16 +85,20 @@ def subtract_ema(
     averaged = devices.average(updates, None if is_synced else axis_name)
     finite = jnp.isfinite(tree_math.norm(averaged))
     former = tree_math.widen_like(state.ema, averaged)
-    ema = mix(former, averaged)
+    ema = jax.tree.map(mix, former, averaged)
     if order == 'official':
       first = tree_math.cast_like(averaged, ema)
       ema = tree_math.select(state.started, ema, first)
-      noise = subtract(updates, former)
-    else:
-      noise = subtract(updates, ema)
+    subtracted = ema if order == 'paper' else former
+    noise = jax.tree.map(subtract, updates, subtracted)
+    is_rounding = tree_math.is_negligible(
+      tree_math.norm(noise), tree_math.norm(updates)
+    )
+    noise = jax.tree.map(lambda d: jnp.where(is_rounding, 0, d), noise)
     ema = tree_math.cast_like(ema, state.ema)
     found = SubtractEmaState(ema, jnp.ones((), bool))
-    return noise, tree_math.select(finite, found, state)
+    state = tree_math.select(finite, found, state)
+    return tree_math.cast_like(noise, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -157,15 +145,14 @@ def friendly_sam(
       The paper's value is unverified.
     order: 'paper' subtracts the `m` that includes the current gradient,
       'official' the one before it.
-    accumulator_dtype: dtype of `m`; None for float32 or wider, bfloat16 for
-      half of that memory.
+    accumulator_dtype: dtype of `m`, e.g. bfloat16; None for float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: `m`.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: `m`.
 
   References:
     Li, Zhou, He, Cheng, Huang, `Friendly Sharpness-Aware Minimization
@@ -174,7 +161,7 @@ def friendly_sam(
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.friendly_sam(rho=0.5, decay=0.5), jnp.zeros(2)
   >>> state = tx.init(w)
-  >>> for g in (jnp.array([4.0, 0.0]), jnp.array([4.0, 4.0])):
+  >>> for g in jnp.array([[4.0, 0.0], [4.0, 4.0]]):
   ...   u, state = tx.update(g, state, w, grad_fn=lambda w: w)
   >>> [round(x, 3) for x in u.tolist()]  # along (4, 4) - (3, 2)
   [0.224, 0.447]

@@ -29,9 +29,8 @@ def frob_sam(
 ) -> optax.GradientTransformationExtraArgs:
   """Frob-SAM: penalizes the variance of the loss around the weights.
 
-  With `g` the gradient at `w`, standard normal directions `z_i`, drawn anew at
-  every step, `L_i` and `g_i` the loss and its gradient at `w + rho * z_i`, and
-  n = `num_samples`::
+  With `g` the gradient at `w`, standard normal `z_i`, drawn anew at every step,
+  `L_i` and `g_i` the loss and gradient at `w + rho * z_i`, n = `num_samples`::
 
     c = sum over i of (L_i - mean of L) * (g_i - mean of g) / (n - 1)
     u = g + penalty / rho^2 * c                      # rho = 0: u = g
@@ -53,14 +52,13 @@ def frob_sam(
       Here `L_i` and `g_i` are averaged before they are multiplied.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn`, or a `grad_fn` that returns (loss, gradient). Cost: 1 +
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn`, or a `grad_fn` that returns (loss, gradient). Cost: 1 +
     `num_samples` gradients, all in memory at once. State: the key.
 
   References:
-    Tahmasebi, Soleymani, Bahri, Jegelka, Jaillet, `A Universal Class of
-    Sharpness-Aware Minimization Algorithms
-    <https://arxiv.org/abs/2406.03682>`_, ICML 2024.
+    Tahmasebi et al., `A Universal Class of Sharpness-Aware Minimization
+    Algorithms <https://arxiv.org/abs/2406.03682>`_, ICML 2024.
 
   Where all gradients are equal, nothing is added:
 
@@ -142,7 +140,7 @@ def _penalize(
   values: list[jax.Array],
   gradients: list[optax.Updates],
 ) -> tuple[jax.Array, optax.Updates]:
-  """Returns the mean loss, and the clean gradient with the penalty's."""
+  """Returns the mean loss, and the gradient with that of the penalty."""
   losses = tree_math.widen(jnp.stack(values))
   loss = jnp.mean(losses)
   radius = jnp.asarray(radius, losses.dtype)
@@ -164,21 +162,3 @@ def _penalize(
     return g.astype(dtype) + total
 
   return loss, jax.tree.map(leaf, clean, *gradients)
-
-
-def stay(key: jax.Array | int) -> optax.GradientTransformation:
-  """Perturbs nothing, and stores the key that the directions are drawn from."""
-  validation.check_key(key)
-
-  def init(params: optax.Params) -> RandomState:
-    del params
-    return RandomState(jnp.zeros((), jnp.int32), validation.as_key(key))
-
-  def update(
-    updates: Any, state: Any, params: Any = None
-  ) -> tuple[Any, RandomState]:
-    del params
-    state = RandomState(tree_math.increment(state.count), state.key)
-    return jax.tree.map(jnp.zeros_like, updates), state
-
-  return optax.GradientTransformation(init, update)

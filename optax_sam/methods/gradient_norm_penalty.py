@@ -31,8 +31,7 @@ def gradient_norm_penalty(
   To first order in `rho`, `u` is the gradient of `L + lambda * norm(grad L)`
   with `lambda = alpha * rho`. The authors' released configuration scales `g` to
   unit length in the mix, against their own README: `normalize_clean=True`. The
-  penalty can hurt Adam during warm-up (arXiv 2406.09723): give `rho` a schedule
-  that starts at 0.
+  penalty can hurt Adam in the warm-up (arXiv 2406.09723): let `rho` start at 0.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step. 0.1 is the
@@ -45,11 +44,11 @@ def gradient_norm_penalty(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
-    Zhao, Zhang, Hu, `Penalizing Gradient Norm for Efficiently Improving
+    Zhao et al., `Penalizing Gradient Norm for Efficiently Improving
     Generalization in Deep Learning <https://arxiv.org/abs/2202.03599>`_, ICML
     2022.
 

@@ -12,9 +12,9 @@ from optax_sam.engine.descent import (
   At,
   Descent,
   keep_clean,
-  no_state,
   orthogonal_part,
 )
+from optax_sam.engine.info import no_state
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
@@ -76,10 +76,9 @@ def gsam(
   The paper couples the radius to the learning rate: pass
   `rho=rho_like_learning_rate(...)`. With the linear schedulers of the authors'
   README their radius is one step ahead of the rate; ours is not. Their pairs,
-  with the radius from the largest to the smallest learning rate: ResNet-50 and
-  -101 0.04 to 0.02 with `alpha=0.01` (ResNet-152 0.005); ViT-S/32 0.6 to 0 with
-  0.4, S/16 0.6 to 0 with 1.0, B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with
-  0.4.
+  for the largest to the smallest rate: ResNet-50 and -101 0.04 to 0.02 with
+  `alpha=0.01` (ResNet-152 0.005); ViT-S/32 0.6 to 0 with 0.4, S/16 0.6 to 0
+  with 1.0, B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with 0.4.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -91,8 +90,8 @@ def gsam(
       By default each device has its own `perp`, as in the authors' program.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
     Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
@@ -131,16 +130,14 @@ def rho_like_learning_rate(
   clamped to [rho_min, rho_max], as a warm-up may start below `lr_min`.
 
   Args:
-    learning_rate: schedule of the absolute learning rate by the step, not of a
-      factor from 0 to 1.
+    learning_rate: schedule of the learning rate, not of a factor in [0, 1].
     rho_max: radius where the learning rate is `lr_max`, at least `rho_min`.
     rho_min: radius where the learning rate is `lr_min`, at least 0.
     lr_max: largest learning rate, at least `lr_min`.
     lr_min: smallest learning rate; equal to `lr_max` it gives `rho_max`.
 
   Returns:
-    A schedule to pass as `rho` to any method, in float32, or in float64 if the
-    learning rate is.
+    A schedule to pass as `rho`, in float32, or in float64 if the rate is.
 
   Raises:
     ValueError: if `learning_rate` is a constant, or a bound out of range.

@@ -34,9 +34,8 @@ def k_sam(
   not used: in a jitted step XLA drops its backward pass, and the ranking shares
   the forward pass of the loss at `w`.
 
-  No program is public. We could not read the sizes of the paper. Unverified:
-  the mean, not the sum, over the examples. In the paper random subsets for both
-  gradients did harm.
+  No program is public. We could not read the paper's sizes. Unverified: the
+  mean, not the sum, over the examples. Random subsets did harm there.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -50,8 +49,8 @@ def k_sam(
       Each device ranks its own examples; under jit the ranking is global.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. Batch norm normalizes each set
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. Batch norm normalizes each set
     separately, so they need more than one example. Cost: 1 / 3 + `ascent` +
     `descent` gradients, sizes as fractions. State: none.
 
@@ -61,11 +60,9 @@ def k_sam(
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.k_sam(rho=0.5, ascent=1, descent=2)
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
-  >>> u, _ = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f = lambda w, x: jnp.square(w - x)
+  >>> w, x = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)  # the mean of 2 * (0.5 + 3) and 2 * (0.5 - 2)
   2.0
   """

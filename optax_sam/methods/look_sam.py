@@ -19,9 +19,8 @@ class ReuseOrthogonalState(NamedTuple):
   """State of `reuse_orthogonal`.
 
   Attributes:
-    direction: `gv` scaled to length 1 (each leaf with `per_leaf`), zeros where
-      there is none; like the parameters, float32 or wider unless a dtype was
-      given.
+    direction: `gv` scaled to length 1 (each leaf with `per_leaf`), or zeros;
+      like the parameters, float32 or wider unless a dtype was given.
     ratio: `norm(gv) / norm(g)` of the last SAM step, a scalar.
   """
 
@@ -34,16 +33,13 @@ def reuse_orthogonal(
 ) -> Descent:
   """Reuses, at a skipped step, what the last ascent added: LookSAM.
 
-  The rule is that of `optax_sam.look_sam`, in float32 or wider, as half
-  precision would leave a part along `g`. A `gv` that is not finite is not
-  stored.
+  The rule is that of `optax_sam.look_sam`, computed in float32 or wider. A `gv`
+  that is not finite is not stored.
 
   Args:
-    alpha: length of the reused part relative to the gradient, in [0, 1); 0 is
-      the base optimizer.
+    alpha: length of the reused part relative to `g`, in [0, 1).
     per_leaf: whether norms and inner products are taken leaf by leaf.
-    accumulator_dtype: dtype of the stored direction; None for float32 or
-      wider. bfloat16 stores 8 bits of each entry.
+    accumulator_dtype: dtype of the stored direction; None: float32 or wider.
 
   Returns:
     A descent with state (`ReuseOrthogonalState`).
@@ -115,8 +111,7 @@ def scale_by_trust_ratio_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales every leaf by the size of its weights: Look-LayerSAM's ascent.
 
-  `epsilon` is that of `optax_sam.look_layer_sam`. A gradient that is not finite
-  gives 0.
+  `epsilon` is that of `optax_sam.look_layer_sam`; 0 if `g` is not finite.
 
   Args:
     rho: factor, at least 0, or a schedule of it by the step.
@@ -124,8 +119,7 @@ def scale_by_trust_ratio_radius(
     max_ratio: upper bound of the ratio in 'global', above 0.
 
   Returns:
-    A perturbation whose `update` needs `params`; stateless unless `rho` is a
-    schedule.
+    A perturbation that needs `params`; stateless unless `rho` is a schedule.
   """
   validation.check_choice('rule', rule, ('global', 'layer', 'unit'))
   validation.check_number('max_ratio', max_ratio, above=0)
@@ -199,21 +193,19 @@ def look_sam(
       take 0.1 too. The paper is quoted with 0.7, which belongs to ViT with
       `rho=1.0` and hardly trains at a small radius.
     per_leaf: whether norms and inner products are taken leaf by leaf.
-    accumulator_dtype: dtype of the stored direction; None for float32 or
-      wider, bfloat16 for half of that memory.
+    accumulator_dtype: dtype of the stored direction; None: float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
       `gv` and `u` are computed from averages in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 + 1 / `period` gradients. State: the
-    direction of `gv`.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 + 1 / `period` gradients. State: `gv`.
 
   References:
-    Liu, Mai, Chen, Hsieh, You, `Towards Efficient and Scalable Sharpness-Aware
-    Minimization <https://arxiv.org/abs/2203.02714>`_, CVPR 2022.
+    Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2203.02714>`_, CVPR 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.look_sam(period=2, alpha=0.5), jnp.zeros(2)
@@ -271,20 +263,19 @@ def look_layer_sam(
     alpha: length of the reused part relative to `g`, in [0, 1); see `look_sam`.
     rule: 'global', 'layer' or 'unit'.
     max_ratio: upper bound of the ratio in 'global', above 0. 20 is a port's.
-    accumulator_dtype: dtype of the stored direction; None for float32 or wider.
+    accumulator_dtype: dtype of the stored direction; None: float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
       `gv` and `u` are computed from averages in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 + 1 / `period` gradients. State: the
-    direction of `gv`.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 + 1 / `period` gradients. State: `gv`.
 
   References:
-    Liu, Mai, Chen, Hsieh, You, `Towards Efficient and Scalable Sharpness-Aware
-    Minimization <https://arxiv.org/abs/2203.02714>`_, CVPR 2022.
+    Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2203.02714>`_, CVPR 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.look_layer_sam(rho=0.5)

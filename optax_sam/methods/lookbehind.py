@@ -46,14 +46,12 @@ def lookbehind(
 
   The base optimizer takes `steps` steps a batch, so this wraps it, and its
   schedules must be `steps` times as long. We checked the rule against the
-  authors' program, which adds 1e-16 to the norm. With `steps=1` and `alpha=1`
-  it is SAM.
+  authors' program, which adds 1e-16 to the norm. `steps=1, alpha=1` is SAM.
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
     rho: length of each ascent step, at least 0, or a schedule of it by the
-      step. 0.05 is from an example of the authors; their class has 0.5, for
-      ASAM.
+      step. 0.05 is from the authors' example; their class has 0.5, for ASAM.
     steps: number of ascent steps, a Python int of at least 1; the authors'
       example has 2, their class 5.
     alpha: fraction of the way taken, in [0, 1]; the authors' 0.2 to 0.8.

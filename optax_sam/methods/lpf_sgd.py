@@ -51,8 +51,7 @@ def lpf_sgd(
 
   Args:
     gamma: noise at the first step, relative to the size of a filter, at least
-      0, or a schedule of it by the step; 0 is the base optimizer, up to
-      rounding.
+      0, or a schedule of it; 0 is the base optimizer, up to rounding.
     micro_batches: number M of parts, at least 1; at most one an example.
     final_ratio: factor by which `gamma` grows, at least 0; 1 is constant. The
       authors take 35 and 25 for WRN-28-10.
@@ -65,11 +64,11 @@ def lpf_sgd(
       It makes no difference: there is no ascent gradient.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`, or with M = 1 `value_fn` or
-    `grad_fn`. Batch norm normalizes each part separately. Cost: 1 gradient, 1 /
-    3 more if you use the loss at `w`, and M normal numbers for each parameter;
-    the parts run one after the other. State: the key. `info.ascent_norm` is 0.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`, or with M = 1 `value_fn` or `grad_fn`.
+    Batch norm normalizes each part separately. Cost: 1 gradient, 1 / 3 more if
+    you use the loss at `w`, and M normal numbers for each parameter; the parts
+    run one after the other. State: the key. `info.ascent_norm` is 0.
 
   References:
     Bisla, Wang, Choromanska, `Low-Pass Filtering SGD for Recovering Flat Optima
@@ -80,11 +79,9 @@ def lpf_sgd(
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.lpf_sgd(micro_batches=2, total_steps=10, key=0)
-  >>> losses = lambda w, batch: w * batch
-  >>> w, batch = jnp.float32(5.0), jnp.array([1.0, 2.0, 6.0])
-  >>> u, _ = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f = lambda w, x: w * x
+  >>> w, x = jnp.float32(5.0), jnp.array([1.0, 2.0, 6.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)
   3.0
   """

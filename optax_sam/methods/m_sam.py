@@ -56,23 +56,20 @@ def m_sam(
       Each device splits its own examples.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. Batch norm normalizes each part
-    separately. Cost: 2 gradients, and a forward pass if you use the loss at
-    `w`. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. Batch norm normalizes each part
+    separately. Cost: 2 gradients, and 1 / 3 if you use the loss at `w`. State:
+    none.
 
   References:
-    Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
-    Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
-    ICLR 2021.
+    Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
+    Generalization <https://arxiv.org/abs/2010.01412>`_, ICLR 2021.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.m_sam(rho=0.5, micro_batch_size=1)
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0])
-  >>> u, _ = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f = lambda w, x: jnp.square(w - x)
+  >>> w, x = jnp.float32(0.0), jnp.array([1.0, -3.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)  # the mean of -3 at -0.5 and of 7 at 0.5
   2.0
   """

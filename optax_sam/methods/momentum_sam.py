@@ -57,17 +57,16 @@ def momentum_sam(
       SAM's. The authors find 2.2 to 3 best on CIFAR, 0.3 (the default of their
       class) for ResNet on ImageNet, and 10 for ViT, with 0 in the warm-up.
     decay: weight of the past in `v`, in [0, 1): SGD's momentum or Adam's b1.
-    accumulator_dtype: dtype of `v`; None for float32 or wider, bfloat16 for
-      half of that memory.
+    accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
       It makes no difference: `v` is the same on all devices.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 / 3 if you use the
-    loss at `w`. State: `v`.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 / 3 if you use the loss at
+    `w`. State: `v`.
 
   References:
     Becker, Altrock, Risse, `Momentum-SAM: Sharpness Aware Minimization without

@@ -15,8 +15,7 @@ def ordered_sgd(
 ) -> optax.GradientTransformationExtraArgs:
   """Ordered SGD: descends on the examples with the largest losses.
 
-  With `l_i(w)` the losses of the batch and `Q` the `k` examples with the
-  largest ones::
+  With `l_i(w)` the losses of the batch and `Q` the `k` with the largest::
 
     u = gradient of the mean of l_i over Q at w
 
@@ -36,22 +35,18 @@ def ordered_sgd(
       Each device ranks its own examples; under jit the ranking is global.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. Cost: 1 / 3 + `k` gradients, k as
-    a fraction. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. Cost: 1 / 3 + `k` gradients, k as a
+    fraction. State: none.
 
   References:
     Kawaguchi, Lu, `Ordered SGD: A New Stochastic Optimization Framework for
-    Empirical Risk Minimization <https://arxiv.org/abs/1907.04371>`_, AISTATS
-    2020.
+    Empirical Risk Minimization <https://arxiv.org/abs/1907.04371>`_, 2020.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.ordered_sgd(k=1), jnp.float32(0.0)
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> batch = jnp.array([1.0, -3.0, 2.0])
-  >>> u, _ = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f, x = lambda w, x: jnp.square(w - x), jnp.array([1.0, -3.0, 2.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)  # of (w + 3)^2 alone
   6.0
   """

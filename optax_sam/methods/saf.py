@@ -15,8 +15,7 @@ class SafState(NamedTuple):
   """State of `saf_loss`: a table with one row an example.
 
   Attributes:
-    logits: those of the last epochs, (examples, lag, classes), with epoch e in
-      slot `e % lag`.
+    logits: (examples, lag, classes), those of epoch e in slot `e % lag`.
     filled: whether a slot was ever written, bool (examples, lag).
   """
 
@@ -75,26 +74,22 @@ def saf_loss(
   **Devices.** Split the state along its first axis: by `P('data')`, in a
   `NamedSharding` under `jax.jit` or in the specs of `jax.shard_map`. With n
   devices and `n * m` examples (round up), device d owns the examples `d * m` to
-  `(d + 1) * m - 1`. A batch may have any example on any device. The table
-  itself is never sent:
-
-  * under `jax.jit` the compiler gathers ids and logits of the batch, and sums
-    its targets over the devices;
-  * with `axis_name`, `loss` gathers ids and reduce-scatters the targets, B *
-    classes numbers and B bytes; `update` gathers ids and logits. The term is
-    the mean over the device's rows: average it as you average the loss;
-  * in `jax.shard_map` without `axis_name`, ids count from the first example
-    that the device owns, a batch has only these, and nothing is sent.
+  `(d + 1) * m - 1`. A batch may have any example. The table is never sent:
+  under `jax.jit` the compiler gathers ids and logits of the batch and sums its
+  targets. With `axis_name`, `loss` gathers ids and reduce-scatters the targets,
+  B * classes numbers and B bytes; `update` gathers ids and logits. The term is
+  then the mean over the device's rows: average it like the loss. In
+  `jax.shard_map` without `axis_name` nothing is sent: ids count from the first
+  example that the device owns, and a batch has only these.
 
   Args:
     temperature: tau, above 0; it softens both distributions.
     weight: of the term, at least 0.
-    lag: age of a target in epochs, an integer of at least 1.
+    lag: age of a target in epochs, at least 1.
     start_epoch: first epoch with a term; the ones before only fill the table.
     table_dtype: dtype of the table of examples * lag * classes numbers; None
-      for float32, 15 GB for ImageNet. bfloat16 needs half of that, for 2 to 3
-      digits of a logit. A donated state is written in place, but XLA's CPU
-      backend widens a whole bfloat16 table at every step.
+      for float32, 15 GB for ImageNet; bfloat16 stores 2 to 3 digits. A donated
+      table is written in place, but XLA on CPU widens one in bfloat16.
     axis_name: axis of `jax.shard_map` that the table is split over.
 
   Returns:
@@ -126,12 +121,11 @@ def saf_loss(
   def init(num_examples: int, num_classes: int) -> SafState:
     validation.check_static_integer('num_examples', num_examples)
     validation.check_static_integer('num_classes', num_classes)
-    slots = (num_examples, lag)
-    return SafState(
-      jnp.zeros((*slots, num_classes), dtype), jnp.zeros(slots, bool)
-    )
+    logits = jnp.zeros((num_examples, lag, num_classes), dtype)
+    return SafState(logits, jnp.zeros((num_examples, lag), bool))
 
-  def place(state: SafState, ids: Any, epoch: Any) -> _Place:
+  def place(logits: Any, state: SafState, ids: Any, epoch: Any) -> _Place:
+    _check_batch(logits, state, ids, epoch, axis_name)
     slot = jnp.asarray(epoch).astype(jnp.int32) % lag
     return _find_rows(ids, slot, len(state.filled), axis_name)
 
@@ -142,9 +136,8 @@ def saf_loss(
     epoch: Any,
     is_example: Any = None,
   ) -> jax.Array:
-    _check_batch(logits, state, ids, epoch, axis_name)
-    where = place(state, ids, epoch)
-    targets, known = _read_rows(*state, where, logits, axis_name)
+    where = place(logits, state, ids, epoch)
+    targets, known = _read_rows(state, where, logits, axis_name)
     known &= jnp.asarray(epoch) >= start_epoch
     if is_example is not None:
       known &= is_example
@@ -157,8 +150,7 @@ def saf_loss(
     epoch: Any,
     is_example: Any = None,
   ) -> SafState:
-    _check_batch(logits, state, ids, epoch, axis_name)
-    where = place(state, ids, epoch)
+    where = place(logits, state, ids, epoch)
     values = jax.lax.stop_gradient(logits).astype(dtype)
     if is_example is not None:
       # Nor is it written then, and nothing more has to be sent.
@@ -166,10 +158,9 @@ def saf_loss(
     if axis_name is not None:
       values = jax.lax.all_gather(values, axis_name, tiled=True)
     finite = jnp.all(jnp.isfinite(values), axis=-1)
-    filled = jnp.ones_like(finite)
     return SafState(
       _write_rows(state.logits, where, values, finite),
-      _write_rows(state.filled, where, filled, finite),
+      _write_rows(state.filled, where, jnp.ones_like(finite), finite),
     )
 
   return SafLoss(init, loss, update)
@@ -186,10 +177,8 @@ def _check_batch(
       f'{logits.shape}: write init(num_examples, {logits.shape[1]}).'
     )
     raise ValueError(msg)
-  for name, value, shape in (
-    ('ids', ids, logits.shape[:1]),
-    ('epoch', epoch, ()),
-  ):
+  expected = {'ids': (ids, logits.shape[:1]), 'epoch': (epoch, ())}
+  for name, (value, shape) in expected.items():
     dtype = jnp.result_type(value)
     if jnp.shape(value) != shape or not jnp.issubdtype(dtype, jnp.integer):
       msg = (
@@ -214,19 +203,11 @@ def _check_batch(
 
 
 class _Place(NamedTuple):
-  """Where the rows of a batch are in this device's part of the table.
+  """Where the rows of a batch are in this device's part of the table."""
 
-  With an axis name, those of the whole batch, in the order of the devices.
-
-  Attributes:
-    rows: first index, integers (B,); anything where the device does not own it.
-    slot: second index, a scalar.
-    owned: whether the device owns it, bool (B,).
-  """
-
-  rows: jax.Array
-  slot: jax.Array
-  owned: jax.Array
+  rows: jax.Array  # first index, of all devices' rows with an axis name
+  slot: jax.Array  # second index, a scalar
+  owned: jax.Array  # whether this device has the row, bool (B,)
 
 
 def _find_rows(ids: Any, slot: jax.Array, size: int, axis_name: Any) -> _Place:
@@ -239,18 +220,11 @@ def _find_rows(ids: Any, slot: jax.Array, size: int, axis_name: Any) -> _Place:
 
 
 def _read_rows(
-  table: jax.Array,
-  filled: jax.Array,
-  place: _Place,
-  like: jax.Array,
-  axis_name: Any,
+  state: SafState, place: _Place, like: jax.Array, axis_name: Any
 ) -> tuple[jax.Array, jax.Array]:
-  """Returns the table's values for this device's batch, and where it has them.
-
-  The result is split over devices as `like` is.
-  """
-  values = _take_rows(table, place, like)
-  known = place.owned & _take_rows(filled, place, place.owned)
+  """Returns values, split over devices as `like` is, and which are known."""
+  values = _take_rows(state.logits, place, like)
+  known = place.owned & _take_rows(state.filled, place, place.owned)
   if axis_name is None:
     return values, known
   # Of each row one device knows something, and the others give zeros.
@@ -266,8 +240,7 @@ def _write_rows(
   table: jax.Array, place: _Place, values: jax.Array, wanted: jax.Array
 ) -> jax.Array:
   """Returns the table with rows replaced where they are wanted and owned."""
-  # What the table has is read for both purposes, so that writing depends on
-  # reading. Else XLA would keep a copy of the whole table to read from.
+  # Writing depends on reading, or XLA would copy the whole table to read from.
   former = _take_rows(table, place, values)
   wanted = wanted.reshape(-1, *[1] * (values.ndim - 1))
   values = jnp.where(wanted, values, former)

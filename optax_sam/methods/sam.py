@@ -30,14 +30,13 @@ def ascend_repeatedly(
 
   Returns:
     A perturbation; stateless unless `rho` is a schedule. With more than one
-    step its `update` needs `ascent_grad_fn`, which `optax_sam.sharpness_aware`
-    passes.
+    step it needs `ascent_grad_fn`, which `optax_sam.sharpness_aware` passes.
 
   With gradients `[1, 0]`, then `[0, 1]`:
 
-  >>> piece = ascend_repeatedly(0.5, 2)
+  >>> ascend = ascend_repeatedly(0.5, 2)
   >>> g, grad_fn = jnp.array([1.0, 0.0]), lambda delta: jnp.array([0.0, 1.0])
-  >>> epsilon, _ = piece.update(g, piece.init(g), ascent_grad_fn=grad_fn)
+  >>> epsilon, _ = ascend.update(g, ascend.init(g), ascent_grad_fn=grad_fn)
   >>> [round(x, 3) for x in epsilon.tolist()]  # [0.5, 0.5], projected
   [0.354, 0.354]
   """
@@ -124,9 +123,8 @@ def sam(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 + `ascent_steps` gradients. State:
-    none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 + `ascent_steps` gradients. State: none.
 
   References:
     Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for

@@ -54,21 +54,18 @@ def sampa(
   At the first step `xt` and `y` are `w`, and both batches are this one. `g1`
   and `g2` are independent, so two devices, or one with room, can compute them
   in parallel. A `g2` that is not finite leaves `gy` unchanged. With dropout,
-  put the keys of examples into `batch`, or the last batch sees the masks of
-  this one.
+  put the keys into `batch`, or the last batch sees the masks of this one.
 
   We followed the rule through the authors' program by hand and did not run it:
-  it stores `g1` and `g2` mixed and divides `gy` out of them; here `gy` is
-  stored.
+  it stores `g1` and `g2` mixed and divides `gy` out of them; we store `gy`.
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
     rho: radius, at least 0, or a schedule of it by the step. This and the next
       default are the authors'.
     mix: weight of the gradient ahead, in [0, 1].
-    batch_like: a batch, or its shapes and dtypes: arrays or
-      `jax.ShapeDtypeStruct`, with the same number of examples, along axis 0, at
-      every step.
+    batch_like: a batch, or its shapes and dtypes (`jax.ShapeDtypeStruct`), with
+      the same number of examples, along axis 0, at every step.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
       `batch`, also that of the state, is local: split it over the devices.
@@ -91,13 +88,11 @@ def sampa(
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> batch = jnp.array([1.0, 2.0])
   >>> tx = optax_sam.sampa(optax.sgd(0.1), rho=0.5, mix=0.5, batch_like=batch)
-  >>> losses = lambda w, batch: 0.5 * (w - batch) ** 2
+  >>> f = lambda w, x: 0.5 * (w - x) ** 2
   >>> w, state = jnp.float32(4.0), tx.init(jnp.float32(4.0))
-  >>> for shift in (0.0, 1.0):
-  ...   updates, state = tx.update(
-  ...     w, state, w, per_example_value_fn=losses, batch=batch + shift
-  ...   )
-  ...   w = w + updates  # by 2.5, then by the mean of 2.75 and 1
+  >>> for x in (batch, batch + 1):
+  ...   u, state = tx.update(w, state, w, per_example_value_fn=f, batch=x)
+  ...   w = w + u  # by 2.5, then by the mean of 2.75 and 1
   ...   print(round(float(w), 4))
   3.75
   3.5625

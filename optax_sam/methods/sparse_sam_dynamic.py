@@ -41,17 +41,14 @@ def keep_dynamic(
 
   The mask is that of `optax_sam.sparse_sam_dynamic`, with scores compared in
   float32. It returns the update with the mask as it is, then refreshes the
-  mask. An update of zeros leaves it unchanged. For the order in a chain see
-  `keep_top_fisher`.
+  mask. An update of zeros leaves it unchanged. Order: see `keep_top_fisher`.
 
   Args:
-    sparsity: fraction of the entries that is not perturbed, a Python number
-      in [0, 1].
+    sparsity: fraction of entries not perturbed, a Python number in [0, 1].
     drop_rate: fraction of the mask that the first refresh moves, in (0, 1].
     refresh_every: number of steps from one mask to the next, at least 1.
     total_steps: number of steps of the whole training, at least 1.
-    key: integer seed or typed key, the same on all devices, used for nothing
-      else, such as dropout.
+    key: integer seed or typed key, the same on all devices; not dropout's.
     drop: 'gradient' drops the smallest `abs(g)`, 'weight' the smallest
       `abs(w)` at the unperturbed parameters; or 'random'.
     growth: the same for what is grown, where the largest are.
@@ -172,23 +169,19 @@ def sparse_sam_dynamic(
       Entries are dropped by the average in any case.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: a mask of bools and
-    the key.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: a mask, the key.
 
   References:
-    Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
-    Stronger: A Sparsified Perturbation Approach
-    <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
+    Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified
+    Perturbation Approach <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
 
   >>> import jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.sparse_sam_dynamic(
-  ...   2.0, sparsity=0.75, refresh_every=1, total_steps=10, key=0
-  ... )
-  >>> w = jnp.zeros(16)
-  >>> u, _ = tx.update(jnp.ones(16), tx.init(w), w, grad_fn=lambda w: w)
-  >>> sorted(u.tolist())[-5:]  # 4 of the 16, each of 2 / sqrt(16)
-  [0.0, 0.5, 0.5, 0.5, 0.5]
+  >>> static = {'refresh_every': 1, 'total_steps': 10, 'key': 0}
+  >>> tx, w = optax_sam.sparse_sam_dynamic(2.0, **static), jnp.zeros(4)
+  >>> u, _ = tx.update(jnp.ones(4), tx.init(w), w, grad_fn=lambda w: w)
+  >>> sorted(u.tolist())  # 2 of the 4, each of 2 / sqrt(4)
+  [0.0, 0.0, 1.0, 1.0]
   """
   keep = keep_dynamic(
     sparsity,

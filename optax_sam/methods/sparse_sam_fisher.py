@@ -41,14 +41,11 @@ def keep_top_fisher(
 
   The mask is that of `optax_sam.sparse_sam_fisher`. Placed after
   `scale_to_radius`, the norm is that of the full gradient and epsilon is
-  shorter than rho, as in the authors' program; placed before it, epsilon has
-  length rho.
+  shorter than rho, as in the authors' program; placed before, it is rho long.
 
   Args:
-    sparsity: fraction of the entries that is not perturbed, a Python number
-      in [0, 1].
-    num_samples: number of examples, a Python int of at least 1, taken from the
-      front of the batch.
+    sparsity: fraction of entries not perturbed, a Python number in [0, 1].
+    num_samples: number of examples from the front of the batch, at least 1.
     refresh_every: number of steps from one mask to the next, at least 1.
     pattern: 'global', or 'n:m' such as '2:4', as in `keep_n_of_m`.
 
@@ -131,13 +128,12 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
   """Zeroes all but the n largest of every m consecutive inputs of a unit.
 
   The inputs of a leaf are all of its axes but the last, flattened, as in the
-  kernels of Flax: `(in, out)`, `(height, width, in, out)`. Per output and group
-  of m of them::
+  kernels of Flax: `(in, out)`, `(height, width, in, out)`. In each group of m::
 
     epsilon_i = g_i if abs(g_i) is among the n largest else 0   # ties: first
 
-  A leaf with fewer than two axes, or whose number of inputs m does not divide,
-  is unchanged. The authors group convolutions along another axis.
+  A leaf with fewer than two axes, or whose inputs m does not divide, is
+  unchanged. The authors group convolutions along another axis.
 
   Args:
     n: number of entries left in a group, a Python int in [1, m].
@@ -147,12 +143,11 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
     A stateless perturbation.
 
   References:
-    Mi, Shen, Ren, Zhou, Xu, Sun, Liu, Ji, Tao, `Systematic Investigation of
-    Sparse Perturbed Sharpness-Aware Minimization Optimizer
-    <https://arxiv.org/abs/2306.17504>`_, 2023.
+    Mi et al., `Systematic Investigation of Sparse Perturbed Sharpness-Aware
+    Minimization Optimizer <https://arxiv.org/abs/2306.17504>`_, 2023.
 
-  >>> piece = keep_n_of_m(1, 2)
-  >>> piece.update(jnp.array([[3.0], [-4.0]]), piece.init(None))[0].tolist()
+  >>> g, keep = jnp.array([[3.0], [-4.0]]), keep_n_of_m(1, 2)
+  >>> keep.update(g, keep.init(g))[0].tolist()
   [[0.0], [-4.0]]
   """
   validation.check_static_integer('n', n)
@@ -187,7 +182,7 @@ def sparse_sam_fisher(
     u       = gradient at w + epsilon
 
   The norm is that of the full gradient, so `epsilon` is shorter than `rho`. For
-  a constant length chain the two pieces the other way round:
+  a constant length chain the two components the other way round:
   `chain(keep_top_fisher(...), scale_to_radius(rho))`. All parameters are
   updated, and no time is saved. Scores are compared in float32; one that is not
   finite leaves the mask unchanged. The first mask is full.
@@ -197,9 +192,7 @@ def sparse_sam_fisher(
   it starts with an empty mask and refreshes after a step, so its first step is
   not perturbed; it draws fresh examples; and it adds the first example's
   gradient to a leftover one before squaring. Unverified: initial mask, refresh
-  timing, `num_samples` and `rho` of the paper. Groups of 'n:m' run along the
-  inputs of a unit, also in convolutions; the authors' follow-up (arXiv
-  2306.17504) groups along another axis.
+  timing, `num_samples` and `rho` of the paper.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
@@ -210,34 +203,30 @@ def sparse_sam_fisher(
       are taken. The authors' README has 16 and 128, and up to 1024.
     refresh_every: number of steps from one mask to the next, at least 1. The
       authors' README: one epoch; they tried 1 to 10.
-    pattern: 'global', or 'n:m' such as '2:4' for the n largest of every m
-      consecutive inputs of a unit, for any `sparsity`. Leaves with fewer than
-      two axes, or whose inputs m does not divide, are perturbed entirely.
+    pattern: 'global', or for any `sparsity` 'n:m', such as '2:4', for the n
+      largest of every m inputs of a unit; see `perturbations.keep_n_of_m`.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
       Each device takes an equal number of examples in F, from its own.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. With batch norm pass a `value_fn`
-    in training mode too, and let the former use the running statistics, as one
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. With batch norm pass a `value_fn` in
+    training mode too, and let the former use the running statistics, as one
     example has no variance. Cost: 2 + `num_samples` / (batch size *
-    `refresh_every`) gradients, and the memory of 16 examples' gradients. State:
-    a mask of bools.
+    `refresh_every`) gradients, and memory for 16 per-example gradients. State:
+    a mask.
 
   References:
-    Mi, Shen, Ren, Zhou, Sun, Ji, Tao, `Make Sharpness-Aware Minimization
-    Stronger: A Sparsified Perturbation Approach
-    <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
+    Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified
+    Perturbation Approach <https://arxiv.org/abs/2210.05177>`_, NeurIPS 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.sparse_sam_fisher(sparsity=0.5, refresh_every=10)
-  >>> losses = lambda w, x: jnp.square(x @ w)
+  >>> f = lambda w, x: jnp.square(x @ w)
   >>> w, x = jnp.ones(4), jnp.array([[1.0, 4.0, 2.0, 3.0]])
-  >>> _, state = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=x
-  ... )
+  >>> _, state = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> state.perturbation[1].mask.tolist()
   [False, True, False, True]
   """

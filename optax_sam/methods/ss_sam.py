@@ -34,8 +34,7 @@ def bernoulli(
   Args:
     probability: of an ascent step, a scalar in [0, 1], or a schedule of it,
       whose values are not checked: below 0 means never, above 1 always.
-    key: integer seed or typed key, the same on all devices, used for nothing
-      else, such as dropout.
+    key: integer seed or typed key, the same on all devices; not dropout's.
 
   Returns:
     A policy with state (`BernoulliState`).
@@ -88,19 +87,16 @@ def ss_sam(
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    probability: of a SAM step, in [0, 1], or a schedule of it. 0.5 is the
-      "propagation count 1.5" that the paper is quoted with; the authors'
-      example has 0.6.
-    key: integer seed or typed key, the same on all devices, used for nothing
-      else, such as dropout.
+    probability: of a SAM step, in [0, 1], or a schedule of it. 0.5 is a quoted
+      "propagation count 1.5" of the paper; the authors' example has 0.6.
+    key: integer seed or typed key, the same on all devices; not dropout's.
     mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 1 + the mean probability. State: the
-    key.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 + mean probability. State: the key.
 
   References:
     Zhao, Zhang, Hu, `SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization

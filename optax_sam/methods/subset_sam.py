@@ -1,4 +1,4 @@
-"""Subset SAM: the ascent gradient is over a part of the batch."""
+"""SAM with a subset of the batch for the ascent gradient."""
 
 from typing import Any, NamedTuple
 
@@ -7,12 +7,12 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
+from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import (
   Selected,
   Selection,
-  _no_state,
   check_size,
   num_examples,
 )
@@ -32,13 +32,11 @@ class RandomSubsetState(NamedTuple):
 def random_subset(
   fraction: float, key: jax.Array | int | None = None
 ) -> Selection:
-  """Takes the ascent gradient over a part of the batch: subset SAM.
+  """Takes the ascent gradient over a part of the batch: `subset_sam`.
 
   Args:
-    fraction: size of the part: examples if an int, a fraction in (0, 1] if a
-      float.
-    key: integer seed or typed key to draw the part with at every step; None
-      takes the first rows.
+    fraction: size of the part: examples if an int, else a fraction in (0, 1].
+    key: integer seed or typed key to draw it with; None takes the first rows.
 
   Returns:
     A selection with state (`RandomSubsetState`), or stateless without a key.
@@ -49,7 +47,7 @@ def random_subset(
 
   def init(params: optax.Params) -> RandomSubsetState | optax.EmptyState:
     if key is None:
-      return _no_state(params)
+      return no_state(params)
     return RandomSubsetState(validation.as_key(key))
 
   def select(
@@ -75,7 +73,7 @@ def subset_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Subset SAM: SAM with the ascent gradient over a part of the batch.
+  """SAM with a subset of the batch: the ascent gradient is over a part.
 
   With `A` the part, and the descent gradient over the whole batch::
 
@@ -100,10 +98,10 @@ def subset_sam(
       Each device takes A from its own examples.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `per_example_value_fn` and `batch`. Batch norm normalizes A
-    separately. Cost: 1 + `fraction` gradients, and a forward pass if you use
-    the loss at `w`. State: the key, if there is one.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`. Batch norm normalizes A separately.
+    Cost: 1 + `fraction` gradients, and a forward pass if you use the loss at
+    `w`. State: the key, if there is one.
 
   References:
     Bahri, Mobahi, Tay, `Sharpness-Aware Minimization Improves Language Model
@@ -111,11 +109,9 @@ def subset_sam(
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.subset_sam(rho=0.5, fraction=1)
-  >>> losses = lambda w, batch: jnp.square(w - batch)
-  >>> w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
-  >>> u, _ = tx.update(
-  ...   w, tx.init(w), w, per_example_value_fn=losses, batch=batch
-  ... )
+  >>> f = lambda w, x: jnp.square(w - x)
+  >>> w, x = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
   >>> float(u)  # the mean over the batch at -0.5, away from its first example
   -1.0
   """

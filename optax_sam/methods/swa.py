@@ -43,8 +43,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
 
   Args:
     start: number of steps after which parameters first enter, at least 1.
-    every: number of steps from one entry to the next, at least 1; often those
-      of an epoch.
+    every: steps from one entry to the next, at least 1; often an epoch's.
 
   Returns:
     A gradient transformation, to be placed **last** in `optax.chain`. Its
@@ -52,9 +51,8 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     State: the average, in float32 or wider.
 
   References:
-    Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, `Averaging Weights Leads to
-    Wider Optima and Better Generalization <https://arxiv.org/abs/1803.05407>`_,
-    UAI 2018.
+    Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
+    Generalization <https://arxiv.org/abs/1803.05407>`_, UAI 2018.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax.sgd(1.0), optax_sam.swa(start=2, every=2))
@@ -104,20 +102,17 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
 
   Args:
     params: the parameters, for their dtypes and for leaves without an average.
-    opt_state: state of an optimizer with one `swa`, which is not inside
+    opt_state: state of an optimizer with exactly one `swa` in it, not inside
       `optax.masked` or `optax.partition`.
 
   Returns:
     The average, like `params` in structure, shapes and dtypes; `params` as long
     as nothing has entered it.
 
-  Raises:
-    ValueError: if there is no such transformation, or more than one.
-
   >>> import jax.numpy as jnp, optax_sam
-  >>> tx, w = optax_sam.swa(start=100), jnp.array([3.0, 4.0])
-  >>> optax_sam.averaged_params(w, tx.init(w)).tolist()  # nothing has entered
-  [3.0, 4.0]
+  >>> tx, w = optax_sam.swa(start=100), jnp.float32(3.0)
+  >>> float(optax_sam.averaged_params(w, tx.init(w)))  # nothing has entered
+  3.0
   """
   state = only_state(
     opt_state,

@@ -94,10 +94,8 @@ def swad(
     params = averaging.result(params, state)
 
   Args:
-    n_converge: number c of losses of which the oldest must be the smallest, at
-      least 1.
-    n_tolerance: number r of consecutive losses that must be above the
-      threshold, at least 1.
+    n_converge: c, at least 1: the oldest of c losses must be the smallest.
+    n_tolerance: r, at least 1: r losses in a row must be above the threshold.
     tolerance: distance of the threshold above the mean, relative to it, at
       least 0; for losses of at least 0.
 

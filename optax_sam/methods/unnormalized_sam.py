@@ -53,8 +53,7 @@ def unnormalized_sam(
     epsilon = rho * g                # clip=True: rho * g / max(norm(g), 1)
     u       = gradient at w + epsilon
 
-  The authors' program gives these numbers. A factor on the loss changes
-  `epsilon`.
+  The authors' program agrees. A factor on the loss changes `epsilon`.
 
   Args:
     rho: factor of at least 0, in the unit of the parameters over that of the
@@ -66,8 +65,8 @@ def unnormalized_sam(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
     Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware

@@ -31,8 +31,7 @@ def wsam(
     u       = g + a * (gp - g)
 
   The authors default to `wsam_decoupled`, which adds the second term after the
-  base optimizer; under plain SGD both are equal. Both are as in the authors'
-  program.
+  base optimizer; under plain SGD both are equal. Both follow their program.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -43,13 +42,12 @@ def wsam(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
-    Yue, Jiang, Ye, Gao, Liu, Zhang, `Sharpness-Aware Minimization Revisited:
-    Weighted Sharpness as a Regularization Term
-    <https://arxiv.org/abs/2305.15817>`_, KDD 2023.
+    Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
+    Regularization Term <https://arxiv.org/abs/2305.15817>`_, KDD 2023.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.wsam(rho=0.5, gamma=0.75), jnp.array([3.0, 4.0])
@@ -117,18 +115,15 @@ def wsam_decoupled(
     State: that of the base optimizer.
 
   References:
-    Yue, Jiang, Ye, Gao, Liu, Zhang, `Sharpness-Aware Minimization Revisited:
-    Weighted Sharpness as a Regularization Term
-    <https://arxiv.org/abs/2305.15817>`_, KDD 2023.
+    Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
+    Regularization Term <https://arxiv.org/abs/2305.15817>`_, KDD 2023.
 
   >>> import jax.numpy as jnp, optax, optax_sam
-  >>> tx = optax_sam.wsam_decoupled(
-  ...   optax.sgd(0.1), rho=0.5, gamma=0.75, learning_rate=0.1
-  ... )
-  >>> w = jnp.array([3.0, 4.0])
-  >>> updates, _ = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
-  >>> [round(x, 3) for x in updates.tolist()]  # -0.1 * (g + 3 * (gp - g))
-  [-0.39, -0.52]
+  >>> sgd, w = optax.sgd(0.1), jnp.array([3.0, 4.0])
+  >>> tx = optax_sam.wsam_decoupled(sgd, rho=0.5, learning_rate=0.1)
+  >>> u, _ = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
+  >>> [round(x, 3) for x in u.tolist()]  # -0.1 * (g + 9 * (gp - g))
+  [-0.57, -0.76]
   """
   validation.check_number('gamma', gamma, at_least=0, below=1)
   if not callable(learning_rate):
@@ -160,11 +155,9 @@ def wsam_decoupled(
       moved = weight * (wide - g.astype(wide.dtype))
       return step - moved.astype(step.dtype)
 
-    floats = partition.float_leaves(params)
-    inside = [
-      partition.keep(floats, tree) for tree in (steps, perturbed, clean)
-    ]
-    steps = partition.fill(floats, jax.tree.map(add, *inside), steps)
+    leaves = partition.Leaves.of(params)
+    inside = [leaves.split(tree) for tree in (steps, perturbed, clean)]
+    steps = leaves.join(jax.tree.map(add, *inside), steps)
     return steps, WsamDecoupledState(ascent_state, base_state)
 
   return optax.GradientTransformationExtraArgs(init, update)

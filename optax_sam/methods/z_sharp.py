@@ -21,11 +21,10 @@ def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
   It returns the `f` of `optax_sam.z_sharp`, or `g` if nothing is left.
   Distances are compared in float32. At a tie with the quantile no entry is
   left, as with a sort. A leaf that is not finite is unchanged, so its norm
-  shows it. Place it before a piece that scales to a radius.
+  shows it. Place it before a component that scales to a radius.
 
   Args:
-    quantile: fraction of the entries of a leaf to zero, a Python number in
-      [0, 1).
+    quantile: fraction of a leaf's entries to zero, a Python number in [0, 1).
 
   Returns:
     A stateless perturbation.
@@ -50,8 +49,7 @@ def scale_outliers_to_radius(
 
   Args:
     rho: radius of a leaf, at least 0, or a schedule of it by the step.
-    quantile: fraction of the entries of a leaf to zero, a Python number in
-      [0, 1).
+    quantile: fraction of a leaf's entries to zero, a Python number in [0, 1).
 
   Returns:
     A perturbation; stateless unless `rho` is a schedule.
@@ -111,7 +109,7 @@ def z_sharp(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Z-score SAM (ZSharp): perturbs entries whose gradient is an outlier.
+  """ZSharp: perturbs only entries whose gradient is an outlier.
 
   With `g` the gradient at `w`. In leaves with two axes or more, `z = (g - mean)
   / (std + 1e-12)`, with mean and std of the leaf, and `f = g` where `abs(z)` is
@@ -138,8 +136,8 @@ def z_sharp(
     sync_ascent: whether the ascent gradient is averaged too; see there.
 
   Returns:
-    A gradient transformation, to be placed first in `optax.chain`. Its `update`
-    needs `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
     Yun, `Sharpness-Aware Minimization with Z-Score Gradient Filtering for

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import validation
-from optax_sam.engine import devices
 from optax_sam.trees import tree_math
 
 EXCLUDED = -1  # a rank below that of every score
@@ -256,7 +255,7 @@ def _search(
     shift, _, kept = state
     return (shift >= 0) & (kept > k)
 
-  smallest, kept = devices.vary_like((smallest, kept), entries)
+  smallest, kept = _vary_like((smallest, kept), entries)
   state = jnp.int32(2 * digits - 2), smallest, kept
   return jax.lax.while_loop(ties_left, narrow, state)[1:]
 
@@ -285,3 +284,23 @@ def _counts(
     axes = tuple(range(ranks.ndim))
     total = add(total, jax.lax.reduce(chosen, zeros, add, axes))
   return total
+
+
+def _vary_like(tree: Any, reference: Any) -> Any:
+  """Marks values as local to a device wherever another tree is.
+
+  Inside `jax.shard_map` a loop over local values carries local ones only.
+  """
+  leaves = jax.tree.leaves(reference)
+  varying = {
+    name
+    for leaf in leaves
+    for name in jax.typeof(leaf).manual_axis_type.varying
+  }
+
+  def cast(leaf: Any) -> Any:
+    missing = varying - set(jax.typeof(leaf).manual_axis_type.varying)
+    names = tuple(sorted(missing))
+    return jax.lax.pcast(leaf, names, to='varying') if names else leaf
+
+  return jax.tree.map(cast, tree)
