@@ -196,36 +196,12 @@ METHODS = {
 }
 
 
-def unpublished(
-  rho: optax.ScalarOrSchedule,
-  *,
-  alpha: float = 0.5,
-  after: int = 1,
-  mask: Any = None,
-  axis_name: Any = None,
-  sync_ascent: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-  """A composition of choices that no method makes."""
-  return optax_sam.sharpness_aware(
-    optax.chain(
-      perturbations.subtract_ema(0.5), perturbations.scale_to_radius(rho)
-    ),
-    policy=policies.after(after, policies.every(2)),
-    descent=descents.mix(alpha),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
-
-
 def everything(
   rho: optax.ScalarOrSchedule,
   *,
   ascent: float = 4,
   descent: float = 0.5,
   mask: Any = None,
-  axis_name: Any = None,
-  sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """A composition in which all four choices have a state or need something."""
   return optax_sam.sharpness_aware(
@@ -238,25 +214,18 @@ def everything(
     descent=descents.reuse_orthogonal(),
     selection=selections.top_k(ascent, descent),
     mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
   )
 
 
 def coupled_gsam(
   rho: optax.ScalarOrSchedule,
-  *,
-  mask: Any = None,
-  axis_name: Any = None,
-  sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """GSAM with a radius that follows the learning rate; `rho` is that rate."""
   rate = rho if callable(rho) else (lambda _: rho)
-  radius = optax_sam.rho_like_learning_rate(
-    rate, rho_max=1.0, rho_min=0.0, lr_max=1.0, lr_min=0.0
-  )
   return optax_sam.gsam(
-    radius, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+    optax_sam.rho_like_learning_rate(
+      rate, rho_max=1.0, rho_min=0.0, lr_max=1.0, lr_min=0.0
+    )
   )
 
 
@@ -267,22 +236,6 @@ def variant(
   name, method = f'{of} {words}', METHODS[of].method
   method = dataclasses.replace(method, needs=needs or method.needs)
   return {name: Row(name, method, changes, factory)}
-
-
-def composition(factory: Callable[..., Any], like: str) -> dict[str, Row]:
-  """Returns the row of no method, with the needs of one, by its name."""
-  name = factory.__name__
-  method = dataclasses.replace(
-    METHODS[like].method,
-    function=factory,
-    example={},
-    static=tuple(
-      argument
-      for argument in ('ascent', 'descent')
-      if argument in inspect.signature(factory).parameters
-    ),
-  )
-  return {name: Row(name, method)}
 
 
 # Other settings of these that take another way through the code.
@@ -299,8 +252,8 @@ VARIANTS = {
   **variant('esam', 'of a number', gamma=3),
   **variant('subset_sam', 'of the first rows', fraction=3, key=None),
   **variant('lpf_sgd', 'of one part', needs='value_fn', micro_batches=1),
-  **composition(unpublished, 'sam'),
-  **composition(everything, 'k_sam'),
+  # Examples are needed, and the sizes static, as in this method.
+  'everything': Row('everything', METHODS['k_sam'].method, factory=everything),
 }
 ROWS = METHODS | VARIANTS
 

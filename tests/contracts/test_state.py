@@ -1,9 +1,9 @@
 """The state: arrays with names, abstract init, checkpoints."""
 
 import jax
+import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-import pytest
 
 import optax_sam
 from tests.contracts import comparisons, table, training
@@ -15,7 +15,13 @@ def test_the_state_consists_of_arrays_with_names(name):
   state = row.own(row.whole().init(training.params()))
   assert type(state).__name__.endswith('State')
   assert type(state).__module__.startswith('optax_sam.')
-  assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(state))
+  leaves = jax.tree.leaves(state)
+  assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+  # Buffers of their own: the same one can't be donated twice.
+  keys = [leaf for leaf in leaves if _is_key(leaf)]
+  arrays = [leaf for leaf in leaves if not _is_key(leaf)]
+  arrays += map(jax.random.key_data, keys)
+  assert len({leaf.unsafe_buffer_pointer() for leaf in arrays}) == len(arrays)
   paths = [path for path, _ in jax.tree.leaves_with_path(state)]
   # Names that Optax's own tree search takes for something else.
   taken = {'value', 'grad', 'learning_rate', 'hyperparams'}
@@ -28,12 +34,24 @@ def test_the_state_consists_of_arrays_with_names(name):
     assert int(optax.tree.get(state.info, 'second_gradients')) == 0
 
 
+def _is_key(leaf):
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 @table.every_row()
-def test_init_without_numbers(name):
-  row, params = table.ROWS[name], training.params()
+def test_types_of_the_first_state(name):
+  """Single precision at least, and the same without numbers."""
+  row = table.ROWS[name]
+  wide = jnp.dtype('float32')
+  chosen = jnp.dtype(row.settings().get('accumulator_dtype', wide))
   tx = row.alone(optax.constant_schedule(0.1))
-  types = comparisons.types(tx.init(params))
-  abstract = jax.eval_shape(lambda: params)
+  for dtype in ('bfloat16', 'float16'):
+    params = training.params(dtype)
+    state = tx.init(params)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(row.of_method(state))}
+    floats = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
+    assert floats <= {wide, chosen}
+  types, abstract = comparisons.types(state), jax.eval_shape(lambda: params)
   assert comparisons.types(jax.eval_shape(tx.init, params)) == types
   assert comparisons.types(tx.init(abstract)) == types
 
@@ -59,16 +77,16 @@ def _is_like_params(leaf):
 
 
 @table.every_kind(table.in_chain)
-@pytest.mark.parametrize('mask', [None, {'dense': True, 'norm': False}])
-def test_map_over_the_parts_that_are_like_the_parameters(name, mask):
-  tx = table.ROWS[name].whole(mask=mask)
-  state = tx.init(training.params())
-  marked = optax.tree_map_params(tx, lambda leaf: leaf[None], state)
-  for before, after in zip(
-    jax.tree.leaves(state), jax.tree.leaves(marked), strict=True
-  ):
-    marks = before[None] if _is_like_params(before) else before
-    comparisons.assert_equal([after], [marks])
+def test_map_over_the_parts_that_are_like_the_parameters(name):
+  for mask in (None, {'dense': True, 'norm': False}):
+    tx = table.ROWS[name].whole(mask=mask)
+    state = tx.init(training.params())
+    marked = optax.tree_map_params(tx, lambda leaf: leaf[None], state)
+    for before, after in zip(
+      jax.tree.leaves(state), jax.tree.leaves(marked), strict=True
+    ):
+      marks = before[None] if _is_like_params(before) else before
+      comparisons.assert_equal([after], [marks])
 
 
 @table.every_kind(table.in_chain)

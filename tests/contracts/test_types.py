@@ -11,8 +11,6 @@ import pytest
 import optax_sam
 from tests.contracts import comparisons, table, training
 
-_WIDE = jnp.dtype('float32')
-
 
 def _stepped(tx, params, grads, state, losses=training.losses):
   """Returns the types of (updates, state) after a step."""
@@ -86,17 +84,6 @@ def test_a_schedule_and_an_array_as_the_radius(name):
     state = tx.init(params)
     found = _stepped(tx, params, params, state)
     assert found == comparisons.types((params, state))
-
-
-@table.every_row()
-def test_statistics_are_single_precision_at_least(name):
-  row = table.ROWS[name]
-  chosen = jnp.dtype(row.settings().get('accumulator_dtype', _WIDE))
-  for dtype in ('bfloat16', 'float16'):
-    state = row.own(row.whole().init(training.params(dtype)))
-    found = {leaf.dtype for leaf in jax.tree.leaves(state)}
-    floats = {dtype for dtype in found if jnp.issubdtype(dtype, jnp.floating)}
-    assert floats <= {_WIDE, chosen}
 
 
 @table.every_method(lambda row: 'accumulator_dtype' in row.parameters)

@@ -8,8 +8,16 @@ import pytest
 import optax_sam
 from tests.contracts import comparisons, table, training
 
-# Optax's own transformations promote dtypes implicitly.
-STRICT = False
+
+def compiled(tx):
+  """Returns the step of an optimizer whose Optax parts promote dtypes."""
+  step = jax.jit(training.training_step(tx))
+
+  def run(*given):
+    with jax.numpy_dtype_promotion('standard'):
+      return step(*given)
+
+  return run
 
 
 @table.every_kind(table.in_chain)
@@ -19,7 +27,7 @@ def test_before_wrapped_base_optimizers(name):
   tx = optax.chain(
     method, optax.apply_if_finite(accumulating.gradient_transformation(), 5)
   )
-  step = jax.jit(training.training_step(tx))
+  step = compiled(tx)
   start, opt_state = training.start(tx)
   params, opt_state = step(start, opt_state, training.batch(0))
   comparisons.assert_equal(params, start)
@@ -45,7 +53,7 @@ def test_inside_wrappers(name):
   chain = optax.chain(optax.identity(), whole)
   accumulating = optax.MultiSteps(optax.apply_if_finite(chain, 5), 2)
   tx = accumulating.gradient_transformation()
-  step = jax.jit(training.training_step(tx))
+  step = compiled(tx)
   state = training.train(step, training.start(tx), range(2))
   rejected = step(*step(*state, training.spoilt(7)), training.spoilt(7))
   comparisons.assert_equal(rejected[0], state[0])
@@ -71,7 +79,7 @@ def test_different_optimizers_behind_one_method():
       {'adam': optax.adam(0.01), 'sgd': optax.sgd(0.1)}, labels
     ),
   )
-  step = jax.jit(training.training_step(tx))
+  step = compiled(tx)
   params, _ = training.train(step, training.start(tx), range(1))
   start = training.params()
   direction, _ = training.direction('sam')(
@@ -120,9 +128,8 @@ def test_inside_a_mask_of_optax(wrapper):
 @table.every_method(lambda row: row.place in ('wraps', 'replaces'))
 def test_metrics_of_what_is_no_element(name):
   row, program = table.ROWS[name], training.program(name)
-  with jax.numpy_dtype_promotion('strict'), jax.numpy_rank_promotion('raise'):
-    start = training.start(program.tx)
-    _, state = training.train(program.step, start, range(2))
+  start = training.start(program.tx)
+  _, state = training.train(program.step, start, range(2))
   if row.radius is None:
     with pytest.raises(ValueError, match='opt_state must hold the state of'):
       optax_sam.metrics(state)
