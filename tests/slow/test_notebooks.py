@@ -7,7 +7,9 @@ import nbclient
 import nbformat
 import pytest
 
-FOLDER = pathlib.Path(__file__).parent.parent / 'notebooks'
+pytestmark = pytest.mark.slow
+
+FOLDER = pathlib.Path(__file__).parents[2] / 'notebooks'
 NOTEBOOKS = sorted(FOLDER.glob('*.ipynb'))
 LIMIT = 300  # seconds a cell may take before it counts as stuck
 

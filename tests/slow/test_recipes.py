@@ -11,13 +11,13 @@ from flax.training import dynamic_scale as dynamic_scale_lib
 
 import optax_sam
 
+pytestmark = pytest.mark.slow
+
 METHODS = {
   'sam': lambda: optax_sam.sam(0.1),
-  'asam': lambda: optax_sam.asam(0.5),
   'friendly_sam': lambda: optax_sam.friendly_sam(0.1),
   'look_sam': lambda: optax_sam.look_sam(0.1, period=2),
   'ae_sam': lambda: optax_sam.ae_sam(0.1, total_steps=8),
-  'gsam': lambda: optax_sam.gsam(0.1),
 }
 
 
