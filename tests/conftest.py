@@ -21,6 +21,7 @@ def pytest_configure(config):
     config.addinivalue_line('filterwarnings', f'ignore:{warning}')
   if compiling.is_set_up():
     return
+  jax.config.update('jax_num_cpu_devices', 8)
   compiling.compile_cheaply()
   directory = None
   if not hasattr(config, 'workerinput'):
