@@ -54,6 +54,15 @@ def run(tx, problem=NETWORK):
   return Run(np.array(path), np.asarray(ascended), carry[1])
 
 
+def _named(settings):
+  """Names settings alike in all processes: a schedule has an address."""
+  found = [
+    f'{key}={"schedule" if callable(value) else value}'
+    for key, value in settings.items()
+  ]
+  return ' '.join(found) or 'defaults'
+
+
 def _by(values, ids):
   return pytest.mark.parametrize('case', values, ids=ids)
 
@@ -143,7 +152,7 @@ def golden(function, rule, *rows, draws=False):
   found = [(cases(function, rule, row)[0], row, w) for row, w in rows]
 
   @pytest.mark.usefixtures('float64')
-  @_by(found, [str(row) for _, row, _ in found])
+  @_by(found, [_named(row) for _, row, _ in found])
   def test(case, monkeypatch):
     case, _, expected = case
     if draws:
@@ -167,7 +176,7 @@ def expected_path(rho):
 def _is(function, rho, rows, tolerance):
   @pytest.mark.usefixtures('float64')
   @pytest.mark.filterwarnings('ignore:lambda_.*no step ascends')
-  @_by(rows, [str(row) for row in rows])
+  @_by(rows, [_named(row) for row in rows])
   def test(case):
     if 'rho' in inspect.signature(function).parameters:
       case = {'rho': RHO, **case}
