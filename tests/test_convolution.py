@@ -38,10 +38,14 @@ def gradients(function, *operands, **settings):
   )
 
 
+_PADDINGS = ('SAME', 'VALID', 'pairs')
+# Of side, stride and padding, every two values meet.
 CASES = [
-  *itertools.product(
-    [(8,), (7, 6)], [1, 2, 3], [1, 2, 3], ['SAME', 'VALID', 'pairs']
+  *(
+    ((7, 6), side, stride, _PADDINGS[(side + stride) % 3])
+    for side, stride in itertools.product([1, 2, 3], repeat=2)
   ),
+  *(((8,), n, n % 3 + 1, _PADDINGS[n - 1]) for n in (1, 2, 3)),
   ((5, 4, 6), 2, 2, 'SAME'),
 ]
 

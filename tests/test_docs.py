@@ -1,20 +1,11 @@
-"""The documentation: it builds, misses no public name, and its code runs."""
+"""The documentation has all public names, and its tables are up to date."""
 
 import importlib
 import inspect
-import os
 import pathlib
 import re
 import subprocess
 import sys
-
-import matplotlib as mpl
-import pytest
-
-import optax_sam
-from tests import test_readme
-
-STRICT = False  # in its code, as in that of its readers
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS = ROOT / 'docs'
@@ -59,58 +50,3 @@ def test_tables_of_methods_are_up_to_date():
     check=False,
   )
   assert checked.returncode == 0, checked.stderr
-
-
-@pytest.fixture(scope='module')
-def site(tmp_path_factory):
-  target = tmp_path_factory.mktemp('site')
-  built = subprocess.run(
-    [sys.executable, '-m', 'mkdocs', 'build', '--site-dir', str(target)],
-    cwd=ROOT,
-    env={**os.environ, 'NO_MKDOCS_2_WARNING': '1'},
-    capture_output=True,
-    text=True,
-    timeout=300,
-    check=False,
-  )
-  # A warning, as of a link that leads nowhere, is an error: see mkdocs.yml.
-  assert built.returncode == 0, built.stderr
-  return target
-
-
-def test_the_site_has_what_its_pages_include(site):
-  page = (site / 'methods' / 'index.html').read_text()
-  assert 'href="../api/methods/#optax_sam.look_sam"' in page
-  assert 'optax_sam.norm_layers_only' in page
-  assert '{{' not in page
-  start = (site / 'index.html').read_text()
-  assert 'One training step for all methods' in start
-  assert 'Citation and licence' not in start
-
-
-def test_the_reference_shows_rules_papers_and_examples(site):
-  page = (site / 'api' / 'methods' / 'index.html').read_text()
-  text = re.sub(r'<[^>]+>', '', page)
-  assert re.search(r'epsilon = rho \* g / \(norm\(g\) \+ 1e-12\)', text)
-  assert '<a href="https://arxiv.org/abs/2010.01412">' in page
-  assert '<code>gt;' not in page
-  for left in ('`_', '::\n'):
-    assert left not in text
-
-
-def test_the_code_of_measures_runs():
-  mpl.use('agg')
-  page = DOCS / 'measures.md'
-  names = {'__name__': 'measures'}
-  blocks = [
-    block
-    for block in test_readme.FENCE.finditer(page.read_text())
-    if block[1] == 'python'
-  ]
-  assert len(blocks) == 5
-  assert all('assert ' in block[2] for block in blocks[1:])
-  for block in blocks:
-    line = page.read_text()[: block.start()].count('\n') + 1
-    exec(compile('\n' * line + block[2], str(page), 'exec'), names)
-  assert set(names['solutions']) == {'SGD', 'SAM'}
-  assert names['optax_sam'] is optax_sam

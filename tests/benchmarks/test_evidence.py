@@ -122,6 +122,7 @@ def test_cost_of_the_picture_is_that_of_the_runs(tmp_path):
   assert gain.mean == pytest.approx(0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ('problem', 'variant'),
   [
@@ -157,6 +158,7 @@ def test_wrong_labels_are_as_many_as_asked_for():
   assert not drawn[0] & drawn[1]
 
 
+@pytest.mark.slow
 def test_a_stopped_command_goes_on(tmp_path, monkeypatch, capsys):
   comparison = Comparison('sam', BASE, Expected.HIGHER)
   small = claims.Claim('SAM is better.', 'nobody', (comparison,), ('mnist1d',))

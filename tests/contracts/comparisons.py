@@ -20,6 +20,12 @@ def assert_equal(left: Any, right: Any) -> None:
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y), where)
 
 
+def are_equal(left: Any, right: Any) -> bool:
+  """Whether two trees of one structure are equal in every bit."""
+  pairs = jax.tree.map(np.array_equal, *map(without_keys, (left, right)))
+  return all(jax.tree.leaves(pairs))
+
+
 def assert_close(left: Any, right: Any, tolerance: float = 1e-6) -> None:
   """Raises unless two trees are nearly equal."""
   assert jax.tree.structure(left) == jax.tree.structure(right)
@@ -37,6 +43,18 @@ def without_keys(tree):
     ),
     tree,
   )
+
+
+def types(tree: Any) -> Any:
+  """Returns a tree with the dtype, shape and weakness of every leaf."""
+  return jax.tree.map(
+    lambda leaf: (leaf.dtype, leaf.shape, is_weak(leaf)), tree
+  )
+
+
+def is_weak(leaf: Any) -> bool:
+  """Whether an array is weakly typed; keys never are."""
+  return getattr(leaf, 'weak_type', False)
 
 
 def all_finite(tree: Any) -> bool:

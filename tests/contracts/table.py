@@ -1,7 +1,8 @@
-"""Every public method, one row each.
+"""What the contracts run over: methods of the catalog, and some variants.
 
-A contract is a test that runs over all rows. A public method without a row is
-an error (`test_table.py`), so a new method can't be forgotten.
+A row builds a method alone or with its base optimizer, at settings by which a
+few steps see both branches. All rows have the contracts that differ by method;
+the others run over the representatives, one for each kind of method.
 """
 
 import dataclasses
@@ -9,96 +10,190 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 import pytest
 
 import optax_sam
-from optax_sam import descents, perturbations, policies, selections
+from optax_sam import catalog, descents, perturbations, policies, selections
+
+BATCH_LIKE = {
+  name: jax.ShapeDtypeStruct((8, *shape), jnp.float32)
+  for name, shape in (('weight', ()), ('x', (3,)), ('y', (2,)))
+}
+
+# For every method that has an argument of this name: few steps, a small batch.
+_SETTINGS = {
+  'ascent': 2,
+  'batch_like': BATCH_LIKE,
+  'descent': 0.5,
+  'every': 2,
+  'fraction': 0.25,
+  'inner_steps': 3,
+  'k': 0.5,
+  'key': 1,
+  'micro_batch_size': 3,
+  'micro_batches': 3,
+  'num_data': 40.0,
+  'num_samples': 2,
+  'period': 3,
+  'power_steps': 2,
+  'quantile': 0.5,
+  'refresh_every': 2,
+  'start': 2,
+  'total_steps': 20,
+}
+
+# Settings by which `rho=0` is the base optimizer, where not by itself.
+NEUTRAL = {
+  'anti_pgd': {'sigma': 0.0},
+  'esam': {'gamma': 1.0},
+  'esam of a number': {'gamma': 1.0},
+  'everything': {'ascent': 1.0, 'descent': 1.0},
+  'gradient_norm_penalty of unit length': {'normalize_clean': False},
+  'k_sam': {'ascent': 1.0, 'descent': 1.0},
+  'lookbehind': {'steps': 1, 'alpha': 1.0},
+  'ordered_sgd': {'k': 1.0},
+}
+# The mean over examples is taken in another order than that of the base
+# optimizer, or something is added to its update.
+ROUNDS = (
+  'anti_pgd',
+  'esam',
+  'everything',
+  'k_sam',
+  'lpf_sgd',
+  'm_sam',
+  'ordered_sgd',
+  'wsam_decoupled',
+)
+# Two gradients of two batches, whatever the radius is.
+NEVER_THE_BASE = ('sampa',)
+
+
+def base() -> optax.GradientTransformation:
+  """Returns the base optimizer of the contracts."""
+  return optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, 0.9))
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One method, and what is particular about it.
+  """A method at some settings.
 
   Attributes:
-    factory: the function that builds it, the radius first.
-    arguments: what it is called with beside `rho`.
-    static: arguments that shape the compiled program, so that
-      `optax.inject_hyperparams` must leave them alone.
-    perturbs: whether it perturbs at all, and so takes `rho`, `mask` and
-      `sync_ascent`.
-    needs_examples: whether it needs `per_example_value_fn` and `batch`.
-    ascends_on_parts: whether the gradient that it ascends with is that of a
-      part of the batch.
-    skips: whether some of its steps take no second gradient.
-    refreshes: whether it renews what it keeps at some of its steps only.
-    has_length_rho: whether the perturbation has length rho.
-    ascending: arguments with which the first step perturbs.
-    neutral: arguments with which `rho=0` leaves the base optimizer.
-    rounds: whether that holds up to rounding only.
-    radius: name of the first argument, 0 of which leaves the base optimizer.
-    delayed: whether the first step has nothing yet to perturb by.
-    ignores_gradient: whether the gradient that comes in makes no difference.
-    ascends_alike: whether all devices perturb alike, synced or not.
-    needs_loss: whether a gradient at the perturbed parameters isn't enough.
-    converging: arguments with which it isn't slow along a narrow valley.
+    name: of the method, or of the variant.
+    method: its row of the catalog.
+    changes: settings that make it a variant.
+    factory: function that builds it, if it is not the method's.
   """
 
-  factory: Callable[..., optax.GradientTransformationExtraArgs]
-  arguments: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  static: tuple[str, ...] = ()
-  perturbs: bool = True
-  needs_examples: bool = False
-  ascends_on_parts: bool = False
-  skips: bool = False
-  refreshes: bool = False
-  has_length_rho: bool = True
-  ascending: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  neutral: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  rounds: bool = False
-  radius: str = 'rho'
-  delayed: bool = False
-  ignores_gradient: bool = False
-  ascends_alike: bool = False
-  needs_loss: bool = False
-  converging: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  name: str
+  method: catalog.Method
+  changes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  factory: Callable[..., Any] | None = None
 
-  def __call__(self, rho: Any = 0.05, **changes: Any) -> Any:
-    """Builds the method; `rho` is left out where there is none."""
-    return self._build(self.factory, rho, changes)
+  @property
+  def function(self) -> Callable[..., Any]:
+    """The function that builds the method."""
+    return self.factory or self.method.function
 
-  def injected(self, rho: Any = 0.05, **changes: Any) -> Any:
-    """Builds it with its numbers in the state, where they can be changed."""
-    factory = optax.inject_hyperparams(self.factory, static_args=self.static)
-    return self._build(factory, rho, changes)
+  @property
+  def parameters(self) -> Mapping[str, inspect.Parameter]:
+    """Names of its arguments."""
+    return inspect.signature(self.function).parameters
 
-  def _build(
-    self, factory: Callable[..., Any], rho: Any, changes: Mapping[str, Any]
+  @property
+  def static(self) -> tuple[str, ...]:
+    """Arguments that `optax.inject_hyperparams` must leave alone."""
+    wraps = self.method.place == 'wraps'
+    return (*(('base',) if wraps else ()), *self.method.static)
+
+  @property
+  def place(self) -> str:
+    """Where it stands: chain, wraps, replaces or after."""
+    return self.method.place
+
+  @property
+  def radius(self) -> str | None:
+    """Name of its radius, None if nothing is perturbed."""
+    return self.method.radius
+
+  def settings(self, rho: Any = 0.05) -> dict[str, Any]:
+    """Returns the arguments that it is built with."""
+    given = {**self.method.example, **_SETTINGS}
+    given = {name: x for name, x in given.items() if name in self.parameters}
+    radius = {self.radius: rho} if self.radius else {}
+    return {**given, **radius, **self.changes}
+
+  def alone(
+    self,
+    rho: Any = 0.05,
+    *,
+    inject: bool = False,
+    base: Callable[[], optax.GradientTransformation] = base,
+    **changes: Any,
   ) -> Any:
-    radius = {self.radius: rho} if self.perturbs else {}
-    return factory(**{**radius, **self.arguments, **changes})
+    """Builds the method, without a base optimizer if it wraps none.
+
+    Args:
+      rho: the radius, whatever its name is.
+      inject: whether its numbers are in the state, where they can be changed.
+      base: what a wrapper wraps.
+      **changes: further arguments.
+    """
+    given = {**self.settings(rho), **changes}
+    if self.place == 'wraps':
+      given['base'] = base()
+    factory = self.function
+    if inject:
+      factory = optax.inject_hyperparams(factory, static_args=self.static)
+    return factory(**given)
+
+  def whole(
+    self,
+    rho: Any = 0.05,
+    *,
+    base: Callable[[], optax.GradientTransformation] = base,
+    **changes: Any,
+  ) -> optax.GradientTransformationExtraArgs:
+    """Builds the method with its base optimizer."""
+    method = self.alone(rho, base=base, **changes)
+    if self.place == 'chain':
+      return optax.chain(method, base())
+    if self.place == 'after':
+      return optax.chain(base(), method)
+    return method
+
+  def part(self, opt_state: Any) -> Any:
+    """Returns the state of the method within that of the whole optimizer."""
+    if self.place == 'chain':
+      return opt_state[0]
+    return opt_state[1] if self.place == 'after' else opt_state
+
+  def own(self, opt_state: Any) -> Any:
+    """Returns the same without injected numbers, and without the base."""
+    return self.of_method(self.part(opt_state))
+
+  def of_method(self, state: Any) -> Any:
+    """Returns the state of the method alone, likewise."""
+    state = getattr(state, 'inner_state', state)
+    return state._replace(base=()) if self.place == 'wraps' else state
+
+  def of_base(self, opt_state: Any) -> Any:
+    """Returns the state of the base optimizer."""
+    if self.place == 'wraps':
+      part = self.part(opt_state)
+      return getattr(part, 'inner_state', part).base
+    return opt_state[1] if self.place == 'chain' else opt_state[0]
 
 
-def unpublished(
-  rho: optax.ScalarOrSchedule,
-  *,
-  alpha: float = 0.5,
-  start: int = 1,
-  mask: Any = None,
-  axis_name: Any = None,
-  sync_ascent: bool = False,
-) -> optax.GradientTransformationExtraArgs:
-  """A composition of choices that no method makes."""
-  return optax_sam.sharpness_aware(
-    optax.chain(
-      perturbations.subtract_ema(0.5), perturbations.scale_to_radius(rho)
-    ),
-    policy=policies.after(start, policies.every(2)),
-    descent=descents.mix(alpha),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+# All that are elements of an optimizer, or are one.
+METHODS = {
+  name: Row(name, method)
+  for name, method in catalog.METHODS.items()
+  if method.place in ('chain', 'wraps', 'replaces', 'after')
+}
 
 
 def everything(
@@ -107,10 +202,8 @@ def everything(
   ascent: float = 4,
   descent: float = 0.5,
   mask: Any = None,
-  axis_name: Any = None,
-  sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """A composition in which all four choices keep or need something."""
+  """A composition in which all four choices have a state or need something."""
   return optax_sam.sharpness_aware(
     optax.chain(
       perturbations.subtract_ema(0.5),
@@ -121,242 +214,102 @@ def everything(
     descent=descents.reuse_orthogonal(),
     selection=selections.top_k(ascent, descent),
     mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
   )
 
 
 def coupled_gsam(
   rho: optax.ScalarOrSchedule,
-  *,
-  mask: Any = None,
-  axis_name: Any = None,
-  sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """GSAM with a radius that follows the learning rate; `rho` is that rate."""
   rate = rho if callable(rho) else (lambda _: rho)
-  radius = optax_sam.rho_like_learning_rate(
-    rate, rho_max=1.0, rho_min=0.0, lr_max=1.0, lr_min=0.0
-  )
   return optax_sam.gsam(
-    radius, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+    optax_sam.rho_like_learning_rate(
+      rate, rho_max=1.0, rho_min=0.0, lr_max=1.0, lr_min=0.0
+    )
   )
 
 
-METHODS = {
-  'sam': Row(optax_sam.sam, static=('p', 'ascent_steps')),
-  'asam': Row(optax_sam.asam, has_length_rho=False),
-  'friendly_sam': Row(optax_sam.friendly_sam),
-  'gsam': Row(optax_sam.gsam),
-  'gradient_norm_penalty': Row(optax_sam.gradient_norm_penalty),
-  'wsam': Row(optax_sam.wsam),
-  'fisher_sam': Row(optax_sam.fisher_sam, has_length_rho=False),
-  'unnormalized_sam': Row(optax_sam.unnormalized_sam, has_length_rho=False),
-  'ss_sam': Row(
-    optax_sam.ss_sam,
-    {'probability': 0.5, 'key': 1},
-    skips=True,
-    ascending={'probability': 1.0},
-  ),
-  'look_sam': Row(optax_sam.look_sam, {'period': 3}, skips=True),
-  'look_layer_sam': Row(
-    optax_sam.look_layer_sam, {'period': 3}, skips=True, has_length_rho=False
-  ),
-  'ae_sam': Row(optax_sam.ae_sam, {'total_steps': 20}, skips=True),
-  'ae_look_sam': Row(optax_sam.ae_look_sam, {'total_steps': 20}, skips=True),
-  'sparse_sam_fisher': Row(
-    optax_sam.sparse_sam_fisher,
-    {'num_samples': 5, 'refresh_every': 2},
-    static=('sparsity', 'num_samples'),
-    needs_examples=True,
-    refreshes=True,
-    has_length_rho=False,
-  ),
-  'sparse_sam_dynamic': Row(
-    optax_sam.sparse_sam_dynamic,
-    {'refresh_every': 2, 'total_steps': 20, 'key': 1},
-    static=('sparsity',),
-    refreshes=True,
-    has_length_rho=False,
-  ),
-  'k_sam': Row(
-    optax_sam.k_sam,
-    {'ascent': 2, 'descent': 0.5},
-    static=('ascent', 'descent'),
-    needs_examples=True,
-    ascends_on_parts=True,
-    neutral={'ascent': 1.0, 'descent': 1.0},
-    rounds=True,
-  ),
-  'esam': Row(
-    optax_sam.esam,
-    {'key': 1},
-    static=('gamma',),
-    needs_examples=True,
-    ascending={'beta': 1.0},
-    neutral={'gamma': 1.0},
-    rounds=True,
-  ),
-  'ordered_sgd': Row(
-    optax_sam.ordered_sgd,
-    {'k': 0.5},
-    static=('k',),
-    perturbs=False,
-    needs_examples=True,
-    ascends_on_parts=True,
-    neutral={'k': 1.0},
-    rounds=True,
-  ),
-  'subset_sam': Row(
-    optax_sam.subset_sam,
-    {'fraction': 0.25},
-    static=('fraction',),
-    needs_examples=True,
-    ascends_on_parts=True,
-  ),
-  'm_sam': Row(
-    optax_sam.m_sam,
-    {'micro_batch_size': 3},
-    static=('micro_batch_size',),
-    needs_examples=True,
-    ascends_on_parts=True,
-    rounds=True,
-  ),
-  'le_sam': Row(optax_sam.le_sam, has_length_rho=False, radius='sigma'),
-  'z_sharp': Row(optax_sam.z_sharp, {'quantile': 0.5}, static=('quantile',)),
-  'momentum_sam': Row(
-    optax_sam.momentum_sam,
-    delayed=True,
-    ignores_gradient=True,
-    ascends_alike=True,
-  ),
-  'cr_sam': Row(optax_sam.cr_sam),
-  'eigen_sam': Row(
-    optax_sam.eigen_sam,
-    {'refresh_every': 2, 'power_steps': 2, 'key': 1},
-    static=('power_steps',),
-    refreshes=True,
-    has_length_rho=False,
-  ),
-  'frob_sam': Row(
-    optax_sam.frob_sam,
-    {'num_samples': 2, 'key': 1},
-    static=('num_samples',),
-    has_length_rho=False,
-    needs_loss=True,
-    # Whatever the radius is: it resists the curvature across the valley.
-    converging={'penalty': 1e-4},
-  ),
-  'lpf_sgd': Row(
-    optax_sam.lpf_sgd,
-    {'micro_batches': 3, 'total_steps': 20, 'key': 2},
-    static=('micro_batches',),
-    needs_examples=True,
-    # There is no ascent gradient.
-    ascends_on_parts=True,
-    has_length_rho=False,
-    rounds=True,
-    radius='gamma',
-    ignores_gradient=True,
-    ascends_alike=True,
-    converging={'final_ratio': 1.0},
-  ),
-  'async_sam': Row(optax_sam.async_sam, delayed=True, ascends_alike=True),
-}
-
-
-def variant(name: str, factory: Any = None, **changes: Any) -> Row:
-  """Returns the row of a method with other arguments."""
-  row = METHODS[name]
-  return dataclasses.replace(
-    row,
-    factory=factory or row.factory,
-    arguments={**row.arguments, **changes},
-  )
+def variant(
+  of: str, words: str, factory: Any = None, needs: str = '', **changes: Any
+) -> dict[str, Row]:
+  """Returns the row of a method at other settings, by its name."""
+  name, method = f'{of} {words}', METHODS[of].method
+  method = dataclasses.replace(method, needs=needs or method.needs)
+  return {name: Row(name, method, changes, factory)}
 
 
 # Other settings of these that take another way through the code.
 VARIANTS = {
-  'sam in steps': variant('sam', ascent_steps=2),
-  'friendly_sam official': variant('friendly_sam', order='official'),
-  'friendly_sam in bfloat16': variant(
-    'friendly_sam', accumulator_dtype='bfloat16'
-  ),
-  'look_sam in bfloat16': variant('look_sam', accumulator_dtype='bfloat16'),
-  'gsam coupled': variant('gsam', coupled_gsam),
-  'gradient_norm_penalty of unit length': dataclasses.replace(
-    variant('gradient_norm_penalty', normalize_clean=True),
-    neutral={'normalize_clean': False},
-  ),
-  'unnormalized_sam clipped': variant('unnormalized_sam', clip=True),
-  'look_layer_sam layer': variant('look_layer_sam', rule='layer'),
-  'look_layer_sam unit': variant('look_layer_sam', rule='unit'),
-  'sparse_sam_fisher 1:2': variant('sparse_sam_fisher', pattern='1:2'),
-  'esam of a number': variant('esam', gamma=3),
-  'subset_sam drawn': variant('subset_sam', fraction=3, key=1),
-  'z_sharp per_tensor': dataclasses.replace(
-    variant('z_sharp', radius='per_tensor'), has_length_rho=False
-  ),
-  'lpf_sgd of one part': dataclasses.replace(
-    variant('lpf_sgd', micro_batches=1), needs_examples=False, rounds=False
-  ),
-  'unpublished': Row(unpublished, skips=True, ascending={'start': 0}),
-  'everything': Row(
-    everything,
-    static=('ascent', 'descent'),
-    needs_examples=True,
-    ascends_on_parts=True,
-    skips=True,
-    refreshes=True,
-    has_length_rho=False,
-    neutral={'ascent': 1.0, 'descent': 1.0},
-    rounds=True,
-  ),
+  **variant('sam', 'in steps', ascent_steps=2),
+  **variant('friendly_sam', 'official', order='official'),
+  **variant('look_sam', 'in bfloat16', accumulator_dtype='bfloat16'),
+  **variant('gsam', 'coupled', coupled_gsam),
+  **variant('gradient_norm_penalty', 'of unit length', normalize_clean=True),
+  **variant('unnormalized_sam', 'clipped', clip=True),
+  **variant('look_layer_sam', 'layer', rule='layer'),
+  **variant('look_layer_sam', 'unit', rule='unit'),
+  **variant('sparse_sam_fisher', '1:2', pattern='1:2'),
+  **variant('esam', 'of a number', gamma=3),
+  **variant('subset_sam', 'of the first rows', fraction=3, key=None),
+  **variant('lpf_sgd', 'of one part', needs='value_fn', micro_batches=1),
+  # Examples are needed, and the sizes static, as in this method.
+  'everything': Row('everything', METHODS['k_sam'].method, factory=everything),
 }
-
 ROWS = METHODS | VARIANTS
 
-# Elements that stand behind the base optimizer: they see updates, perturb
-# nothing and ask for no function of the loss, so that no contract fits. Theirs
-# are in test_last.py.
-LAST = ('anti_pgd', 'swa')
+# One method for each kind of state and of work.
+REPRESENTATIVES = {
+  'sam': 'no state',
+  'friendly_sam': 'a perturbation with state',
+  'eigen_sam': 'a direction that is refreshed at some steps',
+  'sparse_sam_fisher': 'a sparse mask, and losses of examples',
+  'momentum_sam': 'a perturbation by earlier gradients',
+  'ss_sam': 'a random policy',
+  'ae_sam': 'a policy that reads the gradient',
+  'look_sam': 'a direction that is reused',
+  'k_sam': 'some of the examples',
+  'm_sam': 'micro-batches',
+  'cr_sam': 'gradients at both sides',
+  'frob_sam': 'points of its own, and the loss itself',
+  'everything': 'state in all four choices',
+  'lookbehind': 'wraps the base optimizer',
+  'b_sam': 'replaces the base optimizer',
+}
 
 
-def every_row(**wanted: bool) -> pytest.MarkDecorator:
-  """Runs a test for every row whose attributes are as wanted."""
-  names = [
-    name
-    for name, row in ROWS.items()
-    if all(getattr(row, key) == value for key, value in wanted.items())
-  ]
-  return pytest.mark.parametrize('name', names)
+def _each(names: Any, wanted: Callable[[Row], Any]) -> pytest.MarkDecorator:
+  # Tests of one method run on one worker, which compiles its program once.
+  return pytest.mark.parametrize(
+    'name',
+    [
+      pytest.param(name, marks=pytest.mark.xdist_group(name))
+      for name in names
+      if wanted(ROWS[name])
+    ],
+  )
 
 
-# First arguments of what holds a base optimizer, or stands instead of one. The
-# contracts of an element fit neither; theirs are in test_around_base.py.
-NO_ELEMENT = ('base', 'learning_rate')
+def every_row(
+  wanted: Callable[[Row], Any] = lambda _: True,
+) -> pytest.MarkDecorator:
+  """Runs a test for every row for which a function is true."""
+  return _each(ROWS, wanted)
 
 
-def public_methods() -> dict[str, Callable[..., Any]]:
-  """Returns the public functions that build a method.
+def every_method(
+  wanted: Callable[[Row], Any] = lambda _: True,
+) -> pytest.MarkDecorator:
+  """Runs a test for every row that is no variant."""
+  return _each(METHODS, wanted)
 
-  Known by the first argument, or by what they say that they return. What
-  wraps a base optimizer is no element of a chain and has tests of its own, as
-  has what stands last in one.
-  """
-  found = {}
-  for name in optax_sam.__all__:
-    function = getattr(optax_sam, name)
-    if not inspect.isfunction(function) or name == 'sharpness_aware':
-      continue
-    if name in LAST:
-      continue
-    signature = inspect.signature(function)
-    first = next(iter(signature.parameters), None)
-    returns = signature.return_annotation
-    builds = inspect.isclass(returns) and issubclass(
-      returns, optax.GradientTransformation
-    )
-    if first not in NO_ELEMENT and (first == 'rho' or builds):
-      found[name] = function
-  return found
+
+def every_kind(
+  wanted: Callable[[Row], Any] = lambda _: True,
+) -> pytest.MarkDecorator:
+  """Runs a test for every representative."""
+  return _each(REPRESENTATIVES, wanted)
+
+
+def in_chain(row: Row) -> bool:
+  """Whether a method stands before the base optimizer in a chain."""
+  return row.place == 'chain'

@@ -8,32 +8,57 @@ import pytest
 import optax_sam
 from tests.contracts import comparisons, table, training
 
-# Optax's own transformations promote dtypes implicitly.
-STRICT = False
-
 
 def _update(tx, **extra):
   params = training.params()
-  grads = jax.grad(training.loss)(params, training.batch())
-  return tx.update(grads, tx.init(params), params, **extra)
+  grads = training.gradient(params, training.batch())
+
+  @jax.jit
+  def update(grads, state, params):
+    return tx.update(grads, state, params, **extra)
+
+  return update(grads, tx.init(params), params)
+
+
+def _trace(tx, params, **extra):
+  """Raises what a step raises while it is traced."""
+  jax.eval_shape(
+    lambda state: tx.update(params, state, params, **extra), tx.init(params)
+  )
 
 
 @table.every_row()
+def test_a_missing_argument_is_asked_for(name):
+  method, tx = table.ROWS[name].method, table.ROWS[name].alone()
+  params = training.params()
+  asked = {
+    'value_fn': r'function to differentiate.*\n.*\n +updates, opt_state = tx',
+    'loss': 'value_fn',
+    'examples': r'losses of the examples(.*\n)+.*per_example_value_fn=f, batc',
+    '': None,
+  }[method.needs]
+  if asked is not None:
+    with pytest.raises(ValueError, match=asked):
+      _trace(tx, params)
+  if name == 'anti_pgd':  # which doesn't look at them
+    return
+  given = {**training.functions(training.batch()), 'params': None}
+  with pytest.raises(ValueError, match=r'params must be given: write tx\.up'):
+    tx.update(params, tx.init(params), **given)
+
+
+@table.every_kind()
 def test_unexpected_arguments_are_ignored(name):
-  tx = table.ROWS[name]()
-  given = training.functions(training.batch())
-  plain = _update(tx, **given)
-  arrays = {'value': jnp.float32(1), 'grad': None}
-  comparisons.assert_equal(plain, _update(tx, **given, **arrays))
-  # Beside something that is no array, another program does the same.
-  crowded = _update(tx, **given, **arrays, unheard_of='word')
+  tx, given = table.ROWS[name].alone(), training.functions(training.batch())
+  more = {'value': jnp.float32(1), 'grad': None, 'unheard_of': 'word'}
+  plain, crowded = _update(tx, **given), _update(tx, **given, **more)
   comparisons.assert_close(*map(comparisons.without_keys, (plain, crowded)))
 
 
-@table.every_row()
+@table.every_kind(table.in_chain)
 def test_in_a_chain_whose_rest_wants_other_arguments(name):
   tx = optax.chain(
-    table.ROWS[name](),
+    table.ROWS[name].alone(),
     optax.contrib.reduce_on_plateau(patience=1, cooldown=0, factor=0.5),
     optax.sgd(0.1),
   )
@@ -49,15 +74,48 @@ def test_in_a_chain_whose_rest_wants_other_arguments(name):
     )
     return optax.apply_updates(params, updates), state
 
-  for _ in range(3):
-    params, state = step(params, state)
+  # The learning rate of Optax's element is promoted implicitly.
+  with jax.numpy_dtype_promotion('standard'):
+    for _ in range(3):
+      params, state = step(params, state)
   # No progress, as far as it was told.
   assert float(state[1].scale) == pytest.approx(0.25)
   assert comparisons.all_finite(params)
 
 
+@table.every_kind(lambda row: row.method.needs != 'examples')
+def test_any_of_the_functions_will_do(name):
+  row = table.ROWS[name]
+  tx, given = row.alone(), training.functions(training.batch())
+  value_fn = given.pop('value_fn')
+  by_value, state = _update(tx, value_fn=value_fn)
+  # Beside which a loss may be asked for.
+  loss = given if row.method.needs == 'loss' else {}
+  by_grad, _ = _update(tx, **loss, grad_fn=jax.grad(value_fn))
+  by_both, both = _update(tx, grad_fn=jax.value_and_grad(value_fn))
+  by_example, _ = _update(tx, **given)
+  for found in (by_grad, by_both, by_example):
+    comparisons.assert_close(by_value, found)
+  comparisons.assert_close(optax_sam.metrics(state), optax_sam.metrics(both))
+
+
+@table.every_kind(lambda row: row.method.needs == 'examples')
+def test_wrong_losses_and_batches(name):
+  tx, params = table.ROWS[name].alone(), training.params()
+  with_more = lambda p, b: (training.losses(p, b), b['y'])
+  for function, message in (
+    (with_more, r'one loss an example, .* shape \(\('),
+    (training.loss, r'one loss an example, shape \(.,\)'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      _trace(tx, params, per_example_value_fn=function, batch=training.batch())
+  for wrong in ({'x': jnp.ones(8), 'y': jnp.ones(7)}, jnp.float32(1)):
+    with pytest.raises(ValueError, match='batch must be a pytree whose leave'):
+      _trace(tx, params, per_example_value_fn=training.losses, batch=wrong)
+
+
 def test_before_a_line_search():
-  # The search evaluates the same value_fn along the direction of the method.
+  """The search evaluates the same value_fn along the direction of SAM."""
   tx = optax.chain(
     optax_sam.sam(0.05),
     optax.sgd(1.0),
@@ -66,128 +124,22 @@ def test_before_a_line_search():
   params, batch = training.params(), training.batch()
   value_fn = lambda p: training.loss(p, batch)
   value, grads = jax.value_and_grad(value_fn)(params)
-  updates, _ = tx.update(
-    grads, tx.init(params), params, value=value, grad=grads, value_fn=value_fn
-  )
+  with jax.numpy_dtype_promotion('standard'):  # which the search relies on
+    updates, _ = jax.jit(
+      lambda grads: tx.update(
+        grads,
+        tx.init(params),
+        params,
+        value=value,
+        grad=grads,
+        value_fn=value_fn,
+      )
+    )(grads)
   assert float(value_fn(optax.apply_updates(params, updates))) < float(value)
 
 
-@table.every_row(needs_examples=False)
-def test_any_of_the_functions_will_do(name):
-  tx = table.ROWS[name]()
-  given = training.functions(training.batch())
-  grad_fn = jax.grad(given['value_fn'])
-  by_value, state = _update(tx, value_fn=given['value_fn'])
-  # Beside which a loss may be asked for.
-  loss = given if table.ROWS[name].needs_loss else {}
-  by_grad, _ = _update(tx, **loss, grad_fn=grad_fn)
-  by_both, both = _update(tx, grad_fn=jax.value_and_grad(given['value_fn']))
-  del given['value_fn']
-  by_example, _ = _update(tx, **given)
-  comparisons.assert_close(by_value, by_grad)
-  comparisons.assert_close(by_value, by_both)
-  comparisons.assert_close(by_value, by_example)
-  comparisons.assert_close(state.info, both.info)
-
-
-def test_grad_fn_goes_before_value_fn():
-  def value_fn(_):
-    raise AssertionError
-
-  grad_fn = lambda p: jax.tree.map(jnp.ones_like, p)
-  updates, _ = _update(optax_sam.sam(), value_fn=value_fn, grad_fn=grad_fn)
-  comparisons.assert_equal(updates, grad_fn(updates))
-
-
-@table.every_row()
-def test_a_missing_function_is_asked_for(name):
-  with pytest.raises(ValueError, match=r'updates, opt_state = tx\.update\('):
-    _update(_ascending(name))
-
-
-@table.every_row()
-def test_missing_params_are_asked_for(name):
-  tx = table.ROWS[name]()
-  with pytest.raises(ValueError, match=r'params must be given: write tx\.up'):
-    tx.update(
-      training.params(), tx.init(training.params()), value_fn=training.loss
-    )
-
-
-@table.every_row(needs_examples=False)
-def test_a_value_with_more_than_the_value(name):
-  value_fn = lambda p: (training.loss(p, training.batch()), {'accuracy': 1.0})
-  with pytest.raises(
-    ValueError, match=r'a scalar, got shape \(.*: write .*\[0\]'
-  ):
-    _update(_ascending(name), value_fn=value_fn)
-
-
-def test_a_value_of_some_shape():
-  value_fn = lambda p: training.losses(p, training.batch())
-  with pytest.raises(ValueError, match=r'a scalar, got shape \(8,\)'):
-    _update(optax_sam.sam(), value_fn=value_fn)
-
-
-def test_a_grad_fn_that_returns_something_else():
-  with pytest.raises(ValueError, match='grad_fn must return a gradient'):
-    _update(optax_sam.sam(), grad_fn=lambda p: p['dense'])
-
-
-def with_more(w):
-  return jnp.sum(w**2), jnp.float32(7)
-
-
-@pytest.mark.parametrize(
-  'grad_fn',
-  [
-    jax.grad(with_more, has_aux=True),
-    jax.value_and_grad(with_more, has_aux=True),
-    lambda w: (w, jnp.sum(w)),
-    lambda w: (w, w),
-    jnp.sum,
-  ],
-)
-def test_what_stands_beside_the_gradient_is_not_taken_for_it(grad_fn):
-  # One array has the structure of any other.
-  w = jnp.array([3.0, 4.0])
-  tx = optax_sam.sam()
-  with pytest.raises(ValueError, match=r'has_aux=True, hand on what is asked'):
-    tx.update(w, tx.init(w), w, grad_fn=grad_fn)
-
-
-@table.every_row(needs_examples=True)
-def test_losses_with_more_than_the_losses(name):
-  with pytest.raises(ValueError, match=r'one loss an example, .* shape \(\('):
-    _update(
-      table.ROWS[name](),
-      per_example_value_fn=lambda p, b: (training.losses(p, b), b['y']),
-      batch=training.batch(),
-    )
-
-
-@table.every_row(needs_examples=True)
-def test_losses_of_the_wrong_shape(name):
-  with pytest.raises(ValueError, match=r'one loss an example, shape \(.,\)'):
-    _update(
-      table.ROWS[name](),
-      per_example_value_fn=training.loss,
-      batch=training.batch(),
-    )
-
-
-@table.every_row(needs_examples=True)
-@pytest.mark.parametrize(
-  'wrong', [{'x': jnp.ones(8), 'y': jnp.ones(7)}, jnp.float32(1)]
-)
-def test_a_batch_without_an_axis_of_examples(name, wrong):
-  with pytest.raises(ValueError, match='batch must be a pytree whose leaves'):
-    _update(
-      table.ROWS[name](), per_example_value_fn=training.losses, batch=wrong
-    )
-
-
-def _ascending(name):
-  """Returns a method that takes the second gradient at the first step."""
-  row = table.ROWS[name]
-  return row(**row.ascending)
+def test_batches_of_another_size_than_the_last():
+  tx, params = table.ROWS['sampa'].alone(), training.params()
+  given = training.functions(jax.tree.map(lambda x: x[:3], training.batch()))
+  with pytest.raises(ValueError, match=r'batch must be like batch_like=.*'):
+    _trace(tx, params, **given)

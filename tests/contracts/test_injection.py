@@ -1,7 +1,5 @@
 """`optax.inject_hyperparams` around every method, and schedules of rho."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,80 +12,65 @@ from tests.contracts import comparisons, table, training
 _RADII = jnp.array([0.3, 0.0, 0.1, 0.2])
 
 
-@table.every_row()
-def test_same_updates_as_without(name):
-  tx, step = training.compiled_injected(name)
-  params, state = training.train(step, training.start(tx), range(4))
-  tx, step = training.compiled(name)
-  expected, _ = training.train(step, training.start(tx), range(4))
-  comparisons.assert_close(params, expected)
-  if table.ROWS[name].perturbs:
-    radius = state[0].hyperparams[table.ROWS[name].radius]
-    assert float(radius) == np.float32(0.05)
-
-
-@table.every_row(perturbs=True)
-def test_a_schedule_equals_radii_set_by_hand(name):
-  # The schedule is read at the count before the increment, from 0 on, and
-  # what was injected can be changed without compiling again.
-  tx = optax.chain(
-    table.ROWS[name](lambda count: _RADII[count]), training.base()
-  )
+def _trained(tx, steps=4):
+  """Returns (params, state) after some steps of an optimizer."""
   step = jax.jit(training.training_step(tx))
-  scheduled, state = training.train(step, training.start(tx), range(4))
+  return training.train(step, training.start(tx), range(steps))
 
-  tx, step = training.compiled_injected(name)
-  params, opt_state = training.start(tx)
+
+@table.every_kind()
+def test_injected_numbers_are_the_same(name):
+  row, program = table.ROWS[name], training.program(name)
+  start = training.start(program.tx)
+  params, state = training.train(program.step, start, range(4))
+  comparisons.assert_close(params, _trained(row.whole())[0])
+  assert float(row.part(state).hyperparams[row.radius]) == np.float32(0.05)
+
+
+@table.every_kind()
+def test_a_schedule_equals_radii_set_by_hand(name):
+  """It is read at the count before the increment, from 0 on.
+
+  What was injected can be changed without compiling again.
+  """
+  row, program = table.ROWS[name], training.program(name)
+  scheduled, state = _trained(row.whole(lambda count: _RADII[count]))
+  params, opt_state = training.start(program.tx)
   for t, rho in enumerate(_RADII):
-    opt_state[0].hyperparams[table.ROWS[name].radius] = rho
-    params, opt_state = step(params, opt_state, training.batch(t))
-  assert step._cache_size() == 1
+    row.part(opt_state).hyperparams[row.radius] = rho
+    params, opt_state = program.step(params, opt_state, training.batch(t))
+  assert program.donating._cache_size() == 1
   comparisons.assert_close(scheduled, params)
+  if row.place == 'chain':
+    # A step that skips advances the schedule all the same.
+    counts = optax.tree.get_all_with_path(state[0].perturbation, 'count')
+    assert {int(count) for _, count in counts} == {4}
 
-  # A step that skips advances the schedule all the same.
-  counts = optax.tree.get_all_with_path(state[0].perturbation, 'count')
-  assert {int(count) for _, count in counts} == {4}
 
+@pytest.mark.parametrize('rho', [jnp.asarray(0.05), np.float32(0.05)])
+def test_an_array_as_the_radius(rho):
+  params, batch = training.params(), training.batch()
+  given, grads = training.functions(batch), training.gradient(params, batch)
 
-@table.every_row()
-def test_without_static_args_the_error_says_what_to_write(name):
-  row = table.ROWS[name]
-  build = dataclasses.replace(row, static=()).injected
-  if not row.static:
-    build().init(training.params())
-    return
-  with pytest.raises(ValueError, match=r"write static_args=\('.*',\)") as info:
-    build().init(training.params())
-  assert any(f"('{name}',)" in str(info.value) for name in row.static)
+  def update(rho):
+    tx = optax_sam.sam(rho)
+    return tx.update(grads, tx.init(params), params, **given)
+
+  comparisons.assert_equal(update(rho), update(0.05))
 
 
 @pytest.mark.parametrize('name', ['sam', 'ae_look_sam'])
 def test_a_schedule_of_the_wrapper(name):
   schedule = optax.linear_schedule(0.0, 0.4, 4)
-  trained = []
-  for build in (table.ROWS[name], table.ROWS[name].injected):
-    tx = optax.chain(build(schedule), training.base())
-    step = jax.jit(training.training_step(tx))
-    trained.append(training.train(step, training.start(tx), range(4))[0])
-  comparisons.assert_close(*trained)
-
-
-@table.every_row(perturbs=True)
-def test_an_array_as_the_radius(name):
-  params, given = training.params(), training.functions(training.batch())
-  grads = jax.grad(given['value_fn'])(params)
-
-  def update(rho):
-    tx = table.ROWS[name](rho)
-    return tx.update(grads, tx.init(params), params, **given)
-
-  by_number = update(0.05)
-  comparisons.assert_equal(update(jnp.asarray(0.05)), by_number)
-  comparisons.assert_equal(update(np.float32(0.05)), by_number)
+  plain, injected = (
+    _trained(table.ROWS[name].whole(schedule, inject=inject))[0]
+    for inject in (False, True)
+  )
+  comparisons.assert_close(plain, injected)
 
 
 def test_a_schedule_of_another_dtype():
-  # As one that is computed from the count alone.
+  """As one that is computed from the count alone."""
   tx = optax_sam.sam(lambda count: count + 1)
   gradient, radius = jnp.array([3.0, 4.0]), jnp.array([0.6, 0.8])
   state = tx.init(gradient)

@@ -3,179 +3,140 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_sam
 from tests.contracts import comparisons, table, training
 
 _ONLY_NORM = {'dense': False, 'norm': True}
-_MASKS = {
-  'prefix': _ONLY_NORM,
-  'full': {'dense': {'bias': False, 'kernel': False}, 'norm': {'scale': True}},
-  'callable': lambda _: _ONLY_NORM,
-  'norm_layers_only': optax_sam.norm_layers_only,
-  'numpy': {'dense': np.False_, 'norm': np.True_},
-}
+every_masked_kind = table.every_kind(lambda row: 'mask' in row.parameters)
 
 
-_gradient = jax.jit(jax.grad(training.loss))
-
-
-def _ascending(name, mask, **changes):
-  """Returns a method that takes the second gradient at the first step."""
-  row = table.ROWS[name]
-  return row(0.5, mask=mask, **{**row.ascending, **changes})
-
-
-@table.every_row(perturbs=True)
-def test_what_is_left_out_stays_and_is_not_in_the_norm(name):
-  row, params, batch = table.ROWS[name], training.params(), training.batch()
-  points = []
+def _points(tx, steps=2):
+  """Returns the points at which losses are asked for, and the last step."""
+  params, batch, points = training.params(), training.batch(), []
 
   def losses(p, b):
     jax.debug.callback(points.append, p)
     return training.losses(p, b)
 
-  tx = _ascending(name, _ONLY_NORM)
-  state = tx.init(params)
-  for _ in range(1 + row.delayed):
-    updates, state = tx.update(
-      _gradient(params, batch),
+  @jax.jit
+  def update(state):
+    return tx.update(
+      training.gradient(params, batch),
       state,
       params,
       per_example_value_fn=losses,
       batch=batch,
     )
+
+  state = tx.init(params)
+  # The first step of some has nothing yet to perturb by.
+  for _ in range(steps):
+    updates, state = update(state)
   jax.effects_barrier()
-  assert points
-  moved = [np.zeros(())]
+  return points, updates, state
+
+
+def _length(points):
+  """Returns how far the normalization layer was moved at most."""
+  scale = training.params()['norm']['scale']
+  return max(np.linalg.norm(point['norm']['scale'] - scale) for point in points)
+
+
+@every_masked_kind
+def test_what_is_left_out_stays_and_is_not_in_the_norm(name):
+  row, params = table.ROWS[name], training.params()
+  always = {'probability': 1.0} if 'probability' in row.parameters else {}
+  points, updates, state = _points(row.alone(0.5, mask=_ONLY_NORM, **always))
   for point in points:
     comparisons.assert_equal(point['dense'], params['dense'])
-    moved.append(
-      np.linalg.norm(point['norm']['scale'] - params['norm']['scale'])
-    )
-  if row.has_length_rho:
-    np.testing.assert_allclose(max(moved), 0.5, rtol=1e-5)
-  else:
-    # Relative to scales close to 1, at a gradient of about that size.
-    assert 0 < max(moved) < 1
-  if not row.ascends_on_parts:
-    gradient = _gradient(params, batch)['norm']['scale']
-    np.testing.assert_allclose(
-      state.info.ascent_norm, jnp.linalg.norm(gradient), rtol=1e-6
-    )
+  # Relative to scales close to 1, at a gradient of about that size.
+  assert 0 < _length(points) < 1.1
+  if row.method.needs == 'value_fn':
+    gradient = training.gradient(params, training.batch())['norm']['scale']
+    norm = optax_sam.metrics(state)['ascent_norm']
+    if row.place == 'chain':
+      np.testing.assert_allclose(norm, jnp.linalg.norm(gradient), rtol=1e-6)
   # All leaves descend, those that are left out too.
   assert all(bool(jnp.all(leaf != 0)) for leaf in jax.tree.leaves(updates))
 
 
-@pytest.mark.parametrize('mask', _MASKS)
-def test_ways_to_write_a_mask(mask):
-  params = training.params()
-  tx = optax_sam.sam(0.5, mask=_MASKS[mask])
-  gradient = _gradient(params, training.batch())
-  points, _ = tx.update(gradient, tx.init(params), params, grad_fn=lambda p: p)
-  comparisons.assert_equal(points['dense'], params['dense'])
-  scale = gradient['norm']['scale']
-  np.testing.assert_allclose(
-    points['norm']['scale'],
-    params['norm']['scale'] + 0.5 * scale / jnp.linalg.norm(scale),
-    rtol=1e-6,
-  )
-
-
-@table.every_row(perturbs=True)
+@every_masked_kind
 def test_all_true_is_no_mask(name):
-  params = training.params()
-  plain = table.ROWS[name]()
-  masked = table.ROWS[name](mask=True)
-  given = training.functions(training.batch())
-  grads = _gradient(params, training.batch())
-  comparisons.assert_equal(
-    masked.update(grads, masked.init(params), params, **given),
-    plain.update(grads, plain.init(params), params, **given),
-  )
+  tx, params = table.ROWS[name].alone(mask=True), training.params()
+
+  @jax.jit
+  def update(params, state, batch):
+    grads = jax.grad(training.loss)(params, batch)
+    return tx.update(grads, state, params, **training.functions(batch))
+
+  given = params, tx.init(params), training.batch()
+  comparisons.assert_equal(update(*given), training.direction(name)(*given))
 
 
-@table.every_row(perturbs=True)
+@every_masked_kind
 def test_all_false_is_the_base_optimizer(name):
-  row, params, batch = table.ROWS[name], training.params(), training.batch()
-  tx = _ascending(name, mask=False, **row.neutral)
-  given = training.functions(batch)
-  given['grad_fn'] = lambda p: _gradient(p, batch)
-  grads = given['grad_fn'](params)
-  updates, _ = tx.update(grads, tx.init(params), params, **given)
-  is_same = comparisons.assert_close if row.rounds else comparisons.assert_equal
-  is_same(updates, grads)
+  row, batch = table.ROWS[name], training.batch()
+  tx = row.whole(0.5, mask=False, **table.NEUTRAL.get(name, {}))
+  base = optax.with_extra_args_support(table.base())
+
+  @jax.jit
+  def both(params):
+    grads = jax.grad(training.loss)(params, batch)
+    given = grads, tx.init(params), params
+    ours, _ = tx.update(*given, **training.functions(batch))
+    return ours, base.update(grads, base.init(params), params)[0]
+
+  is_same = (
+    comparisons.assert_close
+    if name in table.ROUNDS
+    else comparisons.assert_equal
+  )
+  is_same(*both(training.params()))
 
 
-@table.every_row(perturbs=True)
+@every_masked_kind
 def test_wrong_masks(name):
   row, params = table.ROWS[name], training.params()
-  with pytest.raises(ValueError, match=r'mask must be a prefix of the param'):
-    row(mask={'dense': True}).init(params)
-  with pytest.raises(ValueError, match=r'mask must hold Python bools.* got 1'):
-    row(mask={'dense': 1, 'norm': True}).init(params)
+  for mask, message in (
+    ({'dense': True}, r'mask must be a prefix of the param'),
+    ({'dense': 1, 'norm': True}, r'mask must hold Python bools.* got 1'),
+  ):
+    tx = row.alone(mask=mask)
+    given = training.functions(training.batch())
+    with pytest.raises(ValueError, match=message):
+      tx.update(params, tx.init(params), params, **given)
 
 
-def test_norm_layers_only_without_one():
-  with pytest.raises(ValueError, match=r"no normalization layer among \['den"):
-    optax_sam.sam(mask=optax_sam.norm_layers_only).init({'dense': jnp.ones(2)})
-
-
-@pytest.mark.parametrize(
-  ('name', 'is_norm'),
-  [
-    ('BatchNorm_0', True),
-    ('layer_norm', True),
-    ('bn1', True),
-    ('ln_2', True),
-    ('gn', True),
-    ('conv', False),
-    ('lndense', False),
-  ],
-)
-def test_names_of_normalization_layers(name, is_norm):
-  params = {name: {'w': jnp.ones(2)}, 'norm': jnp.ones(2)}
-  chosen = optax_sam.norm_layers_only(params)
-  assert chosen == {name: {'w': is_norm}, 'norm': True}
-
-
-@table.every_row()
+@table.every_kind()
 def test_integers_and_none_among_the_parameters(name):
-  steps = jnp.asarray(3, jnp.int32)
-  tx = table.ROWS[name]()
-  clean = training.params()
-  params = {**clean, 'steps': steps, 'nothing': None}
-  batch = training.batch()
+  row = table.ROWS[name]
+  tx = row.alone(base=lambda: optax.sgd(0.1))
+  # What jax.grad(allow_int=True) gives for an integer, which base optimizers
+  # don't know.
+  zero = np.zeros((), jax.dtypes.float0)
+  zero = jnp.int32(0) if row.place == 'wraps' else zero
   bare = lambda p: {'dense': p['dense'], 'norm': p['norm']}
   losses = lambda p, b: training.losses(bare(p), b) * jnp.float32(1)
-  grads = jax.grad(training.loss)(clean, batch)
-  # What jax.grad(allow_int=True) gives for an integer.
-  zero = np.zeros((), jax.dtypes.float0)
+  given = training.functions(training.batch(), losses)
+  grads = training.gradient(training.params(), training.batch())
+  params = {**training.params(), 'steps': jnp.int32(3), 'nothing': None}
 
   @jax.jit
   def update(grads, state, params):
+    if 'steps' not in params:
+      return tx.update(grads, state, params, **given)
     whole = {**grads, 'steps': zero, 'nothing': None}
-    given = training.functions(batch, losses)
-    updates, state = tx.update(whole, state, params, **given)
-    assert updates['steps'] is zero
+    with jax.numpy_dtype_promotion('standard'):  # of the base optimizer
+      updates, state = tx.update(whole, state, params, **given)
+    if row.place != 'wraps':
+      assert updates['steps'] is zero
     return bare(updates), state
 
-  updates, state = update(grads, tx.init(params), params)
-  expected, expected_state = training.direction(name)(
-    clean, tx.init(clean), batch
-  )
-  comparisons.assert_close(updates, expected)
+  found, state = update(grads, tx.init(params), params)
+  clean = bare(params)
+  expected, expected_state = update(grads, tx.init(clean), clean)
+  comparisons.assert_close(found, expected)
   assert len(jax.tree.leaves(state)) == len(jax.tree.leaves(expected_state))
-
-
-def test_a_gradient_function_that_knows_all_leaves():
-  params = {'weight': jnp.ones(2), 'steps': jnp.asarray(3), 'nothing': None}
-  zero = np.zeros((), jax.dtypes.float0)
-  grad_fn = lambda p: {'weight': p['weight'], 'steps': zero, 'nothing': None}
-  tx = optax_sam.sam(2**0.5)
-  updates, _ = tx.update(
-    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
-  )
-  np.testing.assert_allclose(updates['weight'], 2 * jnp.ones(2), rtol=1e-6)
-  assert updates['steps'] is zero

@@ -1,30 +1,65 @@
-"""The state: abstract init, parts like the parameters, checkpoints."""
+"""The state: arrays with names, abstract init, checkpoints."""
 
 import jax
+import jax.numpy as jnp
 import optax
 import orbax.checkpoint as ocp
-import pytest
 
 import optax_sam
 from tests.contracts import comparisons, table, training
 
-# Orbax and Optax promote dtypes implicitly.
-STRICT = False
+
+@table.every_row()
+def test_the_state_consists_of_arrays_with_names(name):
+  row = table.ROWS[name]
+  state = row.own(row.whole().init(training.params()))
+  assert type(state).__name__.endswith('State')
+  assert type(state).__module__.startswith('optax_sam.')
+  leaves = jax.tree.leaves(state)
+  assert all(isinstance(leaf, jax.Array) for leaf in leaves)
+  # Buffers of their own: the same one can't be donated twice.
+  keys = [leaf for leaf in leaves if _is_key(leaf)]
+  arrays = [leaf for leaf in leaves if not _is_key(leaf)]
+  arrays += map(jax.random.key_data, keys)
+  assert len({leaf.unsafe_buffer_pointer() for leaf in arrays}) == len(arrays)
+  paths = [path for path, _ in jax.tree.leaves_with_path(state)]
+  # Names that Optax's own tree search takes for something else.
+  taken = {'value', 'grad', 'learning_rate', 'hyperparams'}
+  fields = {
+    entry.name for path in paths for entry in path if hasattr(entry, 'name')
+  }
+  assert not fields & taken
+  if row.place == 'chain':
+    assert isinstance(state, optax_sam.SharpnessAwareState)
+    assert int(optax.tree.get(state.info, 'second_gradients')) == 0
 
 
-def _shapes(tree):
-  return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+def _is_key(leaf):
+  return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 @table.every_row()
-def test_init_without_numbers(name):
-  tx, params = table.ROWS[name](optax.constant_schedule(0.1)), training.params()
-  state = tx.init(params)
-  abstract_params = jax.eval_shape(lambda: params)
-  assert _shapes(jax.eval_shape(tx.init, params)) == _shapes(state)
-  assert _shapes(tx.init(abstract_params)) == _shapes(state)
-  assert _shapes(jax.jit(tx.init)(params)) == _shapes(state)
-  comparisons.assert_equal(jax.jit(tx.init)(params), state)
+def test_types_of_the_first_state(name):
+  """Single precision at least, and the same without numbers."""
+  row = table.ROWS[name]
+  wide = jnp.dtype('float32')
+  chosen = jnp.dtype(row.settings().get('accumulator_dtype', wide))
+  tx = row.alone(optax.constant_schedule(0.1))
+  for dtype in ('bfloat16', 'float16'):
+    params = training.params(dtype)
+    state = tx.init(params)
+    dtypes = {leaf.dtype for leaf in jax.tree.leaves(row.of_method(state))}
+    floats = {dtype for dtype in dtypes if jnp.issubdtype(dtype, jnp.floating)}
+    assert floats <= {wide, chosen}
+  types, abstract = comparisons.types(state), jax.eval_shape(lambda: params)
+  assert comparisons.types(jax.eval_shape(tx.init, params)) == types
+  assert comparisons.types(tx.init(abstract)) == types
+
+
+@table.every_kind()
+def test_init_under_jit(name):
+  tx, params = table.ROWS[name].alone(), training.params()
+  comparisons.assert_equal(jax.jit(tx.init)(params), tx.init(params))
 
 
 def test_a_typed_key_under_jit():
@@ -32,95 +67,61 @@ def test_a_typed_key_under_jit():
   key, params = jax.random.key(3), training.params()
   tx = optax_sam.ss_sam(key=key)
   state = jax.jit(tx.init)(params)
-  assert _shapes(jax.eval_shape(tx.init, params)) == _shapes(state)
   comparisons.assert_equal(state, tx.init(params))
   jax.jit(lambda state: state, donate_argnums=0)(state)
   assert not key.is_deleted()
 
 
-@table.every_row()
-def test_the_state_consists_of_arrays_with_names(name):
-  state = table.ROWS[name]().init(training.params())
-  assert isinstance(state, optax_sam.SharpnessAwareState)
-  leaves = jax.tree.leaves(state)
-  assert all(isinstance(leaf, jax.Array) for leaf in leaves)
-  # Names that Optax's own tree search takes for something else.
-  taken = {'value', 'grad', 'learning_rate', 'hyperparams'}
-  fields = {
-    field
-    for path, _ in jax.tree.leaves_with_path(state)
-    for field in _names(path)
-  }
-  assert not fields & taken
-  assert int(optax.tree.get(state.info, 'second_gradients')) == 0
+def _is_like_params(leaf):
+  return leaf.ndim > 0  # the parameters have no scalars
 
 
-def _names(path):
-  return [entry.name for entry in path if hasattr(entry, 'name')]
+@table.every_kind(table.in_chain)
+def test_map_over_the_parts_that_are_like_the_parameters(name):
+  for mask in (None, {'dense': True, 'norm': False}):
+    tx = table.ROWS[name].whole(mask=mask)
+    state = tx.init(training.params())
+    marked = optax.tree_map_params(tx, lambda leaf: leaf[None], state)
+    for before, after in zip(
+      jax.tree.leaves(state), jax.tree.leaves(marked), strict=True
+    ):
+      marks = before[None] if _is_like_params(before) else before
+      comparisons.assert_equal([after], [marks])
 
 
-@table.every_row()
-@pytest.mark.parametrize('mask', [None, {'dense': True, 'norm': False}])
-def test_map_over_the_parts_that_are_like_the_parameters(name, mask):
-  row = table.ROWS[name]
-  masked = {'mask': mask} if row.perturbs else {}
-  tx = optax.chain(row(**masked), training.base())
-  state = tx.init(training.params())
-  marked = optax.tree_map_params(tx, lambda leaf: leaf + leaf.size, state)
-  for (path, before), after in zip(
-    jax.tree.leaves_with_path(state), jax.tree.leaves(marked), strict=True
-  ):
-    is_part = {'ema', 'mask', 'direction', 'trace'} & set(_names(path))
-    expected = before + before.size if is_part else before
-    comparisons.assert_equal([after], [expected])
-
-
-@pytest.mark.parametrize(
-  'name',
-  [
-    'friendly_sam',
-    'look_sam',
-    'look_layer_sam',
-    'ae_look_sam',
-    'sparse_sam_fisher',
-    'sparse_sam_dynamic',
-    'momentum_sam',
-    'async_sam',
-    'eigen_sam',
-  ],
-)
+@table.every_kind(table.in_chain)
 def test_shardings_of_the_parameters_fit_the_state(name):
-  tx, params = table.ROWS[name](), training.params()
+  tx, params = table.ROWS[name].alone(), training.params()
+  state = tx.init(params)
   specs = jax.tree.map(lambda leaf: f'{leaf.shape}', params)
   found = optax.tree_map_params(
     tx,
     lambda _, spec: spec,
-    tx.init(params),
+    state,
     specs,
     transform_non_params=lambda _: None,
   )
-  assert jax.tree.leaves(found) == jax.tree.leaves(specs)
+  like = sum(map(_is_like_params, jax.tree.leaves(state)))
+  copies = like // len(jax.tree.leaves(params))
+  assert jax.tree.leaves(found) == copies * jax.tree.leaves(specs)
 
 
-@table.every_row()
+@table.every_kind()
 def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
-  changes = {'key': jax.random.key(7)} if 'key' in _arguments(name) else {}
-  tx = optax.chain(table.ROWS[name](**changes), training.base())
-  step = training.compiled(name)[1]
-  if changes:
-    step = training.jit(training.training_step(tx))
-  saved = training.train(step, training.start(tx), range(3))
-  with ocp.StandardCheckpointer() as checkpointer:
+  program = training.program(name)
+  start = training.start(program.tx)
+  saved = training.train(program.step, start, range(3))
+  # Orbax promotes dtypes implicitly.
+  with (
+    jax.numpy_dtype_promotion('standard'),
+    ocp.StandardCheckpointer() as checkpointer,
+  ):
     checkpointer.save(tmp_path / 'state', saved)
     checkpointer.wait_until_finished()
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
     restored = checkpointer.restore(tmp_path / 'state', abstract)
   comparisons.assert_equal(restored, saved)
   comparisons.assert_equal(
-    training.train(step, restored, range(3, 7)),
-    training.train(step, saved, range(3, 7)),
+    training.train(program.step, restored, range(3, 7)),
+    training.train(program.step, saved, range(3, 7)),
   )
-
-
-def _arguments(name):
-  return table.ROWS[name].arguments

@@ -8,66 +8,67 @@ import pytest
 import optax_sam
 from tests.contracts import comparisons, table, training
 
-# Optax's own transformations promote dtypes implicitly.
-STRICT = False
+
+def compiled(tx):
+  """Returns the step of an optimizer whose Optax parts promote dtypes."""
+  step = jax.jit(training.training_step(tx))
+
+  def run(*given):
+    with jax.numpy_dtype_promotion('standard'):
+      return step(*given)
+
+  return run
 
 
-@table.every_row()
+@table.every_kind(table.in_chain)
 def test_before_wrapped_base_optimizers(name):
   accumulating = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=2)
+  method = table.ROWS[name].alone()
   tx = optax.chain(
-    table.ROWS[name](),
-    optax.apply_if_finite(accumulating.gradient_transformation(), 5),
+    method, optax.apply_if_finite(accumulating.gradient_transformation(), 5)
   )
-  step = jax.jit(training.training_step(tx))
+  step = compiled(tx)
   start, opt_state = training.start(tx)
   params, opt_state = step(start, opt_state, training.batch(0))
   comparisons.assert_equal(params, start)
-  rejected, opt_state = step(params, opt_state, _spoilt())
+  rejected, opt_state = step(params, opt_state, training.spoilt(7))
   comparisons.assert_equal(rejected, start)
   params, opt_state = step(params, opt_state, training.batch(1))
 
   # Two directions from the same place, averaged; the bad one between them
   # counts as a step, but leaves nothing behind.
   update = training.direction(name)
-  first, state = update(
-    start, table.ROWS[name]().init(start), training.batch(0)
-  )
-  _, state = update(start, state, _spoilt())
+  first, state = update(start, method.init(start), training.batch(0))
+  _, state = update(start, state, training.spoilt(7))
   second, _ = update(start, state, training.batch(1))
   mean = jax.tree.map(lambda x, y: -0.1 * (x + y) / 2, first, second)
   comparisons.assert_close(params, optax.apply_updates(start, mean), 1e-5)
   assert int(optax_sam.metrics(opt_state)['count']) == 3
 
 
-@table.every_row()
+@table.every_kind()
 def test_inside_wrappers(name):
-  method = table.ROWS[name].injected()
-  chain = optax.chain(optax.identity(), optax.chain(method, optax.sgd(0.1)))
+  row = table.ROWS[name]
+  whole = row.whole(inject=True, base=lambda: optax.sgd(0.1))
+  chain = optax.chain(optax.identity(), whole)
   accumulating = optax.MultiSteps(optax.apply_if_finite(chain, 5), 2)
   tx = accumulating.gradient_transformation()
-  step = jax.jit(training.training_step(tx))
+  step = compiled(tx)
   state = training.train(step, training.start(tx), range(2))
-  rejected = step(*step(*state, _spoilt()), _spoilt())
+  rejected = step(*step(*state, training.spoilt(7)), training.spoilt(7))
   comparisons.assert_equal(rejected[0], state[0])
 
   found = jax.jit(optax_sam.metrics)(rejected[1])
   params = training.params()
   _, alone = training.direction(name)(
-    params, table.ROWS[name]().init(params), training.batch()
+    params, row.alone().init(params), training.batch()
   )
   expected = optax_sam.metrics(alone)
   assert found.keys() == expected.keys()
-  assert {*alone.info._fields, 'count'} <= found.keys()
+  assert {*optax_sam.SharpnessAwareInfo._fields, 'count'} <= found.keys()
   assert all(scalar.shape == () for scalar in found.values())
   assert int(found['count']) == 1
   assert bool(found['ascended']) == bool(expected['ascended'])
-
-
-def _spoilt():
-  batch = training.batch(7)
-  batch['y'] = batch['y'].at[:, 0].set(jnp.nan)
-  return batch
 
 
 def test_different_optimizers_behind_one_method():
@@ -78,7 +79,7 @@ def test_different_optimizers_behind_one_method():
       {'adam': optax.adam(0.01), 'sgd': optax.sgd(0.1)}, labels
     ),
   )
-  step = jax.jit(training.training_step(tx))
+  step = compiled(tx)
   params, _ = training.train(step, training.start(tx), range(1))
   start = training.params()
   direction, _ = training.direction('sam')(
@@ -86,27 +87,26 @@ def test_different_optimizers_behind_one_method():
   )
   comparisons.assert_close(
     params['norm']['scale'],
-    training.params()['norm']['scale'] - 0.1 * direction['norm']['scale'],
+    start['norm']['scale'] - 0.1 * direction['norm']['scale'],
   )
   # Adam's first step is the sign of the direction.
   comparisons.assert_close(
     params['dense']['bias'],
-    training.params()['dense']['bias']
-    - 0.01 * jnp.sign(direction['dense']['bias']),
+    start['dense']['bias'] - 0.01 * jnp.sign(direction['dense']['bias']),
     1e-5,
   )
 
 
 @pytest.mark.parametrize('wrapper', ['masked', 'multi_transform'])
 def test_inside_a_mask_of_optax(wrapper):
-  # The function then sees the kept part of the parameters only.
+  """The function then sees the part of the parameters that is not masked."""
   kept = {'dense': True, 'norm': False}
   params, batch = training.params(), training.batch()
 
   def value_fn(part):
     return training.loss({**part, 'norm': params['norm']}, batch)
 
-  grads = jax.grad(training.loss)(params, batch)
+  grads = training.gradient(params, batch)
   if wrapper == 'masked':
     tx = optax.masked(optax_sam.sam(0.5), kept)
   else:
@@ -125,32 +125,16 @@ def test_inside_a_mask_of_optax(wrapper):
   assert int(optax_sam.metrics(state)['count']) == 1
 
 
-def test_metrics_are_what_happened():
-  loss = lambda w: jnp.sum(jnp.square(w))
-  tx, w = optax_sam.sam(0.5), jnp.array([3.0, 4.0])
-  _, state = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
-  found = {key: float(x) for key, x in optax_sam.metrics(state).items()}
-  assert found == pytest.approx(
-    {
-      'count': 1,
-      'ascended': 1,
-      'decided': 1,
-      'second_gradients': 1,
-      'ascent_norm': 10.0,
-      'perturbed_loss': 5.5**2,
-    }
-  )
-
-
-def test_metrics_of_two_methods():
-  tx = optax.multi_transform(
-    {'a': optax_sam.sam(), 'b': optax_sam.look_sam()},
-    {'dense': 'a', 'norm': 'b'},
-  )
-  found = optax_sam.metrics(tx.init(training.params()))
-  assert {'0/count', '1/count', '1/descent/ratio'} <= found.keys()
-
-
-def test_metrics_without_a_method():
-  with pytest.raises(ValueError, match='opt_state must hold the state of a m'):
-    optax_sam.metrics(optax.adam(0.1).init(training.params()))
+@table.every_method(lambda row: row.place in ('wraps', 'replaces'))
+def test_metrics_of_what_is_no_element(name):
+  row, program = table.ROWS[name], training.program(name)
+  start = training.start(program.tx)
+  _, state = training.train(program.step, start, range(2))
+  if row.radius is None:
+    with pytest.raises(ValueError, match='opt_state must hold the state of'):
+      optax_sam.metrics(state)
+    return
+  found = optax_sam.metrics(state)
+  assert (int(found['count']), int(found['second_gradients'])) == (2, 2)
+  assert float(found['ascent_norm']) > 0
+  assert float(found['perturbed_loss']) > 0

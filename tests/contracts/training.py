@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,8 +38,12 @@ def batch(step: int = 0) -> dict[str, jax.Array]:
   }
 
 
-# Jitted for the sake of the tests that run a step outside of jit.
-@jax.jit
+def spoilt(step: int, bad: float = np.nan) -> dict[str, jax.Array]:
+  """Returns the batch of a step with a label that is no number."""
+  found = batch(step)
+  return {**found, 'y': found['y'].at[:, 1].set(bad)}
+
+
 def losses(params: optax.Params, batch: Any) -> jax.Array:
   """Returns the weighted squared error of every example."""
   batch = jax.tree.map(
@@ -52,23 +56,18 @@ def losses(params: optax.Params, batch: Any) -> jax.Array:
   return batch['weight'] * jnp.sum(jnp.square(error), axis=1)
 
 
-@jax.jit
 def loss(params: optax.Params, batch: Any) -> jax.Array:
   """Returns the mean squared error."""
   return jnp.mean(losses(params, batch))
 
 
-# One for all calls, so that tests outside of jit don't compile it anew.
-@functools.cache
-def _mean(losses: Callable[..., Any]) -> Callable[..., jax.Array]:
-  return jax.jit(lambda p, b: jnp.mean(losses(p, b)))
+gradient = jax.jit(jax.grad(loss))
 
 
 def functions(batch: Any, losses: Callable[..., Any] = losses) -> dict:
-  """Returns what a step hands to `update` beside the gradients."""
-  mean = _mean(losses)
+  """Returns what a step passes to `update` beside the gradients."""
   return {
-    'value_fn': lambda p: mean(p, batch),
+    'value_fn': lambda p: jnp.mean(losses(p, batch)),
     'per_example_value_fn': losses,
     'batch': batch,
   }
@@ -90,48 +89,76 @@ def training_step(
   return step
 
 
-def base() -> optax.GradientTransformation:
-  """Returns the base optimizer of the contracts."""
-  return optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, 0.9))
-
-
 # Programs that are compared to the bit with others, as users have them.
 jit = functools.partial(jax.jit, **compiling.AS_USERS)
 
 
-@functools.cache
-def compiled(name: str) -> tuple[Any, Callable[..., Any]]:
-  """Returns a method with its base, and its jitted step, shared by tests."""
-  tx = optax.chain(table.ROWS[name](), base())
-  return tx, jit(training_step(tx))
+class Program(NamedTuple):
+  """An optimizer and its compiled training step.
+
+  Attributes:
+    tx: the optimizer.
+    step: the step, which leaves what is given to it.
+    donating: the same program: it takes the buffers of parameters and state.
+    traces: one entry for every time that it was traced.
+  """
+
+  tx: optax.GradientTransformation
+  step: Callable[..., tuple[optax.Params, optax.OptState]]
+  donating: Any
+  traces: list[None]
+
+
+def compiled(tx: optax.GradientTransformation) -> Program:
+  """Returns the program of an optimizer, compiled as users do."""
+  traces, step = [], training_step(tx)
+
+  def counted(*given: Any) -> Any:
+    traces.append(None)
+    return step(*given)
+
+  # Kept where unused, so that every single buffer is donated.
+  donating = jit(counted, donate_argnums=(0, 1), keep_unused=True)
+
+  def kept(params: Any, opt_state: Any, batch: Any) -> Any:
+    return donating(*jax.tree.map(jnp.copy, (params, opt_state)), batch)
+
+  return Program(tx, kept, donating, traces)
 
 
 @functools.cache
-def compiled_injected(name: str) -> tuple[Any, Callable[..., Any]]:
-  """Returns the same with the numbers of the method in the state."""
-  tx = optax.chain(table.ROWS[name].injected(), base())
-  return tx, jit(training_step(tx))
+def program(name: str) -> Program:
+  """Returns that of a row with the numbers of the method in the state."""
+  return compiled(table.ROWS[name].whole(inject=True))
+
+
+@functools.cache
+def neutral(name: str) -> Program:
+  """Returns that by which `rho=0` is the base optimizer."""
+  if name not in table.NEUTRAL:
+    return program(name)
+  return compiled(table.ROWS[name].whole(inject=True, **table.NEUTRAL[name]))
+
+
+@functools.cache
+def of_base() -> Program:
+  """Returns that of the base optimizer alone."""
+  return compiled(optax.with_extra_args_support(table.base()))
 
 
 @functools.cache
 def direction(name: str) -> Callable[..., tuple[optax.Updates, Any]]:
   """Returns the jitted update of a method alone, at a batch."""
-  tx = table.ROWS[name]()
+  tx = table.ROWS[name].alone()
 
+  @jax.jit
   def update(
     params: optax.Params, state: Any, batch: Any
   ) -> tuple[optax.Updates, Any]:
     grads = jax.grad(loss)(params, batch)
     return tx.update(grads, state, params, **functions(batch))
 
-  return jax.jit(update)
-
-
-@functools.cache
-def compiled_base() -> tuple[Any, Callable[..., Any]]:
-  """Returns the base optimizer alone, and its jitted step."""
-  tx = base()
-  return tx, jit(training_step(optax.with_extra_args_support(tx)))
+  return update
 
 
 def start(tx: optax.GradientTransformation) -> tuple[Any, Any]:

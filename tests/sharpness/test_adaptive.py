@@ -90,33 +90,3 @@ def test_the_average_rise_of_a_quadratic():
       draws=40,
     )
     assert found == pytest.approx(variance * expected, rel=0.1)
-
-
-def test_batches_count_by_their_rows():
-  params, batch = problems.network()
-  for measured in (
-    sharpness.adaptive_sharpness,
-    sharpness.average_adaptive_sharpness,
-  ):
-    whole, apart = (
-      measured(problems.network_loss, params, 0.1, **data)
-      for data in (
-        {'args': (batch,)},
-        {'batches': problems.unequal_batches(batch)},
-      )
-    )
-    assert apart == pytest.approx(whole, rel=1e-3)
-
-
-def test_sharpness_of_a_diverged_model_is_nan():
-  params = jnp.array([jnp.nan, 1.0])
-  assert np.isnan(sharpness.adaptive_sharpness(jnp.sum, params, 0.1))
-  assert np.isnan(sharpness.average_adaptive_sharpness(jnp.sum, params, 0.1))
-
-
-@pytest.mark.parametrize(
-  'changes', [{'rho': -1}, {'p': 3}, {'steps': 0}, {'rho': 'wide'}]
-)
-def test_bad_arguments_are_named(changes):
-  with pytest.raises(ValueError, match=next(iter(changes))):
-    sharpness.adaptive_sharpness(jnp.sum, jnp.ones(2), **{'rho': 1} | changes)

@@ -3,7 +3,6 @@ import numpy as np
 import pytest
 
 from optax_sam import sharpness
-from tests.sharpness import problems
 
 
 @pytest.mark.parametrize('optimizer', ['l-bfgs-b', 'sign'])
@@ -32,33 +31,3 @@ def test_never_below_zero(optimizer):
     lambda x: -jnp.sum(x**2), jnp.zeros(3), 0.1, optimizer=optimizer
   )
   assert found == 0.0
-
-
-@pytest.mark.parametrize('optimizer', ['l-bfgs-b', 'sign'])
-def test_batches_count_by_their_rows(optimizer):
-  params, batch = problems.network()
-  whole, apart = (
-    sharpness.epsilon_sharpness(
-      problems.network_loss, params, 1e-2, optimizer=optimizer, **data
-    )
-    for data in (
-      {'args': (batch,)},
-      {'batches': problems.unequal_batches(batch)},
-    )
-  )
-  assert whole > 1
-  assert apart == pytest.approx(whole, rel=1e-3)
-
-
-@pytest.mark.parametrize('optimizer', ['l-bfgs-b', 'sign'])
-def test_sharpness_of_a_diverged_model_is_nan(optimizer):
-  found = sharpness.epsilon_sharpness(
-    jnp.sum, jnp.array([jnp.nan, 1.0]), optimizer=optimizer
-  )
-  assert np.isnan(found)
-
-
-def test_bad_arguments_are_named():
-  for changes in ({'epsilon': -1}, {'iterations': 0}, {'optimizer': 'adam'}):
-    with pytest.raises(ValueError, match=next(iter(changes))):
-      sharpness.epsilon_sharpness(jnp.sum, jnp.ones(2), **changes)

@@ -87,38 +87,9 @@ def test_its_integral_is_one_and_it_is_high_at_the_eigenvalues():
   np.testing.assert_allclose(shares, [0.25, 0.25, 0.5], rtol=1e-3)
 
 
-def test_batches_count_by_their_rows():
-  params, batch = problems.network()
-  batches = problems.unequal_batches(batch)
-  for measured, settings in (
-    (sharpness.hessian_trace, {}),
-    (sharpness.spectral_density, {'steps': 6}),
-  ):
-    whole, apart = (
-      measured(problems.network_loss, params, probes=2, **settings, **data)
-      for data in ({'args': (batch,)}, {'batches': batches})
-    )
-    np.testing.assert_allclose(whole[0], apart[0], rtol=1e-3, atol=1e-4)
-
-
 def test_directions_that_are_missing_weigh_nothing():
   # One eigenvalue: the first step reaches all there is.
   found = sharpness.spectral_density(
     problems.quadratic, jnp.ones(6), args=(2 * jnp.eye(6),), steps=4
   )
   assert found.trace() == pytest.approx(12)
-
-
-def test_a_hessian_that_is_not_finite_gives_nan():
-  value_fn, params = lambda x: jnp.sum(x**4), jnp.full(5, jnp.inf)
-  trace = sharpness.hessian_trace(value_fn, params, probes=2)
-  density = sharpness.spectral_density(value_fn, params, steps=2, probes=2)
-  assert np.isnan(trace.value)
-  assert np.isnan(density.trace())
-
-
-def test_bad_arguments_are_named():
-  with pytest.raises(ValueError, match='probes'):
-    measure(sharpness.hessian_trace, probes=0)
-  with pytest.raises(ValueError, match='number of parameters, 20, got 21'):
-    measure(sharpness.spectral_density, steps=21)

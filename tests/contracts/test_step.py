@@ -1,0 +1,87 @@
+"""One training step, written once, serves every method."""
+
+import jax
+import optax
+
+from tests.contracts import comparisons, table, training
+
+
+@table.every_row()
+def test_one_program_serves_all_steps_and_leaves_all_types(name):
+  program = training.program(name)
+  known = len(program.traces), program.donating._cache_size()
+  start = training.start(program.tx)
+  state = training.train(program.step, start, range(5))
+  # Other contracts may have run it before, from a checkpoint too.
+  assert len(program.traces) == max(known[0], 1)
+  assert program.donating._cache_size() == max(known[1], 1)
+  assert comparisons.types(state) == comparisons.types(start)
+  assert comparisons.all_finite(state)
+
+
+@table.every_row()
+def test_buffers_can_be_donated(name):
+  program = training.program(name)
+  state, batch = training.start(program.tx), training.batch()
+  for _ in range(3):
+    given, state = state, program.donating(*state, batch)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+  # What is the caller's own stays.
+  assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(batch))
+
+
+@table.every_kind(lambda row: row.name in ('sam', 'everything', 'b_sam'))
+def test_a_donated_step_is_the_step(name):
+  tx, program = table.ROWS[name].whole(inject=True), training.program(name)
+  plain = training.jit(training.training_step(tx))
+  state = training.start(tx)
+  comparisons.assert_equal(
+    training.train(program.step, state, range(3)),
+    training.train(plain, state, range(3)),
+  )
+
+
+def test_the_key_of_the_caller_survives_donation():
+  for seed in (1, jax.random.key(1)):
+    tx = table.METHODS['ss_sam'].alone(key=seed)
+    for _ in range(2):
+      jax.jit(lambda state: state, donate_argnums=0)(tx.init(training.params()))
+
+
+@table.every_kind()
+def test_a_step_outside_of_jit_is_the_step(name):
+  program = training.program(name)
+  state = training.start(program.tx)
+  inside = training.train(program.step, state, range(2))
+  outside = training.train(training.training_step(program.tx), state, range(2))
+  assert comparisons.types(inside) == comparisons.types(outside)
+  # A direction that is reused is the difference of two close gradients, of
+  # norm 1: it shows their rounding a hundred times larger.
+  comparisons.assert_close(
+    comparisons.without_keys(inside), comparisons.without_keys(outside), 5e-5
+  )
+
+
+@table.every_kind(
+  lambda row: row.place == 'chain' and row.method.needs != 'examples'
+)
+def test_the_clean_gradient_may_come_from_elsewhere(name):
+  """A loss scale, undone before the method sees the gradient."""
+  program = training.program(name)
+
+  @jax.jit
+  def scaled_step(params, opt_state, batch):
+    value_fn = lambda p: training.loss(p, batch)
+    scaled = jax.grad(lambda p: 1024 * value_fn(p))(params)
+    grads = jax.tree.map(lambda g: g / 1024, scaled)
+    updates, opt_state = program.tx.update(
+      grads, opt_state, params, value_fn=value_fn
+    )
+    return optax.apply_updates(params, updates), opt_state
+
+  state = training.start(program.tx)
+  plain = training.train(program.step, state, range(3))
+  scaled = training.train(scaled_step, state, range(3))
+  comparisons.assert_close(
+    comparisons.without_keys(plain), comparisons.without_keys(scaled), 1e-4
+  )

@@ -1,0 +1,46 @@
+"""What is read out of the state of an optimizer."""
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+from tests.contracts import training
+
+
+def test_metrics_are_what_happened():
+  loss = lambda w: jnp.sum(jnp.square(w))
+  tx, w = optax_sam.sam(0.5), jnp.array([3.0, 4.0])
+  _, state = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
+  found = {key: float(x) for key, x in optax_sam.metrics(state).items()}
+  assert found == pytest.approx(
+    {
+      'count': 1,
+      'ascended': 1,
+      'decided': 1,
+      'second_gradients': 1,
+      'ascent_norm': 10.0,
+      'perturbed_loss': 5.5**2,
+    }
+  )
+
+
+def test_metrics_of_two_methods():
+  tx = optax.multi_transform(
+    {'a': optax_sam.sam(), 'b': optax_sam.look_sam()},
+    {'dense': 'a', 'norm': 'b'},
+  )
+  found = optax_sam.metrics(tx.init(training.params()))
+  assert {'0/count', '1/count', '1/descent/ratio'} <= found.keys()
+
+
+def test_metrics_without_a_method():
+  with pytest.raises(ValueError, match='opt_state must hold the state of a m'):
+    optax_sam.metrics(optax.adam(0.1).init(training.params()))
+
+
+def test_a_solution_is_asked_of_another_optimizer():
+  params = training.params()
+  with pytest.raises(ValueError, match='one EntropySgdState, but has 0'):
+    optax_sam.outer_params(params, optax.adam(0.1).init(params))

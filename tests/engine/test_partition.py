@@ -1,0 +1,94 @@
+"""Which leaves are perturbed, which only descend, and which are no floats."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from tests.contracts import comparisons, training
+
+_ONLY_NORM = {'dense': False, 'norm': True}
+_MASKS = {
+  'prefix': _ONLY_NORM,
+  'full': {'dense': {'bias': False, 'kernel': False}, 'norm': {'scale': True}},
+  'callable': lambda _: _ONLY_NORM,
+  'norm_layers_only': optax_sam.norm_layers_only,
+  'numpy': {'dense': np.False_, 'norm': np.True_},
+}
+
+
+@pytest.mark.parametrize('mask', _MASKS)
+def test_ways_to_write_a_mask(mask):
+  params = training.params()
+  tx = optax_sam.sam(0.5, mask=_MASKS[mask])
+  gradient = training.gradient(params, training.batch())
+  points, _ = tx.update(gradient, tx.init(params), params, grad_fn=lambda p: p)
+  comparisons.assert_equal(points['dense'], params['dense'])
+  scale = gradient['norm']['scale']
+  np.testing.assert_allclose(
+    points['norm']['scale'],
+    params['norm']['scale'] + 0.5 * scale / jnp.linalg.norm(scale),
+    rtol=1e-6,
+  )
+
+
+def test_norm_layers_only_without_one():
+  with pytest.raises(ValueError, match=r"no normalization layer among \['den"):
+    optax_sam.sam(mask=optax_sam.norm_layers_only).init({'dense': jnp.ones(2)})
+
+
+@pytest.mark.parametrize(
+  ('name', 'is_norm'),
+  [
+    ('BatchNorm_0', True),
+    ('layer_norm', True),
+    ('bn1', True),
+    ('ln_2', True),
+    ('gn', True),
+    ('conv', False),
+    ('lndense', False),
+  ],
+)
+def test_names_of_normalization_layers(name, is_norm):
+  params = {name: {'w': jnp.ones(2)}, 'norm': jnp.ones(2)}
+  chosen = optax_sam.norm_layers_only(params)
+  assert chosen == {name: {'w': is_norm}, 'norm': True}
+
+
+def test_complex_parameters_that_are_left_out_descend():
+  loss = lambda p: jnp.sum(p['w'] ** 4) + jnp.sum(jnp.abs(p['c']) ** 2)
+  params = {'w': jnp.ones(2), 'c': jnp.ones(2, jnp.complex64)}
+  grads = jax.grad(loss)(params)
+  is_real = lambda leaf: not jnp.iscomplexobj(leaf)
+  for mask in ({'w': True, 'c': False}, lambda p: jax.tree.map(is_real, p)):
+    tx = optax_sam.sam(0.1, mask=mask)
+    updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss)
+    comparisons.assert_equal(updates['c'], grads['c'])
+    assert float(updates['w'][0]) > float(grads['w'][0])
+
+
+def test_a_gradient_function_that_knows_all_leaves():
+  params = {'weight': jnp.ones(2), 'steps': jnp.asarray(3), 'nothing': None}
+  zero = np.zeros((), jax.dtypes.float0)
+  grad_fn = lambda p: {'weight': p['weight'], 'steps': zero, 'nothing': None}
+  tx = optax_sam.sam(2**0.5)
+  updates, _ = tx.update(
+    grad_fn(params), tx.init(params), params, grad_fn=grad_fn
+  )
+  np.testing.assert_allclose(updates['weight'], 2 * jnp.ones(2), rtol=1e-6)
+  assert updates['steps'] is zero
+
+
+def test_decoupled_wsam_takes_gradients_without_a_dtype():
+  params = {'w': jnp.ones(2), 'steps': jnp.arange(2)}
+  loss = lambda p: jnp.sum(p['w'] ** 4)
+  base = optax.masked(optax.sgd(0.1), {'w': True, 'steps': False})
+  tx = optax_sam.wsam_decoupled(base, learning_rate=0.1)
+  grads = jax.grad(loss, allow_int=True)(params)
+  updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss)
+  alone = optax_sam.wsam_decoupled(optax.sgd(0.1), learning_rate=0.1)
+  w = {'w': params['w']}
+  expected, _ = alone.update({'w': grads['w']}, alone.init(w), w, value_fn=loss)
+  comparisons.assert_equal({'w': updates['w']}, expected)

@@ -1,0 +1,184 @@
+"""Mixed precision and gradient accumulation, as users combine them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.training import dynamic_scale as dynamic_scale_lib
+
+import optax_sam
+
+pytestmark = pytest.mark.slow
+
+METHODS = {
+  'sam': lambda: optax_sam.sam(0.1),
+  'friendly_sam': lambda: optax_sam.friendly_sam(0.1),
+  'look_sam': lambda: optax_sam.look_sam(0.1, period=2),
+  'ae_sam': lambda: optax_sam.ae_sam(0.1, total_steps=8),
+}
+
+
+def problem():
+  x = jax.random.normal(jax.random.key(0), (16, 5))
+  y = jnp.sin(jnp.sum(x, axis=1))
+  params = {
+    'kernel': 0.5 * jax.random.normal(jax.random.key(1), (5, 4)),
+    'out': 0.5 * jax.random.normal(jax.random.key(2), (4,)),
+  }
+  return params, (x, y)
+
+
+def loss(params, batch, dtype=jnp.float32):
+  """Mean squared error, computed in a dtype of one's choice."""
+  x, y = jax.tree.map(lambda leaf: leaf.astype(dtype), batch)
+  params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+  error = jnp.tanh(x @ params['kernel']) @ params['out'] - y
+  return jnp.mean(jnp.square(error).astype(jnp.float32))
+
+
+def train(method, loss, steps=6):
+  params, batch = problem()
+  tx = optax.chain(method, optax.sgd(0.1, momentum=0.9))
+
+  @jax.jit
+  def step(params, state):
+    value_fn = lambda p: loss(p, batch)
+    grads = jax.grad(value_fn)(params)
+    updates, state = tx.update(grads, state, params, value_fn=value_fn)
+    return optax.apply_updates(params, updates), state
+
+  state = tx.init(params)
+  for _ in range(steps):
+    params, state = step(params, state)
+  return params, state
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_bfloat16_compute_with_float32_parameters(name):
+  params, state = train(
+    METHODS[name](), functools.partial(loss, dtype=jnp.bfloat16)
+  )
+  expected, _ = train(METHODS[name](), loss)
+  for leaf in jax.tree.leaves((params, state)):
+    assert leaf.dtype != jnp.bfloat16
+  for found, wanted in zip(
+    jax.tree.leaves(params), jax.tree.leaves(expected), strict=True
+  ):
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_float16_with_a_dynamic_scale_in_both_passes(name):
+  """The scale of the clean pass serves the second one too.
+
+  The first scales overflow on purpose: those steps must change nothing, and
+  training must then go on as without.
+  """
+  params, batch = problem()
+  half_loss = lambda p: loss(p, batch, jnp.float16)
+  tx = optax.apply_if_finite(
+    optax.chain(METHODS[name](), optax.sgd(0.1, momentum=0.9)),
+    max_consecutive_errors=100,
+  )
+
+  @jax.jit
+  def step(params, state, scale):
+    new_scale, _, _, grads = scale.value_and_grad(half_loss)(params)
+    updates, state = tx.update(
+      grads,
+      state,
+      params,
+      grad_fn=lambda p: scale.value_and_grad(half_loss)(p)[3],
+    )
+    return optax.apply_updates(params, updates), state, new_scale
+
+  state = tx.init(params)
+  scale = dynamic_scale_lib.DynamicScale(scale=jnp.float32(2.0**30))
+  overflows, start = 0, float(loss(params, batch))
+  for _ in range(60):
+    previous = params
+    params, state, scale = step(params, state, scale)
+    if not bool(state.last_finite):
+      overflows += 1
+      jax.tree.map(np.testing.assert_array_equal, params, previous)
+  assert 3 < overflows < 40
+  assert float(loss(params, batch)) < start
+  assert all(
+    np.isfinite(leaf).all()
+    for leaf in jax.tree.leaves((params, state))
+    if jnp.issubdtype(leaf.dtype, jnp.floating)
+  )
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_accumulating_inside_of_grad_fn_is_the_full_batch(name):
+  """Micro-batches one after the other, of one gradient at one point."""
+  params, batch = problem()
+  parts = jax.tree.map(lambda x: x.reshape(4, 4, *x.shape[1:]), batch)
+
+  def grad_fn(params):
+    def add(total, part):
+      return jax.tree.map(jnp.add, total, jax.grad(loss)(params, part)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda g: g / 4, total)
+
+  tx = optax.chain(METHODS[name](), optax.sgd(0.1, momentum=0.9))
+
+  @jax.jit
+  def step(params, state):
+    updates, state = tx.update(grad_fn(params), state, params, grad_fn=grad_fn)
+    return optax.apply_updates(params, updates), state
+
+  state = tx.init(params)
+  for _ in range(6):
+    params, state = step(params, state)
+  expected, _ = train(METHODS[name](), loss)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-5),
+    params,
+    expected,
+  )
+
+
+def test_multi_steps_behind_sam_is_m_sharpness():
+  """Each micro-batch is perturbed by its own gradient, then averaged."""
+  params, batch = problem()
+  tx = optax.chain(
+    optax_sam.sam(0.1),
+    optax.MultiSteps(
+      optax.sgd(0.1), every_k_schedule=4
+    ).gradient_transformation(),
+  )
+  state = tx.init(params)
+  found = params
+  parts = [
+    jax.tree.map(lambda x, i=i: x[4 * i : 4 * i + 4], batch) for i in range(4)
+  ]
+  for part in parts:
+    value_fn = lambda p, part=part: loss(p, part)
+    grads = jax.grad(value_fn)(found)
+    with jax.numpy_dtype_promotion('standard'):  # which MultiSteps relies on
+      updates, state = tx.update(grads, state, found, value_fn=value_fn)
+    found = optax.apply_updates(found, updates)
+
+  def perturbed(part):
+    g = jax.grad(loss)(params, part)
+    size = optax.tree.norm(g)
+    return jax.grad(loss)(
+      jax.tree.map(lambda p, g: p + 0.1 * g / size, params, g), part
+    )
+
+  gradients = [perturbed(part) for part in parts]
+  expected = jax.tree.map(
+    lambda p, *g: p - 0.1 * sum(g) / 4, params, *gradients
+  )
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6),
+    found,
+    expected,
+  )

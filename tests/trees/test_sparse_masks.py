@@ -1,0 +1,238 @@
+"""Exact masks: as many entries as asked for, the same as a sort would give."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from optax_sam.trees import sparse_masks
+from tests import compiling
+
+SCORES = st.one_of(
+  st.sampled_from([0.0, 0.5, 1.0, 2.0**-120, np.inf]),
+  st.floats(0, 2.0**100, width=32, allow_subnormal=False),
+)
+# Few structures, since each is compiled for.
+STRUCTURES = [
+  [()],
+  [(0,)],
+  [(3,), (2, 2), (), (1,)],
+  [(2, 0, 3), (2, 3, 2), (4, 1)],
+]
+TREES = st.sampled_from(STRUCTURES).flatmap(
+  lambda shapes: st.tuples(
+    *(hnp.arrays(np.float32, shape, elements=SCORES) for shape in shapes)
+  )
+)
+
+
+largest = jax.jit(sparse_masks.largest)
+
+
+@jax.jit
+def rank_bits(tree):
+  return jax.tree.map(sparse_masks.rank_bits, tree)
+
+
+def joined(tree):
+  return np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(TREES, st.data())
+def test_largest_equals_top_k_of_all_leaves_joined(arrays, data):
+  flat = joined(arrays)
+  k = data.draw(st.integers(0, flat.size))
+  found = largest(rank_bits([jnp.asarray(x) for x in arrays]), k)
+  expected = np.zeros(flat.size, bool)
+  expected[np.argsort(-flat, kind='stable')[:k]] = True
+  np.testing.assert_array_equal(joined(found), expected)
+
+
+# Everything that floats can be; subnormal and negative ones count as 0.
+SMALL = [0.0, -0.0, 1e-45, -1e-39, 2.0**-126, 1e-30]
+ODD = np.array([*SMALL, 1, 2, -1, np.inf, -np.inf, np.nan, -np.nan], np.float32)
+
+
+def in_order(scores):
+  """Returns the positions that may be chosen, as a stable sort has them."""
+  usable = np.where(scores >= np.finfo(np.float32).tiny, scores, 0)
+  order = np.argsort(-usable, kind='stable')
+  return order[~np.isnan(scores[order])]
+
+
+@pytest.mark.parametrize('values', ['odd', 'equal', 'few', 'distinct'])
+def test_largest_of_scores_is_that_of_a_stable_sort(values):
+  """Leaves long enough to be counted by vectors and by several threads."""
+  generator = np.random.default_rng(0)
+  shapes = [(60_001,), (3, 3, 7, 50), (), (0, 3), (200, 11)]
+  flat = {
+    'odd': lambda n: generator.choice(ODD, n),
+    'equal': lambda n: np.ones(n, np.float32),
+    'few': lambda n: generator.integers(0, 4, n).astype(np.float32),
+    'distinct': lambda n: generator.permutation(n).astype(np.float32),
+  }[values](sum(int(np.prod(shape)) for shape in shapes))
+  ends = np.cumsum([int(np.prod(shape)) for shape in shapes])[:-1]
+  scores = [
+    jnp.asarray(part.reshape(shape))
+    for part, shape in zip(np.split(flat, ends), shapes, strict=True)
+  ]
+  order = in_order(flat)
+  for share in (0.0, 0.1, 0.5, 0.9, 1.0):
+    k = round(share * order.size)
+    expected = np.zeros(flat.size, bool)
+    expected[order[:k]] = True
+    for found in (largest(scores, k), largest(rank_bits(scores), k)):
+      np.testing.assert_array_equal(joined(found), expected)
+
+
+def test_the_largest_rank_is_chosen_only_where_it_is_asked_for():
+  ranks = jnp.array([2**31 - 1, 5, 2**31 - 1], jnp.int32)
+  for k, expected in enumerate([[], [0], [0, 2], [0, 1, 2]]):
+    assert np.flatnonzero(largest(ranks, k)).tolist() == expected
+
+
+def test_every_row_of_a_vmap_has_its_own_mask():
+  scores = jnp.array([[1.0, 1.0, 1.0, 2.0], [4.0, 3.0, 2.0, 1.0]])
+  found = jax.vmap(sparse_masks.largest)(scores, jnp.array([2, 3]))
+  assert found.astype(int).tolist() == [[1, 0, 0, 1], [1, 1, 1, 0]]
+
+
+def test_scores_may_be_differentiated():
+  def kept(x):
+    return jnp.sum(jnp.where(largest(jnp.square(x), 2), x, 0.0))
+
+  assert jax.grad(kept)(jnp.array([1.0, -3.0, 2.0])).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize('to_choose_from', ['scores', 'ranks'])
+def test_no_array_of_the_size_of_a_leaf_is_kept(to_choose_from):
+  """Not even one bool an entry, beside what is given and returned."""
+  tree = {'a': jnp.ones((500, 1000)), 'b': jnp.ones((500_000,))}
+  given = tree if to_choose_from == 'scores' else rank_bits(tree)
+  compiled = largest.lower(given, 10).compile(**compiling.READ_AS_USERS)
+  assert compiled.memory_analysis().temp_size_in_bytes < 10_000
+
+
+def test_a_leaf_is_read_by_one_reduction_for_each_search():
+  lowered = largest.lower(jnp.ones((1000,)), 10)
+  text = lowered.compile(**compiling.READ_AS_USERS).as_text()
+  assert len(re.findall(r' reduce\(', text)) == 2
+  assert ' reduce-window(' not in text
+
+
+def test_ties_are_admitted_in_order():
+  tree = {'a': jnp.zeros((2, 2)), 'b': jnp.zeros(()), 'c': jnp.zeros((2,))}
+  for k in range(8):
+    found = largest(rank_bits(tree), k)
+    np.testing.assert_array_equal(joined(found), np.arange(7) < k)
+
+
+def test_nan_and_excluded_entries_are_never_chosen():
+  scores = [jnp.array([jnp.nan, 1.0, 0.0]), jnp.array([jnp.inf, jnp.nan])]
+  bits = rank_bits(scores)
+  found = largest(bits, 3)
+  assert joined(found).tolist() == [False, True, True, True, False]
+  assert joined(largest(bits, 5)).sum() == 3
+
+
+@pytest.mark.parametrize(
+  ('sparsity', 'size', 'kept'),
+  [(0.9, 10, 1), (0.5, 7, 3), (0.0, 5, 5), (1.0, 5, 0), (0.1, 10, 9)],
+)
+def test_number_of_kept_entries_is_exact(sparsity, size, kept):
+  assert sparse_masks.num_kept(sparsity, size) == kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  st.integers(0, 1000),
+  st.one_of(
+    st.integers(0, 10**9), st.integers(0, 10**6).map(lambda n: 1000 * n)
+  ),
+)
+def test_number_of_kept_entries_is_that_of_decimals(thousandths, size):
+  """In binary, 1 - 0.9 is a little less than a tenth."""
+  expected = (1000 - thousandths) * size // 1000
+  assert sparse_masks.num_kept(thousandths / 1000, size) == expected
+
+
+drop_and_grow = jax.jit(sparse_masks.drop_and_grow)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([1, 2, 7, 30]), st.data())
+def test_drop_and_grow_keeps_the_count(size, data):
+  active = data.draw(st.integers(0, size))
+  moved = data.draw(st.integers(0, min(active, size - active)))
+  generator = np.random.default_rng(data.draw(st.integers(0, 99)))
+  mask = generator.permutation(np.arange(size) < active)
+  drop = generator.integers(0, 4, size).astype(np.int32)
+  grow = generator.integers(0, 4, size).astype(np.int32)
+  found = np.asarray(drop_and_grow(mask, drop, grow, moved))
+  assert found.sum() == active
+  dropped, grown = mask & ~found, found & ~mask
+  assert dropped.sum() == grown.sum() == moved
+  if moved > 0:
+    assert drop[dropped].max() <= drop[mask & found].min(initial=99)
+    assert grow[grown].min() >= grow[~mask & ~found].max(initial=-1)
+
+
+@pytest.mark.parametrize(('n', 'm'), [(1, 2), (2, 4), (4, 4)])
+def test_n_of_m_keeps_n_in_every_group_of_inputs(n, m):
+  score = jax.random.uniform(jax.random.key(0), (3, 4, 5))
+  mask = np.asarray(sparse_masks.n_of_m(score, n, m)).reshape(-1, m, 5)
+  np.testing.assert_array_equal(mask.sum(axis=1), n)
+  groups = np.asarray(score).reshape(-1, m, 5)
+  kept = np.where(mask, groups, np.inf).min(axis=1)
+  left = np.where(mask, -np.inf, groups).max(axis=1)
+  assert (kept > left).all()
+
+
+def test_n_of_m_breaks_ties_and_passes_what_it_cannot_group():
+  tied = np.asarray(sparse_masks.n_of_m(jnp.zeros((4, 2)), 2, 4))
+  np.testing.assert_array_equal(tied[:, 0], [True, True, False, False])
+  assert np.asarray(sparse_masks.n_of_m(jnp.zeros((4,)), 2, 4)).all()
+  assert np.asarray(sparse_masks.n_of_m(jnp.zeros((6, 2)), 2, 4)).all()
+
+
+@pytest.mark.parametrize(
+  'shape', [(8, 3), (2, 4, 3), (2, 2, 3), (3, 4, 0), (0, 4, 2), (4, 0, 2)]
+)
+def test_n_of_m_groups_the_inputs_as_if_joined(shape):
+  """Whether a group lies within the last axis of inputs, or over several."""
+  score = np.random.default_rng(0).integers(0, 5, shape).astype(np.float32)
+  found = np.asarray(sparse_masks.n_of_m(jnp.asarray(score), 3, 4))
+  units = score.reshape(int(np.prod(shape[:-1])), shape[-1]).T
+  expected = np.zeros(units.shape, bool)
+  for unit, chosen in zip(units, expected, strict=True):
+    for start in range(0, len(unit), 4):
+      order = np.argsort(-unit[start : start + 4], kind='stable')
+      chosen[start + order[:3]] = True
+  np.testing.assert_array_equal(found, expected.T.reshape(shape))
+
+
+def test_more_entries_than_can_be_counted_are_refused():
+  leaf = jax.ShapeDtypeStruct((2**16, 2**14), jnp.int32)
+  jax.eval_shape(sparse_masks.largest, {'a': leaf}, 5)
+  with pytest.raises(ValueError, match=r'at most 2147483647 .* got 2147483648'):
+    jax.eval_shape(sparse_masks.largest, {'a': leaf, 'b': leaf}, 5)
+
+
+@pytest.mark.parametrize('pattern', ['2', '0:4', '5:4', 'a:b', '', 4])
+def test_wrong_patterns_are_refused(pattern):
+  with pytest.raises(ValueError, match='pattern must be'):
+    sparse_masks.parse_pattern(pattern)
+
+
+def test_no_leaf_is_sorted_or_joined():
+  tree = {'a': jnp.zeros((64, 8)), 'b': jnp.zeros((32,))}
+  lowered = largest.lower(rank_bits(tree), 100)
+  text = lowered.compile(**compiling.READ_AS_USERS).as_text()
+  for operation in (' sort(', ' concatenate(', ' reshape('):
+    assert operation not in text
