@@ -64,6 +64,7 @@ def test_methods_average_what_the_catalog_says(name, sync):
   collectives.assert_meant(found, said)
 
 
+@pytest.mark.xdist_group('sam')
 def test_every_ascent_step_is_averaged_if_one_is():
   local, synced = (
     collectives.all_reduces(
@@ -92,6 +93,7 @@ def test_other_ways_follow_the_rule(name, way):
   programs.assert_follows(name, found[0])
 
 
+@pytest.mark.xdist_group('compositions')
 def test_average_of_the_parameters_is_on_all_devices():
   found = programs.over_axis('after_base', sync=True).train()[0]
   mean = optax.tree_utils.tree_get(found.state, 'mean')

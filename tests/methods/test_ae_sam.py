@@ -101,31 +101,6 @@ def test_the_scale_of_the_loss_does_not_matter():
   np.testing.assert_array_equal(found, checks.decisions(tx, 8 * given))
 
 
-def test_moments_by_hand():
-  tx = SAM(total_steps=2, decay=0.9, lambda_1=0.0, lambda_2=1.0)
-  w = jnp.zeros(1)
-  state = tx.init(w)
-  # c = 1 at the first step and 1/2 at the second.
-  for x, mean, root, c in (
-    (1.0, 0.1, 0.284605, 1.0),
-    (2.0, 0.29, 0.604409, 0.5),
-  ):
-    _, state = tx.update(jnp.full(1, x**0.5), state, w, grad_fn=lambda p: p)
-    found = optax_sam.metrics(state)
-    np.testing.assert_allclose(found['policy/squared_norm'], x, rtol=1e-6)
-    np.testing.assert_allclose(found['policy/mean'], mean, rtol=1e-5)
-    np.testing.assert_allclose(
-      jnp.sqrt(found['policy/variance']), root, rtol=1e-5
-    )
-    np.testing.assert_allclose(
-      found['policy/threshold'], mean + c * root, rtol=1e-5
-    )
-    assert found['ascended']
-  _, state = tx.update(w, state, w, grad_fn=lambda p: p)
-  assert not optax_sam.metrics(state)['ascended']
-  assert optax_sam.metrics(state)['second_gradients'] == 2
-
-
 def test_no_deviation_exceeds_what_the_moments_can_show():
   # Just below 1 / sqrt(1 - decay) the first step ascends, above none does.
   given = gradients(np.random.default_rng(4).exponential(size=200))

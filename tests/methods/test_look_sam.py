@@ -54,15 +54,6 @@ def test_zero_gradient_perturbs_nothing():
 
 
 @pytest.mark.usefixtures('float64')
-def test_norms_are_those_of_all_leaves_by_default():
-  """Of the reused directions of a port that takes them leaf by leaf."""
-  port, ours = Recording('P1_looksam_kozistr'), Recording('P1_looksam_numpy')
-  np.testing.assert_array_equal(port['w'][0], ours['w'][0])
-  reused = np.abs(port['g_final'][1:5] - ours['g_final'][1:5])
-  assert reused.max() > 0.1
-
-
-@pytest.mark.usefixtures('float64')
 def test_radius_and_policy_are_read_before_the_count_goes_on():
   radius = lambda t: 0.1 * (t + 1).astype(float)
   replay = Replay(

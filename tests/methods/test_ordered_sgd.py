@@ -1,6 +1,5 @@
 """Ordered SGD."""
 
-import functools
 import itertools
 import math
 
@@ -8,14 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import optax_sam
 from tests.methods import checks
-from tests.methods.examples import SIZES, mean_of_units, ranked, scores_of
 from tests.oracles import ordered_sgd
-from tests.oracles.step import count
 
 test_follows_the_rule = checks.follows(ordered_sgd.CASES)
 test_is_base = checks.is_base(
@@ -24,35 +19,6 @@ test_is_base = checks.is_base(
 test_losses_of_the_clean_pass = checks.losses_of_the_clean_pass(
   optax_sam.ordered_sgd, k=2
 )
-
-
-@functools.cache
-def direction_of(batch_size, k):
-  tx, w = optax_sam.ordered_sgd(k=k), jnp.zeros(batch_size)
-
-  def losses(w, batch):
-    return batch['loss'] + batch['row'] @ w
-
-  def direction(given):
-    batch = {'loss': given, 'row': jnp.eye(batch_size)}
-    return tx.update(
-      w, tx.init(w), w, per_example_value_fn=losses, batch=batch
-    )[0]
-
-  return jax.jit(direction)
-
-
-@pytest.mark.parametrize(('batch_size', '_', 'k'), SIZES)
-@settings(max_examples=20, deadline=None)
-@given(st.data())
-def test_gradient_is_the_mean_over_exactly_the_top(batch_size, _, k, data):
-  losses = data.draw(scores_of(batch_size))
-  rows = ranked(losses, count(k, batch_size))
-  np.testing.assert_allclose(
-    direction_of(batch_size, k)(losses),
-    mean_of_units(rows, batch_size),
-    rtol=1e-6,
-  )
 
 
 @pytest.mark.usefixtures('float64')

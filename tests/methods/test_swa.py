@@ -54,13 +54,6 @@ def test_average_is_that_of_the_parameters_after_these_steps(start, every):
   assert int(state.count) == STEPS
 
 
-def test_updates_pass():
-  updates = _params()
-  tx = optax_sam.swa(1)
-  passed, _ = tx.update(updates, tx.init(updates), updates, value=3.0)
-  assert passed is updates
-
-
 def test_what_is_no_float_is_not_averaged():
   params = {
     **_params(),
@@ -137,15 +130,6 @@ def test_the_average_is_found_wherever_it_sits():
 def test_there_must_be_one(tx, number):
   with pytest.raises(ValueError, match=rf'one SwaState, but has {number}: '):
     optax_sam.averaged_params(_params(), tx.init(_params()))
-
-
-def test_parts_are_like_the_parameters():
-  state = optax_sam.swa(1).init(_params())
-  marked = optax.tree_map_params(optax_sam.swa(1), lambda leaf: leaf + 1, state)
-  comparisons.assert_equal(
-    marked.average.mean, jax.tree.map(jnp.ones_like, state.average.mean)
-  )
-  comparisons.assert_equal(marked.count, state.count)
 
 
 @pytest.mark.parametrize('argument', ['start', 'every'])
