@@ -1,5 +1,11 @@
 """Small configurations that the tests of the trainer share."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam.flax import reestimate_batch_norm
 from optax_sam.train import models
 from optax_sam.train.config import configs
 from optax_sam.train.data import datasets, inputs
@@ -44,3 +50,49 @@ def trainer(name, *, given=None, **changes):
   settings = build.complete_settings(name, given or {}, config.rho)
   problem = small_task(config.model, config.batch_size)
   return Trainer(config, problem, name, settings)
+
+
+def finished(one, seed=0, after_step=lambda _: None):
+  """Returns a run of a trainer at its end."""
+  progress = one.start(seed)
+  one.run(progress, seed, after_step)
+  return progress
+
+
+def reestimated(one, params, statistics):
+  """Returns batch norm's statistics over the training examples, by hand."""
+
+  def changed(variables, batch):
+    return one.task.model.apply(
+      variables, batch['inputs'], train=True, mutable=['batch_stats']
+    )[1]
+
+  train = one.task.inputs.train()
+  batches = [
+    {key: x[first::10] for key, x in train.items()} for first in range(10)
+  ]
+  variables = {'params': params, **statistics}
+  return reestimate_batch_norm(changed, variables, batches)['batch_stats']
+
+
+def assert_close(found, expected, rtol=1e-4, atol=2e-6):
+  """Compares two pytrees, keys too."""
+
+  def compare(one, other):
+    if jnp.issubdtype(jnp.asarray(one).dtype, jax.dtypes.prng_key):
+      one, other = jax.random.key_data(one), jax.random.key_data(other)
+    np.testing.assert_allclose(one, other, rtol=rtol, atol=atol)
+
+  jax.tree.map(compare, found, expected)
+
+
+def assert_equal(found, expected):
+  jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def slow_but(fast, names):
+  """Returns parameters of which only some are in the fast tests."""
+  return [
+    name if name in fast else pytest.param(name, marks=pytest.mark.slow)
+    for name in names
+  ]

@@ -1,0 +1,95 @@
+import dataclasses
+import json
+import pathlib
+import typing
+
+import pytest
+
+from optax_sam.train import models
+from optax_sam.train.config import checks, configs
+from tests.train.runs import refused
+
+
+@pytest.mark.parametrize(
+  ('field', 'value', 'named'),
+  [
+    ('dataset', 'cifar', 'digits, mnist1d'),
+    ('model', 'resnet', 'mlp, cnn'),
+    ('base', 'adam', 'sgd, adamw'),
+    ('execution', 'gpu', 'auto, jit, host'),
+    ('dtype', 'float16', 'float32, bfloat16'),
+    ('batch_size', 0, '--batch-size must be at least 1, not 0'),
+    ('learning_rate', 0.0, '--learning-rate must be above 0'),
+    ('learning_rate', float('nan'), '--learning-rate'),
+    ('label_noise', 1.5, '--label-noise must be from 0 to 1'),
+    ('rho', -0.1, '--rho must be at least 0'),
+    ('rho', float('inf'), '--rho'),
+    ('warmup', 1.0, '--warmup'),
+    ('clip_norm', 0.0, '--clip-norm must be above 0'),
+    ('label_smoothing', 1.0, '--label-smoothing must be at least 0 and below'),
+    ('ema_decay', 1.0, '--ema-decay must be at least 0 and below 1'),
+    ('image_size', 0, '--image-size must be at least 1, not 0'),
+    ('data_dir', pathlib.Path('x'), '--data-dir is for --dataset imagenet'),
+  ],
+)
+def test_a_bad_value_is_named_with_what_is_allowed(field, value, named):
+  changed = dataclasses.replace(configs.TrainConfig(), **{field: value})
+  with pytest.raises(ValueError, match=named):
+    checks.validate(changed)
+
+
+TWO = '--num-processes 2 --process-id'
+
+
+@pytest.mark.parametrize(
+  ('flags', 'named'),
+  [
+    ('--coordinator here:1', '--num-processes and --process-id is missing'),
+    ('--num-processes 2 --process-id 0', '--coordinator is missing'),
+    ('--distributed --process-id 0', '--distributed finds the other'),
+    (f'--coordinator here {TWO} 0', "'here' must read HOST:PORT"),
+    (f'--coordinator here:0 {TWO} 0', "'here:0' must read HOST:PORT"),
+    (f'--coordinator here:1 {TWO} 2', '--process-id must be below 2, not 2'),
+    (f'--coordinator here:1 {TWO} 0 --steps 0', '--steps must be at least 1'),
+    (f'--coordinator here:1 {TWO} 0 --mesh x=4', "'x=4' must be data or fsdp"),
+    ('--steps 300 --epochs 2', '--steps and --epochs both give the length'),
+  ],
+)
+def test_flags_are_checked_before_other_processes_are_waited_for(
+  flags, named, capsys
+):
+  assert named in refused(capsys, 'train', *flags.split())
+
+
+def test_the_defaults_are_valid():
+  checks.validate(configs.CompareConfig())
+  checks.validate(configs.TrainConfig())
+  assert typing.get_args(configs.Model) == models.NAMES
+
+
+def test_each_base_has_its_own_defaults():
+  sgd, adamw = (configs.CompareConfig(base=base) for base in ('sgd', 'adamw'))
+  assert configs.learning_rate(sgd) > configs.learning_rate(adamw)
+  assert configs.weight_decay(sgd) < configs.weight_decay(adamw)
+  given = dataclasses.replace(adamw, learning_rate=0.5, weight_decay=0)
+  assert configs.learning_rate(given) == 0.5
+  assert configs.weight_decay(given) == 0
+
+
+def test_places_devices_and_processes_are_no_settings():
+  changed = configs.TrainConfig(
+    output=pathlib.Path('out'),
+    overwrite=True,
+    resume=True,
+    data_dir=pathlib.Path('x'),
+    prefetch=1,
+    input_threads=1,
+    mesh='data=8',
+    coordinator='here:1',
+    num_processes=2,
+    process_id=1,
+    distributed=True,
+  )
+  settings = configs.settings(changed)
+  assert settings == configs.settings(configs.TrainConfig())
+  assert json.loads(json.dumps(settings)) == settings

@@ -1,0 +1,102 @@
+import json
+import pathlib
+
+import pytest
+
+from optax_sam.train.commands import train
+from optax_sam.train.config import arguments as arguments_lib
+from optax_sam.train.config import checks, configs, files
+from tests.train.runs import refused
+
+
+@pytest.fixture
+def write(tmp_path):
+  def write(content):
+    path = tmp_path / 'flags.json'
+    text = content if isinstance(content, str) else json.dumps(content)
+    path.write_text(text)
+    return str(path)
+
+  return write
+
+
+def parse(*arguments):
+  return arguments_lib.parse(['train', *arguments])
+
+
+def test_a_file_gives_flags(write):
+  path = write(
+    {
+      'about': ['Any text.'],
+      'method': 'ae_sam',
+      'batch-size': 64,
+      'label_smoothing': 0.1,
+      'learning-rate': 1e-05,
+      'set': ['ae_sam.lambda_2=2', 'ae_sam.decay=0.5'],
+      'overwrite': True,
+      'resume': False,
+      'rho': None,
+    }
+  )
+  expected = configs.settings(
+    configs.TrainConfig(
+      method='ae_sam',
+      batch_size=64,
+      label_smoothing=0.1,
+      learning_rate=1e-5,
+      set=('ae_sam.lambda_2=2', 'ae_sam.decay=0.5'),
+    )
+  )
+  for form in (['--config', path], [f'--config={path}']):
+    found = parse(*form)
+    assert configs.settings(found) == expected
+    assert (found.overwrite, found.resume) == (True, False)
+
+
+def test_the_command_line_has_the_last_word(write):
+  path = write({'method': 'sam', 'epochs': 90, 'set': ['sam.rho=1']})
+  found = parse('--method', 'asam', '--config', path, '--batch-size', '7')
+  assert (found.method, found.epochs, found.batch_size) == ('asam', 90, 7)
+  found = parse('--config', path, '--steps=10', '--set', 'sam.rho=2')
+  assert (found.steps, found.epochs) == (10, None)
+  assert found.set == ('sam.rho=1', 'sam.rho=2')
+  found = parse('--config', write({'steps': 90}), '--epochs', '1')
+  assert (found.steps, found.epochs) == (configs.TrainConfig.steps, 1)
+
+
+@pytest.mark.parametrize(
+  ('content', 'complaint'),
+  [
+    ({'stepz': 1}, "'stepz' is no flag; choose among base, batch-size"),
+    ({'config': 'x'}, "'config' is no flag"),
+    ({'steps': 'many'}, 'many'),
+    ({'steps': {'a': 1}}, "'steps' must be text, a number or true or false"),
+    ([1], 'must hold one object'),
+    ('{', 'is not JSON'),
+  ],
+)
+def test_a_wrong_file_is_one_line(content, complaint, write, capsys):
+  assert complaint in refused(capsys, 'train', '--config', write(content))
+
+
+def test_other_commands_take_no_file(write):
+  arguments = ['compare', '--config', write({'steps': 1})]
+  assert files.expand(arguments) == arguments
+
+
+RECIPES = sorted(pathlib.Path(__file__).parents[3].glob('recipes/*/*.json'))
+# Of the training set, at the batch that all recipes have
+STEPS_PER_EPOCH = 1_281_167 // 4096
+
+
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_recipes_are_complete_but_for_the_images(path, tmp_path):
+  found = parse('--config', str(path), '--data-dir', str(tmp_path))
+  checks.validate(found)
+  train.method_settings(found)
+  assert len(RECIPES) == 10
+  assert path.stem == f'{found.model}_{found.method}'
+  assert found.batch_size == 4096
+  steps = found.epochs * STEPS_PER_EPOCH
+  expected = {'resnet50': 5 * STEPS_PER_EPOCH, 'vit_s16': 10_000}
+  assert round(found.warmup * steps) == expected[found.model]

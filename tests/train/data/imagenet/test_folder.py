@@ -1,0 +1,87 @@
+"""Image folders: what is in them, and what is wrong with them."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from optax_sam.train.data import imagenet
+from tests.train.data.imagenet import pictures
+
+
+def test_every_image_has_the_label_of_its_class(folder):
+  images = imagenet.open_images(folder)
+  assert images.classes == pictures.CLASSES
+  for source, count in (
+    (images.train, pictures.TRAIN_PER_CLASS),
+    (images.val, pictures.VAL_PER_CLASS),
+  ):
+    assert len(source) == len(pictures.CLASSES) * count
+    labels = [source[index].label for index in range(len(source))]
+    assert labels == np.repeat(np.arange(6), count).tolist()
+    names = [source[index].name for index in range(len(source))]
+    assert names == sorted(names)
+    assert all(name.startswith(images.classes[0]) for name in names[:count])
+
+
+def test_an_image_is_its_file(folder):
+  train = imagenet.open_images(folder).train
+  path = folder / 'train' / 'n03' / 'n03_02.JPG'
+  index = 2 * pictures.TRAIN_PER_CLASS + 2
+  assert train[index].jpeg == path.read_bytes()
+  assert train.where(index) == str(path)
+
+
+def test_hidden_files_are_nobodys(own_folder):
+  before = len(imagenet.open_images(own_folder).train)
+  (own_folder / 'train' / '.DS_Store').touch()
+  (own_folder / 'train' / 'n01' / '.DS_Store').touch()
+  assert len(imagenet.open_images(own_folder).train) == before
+
+
+def _make(path):
+  path.mkdir(parents=True)
+
+
+def _empty(path):
+  shutil.rmtree(path)
+  path.mkdir()
+
+
+def _copy(path):
+  shutil.copytree(path.with_name('n01'), path)
+
+
+def _touch(path):
+  path.touch()
+
+
+@pytest.mark.parametrize(
+  ('damage', 'path', 'complaint'),
+  [
+    (shutil.rmtree, '', 'is not a directory; give that of the images'),
+    (_empty, '', 'has neither manifest.json nor the folders train and val'),
+    (shutil.rmtree, 'val', 'is missing; it should hold one folder of images'),
+    (_empty, 'train/n02', 'is empty; it should hold the JPEG files'),
+    (_copy, 'train/n00', r'has no counterpart in .*val \(1 of 7'),
+    (_copy, 'val/n07', r'has no counterpart in .*train \(1 of 7'),
+    (_touch, 'val/1.JPEG', 'is not a class folder; put every image of .* into'),
+    (_touch, 'train/n01/a.txt', 'is not a file named .jpeg or .jpg'),
+    (_make, 'train/n01/a.jpeg', 'is not a file named .jpeg or .jpg'),
+  ],
+)
+def test_a_wrong_folder_is_one_line(own_folder, damage, path, complaint):
+  damage(own_folder / path)
+  with pytest.raises(ValueError, match=complaint) as error:
+    imagenet.open_images(own_folder)
+  assert str(error.value).startswith(f'{own_folder / path} ')
+  assert '\n' not in str(error.value)
+
+
+def test_a_file_that_goes_away_is_one_line(own_folder):
+  train = imagenet.open_images(own_folder).train
+  path = min(own_folder.glob('train/*/*'))
+  path.unlink()
+  with pytest.raises(ValueError, match='cannot be read: No such file') as error:
+    train[0]
+  assert str(error.value).startswith(str(path))

@@ -1,0 +1,303 @@
+"""Batches: order, processes, resuming, evaluation, corrupt images."""
+
+import collections
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from optax_sam.train.data import imagenet
+from optax_sam.train.data.imagenet.order import TrainingOrder, permutation
+from tests.train.data.imagenet import pictures
+
+_SIZE = 8
+
+
+def _options(batch_size=12, **more):
+  defaults = {'size': _SIZE, 'threads': 3, 'process_index': 0}
+  defaults |= {'prefetch': 3, 'process_count': 1}
+  return imagenet.InputOptions(batch_size=batch_size, **(defaults | more))
+
+
+def _training(source, batch_size=12, seed=0, say=pytest.fail, **more):
+  options = _options(batch_size, **more)
+  return imagenet.TrainingInput(source, options, seed=seed, say=say)
+
+
+def _batches(count, *args, **keywords):
+  with _training(*args, **keywords) as training:
+    return list(itertools.islice(training, count))
+
+
+def _global_batches(count, processes, *args, **keywords):
+  """Returns the steps of all processes, put together as their devices are."""
+  parts = [
+    _batches(count, *args, process_index=k, process_count=processes, **keywords)
+    for k in range(processes)
+  ]
+  return [
+    {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+    for step in zip(*parts, strict=True)
+  ]
+
+
+def _assert_equal(batches, others):
+  for batch, other in zip(batches, others, strict=True):
+    assert batch.keys() == other.keys()
+    for name, values in batch.items():
+      np.testing.assert_array_equal(values, other[name])
+
+
+def _recognized(batches, known):
+  """Returns which images some batches show."""
+  return [k for batch in batches for k in pictures.recognize(batch, known)]
+
+
+@pytest.fixture(scope='module')
+def train(folder):
+  return imagenet.open_images(folder).train
+
+
+@pytest.fixture
+def damaged(own_folder):
+  """Images of which one of each split is corrupt, and the paths of these."""
+  paths = [
+    own_folder / 'train' / 'n02' / 'n02_04.JPEG',
+    own_folder / 'val' / 'n03' / 'n03_00.JPEG',
+  ]
+  for path in paths:
+    pictures.truncate(path)
+  return imagenet.open_images(own_folder), paths
+
+
+def test_an_epoch_shows_every_image_once(train):
+  known = pictures.colours(train)
+  steps = _batches(18, train)
+  assert steps[0]['inputs'].shape == (12, _SIZE, _SIZE, 3)
+  assert steps[0]['inputs'].dtype == np.uint8
+  assert steps[0]['labels'].dtype == np.int32
+  labels = np.array([train[index].label for index in range(len(train))])
+  for epoch in (steps[:9], steps[9:]):
+    shown = _recognized(epoch, known)
+    assert sorted(shown) == list(range(len(train)))
+    given = np.concatenate([batch['labels'] for batch in epoch])
+    np.testing.assert_array_equal(given, labels[shown])
+    ids = np.concatenate([batch['ids'] for batch in epoch])
+    np.testing.assert_array_equal(ids, shown)
+
+
+@pytest.mark.parametrize('processes', [2, 4])
+@pytest.mark.parametrize('batch_size', [12, 16])
+def test_a_step_is_the_same_for_any_number_of_processes(
+  train, processes, batch_size
+):
+  # Two epochs and more; 16 does not divide the number of images.
+  alone = _batches(20, train, batch_size)
+  _assert_equal(_global_batches(20, processes, train, batch_size), alone)
+
+
+def test_the_seed_decides_and_nothing_else(train):
+  first = _batches(4, train)
+  _assert_equal(_batches(4, train, threads=1, prefetch=1), first)
+  _assert_equal(_batches(4, train, threads=8, prefetch=20), first)
+  other = _batches(4, train, seed=1)
+  assert not np.array_equal(first[0]['labels'], other[0]['labels'])
+
+
+def test_an_image_is_cropped_anew_in_every_epoch_and_run(tmp_path):
+  noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+  for split in ('train', 'val'):
+    (tmp_path / split / 'a').mkdir(parents=True)
+    path = tmp_path / split / 'a' / '1.jpg'
+    path.write_bytes(pictures.simplejpeg.encode_jpeg(noise))
+  source = imagenet.open_images(tmp_path).train
+  seen = {
+    batch['inputs'].tobytes()
+    for seed in (0, 1)
+    for batch in _batches(6, source, batch_size=1, seed=seed)
+  }
+  assert len(seen) == 12
+
+
+@pytest.mark.parametrize('step', [0, 4, 9, 13])
+def test_a_run_goes_on_where_it_was(train, step):
+  all_batches = _batches(16, train)
+  with _training(train) as training:
+    for _ in range(step):
+      next(training)
+    state = json.loads(json.dumps(training.get_state()))
+    # The one that is left goes on as if nothing had been asked.
+    _assert_equal([next(training)], all_batches[step : step + 1])
+  assert state['step'] == step
+  with _training(train) as resumed:
+    next(resumed)
+    resumed.set_state(state)
+    assert resumed.get_state() == state
+    rest = itertools.islice(resumed, 16 - step)
+    _assert_equal(list(rest), all_batches[step:])
+
+
+@pytest.mark.parametrize(
+  ('change', 'complaint'),
+  [
+    ({'seed': 1}, 'seed is 0 and was 1'),
+    ({'batch_size': 6}, 'batch_size is 12 and was 6'),
+    ({'examples': 109}, 'examples is 108 and was 109'),
+  ],
+)
+def test_another_order_is_not_gone_on_with(train, change, complaint):
+  with _training(train) as training:
+    state = training.get_state()
+    with pytest.raises(ValueError, match=f'cannot go on: {complaint}; use the'):
+      training.set_state(state | change)
+    assert training.get_state() == state
+
+
+@pytest.mark.parametrize(
+  ('processes', 'batch_size'), [(1, 8), (2, 20), (4, 20), (4, 100)]
+)
+def test_an_evaluation_sees_every_image_once(folder, processes, batch_size):
+  val = imagenet.open_images(folder).val
+  known = pictures.colours(val)
+  seen, labels = [], []
+  for index in range(processes):
+    options = _options(batch_size, process_index=index, process_count=processes)
+    evaluation = imagenet.EvaluationInput(val, options, say=pytest.fail)
+    assert len(evaluation) == -(-24 // batch_size)
+    first = next(iter(evaluation))  # it may be left early
+    batches = list(evaluation)
+    _assert_equal([first], batches[:1])
+    assert len(batches) == len(evaluation)
+    _assert_equal(list(evaluation), batches)
+    for batch in batches:
+      assert batch['inputs'].shape == (batch_size // processes, _SIZE, _SIZE, 3)
+      assert batch['labels'].dtype == np.int32
+      chosen = batch['is_example']
+      assert chosen.dtype == np.bool_
+      assert not batch['inputs'][~chosen].any()
+      assert not batch['labels'][~chosen].any()
+      shown = {name: values[chosen] for name, values in batch.items()}
+      if chosen.any():
+        seen += pictures.recognize(shown, known)
+      labels += shown['labels'].tolist()
+  assert sorted(seen) == list(range(24))
+  assert labels == [val[index].label for index in seen]
+
+
+@pytest.mark.parametrize('processes', [1, 4])
+def test_a_corrupt_image_costs_no_other_its_turn(damaged, processes):
+  images, _ = damaged
+  known = pictures.colours(images.train)
+  corrupt = 18 + 4
+  assert np.isnan(known[corrupt]).all()
+  steps = _global_batches(12, processes, images.train, 100, say=lambda _: None)
+  _assert_equal(steps, _batches(12, images.train, 100, say=lambda _: None))
+  for batch in steps:
+    shown = pictures.recognize(batch, known)
+    # 107 images for 100 places: one that would be left out stands in.
+    assert len(set(shown)) == 100
+    assert corrupt not in shown
+    np.testing.assert_array_equal(batch['ids'], shown)
+
+
+def test_without_spare_images_one_is_shown_twice(damaged, said):
+  images, (path, _) = damaged
+  known = pictures.colours(images.train)
+  with _training(images.train, say=said.append) as training:
+    assert training.skipped == 0
+    for _ in range(2):
+      epoch = list(itertools.islice(training, 9))
+      shown = collections.Counter(_recognized(epoch, known))
+      assert sorted(shown.values()) == [1] * 106 + [2]
+    assert training.skipped == 1
+  (line,) = said
+  assert line.startswith(f'{path} cannot be decoded and is skipped')
+
+
+def test_an_evaluation_leaves_a_corrupt_image_out(damaged, said):
+  images, (_, path) = damaged
+  evaluation = imagenet.EvaluationInput(
+    images.val, _options(10), say=said.append
+  )
+  for _ in range(2):
+    assert sum(int(batch['is_example'].sum()) for batch in evaluation) == 23
+  assert evaluation.skipped == 1
+  (line,) = said
+  assert line.startswith(f'{path} cannot be decoded and is skipped')
+
+
+def test_corrupt_images_alone_are_an_error(own_folder):
+  for path in own_folder.glob('train/*/*'):
+    path.write_bytes(b'no image')
+  train = imagenet.open_images(own_folder).train
+  with (
+    _training(train, say=lambda _: None) as training,
+    pytest.raises(ValueError, match='and all images tried in its place cannot'),
+  ):
+    next(training)
+
+
+@pytest.mark.parametrize(
+  ('options', 'complaint'),
+  [
+    ({'batch_size': 0}, 'batch_size must be at least 1, not 0'),
+    ({'size': 0}, 'size must be at least 1, not 0'),
+    ({'prefetch': 0}, 'prefetch must be at least 1, not 0'),
+    ({'process_index': 1}, 'process_index must be from 0 to 0, not 1'),
+    ({'process_count': 5}, 'must be a multiple of .* processes, 5, not 12'),
+    ({'batch_size': 109}, 'number of training images, 108, not 109'),
+    ({'seed': -1}, 'seed must be at least 0, not -1'),
+  ],
+)
+def test_wrong_options_are_one_line(train, options, complaint):
+  with pytest.raises(ValueError, match=complaint):
+    _training(train, **options)
+
+
+def _shown(order, epoch):
+  """Returns what an epoch shows, step by step."""
+  steps, size = order.steps_per_epoch, order.batch_size
+  positions = np.arange(steps * size) + epoch * steps * size
+  chosen = [next(order.at(int(position))) for position in positions]
+  return np.reshape(chosen, (steps, size))
+
+
+def test_an_order_has_everything_once_and_never_changes():
+  order = permutation(1000, 3)
+  assert sorted(order) == list(range(1000))
+  # Conversions and runs are continued with later versions of NumPy.
+  assert order[:8].tolist() == [186, 20, 616, 472, 320, 734, 838, 536]
+  assert permutation(1000, 3, 1).tolist() != order.tolist()
+
+
+@pytest.mark.parametrize('examples', [48, 50, 55])
+def test_an_epoch_shows_every_image_at_most_once(examples):
+  order = TrainingOrder(examples, batch_size=8, seed=1)
+  assert order.steps_per_epoch == 6
+  epochs = [_shown(order, epoch) for epoch in range(3)]
+  for shown in epochs:
+    assert len(np.unique(shown)) == 48
+  assert not np.array_equal(epochs[0], epochs[1])
+  # The images that are left out are others each time.
+  left_out = {frozenset(range(examples)) - {*shown.flat} for shown in epochs}
+  assert len(left_out) == (1 if examples == 48 else 3)
+
+
+@pytest.mark.parametrize('examples', [8, 11])
+def test_images_left_out_stand_in_first(examples):
+  order = TrainingOrder(examples, batch_size=4, seed=0)
+  shown = set(_shown(order, 1).flat)
+  for position in range(8, 16):
+    candidates = list(order.at(position))
+    assert sorted(candidates) == list(range(examples))
+    spare = examples - 8
+    assert set(candidates[1 : 1 + spare]) == set(range(examples)) - shown
+
+
+def test_positions_begin_with_different_stand_ins():
+  order = TrainingOrder(11, batch_size=8, seed=0)
+  second = [
+    next(itertools.islice(order.at(position), 1, None)) for position in range(3)
+  ]
+  assert len(set(second)) == 3

@@ -1,0 +1,217 @@
+"""Crops, mirroring and decoding."""
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from optax_sam.train.data.imagenet import normalization, transforms
+from optax_sam.train.data.imagenet.sources import CorruptImage
+
+
+def _smooth(height, width, seed=0):
+  """A photo-like image: smooth, no two places alike."""
+  noise = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
+  image = Image.fromarray(noise)
+  return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _stored(image, kind='JPEG', mode='RGB'):
+  stored = io.BytesIO()
+  quality = {'quality': 95} if kind == 'JPEG' else {}
+  Image.fromarray(image).convert(mode).save(stored, kind, **quality)
+  return stored.getvalue()
+
+
+def _opened(jpeg):
+  with Image.open(io.BytesIO(jpeg)) as image:
+    return image.convert('RGB')
+
+
+def _apart(a, b):
+  return np.abs(np.asarray(a, np.int32) - np.asarray(b, np.int32))
+
+
+def test_crops_have_the_published_areas_and_ratios():
+  generator = np.random.default_rng(0)
+  height, width = 375, 500
+  boxes = np.array(
+    [transforms.random_crop(height, width, generator) for _ in range(4000)]
+  )
+  top, left, crop_height, crop_width = boxes.T
+  assert (top >= 0).all()
+  assert (left >= 0).all()
+  assert (top + crop_height <= height).all()
+  assert (left + crop_width <= width).all()
+  share = crop_height * crop_width / (height * width)
+  # Sides are whole pixels, hence the little more.
+  assert share.min() > 0.078
+  assert share.min() < 0.09
+  assert 0.95 < share.max() <= 1
+  ratio = crop_width / crop_height
+  assert ratio.min() > 0.74
+  assert ratio.max() < 1.35
+  # Those below 40% fit whatever their shape, so nothing is left out there: the
+  # logarithm of the ratio, the area and the place are uniform.
+  small = share < 0.4
+  logarithms = np.log(ratio)[small]
+  assert abs(logarithms.mean()) < 0.015
+  assert abs(logarithms.std() - np.log(16 / 9) / np.sqrt(12)) < 0.01
+  assert abs((share[small] < 0.24).mean() - 0.5) < 0.04
+  for offset, room in ((top, height - crop_height), (left, width - crop_width)):
+    assert abs((offset[small] / room[small]).mean() - 0.5) < 0.02
+    assert (offset == 0)[small].any()
+    assert (offset == room)[small].any()
+
+
+@pytest.mark.parametrize(
+  ('shape', 'box'),
+  [
+    ((1000, 30), (480, 0, 40, 30)),
+    ((30, 1000), (0, 480, 30, 40)),
+    ((1, 1000), (0, 499, 1, 1)),
+  ],
+)
+def test_no_crop_fits_into_a_strip(shape, box):
+  generator = np.random.default_rng(0)
+  assert {transforms.random_crop(*shape, generator) for _ in range(9)} == {box}
+
+
+def test_half_of_the_images_are_mirrored():
+  image = np.zeros((40, 40, 3), np.uint8)
+  image[:, :20] = 200
+  # Brighter on the left, whatever the crop, unless it is all on one side.
+  jpeg = _stored(image)
+  generator = np.random.default_rng(0)
+  tilts = []
+  for _ in range(600):
+    result = transforms.training_image(jpeg, 8, generator).astype(np.int32)
+    tilts.append(result[:, 0].mean() - result[:, -1].mean())
+  tilts = np.array(tilts)
+  tilts = tilts[abs(tilts) > 100]
+  assert len(tilts) > 300
+  assert 0.42 < (tilts < 0).mean() < 0.58
+
+
+@pytest.mark.parametrize(
+  ('shape', 'box'),
+  [
+    ((60, 80), (7, 11, 30, 40)),  # decoded whole
+    ((375, 501), (33, 41, 300, 277)),  # at a quarter
+    ((1001, 643), (3, 5, 901, 600)),  # at an eighth
+    ((1001, 643), (0, 0, 1001, 643)),
+  ],
+)
+def test_a_crop_is_the_same_part_at_any_decoded_size(monkeypatch, shape, box):
+  monkeypatch.setattr(
+    transforms, 'random_crop', lambda *_: transforms.Box(*box)
+  )
+  jpeg = _stored(_smooth(*shape))
+  top, left, height, width = box
+  crop = _opened(jpeg).crop((left, top, left + width, top + height))
+  expected = crop.resize((32, 32), Image.Resampling.BILINEAR)
+  for seed in range(8):
+    result = transforms.training_image(jpeg, 32, np.random.default_rng(seed))
+    mirrored = np.random.default_rng(seed).random() < 0.5
+    result = result[:, ::-1] if mirrored else result
+    # A whole pixel of the result off would be about 10.
+    assert _apart(result, expected).mean() < 1
+    if shape == (60, 80):
+      assert _apart(result, expected).max() == 0
+
+
+@pytest.mark.parametrize(
+  'shape', [(60, 80), (81, 60), (37, 37), (20, 31), (601, 803)]
+)
+def test_evaluation_resizes_then_cuts(shape):
+  jpeg = _stored(_smooth(*shape))
+  height, width = shape
+  short = min(shape)
+  rows, columns = 32 * height // short, 32 * width // short
+  resized = _opened(jpeg).resize((columns, rows), Image.Resampling.BILINEAR)
+  top, left = round((rows - 28) / 2), round((columns - 28) / 2)
+  expected = resized.crop((left, top, left + 28, top + 28))
+  result = transforms.evaluation_image(jpeg, 28)
+  # The same weights but for the rounding of the box to float32; a large image
+  # is decoded at a smaller size.
+  apart = _apart(result, expected)
+  assert apart.max() <= 1 or (height > 600 and apart.mean() < 1)
+
+
+def test_large_images_are_decoded_small(monkeypatch):
+  decoded = []
+  decode = simplejpeg.decode_jpeg
+
+  def record(*args, **keywords):
+    pixels = decode(*args, **keywords)
+    decoded.append(pixels.shape)
+    return pixels
+
+  monkeypatch.setattr(simplejpeg, 'decode_jpeg', record)
+  for size in (28, 84, 140, 280):
+    transforms.evaluation_image(_stored(_smooth(601, 803)), size)
+  small = [(76, 101, 3), (151, 201, 3), (301, 402, 3), (601, 803, 3)]
+  assert decoded == small
+
+
+@pytest.mark.parametrize(
+  ('kind', 'mode', 'tolerance'),
+  [('JPEG', 'L', 0), ('JPEG', 'CMYK', 1), ('PNG', 'RGB', 0), ('PNG', 'P', 0)],
+)
+def test_other_kinds_become_colours_too(kind, mode, tolerance):
+  stored = _stored(_smooth(32, 32), kind, mode)
+  resized = _opened(stored).resize((32, 32), Image.Resampling.BILINEAR)
+  result = transforms.evaluation_image(stored, 28)
+  assert result.shape == (28, 28, 3)
+  cut = resized.crop((2, 2, 30, 30))
+  assert _apart(result, cut).max() <= tolerance
+  transforms.training_image(stored, 28, np.random.default_rng(0))
+  transforms.check(stored)
+
+
+def test_bytes_too_many_are_no_damage():
+  jpeg = _stored(_smooth(40, 50))
+  # Between the pixels and the end of the image, where libjpeg warns of them.
+  odd = jpeg[:-2] + b'\x00' * 7 + jpeg[-2:]
+  with pytest.raises(ValueError, match='extraneous bytes'):
+    simplejpeg.decode_jpeg(odd)
+  np.testing.assert_array_equal(
+    transforms.evaluation_image(odd, 32), transforms.evaluation_image(jpeg, 32)
+  )
+  # Where the intact one is decoded to a half, this one is decoded whole.
+  resized = _opened(jpeg).resize((22, 18), Image.Resampling.BILINEAR)
+  expected = resized.crop((3, 1, 19, 17))
+  assert _apart(transforms.evaluation_image(odd, 16), expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda _: b'no image',
+    lambda jpeg: jpeg[:100],
+    lambda jpeg: jpeg[: len(jpeg) // 2],
+  ],
+)
+def test_damage_is_found(damage):
+  jpeg = damage(_stored(_smooth(40, 50)))
+  for decode in (
+    transforms.check,
+    lambda stored: transforms.evaluation_image(stored, 16),
+    lambda stored: transforms.training_image(
+      stored, 16, np.random.default_rng(0)
+    ),
+  ):
+    with pytest.raises(CorruptImage, match='cannot be decoded'):
+      decode(jpeg)
+
+
+def test_pixels_are_normalized_by_channel():
+  inputs = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
+  expected = inputs / 255 - [0.485, 0.456, 0.406]
+  expected /= [0.229, 0.224, 0.225]
+  result = normalization.normalize(inputs)
+  assert result.dtype == np.float32
+  np.testing.assert_allclose(result, expected, atol=1e-5)
+  assert normalization.normalize(inputs, 'bfloat16').dtype == 'bfloat16'

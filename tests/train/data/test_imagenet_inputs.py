@@ -1,0 +1,168 @@
+"""Runs on images that are read from disk."""
+
+import contextlib
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from optax_sam.train.config import configs
+from optax_sam.train.data import inputs
+from optax_sam.train.loop import task
+from optax_sam.train.loop.trainer import Trainer
+from optax_sam.train.optimizers import build
+from tests.train.data.imagenet import pictures
+from tests.train.problems import assert_equal, finished
+from tests.train.runs import interrupt, metrics, resume, run
+
+pytestmark = pytest.mark.usefixtures('quick_eigenvalues')
+
+STEPS_PER_EPOCH = 9
+SMALL = {
+  'dataset': 'imagenet',
+  'image_size': 16,
+  'input_threads': 2,
+  'prefetch': 2,
+  'batch_size': 12,
+  'evaluations': 2,
+  'log_every': 1,
+  'sharpness_examples': 6,
+  'checkpoint_every': 4,
+}
+
+
+@pytest.fixture(scope='module')
+def images_config(folder):
+  def make(**changes):
+    return configs.TrainConfig(**(SMALL | {'data_dir': folder} | changes))
+
+  return make
+
+
+@contextlib.contextmanager
+def trainer(settings):
+  with contextlib.closing(task.build(settings, pytest.fail)) as problem:
+    method = build.complete_settings(settings.method, {}, None)
+    yield Trainer(settings, problem, settings.method, method)
+
+
+@pytest.fixture(scope='module')
+def whole(images_config, tmp_path_factory, quick_eigenvalues):
+  """A run that nothing interrupted."""
+  del quick_eigenvalues
+  settings = images_config(
+    method='ss_sam',
+    epochs=2,
+    ema_decay=0.5,
+    output=tmp_path_factory.mktemp('train') / 'whole',
+  )
+  finished, text = run(settings)
+  assert finished
+  return settings, text
+
+
+def test_it_evaluates_the_weights_and_their_average(whole):
+  settings, text = whole
+  rows = metrics(settings)
+  steps = 2 * STEPS_PER_EPOCH
+  kinds = [row['kind'] for row in rows]
+  assert kinds == ['log'] * steps + ['evaluation'] * 2 + ['sharpness']
+  for row in rows[steps : steps + 2]:
+    assert row['test_loss'] != row['ema_test_loss']
+    # Of 24 images.
+    right = 24 * row['test_accuracy'], 24 * row['ema_test_accuracy']
+    assert all(abs(value - round(value)) < 1e-9 for value in right)
+    assert 'train_accuracy' not in row
+  assert 'of the averaged weights' in text
+
+
+def test_shards_go_on_where_their_folder_was(whole, shards, tmp_path):
+  first = dataclasses.replace(whole[0], output=tmp_path / 'run')
+  interrupt(first, STEPS_PER_EPOCH + 2)
+  text = resume(dataclasses.replace(first, data_dir=shards))
+  assert f'from the checkpoint of step {STEPS_PER_EPOCH + 2}' in text
+  assert metrics(first) == metrics(whole[0])
+
+
+def test_other_images_are_not_gone_on_with(images_config, own_folder, tmp_path):
+  # Steps, so that the number of them does not differ already.
+  first = images_config(
+    method='ss_sam', steps=18, ema_decay=0.5, output=tmp_path / 'run'
+  )
+  interrupt(first, 3)
+  next(own_folder.glob('train/n01/*')).unlink()
+  changed = dataclasses.replace(first, resume=True, data_dir=own_folder)
+  with pytest.raises(ValueError, match='examples was 108 and is now 107'):
+    run(changed)
+
+
+def test_a_batch_is_a_function_of_step_and_seed(images_config):
+  one, other = (
+    task.build(images_config(), pytest.fail).inputs for _ in range(2)
+  )
+  with contextlib.closing(one), contextlib.closing(other):
+    expected = [one.batch(step, 0) for step in range(12)]
+    for step in (0, 7, 8, 3, 11):
+      assert_equal(other.batch(step, 0), expected[step])
+    first, sample = expected[0], one.sample()
+    assert first['inputs'].dtype == np.uint8
+    assert jax.eval_shape(dict, **sample) == jax.eval_shape(dict, **first)
+    assert not np.array_equal(other.batch(0, 1)['labels'], first['labels'])
+    assert inputs.steps_per_epoch(one) == STEPS_PER_EPOCH
+
+
+def test_saf_keeps_a_table_of_all_images(images_config):
+  settings = images_config(method='saf', steps=10, evaluations=1)
+  with trainer(settings) as one:
+    shown = [one.batch(step=step, seed=0)['ids'] for step in range(10)]
+    memory = finished(one).state.memory
+  expected = np.zeros((1024, 3), bool)
+  expected[np.concatenate(shown[:9]), 0] = True
+  expected[shown[9], 1] = True
+  np.testing.assert_array_equal(memory.filled, expected)
+  assert expected[:108, 0].all()
+
+
+def test_sharpness_is_of_fixed_images_of_all_classes(images_config):
+  one = task.build(images_config(), pytest.fail).inputs
+  first, second = one.fixed(6), one.fixed(6)
+  np.testing.assert_array_equal(first['inputs'], second['inputs'])
+  assert sorted(first['labels']) == list(range(6))
+  assert first['is_example'].all()
+
+
+def test_corrupt_images_are_named_and_counted(
+  images_config, own_folder, tmp_path
+):
+  path = next(own_folder.glob('val/n03/*'))
+  pictures.truncate(path)
+  finished, text = run(
+    images_config(data_dir=own_folder, steps=1, output=tmp_path / 'run')
+  )
+  assert finished
+  assert text.count(f'{path} cannot be decoded') == 1
+  assert 'Images skipped as corrupt: 1.' in text
+
+
+@pytest.mark.parametrize(
+  ('changes', 'complaint'),
+  [
+    ({'data_dir': None}, '--dataset imagenet needs --data-dir'),
+    ({'label_noise': 0.1}, '--label-noise is for digits and mnist1d'),
+    ({'batch_size': 200}, '--batch-size must be at most 108'),
+    ({'method': 'ordered_sgd'}, r'give --set ordered_sgd\.k='),
+    ({'method': 'swad'}, 'imagenet; train on digits or mnist1d, or call'),
+    (
+      {'model': 'vit_s16', 'image_size': 40},
+      '--model vit_s16 on imagenet: patch must divide the sides',
+    ),
+  ],
+)
+def test_what_cannot_be_done_is_said_before_anything(
+  images_config, changes, complaint, tmp_path
+):
+  settings = images_config(**changes, output=tmp_path / 'run')
+  with pytest.raises(ValueError, match=complaint):
+    run(settings)
+  assert not list(tmp_path.iterdir())

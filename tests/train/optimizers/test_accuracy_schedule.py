@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam.train.loop import evaluation, train_step
+from optax_sam.train.optimizers import registry
+from tests.train import problems
+from tests.train.problems import assert_equal, finished
+
+LONG = {'steps': 200, 'batch_size': 100}  # 10 steps an epoch
+RULE = registry.METHODS['ordered_sgd'].defaults['k']
+
+
+@pytest.fixture(scope='module')
+def trainer():
+  return problems.trainer('ordered_sgd', **LONG)
+
+
+def test_the_share_falls_at_the_accuracies_of_the_authors():
+  shares = {0.8: 1.0, 0.9: 1 / 2, 0.95: 1 / 4, 0.995: 1 / 8, 1.01: 1 / 16}
+  lowest = 0.0
+  for end, share in shares.items():
+    assert RULE.at(lowest) == RULE.at(end - 1e-3) == share
+    lowest = end
+  assert str(RULE).startswith('1.0 (0.5 from 80%, 0.25 from 90%, ')
+
+
+def test_an_accuracy_that_is_exactly_reached_counts(trainer, monkeypatch):
+  state = trainer.start(0).state
+  for accuracy, share in RULE.then:
+    # As the evaluation returns it; nine tenths in float32 are below 0.9.
+    found = jnp.float32(0.0), jnp.float32(accuracy)
+    monkeypatch.setattr(evaluation, 'whole', lambda *_, found=found: found)
+    assert RULE.at(trainer._train_accuracy(state)) == share
+
+
+@pytest.mark.parametrize(('accuracy', 'share'), [(0.0, 1.0), RULE.then[0]])
+def test_a_step_is_that_of_the_share(accuracy, share, trainer):
+  fixed = problems.trainer('ordered_sgd', given={'k': share}, **LONG)
+  state, batch = trainer.start(0).state, trainer.batch(0, seed=0)
+  # Away from step 0, where the learning rate is 0.
+  state, _ = trainer.step(state, batch)
+  found, _ = trainer.step(train_step.copy(state), batch, accuracy)
+  expected, _ = fixed.step(state, batch)
+  assert_equal(found.params, expected.params)
+
+
+def test_the_share_never_rises_again(monkeypatch):
+  trainer = problems.trainer('ordered_sgd', batch_size=500)  # 2 steps an epoch
+  measured = iter([0.5, 0.85, 0.6, 0.97, 0.92, 1.0])
+  monkeypatch.setattr(trainer, '_train_accuracy', lambda _: next(measured))
+  inner, taken = trainer.step, []
+
+  def step(state, batch, accuracy):
+    taken.append(RULE.at(accuracy))
+    return inner(state, batch, accuracy)
+
+  monkeypatch.setattr(trainer, 'step', step)
+  progress = finished(trainer)
+  epochs = [(0.0, 1.0), (0.5, 1.0), (0.85, 0.5), (0.85, 0.5)]
+  epochs += [(0.97, 0.125), (0.97, 0.125)]
+  assert [
+    (row['best_train_accuracy'], row['setting_k']) for row in progress.log
+  ] == [epoch for epoch in epochs for _ in range(2)]
+  assert [row['setting_k'] for row in progress.log] == taken
+  assert progress.best_train_accuracy == 1.0
+  assert next(measured, None) is None  # one evaluation an epoch
+
+
+def test_a_run_follows_its_own_accuracy(trainer):
+  train = trainer.task.inputs.train()
+
+  @jax.jit
+  def correct(params):
+    logits = trainer.task.model.apply(
+      {'params': params}, train['inputs'], train=False
+    )
+    return jnp.sum(jnp.argmax(logits, axis=-1) == train['labels'])
+
+  shares, best = [], 0.0
+
+  def after_step(progress):
+    nonlocal best
+    shares.append(RULE.at(best))
+    if progress.step % 10 == 0:
+      best = max(best, int(correct(progress.state.params)) / 1000)
+
+  progress = finished(trainer, 1, after_step)
+  assert [row['setting_k'] for row in progress.log] == shares
+  assert shares[0] == 1
+  assert len(set(shares)) > 2
+  assert shares == sorted(shares, reverse=True)
+
+
+def test_the_largest_program_counts_for_the_memory(trainer):
+  sizes = [
+    trainer.compile(accuracy).memory_analysis().temp_size_in_bytes
+    for accuracy in (0.0, 0.9)
+  ]
+  assert trainer.temporary_bytes >= max(sizes) > min(sizes)
+
+
+def test_a_given_value_stays(monkeypatch):
+  def unexpected(_):
+    raise AssertionError
+
+  trainer = problems.trainer('ordered_sgd', given={'k': 0.5})
+  monkeypatch.setattr(trainer, '_train_accuracy', unexpected)
+  progress = finished(trainer)
+  assert not {'setting_k', 'best_train_accuracy'} & progress.log[-1].keys()
+  assert trainer.settings == {'k': 0.5}
+  assert np.isfinite(progress.log[-1]['loss'])

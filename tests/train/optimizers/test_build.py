@@ -1,0 +1,218 @@
+import dataclasses
+import functools
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from optax_sam.train.optimizers import build, registry
+from optax_sam.train.optimizers.base_optimizer import base_optimizer, schedule
+from tests.train import problems
+
+CONFIG = problems.compare_config(steps=10)
+PARAMS = {'norm': jnp.ones(3)}
+BATCH = jnp.ones((4, 3))
+
+
+@pytest.mark.parametrize('name', registry.METHODS)
+def test_every_row_builds_an_optimizer(name):
+  parameters = inspect.signature(registry.METHODS[name].factory).parameters
+  settings = build.complete_settings(name, {}, None)
+  assert set(settings) == set(build.settable(name))
+  for key, value in settings.items():
+    assert parameters[key].default in {inspect.Parameter.empty, value}
+  tx = optax.with_extra_args_support(
+    build.optimizer(name, settings, CONFIG, seed=0, batch_like=BATCH)
+  )
+  state = tx.init(PARAMS)
+  if build.reports(name):
+    assert optax_sam.metrics(state)['second_gradients'] == 0
+
+  def update(params, state, batch):
+    def losses(params, batch):
+      return batch @ params['norm']
+
+    return tx.update(
+      params,
+      state,
+      params,
+      value_fn=lambda p: jnp.mean(losses(p, batch)),
+      per_example_value_fn=losses,
+      batch=batch,
+    )
+
+  # A conditional is compiled where steps are skipped, where a mask is renewed
+  # now and then, and in a walk that goes on while the gradient is finite.
+  program = jax.make_jaxpr(update)(PARAMS, state, BATCH)
+  others = bool({'refresh_every', 'inner_steps'} & set(parameters))
+  assert str(program).count(' cond[') == build.skips(name) + others
+
+
+def test_any_other_name_is_the_base_optimizer_alone():
+  state = build.optimizer('sgd', {}, CONFIG, seed=0).init(PARAMS)
+  expected = base_optimizer(CONFIG).init(PARAMS)
+  assert jax.tree.structure(state[1:]) == jax.tree.structure((expected,))
+  with pytest.raises(ValueError, match='method'):
+    optax_sam.metrics(state)
+
+
+def test_an_explicit_setting_beats_rho_which_beats_the_default():
+  assert build.complete_settings('asam', {}, None)['rho'] == 0.5
+  assert build.complete_settings('asam', {}, 0.2)['rho'] == 0.2
+  assert build.complete_settings('asam', {'rho': 1}, 0.2)['rho'] == 1
+  # A method without a radius
+  assert set(build.complete_settings('ordered_sgd', {}, 0.2)) == {'k'}
+
+
+@pytest.fixture
+def replaced(monkeypatch):
+  """Changes the row of a method."""
+
+  def replaced(name, **changes):
+    row = dataclasses.replace(registry.METHODS[name], **changes)
+    monkeypatch.setitem(registry.METHODS, name, row)
+
+  return replaced
+
+
+@pytest.mark.parametrize(
+  ('name', 'given', 'highest'),
+  [('wsam_decoupled', {}, 0.1), ('b_sam', {'learning_rate': 0.7}, 0.7)],
+)
+def test_learning_rates_are_of_the_base_or_of_the_method_instead_of_it(
+  name, given, highest, replaced
+):
+  found = []
+
+  def factory(*, learning_rate, base=None):
+    del base
+    found.extend(float(learning_rate(step)) for step in (0, 1, 10))
+    return optax.identity()
+
+  settable = build.settable(name)
+  assert ('learning_rate' in settable) == ('learning_rate' in given)
+  assert not {'base', 'batch_like', 'num_data'} & set(settable)
+  replaced(name, factory=factory)
+  build.optimizer(name, given, CONFIG, seed=0)
+  assert found == pytest.approx([0.0, highest, 0.0])
+
+
+def test_schedules_of_a_base_that_steps_more_often_last_as_long():
+  config = problems.compare_config(steps=8, warmup=0.5, weight_decay=0.0)
+  given = {'steps': 3, 'alpha': 1.0}
+  settings = build.complete_settings('lookbehind', given, 0.0)
+  tx = build.optimizer('lookbehind', settings, config, seed=0)
+  state, sizes = tx.init(PARAMS), []
+  update = jax.jit(functools.partial(tx.update, grad_fn=lambda params: params))
+  for _ in range(8):
+    updates, state = update(PARAMS, state, PARAMS)
+    sizes.append(float(optax.tree.norm(updates)))
+  assert sizes[0] == 0
+  assert all(size > 0 for size in sizes[1:])
+
+
+@pytest.mark.parametrize(
+  ('place', 'expected'),
+  [('chain', -0.2), ('after', 0.9), ('wraps', 1.0), ('replaces', 1.0)],
+)
+def test_a_method_stands_where_its_row_says(place, expected, replaced):
+  """It adds 1; the base multiplies by -0.1."""
+  add = optax.stateless(lambda g, _: jax.tree.map(lambda x: x + 1, g))
+  one = optax.stateless(lambda g, _: jax.tree.map(jnp.ones_like, g))
+
+  def around(base):
+    assert base is not None
+    return one
+
+  factories = {'wraps': around, 'replaces': lambda: one}
+  factory = factories.get(place, lambda: add)
+  row = dataclasses.replace(registry.METHODS['sam'].row, place=place)
+  replaced('sam', factory=factory, row=row)
+  config = problems.compare_config(weight_decay=0.0, warmup=0.0)
+  built = build.optimizer('sam', {}, config, seed=0)
+  updates, _ = built.update(PARAMS, built.init(PARAMS), PARAMS)
+  assert updates['norm'].tolist() == pytest.approx([expected] * 3)
+
+
+def test_sam_on_perturbs_normalization_layers_alone():
+  built = build.optimizer('sam_on', {'rho': 0.5}, CONFIG, seed=0)
+  with pytest.raises(ValueError, match='no normalization layer'):
+    built.init({'dense': jnp.ones(3)})
+
+
+@pytest.mark.parametrize(
+  ('text', 'named'),
+  [
+    ('sam.rho', 'METHOD.SETTING=VALUE'),
+    ('asam.rho=1', r"'asam' is no method of this run \(sam, ae_sam\)"),
+    ('sgd.rho=1', "'sgd' is no method of this run"),
+    ('ae_sam.lamda=1', 'choose among rho, decay, lambda_1, lambda_2'),
+    ('ae_sam.decay=slow', "must be a number, not 'slow'"),
+    ('ae_sam.decay=True', "must be a number, not 'True'"),
+  ],
+)
+def test_assignments_are_parsed_or_refused_with_what_is_allowed(text, named):
+  good = ['ae_sam.lambda_2=2', 'sam.ascent_steps=2']
+  parsed = build.parse_settings(good, ['sam', 'ae_sam'])
+  assert parsed == {'ae_sam': {'lambda_2': 2}, 'sam': {'ascent_steps': 2}}
+  with pytest.raises(ValueError, match=named):
+    build.parse_settings([text], ['sgd', 'sam', 'ae_sam'])
+
+
+@pytest.mark.parametrize(
+  ('name', 'given', 'complaint'),
+  [
+    ('friendly_sam', {'decay': 2.0}, 'decay'),
+    ('saf', {'lag': 0}, 'lag must be at least 1'),
+    ('swa', {'start': 1.1}, 'start must be'),
+    ('swad', {'tolerance': -1}, 'tolerance must be at least 0'),
+    ('swad', {'validation_share': 0.51}, 'at most 0.5, got 0.51'),
+    ('swad', {'epochs_per_validation': 0}, 'must be at least 1'),
+  ],
+)
+def test_a_value_out_of_range_names_the_method(name, given, complaint):
+  with pytest.raises(ValueError, match=f'{name}: .*{complaint}'):
+    build.optimizer(name, given, CONFIG, seed=0)
+
+
+def test_an_unknown_method_names_the_known_ones():
+  with pytest.raises(ValueError, match='sgd, sam, asam'):
+    build.check_names(['sam', 'adam'], 'sgd')
+  with pytest.raises(ValueError, match="'sgd' is unknown"):
+    build.check_names(['sgd'], 'adamw')
+
+
+@pytest.mark.parametrize('base', ['sgd', 'adamw'])
+def test_what_the_base_optimizer_gets_is_clipped(base):
+  grads = {'bias': jnp.asarray([3.0, 4.0])}
+  params = {'bias': jnp.zeros(2)}
+  updates = []
+  for norm, given in ((1.0, grads), (None, {'bias': grads['bias'] / 5})):
+    config = problems.train_config(clip_norm=norm, base=base, warmup=0.0)
+    tx = base_optimizer(config)
+    updates.append(tx.update(given, tx.init(params), params)[0]['bias'])
+  np.testing.assert_allclose(*updates, rtol=1e-6)
+
+
+@pytest.mark.parametrize('base', ['sgd', 'adamw'])
+def test_weight_decay_spares_biases(base):
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
+  tx = base_optimizer(problems.compare_config(base=base, weight_decay=1.0))
+  state = tx.init(params)
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  for _ in range(3):
+    updates, state = tx.update(zeros, state, params)
+  assert jnp.all(updates['kernel'] < 0)
+  assert jnp.all(updates['bias'] == 0)
+
+
+def test_the_schedule_rises_then_falls_to_zero():
+  config = problems.compare_config(steps=100, warmup=0.1, learning_rate=0.3)
+  rates = schedule(config)
+  assert rates(0) == 0
+  assert rates(10) == pytest.approx(0.3)
+  assert rates(100) == pytest.approx(0, abs=1e-6)

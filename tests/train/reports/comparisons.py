@@ -1,0 +1,174 @@
+"""Small comparisons with numbers chosen by the tests, and a reader of pages."""
+
+import html.parser
+import math
+import re
+
+from optax_sam.train.reports.results import Comparison, Run, Timing
+
+STEPS = 20
+SGD = [0.900, 0.920, 0.910]
+BETTER = [0.930, 0.951, 0.942]
+WORSE = [0.850, 0.871, 0.862]
+SIMILAR = [0.910, 0.910, 0.915]
+
+
+def run(method, seed, accuracy, *, share=0.0, stop=STEPS, loss=0.1, **changes):
+  """A run that ends at the given accuracy, share and loss."""
+  log = [
+    {
+      'step': step,
+      'loss': loss if step == stop else 2.0 / step,
+      'second_gradients': share * step,
+    }
+    for step in range(2, stop + 1, 2)
+  ]
+  evaluations = [
+    {
+      'step': step,
+      'test_loss': loss,
+      'test_accuracy': accuracy * step / stop,
+      'train_accuracy': 1.0,
+    }
+    for step in (stop // 2, stop)
+  ]
+  values = {
+    'settings': {} if method == 'sgd' else {'rho': 0.05},
+    'log': log,
+    'evaluations': evaluations,
+    'sharpness': {'sam_sharpness': 0.01 * (seed + 1), 'top_eigenvalue': 5.0},
+    'seconds': 1.5,
+  }
+  return Run(method=method, seed=seed, **(values | changes))
+
+
+def diverged(method, seed, accuracy=0.1):
+  """A run whose loss ends as NaN, with sharpness that is NaN as well."""
+  sharpness = {'sam_sharpness': math.nan, 'top_eigenvalue': math.nan}
+  return run(method, seed, accuracy, loss=math.nan, sharpness=sharpness)
+
+
+def comparison(runs, **changes):
+  """A comparison of the runs, without timings unless they are given."""
+  values = {
+    'settings': {'dataset': 'digits', 'model': 'cnn'},
+    'command': 'optax-sam compare --seeds 3',
+    'base': 'sgd',
+    'timings': [],
+    'versions': {'jax': '0.10.0'},
+    'machine': {'device': 'cpu'},
+    'started': '2025-01-02T03:04:05',
+    'seconds': 75.0,
+    'interrupted': False,
+    'total_steps': STEPS,
+    'test_examples': 500,
+    'sharpness_radius': 0.05,
+  }
+  return Comparison(runs=runs, **(values | changes))
+
+
+def of_accuracies(**accuracies):
+  """A comparison of methods by the accuracies of seeds 0, 1, ..."""
+  return comparison(
+    [
+      run(method, seed, value)
+      for method, values in accuracies.items()
+      for seed, value in enumerate(values)
+    ]
+  )
+
+
+def timing(method, relative):
+  """A timing with the given ratios to the base optimizer."""
+  return Timing(method, [10.0 * x for x in relative], relative, 3 * 2**20)
+
+
+def usual(**changes):
+  """A comparison of sgd, sam and asam with three seeds and timings."""
+  made = of_accuracies(sgd=SGD, sam=BETTER, asam=SIMILAR)
+  timings = [timing('sgd', [1.0, 1.0]), timing('sam', [1.9, 2.1])]
+  return comparison(made.runs, **({'timings': timings} | changes))
+
+
+def pair(**changes):
+  """One run of sgd that is usual, and one of sam with changes."""
+  return comparison([run('sgd', 0, 0.9), run('sam', 0, 0.9, **changes)])
+
+
+NAMES = [f'a_method_with_a_long_name_{index}' for index in range(11)]
+ODD = {
+  'no runs': comparison([], interrupted=True),
+  'base only': of_accuracies(sgd=SGD),
+  'base missing': of_accuracies(sam=BETTER, asam=SIMILAR),
+  'one seed': of_accuracies(sgd=[0.9], sam=[0.91]),
+  'equal': of_accuracies(sgd=SGD, sam=SGD),
+  'nothing measured': pair(sharpness={}, log=[], evaluations=[]),
+  'diverged': comparison(
+    [run('sgd', 0, 0.9), diverged('sgd', 1), diverged('sam', 1)],
+    timings=[Timing('sam', [math.nan], [math.nan], None)],
+  ),
+  'NaN from the first step': pair(log=[{'step': 2, 'loss': math.nan}]),
+  'infinite': pair(loss=math.inf, sharpness={'sam_sharpness': -0.1}),
+  'huge': pair(loss=1e300, sharpness={'top_eigenvalue': 1e305}),
+  'one log row': pair(log=[{'step': 20, 'loss': 0.0}]),
+  'stopped at once': pair(stop=2),
+  'twelve methods, five seeds': of_accuracies(
+    sgd=[0.9 + 0.001 * seed for seed in range(5)],
+    **{name: [0.9 + 0.0011 * seed for seed in range(5)] for name in NAMES},
+  ),
+}
+
+
+_VOID = {'meta', 'link', 'br', 'img', 'input', 'hr'}
+_LOADING = {'src', 'srcset', 'data', 'poster', 'action'}
+
+
+class Page(html.parser.HTMLParser):
+  """The text, tags and attributes of a page that is nested correctly."""
+
+  def __init__(self, html_text):
+    super().__init__()
+    self.html = html_text
+    self.open, self.tags, self.attributes, self.text = [], [], [], ''
+    self.feed(html_text)
+    self.close()
+    assert self.open == []
+
+  def handle_starttag(self, tag, attrs):
+    self.handle_startendtag(tag, attrs)
+    if tag not in _VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.tags.append(tag)
+    self.attributes += [(name, value or '') for name, value in attrs]
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    if self.open and self.open[-1] != 'style':
+      self.text += data
+
+  def values(self, name):
+    return [value for key, value in self.attributes if key == name]
+
+  def landscape(self):
+    """Returns what the plot of the landscape says in words."""
+    (text,) = [x for x in self.values('aria-label') if 'Loss at' in x]
+    return text
+
+  def assert_complete_in_itself(self, links):
+    """Nothing is loaded, and references lead somewhere; links are to files."""
+    assert not {'script', 'link', 'img', 'iframe', 'object'} & set(self.tags)
+    assert not {name for name, _ in self.attributes} & _LOADING
+    assert not re.search(r'https?:|@import|url\((?!#)', self.html)
+    identifiers = self.values('id')
+    assert len(identifiers) == len(set(identifiers))
+    found = self.values('href') + self.values('xlink:href')
+    assert {x for x in found if not x.startswith('#')} == links
+    used = {x[1:] for x in found if x.startswith('#')}
+    used |= {*re.findall(r'url\(#([^)]*)\)', self.html)}
+    used |= {*self.values('aria-labelledby')}
+    assert used
+    assert used <= set(identifiers)

@@ -1,0 +1,115 @@
+import math
+
+import numpy as np
+import pytest
+
+from optax_sam.train.reports.results import summarize
+from tests.train.reports.comparisons import (
+  STEPS,
+  comparison,
+  diverged,
+  of_accuracies,
+  run,
+  timing,
+)
+
+SGD = [0.90, 0.92, 0.91, 0.93]
+SAM = [0.93, 0.94, 0.95, 0.94]
+
+
+def test_mean_deviation_and_interval_are_those_computed_by_hand():
+  base, sam = summarize(of_accuracies(sam=SAM, sgd=SGD))  # the base first
+  assert (base.method, base.is_base, base.seeds) == ('sgd', True, 4)
+  assert base.accuracy == pytest.approx(0.915)
+  # Deviations -1.5, 0.5, -0.5, 1.5 hundredths: 5 / 3 in squares.
+  assert base.accuracy_deviation == pytest.approx(0.01 * math.sqrt(5 / 3))
+  # Differences 3, 2, 4, 1 hundredths: mean 2.5, variance 5 / 3; the 97.5%
+  # quantile of Student's t with 3 degrees of freedom is 3.182446.
+  half = 0.01 * 3.182446 * math.sqrt(5 / 3 / 4)
+  assert sam.difference.mean == pytest.approx(0.025)
+  assert sam.difference.interval == pytest.approx((0.025 - half, 0.025 + half))
+  assert sam.difference.resolved
+  assert sam.difference.reason == ''
+
+
+def in_float32(*right):
+  return (np.float32(right) / np.float32(797)).astype(float)
+
+
+@pytest.mark.parametrize(
+  ('sgd', 'sam', 'reason'),
+  [
+    ([0.9], [0.92], 'one seed'),
+    ([0.9, 0.8], [0.92, 0.82], 'same amount'),
+    # One example more each time, in the rounding of float32.
+    (in_float32(788, 787), in_float32(789, 788), 'same amount'),
+  ],
+)
+def test_without_a_spread_there_is_no_interval(sgd, sam, reason):
+  difference = summarize(of_accuracies(sgd=sgd, sam=sam))[1].difference
+  assert difference.mean == pytest.approx(sam[0] - sgd[0], rel=1e-3)
+  assert difference.interval is None
+  assert not difference.resolved
+  assert reason in difference.reason
+
+
+def test_without_a_common_seed_there_is_no_difference():
+  sam = summarize(comparison([run('sgd', 0, 0.9), run('sam', 1, 0.9)]))[1]
+  assert sam.difference.mean is None
+  assert 'no seed' in sam.difference.reason
+  (sam,) = summarize(of_accuracies(sam=SAM))
+  assert not sam.is_base
+  assert sam.accuracy == pytest.approx(0.94)
+  assert sam.difference.mean is None
+  assert 'sgd has no complete run' in sam.difference.reason
+
+
+def test_only_seeds_that_both_have_are_paired():
+  runs = [run('sgd', seed, value) for seed, value in enumerate(SGD)]
+  runs += [run('sam', 3, 0.96), run('sam', 1, 0.94), run('sam', 9, 0.5)]
+  sam = summarize(comparison(runs))[1]
+  assert sam.seeds == 3
+  assert sam.difference.by_seed == pytest.approx({3: 0.03, 1: 0.02})
+  assert sam.difference.mean == pytest.approx(0.025)
+
+
+@pytest.mark.parametrize(
+  ('other', 'unfinished'),
+  [
+    (run('sgd', 1, 0.1, stop=STEPS // 2), 1),
+    (run('sgd', 1, math.nan), 0),
+  ],
+)
+def test_runs_without_a_final_accuracy_do_not_count(other, unfinished):
+  (base,) = summarize(comparison([run('sgd', 0, 0.9), other]))
+  assert (base.seeds, base.unfinished) == (1, unfinished)
+  assert base.accuracy == pytest.approx(0.9)
+
+
+def test_a_diverged_run_counts_and_is_counted():
+  base, sam = summarize(
+    comparison([run('sgd', 0, 0.9), run('sam', 0, 0.8), diverged('sam', 1)])
+  )
+  assert (sam.diverged, base.diverged) == (1, 0)
+  assert sam.accuracy == pytest.approx(0.45)
+  # Its sharpness is NaN; the mean is over the finite ones.
+  assert sam.sam_sharpness == pytest.approx(0.01)
+
+
+def test_cost_and_sharpness():
+  sam = summarize(
+    comparison(
+      [
+        run('sgd', 0, 0.9),
+        run('sam', 0, 0.9, share=0.5),
+        run('sam', 1, 0.9, share=1.0),
+      ],
+      timings=[timing('sam', [1.0, 4.0, 2.0, 3.0, 5.0])],
+    )
+  )[1]
+  assert sam.second_gradients == pytest.approx(0.75)
+  assert sam.relative_time == 3.0
+  assert sam.relative_time_quartiles == (2.0, 4.0)
+  assert sam.temporary_bytes == 3 * 2**20
+  assert sam.sam_sharpness == pytest.approx(0.015)
+  assert sam.top_eigenvalue == pytest.approx(5.0)
