@@ -1,5 +1,6 @@
-"""The documentation has all public names, and its tables are up to date."""
+"""The documentation: every public name is in it, and says what it is."""
 
+import doctest
 import importlib
 import inspect
 import pathlib
@@ -7,8 +8,11 @@ import re
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
-DOCS = ROOT / 'docs'
+import pytest
+
+from optax_sam.catalog import METHODS
+
+DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 MODULES = (
   'optax_sam',
   'optax_sam.descents',
@@ -19,34 +23,75 @@ MODULES = (
   'optax_sam.selections',
   'optax_sam.sharpness',
 )
+PUBLIC = {
+  f'{path}.{name}': getattr(module, name)
+  for path in MODULES
+  for module in [importlib.import_module(path)]
+  for name in module.__all__
+  if not inspect.ismodule(getattr(module, name))
+}
+# Named after what they return, for those who write a selection.
+HELPERS = ('check_size', 'largest', 'num_examples')
+FUNCTIONS = [
+  path
+  for path, x in PUBLIC.items()
+  if inspect.isfunction(x) and not path.endswith(HELPERS)
+]
+TUPLES = [path for path, x in PUBLIC.items() if hasattr(x, '_fields')]
+# The example of a component is that of its method.
+WITH_EXAMPLE = [
+  path
+  for path in FUNCTIONS
+  if path.count('.') == 1
+  or not PUBLIC[path].__module__.startswith('optax_sam.methods.')
+]
 
 
-def public_names():
-  for path in MODULES:
-    module = importlib.import_module(path)
-    names = getattr(module, '__all__', None) or [
-      name
-      for name, value in vars(module).items()
-      if not name.startswith('_')
-      and getattr(value, '__module__', '').startswith(path)
-    ]
-    for name in names:
-      if not inspect.ismodule(getattr(module, name)):
-        yield f'{path}.{name}'
+def _section(text, title):
+  """Returns the indented lines below a title."""
+  found = re.search(rf'^{title}:\n((?: +.*\n?|\n)+)', text, re.MULTILINE)
+  return found.group(1) if found else ''
+
+
+def _entries(text, title):
+  """Returns the names that a section explains, in order."""
+  pattern = re.compile(r'^  \*{0,2}(\w+): \S', re.MULTILINE)
+  return pattern.findall(_section(text, title))
 
 
 def test_every_public_name_is_in_the_reference():
   pages = [path.read_text() for path in (DOCS / 'api').glob('*.md')]
   listed = re.findall(r'^::: (\S+)$', '\n'.join(pages), re.MULTILINE)
-  assert sorted(listed) == sorted(public_names())
+  assert sorted(listed) == sorted(PUBLIC)
 
 
 def test_tables_of_methods_are_up_to_date():
-  path = DOCS / 'tables.py'
   checked = subprocess.run(
-    [sys.executable, str(path), '--check'],
+    [sys.executable, str(DOCS / 'tables.py'), '--check'],
     capture_output=True,
     text=True,
     check=False,
   )
   assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.parametrize('path', PUBLIC)
+def test_everything_public_is_described(path):
+  text = inspect.getdoc(PUBLIC[path]) or ''
+  assert re.fullmatch(r'\S.+[.?:]', text.split('\n')[0])
+  if path in FUNCTIONS:
+    parameters = list(inspect.signature(PUBLIC[path]).parameters)
+    assert _entries(text, 'Args') == parameters
+    assert _section(text, 'Returns')
+  if path in TUPLES:
+    assert _entries(text, 'Attributes') == list(PUBLIC[path]._fields)
+  if path in WITH_EXAMPLE:
+    examples = doctest.DocTestParser().get_examples(text)
+    assert any(example.want for example in examples)
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_methods_state_their_rule_and_their_paper(name):
+  text = inspect.getdoc(METHODS[name].function)
+  assert re.search(r'::\n\n +\S', text)
+  assert 'arxiv.org/abs/' in _section(text, 'References')
