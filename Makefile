@@ -4,14 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
 CLAIM ?= 1
-SMOKE := costs golden_values identities signatures vectors
+NEWEST ?= $(shell .ci/newest_python)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint smoke docs bench evidence clean
+.PHONY: help demo test test-all slow newest lint tables docs bench evidence clean
 
 help:
 	@echo 'make demo   train digits with several methods, write a report'
-	@echo 'make test   lint, type check, tests, doctests, README, notebooks'
+	@echo 'make test   lint, type check, fast tests, doctests'
+	@echo 'make test-all  also notebooks, site, processes, kills, newest Python'
+	@echo 'make tables rewrite the tables that list methods, from the catalog'
 	@echo 'make docs   the documentation as a site, in build/site'
 	@echo 'make bench  tables of what steps cost on this machine, PyTorch beside'
 	@echo 'make evidence CLAIM=1  a claim of the papers, tried from nothing'
@@ -41,17 +43,28 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyrefly check
+	$(BIN)/python docs/tables.py --check
+
+tables: $(VENV)/.dev
+	$(BIN)/python docs/tables.py
+
+# Tests of one method run in one process, which compiles its programs once.
+PYTEST := -m pytest -n 2 --dist loadgroup
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python $(PYTEST) -m 'not slow'
 
-# The part that shows whether another Python or JAX breaks the library, compiled
-# as users do: the tests' own settings give way to any that are there.
-smoke: $(VENV)/.dev
-	XLA_FLAGS= $(BIN)/python -m pytest -n 2 \
-	  tests/distributed/test_devices.py::test_what_devices_tell_each_other \
-	  $(SMOKE:%=tests/conformance/test_%.py) \
-	  tests/test_flax.py tests/test_numerics.py tests/test_selections.py
+test-all: test slow newest
+
+slow: $(VENV)/.dev
+	$(BIN)/python $(PYTEST) -m slow
+
+# Whether another Python or JAX breaks the library, compiled as users compile:
+# the cheap settings of the tests give way to any that are set.
+newest:
+	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) .venv-newest/.dev
+	XLA_FLAGS= .venv-newest/bin/python $(PYTEST) -m 'not slow' \
+	  tests/conformance tests/methods tests/trees tests/test_flax.py
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build

@@ -37,7 +37,7 @@ class Program:
     batch: shapes of the global batch.
   """
 
-  train_step: Step
+  step: Step
   state: Any
   batch: Any
 

@@ -1,8 +1,9 @@
-"""The rows of the table of speed: BASELINES, and every method by group."""
+"""The rows of the table of speed: baselines, and all methods of the catalog."""
 
 import dataclasses
+import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import optax
@@ -10,13 +11,14 @@ import optax
 import optax_sam
 from benchmarks import steps, term_steps
 from benchmarks.problems import Problem
+from optax_sam import catalog
 
-BASELINES = 'Baselines'
+BASELINES = 'baselines'
 
-_THIRD = 1 / 3
-# No mask is renewed while the steps are timed; what that costs is measured by
-# `benchmarks.scaling`.
+# No mask is refreshed while the steps are timed; `benchmarks.scaling` measures
+# what a refresh costs.
 _NEVER = 1_000_000
+_EDGE = 1e9  # a threshold that is always or never reached
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,13 +26,13 @@ class Row:
   """One row of the table.
 
   Attributes:
-    name: what it is called there.
-    group: heading that it stands under.
+    name: its name in the table.
+    group: the heading above it.
     build: from a problem and the number of steps to the way to take them.
     gradients: gradients that a step should cost, in full ones; None where
       that depends on the number of second gradients taken.
     counterpart: the row of another framework to compare its overhead with.
-    share: share of second gradients that the row's name promises.
+    share: fraction of second gradients that the row's name promises.
   """
 
   name: str
@@ -41,38 +43,64 @@ class Row:
   share: float | None = None
 
 
-def _method(
-  name: str,
-  group: str,
-  gradients: float | None = 2.0,
-  *,
-  label: str | None = None,
-  counterpart: str | None = None,
-  share: float | None = None,
-  reports_loss: bool = True,
-  needs_length: bool = False,
-  place: str = 'before',
-  needs_batch: bool = False,
-  **settings: Any,
-) -> Row:
-  def build(problem: Problem, total_steps: int) -> steps.Steps:
-    given = dict(settings)
-    if needs_length:
-      given['total_steps'] = total_steps
-    if needs_batch:
-      given['batch_like'] = problem.batches[0]
-    base = steps.base_optimizer()
-    with warnings.catch_warnings():
-      # That no step ascends is what a row measures.
-      warnings.filterwarnings('ignore', 'lambda_', UserWarning)
-      held = [base] if place == 'around' else []
-      method = getattr(optax_sam, name)(*held, **given)
-    if place in ('before', 'after'):
-      both = [method, base] if place == 'before' else [base, method]
-      method = optax.chain(*both)
-    return steps.in_one_program(problem, method, reports_loss=reports_loss)
+@dataclasses.dataclass(frozen=True)
+class _Variant:
+  """A method at settings other than those of its first row.
 
-  return Row(label or name, group, build, gradients, counterpart, share)
+  Attributes:
+    label: appended to the name of the method.
+    settings: arguments.
+    gradients: as of `Row`; None if the catalog says it.
+    share: as of `Row`.
+    reports_loss: whether the step returns the unperturbed loss.
+  """
+
+  label: str = ''
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  gradients: float | None = None
+  share: float | None = None
+  reports_loss: bool = True
+
+
+# Arguments other than the example of the catalog, at all rows of a method.
+_SETTINGS: dict[str, dict[str, Any]] = {
+  'b_sam': {'num_data': 50_000},
+  'eigen_sam': {'refresh_every': _NEVER},
+  'm_sam': {'micro_batch_size': 12},
+  'sparse_sam_dynamic': {'refresh_every': _NEVER},
+  'sparse_sam_fisher': {'num_samples': 8, 'refresh_every': _NEVER},
+  'swa': {'start': 1, 'every': 1},
+  'wsam_decoupled': {'learning_rate': 0.01},
+}
+_WITHOUT_LOSS = _Variant('no loss asked for', reports_loss=False)
+_VARIANTS: dict[str, tuple[_Variant, ...]] = {
+  'ae_sam': (
+    _Variant(),
+    _Variant('skipped', dict.fromkeys(('lambda_1', 'lambda_2'), _EDGE), 1, 0),
+    _Variant('full', dict.fromkeys(('lambda_1', 'lambda_2'), -_EDGE), 2, 1),
+  ),
+  'k_sam': (_Variant('a third each'),),
+  'look_sam': (
+    _Variant(),
+    # The first step is full, and it is not timed.
+    _Variant('skipped', {'period': _NEVER}, 1),
+    _Variant('full', {'period': 1}, 2, 1),
+  ),
+  'momentum_sam': (_WITHOUT_LOSS, _Variant()),
+  'ss_sam': (
+    _Variant(),
+    # XLA would drop the second pass at a probability of 0.
+    _Variant('skipped', {'probability': 1e-12}, 1, 0),
+    _Variant('full', {'probability': 1.0}, 2, 1),
+  ),
+  'subset_sam': (_WITHOUT_LOSS, _Variant()),
+}
+_COUNTERPARTS = {
+  'friendly_sam': 'FriendlySAM',
+  'gsam': 'GSAM',
+  'look_sam': 'LookSAM',
+  'sam': 'SAM',
+}
 
 
 def _sgd(problem: Problem, total_steps: int) -> steps.Steps:
@@ -94,123 +122,88 @@ def _swad(problem: Problem, total_steps: int) -> steps.Steps:
   return steps.in_one_program(problem, both)
 
 
+# How to take steps with methods that are no transformation.
+_BUILDERS: dict[str, Callable[[Problem, int], steps.Steps]] = {
+  'mesa_loss': lambda problem, _: term_steps.with_mesa(problem),
+  'saf_loss': lambda problem, _: term_steps.with_saf(problem),
+  'swad': _swad,
+}
+
+
+def count_gradients(
+  method: catalog.Method, settings: Mapping[str, Any], *, reports_loss: bool
+) -> float | None:
+  """Evaluates the gradients per step that the catalog states.
+
+  Args:
+    method: of the catalog.
+    settings: arguments other than the defaults.
+    reports_loss: whether the unperturbed loss is used.
+
+  Returns:
+    The number; None if it depends on the steps that are taken.
+  """
+  text = method.gradients.replace('`', '')
+  formula = text.partition(' (')[0].partition(',')[0]
+  if formula.endswith('+ s'):
+    return None
+  parameters = inspect.signature(method.function).parameters
+  values = {name: value.default for name, value in parameters.items()}
+  found = eval(formula, {'__builtins__': {}}, {**values, **settings})
+  return found + ('(+ 1/3)' in text and reports_loss) / 3
+
+
+def _row(method: catalog.Method, variant: _Variant) -> Row:
+  settings = {
+    **method.example,
+    **_SETTINGS.get(method.name, {}),
+    **variant.settings,
+  }
+
+  def build(problem: Problem, total_steps: int) -> steps.Steps:
+    given = dict(settings)
+    if 'total_steps' in given:
+      given['total_steps'] = total_steps
+    if 'batch_like' in given:
+      given['batch_like'] = problem.batches[0]
+    base = steps.base_optimizer()
+    if method.place == 'wraps':
+      given['base'] = base
+    with warnings.catch_warnings():
+      # That no step ascends is what a row measures.
+      warnings.filterwarnings('ignore', 'lambda_', UserWarning)
+      tx = method.function(**given)
+    if method.place == 'chain':
+      tx = optax.chain(tx, base)
+    if method.place == 'after':
+      tx = optax.chain(base, tx)
+    return steps.in_one_program(problem, tx, reports_loss=variant.reports_loss)
+
+  gradients = variant.gradients
+  if gradients is None:
+    gradients = count_gradients(
+      method, settings, reports_loss=variant.reports_loss
+    )
+  return Row(
+    name=', '.join(filter(None, (method.name, variant.label))),
+    group=method.group,
+    build=_BUILDERS.get(method.name, build),
+    gradients=gradients,
+    counterpart=None if variant.label else _COUNTERPARTS.get(method.name),
+    share=variant.share,
+  )
+
+
 def rows() -> list[Row]:
   """Returns all rows, SGD first."""
-  every, some = 'Every step', 'Some steps'
-  examples, around = 'Some examples', 'Around the base optimizer'
-  terms, behind = 'Terms of the loss', 'Behind the base optimizer'
-  edge = 1e9  # of a threshold that is always or never reached
-  return [
+  found = [
     Row('SGD', BASELINES, _sgd, 1.0),
     Row('SAM by hand', BASELINES, lambda p, _: steps.sam_by_hand(p), 2.0),
     Row(
       'optax.contrib.sam', BASELINES, lambda p, _: steps.sam_of_optax(p), 2.0
     ),
-    _method('sam', every, counterpart='SAM'),
-    _method('asam', every),
-    _method('friendly_sam', every, counterpart='FriendlySAM'),
-    _method('gsam', every, counterpart='GSAM'),
-    _method('gradient_norm_penalty', every),
-    _method('wsam', every),
-    _method('fisher_sam', every),
-    _method('unnormalized_sam', every, rho=0.05),
-    _method('sparse_sam_fisher', every, num_samples=8, refresh_every=_NEVER),
-    _method(
-      'sparse_sam_dynamic',
-      every,
-      refresh_every=_NEVER,
-      key=0,
-      needs_length=True,
-    ),
-    _method('le_sam', every),
-    _method('cr_sam', every, 3.0),
-    _method('frob_sam', every, 3.0, key=0),
-    _method('eigen_sam', every, refresh_every=_NEVER, key=0),
-    _method('z_sharp', every),
-    _method('async_sam', every),
-    _method(
-      'momentum_sam',
-      every,
-      1.0,
-      label='momentum_sam, no loss asked for',
-      reports_loss=False,
-    ),
-    _method('momentum_sam', every, 1 + _THIRD),
-    _method('lpf_sgd', every, 1 + _THIRD, needs_length=True, key=0),
-    _method('m_sam', every, micro_batch_size=12),
-    _method('ss_sam', some, None, key=0),
-    *[
-      _method(
-        'ss_sam',
-        some,
-        1.0 + share,
-        label=f'ss_sam, {name}',
-        share=share,
-        key=0,
-        probability=probability,
-      )
-      for name, share, probability in (
-        # XLA would drop the second pass of a probability of 0.
-        ('skipped', 0.0, 1e-12),
-        ('full', 1.0, 1.0),
-      )
-    ],
-    _method('look_sam', some, 1.2, counterpart='LookSAM'),
-    # Its first step is full, and none of those that count.
-    _method('look_sam', some, 1.0, label='look_sam, skipped', period=_NEVER),
-    _method('look_sam', some, 2.0, label='look_sam, full', share=1.0, period=1),
-    _method('look_layer_sam', some, 1.2),
-    _method('ae_sam', some, None, needs_length=True),
-    _method('ae_look_sam', some, None, needs_length=True),
-    _method(
-      'ae_sam',
-      some,
-      1.0,
-      label='ae_sam, skipped',
-      share=0.0,
-      needs_length=True,
-      lambda_1=edge,
-      lambda_2=edge,
-    ),
-    _method(
-      'ae_sam',
-      some,
-      2.0,
-      label='ae_sam, full',
-      share=1.0,
-      needs_length=True,
-      lambda_1=-edge,
-      lambda_2=-edge,
-    ),
-    _method(
-      'k_sam',
-      examples,
-      1.0,
-      label='k_sam, a third each',
-      ascent=_THIRD,
-      descent=_THIRD,
-    ),
-    _method('esam', examples, 4 / 3 + 0.5, key=0),
-    _method('ordered_sgd', examples, 1 / 3 + 0.5, k=0.5),
-    _method(
-      'subset_sam',
-      examples,
-      1.25,
-      label='subset_sam, no loss asked for',
-      reports_loss=False,
-    ),
-    _method('subset_sam', examples, 1.25 + 1 / 3),
-    _method('wsam_decoupled', around, place='around', learning_rate=0.01),
-    _method('lookbehind', around, 3.0, place='around'),
-    # The loss asked for is no other than that of its first gradient's batch.
-    _method('sampa', around, 2 + _THIRD, place='around', needs_batch=True),
-    _method(
-      'b_sam', around, 2 + _THIRD, place='instead', num_data=50_000, key=0
-    ),
-    _method('entropy_sgd', around, 1.0, place='instead', key=0),
-    _method('anti_pgd', behind, 1.0, place='after', sigma=0.01, key=0),
-    _method('swa', behind, 1.0, place='after', start=1, every=1),
-    Row('swad', behind, _swad, 1.0),
-    Row('saf_loss', terms, lambda p, _: term_steps.with_saf(p), 1.0),
-    Row('mesa_loss', terms, lambda p, _: term_steps.with_mesa(p), 1 + _THIRD),
   ]
+  for method in catalog.METHODS.values():
+    variants = _VARIANTS.get(method.name, (_Variant(),))
+    found += [_row(method, variant) for variant in variants]
+  return found

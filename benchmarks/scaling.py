@@ -20,7 +20,7 @@ import tyro
 
 import optax_sam
 from benchmarks import problems, speed_table
-from optax_sam import masks
+from optax_sam.trees import sparse_masks as masks
 
 _METHODS: dict[str, Callable[[], optax.GradientTransformation]] = {
   'sam': optax_sam.sam,

@@ -21,8 +21,8 @@ import tyro
 
 import optax_sam
 from benchmarks import problems, rows, speed_table
-from optax_sam import elements
-from optax_sam.step import SharpnessAwareState
+from optax_sam.engine import info
+from optax_sam.engine.info import SharpnessAwareState
 
 _PYTORCH = 'pytorch_optimizer'
 _RESULTS = pathlib.Path(__file__).parent / 'results'
@@ -53,7 +53,7 @@ class Runner:
 
   def share(self) -> float | None:
     """Returns the share of steps that took a second gradient."""
-    if not elements.states(self._state.opt_state, SharpnessAwareState):
+    if not info.states(self._state.opt_state, SharpnessAwareState):
       return None
     found = optax_sam.metrics(self._state.opt_state)
     share = int(found['second_gradients']) / int(found['count'])

@@ -281,5 +281,5 @@ assert len(set(by_device)) == 1
 print(f'second gradients in {STEPS} steps, by device: {by_device}')
 
 # %% [markdown]
-# `help(optax_sam.methods)` has a table of what every method averages, and
+# `docs/conventions.md` has a table of what each method averages, and
 # `docs/pods.md` what the compiler for TPUs makes of it.

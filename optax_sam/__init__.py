@@ -1,52 +1,49 @@
 """Sharpness-aware minimization for Optax: exact, composable, fast."""
 
 from optax_sam import descents, perturbations, policies, selections
-from optax_sam.averaging.swa import averaged_params, swa
-from optax_sam.averaging.swad import swad
 from optax_sam.convolution import conv_general_dilated
-from optax_sam.losses import (
-  MesaLoss,
-  MesaState,
-  SafLoss,
-  SafState,
-  mesa_loss,
-  saf_loss,
+from optax_sam.engine.info import (
+  SharpnessAwareInfo,
+  SharpnessAwareState,
+  metrics,
 )
-from optax_sam.masking import norm_layers_only
-from optax_sam.methods.both_gradients import gradient_norm_penalty, gsam, wsam
-from optax_sam.methods.curvature import cr_sam, eigen_sam
-from optax_sam.methods.earlier_gradients import async_sam, momentum_sam
-from optax_sam.methods.every_step import asam, friendly_sam, sam
-from optax_sam.methods.other_lengths import (
-  fisher_sam,
-  le_sam,
-  unnormalized_sam,
-)
-from optax_sam.methods.parts_of_batch import m_sam, subset_sam
-from optax_sam.methods.random_points import frob_sam
-from optax_sam.methods.reused_steps import (
-  ae_look_sam,
-  look_layer_sam,
-  look_sam,
-)
-from optax_sam.methods.smoothed_loss import lpf_sgd
-from optax_sam.methods.some_entries import (
-  sparse_sam_dynamic,
-  sparse_sam_fisher,
-  z_sharp,
-)
-from optax_sam.methods.some_examples import esam, k_sam, ordered_sgd
-from optax_sam.methods.some_steps import ae_sam, ss_sam
-from optax_sam.metrics import metrics
-from optax_sam.noise import anti_pgd, without_noise
-from optax_sam.schedules import rho_like_learning_rate
-from optax_sam.sharpness_aware import sharpness_aware
-from optax_sam.step import SharpnessAwareInfo, SharpnessAwareState
-from optax_sam.wrappers.bayes import b_sam
-from optax_sam.wrappers.decoupled import wsam_decoupled
-from optax_sam.wrappers.entropy import entropy_sgd, outer_params
-from optax_sam.wrappers.lookbehind import lookbehind
-from optax_sam.wrappers.sampa import sampa
+from optax_sam.engine.partition import norm_layers_only
+from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.methods.ae_sam import ae_look_sam, ae_sam
+from optax_sam.methods.anti_pgd import anti_pgd, without_noise
+from optax_sam.methods.asam import asam
+from optax_sam.methods.async_sam import async_sam
+from optax_sam.methods.b_sam import b_sam
+from optax_sam.methods.cr_sam import cr_sam
+from optax_sam.methods.eigen_sam import eigen_sam
+from optax_sam.methods.entropy_sgd import entropy_sgd, outer_params
+from optax_sam.methods.esam import esam
+from optax_sam.methods.fisher_sam import fisher_sam
+from optax_sam.methods.friendly_sam import friendly_sam
+from optax_sam.methods.frob_sam import frob_sam
+from optax_sam.methods.gradient_norm_penalty import gradient_norm_penalty
+from optax_sam.methods.gsam import gsam, rho_like_learning_rate
+from optax_sam.methods.k_sam import k_sam
+from optax_sam.methods.le_sam import le_sam
+from optax_sam.methods.look_sam import look_layer_sam, look_sam
+from optax_sam.methods.lookbehind import lookbehind
+from optax_sam.methods.lpf_sgd import lpf_sgd
+from optax_sam.methods.m_sam import m_sam
+from optax_sam.methods.mesa import MesaLoss, MesaState, mesa_loss
+from optax_sam.methods.momentum_sam import momentum_sam
+from optax_sam.methods.ordered_sgd import ordered_sgd
+from optax_sam.methods.saf import SafLoss, SafState, saf_loss
+from optax_sam.methods.sam import sam
+from optax_sam.methods.sampa import sampa
+from optax_sam.methods.sparse_sam_dynamic import sparse_sam_dynamic
+from optax_sam.methods.sparse_sam_fisher import sparse_sam_fisher
+from optax_sam.methods.ss_sam import ss_sam
+from optax_sam.methods.subset_sam import subset_sam
+from optax_sam.methods.swa import averaged_params, swa
+from optax_sam.methods.swad import swad
+from optax_sam.methods.unnormalized_sam import unnormalized_sam
+from optax_sam.methods.wsam import wsam, wsam_decoupled
+from optax_sam.methods.z_sharp import z_sharp
 
 __version__ = '0.1.0'
 

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optax_sam import masking, numerics
+from optax_sam.engine import partition
+from optax_sam.trees import tree_math
 
 Variables = Mapping[str, Any]
 
 # A power of two, beside which the statistics of a batch are mere rounding.
 _HUGE = 2.0**64
-_NOTHING = 1e-9  # what they leave of it where there is no momentum
+_NOTHING = 1e-9  # the part of it that is left without momentum
 _FROZEN = 1.0
-# No mean of a batch hits it by chance.
-_ODD = 1.2345
+_ODD = 1.2345  # no mean of a batch hits it by chance
 
 
 def reestimate_batch_norm(
@@ -26,44 +26,34 @@ def reestimate_batch_norm(
   variables: Variables,
   batches: Iterable[Any],
 ) -> dict[str, Any]:
-  """Computes the running statistics of batch norm anew, in one pass over data.
+  """Recomputes the running statistics of batch norm, in one pass over data.
 
-  Averaged or otherwise changed parameters have other activations than those
-  that the running statistics are of. With `s_i` the mean or the variance of
-  batch i, as the layer computes it in training mode, and n batches::
+  Averaged or otherwise changed parameters need other running statistics. With
+  `s_i` the mean or the variance of batch i, as the layer computes it in
+  training mode, and n batches::
 
     statistic = (s_1 + ... + s_n) / n
 
-  Every batch counts the same, whatever its number of examples, so leave out a
-  smaller last one. Means are cumulative, in float32 or wider: the momentum of
-  the layers has no part in them. It is read off a pass with made-up statistics
-  (`new = momentum * old + (1 - momentum) * s`), so that no layer need be
-  changed; the first batch is passed three times for that.
-
-  Leaves that are no floating-point numbers, and statistics that a pass leaves
-  as they are, because their layer is frozen, stay as they are.
+  Every batch counts the same, so leave out a smaller last one. Means are in
+  float32 or wider and without the layer's momentum, which is measured in two
+  further passes of the first batch with made-up statistics: `new = momentum *
+  old + (1 - momentum) * s`. Statistics of frozen layers, and leaves that are
+  not floating-point numbers, are returned unchanged.
 
   Args:
     apply_fn: from variables and a batch to the collections that a pass in
-      training mode changes, as `mutable=` has them::
+      training mode changes, as `mutable=` has them; compiled once for every
+      function and shape of a batch::
 
         lambda variables, batch: model.apply(
           variables, batch['inputs'], train=True, mutable=['batch_stats']
         )[1]
 
-      Compiled once for every shape of a batch, and again if another call
-      brings another function.
-    variables: the collections of the model, `params` among them: those that the
-      statistics are wanted for.
-    batches: what `apply_fn` takes, at least one; their order makes no
-      difference.
+    variables: the collections of the model, with the changed `params`.
+    batches: batches for `apply_fn`, at least one, in any order.
 
   Returns:
-    The variables, with these collections computed anew.
-
-  Raises:
-    ValueError: if there is no batch, or if a collection holds something that
-      doesn't change as running statistics do.
+    The variables, with these collections recomputed.
 
   References:
     Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, `Averaging Weights Leads to
@@ -73,16 +63,12 @@ def reestimate_batch_norm(
   >>> import flax.linen as nn, jax, jax.numpy as jnp
   >>> from optax_sam.flax import reestimate_batch_norm
   >>> model = nn.BatchNorm(use_running_average=False)
+  >>> apply_fn = lambda *inputs: model.apply(*inputs, mutable=['batch_stats'])[
+  ...   1
+  ... ]
   >>> batches = [jnp.array([[1.0], [3.0]]), jnp.array([[5.0], [9.0]])]
   >>> variables = model.init(jax.random.key(0), batches[0])
-  >>> variables = reestimate_batch_norm(
-  ...   lambda variables, batch: model.apply(
-  ...     variables, batch, mutable=['batch_stats']
-  ...   )[1],
-  ...   variables,
-  ...   batches,
-  ... )
-  >>> found = variables['batch_stats']
+  >>> found = reestimate_batch_norm(apply_fn, variables, batches)['batch_stats']
   >>> [round(float(found[name][0]), 3) for name in ('mean', 'var')]
   [4.5, 2.5]
   """
@@ -102,19 +88,18 @@ def reestimate_batch_norm(
     )
     raise ValueError(msg)
   kept = {name: variables[name] for name in names}
-  floats = jax.tree.map(numerics.is_float, kept)
-  run = lambda statistics, batch: masking.keep(
-    floats, changed(variables, masking.fill(floats, statistics, kept), batch)
+  leaves = partition.Leaves(jax.tree.map(tree_math.is_float, kept))
+  run = lambda batch, statistics: leaves.split(
+    changed(variables, leaves.join(statistics, kept), batch)
   )
-  old = masking.keep(floats, kept)
-  momenta = _momenta(lambda statistics: run(statistics, first), old)
-
+  old = leaves.split(kept)
+  momenta = _momenta(functools.partial(run, first), old)
   zeros = jax.tree.map(
     lambda leaf, m: leaf if m == _FROZEN else jnp.zeros_like(leaf), old, momenta
   )
-  mean = numerics.zeros_like(zeros)
+  mean = tree_math.zeros_like(zeros)
   for count, batch in enumerate(itertools.chain([first], batches), start=1):
-    mean = _add(mean, run(zeros, batch), count)
+    mean = _add(mean, run(batch, zeros), count)
 
   def scale(leaf: jax.Array, mean: jax.Array, momentum: float) -> jax.Array:
     if momentum == _FROZEN:
@@ -122,11 +107,10 @@ def reestimate_batch_norm(
     return (mean / (1 - momentum)).astype(leaf.dtype)
 
   found = jax.tree.map(scale, old, mean, momenta)
-  return {**variables, **masking.fill(floats, found, kept)}
+  return {**variables, **leaves.join(found, kept)}
 
 
-# The function is a part of what programs are known by, so that another
-# evaluation with the same one finds them compiled.
+# The function is static, so that another call with it compiles nothing.
 @functools.partial(jax.jit, static_argnums=0)
 def _changed(
   apply_fn: Any, variables: Variables, statistics: Any, batch: Any
@@ -143,34 +127,30 @@ def _add(mean: Any, new: Any, count: Any) -> Any:
 
 
 def _momenta(run: Callable[[Any], Any], statistics: Any) -> Any:
-  """Returns the momentum of every leaf, that of 1 of those that don't move."""
+  """Returns the momentum of every leaf, 1 for those that don't change."""
   shifted = jax.tree.map(lambda leaf: leaf + _ODD, statistics)
   # Numbers alone are fetched: statistics may be split over processes.
-  moves = jax.tree.map(
-    lambda old, new: bool(jnp.any(old != new)), shifted, run(shifted)
-  )
-  probed = jax.tree.map(
-    lambda leaf, moving: jnp.full_like(leaf, _HUGE) if moving else leaf,
-    statistics,
-    moves,
-  )
+  is_moved = lambda old, new: bool(jnp.any(old != new))
+  moves = jax.tree.map(is_moved, shifted, run(shifted))
+  probe = lambda leaf, moving: jnp.full_like(leaf, _HUGE) if moving else leaf
+  probed = jax.tree.map(probe, statistics, moves)
 
   def momentum(path: Any, moving: bool, new: jax.Array) -> Any:
     if not moving:
       return _FROZEN
-    share, highest = (float(f(new)) / _HUGE for f in (jnp.min, jnp.max))
-    if max(abs(share), abs(highest)) <= _NOTHING:
+    found, highest = (float(f(new)) / _HUGE for f in (jnp.min, jnp.max))
+    if max(abs(found), abs(highest)) <= _NOTHING:
       return 0.0
-    if not (0 <= share < 1 and share == highest):
-      name = '/'.join(masking.path_parts(path))
+    if not (0 <= found < 1 and found == highest):
+      name = '/'.join(partition.path_parts(path))
       msg = (
         f'apply_fn must return running statistics only, got {name}, which is '
         f'no running mean: leave its collection out of mutable=.'
       )
       raise ValueError(msg)
-    # What was written down in so many digits, if that is what it was.
-    written = round(share, 6)
-    is_it = np.asarray(written, new.dtype) == np.asarray(share, new.dtype)
-    return written if is_it else share
+    # A short decimal number, if that rounds to the momentum found.
+    short = round(found, 6)
+    is_short = np.asarray(short, new.dtype) == np.asarray(found, new.dtype)
+    return short if is_short else found
 
   return jax.tree_util.tree_map_with_path(momentum, moves, run(probed))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_Pairs = tuple[tuple[int, int], ...]
+_Arrays = tuple[jax.Array, jax.Array]
 
 
 def conv_general_dilated(
@@ -21,20 +21,32 @@ def conv_general_dilated(
 ) -> jax.Array:
   """Convolves like `jax.lax.conv_general_dilated`, its gradient fast on CPU.
 
-  XLA's CPU backend brings a convolution into the order of dimensions that its
-  fast kernels take only where it stands in the outermost computation of a
-  program. Gradients of convolutions are in another order, so that inside of
-  `jax.lax.cond` (a method that skips), `jax.lax.scan` or `jax.lax.map` (one
-  that takes micro-batches) they run some twenty times slower. Here the
-  gradients are written in that order to begin with::
+  XLA's CPU backend moves the dimensions of a convolution into the order of its
+  fast kernels, but not inside `jax.lax.cond` (a method that skips),
+  `jax.lax.scan` or `jax.lax.map` (one with micro-batches). Gradients of
+  convolutions have another order, and run some twenty times slower there. This
+  function writes them in that order::
 
     y = conv(x, k)
     dk = conv(x with batch and features swapped, dy)
     dx = conv(dy, k flipped, with input and output features swapped)
 
-  The numbers are those of `jax.lax.conv_general_dilated`, and on other
-  devices its gradients, too. Flax takes it as an argument, in linen as
-  in NNX: `nn.Conv(..., conv_general_dilated=optax_sam.conv_general_dilated)`.
+  The numbers are those of `jax.lax.conv_general_dilated`, and on other devices
+  so are its gradients. For Flax linen and NNX write
+  `nn.Conv(..., conv_general_dilated=optax_sam.conv_general_dilated)`. Forward
+  mode (`jax.jvp`, `jax.linearize`) works on its gradients, not on itself.
+
+  Args:
+    lhs: the inputs, of rank 3 or more.
+    rhs: the kernel, of the same rank and dtype.
+    window_strides: stride of each dimension in space.
+    padding: `SAME`, `VALID`, or the entries before and after each dimension.
+    **settings: further arguments of `jax.lax.conv_general_dilated`, which is
+      called instead for dilations, groups and dimensions other than `NHWC`,
+      `HWIO`, `NHWC` (with any number of dimensions in space).
+
+  Returns:
+    The convolution.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> signal = jnp.arange(4.0).reshape(1, 4, 1)  # batch, space, features
@@ -44,21 +56,6 @@ def conv_general_dilated(
   ... )
   >>> print(y.ravel())
   [1. 3. 5.]
-
-  The rule of gradients in reverse mode is all that it adds: forward mode
-  (`jax.jvp`, `jax.linearize`) works on its gradients, not on itself.
-
-  Args:
-    lhs: the inputs, of rank 3 or more.
-    rhs: the kernel, of the same rank and dtype.
-    window_strides: stride of each dimension in space.
-    padding: `SAME`, `VALID`, or the entries before and after each dimension.
-    **settings: what else `jax.lax.conv_general_dilated` takes. A convolution
-      that is dilated or in groups, or whose dimensions are not `NHWC`, `HWIO`,
-      `NHWC` (of any number of dimensions in space), is left to it entirely.
-
-  Returns:
-    The convolution.
   """
   settings = {name: x for name, x in settings.items() if x not in (None, 1)}
   numbers = lax.conv_dimension_numbers(
@@ -76,150 +73,89 @@ def conv_general_dilated(
     padding = lax.padtype_to_pads(
       lhs.shape[1:-1], rhs.shape[:-2], window_strides, padding
     )
-  pairs = tuple((int(low), int(high)) for low, high in padding)
-  return _convolution(
-    tuple(window_strides), pairs, settings.get('precision'), lhs, rhs
-  )
+  pairs = [(int(low), int(high)) for low, high in padding]
+  convolve = _convolution(tuple(window_strides), pairs, **settings)
+  return convolve(lhs, rhs)
 
 
 def _in_order(rank: int) -> lax.ConvDimensionNumbers:
-  """The dimensions that XLA's fast kernels take."""
+  """Returns the dimensions of XLA's fast kernels."""
   space = tuple(range(1, rank - 1))
   ends = (0, rank - 1, *space)
   kernel = (rank - 1, rank - 2, *range(rank - 2))
   return lax.ConvDimensionNumbers(ends, kernel, ends)
 
 
-def _plain(
-  lhs: jax.Array,
-  rhs: jax.Array,
-  padding: _Pairs,
-  precision: Any,
-  *,
-  window_strides: tuple[int, ...] | None = None,
-  lhs_dilation: tuple[int, ...] | None = None,
-  rhs_dilation: tuple[int, ...] | None = None,
-) -> jax.Array:
-  ones = (1,) * len(padding)
-  if math.prod(rhs.shape[:-2]) >= math.prod(lhs.shape[1:-1]):
-    # XLA would have the smaller one for the kernel, in another order.
-    inner = [d - 1 for d in lhs_dilation or ones]
-    pads = [(*pair, n) for pair, n in zip(padding, inner, strict=True)]
-    around = ((0, 0, 0), *pads, (0, 0, 0))
-    lhs = lax.optimization_barrier(
-      lax.pad(lhs, jnp.zeros((), lhs.dtype), around)
-    )
-    padding, lhs_dilation = ((0, 0),) * len(padding), None
-  return lax.conv_general_dilated(
-    lhs,
-    rhs,
-    window_strides or ones,
-    padding,
-    lhs_dilation,
-    rhs_dilation,
-    _in_order(lhs.ndim),
-    precision=precision,
-  )
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def _convolution(
-  strides: tuple[int, ...],
-  padding: _Pairs,
-  precision: Any,
-  lhs: jax.Array,
-  rhs: jax.Array,
-) -> jax.Array:
-  return _plain(lhs, rhs, padding, precision, window_strides=strides)
+  strides: tuple[int, ...], padding: list[tuple[int, int]], **precision: Any
+) -> Any:
+  """Returns a convolution with gradients in the order of the fast kernels."""
+  plain = functools.partial(_plain, **precision)
 
+  @jax.custom_vjp
+  def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    return plain(lhs, rhs, strides, padding)
 
-def _forward(
-  strides: tuple[int, ...],
-  padding: _Pairs,
-  precision: Any,
-  lhs: jax.Array,
-  rhs: jax.Array,
-) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-  # Not the function above, which forward mode could not differentiate again.
-  y = _plain(lhs, rhs, padding, precision, window_strides=strides)
-  return y, (lhs, rhs)
+  def forward(lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, _Arrays]:
+    # Not `convolve`, which forward mode could not differentiate again.
+    return plain(lhs, rhs, strides, padding), (lhs, rhs)
 
+  def by_lax(lhs: jax.Array, rhs: jax.Array, cotangent: jax.Array) -> _Arrays:
+    numbers = _in_order(lhs.ndim)
+    conv = lambda lhs, rhs: lax.conv_general_dilated(
+      lhs, rhs, strides, padding, dimension_numbers=numbers, **precision
+    )
+    return jax.vjp(conv, lhs, rhs)[1](cotangent)
 
-def _backward(
-  strides: tuple[int, ...],
-  padding: _Pairs,
-  precision: Any,
-  operands: tuple[jax.Array, jax.Array],
-  cotangent: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  in_order = functools.partial(_in_order_backward, strides, padding, precision)
-  # Elsewhere it would gain nothing, and cost TPUs a copy of the inputs.
-  by_jax = functools.partial(_backward_by_jax, strides, padding, precision)
-  return lax.platform_dependent(
-    *operands, cotangent, cpu=in_order, default=by_jax
-  )
+  def in_order(lhs: jax.Array, rhs: jax.Array, cotangent: jax.Array) -> _Arrays:
+    to_lhs, to_rhs = _paddings(lhs, rhs, cotangent, strides, padding)
+    ones = (1,) * len(strides)
+    flipped = jnp.flip(rhs, axis=tuple(range(rhs.ndim - 2)))
+    swapped = jnp.swapaxes(flipped, -1, -2)
+    of_lhs = plain(cotangent, swapped, ones, to_lhs, lhs_dilation=strides)
+    # The sum over the batch takes the place of the one over input features.
+    images, kernel = jnp.swapaxes(lhs, 0, -1), jnp.moveaxis(cotangent, 0, -2)
+    of_rhs = plain(images, kernel, ones, to_rhs, rhs_dilation=strides)
+    return of_lhs, jnp.moveaxis(of_rhs, 0, -2)
 
-
-def _backward_by_jax(
-  strides: tuple[int, ...],
-  padding: _Pairs,
-  precision: Any,
-  lhs: jax.Array,
-  rhs: jax.Array,
-  cotangent: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  def forward(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-      lhs,
-      rhs,
-      strides,
-      padding,
-      dimension_numbers=_in_order(lhs.ndim),
-      precision=precision,
+  def backward(operands: _Arrays, cotangent: jax.Array) -> _Arrays:
+    # On other devices the order gains nothing, and TPUs would copy the inputs.
+    return lax.platform_dependent(
+      *operands, cotangent, cpu=in_order, default=by_lax
     )
 
-  return jax.vjp(forward, lhs, rhs)[1](cotangent)
+  convolve.defvjp(forward, backward)
+  return convolve
 
 
-def _in_order_backward(
-  strides: tuple[int, ...],
-  padding: _Pairs,
-  precision: Any,
-  lhs: jax.Array,
-  rhs: jax.Array,
-  cotangent: jax.Array,
-) -> tuple[jax.Array, jax.Array]:
-  sizes = zip(
-    strides,
-    padding,
-    lhs.shape[1:-1],
-    rhs.shape[:-2],
-    cotangent.shape[1:-1],
-    strict=True,
+def _plain(
+  lhs: jax.Array, rhs: jax.Array, strides: Any, padding: Any, **settings: Any
+) -> jax.Array:
+  """Convolves in the order of the fast kernels."""
+  if math.prod(rhs.shape[:-2]) >= math.prod(lhs.shape[1:-1]):
+    # XLA would take the smaller one as the kernel, in another order.
+    dilation = settings.pop('lhs_dilation', (1,) * len(padding))
+    pads = [(*pair, d - 1) for pair, d in zip(padding, dilation, strict=True)]
+    lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    lhs = lax.optimization_barrier(lhs)
+    padding = [(0, 0)] * len(padding)
+  numbers = _in_order(lhs.ndim)
+  return lax.conv_general_dilated(
+    lhs, rhs, strides, padding, dimension_numbers=numbers, **settings
   )
+
+
+def _paddings(
+  lhs: jax.Array, rhs: jax.Array, result: jax.Array, strides: Any, padding: Any
+) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+  """Returns the paddings of the gradients of the inputs and of the kernel."""
+  sizes = zip(lhs.shape[1:-1], rhs.shape[:-2], result.shape[1:-1], strict=True)
   to_lhs, to_rhs = [], []
-  for stride, (low, _), size, kernel, result in sizes:
-    spread = (result - 1) * stride + 1
+  for (size, kernel, length), stride, (low, _) in zip(
+    sizes, strides, padding, strict=True
+  ):
+    spread = (length - 1) * stride + 1
     low_of_lhs = kernel - 1 - low
     to_lhs.append((low_of_lhs, size + kernel - 1 - spread - low_of_lhs))
     to_rhs.append((low, kernel - 1 + spread - size - low))
-  flipped = jnp.flip(rhs, axis=tuple(range(rhs.ndim - 2)))
-  to_inputs = _plain(
-    cotangent,
-    jnp.swapaxes(flipped, -1, -2),
-    tuple(to_lhs),
-    precision,
-    lhs_dilation=strides,
-  )
-  # The sum over the batch takes the place of the one over input features.
-  to_kernel = _plain(
-    jnp.swapaxes(lhs, 0, -1),
-    jnp.moveaxis(cotangent, 0, -2),
-    tuple(to_rhs),
-    precision,
-    rhs_dilation=strides,
-  )
-  return to_inputs, jnp.moveaxis(to_kernel, 0, -2)
-
-
-_convolution.defvjp(_forward, _backward)
+  return to_lhs, to_rhs

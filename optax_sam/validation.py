@@ -42,24 +42,22 @@ def check_number(
 
 def _check_scalar(name: str, value: Any) -> None:
   """Raises unless a value is an array of one number, traced or not."""
-  if isinstance(value, (jax.Array, np.ndarray)):
-    if value.shape != ():
-      msg = f'{name} must be one number, got an array of shape {value.shape}.'
-      raise ValueError(msg)
-    kinds = jnp.floating, jnp.integer
-    if not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
-      msg = f'{name} must be a real number, got an array of {value.dtype}.'
-      raise ValueError(msg)
-  elif isinstance(value, optax.GradientTransformation):
+  kinds = jnp.floating, jnp.integer
+  if isinstance(value, optax.GradientTransformation):
     msg = (
-      f'{name} must be a number, got a gradient transformation. Methods stand '
-      f'in front of the base optimizer: write optax.chain(optax_sam.sam('
-      f'rho=0.05), base).'
+      f'{name} must be a number, got a gradient transformation. Methods come '
+      f'before the base optimizer: write optax.chain(optax_sam.sam(rho=0.05), '
+      f'base).'
     )
-    raise ValueError(msg)
-  else:
+  elif not isinstance(value, (jax.Array, np.ndarray)):
     msg = f'{name} must be a number, got {value!r}.'
-    raise ValueError(msg)
+  elif value.shape != ():
+    msg = f'{name} must be one number, got an array of shape {value.shape}.'
+  elif not any(jnp.issubdtype(value.dtype, kind) for kind in kinds):
+    msg = f'{name} must be a real number, got an array of {value.dtype}.'
+  else:
+    return
+  raise ValueError(msg)
 
 
 def check_radius(value: Any, name: str = 'rho') -> None:
@@ -69,7 +67,7 @@ def check_radius(value: Any, name: str = 'rho') -> None:
 
 
 def check_base(base: Any) -> None:
-  """Raises if a base optimizer is none."""
+  """Raises unless a value is an optimizer."""
   if not isinstance(base, optax.GradientTransformation):
     msg = (
       f'base must be an optimizer, got {base!r}: write base=optax.sgd(0.1), '
@@ -86,15 +84,19 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
     raise ValueError(msg)
 
 
-def check_static_integer(name: str, value: Any, *, at_least: int = 1) -> None:
-  """Raises if a value that shapes the program isn't a Python integer."""
+def _check_static(name: str, value: Any, kind: str) -> None:
+  """Raises if a value that shapes the compiled function is an array."""
   if isinstance(value, jax.Array):
     msg = (
-      f'{name} shapes the compiled program and must be a Python integer, got '
-      f'an array. With optax.inject_hyperparams write '
-      f"static_args=('{name}',)."
+      f'{name} shapes the compiled program and must be a Python {kind}, got an '
+      f"array. With optax.inject_hyperparams write static_args=('{name}',)."
     )
     raise ValueError(msg)
+
+
+def check_static_integer(name: str, value: Any, *, at_least: int = 1) -> None:
+  """Raises unless a value is a Python integer in its range."""
+  _check_static(name, value, 'integer')
   if not isinstance(value, numbers.Integral) or isinstance(value, bool):
     msg = f'{name} must be a Python integer, got {value!r}.'
     raise ValueError(msg)
@@ -103,12 +105,7 @@ def check_static_integer(name: str, value: Any, *, at_least: int = 1) -> None:
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
   """Raises if a value is none of the choices."""
-  if isinstance(value, jax.Array):
-    msg = (
-      f'{name} shapes the compiled program and must be a Python value, got an '
-      f"array. With optax.inject_hyperparams write static_args=('{name}',)."
-    )
-    raise ValueError(msg)
+  _check_static(name, value, 'value')
   if value not in choices:
     allowed = ', '.join(repr(choice) for choice in choices)
     msg = f'{name} must be one of {allowed}, got {value!r}.'
@@ -119,16 +116,15 @@ def as_key(key: Any, name: str = 'key') -> jax.Array:
   """Returns a typed PRNG key from a typed key or an integer seed."""
   if isinstance(key, numbers.Integral) and not isinstance(key, bool):
     return jax.random.key(int(key))
-  if isinstance(key, jax.Array) and jnp.issubdtype(
-    key.dtype, jax.dtypes.prng_key
-  ):
-    if key.shape:
-      msg = f'{name} must be one key, got an array of shape {key.shape}.'
-      raise ValueError(msg)
-    # The state may be donated; the caller's own key must outlive it.
-    return jnp.copy(key)
-  if isinstance(key, jax.Array) and key.shape == ():
-    return jax.random.key(key)  # a seed that optax.inject_hyperparams traced
+  if isinstance(key, jax.Array):
+    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+      if key.shape:
+        msg = f'{name} must be one key, got an array of shape {key.shape}.'
+        raise ValueError(msg)
+      # The state may be donated; the caller's own key must outlive it.
+      return jnp.copy(key)
+    if key.shape == ():
+      return jax.random.key(key)  # a seed that optax.inject_hyperparams traced
   msg = (
     f'{name} must be an integer seed or a typed key, got {key!r}: write '
     f'{name}=0 or {name}=jax.random.key(0).'
@@ -138,7 +134,7 @@ def as_key(key: Any, name: str = 'key') -> jax.Array:
 
 def check_key(key: Any, name: str = 'key') -> None:
   """Raises if a key is neither an integer seed nor a typed key."""
-  if not (isinstance(key, numbers.Integral) and not isinstance(key, bool)):
+  if not isinstance(key, numbers.Integral) or isinstance(key, bool):
     as_key(key, name)
 
 

@@ -17,11 +17,11 @@ _ABANDONED = (
 
 def pytest_configure(config):
   """Decides how this process compiles, before it compiles anything."""
+  jax.config.update('jax_num_cpu_devices', 8)
   for warning in (f'{compiling.TORN}:UserWarning', _ABANDONED):
     config.addinivalue_line('filterwarnings', f'ignore:{warning}')
   if compiling.is_set_up():
     return
-  jax.config.update('jax_num_cpu_devices', 8)
   compiling.compile_cheaply()
   directory = None
   if not hasattr(config, 'workerinput'):

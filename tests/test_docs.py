@@ -50,50 +50,15 @@ def test_every_public_name_is_in_the_reference():
   assert sorted(listed) == sorted(public_names())
 
 
-def test_every_method_is_in_the_guide():
-  guide = (DOCS / 'methods.md').read_text()
-  names = re.findall(r'^\| `(\w+)` \|', guide, re.MULTILINE)
-  sections = (
-    'Methods',
-    'Terms of the loss',
-    'Around the base optimizer',
-    'Noise and averages',
+def test_tables_of_methods_are_up_to_date():
+  path = DOCS / 'tables.py'
+  checked = subprocess.run(
+    [sys.executable, str(path), '--check'],
+    capture_output=True,
+    text=True,
+    check=False,
   )
-  listed = [row for name in sections for row in test_readme.rows(name)]
-  assert names == [row[0].strip('`') for row in listed]
-
-
-def test_the_map_of_the_files_is_whole():
-  section = (ROOT / 'CONTRIBUTING.md').read_text().partition('## Where things')
-  maps = section[2].partition('\n## ')[0].split('`optax_sam/train/`')
-  rows = [re.findall(r'^\| (`.+?) \|', x, re.MULTILINE) for x in maps]
-  for directory, paths in zip(
-    ('optax_sam', 'optax_sam/train'), rows, strict=True
-  ):
-    found = [
-      path.name + '/' * path.is_dir()
-      for path in (ROOT / directory).iterdir()
-      if path.suffix == '.py' or (path / '__init__.py').exists()
-    ]
-    listed = re.findall(r'`([^`]+)`', ' '.join(paths))
-    assert sorted(listed) == sorted(set(found) - {'__init__.py'})
-
-
-def test_the_example_of_a_method_stands_in_the_files():
-  """Line by line and in order; between them may stand others."""
-  section = (ROOT / 'CONTRIBUTING.md').read_text().partition('### An example')
-  section = section[2].partition('\n## ')[0]
-  blocks = re.findall(
-    r'^```python\n(.*?)^```', section, re.MULTILINE | re.DOTALL
-  )
-  quoted = 0
-  for line in ''.join(blocks).splitlines():
-    if line.startswith('# '):
-      rest = iter((ROOT / line[2:]).read_text().splitlines())
-    else:
-      assert line in rest, line
-      quoted += 1
-  assert quoted > 30
+  assert checked.returncode == 0, checked.stderr
 
 
 @pytest.fixture(scope='module')

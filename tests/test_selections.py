@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from optax_sam.objective import Objective
 
 import optax_sam
 from optax_sam import selections
-from optax_sam.objective import Objective
 
 
 def losses(params, batch):

@@ -19,14 +19,18 @@ _HEADING = re.compile(r'^(#+) (.+)$', re.MULTILINE)
 _PAGES = {
   'benchmarks/README.md': 'speed.md',
   'CONTRIBUTING.md': 'contributing.md',
+  'CHANGELOG.md': 'changelog.md',
   '../docs/pods.md': 'pods.md',
   'docs/pods.md': 'pods.md',
+  'docs/conventions.md': 'conventions.md',
   'benchmarks/results/evidence/evidence.md': 'evidence.md',
   'results/evidence/evidence.md': 'evidence.md',
   'benchmarks/results/evidence/evidence.png': 'evidence.png',
 }
-# Files that are data, not pages.
-_LINK_TO_FILE = re.compile(r'\[([^\]]+)\]\((?:results/|notebooks/)[^)]+\)')
+# Files that are not on the site: data and code.
+_LINK_TO_FILE = re.compile(
+  r'\[([^\]]+)\]\((?:results|notebooks|optax_sam|tests)/[^)]*\)'
+)
 
 
 _PICTURE = 'benchmarks/results/evidence/evidence.png'

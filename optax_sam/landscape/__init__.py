@@ -1,16 +1,12 @@
-"""Pictures of the loss around a solution, and between two.
+"""Plots of the loss around a solution, and between two; see `sharpness`.
 
-Slices along random directions of the length of the weights, filter by filter;
-to compare two solutions, take the same key for both::
+Curves of two solutions are comparable along directions drawn with one key::
 
   curves = {}
   for name, params in solutions.items():
     direction = landscape.random_direction(params, jax.random.key(0))
     curves[name] = landscape.line(value_fn, params, direction, args=(batch,))
-  landscape.plot_lines(curves)
-
-What is said of data and modes in `optax_sam.sharpness` holds here too. The
-plots need `optax-sam[plots]`.
+  landscape.plot_lines(curves)  # needs optax-sam[plots]
 """
 
 from optax_sam.landscape.plots import plot_lines, plot_plane

@@ -11,20 +11,14 @@ _LEVELS = 20
 
 
 def plot_lines(lines: Mapping[str, Line], axes: Any = None) -> Any:
-  """Draws losses along lines, one curve each, with a legend.
-
-  A flat minimum is a wide curve. Curves are comparable if their directions came
-  of one key, and their losses of the same data.
+  """Draws losses along lines, one curve each; a flat minimum is a wide curve.
 
   Args:
-    lines: by the names of the legend.
-    axes: of matplotlib, to draw on; new ones if None.
+    lines: by the names of the legend, at least one.
+    axes: of matplotlib, to draw on; None for new ones.
 
   Returns:
     The axes.
-
-  Raises:
-    ValueError: if there is no line.
 
   >>> import matplotlib
   >>> matplotlib.use('agg')
@@ -39,8 +33,7 @@ def plot_lines(lines: Mapping[str, Line], axes: Any = None) -> Any:
   axes = _axes(axes)
   for name, (positions, losses) in lines.items():
     axes.plot(positions, losses, label=name)
-  axes.set_xlabel('distance along the direction')
-  axes.set_ylabel('loss')
+  axes.set(xlabel='distance along the direction', ylabel='loss')
   axes.legend(frameon=False)
   return axes
 
@@ -49,8 +42,8 @@ def plot_plane(plane: Plane, axes: Any = None) -> Any:
   """Draws the loss on a plane as contours, closer together where it is low.
 
   Args:
-    plane: what to draw.
-    axes: of matplotlib, to draw on; new ones if None.
+    plane: the losses on the plane.
+    axes: of matplotlib, to draw on; None for new ones.
 
   Returns:
     The axes.
@@ -63,18 +56,15 @@ def plot_plane(plane: Plane, axes: Any = None) -> Any:
   'first direction'
   """
   axes = _axes(axes)
-  # At equal shares of the points, as losses span orders of magnitude.
+  # At equal fractions of the points, as losses span orders of magnitude.
   finite = plane.losses[np.isfinite(plane.losses)]
   levels = np.unique(np.quantile(finite, np.linspace(0, 1, _LEVELS)))
   if len(levels) < 2:
     levels = np.array([levels[0] - 0.5, levels[0] + 0.5])
-  drawn = axes.contour(
-    plane.positions, plane.positions, plane.losses.T, levels=levels
-  )
+  at = plane.positions
+  drawn = axes.contour(at, at, plane.losses.T, levels=levels)
   axes.figure.colorbar(drawn, ax=axes, label='loss')
-  axes.set_xlabel('first direction')
-  axes.set_ylabel('second direction')
-  axes.set_aspect('equal')
+  axes.set(xlabel='first direction', ylabel='second direction', aspect='equal')
   return axes
 
 

@@ -1,6 +1,6 @@
 """Losses along lines and planes through the space of parameters."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from optax_sam import validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam.sharpness.mean_loss import MeanLoss
 
 _FILTER_STABILIZER = 1e-10
 
@@ -18,8 +18,8 @@ class Line(NamedTuple):
   """The loss along a line.
 
   Attributes:
-    positions: (points,) numbers, in units of the direction.
-    losses: alike.
+    positions: in units of the direction, shape (points,).
+    losses: the loss at each position, shape (points,).
   """
 
   positions: np.ndarray
@@ -30,8 +30,8 @@ class Plane(NamedTuple):
   """The loss on a plane.
 
   Attributes:
-    positions: (points,) numbers along each of the directions, in their units.
-    losses: (points, points), the first axis along the first direction.
+    positions: along each of the directions, in their units, shape (points,).
+    losses: shape (points, points), the first axis along the first direction.
   """
 
   positions: np.ndarray
@@ -43,17 +43,17 @@ def filter_normalized(
 ) -> optax.Updates:
   """Scales each filter of a direction to the length of that of the weights.
 
-  With `f` a filter, which is all weights of one output: what belongs to one
-  index of the last axis of a kernel in Flax::
+  A filter `f` is all weights of one output, at one index of the last axis of a
+  kernel in Flax::
 
     d_f = d_f * norm(w_f) / (norm(d_f) + 1e-10)
 
   Leaves of at most one axis, such as biases and scales, are set to 0. The
-  published program is for PyTorch, where filters are on the first axis.
+  authors' code is for PyTorch, where filters are on the first axis.
 
   Args:
-    direction: a pytree of arrays.
-    params: the weights, alike.
+    direction: a pytree of arrays like the parameters.
+    params: the weights.
 
   Returns:
     The direction in units of the weights.
@@ -67,14 +67,23 @@ def filter_normalized(
   >>> jnp.linalg.norm(found, axis=0).round(3).tolist()
   [5.0, 2.0]
   """
-  return jax.tree.map(_normalize_leaf, direction, params)
+
+  def normalize(direction: jax.Array, weights: jax.Array) -> jax.Array:
+    if jnp.ndim(weights) <= 1:
+      return jnp.zeros_like(direction)
+    axes = tuple(range(jnp.ndim(weights) - 1))
+    length = lambda x: jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
+    return direction * (
+      length(weights) / (length(direction) + _FILTER_STABILIZER)
+    )
+
+  return jax.tree.map(normalize, direction, params)
 
 
 def random_direction(params: optax.Params, key: jax.Array) -> optax.Updates:
   """Returns a Gaussian direction in units of the weights, filter by filter.
 
-  Of two solutions and one key, the Gaussian is the same: their slices are
-  comparable.
+  One key gives all solutions the same Gaussian, so that slices are comparable.
 
   Args:
     params: the weights, a pytree of floating-point arrays.
@@ -84,8 +93,7 @@ def random_direction(params: optax.Params, key: jax.Array) -> optax.Updates:
     A direction like the parameters; see `filter_normalized`.
 
   References:
-    Li, Xu, Taylor, Studer, Goldstein, `Visualizing the Loss Landscape of Neural
-    Nets <https://arxiv.org/abs/1712.09913>`_, NeurIPS 2018.
+    Li et al., `NeurIPS 2018 <https://arxiv.org/abs/1712.09913>`_.
 
   >>> direction = random_direction(jnp.ones((4, 2)), jax.random.key(0))
   >>> jnp.linalg.norm(direction, axis=0).round(3).tolist()
@@ -114,32 +122,25 @@ def line(
     value_fn: from the parameters, `args` and a batch to a scalar loss, in
       evaluation mode: running statistics stay those of the solution.
     params: the middle of the line, a pytree of floating-point arrays.
-    direction: d, a pytree alike, such as `random_direction` returns.
+    direction: d, like the parameters; see `random_direction`.
     radius: half of the length, in units of the direction, above 0.
-    points: number of them, a Python int of at least 2; the middle is one if it
-      is odd.
+    points: number of positions, at least 2; an odd one has the middle.
     args: arrays that differ from call to call, such as running statistics or
       a batch.
-    batches: over which the loss is averaged; see `optax_sam.sharpness`.
+    batches: data to average over; see `optax_sam.sharpness`.
 
   Returns:
     Positions and losses (`Line`).
 
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
-
   References:
-    Li, Xu, Taylor, Studer, Goldstein, `Visualizing the Loss Landscape of Neural
-    Nets <https://arxiv.org/abs/1712.09913>`_, NeurIPS 2018.
+    Li et al., `NeurIPS 2018 <https://arxiv.org/abs/1712.09913>`_.
 
   >>> found = line(lambda w: w[0] ** 2, jnp.ones(1), jnp.ones(1), points=3)
   >>> found.losses.tolist()
   [0.0, 1.0, 4.0]
   """
   positions = _positions(radius, points)
-  loss = MeanLoss(value_fn, args, batches)
-  places = (_moved(params, (direction,), (a,)) for a in positions)
-  return Line(positions, _losses(loss, places))
+  return _slice(MeanLoss(value_fn, args, batches), params, direction, positions)
 
 
 def plane(
@@ -159,24 +160,19 @@ def plane(
     L(w + a * d + b * e)
 
   Args:
-    value_fn: from the parameters, `args` and a batch to a scalar loss, in
-      evaluation mode.
+    value_fn: as in `line`.
     params: the middle of the plane, a pytree of floating-point arrays.
-    directions: d and e, pytrees alike.
+    directions: d and e, both like the parameters.
     radius: half of the length of a side, in units of the directions, above 0.
-    points: number of them along each side, a Python int of at least 2.
-    args: arrays that differ from call to call; see `line`.
-    batches: over which the loss is averaged; see `line`.
+    points: number of positions along each side, at least 2.
+    args: as in `line`.
+    batches: as in `line`.
 
   Returns:
     Positions and losses (`Plane`).
 
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
-
   References:
-    Li, Xu, Taylor, Studer, Goldstein, `Visualizing the Loss Landscape of Neural
-    Nets <https://arxiv.org/abs/1712.09913>`_, NeurIPS 2018.
+    Li et al., `NeurIPS 2018 <https://arxiv.org/abs/1712.09913>`_.
 
   >>> ways = (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))
   >>> found = plane(lambda w: w[0] + 10 * w[1], jnp.zeros(2), ways, points=2)
@@ -188,10 +184,12 @@ def plane(
     raise ValueError(msg)
   positions = _positions(radius, points)
   loss = MeanLoss(value_fn, args, batches)
-  places = (
-    _moved(params, directions, (a, b)) for a in positions for b in positions
-  )
-  return Plane(positions, _losses(loss, places).reshape(points, points))
+  first, second = directions
+  rows = [
+    _slice(loss, _move(params, a, first), second, positions).losses
+    for a in positions
+  ]
+  return Plane(positions, np.stack(rows))
 
 
 def path(
@@ -210,24 +208,20 @@ def path(
 
     L((1 - a) * start + a * end)
 
-  Running statistics of batch norm belong to one solution only: hand those over
-  as parameters, too, or estimate them anew at every point.
+  Running statistics of batch norm belong to one solution only: include them in
+  the parameters, or re-estimate them at every point.
 
   Args:
-    value_fn: from the parameters, `args` and a batch to a scalar loss, in
-      evaluation mode.
+    value_fn: as in `line`.
     start: one solution, a pytree of floating-point arrays.
-    end: the other, a pytree alike.
-    beyond: how far the path goes on at each end, at least 0.
-    points: number of them, a Python int of at least 2.
-    args: arrays that differ from call to call; see `line`.
-    batches: over which the loss is averaged; see `line`.
+    end: the other one.
+    beyond: length of the path beyond each solution, at least 0.
+    points: number of positions, at least 2.
+    args: as in `line`.
+    batches: as in `line`.
 
   Returns:
     Positions, 0 at the start and 1 at the end, and losses (`Line`).
-
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
 
   References:
     Goodfellow, Vinyals, Saxe, `Qualitatively Characterizing Neural Network
@@ -240,23 +234,8 @@ def path(
   validation.check_number('beyond', beyond, at_least=0)
   validation.check_static_integer('points', points, at_least=2)
   positions = np.linspace(-beyond, 1 + beyond, points)
-  loss = MeanLoss(value_fn, args, batches)
   there = jax.tree.map(jnp.subtract, end, start)
-  places = (_moved(start, (there,), (a,)) for a in positions)
-  return Line(positions, _losses(loss, places))
-
-
-def _normalize_leaf(direction: jax.Array, weights: jax.Array) -> jax.Array:
-  if jnp.ndim(weights) <= 1:
-    return jnp.zeros_like(direction)
-  axes = tuple(range(jnp.ndim(weights) - 1))
-
-  def length(leaf: jax.Array) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(leaf), axis=axes, keepdims=True))
-
-  return direction * (
-    length(weights) / (length(direction) + _FILTER_STABILIZER)
-  )
+  return _slice(MeanLoss(value_fn, args, batches), start, there, positions)
 
 
 def _positions(radius: float, points: int) -> np.ndarray:
@@ -265,14 +244,17 @@ def _positions(radius: float, points: int) -> np.ndarray:
   return np.linspace(-radius, radius, points)
 
 
-def _losses(loss: MeanLoss, places: Iterator[Any]) -> np.ndarray:
-  return np.array([float(loss.value(place)) for place in places])
+def _slice(
+  loss: MeanLoss, params: Any, direction: Any, positions: np.ndarray
+) -> Line:
+  """Measures the loss at each position along a direction."""
+  places = (_move(params, a, direction) for a in positions)
+  losses = [float(loss.value(place)) for place in places]
+  return Line(positions, np.array(losses))
 
 
 @jax.jit
-def _moved(params: Any, directions: Any, lengths: Any) -> Any:
-  for direction, length in zip(directions, lengths, strict=True):
-    params = jax.tree.map(
-      lambda w, d, a=length: w + jnp.asarray(a, w.dtype) * d, params, direction
-    )
-  return params
+def _move(params: Any, a: Any, direction: Any) -> Any:
+  return jax.tree.map(
+    lambda w, d: w + jnp.asarray(a, w.dtype) * d, params, direction
+  )

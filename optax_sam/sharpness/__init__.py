@@ -1,15 +1,11 @@
 """Measures of sharpness: how far the loss rises nearby, how strongly it curves.
 
-All take the loss as `value_fn(params, *args)`, or `value_fn(params, *args,
-batch)` with `batches`, over which it is averaged by their numbers of rows. Call
-them in evaluation mode, on fixed data without augmentation, in float32 or
-wider; and give the number of examples and the radius with every figure. **A
-mean of maxima over batches isn't a maximum over all data**: the latter is what
-is measured unless `per_batch` is said.
-
-Batches go through one at a time, from the host, where XLA's CPU backend is at
-its fastest; beside the parameters they need a gradient and a perturbation or
-two. What needs more says how much.
+All take `value_fn(params, *args)`, or with `batches` `value_fn(params, *args,
+batch)`, averaged over the rows of all batches. Use evaluation mode, fixed data
+without augmentation, and float32 or wider. Report the number of examples and
+the radius with every value. **A mean of maxima over batches is not a maximum
+over all data**; only `per_batch` gives the former. Batches are measured one at
+a time, with one or two vectors of the parameters' size unless stated otherwise.
 """
 
 from optax_sam.sharpness.adaptive import (

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss
+from optax_sam.trees import tree_math
 
 _CHECK_EVERY = 5  # steps
 _ENOUGH_RISES = 4  # of them, or else the step length is halved
@@ -27,7 +28,7 @@ def adaptive_sharpness(
   args: tuple[Any, ...] = (),
   batches: Iterable[Any] | None = None,
 ) -> float:
-  """Returns how far the loss rises at worst, relative to each parameter.
+  """Returns the largest rise of the loss, relative to each parameter.
 
   With `L` the loss, a lower bound of::
 
@@ -40,27 +41,22 @@ def adaptive_sharpness(
     p = 2:    e = e + s * abs(w) * h / norm(h), projected onto the ellipsoid
 
   After every 5 steps of which fewer than 4 raised the loss, `s` is halved and
-  the ascent goes on from the best `e`. Entries with `w_i = 0` stay. The program
-  of the authors mixes a quarter of the previous `e` into each step and has
-  checkpoints of other lengths: not reproduced here. It measures 1024 training
-  examples in batches of 128, and may normalize the logits to mean 0 and
-  2-norm 1, which is for `value_fn` to do.
+  the search continues from the best `e`. The authors' code mixes a quarter of
+  the previous `e` into each step and halves at other steps, which is not
+  reproduced. It measures 1024 training examples in batches of 128, and can
+  normalize the logits to mean 0 and 2-norm 1, which is left to `value_fn`.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
     rho: radius relative to the parameters, at least 0.
     p: of the norm, 2 or infinity.
-    steps: number of ascent steps, a Python int of at least 1.
+    steps: number of ascent steps, at least 1.
     args: arrays that differ from call to call; see `sam_sharpness`.
-    batches: over which the loss is averaged; see `sam_sharpness`.
+    batches: data to average over; see `sam_sharpness`.
 
   Returns:
-    The largest rise met, in the unit of the loss, at least 0; NaN where the
-    loss is.
-
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
+    The rise in the unit of the loss, at least 0; NaN where the loss is.
 
   References:
     Andriushchenko, Croce, Mueller, Hein, Flammarion, `A Modern Look at the
@@ -72,29 +68,25 @@ def adaptive_sharpness(
   0.4
   """
   validation.check_number('rho', rho, at_least=0)
-  _check_p(p)
+  validation.check_choice('p', p, (2, np.inf))
   validation.check_static_integer('steps', steps)
   loss = MeanLoss(value_fn, args, batches)
-  move = functools.partial(_move, by_sign=bool(np.isinf(p)))
-  perturbation = numerics.zeros_like(params)
   start, grads = loss.value_and_grad(params)
-  best = last = float(start)
-  best_place = (perturbation, grads)
+  best = now = (float(start), tree_math.zeros_like(params), grads)
   length, rises = 2.0 * rho, 0
   for step in range(1, steps + 1):
-    perturbation = move(perturbation, grads, params, length, rho)
-    value, grads = loss.value_and_grad(numerics.add(params, perturbation))
-    now = float(value)
-    rises += now > last
-    last = now
-    if now > best:
-      best, best_place = now, (perturbation, grads)
+    last, perturbation, grads = now
+    perturbation = _move(perturbation, grads, params, length, rho, p)
+    value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
+    now = (float(value), perturbation, grads)
+    rises += now[0] > last
+    if now[0] > best[0]:
+      best = now
     if step % _CHECK_EVERY == 0:
       if rises < _ENOUGH_RISES:
-        length /= 2
-        (perturbation, grads), last = best_place, best
+        length, now = length / 2, best
       rises = 0
-  return best - float(start)
+  return best[0] - float(start)
 
 
 def average_adaptive_sharpness(
@@ -108,7 +100,7 @@ def average_adaptive_sharpness(
   batches: Iterable[Any] | None = None,
   seed: int = 0,
 ) -> float:
-  """Returns how far the loss rises on average, relative to each parameter.
+  """Returns the mean rise of the loss, relative to each parameter.
 
   With `L` the loss, the mean over draws of `e` of::
 
@@ -121,23 +113,16 @@ def average_adaptive_sharpness(
     params: where to measure, a pytree of floating-point arrays.
     rho: radius relative to the parameters, at least 0.
     p: 2 or infinity.
-    draws: number of draws, a Python int of at least 1.
+    draws: number of draws, at least 1; all batches have the same ones.
     args: arrays that differ from call to call; see `sam_sharpness`.
-    batches: over which the loss is averaged, all with the same draws; see
-      `sam_sharpness`.
+    batches: data to average over; see `sam_sharpness`.
     seed: of the draws, an int.
 
   Returns:
-    The mean rise in the unit of the loss, which can be below 0; NaN where the
-    loss is.
-
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
+    The rise in the unit of the loss, of either sign; NaN where the loss is.
 
   References:
-    Andriushchenko, Croce, Mueller, Hein, Flammarion, `A Modern Look at the
-    Relationship between Sharpness and Generalization
-    <https://arxiv.org/abs/2302.07011>`_, ICML 2023.
+    Andriushchenko et al., `ICML 2023 <https://arxiv.org/abs/2302.07011>`_.
 
   >>> value = lambda x: jnp.sum(x**2)
   >>> rise = average_adaptive_sharpness(value, jnp.ones(10_000), 0.5, draws=5)
@@ -145,99 +130,72 @@ def average_adaptive_sharpness(
   0.25
   """
   validation.check_number('rho', rho, at_least=0)
-  _check_p(p)
+  validation.check_choice('p', p, (2, np.inf))
   validation.check_static_integer('draws', draws)
   loss = MeanLoss(value_fn, args, batches)
   start = loss.value(params)
   total = 0.0
   for draw in range(draws):
     key = jax.random.fold_in(jax.random.key(seed), draw)
-    there = _draw(key, params, rho, uniform=bool(np.isinf(p)))
-    total += float(loss.value(there) - start)
+    total += float(loss.value(_draw(key, params, rho, p)) - start)
   return total / draws
 
 
-def _check_p(p: float) -> None:
-  if p not in (2, np.inf):
-    msg = f'p must be 2 or infinity, got {p!r}: write p=2 or p=np.inf'
-    raise ValueError(msg)
-
-
-@functools.partial(jax.jit, static_argnames='by_sign')
+@functools.partial(jax.jit, static_argnames='p')
 def _move(
-  perturbation: Any,
-  grads: Any,
-  params: Any,
-  length: Any,
-  rho: Any,
-  *,
-  by_sign: bool,
+  perturbation: Any, grads: Any, params: Any, length: Any, rho: Any, p: float
 ) -> Any:
   """One ascent step, projected onto the set of perturbations."""
-  if by_sign:
+  if p == 2:
+    moved = jax.tree.map(
+      lambda e, h, w: e + jnp.abs(w) * h,
+      perturbation,
+      tree_math.scale_to(length, grads),
+      params,
+    )
+    return _onto_ellipsoid(moved, params, rho)
 
-    def clipped(e: jax.Array, h: jax.Array, w: jax.Array) -> jax.Array:
-      unit = jnp.abs(w)
-      moved = e + (length * unit * jnp.sign(h)).astype(e.dtype)
-      limit = (rho * unit).astype(e.dtype)
-      return jnp.clip(moved, -limit, limit)
+  def clipped(e: jax.Array, h: jax.Array, w: jax.Array) -> jax.Array:
+    unit = jnp.abs(w)
+    moved = e + (length * unit * jnp.sign(h)).astype(e.dtype)
+    limit = (rho * unit).astype(e.dtype)
+    return jnp.clip(moved, -limit, limit)
 
-    return jax.tree.map(clipped, perturbation, grads, params)
-  direction = numerics.scale_to(length, grads)
-  moved = jax.tree.map(
-    lambda e, h, w: e + jnp.abs(w) * h, perturbation, direction, params
-  )
-  return _onto_ellipsoid(moved, params, rho)
+  return jax.tree.map(clipped, perturbation, grads, params)
 
 
 def _onto_ellipsoid(perturbation: Any, params: Any, rho: Any) -> Any:
-  """Projects onto norm(e / abs(w)) <= rho, in the Euclidean metric.
+  """Projects onto norm(e / abs(w)) <= rho, in the Euclidean metric."""
+  # Where w is 0, e is 0 too.
+  units = jax.tree.map(lambda w: jnp.where(w == 0, 1, w), params)
+  length = lambda e: tree_math.norm(jax.tree.map(jnp.divide, e, units))
 
-  The condition of Karush, Kuhn and Tucker leaves one number, lam, to be found.
-  """
-
+  # The Karush-Kuhn-Tucker conditions leave one unknown number, lam.
   def projected(lam: Any) -> Any:
-    return jax.tree.map(
-      lambda e, w: (
-        e * jnp.where(w == 0, 0, w**2 / (w**2 + (2 * lam).astype(w.dtype)))
-      ),
-      perturbation,
-      params,
-    )
+    factor = lambda w: w**2 / (w**2 + (2 * lam).astype(w.dtype))
+    return jax.tree.map(lambda e, w: e * factor(w), perturbation, units)
 
-  def length(e: Any) -> jax.Array:
-    relative = jax.tree.map(
-      lambda e, w: jnp.where(w == 0, 0, e / jnp.where(w == 0, 1, w)), e, params
-    )
-    return numerics.norm(relative)
-
-  scaled = jax.tree.map(lambda e, w: e * w, perturbation, params)
   # norm(e * w / (w^2 + 2 lam)) is at most norm(e * w) / (2 lam).
-  highest = numerics.norm(scaled) / (2 * jnp.maximum(rho, numerics.STABILIZER))
+  scaled = tree_math.norm(jax.tree.map(jnp.multiply, perturbation, params))
+  highest = scaled / (2 * jnp.maximum(rho, tree_math.STABILIZER))
 
   def halve(_: Any, bounds: tuple[Any, Any]) -> tuple[Any, Any]:
     low, high = bounds
     middle = (low + high) / 2
     outside = length(projected(middle)) > rho
-    return (
-      jnp.where(outside, middle, low),
-      jnp.where(outside, high, middle),
-    )
+    return jnp.where(outside, middle, low), jnp.where(outside, high, middle)
 
-  _, found = jax.lax.fori_loop(
-    0, _BISECTIONS, halve, (jnp.zeros_like(highest), highest)
-  )
+  bounds = (jnp.zeros_like(highest), highest)
+  _, found = jax.lax.fori_loop(0, _BISECTIONS, halve, bounds)
   inside = length(perturbation) <= rho
   return projected(jnp.where(inside, 0, found))
 
 
-@functools.partial(jax.jit, static_argnames='uniform')
-def _draw(key: jax.Array, params: Any, rho: Any, *, uniform: bool) -> Any:
-  def sampler(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
-    if uniform:
-      return jax.random.uniform(key, shape, dtype, minval=-1, maxval=1)
-    return jax.random.normal(key, shape, dtype)
-
+@functools.partial(jax.jit, static_argnames='p')
+def _draw(key: jax.Array, params: Any, rho: Any, p: float) -> Any:
+  """Draws perturbed parameters."""
+  uniform = functools.partial(jax.random.uniform, minval=-1, maxval=1)
+  sampler = jax.random.normal if p == 2 else uniform
   noise = optax.tree.random_like(key, params, sampler)
   return jax.tree.map(
     lambda w, z: w + (rho * jnp.abs(w)).astype(w.dtype) * z, params, noise

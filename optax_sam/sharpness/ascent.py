@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss
+from optax_sam.trees import tree_math
 
 _STEP_LENGTH = 0.1  # of an ascent step, in units of the radius
 
@@ -25,41 +26,36 @@ def sam_sharpness(
   per_batch: bool = False,
   seed: int = 0,
 ) -> float:
-  """Returns how far the loss rises within a ball around the parameters.
+  """Returns the largest rise of the loss within a ball around the parameters.
 
   With `L` the loss and norms over all leaves together, a lower bound of::
 
     max over norm(e) <= rho of  L(w + e) - L(w)
 
-  One step goes to the end of the gradient, `e = rho * g / norm(g)`, as SAM
-  does. More steps walk `0.1 * rho` along the normalized gradient each and are
-  projected onto the ball; the largest rise on the way counts. The program
-  tml-epfl/understanding-sam measures batches of 128 one by one: another figure
-  than that of all data at once, to be had by `per_batch`.
+  One step is that of SAM, `e = rho * g / norm(g)`. More steps have the length
+  `0.1 * rho` along the normalized gradient, are projected onto the ball, and
+  the largest rise of all of them counts. The authors' code measures batches of
+  128 separately, as `per_batch` does, which gives another value than all data
+  at once.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
     rho: radius of the ball in the unit of the parameters, at least 0.
-    steps: number of ascent steps, a Python int of at least 1; 20 come close to
-      the maximum.
-    restarts: number of further ascents, each from a random place on the sphere
-      of radius `rho`; a Python int of at least 0, and above 0 with more than
-      one step only, since one step has no start to choose.
+    steps: number of ascent steps, at least 1; 20 come close to the maximum.
+    restarts: number of further ascents from random points at the distance
+      `rho`, at least 0; above 0 only with more than one step.
     args: arrays that differ from call to call, such as running statistics or
-      a batch. For one and the same `value_fn` nothing is compiled anew.
+      a batch. Nothing is recompiled for the same `value_fn`.
     batches: pytrees with one row an example in every leaf, over which the loss
       is averaged; each is given to `value_fn` after `args`.
     per_batch: whether to return the mean of the rises of single batches, each
-      with a perturbation of its own, instead of the rise of the mean.
+      with its own perturbation, instead of the rise of the mean.
     seed: of the random starts, an int.
 
   Returns:
     The rise in the unit of the loss, which can be below 0 for one step; NaN
     where the loss is.
-
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
 
   References:
     Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware
@@ -77,61 +73,53 @@ def sam_sharpness(
       f'restarts must be 0 with steps=1, got {restarts}: write steps=20 or so'
     )
     raise ValueError(msg)
-  loss = MeanLoss(value_fn, args, batches)
-  if not per_batch:
-    return float(_rise(loss, params, rho, steps, restarts, seed))
-  if batches is None:
+  if per_batch and batches is None:
     msg = 'per_batch=True needs batches, got none: write batches=...'
     raise ValueError(msg)
+  loss = MeanLoss(value_fn, args, batches)
+  rise = lambda loss: float(_rise(loss, params, rho, steps, restarts, seed))
+  if not per_batch:
+    return rise(loss)
   total, total_rows = 0.0, 0.0
-  for one, rows in loss.each():
-    total += rows * float(_rise(one, params, rho, steps, restarts, seed))
+  for call, rows in loss.calls():
+    total += rows * rise(MeanLoss(value_fn, call))
     total_rows += rows
   return total / total_rows
 
 
 def _rise(
-  loss: MeanLoss,
-  params: optax.Params,
-  rho: float,
-  steps: int,
-  restarts: int,
-  seed: int,
+  loss: MeanLoss, params: Any, rho: float, steps: int, restarts: int, seed: int
 ) -> jax.Array:
   start, at_start = loss.value_and_grad(params)
   if steps == 1:
-    there = numerics.add(params, numerics.scale_to(rho, at_start))
+    there = tree_math.add(params, tree_math.scale_to(rho, at_start))
     return loss.value(there) - start
   rises = []
   for ascent in range(restarts + 1):
-    perturbation, grads = numerics.zeros_like(params), at_start
+    perturbation, grads = tree_math.zeros_like(params), at_start
     if ascent:
       key = jax.random.fold_in(jax.random.key(seed), ascent)
       perturbation = _on_sphere(key, params, rho)
-      value, grads = loss.value_and_grad(numerics.add(params, perturbation))
+      value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
       rises.append(value - start)
     for _ in range(steps):
       perturbation = _climb(perturbation, grads, rho)
-      value, grads = loss.value_and_grad(numerics.add(params, perturbation))
+      value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
       rises.append(value - start)
   return jnp.max(jnp.stack(rises))
 
 
 @jax.jit
 def _on_sphere(key: jax.Array, params: optax.Params, rho: Any) -> Any:
-  return numerics.scale_to(
-    rho, optax.tree.random_like(key, params, jax.random.normal)
-  )
+  direction = optax.tree.random_like(key, params, jax.random.normal)
+  return tree_math.scale_to(rho, direction)
 
 
 @jax.jit
-def _climb(
-  perturbation: optax.Updates, grads: optax.Updates, rho: Any
-) -> optax.Updates:
+def _climb(perturbation: Any, grads: Any, rho: Any) -> Any:
   """One ascent step, projected onto the ball."""
-  moved = numerics.add(
-    perturbation, numerics.scale_to(_STEP_LENGTH * rho, grads)
-  )
-  length = numerics.norm(moved)
-  inside = jnp.minimum(1.0, rho / jnp.maximum(length, numerics.STABILIZER))
+  step = tree_math.scale_to(_STEP_LENGTH * rho, grads)
+  moved = tree_math.add(perturbation, step)
+  length = tree_math.norm(moved)
+  inside = jnp.minimum(1.0, rho / jnp.maximum(length, tree_math.STABILIZER))
   return jax.tree.map(lambda leaf: leaf * inside.astype(leaf.dtype), moved)

@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss
+from optax_sam.trees import tree_math
 
 _LARGE = 10**7  # parameters, above which SciPy's float64 copies are too many
 _SIGN_STEP = 0.2  # of a step of sign ascent, in units of the box
@@ -25,33 +27,29 @@ def epsilon_sharpness(
   args: tuple[Any, ...] = (),
   batches: Iterable[Any] | None = None,
 ) -> float:
-  """Returns how far the loss rises within a box, in percent: Keskar sharpness.
+  """Returns Keskar sharpness: the largest rise in a box, in percent.
 
   With `L` the loss, a lower bound of::
 
     100 * max over abs(d_i) <= epsilon * (abs(w_i) + 1)
           of (L(w + d) - L(w)) / (1 + L(w))
 
-  and never below 0, which is the rise at `d = 0`.
-
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss above -1.
     params: where to measure, a pytree of floating-point arrays.
-    epsilon: size of the box relative to the parameters, at least 0. That the
-      paper's values are 1e-3 and 5e-4 could not be confirmed.
-    iterations: of the search, a Python int of at least 1.
-    optimizer: 'l-bfgs-b' of SciPy, which keeps some 25 vectors of the size of
-      the parameters in float64 on the host; 'sign', projected ascent along the
-      sign of the gradient by a fifth of the box a step, a choice of this
-      library, with two vectors; or 'auto', the former below 1e7 parameters.
+    epsilon: size of the box relative to the parameters, at least 0. The
+      paper's values 1e-3 and 5e-4 are unverified.
+    iterations: of the search, at least 1.
+    optimizer: 'l-bfgs-b' of SciPy, with some 25 vectors of the parameters' size
+      in float64 on the host; 'sign', this library's projected ascent along the
+      sign of the gradient by a fifth of the box a step, with two vectors; or
+      'auto', the former below 1e7 parameters.
     args: arrays that differ from call to call; see `sam_sharpness`.
-    batches: over which the loss is averaged; see `sam_sharpness`.
+    batches: data to average over; see `sam_sharpness`.
 
   Returns:
-    The relative rise in percent, at least 0; NaN where the loss is.
-
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
+    The relative rise in percent, at least 0, which is that of `d = 0`; NaN
+    where the loss is.
 
   References:
     Keskar, Mudigere, Nocedal, Smelyanskiy, Tang, `On Large-Batch Training for
@@ -69,7 +67,7 @@ def epsilon_sharpness(
   validation.check_choice('optimizer', optimizer, choices)
   loss = MeanLoss(value_fn, args, batches)
   if optimizer == 'auto':
-    optimizer = 'l-bfgs-b' if numerics.size(params) < _LARGE else 'sign'
+    optimizer = 'l-bfgs-b' if tree_math.size(params) < _LARGE else 'sign'
   search = _by_bfgs if optimizer == 'l-bfgs-b' else _by_sign
   start = float(loss.value(params))
   highest = search(loss, params, epsilon, iterations)
@@ -83,7 +81,7 @@ def _by_bfgs(
 ) -> float:
   from scipy import optimize
 
-  flat, unravel = jax.flatten_util.ravel_pytree(params)
+  flat, unravel = ravel_pytree(params)
   center = np.asarray(flat, np.float64)
   box = epsilon * (np.abs(center) + 1)
   values = []
@@ -91,8 +89,7 @@ def _by_bfgs(
   def negative(place: np.ndarray) -> tuple[float, np.ndarray]:
     value, grads = loss.value_and_grad(unravel(jnp.asarray(place, flat.dtype)))
     values.append(float(value))
-    gradient = jax.flatten_util.ravel_pytree(grads)[0]
-    return -float(value), -np.asarray(gradient, np.float64)
+    return -float(value), -np.asarray(ravel_pytree(grads)[0], np.float64)
 
   if np.isfinite(center).all():
     optimize.minimize(
@@ -119,13 +116,12 @@ def _by_sign(
 
 
 @jax.jit
-def _ascend(
-  place: optax.Params, grads: optax.Updates, center: optax.Params, epsilon: Any
-) -> optax.Params:
+def _ascend(place: Any, grads: Any, center: Any, epsilon: Any) -> Any:
+  """One ascent step along the sign of the gradient, clipped to the box."""
+
   def move(leaf: jax.Array, grad: jax.Array, middle: jax.Array) -> jax.Array:
     box = jnp.asarray(epsilon, leaf.dtype) * (jnp.abs(middle) + 1)
-    return jnp.clip(
-      leaf + _SIGN_STEP * box * jnp.sign(grad), middle - box, middle + box
-    )
+    moved = leaf + _SIGN_STEP * box * jnp.sign(grad)
+    return jnp.clip(moved, middle - box, middle + box)
 
   return jax.tree.map(move, place, grads, center)

@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss
 from optax_sam.sharpness.spectrum import lanczos
+from optax_sam.trees import tree_math
 
 _FIRST_STEPS = 32
 _MOST_STEPS = 512
@@ -33,28 +35,23 @@ def top_eigenvalue(
 
     max over norm(v) = 1 of  dot(v, H v)
 
-  Not the largest in size, as of a power iteration. Restarted Lanczos iteration
-  of SciPy over Hessian-vector products, with 20 vectors of the size of the
-  parameters in float64 on the host; the Hessian itself is never formed. Needs
-  SciPy.
+  Unlike a power iteration, it does not return the largest in size. It is
+  SciPy's restarted Lanczos iteration over Hessian-vector products, with 20
+  vectors of the parameters' size in float64 on the host.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
     args: arrays that differ from call to call; see `sam_sharpness`.
-    batches: over which the loss is averaged; see `sam_sharpness`.
+    batches: data to average over; see `sam_sharpness`.
     tolerance: relative accuracy, above 0.
-    max_iterations: number of restarts of the iteration at most, a Python int
-      of at least 1.
+    max_iterations: largest number of restarts, at least 1; more raise a
+      RuntimeError.
     seed: of the start vector, an int.
 
   Returns:
     The eigenvalue, below 0 if the loss curves down everywhere; NaN where the
     Hessian isn't finite.
-
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
-    RuntimeError: if the iteration doesn't converge.
 
   References:
     Yao, Gholami, Keutzer, Mahoney, `PyHessian: Neural Networks Through the
@@ -67,9 +64,7 @@ def top_eigenvalue(
   validation.check_number('tolerance', tolerance, above=0)
   validation.check_static_integer('max_iterations', max_iterations)
   loss = MeanLoss(value_fn, args, batches)
-  most = min(_VECTORS, numerics.size(params))
-  found = _restarted(loss, params, 1, most, tolerance, max_iterations, seed)
-  return float(found[0])
+  return float(_arpack(loss, params, 1, tolerance, seed, max_iterations)[0])
 
 
 def top_eigenvalues(
@@ -85,39 +80,31 @@ def top_eigenvalues(
 ) -> np.ndarray:
   """Returns the largest algebraic eigenvalues of the Hessian of the loss.
 
-  Lanczos iteration with full reorthogonalization by matfree, inside one program
-  on the device of the parameters: 32 steps at first, and twice as many until
-  each of the eigenvalues is known to the tolerance; at most 512. Without
-  reorthogonalization copies of eigenvalues would appear. It keeps as many
-  vectors of the size of the parameters as it takes steps, and holds all
-  batches at once.
+  Lanczos iteration with full reorthogonalization by matfree, which prevents
+  spurious copies of eigenvalues. It takes 32 steps at first, and doubles them
+  up to 512 until each eigenvalue is known to the tolerance. It stores all
+  batches, and a vector of the parameters' size for each step, on the device.
 
-  For large models `max_vectors` bounds them: then the restarted iteration of
-  SciPy is taken, with that many vectors in float64 on the host, and batches one
-  at a time. Needs `optax-sam[sharpness]`.
+  For large models give `max_vectors`: then it is the restarted iteration of
+  `top_eigenvalue`, with that many vectors in float64 on the host, and batches
+  one at a time. Needs `optax-sam[sharpness]`.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of P numbers in floating-point arrays.
-    k: number of eigenvalues, a Python int in [1, P]; with `max_vectors` below
-      that.
+    k: number of eigenvalues, in [1, P].
     args: arrays that differ from call to call; see `sam_sharpness`.
-    batches: over which the loss is averaged; see `sam_sharpness`.
-    tolerance: accuracy relative to the largest in size, above 0.
-    max_vectors: number of vectors kept at most, a Python int of at least
-      `k + 2`; None for no bound.
+    batches: data to average over; see `sam_sharpness`.
+    tolerance: accuracy relative to the largest in size, above 0; a
+      RuntimeError says that it was not reached.
+    max_vectors: largest number of vectors, at least `k + 2`; None for no bound.
     seed: of the start vector, an int.
 
   Returns:
     k float64 numbers, the largest first; NaN where the Hessian isn't finite.
 
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
-    RuntimeError: if the iteration doesn't converge.
-
   References:
-    Yao, Gholami, Keutzer, Mahoney, `PyHessian: Neural Networks Through the
-    Lens of the Hessian <https://arxiv.org/abs/1912.07145>`_, 2020. Krämer,
+    Yao et al., `PyHessian <https://arxiv.org/abs/1912.07145>`_, 2020. Krämer,
     Moreno-Muñoz, Roy, Hauberg, `Gradients of Functions of Large Matrices
     <https://arxiv.org/abs/2405.17277>`_, NeurIPS 2024, for matfree.
 
@@ -125,7 +112,7 @@ def top_eigenvalues(
   >>> top_eigenvalues(value, jnp.ones(3), 2).round(4).tolist()
   [4.0, 2.0]
   """
-  size = numerics.size(params)
+  size = tree_math.size(params)
   validation.check_static_integer('k', k)
   if k > size:
     msg = f'k must be at most the number of parameters, {size}, got {k}'
@@ -134,19 +121,17 @@ def top_eigenvalues(
   loss = MeanLoss(value_fn, args, batches)
   if max_vectors is not None:
     validation.check_static_integer('max_vectors', max_vectors, at_least=k + 2)
-    most = min(max_vectors, size)
-    return _restarted(loss, params, k, most, tolerance, 1000, seed)
+    return _arpack(loss, params, k, tolerance, seed, vectors=max_vectors)
   start = optax.tree.random_like(jax.random.key(seed), params)
   steps = min(size, max(_FIRST_STEPS, 2 * k))
   while True:
-    values, residuals = lanczos(loss, params, steps, start)
+    values, basis, residual = lanczos(loss, params, steps, start)
     if len(values) < steps:
-      vectors = min(max(_VECTORS, k + 2), size)
-      return _restarted(loss, params, k, vectors, tolerance, 1000, seed)
-    values, residuals = values[::-1][:k], residuals[::-1][:k]
-    scale = np.abs(values).max()
-    # Of all the directions there are, nothing is left over.
-    if steps == size or (residuals <= tolerance * scale).all():
+      return _arpack(loss, params, k, tolerance, seed)
+    values, last = values[::-1][:k], basis[-1][::-1][:k]
+    errors = residual * np.abs(last)
+    # All directions together leave no residual.
+    if steps == size or (errors <= tolerance * np.abs(values).max()).all():
       return values
     if steps >= _MOST_STEPS:
       msg = (
@@ -157,47 +142,41 @@ def top_eigenvalues(
     steps = min(2 * steps, size, _MOST_STEPS)
 
 
-def _restarted(
+def _arpack(
   loss: MeanLoss,
   params: optax.Params,
   k: int,
-  vectors: int,
   tolerance: float,
-  max_iterations: int,
   seed: int,
+  max_iterations: int = 1000,
+  vectors: int | None = None,
 ) -> np.ndarray:
-  """Returns the k largest eigenvalues by the program ARPACK in SciPy."""
+  """Returns the k largest eigenvalues by restarted iteration in SciPy."""
   from scipy.sparse import linalg
 
-  flat, unravel = jax.flatten_util.ravel_pytree(params)
+  flat, unravel = ravel_pytree(params)
 
   def product(vector: Any) -> Any:
     tangent = unravel(jnp.asarray(vector, flat.dtype).reshape(-1))
     found = loss.hessian_product(params, tangent)
-    return np.asarray(jax.flatten_util.ravel_pytree(found)[0], np.float64)
+    return np.asarray(ravel_pytree(found)[0], np.float64)
 
   start = np.random.default_rng(seed).standard_normal(flat.size)
   first = product(start)
   if not np.all(np.isfinite(first)):
     return np.full(k, np.nan)
   if not np.any(first):
-    return np.zeros(k)  # a random vector that vanishes: the Hessian is zero
-  if k + 1 >= flat.size:  # more than the program takes
+    return np.zeros(k)  # of a random vector: the Hessian is zero
+  if k + 1 >= flat.size:  # more than ARPACK computes
     columns = [product(column) for column in np.eye(flat.size)]
     return np.linalg.eigvalsh(np.stack(columns))[::-1][:k]
   operator: Any = linalg.LinearOperator
   hessian = operator((flat.size,) * 2, product, dtype=np.float64)
+  vectors = min(vectors or max(_VECTORS, k + 2), flat.size)
+  settings = {'v0': start, 'ncv': vectors, 'maxiter': max_iterations}
+  settings |= {'which': 'LA', 'tol': tolerance}
   try:
-    values = linalg.eigsh(
-      hessian,
-      k=k,
-      which='LA',
-      v0=start,
-      ncv=vectors,
-      tol=tolerance,
-      maxiter=max_iterations,
-      return_eigenvectors=False,
-    )
+    values = linalg.eigsh(hessian, k, return_eigenvectors=False, **settings)
   except linalg.ArpackNoConvergence as error:
     msg = (
       f'the top eigenvalue did not converge within max_iterations='

@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
-from optax_sam import numerics, validation
-from optax_sam.sharpness.losses import MeanLoss, hessian_product
+from optax_sam import validation
+from optax_sam.sharpness.mean_loss import MeanLoss, hessian_product
+from optax_sam.trees import tree_math
 
 _VARIANCE = 1e-5  # of the density's Gaussians, in units of the range
 
@@ -21,7 +23,7 @@ class Estimate(NamedTuple):
 
   Attributes:
     value: the mean.
-    standard_error: its own standard deviation; NaN for one draw.
+    standard_error: standard deviation of the mean; NaN for one draw.
   """
 
   value: float
@@ -32,9 +34,9 @@ class Density(NamedTuple):
   """A spectral density, as a sum of Gaussians.
 
   Attributes:
-    nodes: (probes, steps) numbers, the centres of the Gaussians.
-    weights: alike, their shares, which sum to 1 for every probe.
-    size: number of eigenvalues there are.
+    nodes: centres of the Gaussians, shape (probes, steps).
+    weights: their weights, which sum to 1 for every probe, in the same shape.
+    size: number of eigenvalues of the Hessian.
   """
 
   nodes: np.ndarray
@@ -42,15 +44,10 @@ class Density(NamedTuple):
   size: int
 
   def at(self, values: Any, variance: float | None = None) -> np.ndarray:
-    """Returns the density at some values.
+    """Returns the density, whose integral is 1, in the shape of `values`.
 
-    Args:
-      values: an array of them.
-      variance: of the Gaussians; 1e-5 times the range of the nodes or 1,
-        whichever is larger, if None.
-
-    Returns:
-      An array of the shape of `values`, whose integral over all of them is 1.
+    `variance` is that of the Gaussians; None for 1e-5 times the larger of 1 and
+    the range of the nodes.
     """
     if variance is None:
       variance = _VARIANCE * max(1.0, float(np.ptp(self.nodes)))
@@ -60,7 +57,7 @@ class Density(NamedTuple):
     return total / len(self.nodes) / math.sqrt(2 * math.pi * variance)
 
   def trace(self) -> float:
-    """Returns the trace of the Hessian that the nodes stand for."""
+    """Returns an estimate of the trace of the Hessian."""
     return self.size * float(np.mean(np.sum(self.weights * self.nodes, axis=1)))
 
 
@@ -75,32 +72,25 @@ def hessian_trace(
 ) -> Estimate:
   """Returns the trace of the Hessian, estimated with a standard error or exact.
 
-  With `H` the Hessian, and `z` of -1 and 1 at random (Hutchinson), the mean
+  With `H` the Hessian, and `z` of random signs -1 and 1 (Hutchinson), the mean
   over probes of::
 
     dot(z, H z)
 
-  Without a number of probes, `z` is 1 at one parameter and 0 at all others, for
-  each of them in turn, and the sum is the trace itself: for small models, as it
-  takes as many products with the Hessian as there are parameters.
-
-  One probe at a time: beside the parameters two vectors of their size.
+  The exact trace is the sum over all unit vectors `z`, one for each parameter.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
-    probes: number of draws, a Python int of at least 1, or None for the exact
-      trace.
+    probes: number of draws, at least 1, or None for the exact trace, which
+      takes one product with the Hessian for each parameter.
     args: arrays that differ from call to call; see `sam_sharpness`.
-    batches: over which the loss is averaged; see `sam_sharpness`.
+    batches: data to average over; see `sam_sharpness`.
     seed: of the draws, an int.
 
   Returns:
     The mean and its standard error (`Estimate`), which is 0 where the Hessian
     is diagonal or the trace exact; NaN where the Hessian isn't finite.
-
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
 
   References:
     Yao, Gholami, Keutzer, Mahoney, `PyHessian: Neural Networks Through the
@@ -110,16 +100,18 @@ def hessian_trace(
   >>> hessian_trace(value, jnp.ones(2))
   Estimate(value=-4.0, standard_error=0.0)
   """
-  if probes is not None:
-    validation.check_static_integer('probes', probes)
   loss = MeanLoss(value_fn, args, batches)
   if probes is None:
-    vectors = (_axis(i, params) for i in range(numerics.size(params)))
+    flat, unravel = ravel_pytree(params)
+    one_hot = functools.partial(jax.nn.one_hot, dtype=flat.dtype)
+    axis = jax.jit(lambda i: unravel(one_hot(i, flat.size)))
+    vectors = (axis(i) for i in range(flat.size))
   else:
-    keys = (jax.random.fold_in(jax.random.key(seed), i) for i in range(probes))
-    vectors = (_signs(key, params) for key in keys)
+    validation.check_static_integer('probes', probes)
+    key = jax.random.key(seed)
+    vectors = (_signs(key, i, params) for i in range(probes))
   products = [
-    numerics.dot(vector, loss.hessian_product(params, vector))
+    tree_math.dot(vector, loss.hessian_product(params, vector))
     for vector in vectors
   ]
   found = np.asarray(jnp.stack(products), np.float64)
@@ -145,34 +137,29 @@ def spectral_density(
 ) -> Density:
   """Returns the density of the Hessian's eigenvalues, by Lanczos quadrature.
 
-  From each of some vectors of -1 and 1 at random, Lanczos iteration with full
-  reorthogonalization by matfree gives a tridiagonal matrix. Its eigenvalues are
-  the nodes `t`, the squared first entries of its eigenvectors the weights `m`;
-  the density at `x` is the mean over probes of::
+  From a random vector of signs, matfree's Lanczos iteration with full
+  reorthogonalization gives a tridiagonal matrix. Its eigenvalues are the nodes
+  `t`, the squared first entries of its eigenvectors the weights `m`; the
+  density at `x` is the mean over such vectors (probes) of::
 
     sum_j m_j * Normal(x; mean t_j, variance sigma^2)
     sigma^2 = 1e-5 * max(1, largest - smallest node)
 
-  Keeps `steps` vectors of the size of the parameters, and all batches, on the
-  device: 10 GB for 100 steps on 25 million parameters. Needs
+  All batches and `steps` vectors of the parameters' size are stored on the
+  device: 10 GB for 100 steps and 25 million parameters. Needs
   `optax-sam[sharpness]`.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of P numbers in floating-point arrays.
-    steps: of the iteration, a Python int in [1, P].
-    probes: number of random vectors, one after the other, a Python int of at
-      least 1.
+    steps: of the iteration, in [1, P].
+    probes: number of random vectors, at least 1.
     args: arrays that differ from call to call; see `sam_sharpness`.
-    batches: over which the loss is averaged; see `sam_sharpness`.
+    batches: data to average over; see `sam_sharpness`.
     seed: of the vectors, an int.
 
   Returns:
-    Nodes and weights (`Density`), whose `at` is the density, and whose `trace`
-    another estimate of the trace.
-
-  Raises:
-    ValueError: if a Python value is out of range, or there is no batch.
+    Nodes and weights (`Density`), with the density as its method `at`.
 
   References:
     Ghorbani, Krishnan, Xiao, `An Investigation into Neural Net Optimization via
@@ -185,15 +172,15 @@ def spectral_density(
   """
   validation.check_static_integer('probes', probes)
   validation.check_static_integer('steps', steps)
-  size = numerics.size(params)
+  size = tree_math.size(params)
   if steps > size:
     msg = f'steps must be at most the number of parameters, {size}, got {steps}'
     raise ValueError(msg)
   loss = MeanLoss(value_fn, args, batches)
   nodes, weights = [], []
   for probe in range(probes):
-    start = _signs(jax.random.fold_in(jax.random.key(seed), probe), params)
-    values, basis, _ = _tridiagonal(loss, params, steps, start)
+    start = _signs(jax.random.key(seed), probe, params)
+    values, basis, _ = lanczos(loss, params, steps, start)
     if not len(values):  # the Hessian isn't finite
       values, basis = np.full(steps, np.nan), np.full((1, steps), np.nan)
     missing = (0, steps - len(values))
@@ -204,78 +191,52 @@ def spectral_density(
 
 def lanczos(
   loss: MeanLoss, params: optax.Params, steps: int, start: Any
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns approximate eigenvalues, ascending, and bounds of their errors.
-
-  There are fewer than `steps` if the start vector reaches no more, as with
-  equal eigenvalues, and none if the Hessian isn't finite.
-  """
-  values, basis, left_over = _tridiagonal(loss, params, steps, start)
-  last = basis[-1] if len(values) else values
-  return values, left_over * np.abs(last)
-
-
-def _tridiagonal(
-  loss: MeanLoss, params: optax.Params, steps: int, start: Any
 ) -> tuple[np.ndarray, np.ndarray, float]:
-  """Returns eigenvalues and eigenvectors of a small matrix, and what is left.
+  """Returns eigenvalues, eigenvectors and the residual of the small matrix.
 
-  The small matrix is the Hessian within the space that the iteration spans.
+  There are fewer than `steps` if the Hessian has fewer distinct eigenvalues,
+  and none if it isn't finite.
   """
-  value_fn, calls, rows = loss.stacked()
-  found, left_over = _iterate(value_fn, steps, params, calls, rows, start)
+  calls = loss.stacked_calls()
+  found, residual = _tridiagonalize(loss.value_fn, steps, params, calls, start)
   matrix = np.asarray(found, np.float64)
   # Where no new direction is left, matfree divides by zero from there on.
-  usable = next(
-    (
-      m for m in range(steps) if not np.isfinite(matrix[: m + 1, : m + 1]).all()
-    ),
-    steps,
-  )
+  broken = np.argwhere(~np.isfinite(matrix))
+  usable = broken.max(axis=1).min(initial=steps)
   values, basis = np.linalg.eigh(matrix[:usable, :usable])
-  return values, basis, float(left_over) if usable == steps else 0.0
+  return values, basis, float(residual) if usable == steps else 0.0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _iterate(
-  value_fn: Any, steps: int, params: Any, calls: Any, rows: Any, start: Any
+def _tridiagonalize(
+  value_fn: Any, steps: int, params: Any, calls: Any, start: Any
 ) -> tuple[jax.Array, jax.Array]:
+  """Returns the Hessian in the space of the iteration, and the residual."""
   from matfree import decomp
 
-  _, unravel = jax.flatten_util.ravel_pytree(params)
-  total = sum(jnp.sum(r) for r in rows)
+  _, unravel = ravel_pytree(params)
+  total = sum(jnp.sum(rows) for _, rows in calls)
 
   def product(vector: jax.Array) -> jax.Array:
     tangent = unravel(vector)
 
     def add(mean: Any, call: Any) -> tuple[Any, None]:
-      args, share = call
-      found = hessian_product(value_fn, params, args, tangent)
-      found = jax.flatten_util.ravel_pytree(found)[0]
-      return mean + share.astype(mean.dtype) * found, None
+      args, weight = call
+      found = ravel_pytree(hessian_product(value_fn, params, args, tangent))[0]
+      return mean + weight.astype(mean.dtype) * found, None
 
     mean = jnp.zeros_like(vector)
-    for of_one_shape, counts in zip(calls, rows, strict=True):
-      mean, _ = jax.lax.scan(add, mean, (of_one_shape, counts / total))
+    for args, rows in calls:
+      mean, _ = jax.lax.scan(add, mean, (args, rows / total))
     return mean
 
   tridiagonalize: Any = decomp.tridiag_sym(steps, custom_vjp=False)
-  found = tridiagonalize(product, jax.flatten_util.ravel_pytree(start)[0])
+  found = tridiagonalize(product, ravel_pytree(start)[0])
   return found.J_small, jnp.linalg.norm(found.residual)
 
 
 @jax.jit
-def _signs(key: jax.Array, params: Any) -> Any:
+def _signs(key: jax.Array, draw: Any, params: Any) -> Any:
+  """Draws a tree of -1 and 1."""
+  key = jax.random.fold_in(key, draw)
   return optax.tree.random_like(key, params, jax.random.rademacher)
-
-
-@jax.jit
-def _axis(position: int, params: Any) -> Any:
-  """Returns 1 at one of all numbers in the leaves, and 0 elsewhere."""
-  leaves, structure = jax.tree.flatten(params)
-  found, first = [], 0
-  for leaf in leaves:
-    here = jnp.arange(leaf.size) == position - first
-    found.append(here.astype(leaf.dtype).reshape(leaf.shape))
-    first += leaf.size
-  return jax.tree.unflatten(structure, found)

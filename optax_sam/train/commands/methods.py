@@ -10,12 +10,16 @@ def print_methods(console: Console) -> None:
   """Prints one row per method of the registry."""
   table = Table(
     title='Methods',
-    caption='s: share of the steps that take a second gradient. '
-    '1/3 is a forward pass over the batch that ranks the examples.',
+    caption='s: fraction of the steps that take an ascent step. '
+    '1/3: a forward pass over the batch, to rank the examples. '
+    '(+ 1/3): a forward pass for the unperturbed loss.',
   )
   table.add_column('method', no_wrap=True)
   for header in ('gradients per step', 'state', 'paper'):
     table.add_column(header, overflow='fold')
   for name, method in METHODS.items():
-    table.add_row(name, method.gradients, method.state, method.paper)
+    row = method.row
+    paper = f'{row.paper}, arXiv {row.paper.arxiv}'
+    cells = (row.gradients, row.state, paper)
+    table.add_row(name, *(cell.replace('`', '') for cell in cells))
   console.print(table)

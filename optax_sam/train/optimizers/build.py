@@ -37,7 +37,7 @@ def settable(name: str) -> tuple[str, ...]:
   """Returns the names that `--set NAME.setting=value` accepts."""
   parameters = inspect.signature(METHODS[name].factory).parameters
   filled = set(_NOT_SETTABLE)
-  if METHODS[name].place != 'instead':
+  if METHODS[name].row.place != 'replaces':
     filled.add('learning_rate')
   return tuple(key for key in parameters if key not in filled)
 
@@ -153,18 +153,19 @@ def optimizer(
   except (TypeError, ValueError) as error:
     msg = f'{name}: {error}'
     raise ValueError(msg) from error
-  if method.place in ('loss', 'beside'):
+  place = method.row.place
+  if place in ('loss', 'outside'):
     built = optax.identity()
-  if method.place in ('before', 'loss', 'beside'):
+  if place in ('chain', 'loss', 'outside'):
     return optax.chain(built, base)
-  return optax.chain(base, built) if method.place == 'after' else built
+  return optax.chain(base, built) if place == 'after' else built
 
 
 def term(
   name: str, settings: Mapping[str, Any]
 ) -> optax_sam.SafLoss | optax_sam.MesaLoss | None:
   """Returns the term that a method adds to the loss, if it is one."""
-  if name not in METHODS or METHODS[name].place != 'loss':
+  if name not in METHODS or METHODS[name].row.place != 'loss':
     return None
   return METHODS[name].factory(**settings)
 
@@ -173,7 +174,7 @@ def averaging(
   name: str, settings: Mapping[str, Any]
 ) -> ValidatedAveraging | None:
   """Returns the average beside the optimizer that a method is, if it is one."""
-  if name not in METHODS or METHODS[name].place != 'beside':
+  if name not in METHODS or METHODS[name].row.place != 'outside':
     return None
   return METHODS[name].factory(**settings)
 

@@ -6,7 +6,7 @@ import optax
 
 import optax_sam
 from optax_sam import validation
-from optax_sam.averaging.swad import Swad
+from optax_sam.methods.swad import Swad
 
 
 class ValidatedAveraging(NamedTuple):

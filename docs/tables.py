@@ -1,0 +1,249 @@
+"""Generates the tables that list methods and components.
+
+`python docs/tables.py` rewrites each block between the lines
+`<!-- generated: NAME -->` and `<!-- end -->`. With `--check` it changes
+nothing, prints the files that differ and exits with 1 if there are any.
+"""
+
+import argparse
+import inspect
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import optax
+
+from optax_sam import descents, perturbations, policies, selections
+from optax_sam.catalog import GROUPS, METHODS, Method
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = (
+  'README.md',
+  'docs/methods.md',
+  'docs/conventions.md',
+  'docs/api/methods.md',
+  'docs/api/losses.md',
+)
+_BLOCK = re.compile(
+  r'(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)', re.DOTALL
+)
+# Groups in a table of their own.
+_OPTIMIZERS = 'wraps or replaces the optimizer'
+_NOISE = 'noise and averages'
+_LOSSES = 'auxiliary losses'
+_OWN_TABLES = (_OPTIMIZERS, _NOISE, _LOSSES)
+_IN_REFERENCE_OF_METHODS = ('chain', 'wraps', 'replaces')
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+  head = tuple(head)
+  lines = [f'| {" | ".join(line)} |' for line in (head, *rows)]
+  lines.insert(1, '|---' * len(head) + '|')
+  return '\n'.join(lines).replace('|  |', '| |')
+
+
+def _code(names: Iterable[str]) -> str:
+  return ', '.join(f'`{name}`' for name in names)
+
+
+def _of_group(group: str) -> str:
+  rows = [
+    (
+      f'`{method.name}`',
+      method.title,
+      method.gradients,
+      method.state,
+      f'[{method.paper}]({method.paper.link})',
+    )
+    for method in METHODS.values()
+    if method.group == group
+  ]
+  head = 'method', 'name in the paper', 'gradients per step', 'state', 'paper'
+  return _table(head, rows)
+
+
+def _methods() -> str:
+  return '\n\n'.join(
+    f'{description}\n\n{_of_group(group)}'
+    for group, description in GROUPS.items()
+    if group not in _OWN_TABLES
+  )
+
+
+def _arguments() -> str:
+  def names(needs: str) -> str:
+    return _code(
+      method.name
+      for method in METHODS.values()
+      if method.needs == needs and method.place not in ('loss', 'outside')
+    )
+
+  rows = (
+    (
+      '`value_fn`',
+      'parameters to scalar loss',
+      f'all methods but those of the third row and {names("")}',
+    ),
+    (
+      '`grad_fn`',
+      'parameters to gradient, or to (loss, gradient)',
+      (
+        'alternative to `value_fn` if you compute gradients yourself (loss '
+        f'scaling, accumulation); {names("loss")} needs the loss as well'
+      ),
+    ),
+    (
+      '`per_example_value_fn`, `batch`',
+      'parameters and a batch to losses, shape (B,); the batch',
+      names('examples'),
+    ),
+    (
+      '`losses`',
+      'the losses at the unperturbed parameters, shape (B,)',
+      'optional; saves `esam` a forward pass that XLA often fails to merge',
+    ),
+  )
+  return _table(('argument', 'meaning', 'needed by'), rows)
+
+
+def _components() -> str:
+  def members(module: Any, kind: type) -> str:
+    functions = {
+      name: member
+      for name, member in inspect.getmembers(module, inspect.isfunction)
+      if name in module.__all__
+    }
+    return _code(
+      name
+      for name, function in functions.items()
+      if inspect.isclass(made := inspect.signature(function).return_annotation)
+      and issubclass(made, kind)
+    )
+
+  rows = (
+    (
+      'perturbation',
+      'from a gradient, which perturbation?',
+      members(perturbations, optax.GradientTransformation),
+    ),
+    (
+      'policy',
+      'does this step take an ascent step?',
+      members(policies, policies.Policy),
+    ),
+    (
+      'descent',
+      'which direction goes to the optimizer?',
+      members(descents, descents.Descent),
+    ),
+    (
+      'selection',
+      'over which examples are the gradients taken?',
+      members(selections, selections.Selection),
+    ),
+  )
+  return _table(('component', 'question', 'members'), rows)
+
+
+def _use_when() -> str:
+  return _table(
+    ('method', 'use it when', 'unverified'),
+    (
+      (f'`{method.name}`', method.use_when, method.unverified)
+      for method in METHODS.values()
+    ),
+  )
+
+
+def _collectives() -> str:
+  others = ('none', '1 a step')
+  rows = [
+    (f'`{method.name}`', *method.collectives)
+    for method in METHODS.values()
+    if method.place not in ('after', 'loss', 'outside')
+    and method.collectives != others
+  ]
+  rows.append(('all others', *others))
+  head = 'method', '`sync_ascent=False`', '`sync_ascent=True`'
+  return _table(head, rows)
+
+
+def _reference(wanted: Callable[[Method], bool]) -> str:
+  return '\n\n'.join(
+    f'::: optax_sam.{method.name}'
+    for method in METHODS.values()
+    if wanted(method)
+  )
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+  'methods': _methods,
+  'optimizers': lambda: _of_group(_OPTIMIZERS),
+  'losses': lambda: _of_group(_LOSSES),
+  'noise and averages': lambda: _of_group(_NOISE),
+  'arguments': _arguments,
+  'components': _components,
+  'use when': _use_when,
+  'collectives': _collectives,
+  'reference of methods': lambda: _reference(
+    lambda method: method.place in _IN_REFERENCE_OF_METHODS
+  ),
+  'reference of losses and averages': lambda: _reference(
+    lambda method: method.place not in _IN_REFERENCE_OF_METHODS
+  ),
+}
+
+
+def generate() -> dict[pathlib.Path, tuple[str, str]]:
+  """Returns the present and the generated text of each page.
+
+  Raises:
+    ValueError: if a block is unknown, or is on no page.
+  """
+  pages, missing = {}, set(BLOCKS)
+
+  def block(found: re.Match[str]) -> str:
+    start, name, end = found.groups()
+    if name not in BLOCKS:
+      msg = f'unknown block {name!r}; the blocks are {", ".join(BLOCKS)}'
+      raise ValueError(msg)
+    missing.discard(name)
+    return f'{start}\n{BLOCKS[name]()}\n\n{end}'
+
+  for page in PAGES:
+    path = ROOT / page
+    text = path.read_text(encoding='utf-8')
+    pages[path] = text, _BLOCK.sub(block, text)
+  if missing:
+    msg = f'no page has the blocks {", ".join(sorted(missing))}'
+    raise ValueError(msg)
+  return pages
+
+
+def differing() -> list[str]:
+  """Returns the names of the pages that `generate` would change."""
+  return [
+    str(path.relative_to(ROOT))
+    for path, (present, generated) in generate().items()
+    if present != generated
+  ]
+
+
+def main() -> None:
+  """Rewrites the pages, or checks them."""
+  parser = argparse.ArgumentParser(description='Generates tables of methods.')
+  parser.add_argument('--check', action='store_true', help='change nothing')
+  if parser.parse_args().check:
+    names = differing()
+    if names:
+      sys.exit(f'{", ".join(names)}: differs from the catalog: run make tables')
+    return
+  for path, (present, generated) in generate().items():
+    if present != generated:
+      path.write_text(generated, encoding='utf-8')
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,563 @@
+"""The catalog: one row for each method.
+
+Tables of the documentation, the command `optax-sam methods`, the trainer, the
+benchmarks and the generic tests read the methods from here.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+
+import optax_sam
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+  """Where a method was published.
+
+  Attributes:
+    authors: as in a citation, 'Foret et al.'.
+    year: year of publication.
+    arxiv: number of the preprint.
+  """
+
+  authors: str
+  year: int
+  arxiv: str
+
+  @property
+  def link(self) -> str:
+    """Address of the preprint."""
+    return f'https://arxiv.org/abs/{self.arxiv}'
+
+  def __str__(self) -> str:
+    return f'{self.authors}, {self.year}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """One method. Texts are Markdown.
+
+  Attributes:
+    function: the public function that builds it.
+    title: its name in the paper.
+    paper: where it was published.
+    group: the table in which it is listed, a key of `GROUPS`.
+    gradients: gradients per step, `s` the fraction of steps that take an ascent
+      step. '(+ 1/3)' is a forward pass that computes the loss at the
+      unperturbed parameters, if that loss is used.
+    use_when: completes 'Use it when'.
+    place: placement relative to the base optimizer. 'chain': before it in
+      `optax.chain`; 'after': after it; 'wraps': takes it as an argument;
+      'replaces': is an optimizer; 'loss': an auxiliary loss; 'outside': called
+      beside the optimizer.
+    state: its state, beside counters, what it reports for logs, and the state
+      of the base optimizer.
+    needs: what `update` needs beside `params`. 'value_fn': `value_fn` or
+      `grad_fn`; 'loss': the same, and `grad_fn` must return the loss too;
+      'examples': `per_example_value_fn` and `batch`; '': nothing.
+    collectives: trees of the size of the gradient that are averaged over
+      devices beyond the one of data-parallel SGD, with `sync_ascent=False` and
+      with `sync_ascent=True`.
+    radius: name of the argument that is the size of the perturbation; None if
+      nothing is perturbed.
+    example: values of the arguments without a default, other than the base
+      optimizer. One of them is the radius if it has no default.
+    static: arguments that shape the compiled function: the `static_args` of
+      `optax.inject_hyperparams`.
+    unverified: what could not be checked against the paper.
+  """
+
+  function: Callable[..., Any]
+  title: str
+  paper: Paper
+  use_when: str
+  group: str = 'every step'
+  gradients: str = '2'
+  place: Literal['chain', 'wraps', 'replaces', 'after', 'loss', 'outside'] = (
+    'chain'
+  )
+  state: str = 'none'
+  needs: Literal['value_fn', 'examples', 'loss', ''] = 'value_fn'
+  collectives: tuple[str, str] = ('none', '1 a step')
+  radius: str | None = 'rho'
+  example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  static: tuple[str, ...] = ()
+  unverified: str = ''
+
+  @property
+  def name(self) -> str:
+    """Public name of the function."""
+    return self.function.__name__
+
+  @property
+  def family(self) -> str:
+    """Name of the file that defines it, without its ending."""
+    return self.function.__module__.rpartition('.')[2]
+
+
+# Groups of methods, in the order of the tables, and what they have in common.
+GROUPS = {
+  'every step': 'The perturbed gradient at every step, over all examples.',
+  'one gradient': 'One gradient a step, at the perturbed parameters.',
+  'some steps': 'The perturbed gradient at some steps.',
+  'some examples': 'Gradients over some of the examples.',
+  'wraps or replaces the optimizer': (
+    'Methods that take the base optimizer as an argument or replace it.'
+  ),
+  'noise and averages': (
+    'Placed after the base optimizer, or called beside it (`swad`).'
+  ),
+  'auxiliary losses': 'Terms that you add to your loss.',
+}
+
+_ONE_GRADIENT = 'one gradient'
+_SOME_STEPS = 'some steps'
+_SOME_EXAMPLES = 'some examples'
+_OPTIMIZERS = 'wraps or replaces the optimizer'
+_AFTER = 'noise and averages'
+_LOSSES = 'auxiliary losses'
+
+_LOOK_SAM = Paper('Liu et al.', 2022, '2203.02714')
+_AE_SAM = Paper('Jiang et al.', 2023, '2304.14647')
+_SPARSE_SAM = Paper('Mi et al.', 2022, '2210.05177')
+_WSAM = Paper('Yue et al.', 2023, '2305.15817')
+_SAF = Paper('Du et al.', 2022, '2205.14083')
+
+_AT_ASCENTS = ('1 an ascent', '1 an ascent')
+_NO_NORM = ('none, no norm', 'none, no norm')
+_NOTHING_AVERAGED = ('none', 'not offered')
+_READ_ONLY = 'agreement with a run: the published program was read, not run'
+
+_ROWS = (
+  Method(
+    optax_sam.sam,
+    title='SAM',
+    paper=Paper('Foret et al.', 2021, '2010.01412'),
+    gradients='2 (1 + `ascent_steps`)',
+    use_when='you have no reason to choose another method',
+    static=('p', 'ascent_steps'),
+  ),
+  Method(
+    optax_sam.asam,
+    title='ASAM',
+    paper=Paper('Kwon et al.', 2021, '2102.11600'),
+    use_when='weights or layers differ much in scale',
+    unverified='the rule and the default of `eta`',
+  ),
+  Method(
+    optax_sam.friendly_sam,
+    title='Friendly SAM (F-SAM)',
+    paper=Paper('Li et al.', 2024, '2403.12350'),
+    use_when='batches are small or gradients are noisy',
+    state='average of gradients',
+    collectives=('1 a step', '1 a step'),
+    unverified='when the average is updated, known from restatements only',
+  ),
+  Method(
+    optax_sam.gsam,
+    title='GSAM',
+    paper=Paper('Zhuang et al.', 2022, '2203.08065'),
+    use_when='the gap between perturbed and unperturbed loss should shrink too',
+  ),
+  Method(
+    optax_sam.gradient_norm_penalty,
+    title='Gradient norm penalty (GNP)',
+    paper=Paper('Zhao et al.', 2022, '2202.03599'),
+    use_when='you want a mixture of the unperturbed and the perturbed gradient',
+  ),
+  Method(
+    optax_sam.wsam,
+    title='WSAM',
+    paper=_WSAM,
+    use_when='sharpness should be a penalty with its own weight',
+  ),
+  Method(
+    optax_sam.fisher_sam,
+    title='Fisher SAM',
+    paper=Paper('Kim et al.', 2022, '2206.04920'),
+    use_when='perturbations should be measured by Fisher information',
+    unverified='the defaults; the squared gradient of the batch, in place of '
+    'squares of per-example gradients',
+  ),
+  Method(
+    optax_sam.unnormalized_sam,
+    title='Unnormalized SAM (USAM)',
+    paper=Paper('Andriushchenko and Flammarion', 2022, '2206.06232'),
+    use_when='you study SAM without normalization, which fades near a minimum',
+    example={'rho': 0.05},
+  ),
+  Method(
+    optax_sam.le_sam,
+    title='LE-SAM',
+    paper=Paper('Wang et al.', 2026, '2605.10183'),
+    use_when='gradients shrink during training and the radius should grow',
+    radius='sigma',
+  ),
+  Method(
+    optax_sam.cr_sam,
+    title='CR-SAM',
+    paper=Paper('Wu et al.', 2024, '2312.13555'),
+    gradients='3',
+    use_when='you can afford a third gradient, to penalize curvature',
+    collectives=('none', '2 a step, 1 joined'),
+    unverified='how the rule follows from the trace in the paper',
+  ),
+  Method(
+    optax_sam.eigen_sam,
+    title='Eigen-SAM',
+    paper=Paper('Luo et al.', 2024, '2501.12666'),
+    use_when='you want to lower the top eigenvalue of the Hessian',
+    state='one direction',
+    collectives=('1 a product', '1 a step, 1 a product'),
+    example={'key': 0},
+    static=('power_steps',),
+    unverified='the defaults',
+  ),
+  Method(
+    optax_sam.frob_sam,
+    title='Frob-SAM',
+    paper=Paper('Tahmasebi et al.', 2024, '2406.03682'),
+    gradients='1 + `num_samples`',
+    use_when='you want flatness in random directions, not in the worst one',
+    state='PRNG key',
+    needs='loss',
+    collectives=('none', '1 a sample'),
+    example={'key': 0},
+    static=('num_samples',),
+  ),
+  Method(
+    optax_sam.sparse_sam_fisher,
+    title='Sparse SAM, Fisher mask (SSAM-F)',
+    paper=_SPARSE_SAM,
+    use_when='you study which weights matter, by their Fisher information',
+    state='mask',
+    needs='examples',
+    collectives=('1 a refresh', '1 a step, 1 a refresh'),
+    example={'refresh_every': 100},
+    static=('sparsity', 'num_samples'),
+    unverified='initial mask, refresh schedule, `num_samples`, `rho`',
+  ),
+  Method(
+    optax_sam.sparse_sam_dynamic,
+    title='Sparse SAM, dynamic mask (SSAM-D)',
+    paper=_SPARSE_SAM,
+    use_when='you study which weights matter, without per-example losses',
+    state='mask, PRNG key',
+    collectives=('1 a refresh', '1 a step'),
+    example={'refresh_every': 100, 'total_steps': 1000, 'key': 0},
+    static=('sparsity',),
+    unverified='`drop_rate`, and which entries are grown',
+  ),
+  Method(
+    optax_sam.z_sharp,
+    title='ZSharp',
+    paper=Paper('Yun', 2025, '2505.02369'),
+    use_when='only the entries with the largest gradients should be perturbed',
+    static=('quantile',),
+    unverified='whether the radius is that of all leaves together or of each',
+  ),
+  Method(
+    optax_sam.async_sam,
+    title='AsyncSAM',
+    paper=Paper('Jo et al.', 2025, '2503.11147'),
+    gradients='2, side by side',
+    use_when='two gradients can run at the same time; ascends by an old one',
+    state='one direction',
+    collectives=('1 a step, joined', '1 a step, without info'),
+    unverified='the equation, known from second-hand accounts only',
+  ),
+  Method(
+    optax_sam.momentum_sam,
+    title='Momentum-SAM (MSAM)',
+    paper=Paper('Becker et al.', 2024, '2401.12033'),
+    group=_ONE_GRADIENT,
+    gradients='1 (+ 1/3)',
+    use_when='you can only afford the cost of SGD; perturbs along the momentum',
+    state='one direction',
+    collectives=_NO_NORM,
+  ),
+  Method(
+    optax_sam.lpf_sgd,
+    title='LPF-SGD',
+    paper=Paper('Bisla et al.', 2022, '2201.08025'),
+    group=_ONE_GRADIENT,
+    gradients='1 (+ 1/3)',
+    use_when='you want one gradient a step, at randomly perturbed weights',
+    state='PRNG key',
+    needs='examples',
+    collectives=_NO_NORM,
+    radius='gamma',
+    example={'total_steps': 1000, 'key': 0},
+    static=('micro_batches',),
+    unverified=_READ_ONLY,
+  ),
+  Method(
+    optax_sam.ss_sam,
+    title='SS-SAM',
+    paper=Paper('Zhao et al.', 2022, '2203.09962'),
+    group=_SOME_STEPS,
+    gradients='1 + s',
+    use_when='you need a control for methods that skip: random steps',
+    state='PRNG key',
+    collectives=('none', '1 an ascent'),
+    example={'key': 0},
+    unverified='the form of its schedules',
+  ),
+  Method(
+    optax_sam.look_sam,
+    title='LookSAM',
+    paper=_LOOK_SAM,
+    group=_SOME_STEPS,
+    gradients='1 + 1/`period`',
+    use_when='you can afford less than SAM and must know the cost in advance',
+    state='one direction',
+    collectives=_AT_ASCENTS,
+  ),
+  Method(
+    optax_sam.look_layer_sam,
+    title='Look-LayerSAM',
+    paper=_LOOK_SAM,
+    group=_SOME_STEPS,
+    gradients='1 + 1/`period`',
+    use_when='batches are large; LookSAM with a radius for each layer',
+    state='one direction',
+    collectives=_AT_ASCENTS,
+    unverified='the rule: three readings are offered',
+  ),
+  Method(
+    optax_sam.ae_sam,
+    title='AE-SAM',
+    paper=_AE_SAM,
+    group=_SOME_STEPS,
+    gradients='1 + s',
+    use_when='sharp phases come and go; about half of the perturbed gradients',
+    state='two scalars',
+    collectives=_AT_ASCENTS,
+    example={'total_steps': 1000},
+    unverified='the defaults and the initial variance',
+  ),
+  Method(
+    optax_sam.ae_look_sam,
+    title='AE-LookSAM',
+    paper=_AE_SAM,
+    group=_SOME_STEPS,
+    gradients='1 + s',
+    use_when='sharp phases come and go; about 20 % of the perturbed gradients',
+    state='two scalars, one direction',
+    collectives=_AT_ASCENTS,
+    example={'total_steps': 1000},
+    unverified='the defaults and the exact algorithm',
+  ),
+  Method(
+    optax_sam.k_sam,
+    title='K-SAM',
+    paper=Paper('Ni et al.', 2022, '2210.12864'),
+    group=_SOME_EXAMPLES,
+    gradients='1/3 + `ascent` + `descent`',
+    use_when='losses differ much between examples and labels are clean',
+    needs='examples',
+    example={'ascent': 1 / 3, 'descent': 1 / 3},
+    static=('ascent', 'descent'),
+    unverified='the sizes; the mean, not the sum, over the examples',
+  ),
+  Method(
+    optax_sam.esam,
+    title='ESAM',
+    paper=Paper('Du et al.', 2022, '2110.03141'),
+    group=_SOME_EXAMPLES,
+    gradients='4/3 + `gamma`',
+    use_when='you need a control for K-SAM; dropped leaves save no time in XLA',
+    state='PRNG key',
+    needs='examples',
+    example={'key': 0},
+    static=('gamma',),
+    unverified='which leaves `beta` keeps, and the factor of the radius',
+  ),
+  Method(
+    optax_sam.ordered_sgd,
+    title='Ordered SGD',
+    paper=Paper('Kawaguchi and Lu', 2020, '1907.04371'),
+    group=_SOME_EXAMPLES,
+    gradients='1/3 + `k`',
+    use_when='you need a control without perturbation: largest losses only',
+    needs='examples',
+    collectives=_NOTHING_AVERAGED,
+    radius=None,
+    example={'k': 0.5},
+    static=('k',),
+  ),
+  Method(
+    optax_sam.subset_sam,
+    title='SAM with a subset of the batch',
+    paper=Paper('Bahri et al.', 2022, '2110.08529'),
+    group=_SOME_EXAMPLES,
+    gradients='1 + `fraction` (+ 1/3)',
+    use_when='an approximate ascent gradient is enough',
+    state='none (PRNG key if given)',
+    needs='examples',
+    static=('fraction',),
+    unverified='which part of the batch is used',
+  ),
+  Method(
+    optax_sam.m_sam,
+    title='m-SAM',
+    paper=Paper('Foret et al.', 2021, '2010.01412'),
+    group=_SOME_EXAMPLES,
+    gradients='2 (+ 1/3)',
+    use_when='a large batch should be perturbed in small parts, on any devices',
+    needs='examples',
+    collectives=('none', '1 a part'),
+    example={'micro_batch_size': 32},
+    static=('micro_batch_size',),
+  ),
+  Method(
+    optax_sam.wsam_decoupled,
+    title='WSAM, decoupled',
+    paper=_WSAM,
+    group=_OPTIMIZERS,
+    use_when='momentum or preconditioning should not include the sharpness',
+    place='wraps',
+    collectives=('1 a step, joined', '1 a step'),
+    example={'learning_rate': 0.1},
+  ),
+  Method(
+    optax_sam.lookbehind,
+    title='Lookbehind-SAM',
+    paper=Paper('Mordido et al.', 2024, '2307.16704'),
+    group=_OPTIMIZERS,
+    gradients='1 + `steps`',
+    use_when='you can afford a third gradient and want larger radii',
+    place='wraps',
+    collectives=('steps - 1, joined', 'steps a step'),
+    static=('steps',),
+  ),
+  Method(
+    optax_sam.sampa,
+    title='SAMPa',
+    paper=Paper('Xie et al.', 2024, '2410.10683'),
+    group=_OPTIMIZERS,
+    gradients='2, side by side (+ 1/3)',
+    use_when='two gradients can run at the same time; one of them looks ahead',
+    place='wraps',
+    state='one direction, one batch',
+    needs='examples',
+    collectives=('1 a step, no norm', '1 a step, no norm'),
+    example={
+      'batch_like': {
+        'x': jax.ShapeDtypeStruct((8, 3), jnp.float32),
+        'y': jax.ShapeDtypeStruct((8,), jnp.float32),
+      }
+    },
+    static=('batch_like',),
+    unverified=_READ_ONLY,
+  ),
+  Method(
+    optax_sam.b_sam,
+    title='bSAM',
+    paper=Paper('Moellenhoff and Khan', 2023, '2210.01620'),
+    group=_OPTIMIZERS,
+    gradients='2 (+ 1/3)',
+    use_when='you want SAM with the scaling of Adam, or variances of weights',
+    place='replaces',
+    state='two moments, PRNG key',
+    needs='examples',
+    collectives=('1 a step, joined', 'not offered'),
+    example={'num_data': 1000, 'key': 0},
+    static=('micro_batches',),
+  ),
+  Method(
+    optax_sam.entropy_sgd,
+    title='Entropy-SGD',
+    paper=Paper('Chaudhari et al.', 2017, '1611.01838'),
+    group=_OPTIMIZERS,
+    gradients='1',
+    use_when='steps are cheap: one update of the outer iterate takes 20 steps',
+    place='replaces',
+    state='two points, momentum, PRNG key',
+    needs='',
+    collectives=('none, no info', 'not offered'),
+    radius=None,
+    example={'key': 0},
+    unverified=_READ_ONLY,
+  ),
+  Method(
+    optax_sam.anti_pgd,
+    title='Anti-PGD',
+    paper=Paper('Orvieto et al.', 2022, '2202.02831'),
+    group=_AFTER,
+    gradients='1',
+    use_when='you study flatness: it lowers the trace of the Hessian',
+    place='after',
+    state='PRNG key',
+    needs='',
+    collectives=_NOTHING_AVERAGED,
+    radius=None,
+    example={'sigma': 0.01, 'key': 0},
+    unverified='`sigma`; whether the noise is removed before evaluation',
+  ),
+  Method(
+    optax_sam.swa,
+    title='SWA',
+    paper=Paper('Izmailov et al.', 2018, '1803.05407'),
+    group=_AFTER,
+    gradients='1',
+    use_when='runs are long and the learning rate stays high at the end',
+    place='after',
+    state='average of the weights',
+    needs='',
+    collectives=_NOTHING_AVERAGED,
+    radius=None,
+    example={'start': 1000},
+  ),
+  Method(
+    optax_sam.swad,
+    title='SWAD',
+    paper=Paper('Cha et al.', 2021, '2102.08604'),
+    group=_AFTER,
+    gradients='1',
+    use_when='you validate often and can spare examples for it',
+    place='outside',
+    state='three averages of the weights',
+    needs='',
+    collectives=_NOTHING_AVERAGED,
+    radius=None,
+    unverified='the indices in the paper; the result of a run that never '
+    'converges',
+  ),
+  Method(
+    optax_sam.saf_loss,
+    title='SAF',
+    paper=_SAF,
+    group=_LOSSES,
+    gradients='1',
+    use_when='you train many epochs and can store the logits of all examples',
+    place='loss',
+    state='`lag` times the logits of every training example',
+    needs='',
+    collectives=_NOTHING_AVERAGED,
+    radius=None,
+    unverified='`tau**2` and the first epoch: the paper and the published '
+    'program differ',
+  ),
+  Method(
+    optax_sam.mesa_loss,
+    title='MESA',
+    paper=_SAF,
+    group=_LOSSES,
+    gradients='4/3',
+    use_when='you would use SAF, but cannot store the logits of all examples',
+    place='loss',
+    state='average of the weights',
+    needs='',
+    collectives=_NOTHING_AVERAGED,
+    radius=None,
+    unverified='`tau**2`: the paper and the published program differ; whether '
+    'the term starts late',
+  ),
+)
+
+METHODS: dict[str, Method] = {row.name: row for row in _ROWS}

@@ -1,0 +1,16 @@
+"""Descents: which direction does the base optimizer get?"""
+
+from optax_sam.engine.descent import Descent, mix, perturbed_gradient
+from optax_sam.methods.cr_sam import regularize_curvature
+from optax_sam.methods.gsam import surrogate_gap
+from optax_sam.methods.look_sam import ReuseOrthogonalState, reuse_orthogonal
+
+__all__ = [
+  'Descent',
+  'ReuseOrthogonalState',
+  'mix',
+  'perturbed_gradient',
+  'regularize_curvature',
+  'reuse_orthogonal',
+  'surrogate_gap',
+]

@@ -1,0 +1,228 @@
+"""What the steps of a method did, and how to read it from a state."""
+
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_sam.trees import tree_math
+
+
+class SharpnessAwareInfo(NamedTuple):
+  """What the last steps did, for logs; equal on all devices.
+
+  Attributes:
+    ascended: whether the last step took the second gradient, a scalar bool.
+    decided: whether the policy decided so, a scalar bool; the same, unless the
+      caller chose the branch with `ascend`.
+    second_gradients: number of steps so far that took it, a scalar int32.
+    ascent_norm: norm of the ascent gradient at the last step that took it, a
+      scalar; 0 before the first.
+    perturbed_loss: loss at the perturbed parameters at that step, a scalar; 0
+      as long as it isn't known, as with a `grad_fn` that returns no loss.
+  """
+
+  ascended: jax.Array
+  decided: jax.Array
+  second_gradients: jax.Array
+  ascent_norm: jax.Array
+  perturbed_loss: jax.Array
+
+
+class SharpnessAwareState(NamedTuple):
+  """State of `sharpness_aware`.
+
+  Attributes:
+    count: number of steps so far, a scalar int32.
+    perturbation: state of the perturbation.
+    policy: state of the policy.
+    descent: state of the descent.
+    selection: state of the selection.
+    info: what the last steps did.
+  """
+
+  count: jax.Array
+  perturbation: Any
+  policy: Any
+  descent: Any
+  selection: Any
+  info: SharpnessAwareInfo
+
+
+def no_state(params: optax.Params) -> optax.EmptyState:
+  """Returns the state of a choice that is stateless."""
+  del params
+  return optax.EmptyState()
+
+
+def first_state(params: optax.Params) -> SharpnessAwareState:
+  """Returns the state before the first step of a method without choices.
+
+  Args:
+    params: the floating-point leaves of the parameters.
+  """
+  scalar = jnp.zeros((), tree_math.accumulator_dtype(params))
+  return SharpnessAwareState(
+    count=jnp.zeros((), jnp.int32),
+    perturbation=optax.EmptyState(),
+    policy=optax.EmptyState(),
+    descent=optax.EmptyState(),
+    selection=optax.EmptyState(),
+    info=SharpnessAwareInfo(
+      ascended=jnp.zeros((), bool),
+      decided=jnp.zeros((), bool),
+      second_gradients=jnp.zeros((), jnp.int32),
+      ascent_norm=scalar,
+      # A buffer of its own: the same one can't be donated twice.
+      perturbed_loss=jnp.zeros_like(scalar),
+    ),
+  )
+
+
+def advance(
+  state: SharpnessAwareState,
+  ascent_norm: jax.Array,
+  perturbed_loss: jax.Array | None,
+  *,
+  ascended: Any = True,
+  decided: Any = True,
+) -> SharpnessAwareState:
+  """Counts a step, and records what it did.
+
+  Args:
+    state: state before the step.
+    ascent_norm: norm of the ascent gradient, averaged over the devices.
+    perturbed_loss: loss at the perturbed parameters, likewise; None if a
+      `grad_fn` returned none.
+    ascended: whether the step took the second gradient.
+    decided: whether the policy decided so.
+  """
+  last = state.info
+  if perturbed_loss is None:
+    perturbed_loss = last.perturbed_loss
+  ascended = jnp.asarray(ascended)
+  return state._replace(
+    count=tree_math.increment(state.count),
+    info=SharpnessAwareInfo(
+      ascended=ascended,
+      # A buffer of its own: the same one can't be donated twice.
+      decided=jnp.asarray(decided).copy(),
+      second_gradients=last.second_gradients + ascended.astype(jnp.int32),
+      # With its dtype: a Python number would make the state weakly typed.
+      ascent_norm=jnp.asarray(ascent_norm, last.ascent_norm.dtype),
+      perturbed_loss=jnp.asarray(perturbed_loss, last.perturbed_loss.dtype),
+    ),
+  )
+
+
+_ARRAYS = (jax.Array, np.ndarray, np.generic)
+
+
+def metrics(opt_state: Any) -> dict[str, Any]:
+  """Returns the scalars of a sharpness-aware element, wherever it sits.
+
+  Args:
+    opt_state: state of an optimizer that has a method of this library in it,
+      in a chain or wrapped.
+
+  Returns:
+    A flat dict of arrays of shape (): `count`, the fields of
+    `SharpnessAwareInfo` (`ascended`, `decided`, `second_gradients`,
+    `ascent_norm`, `perturbed_loss`), and whatever scalars the choices keep,
+    such as `policy/threshold` of `ae_sam` or `descent/ratio` of `look_sam`.
+    Several elements are told apart by a number in front: `0/count`, `1/count`.
+
+  Raises:
+    ValueError: if there is no such element, or if it holds no arrays, as in
+      an NNX optimizer.
+
+  >>> import jax.numpy as jnp, optax, optax_sam
+  >>> tx = optax.chain(optax_sam.look_sam(), optax.sgd(0.1))
+  >>> sorted(optax_sam.metrics(tx.init(jnp.ones(3))))
+  ['ascended', 'ascent_norm', 'count', 'decided', 'descent/ratio',
+  'perturbed_loss', 'policy/count', 'second_gradients']
+  """
+  found = states(opt_state, SharpnessAwareState)
+  if not found:
+    msg = (
+      'opt_state must hold the state of a method of optax_sam, but has none: '
+      'put one first in the chain, as in optax.chain(optax_sam.sam(), '
+      'optax.sgd(0.1)).'
+    )
+    raise ValueError(msg)
+  if not all(isinstance(state.count, _ARRAYS) for state in found):
+    msg = (
+      f'opt_state must hold arrays, got a {type(found[0].count).__name__}: '
+      f'for an NNX optimizer write metrics(nnx.as_pure(optimizer.opt_state)).'
+    )
+    raise ValueError(msg)
+  if len(found) == 1:
+    return _scalars(found[0])
+  return {
+    f'{position}/{name}': scalar
+    for position, state in enumerate(found)
+    for name, scalar in _scalars(state).items()
+  }
+
+
+def _scalars(state: SharpnessAwareState) -> dict[str, Any]:
+  scalars = {'count': state.count, **state.info._asdict()}
+  for choice in ('perturbation', 'policy', 'descent', 'selection'):
+    scalars.update(_fields(getattr(state, choice), choice))
+  return scalars
+
+
+def _fields(state: Any, prefix: str) -> dict[str, Any]:
+  """Returns the scalar fields of nested states, but no leaf of a tree."""
+  if isinstance(state, _ARRAYS):
+    is_key = jnp.issubdtype(state.dtype, jax.dtypes.prng_key)
+    return {} if state.shape or is_key else {prefix: state}
+  if hasattr(state, '_asdict'):
+    children = state._asdict().items()
+  elif isinstance(state, tuple):
+    children = enumerate(state)
+  else:
+    return {}
+  return {
+    name: scalar
+    for key, child in children
+    for name, scalar in _fields(child, f'{prefix}/{key}').items()
+  }
+
+
+State = TypeVar('State')
+
+
+def states(opt_state: Any, kind: type[State]) -> list[State]:
+  """Returns the states of one class, in their order.
+
+  Args:
+    opt_state: state of an optimizer, of chains and wrappers of any depth.
+    kind: a class of named tuples.
+  """
+  is_one = lambda node: isinstance(node, kind)
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_one)
+  return [node for node in nodes if isinstance(node, kind)]
+
+
+def only_state(opt_state: Any, kind: type[State], example: str) -> State:
+  """Returns the one state of a class that an optimizer must hold.
+
+  Args:
+    opt_state: state of an optimizer, of chains and wrappers of any depth.
+    kind: a class of named tuples.
+    example: how an optimizer with such a state is written.
+
+  Raises:
+    ValueError: if there is none, or more than one.
+  """
+  found = states(opt_state, kind)
+  if len(found) != 1:
+    msg = (
+      f'opt_state must hold one {kind.__name__}, but has {len(found)}: pass '
+      f'that of an optimizer such as {example}.'
+    )
+    raise ValueError(msg)
+  return found[0]

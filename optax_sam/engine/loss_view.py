@@ -1,0 +1,243 @@
+"""The loss of a batch, from the functions that `update` was given."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam.engine import devices
+from optax_sam.engine.partition import Leaves, Mask
+
+ValueFn = Callable[[optax.Params], jax.Array]
+GradFn = Callable[[optax.Params], Any]
+PerExampleValueFn = Callable[[optax.Params, Any], jax.Array]
+
+# The extra arguments of `update` that tell the loss.
+ARGUMENTS = ('value_fn', 'grad_fn', 'per_example_value_fn', 'batch', 'losses')
+
+
+@dataclasses.dataclass(frozen=True)
+class LossView:
+  """The loss of one batch as a function of some leaves of the parameters.
+
+  Attributes:
+    value_fn: from the parameters to the scalar loss of the batch.
+    grad_fn: from the parameters to its gradient, or to (loss, gradient).
+    per_example_value_fn: from the parameters and a batch to its (B,) losses;
+      0 for rows that are no examples and only fill the batch up.
+    batch: a pytree whose leaves have the examples on axis 0.
+    clean_losses: (B,) losses at the unperturbed parameters, where the training
+      step has computed them already.
+    axis_name: the axis that gradients must stay local to.
+    leaves: which leaves the methods below take and return.
+    params: the parameters with all their leaves, as the functions of the
+      training step know them.
+  """
+
+  value_fn: ValueFn | None = None
+  grad_fn: GradFn | None = None
+  per_example_value_fn: PerExampleValueFn | None = None
+  batch: Any = None
+  clean_losses: jax.Array | None = None
+  axis_name: Any = None
+  leaves: Leaves = Leaves()  # noqa: RUF009
+  params: optax.Params | None = None
+
+  @classmethod
+  def open(
+    cls,
+    params: optax.Params | None,
+    given: Mapping[str, Any],
+    *,
+    mask: Mask = None,
+    axis_name: Any = None,
+  ) -> 'LossView':
+    """Returns the view of the arguments of one call of `update`.
+
+    Args:
+      params: all of the parameters.
+      given: the extra arguments; those of other transformations are ignored.
+      mask: leaves that may be perturbed.
+      axis_name: the axis that gradients stay local to.
+
+    Raises:
+      ValueError: if there are no parameters.
+    """
+    if params is None:
+      msg = (
+        'params must be given: write tx.update(grads, opt_state, params, '
+        'value_fn=value_fn).'
+      )
+      raise ValueError(msg)
+    return cls(
+      value_fn=given.get('value_fn'),
+      grad_fn=given.get('grad_fn'),
+      per_example_value_fn=given.get('per_example_value_fn'),
+      batch=given.get('batch'),
+      clean_losses=given.get('losses'),
+      axis_name=axis_name,
+      leaves=Leaves.of(params, mask),
+      params=params,
+    )
+
+  def value_and_grad(
+    self, params: optax.Params
+  ) -> tuple[jax.Array | None, optax.Updates]:
+    """Returns the loss, where it is known, and its gradient."""
+    params = devices.as_local(params, self.axis_name)
+    if self.grad_fn is not None:
+      whole = self._whole(params)
+      value, gradient = _split_value(self.grad_fn(whole), whole)
+      return value, self.leaves.split(gradient)
+    if self.value_fn is not None:
+      value_fn = _as_scalar(self.value_fn)
+      return jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
+    if self.per_example_value_fn is not None and self.batch is not None:
+      return jax.value_and_grad(self._mean)(params)
+    msg = (
+      'the second gradient needs a function to differentiate; pass one to '
+      'update, for example\n'
+      '  value_fn = lambda p: loss(p, batch)\n'
+      '  updates, opt_state = tx.update(\n'
+      '    grads, opt_state, params, value_fn=value_fn)'
+    )
+    raise ValueError(msg)
+
+  def value(self, params: optax.Params) -> jax.Array | None:
+    """Returns the loss, None if there is a function to the gradient alone."""
+    params = devices.as_local(params, self.axis_name)
+    if self.value_fn is not None:
+      return _as_scalar(self.value_fn)(self._whole(params))
+    if self.per_example_value_fn is not None and self.batch is not None:
+      return self._mean(params)
+    return None
+
+  def _whole(self, params: optax.Params) -> optax.Params:
+    return self.leaves.join(params, self.params)
+
+  def _mean(self, params: optax.Params) -> jax.Array:
+    return jnp.mean(self.losses(params))
+
+  def losses(self, params: optax.Params) -> jax.Array:
+    """Returns the loss of every example of the batch, shape (B,)."""
+    if self.per_example_value_fn is None or self.batch is None:
+      self._needs_examples()
+    wanted = (self.num_examples,)  # looks at the batch before it is used
+    losses = self.per_example_value_fn(self._whole(params), self.batch)
+    if _shapes(losses) != wanted:
+      msg = (
+        f'per_example_value_fn must return one loss an example, shape '
+        f'{wanted}, got shape {_shapes(losses)}.'
+      )
+      raise ValueError(msg)
+    return losses
+
+  def losses_before(self, params: optax.Params) -> jax.Array:
+    """Returns the losses at the unperturbed parameters, given or computed."""
+    if self.clean_losses is None:
+      return self.losses(params)
+    wanted, found = (self.num_examples,), jnp.shape(self.clean_losses)
+    if found != wanted:
+      msg = (
+        f'losses must hold one loss of every example of batch, shape {wanted}, '
+        f'got shape {found}: pass those of the clean pass, or leave it out.'
+      )
+      raise ValueError(msg)
+    return jnp.asarray(self.clean_losses)
+
+  @functools.cached_property
+  def num_examples(self) -> int:
+    """Number of examples of the batch."""
+    if self.per_example_value_fn is None or self.batch is None:
+      self._needs_examples()
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self.batch)]
+    if () in shapes or len({shape[0] for shape in shapes}) != 1:
+      msg = (
+        f'batch must be a pytree whose leaves all have the examples on axis '
+        f'0, got leaves of shapes {shapes}.'
+      )
+      raise ValueError(msg)
+    return shapes[0][0]
+
+  def rows(self, index: jax.Array | slice) -> 'LossView':
+    """Returns the mean loss over some of the examples, gathered first."""
+    _ = self.num_examples  # says what is wrong with the batch, if anything
+    # A NumPy array can't be indexed by what a program has yet to compute.
+    gather = lambda leaf: jnp.asarray(devices.whole(leaf))[index]
+    picked = jax.tree.map(gather, self.batch)
+    return self.on(jax.tree.map(devices.split_like, picked, self.batch))
+
+  def on(self, batch: Any) -> 'LossView':
+    """Returns the mean loss over another batch."""
+    return dataclasses.replace(
+      self, value_fn=None, grad_fn=None, batch=batch, clean_losses=None
+    )
+
+  def of_movable_leaves(self) -> 'LossView':
+    """Returns the same loss as a function of what may be perturbed only."""
+    return dataclasses.replace(self, leaves=self.leaves.only_movable())
+
+  def _needs_examples(self) -> NoReturn:
+    msg = (
+      'this method needs the losses of the examples of a batch; pass them '
+      'to update, for example\n'
+      '  updates, opt_state = tx.update(\n'
+      '    grads, opt_state, params,\n'
+      '    per_example_value_fn=f, batch=batch)\n'
+      'where f(params, batch) returns one loss an example, shape (B,)'
+    )
+    raise ValueError(msg)
+
+
+def _as_scalar(value_fn: ValueFn) -> ValueFn:
+  def scalar(params: optax.Params) -> jax.Array:
+    value = value_fn(params)
+    if not _is_scalar(value):
+      got = _shapes(value)
+      msg = (
+        f'value_fn must return a scalar, got shape {got}: write '
+        f'value_fn=lambda p: loss(p, batch)[0] if the loss comes with more.'
+      )
+      raise ValueError(msg)
+    return value
+
+  return scalar
+
+
+def _split_value(
+  result: Any, params: optax.Params
+) -> tuple[jax.Array | None, optax.Updates]:
+  if _is_like(result, params):
+    return None, result
+  is_pair = isinstance(result, tuple) and len(result) == 2
+  if is_pair and _is_like(result[1], params) and _is_scalar(result[0]):
+    return result
+  msg = (
+    f'grad_fn must return a gradient like the parameters, or (loss, '
+    f'gradient), got shapes {_shapes(result)} for parameters of shapes '
+    f'{_shapes(params)}. With has_aux=True, return what is asked for:\n'
+    f'  def grad_fn(p):\n'
+    f'    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(p)\n'
+    f'    return value, grads'
+  )
+  raise ValueError(msg)
+
+
+def _is_like(tree: Any, params: optax.Params) -> bool:
+  # A structure alone says nothing where the parameters are one array.
+  if jax.tree.structure(tree) != jax.tree.structure(params):
+    return False
+  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
+  return all(jnp.shape(x) == jnp.shape(y) for x, y in pairs)
+
+
+def _is_scalar(value: Any) -> bool:
+  return jax.tree_util.all_leaves([value]) and jnp.shape(value) == ()
+
+
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(jnp.shape, tree)

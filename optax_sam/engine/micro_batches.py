@@ -1,0 +1,61 @@
+"""Sums over parts of a batch, one part in memory at a time."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam.engine import devices
+
+
+def sum_over_chunks(
+  function: Callable[[Any], Any],
+  batch: Any,
+  chunk_size: int,
+  axis_name: Any = None,
+) -> Any:
+  """Adds up a function of consecutive rows of a batch.
+
+  Args:
+    function: from some rows, a pytree like `batch`, to a pytree of arrays.
+    batch: pytree whose leaves have the rows on axis 0.
+    chunk_size: rows at a time; the last part is smaller if there is a
+      remainder.
+    axis_name: the axis that the results are local to.
+
+  Returns:
+    The sum of the results.
+  """
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  chunks, remainder = divmod(rows, chunk_size)
+  whole = jax.tree.map(devices.whole, batch)
+
+  def of_rows(chunk: Any) -> Any:
+    return function(jax.tree.map(devices.split_like, chunk, batch))
+
+  total = None
+  if remainder:
+    total = of_rows(jax.tree.map(lambda x: x[rows - remainder :], whole))
+  if chunks == 1:
+    # Not a loop of one turn: XLA's CPU backend is slow at convolutions in it.
+    only = of_rows(jax.tree.map(lambda x: x[:chunk_size], whole))
+    return only if total is None else jax.tree.map(jnp.add, total, only)
+  if not chunks:
+    return total
+
+  def split(leaf: jax.Array) -> jax.Array:
+    even = leaf[: rows - remainder]
+    return even.reshape(chunks, chunk_size, *leaf.shape[1:])
+
+  stacked = jax.tree.map(split, whole)
+  if total is None:
+    first = jax.tree.map(lambda x: x[0], stacked)
+    shapes = jax.eval_shape(of_rows, first)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total = devices.as_local(zeros, axis_name)
+
+  def add(total: Any, chunk: Any) -> tuple[Any, None]:
+    return jax.tree.map(jnp.add, total, of_rows(chunk)), None
+
+  return jax.lax.scan(add, total, stacked)[0]

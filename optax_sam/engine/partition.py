@@ -1,0 +1,231 @@
+"""Which leaves a method works on, and which of them it may perturb.
+
+The leaves that are left out are replaced by `optax.MaskedNode`, as
+`optax.masked` does: norms, counts and states never see them.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_sam.trees import tree_math
+
+Mask = Any | Callable[[optax.Params], Any] | None
+
+
+_NORM_LAYER = re.compile(r'(bn|ln|gn)_?\d*')
+
+
+class Leaves(NamedTuple):
+  """The leaves that a method works on, split off once and joined once.
+
+  Attributes:
+    floats: tree of bools like the parameters, True at floating-point leaves;
+      None if all are.
+    movable: tree of bools like the floating-point leaves, True at those that
+      may be perturbed; None if all are.
+  """
+
+  floats: Any = None
+  movable: Any = None
+
+  @classmethod
+  def of(cls, params: optax.Params, mask: Mask = None) -> 'Leaves':
+    """Splits parameters by the types of their leaves, and by a mask."""
+    floats = float_leaves(params)
+    if mask is None:
+      return cls(floats)
+    return cls(floats, chosen_leaves(mask, keep(floats, params)))
+
+  def split(self, tree: Any) -> Any:
+    """Returns the floating-point leaves of a tree like the parameters."""
+    return keep(self.floats, tree)
+
+  def join(self, tree: Any, others: Any) -> Any:
+    """Undoes `split`; other leaves are those of `others`."""
+    return fill(self.floats, tree, others)
+
+  def inside(self, tree: Any) -> Any:
+    """Returns what may be perturbed of the floating-point leaves."""
+    return keep(self.movable, tree)
+
+  def move(
+    self, params: optax.Params, epsilon: optax.Updates, times: float = 1
+  ) -> optax.Params:
+    """Returns floating-point leaves, moved by a multiple of `epsilon`."""
+    if times != 1:
+      epsilon = jax.tree.map(lambda e: times * e, epsilon)
+    moved = tree_math.add(self.inside(params), epsilon)
+    return fill(self.movable, moved, params)
+
+  def only_movable(self) -> 'Leaves':
+    """Returns a split that takes only the leaves that may be perturbed."""
+    if self.movable is None or self.floats is None:
+      return Leaves(self.floats if self.movable is None else self.movable)
+    nothing = jax.tree.map(lambda _: False, self.floats)
+    return Leaves(fill(self.floats, self.movable, nothing))
+
+
+def path_parts(path: tuple[Any, ...]) -> list[str]:
+  """Returns the names along a leaf's path, split at dots too."""
+  names = []
+  for entry in path:
+    for attribute in ('key', 'name', 'idx'):
+      if hasattr(entry, attribute):
+        names.extend(str(getattr(entry, attribute)).split('.'))
+        break
+  return names
+
+
+def float_leaves(params: optax.Params) -> Any:
+  """Returns a tree of bools, True at floating-point leaves; None if all are."""
+  _check_arrays(params)
+  if all(tree_math.is_float(leaf) for leaf in jax.tree.leaves(params)):
+    return None
+  return jax.tree.map(tree_math.is_float, params)
+
+
+def check_real(params: optax.Params, mask: Mask = None) -> None:
+  """Raises if a leaf that may be perturbed is complex.
+
+  No rule says how to perturb one, and to pass it over would go unnoticed.
+  """
+  _check_arrays(params)
+  is_complex = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  if not any(is_complex(leaf) for _, leaf in leaves):
+    return
+  allowed = jax.tree.leaves(chosen_leaves(mask, params))
+  for (path, leaf), is_allowed in zip(leaves, allowed, strict=True):
+    if is_allowed and is_complex(leaf):
+      where = '/'.join(path_parts(path))
+      msg = (
+        f'params must be real, got complex numbers at {where!r}: keep their '
+        f'real and imaginary parts as two leaves, or leave them out by mask= '
+        f'where there is one.'
+      )
+      raise ValueError(msg)
+
+
+def _check_arrays(params: optax.Params) -> None:
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    if not hasattr(leaf, 'dtype'):
+      where = '/'.join(path_parts(path)) or 'params'
+      msg = (
+        f'params must be arrays, got a {type(leaf).__name__} at {where!r}: '
+        f'write jax.tree.map(jnp.asarray, params).'
+      )
+      raise ValueError(msg)
+
+
+def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:
+  """Returns a tree of bools like the parameters, from a prefix of it.
+
+  Args:
+    mask: a tree of bools that is a prefix of `params`, a function from the
+      parameters to such a tree, or None for everything.
+    params: the parameters.
+    name: what the user calls this argument.
+
+  Raises:
+    ValueError: if the mask doesn't fit the parameters.
+  """
+  if mask is None or not jax.tree.leaves(params):
+    return jax.tree.map(lambda _: True, params)
+  prefix = mask(params) if callable(mask) else mask
+
+  def spread(value: Any, subtree: Any) -> Any:
+    if not isinstance(value, (bool, np.bool_)):
+      msg = (
+        f'{name} must hold Python bools, one a leaf or for all leaves below, '
+        f'got {value!r}.'
+      )
+      raise ValueError(msg)
+    return jax.tree.map(lambda _: bool(value), subtree)
+
+  # Checked apart from the mapping, whose own errors must keep their words.
+  prefix_tree = jax.tree.structure(prefix)
+  try:
+    prefix_tree.flatten_up_to(params)
+  except (TypeError, KeyError, ValueError) as error:
+    msg = (
+      f'{name} must be a prefix of the parameters: its structure is '
+      f'{prefix_tree}, theirs {jax.tree.structure(params)}.'
+    )
+    raise ValueError(msg) from error
+  return jax.tree.map(spread, prefix, params)
+
+
+def keep(chosen: Any, tree: Any) -> Any:
+  """Puts `optax.MaskedNode` where a leaf isn't chosen; None chooses all."""
+  if chosen is None:
+    return tree
+  return jax.tree.map(
+    lambda kept, leaf: leaf if kept else optax.MaskedNode(), chosen, tree
+  )
+
+
+def fill(chosen: Any, kept: Any, others: Any) -> Any:
+  """Undoes `keep`, with the leaves of `others` in the places left out."""
+  if chosen is None:
+    return kept
+  return jax.tree.map(
+    lambda is_kept, leaf, other: leaf if is_kept else other,
+    chosen,
+    kept,
+    others,
+  )
+
+
+def norm_layers_only(params: optax.Params) -> Any:
+  """Chooses the parameters of normalization layers: SAM-ON.
+
+  A leaf is chosen if a part of its path contains 'norm' (in any case) or is
+  `bn`, `ln` or `gn` with an optional number. Pass it as `mask=` to any method;
+  all parameters are updated, only these are perturbed, and the norm is taken
+  over these alone. Usable radii are larger than without it: the default of the
+  authors' class is 0.5, an example of theirs passes 10 to ASAM.
+
+  Args:
+    params: the parameters, a pytree with names, of arrays of any shape.
+
+  Returns:
+    A tree of Python bools like `params`.
+
+  Raises:
+    ValueError: if no leaf is chosen.
+
+  References:
+    Mueller, Vlaar, Rolnick, Hein, `Normalization Layers Are All That
+    Sharpness-Aware Minimization Needs <https://arxiv.org/abs/2306.04226>`_,
+    NeurIPS 2023.
+
+  >>> import jax.numpy as jnp
+  >>> params = {'dense': jnp.ones(3), 'BatchNorm_0': {'scale': jnp.ones(3)}}
+  >>> norm_layers_only(params)
+  {'BatchNorm_0': {'scale': True}, 'dense': False}
+  """
+
+  def is_norm(path: tuple[Any, ...], _: Any) -> bool:
+    return any(
+      'norm' in part.lower() or _NORM_LAYER.fullmatch(part.lower())
+      for part in path_parts(path)
+    )
+
+  chosen = jax.tree_util.tree_map_with_path(is_norm, params)
+  if not any(jax.tree.leaves(chosen)):
+    names = [
+      '/'.join(path_parts(path))
+      for path, _ in jax.tree_util.tree_leaves_with_path(params)
+    ]
+    msg = (
+      f'norm_layers_only found no normalization layer among {names}: pass '
+      f'your own mask=, a function from the parameters to a tree of bools.'
+    )
+    raise ValueError(msg)
+  return chosen

@@ -1,0 +1,245 @@
+"""Perturbations: from the ascent gradient to the perturbation epsilon.
+
+Each is an `optax.GradientTransformationExtraArgs`; `optax.chain` joins them.
+`optax_sam.sharpness_aware` calls `update` with the ascent gradient, with the
+parameters that may be perturbed, and with these extra arguments: `axis_name`
+(what enters a state must be averaged over it), `is_synced` (whether the ascent
+gradient is averaged already), `ascent_grad_fn` (from a perturbation to the
+ascent gradient there) and `loss_view` (the loss of the batch as a function of
+these parameters). The perturbation has the shapes and dtypes of the ascent
+gradient; it is computed in float32, or in float64 for float64 leaves.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.trees import tree_math
+
+
+class RadiusState(NamedTuple):
+  """State of a perturbation whose radius is a schedule.
+
+  Attributes:
+    count: number of steps so far, a scalar int32.
+  """
+
+  count: jax.Array
+
+
+def with_radius(
+  rho: optax.ScalarOrSchedule, perturb: Callable[..., optax.Updates]
+) -> optax.GradientTransformationExtraArgs:
+  """Builds a perturbation whose only state is the count of a schedule.
+
+  Args:
+    rho: radius, at least 0, or a schedule of it.
+    perturb: from (radius, ascent gradient) and the parameters and extra
+      arguments, by name, to epsilon.
+
+  Returns:
+    A perturbation.
+  """
+  validation.check_radius(rho)
+
+  def init(params: optax.Params) -> RadiusState | optax.EmptyState:
+    del params
+    if callable(rho):
+      return RadiusState(jnp.zeros((), jnp.int32))
+    return optax.EmptyState()
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, Any]:
+    radius = rho
+    if callable(rho):
+      radius = rho(state.count)
+      state = RadiusState(tree_math.increment(state.count))
+    return perturb(radius, updates, params=params, **extra_args), state
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def scale_to_radius(
+  rho: optax.ScalarOrSchedule, *, p: float = 2
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the ascent gradient to length rho: the perturbation of SAM.
+
+  With `g` the ascent gradient and one norm over all of its leaves::
+
+    p = 2:    epsilon = rho * g / (norm(g) + 1e-12)
+    p = inf:  epsilon = rho * sign(g)                  # sign(0) = 0
+
+  A norm that is zero or not finite gives `epsilon = 0`. Published programs add
+  1e-12, 1e-16 or 1e-7 to the norm, some nothing, so that a gradient of zero
+  makes NaN. See `optax_sam.sam` for usual radii and their evidence.
+
+  Args:
+    rho: radius in the unit of the parameters, a scalar of at least 0 or a
+      schedule of it by the step, counted from 0.
+    p: 2 or infinity, the norm in which epsilon has length rho.
+
+  Returns:
+    A perturbation; its state is the count of a schedule, if rho is one.
+
+  >>> g = jnp.array([3.0, -4.0])
+  >>> for p in (2, float('inf')):
+  ...   piece = scale_to_radius(0.5, p=p)
+  ...   epsilon, _ = piece.update(g, piece.init(g))
+  ...   print([round(x, 3) for x in epsilon.tolist()])
+  [0.3, -0.4]
+  [0.5, -0.5]
+  """
+  validation.check_choice('p', p, (2, float('inf')))
+
+  def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
+    return ascent_step(radius, updates, p)
+
+  return with_radius(rho, perturb)
+
+
+class RandomState(NamedTuple):
+  """State of what draws anew at every step.
+
+  Attributes:
+    count: number of steps so far, a scalar int32.
+    key: typed PRNG key that all draws derive from.
+  """
+
+  count: jax.Array
+  key: jax.Array
+
+  @classmethod
+  def of(cls, key: jax.Array | int) -> 'RandomState':
+    """Returns the state before the first step."""
+    return cls(jnp.zeros((), jnp.int32), validation.as_key(key))
+
+  def advance(self) -> 'RandomState':
+    """Returns the state of the next step."""
+    return self._replace(count=tree_math.increment(self.count))
+
+
+def keep_random_tensors(
+  probability: float, key: jax.Array | int
+) -> optax.GradientTransformation:
+  """Keeps whole leaves at random, by one coin a leaf and step: ESAM.
+
+  With `t` the step and `l` the number of a leaf, both counted from 0::
+
+    epsilon_l = g_l if bernoulli(fold_in(fold_in(key, t), l), p) else 0
+
+  See `optax_sam.esam`, whose radius makes up for what is dropped.
+
+  Args:
+    probability: chance p that a leaf is kept, in (0, 1].
+    key: integer seed or one typed key, the same on all devices; not that of
+      the dropout.
+
+  Returns:
+    A perturbation with state (`RandomState`).
+
+  >>> piece, g = keep_random_tensors(0.5, key=3), [jnp.ones(1)] * 3
+  >>> state = piece.init(g)
+  >>> for _ in range(2):
+  ...   epsilon, state = piece.update(g, state)
+  ...   print([leaf.tolist() for leaf in epsilon])
+  [[0.0], [1.0], [1.0]]
+  [[1.0], [1.0], [0.0]]
+  """
+  return _keep_at_random(probability, key, shape=lambda _: ())
+
+
+def keep_random_entries(
+  probability: float, key: jax.Array | int
+) -> optax.GradientTransformation:
+  """Keeps single entries at random, by one coin an entry and step.
+
+  The keys are those of `keep_random_tensors`, with a coin for every entry of a
+  leaf. This is no published method's: a baseline for masks that choose.
+
+  Args:
+    probability: chance that an entry is kept, in (0, 1].
+    key: integer seed or one typed key, the same on all devices; not that of
+      the dropout.
+
+  Returns:
+    A perturbation with state (`RandomState`).
+
+  >>> piece, g = keep_random_entries(0.5, key=0), jnp.ones(6)
+  >>> state = piece.init(g)
+  >>> for _ in range(2):
+  ...   epsilon, state = piece.update(g, state)
+  ...   print(epsilon.tolist())
+  [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]
+  [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+  """
+  return _keep_at_random(probability, key, shape=lambda leaf: leaf.shape)
+
+
+def _keep_at_random(
+  probability: Any, key: Any, shape: Callable[[Any], tuple[int, ...]]
+) -> optax.GradientTransformation:
+  validation.check_number('probability', probability, above=0, at_most=1)
+  validation.check_key(key)
+
+  def init(params: optax.Params) -> RandomState:
+    del params
+    return RandomState.of(key)
+
+  def update(
+    updates: Any, state: Any, params: Any = None
+  ) -> tuple[Any, RandomState]:
+    del params
+    draw = jax.random.fold_in(state.key, state.count)
+    leaves, structure = jax.tree.flatten(updates)
+    kept = [
+      jnp.where(
+        jax.random.bernoulli(
+          jax.random.fold_in(draw, i),
+          jnp.asarray(probability, jnp.float32),
+          shape(leaf),
+        ),
+        leaf,
+        0,
+      )
+      for i, leaf in enumerate(leaves)
+    ]
+    return structure.unflatten(kept), state.advance()
+
+  return optax.GradientTransformation(init, update)
+
+
+def on_refresh(
+  count: jax.Array,
+  every: Any,
+  renew: Callable[[], Any],
+  keep: Callable[[], Any],
+) -> Any:
+  """Branches inside a traced program, and in Python outside of one."""
+  due = count % jnp.asarray(every, jnp.int32) == 0
+  if isinstance(due, jax.core.Tracer):
+    return jax.lax.cond(due, renew, keep)
+  return renew() if due else keep()
+
+
+def ascent_step(
+  radius: Any, gradient: optax.Updates, p: float
+) -> optax.Updates:
+  """Returns the step of length `radius` in the p-norm that ascends most."""
+  return (
+    tree_math.scale_to(radius, gradient)
+    if p == 2
+    else _sign_step(radius, gradient)
+  )
+
+
+def _sign_step(radius: Any, gradient: optax.Updates) -> optax.Updates:
+  size = tree_math.norm(gradient)
+  signs = jax.tree.map(jnp.sign, gradient)
+  return tree_math.multiply_where(
+    tree_math.is_usable(size), jnp.asarray(radius, size.dtype), signs
+  )

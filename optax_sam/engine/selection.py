@@ -1,0 +1,160 @@
+"""Selections: which examples of the batch feed each of the two gradients?
+
+A selection has `init(params)` for what it stores, and `select(view,
+params, state, count)`, which names the objective of the ascent gradient and,
+given the perturbed parameters, that of the descent gradient. Chosen examples
+are gathered before a gradient is taken, so that the others cost nothing.
+
+Rows that only fill a batch up must have the loss 0, whatever the parameters:
+`jnp.where(is_example, losses, 0)`. They count as rows in all sizes and means.
+"""
+
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import devices
+from optax_sam.engine.info import no_state
+from optax_sam.engine.loss_view import LossView
+from optax_sam.trees import tree_math
+
+
+class Selected(NamedTuple):
+  """The losses of the two gradients.
+
+  Attributes:
+    ascent: loss of the ascent gradient; None where the clean gradient serves.
+    descent: from the perturbed parameters to the loss of the gradient there.
+    perturbs: whether there is an ascent gradient at all; if not, it is zero.
+  """
+
+  ascent: LossView | None
+  descent: Callable[[optax.Params], LossView]
+  perturbs: bool = True
+
+
+class Selection(NamedTuple):
+  """Chooses the examples of both gradients.
+
+  Attributes:
+    init: from the parameters to the state of the selection.
+    select: from (loss of the batch, parameters, state, step from 0) to
+      `Selected`.
+    micro_batch_size: number of examples that are perturbed together, each such
+      part of the batch by itself; None for all.
+  """
+
+  init: Callable[[optax.Params], Any]
+  select: Callable[[LossView, optax.Params, Any, jax.Array], Selected]
+  micro_batch_size: int | None = None
+
+
+def all_examples() -> Selection:
+  """Takes both gradients over the whole batch.
+
+  Returns:
+    A stateless selection.
+
+  >>> view = LossView(value_fn=jnp.sum)
+  >>> all_examples().select(view, jnp.ones(2), (), 0).descent(None) is view
+  True
+  """
+
+  def select(
+    view: LossView, params: optax.Params, state: Any, count: jax.Array
+  ) -> Selected:
+    del params, state, count
+    return Selected(None, lambda _: view)
+
+  return Selection(no_state, select)
+
+
+def top_k(ascent: float | None, descent: float) -> Selection:
+  """Takes each gradient over the examples with the largest clean losses.
+
+  With `l_i` the losses at the unperturbed parameters `w`::
+
+    ascent:  gradient of the mean loss over the largest l_i at w
+    descent: gradient of the mean loss over the largest l_i at w + epsilon
+
+  One ranking serves both, so the smaller set is part of the larger one. Losses
+  that aren't finite rank last, equal ones by their position; rows of padding,
+  with a loss of 0, rank after examples with a positive one. On several devices
+  each ranks its own rows. Papers: `optax_sam.k_sam`, `optax_sam.ordered_sgd`.
+
+  Args:
+    ascent: size of the first set: examples if an int of at least 1, a share of
+      the batch if a float in (0, 1]. None takes no ascent gradient at all.
+    descent: size of the second set, likewise.
+
+  Returns:
+    A stateless selection.
+
+  >>> losses = lambda w, batch: jnp.square(w - batch)
+  >>> batch = jnp.array([1.0, -4.0, 2.0, 3.0])
+  >>> view = LossView(per_example_value_fn=losses, batch=batch)
+  >>> selected = top_k(1, 0.5).select(view, jnp.float32(0), (), 0)
+  >>> selected.ascent.batch.tolist(), selected.descent(None).batch.tolist()
+  ([-4.0], [-4.0, 3.0])
+  """
+  if ascent is not None:
+    check_size('ascent', ascent)
+  check_size('descent', descent)
+
+  def select(
+    view: LossView, params: optax.Params, state: Any, count: jax.Array
+  ) -> Selected:
+    del state, count
+    batch_size = view.num_examples
+    num_ascent = 0 if ascent is None else num_examples(ascent, batch_size)
+    num_descent = num_examples(descent, batch_size)
+    rows = largest(view.losses_before(params), max(num_ascent, num_descent))
+    descent_view = view.rows(rows[:num_descent])
+    return Selected(
+      view.rows(rows[:num_ascent]) if num_ascent else None,
+      lambda _: descent_view,
+      perturbs=num_ascent > 0,
+    )
+
+  return Selection(no_state, select)
+
+
+def largest(scores: jax.Array, size: int) -> jax.Array:
+  """Returns the positions of the largest scores, the largest first."""
+  scores = tree_math.widen(devices.whole(jax.lax.stop_gradient(scores)))
+  # lax.top_k alone would rank a NaN before everything else.
+  ranked = jnp.where(jnp.isfinite(scores), scores, -jnp.inf)
+  return jax.lax.top_k(ranked, size)[1]
+
+
+def num_examples(size: float, batch_size: int) -> int:
+  """Returns a number of examples from a number or a fraction."""
+  if isinstance(size, numbers.Integral):
+    return min(int(size), batch_size)
+  return min(max(1, round(size * batch_size)), batch_size)
+
+
+def check_size(name: str, size: Any) -> None:
+  """Raises unless a size is an int above 0 or a float in (0, 1]."""
+  if isinstance(size, jax.Array):
+    msg = (
+      f'{name} shapes the compiled program and must be a Python number, got '
+      f"an array. With optax.inject_hyperparams write static_args=('{name}',)."
+    )
+    raise ValueError(msg)
+  is_number = validation.is_python_number(size)
+  is_count = is_number and isinstance(size, numbers.Integral) and int(size) >= 1
+  is_fraction = (
+    is_number and not isinstance(size, numbers.Integral) and 0 < size <= 1
+  )
+  if not is_count and not is_fraction:
+    msg = (
+      f'{name} must be a number of examples (an int of at least 1) or a '
+      f'fraction of the batch (a float in (0, 1]), got {size!r}.'
+    )
+    raise ValueError(msg)

@@ -1,0 +1,184 @@
+"""One step of a sharpness-aware method, from gradient to direction."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam.engine import info
+from optax_sam.engine.descent import Descent
+from optax_sam.engine.devices import AveragingPlan, as_local
+from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.micro_batches import sum_over_chunks
+from optax_sam.engine.policy import Policy
+from optax_sam.engine.selection import Selection
+from optax_sam.trees import tree_math
+
+
+class Choices(NamedTuple):
+  """The four choices of a method."""
+
+  perturbation: optax.GradientTransformationExtraArgs
+  policy: Policy
+  descent: Descent
+  selection: Selection
+
+
+class Ascent(NamedTuple):
+  """Where the second gradient is taken, and of which examples.
+
+  Attributes:
+    epsilon: the perturbation, of the leaves that may be perturbed.
+    state: next state of the perturbation.
+    norm: norm of the ascent gradient over these leaves.
+    examples: from the perturbed parameters to the loss to differentiate there.
+  """
+
+  epsilon: optax.Updates
+  state: Any
+  norm: jax.Array
+  examples: Callable[[optax.Params], LossView]
+
+
+class Second(NamedTuple):
+  """A gradient at perturbed parameters, the loss there, and the norm."""
+
+  gradient: optax.Updates
+  loss: jax.Array
+  norm: jax.Array
+
+
+def take_step(
+  choices: Choices,
+  view: LossView,
+  plan: AveragingPlan,
+  local: optax.Updates,
+  state: info.SharpnessAwareState,
+  ascend: bool | None,
+  extra_args: Mapping[str, Any],
+) -> tuple[optax.Updates, info.SharpnessAwareState]:
+  """Takes one step, on the floating-point leaves alone.
+
+  Args:
+    choices: what the method is made of.
+    view: the loss of the batch.
+    plan: where the step averages over the devices.
+    local: clean gradient, of this device's examples.
+    state: state before the step.
+    ascend: which branch the caller chose, None to follow the policy.
+    extra_args: further arguments for the perturbation.
+
+  Returns:
+    (direction, next state).
+  """
+  perturbation, policy, descent, selection = choices
+  w = view.leaves.split(view.params)
+  averaged = plan.clean(local)
+  decided, policy_state = policy.decide(averaged, state.policy)
+
+  def perturb(view: LossView, clean: optax.Updates) -> Ascent:
+    """Computes the perturbation and the next state of its statistics."""
+    selected = selection.select(view, w, state.selection, state.count)
+    ascent = view if selected.ascent is None else selected.ascent
+
+    def gradient_at(point: optax.Params) -> optax.Updates:
+      return plan.ascent(ascent.value_and_grad(point)[1])
+
+    if not selected.perturbs:
+      gradient = jax.tree.map(jnp.zeros_like, w)
+    elif selected.ascent is None:
+      gradient = clean
+    else:
+      gradient = gradient_at(w)
+    inside, leaves = view.leaves.inside(gradient), view.leaves
+    ours = {
+      'axis_name': plan.axis_name,
+      'is_synced': plan.is_synced,
+      'ascent_grad_fn': lambda e: leaves.inside(gradient_at(leaves.move(w, e))),
+      'loss_view': view.of_movable_leaves(),
+    }
+    epsilon, perturbation_state = perturbation.update(
+      inside, state.perturbation, leaves.inside(w), **{**extra_args, **ours}
+    )
+    norm = tree_math.norm(inside)
+    return Ascent(epsilon, perturbation_state, norm, selected.descent)
+
+  def of_batch(
+    view: LossView, clean: optax.Updates, ascent: Ascent | None, times: float
+  ) -> Second:
+    """Takes the gradient at `w + times * epsilon`."""
+    ascent = perturb(view, clean) if ascent is None else ascent
+    point = view.leaves.move(w, ascent.epsilon)
+    view = ascent.examples(point)
+    if times != 1:
+      point = view.leaves.move(w, ascent.epsilon, times)
+    loss, gradient = view.value_and_grad(point)
+    last = state.info.perturbed_loss
+    if loss is None:
+      loss = as_local(last, plan.axis_name)
+    # With its dtype: a Python number would make the state weakly typed.
+    return Second(
+      gradient,
+      jnp.asarray(loss, last.dtype),
+      tree_math.cast_like(ascent.norm, state.info.ascent_norm),
+    )
+
+  def of_parts(size: int, times: float) -> Second:
+    """Perturbs every part of the batch by its own gradient; their mean."""
+
+    def of_part(batch: Any) -> Second:
+      part = view.on(batch)
+      gradient = plan.ascent(part.value_and_grad(w)[1])
+      second = of_batch(part, gradient, None, times)
+      weight = part.num_examples / view.num_examples
+      return jax.tree.map(lambda x: weight * tree_math.widen(x), second)
+
+    _ = view.num_examples  # says what is missing, if it is
+    return sum_over_chunks(of_part, view.batch, size, plan.axis_name)
+
+  # Statistics must not miss a step, skipped or not.
+  ascent_gradient = averaged if plan.is_synced else local
+  known = None
+  if jax.tree.leaves(state.perturbation):
+    known = perturb(view, ascent_gradient)
+
+  def second_at(times: float) -> Second:
+    if selection.micro_batch_size is None:
+      found = of_batch(view, ascent_gradient, known, times)
+    else:
+      found = of_parts(selection.micro_batch_size, times)
+    gradient = tree_math.cast_like(found.gradient, local)
+    return plan.perturbed(found._replace(gradient=gradient))
+
+  def ascending() -> tuple[optax.Updates, jax.Array, jax.Array, Any]:
+    second = second_at(1)
+    at = lambda t: second.gradient if t == 1 else second_at(t).gradient
+    clean = averaged if plan.by_descent else local
+    direction, kept = descent.on_ascent(clean, at, state.descent)
+    found = plan.ascended((direction, second.norm, second.loss))
+    return *found, kept
+
+  def skipping() -> tuple[optax.Updates, jax.Array, jax.Array, Any]:
+    direction, kept = descent.on_skip(averaged, state.descent)
+    last = (state.info.ascent_norm, state.info.perturbed_loss)
+    return direction, *plan.skipped(last), kept
+
+  taken = decided if ascend is None else ascend
+  if isinstance(taken, jax.core.Tracer):
+    *found, kept = jax.lax.cond(taken, ascending, skipping)
+  else:
+    *found, kept = ascending() if taken else skipping()
+  direction, norm, loss = plan.output(tuple(found))
+  return direction, info.advance(
+    state._replace(
+      perturbation=state.perturbation if known is None else known.state,
+      policy=policy_state,
+      descent=kept,
+    ),
+    norm,
+    loss,
+    ascended=taken,
+    decided=decided,
+  )

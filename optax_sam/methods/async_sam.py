@@ -1,0 +1,114 @@
+"""AsyncSAM: perturbs along the gradient of the step before."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import devices, partition
+from optax_sam.engine.perturbation import scale_to_radius
+from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.trees import tree_math
+
+
+class DelayState(NamedTuple):
+  """State of `delay`.
+
+  Attributes:
+    direction: gradient of the step before, averaged over the devices, like the
+      parameters, float32 or wider unless a dtype was given.
+  """
+
+  direction: optax.Updates
+
+
+def delay(
+  *, accumulator_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+  """Returns the ascent gradient of the step before: AsyncSAM.
+
+  It returns 0 at the first step. A gradient that is not finite is not stored.
+
+  Args:
+    accumulator_dtype: dtype of the stored gradient; None for float32 or wider.
+
+  Returns:
+    A perturbation with state (`DelayState`), to place before a radius.
+  """
+  validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
+
+  def init(params: optax.Params) -> DelayState:
+    return DelayState(tree_math.zeros_like(params, accumulator_dtype))
+
+  def update(
+    updates: Any,
+    state: Any,
+    params: Any = None,
+    *,
+    axis_name: Any = None,
+    is_synced: bool = False,
+    **_: Any,
+  ) -> tuple[Any, DelayState]:
+    del params
+    averaged = devices.average(updates, None if is_synced else axis_name)
+    finite = jnp.isfinite(tree_math.norm(averaged))
+    found = DelayState(tree_math.cast_like(averaged, state.direction))
+    delayed = tree_math.cast_like(state.direction, updates)
+    return delayed, tree_math.select(finite, found, state)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def async_sam(
+  rho: optax.ScalarOrSchedule = 0.05,
+  *,
+  accumulator_dtype: Any = None,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """AsyncSAM: perturbs along the gradient of the step before.
+
+  With `g` the gradient at `w`, the mean over devices, and `last` 0 at first::
+
+    epsilon = rho * last / (norm(last) + 1e-12)
+    u       = gradient at w + epsilon
+    last    = g
+
+  Neither gradient of a step needs the other, so hardware may compute them in
+  parallel. The rule is from second-hand accounts of the paper. We found no
+  description of an ascent gradient of a smaller batch, sized by the speed of a
+  second device, and do not offer it.
+
+  Args:
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
+    accumulator_dtype: dtype of `last`, e.g. bfloat16; None: float32 or wider.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+      It makes no difference: `last` is an average in any case.
+
+  Returns:
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: `last`.
+
+  References:
+    Jo, Lim, Lee, `Asynchronous Sharpness-Aware Minimization For Fast and
+    Accurate Deep Learning <https://arxiv.org/abs/2503.11147>`_, 2025.
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.async_sam(rho=0.5), jnp.array([3.0, 4.0])
+  >>> state = tx.init(w)
+  >>> for _ in range(2):
+  ...   u, state = tx.update(w, state, w, grad_fn=lambda w: w)
+  ...   print([round(x, 3) for x in u.tolist()])  # w, then w + w / 10
+  [3.0, 4.0]
+  [3.3, 4.4]
+  """
+  perturbation = optax.chain(
+    delay(accumulator_dtype=accumulator_dtype), scale_to_radius(rho)
+  )
+  return sharpness_aware(
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+  )

@@ -1,0 +1,90 @@
+"""Fisher SAM: SAM with the radius in a Fisher metric."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import partition
+from optax_sam.engine.perturbation import with_radius
+from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.trees import tree_math
+
+
+def scale_to_fisher_radius(
+  rho: optax.ScalarOrSchedule, *, eta: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the ascent gradient to a radius in the Fisher metric: Fisher SAM.
+
+  `epsilon` is that of `optax_sam.fisher_sam`.
+
+  Args:
+    rho: radius in that metric, at least 0, or a schedule of it by the step.
+    eta: weight of the squared gradient, at least 0, in the inverse of its unit.
+
+  Returns:
+    A perturbation; stateless unless `rho` is a schedule.
+  """
+  validation.check_number('eta', eta, at_least=0)
+
+  def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
+    wide = jax.tree.map(tree_math.widen, updates)
+    natural = jax.tree.map(
+      lambda g: g / (1 + jnp.asarray(eta, g.dtype) * jnp.square(g)), wide
+    )
+    size = jnp.sqrt(tree_math.dot(natural, wide))
+    epsilon = tree_math.scale_to(radius, natural, size)
+    return tree_math.cast_like(epsilon, updates)
+
+  return with_radius(rho, perturb)
+
+
+def fisher_sam(
+  rho: optax.ScalarOrSchedule = 0.1,
+  *,
+  eta: float = 1.0,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Fisher SAM: measures the perturbation by a Fisher metric.
+
+  With `g` the gradient at `w` and `F = 1 + eta * g^2`, elementwise::
+
+    epsilon = rho * (g / F) / (sqrt(sum(g^2 / F)) + 1e-12)
+    u       = gradient at w + epsilon
+
+  This `epsilon` maximizes the linearized loss within `sum(F * epsilon^2) <=
+  rho^2`: steep entries move less. A factor on the loss changes `epsilon`. The
+  defaults are those of a community port; another port rescales `epsilon` to
+  length `rho`. Unverified: the defaults, and the squared batch gradient in
+  place of squared per-example gradients.
+
+  Args:
+    rho: radius in that metric, at least 0, or a schedule of it by the step.
+    eta: weight of the squared gradient, at least 0; 0 is SAM.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+
+  Returns:
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+
+  References:
+    Kim, Li, Hu, Hospedales, `Fisher SAM: Information Geometry and Sharpness-
+    Aware Minimisation <https://arxiv.org/abs/2206.04920>`_, ICML 2022.
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.fisher_sam(rho=1.0), jnp.zeros(2)
+  >>> g = jnp.array([1.0, 3.0])
+  >>> u, _ = tx.update(g, tx.init(w), w, grad_fn=lambda w: w)
+  >>> [round(x, 3) for x in u.tolist()]  # (1 / 2, 3 / 10) / sqrt(1.4)
+  [0.423, 0.254]
+  """
+  perturbation = scale_to_fisher_radius(rho, eta=eta)
+  return sharpness_aware(
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+  )

@@ -1,0 +1,164 @@
+"""Frob-SAM: penalizes the variance of the loss around the weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import devices, partition
+from optax_sam.engine.info import SharpnessAwareState, advance
+from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.perturbation import RandomState
+from optax_sam.engine.transformation import skip, transformation
+from optax_sam.trees import tree_math
+from optax_sam.trees.random_trees import draw_direction
+
+
+def frob_sam(
+  rho: optax.ScalarOrSchedule = 0.005,
+  *,
+  penalty: float = 0.005,
+  num_samples: int = 2,
+  key: jax.Array | int,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Frob-SAM: penalizes the variance of the loss around the weights.
+
+  With `g` the gradient at `w`, standard normal `z_i`, drawn anew at every step,
+  `L_i` and `g_i` the loss and gradient at `w + rho * z_i`, n = `num_samples`::
+
+    c = sum over i of (L_i - mean of L) * (g_i - mean of g) / (n - 1)
+    u = g + penalty / rho^2 * c                      # rho = 0: u = g
+
+  `c` is half of the gradient of the variance of the losses. To leading order
+  `u` is the gradient of `L + penalty / 2 * norm(grad L)^2 + penalty * rho^2 / 4
+  * norm(H)_F^2`, with the Frobenius norm of the Hessian H. A factor on the loss
+  scales the penalty too. We read the rule and the defaults and ran no program.
+
+  Args:
+    rho: standard deviation of each entry of a perturbation, at least 0, or a
+      schedule of it. With N entries a perturbation is `rho * sqrt(N)` long.
+    penalty: weight of the variance, at least 0; 0 is the base optimizer.
+    num_samples: number n of directions, at least 2.
+    key: integer seed or typed key, the same on all devices.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+      Here `L_i` and `g_i` are averaged before they are multiplied.
+
+  Returns:
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn`, or a `grad_fn` that returns (loss, gradient). Cost: 1 +
+    `num_samples` gradients, all in memory at once. State: the key.
+
+  References:
+    Tahmasebi et al., `A Universal Class of Sharpness-Aware Minimization
+    Algorithms <https://arxiv.org/abs/2406.03682>`_, ICML 2024.
+
+  Where all gradients are equal, nothing is added:
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx = optax_sam.frob_sam(rho=0.1, penalty=0.5, num_samples=2, key=0)
+  >>> g, w = jnp.float32(3.0), jnp.float32(1.0)
+  >>> u, _ = tx.update(g, tx.init(w), w, value_fn=lambda w: 3 * w)
+  >>> float(u)
+  3.0
+  """
+  validation.check_radius(rho)
+  validation.check_number('penalty', penalty, at_least=0)
+  validation.check_static_integer('num_samples', num_samples, at_least=2)
+  validation.check_key(key)
+  validation.check_sync_ascent(sync_ascent, axis_name)
+
+  def init_choices(
+    w: optax.Params, leaves: partition.Leaves
+  ) -> Mapping[str, Any]:
+    del w, leaves
+    return {'perturbation': RandomState.of(key)}
+
+  def step(
+    view: LossView,
+    clean: optax.Updates,
+    state: SharpnessAwareState,
+    ascend: bool | None,
+    _: Mapping[str, Any],
+  ) -> tuple[optax.Updates, SharpnessAwareState]:
+    draws, leaves = state.perturbation, view.leaves
+    state = state._replace(perturbation=draws.advance())
+    if ascend is False:
+      return skip(view, clean, state)
+    w = leaves.split(view.params)
+    radius = rho(draws.count) if callable(rho) else rho
+    step_key = jax.random.fold_in(draws.key, draws.count)
+    samples = []
+    for sample in range(num_samples):
+      z = draw_direction(jax.random.fold_in(step_key, sample), leaves.inside(w))
+      scaled = jax.tree.map(lambda x: jnp.asarray(radius, x.dtype) * x, z)
+      samples.append(_value_and_grad(view, leaves.move(w, scaled)))
+    values, gradients = map(list, zip(*samples, strict=True))
+    if sync_ascent:
+      clean, values, gradients = devices.average(
+        (clean, values, gradients), axis_name
+      )
+    norm = tree_math.norm(leaves.inside(clean))
+    loss, direction = _penalize(radius, penalty, clean, values, gradients)
+    direction = tree_math.cast_like(direction, clean)
+    if not sync_ascent:
+      direction, norm, loss = devices.average(
+        (direction, norm, loss), axis_name
+      )
+    return direction, advance(state, norm, loss)
+
+  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
+
+
+def _value_and_grad(
+  view: LossView, point: optax.Params
+) -> tuple[jax.Array, optax.Updates]:
+  value, gradient = view.value_and_grad(point)
+  value = view.value(point) if value is None else value
+  if value is None:
+    msg = (
+      'frob_sam needs the loss beside its gradient: let grad_fn return both, '
+      'as jax.value_and_grad(loss) does, or pass value_fn as well\n'
+      '  updates, opt_state = tx.update(\n'
+      '    grads, opt_state, params, value_fn=value_fn, grad_fn=grad_fn)'
+    )
+    raise ValueError(msg)
+  return value, gradient
+
+
+def _penalize(
+  radius: Any,
+  penalty: Any,
+  clean: optax.Updates,
+  values: list[jax.Array],
+  gradients: list[optax.Updates],
+) -> tuple[jax.Array, optax.Updates]:
+  """Returns the mean loss, and the gradient with that of the penalty."""
+  losses = tree_math.widen(jnp.stack(values))
+  loss = jnp.mean(losses)
+  radius = jnp.asarray(radius, losses.dtype)
+  moves = radius > 0
+  weight = jnp.asarray(penalty, losses.dtype) / (len(values) - 1)
+  weight = weight / jnp.square(jnp.where(moves, radius, 1))
+  weights = jnp.where(moves, weight * (losses - loss), 0)
+
+  def leaf(g: jax.Array, *samples: jax.Array) -> jax.Array:
+    dtype = tree_math.wide_dtype(g, *samples)
+    wide = [x.astype(dtype) for x in samples]
+    mean = sum(wide[1:], wide[0]) / len(wide)
+    total = sum(
+      (
+        w.astype(dtype) * (x - mean) for w, x in zip(weights, wide, strict=True)
+      ),
+      jnp.zeros_like(mean),
+    )
+    return g.astype(dtype) + total
+
+  return loss, jax.tree.map(leaf, clean, *gradients)

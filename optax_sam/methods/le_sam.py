@@ -1,0 +1,94 @@
+"""LE-SAM: a perturbation that raises the linearized loss by a fixed amount."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import partition
+from optax_sam.engine.perturbation import with_radius
+from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.trees import tree_math
+
+
+def scale_to_loss_rise(
+  sigma: optax.ScalarOrSchedule, *, max_radius: float = 0.5
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the ascent gradient to a rise of the linearized loss: LE-SAM.
+
+  `epsilon` is that of `optax_sam.le_sam`.
+
+  Args:
+    sigma: rise in the unit of the loss, at least 0, or a schedule of it.
+    max_radius: largest length of epsilon, at least 0.
+
+  Returns:
+    A perturbation; stateless unless `sigma` is a schedule.
+  """
+  validation.check_radius(sigma, 'sigma')
+  validation.check_number('max_radius', max_radius, at_least=0)
+
+  def perturb(rise: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
+    size = tree_math.norm(updates)
+    # A norm that can't be divided by makes epsilon 0 whatever the length is.
+    length = jnp.asarray(rise, size.dtype) / (size + tree_math.STABILIZER)
+    length = jnp.minimum(length, jnp.asarray(max_radius, size.dtype))
+    return tree_math.scale_to(length, updates, size)
+
+  return with_radius(sigma, perturb)
+
+
+def le_sam(
+  sigma: optax.ScalarOrSchedule = 0.35,
+  *,
+  rho_max: float = 0.5,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Loss-equated SAM (LE-SAM): SAM with a fixed rise of the linearized loss.
+
+  With `g` the gradient at `w`::
+
+    r       = min(sigma / (norm(g) + 1e-12), rho_max)
+    epsilon = r * g / (norm(g) + 1e-12)
+    u       = gradient at w + epsilon
+
+  So the linearized loss rises by `sigma`, and the radius grows up to `rho_max`
+  as gradients shrink. A factor on the loss changes `epsilon`. The authors hold
+  `sigma` and decay it to 0 over the last 20 % of the training:
+  `optax.join_schedules([optax.constant_schedule(0.35),
+  optax.cosine_decay_schedule(0.35, T // 5)], [T - T // 5])`. On several devices
+  their program averages the ascent gradient, as `sync_ascent=True` does.
+
+  Args:
+    sigma: rise in the unit of the loss, at least 0, or a schedule of it by the
+      step. 0.35 is the value for CIFAR-100 in the authors' README; infinity
+      gives SAM with the radius `rho_max`.
+    rho_max: largest radius, at least 0. 0.5 is that of the authors' script;
+      their release also has 0.05 and 999.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+
+  Returns:
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+
+  References:
+    Wang, Liu, Xie, Gao, `Fix the Loss, Not the Radius: Rethinking the
+    Adversarial Perturbation of Sharpness-Aware Minimization
+    <https://arxiv.org/abs/2605.10183>`_, ICML 2026.
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.le_sam(sigma=5.0), jnp.array([6.0, 8.0])
+  >>> u, _ = tx.update(2 * w, tx.init(w), w, grad_fn=lambda w: 2 * w)
+  >>> [round(x, 3) for x in u.tolist()]  # 2 * (w + 5 / 20 * w / 10)
+  [12.3, 16.4]
+  """
+  validation.check_number('rho_max', rho_max, at_least=0)
+  perturbation = scale_to_loss_rise(sigma, max_radius=rho_max)
+  return sharpness_aware(
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+  )

@@ -1,0 +1,179 @@
+"""LPF-SGD: the gradient of the loss smoothed by noise."""
+
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import devices, partition
+from optax_sam.engine.info import SharpnessAwareState, advance
+from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.micro_batches import sum_over_chunks
+from optax_sam.engine.perturbation import RandomState
+from optax_sam.engine.transformation import skip, transformation
+from optax_sam.trees import tree_math
+from optax_sam.trees.random_trees import draw_direction
+
+
+def lpf_sgd(
+  gamma: optax.ScalarOrSchedule = 0.0005,
+  *,
+  micro_batches: int = 8,
+  final_ratio: float = 15.0,
+  total_steps: int,
+  key: jax.Array | int,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Low-pass filtering SGD (LPF-SGD): the gradient of a smoothed loss.
+
+  The batch is split, in order, into M = `micro_batches` parts of nearly equal
+  numbers of examples. With `t` the step from 0, and standard normal `z_k` for
+  part k, drawn anew at every step::
+
+    gamma_t = gamma * (1 + (final_ratio - 1)                # constant after
+              * (1 - cos(pi * t / total_steps)) / 2)        # total_steps
+    size    = norm(filter), for each output filter of a leaf with more axes
+              norm(leaf), for a leaf with at most one
+    u       = mean over k of the gradient of part k at w + gamma_t * size * z_k
+
+  The mean weighs parts by their examples. Output filters are along the last
+  axis, as in Flax. The incoming gradient is not used, so a jitted step computes
+  one gradient in all. We read the rule and ran no program. A batch that M does
+  not divide, and steps after the last one, are our choice.
+
+  Args:
+    gamma: noise at the first step, relative to the size of a filter, at least
+      0, or a schedule of it; 0 is the base optimizer, up to rounding.
+    micro_batches: number M of parts, at least 1; at most one an example.
+    final_ratio: factor by which `gamma` grows, at least 0; 1 is constant. The
+      authors take 35 and 25 for WRN-28-10.
+    total_steps: number of steps over which it grows, at least 1.
+    key: integer seed or typed key, the same on all devices.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+      Each device splits its own examples, with the same M noises.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+      It makes no difference: there is no ascent gradient.
+
+  Returns:
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `per_example_value_fn` and `batch`, or with M = 1 `value_fn` or `grad_fn`.
+    Batch norm normalizes each part separately. Cost: 1 gradient, 1 / 3 more if
+    you use the loss at `w`, and M normal numbers for each parameter; the parts
+    run one after the other. State: the key. `info.ascent_norm` is 0.
+
+  References:
+    Bisla, Wang, Choromanska, `Low-Pass Filtering SGD for Recovering Flat Optima
+    in the Deep Learning Optimization Landscape
+    <https://arxiv.org/abs/2201.08025>`_, AISTATS 2022.
+
+  Noise does not change the gradient of a linear loss:
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx = optax_sam.lpf_sgd(micro_batches=2, total_steps=10, key=0)
+  >>> f = lambda w, x: w * x
+  >>> w, x = jnp.float32(5.0), jnp.array([1.0, 2.0, 6.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
+  >>> float(u)
+  3.0
+  """
+  validation.check_radius(gamma, 'gamma')
+  validation.check_static_integer('micro_batches', micro_batches)
+  validation.check_number('final_ratio', final_ratio, at_least=0)
+  validation.check_count('total_steps', total_steps)
+  validation.check_sync_ascent(sync_ascent, axis_name)
+  validation.check_key(key)
+
+  def init_choices(
+    w: optax.Params, leaves: partition.Leaves
+  ) -> Mapping[str, Any]:
+    del w, leaves
+    return {'perturbation': RandomState.of(key)}
+
+  def step(
+    view: LossView,
+    clean: optax.Updates,
+    state: SharpnessAwareState,
+    ascend: bool | None,
+    _: Mapping[str, Any],
+  ) -> tuple[optax.Updates, SharpnessAwareState]:
+    draws, leaves = state.perturbation, view.leaves
+    state = state._replace(perturbation=draws.advance())
+    if ascend is False:
+      return skip(view, clean, state)
+    w = leaves.split(view.params)
+    inside = leaves.inside(w)
+    start = gamma(draws.count) if callable(gamma) else gamma
+    sizes = _sizes(start, final_ratio, total_steps, draws.count, inside)
+    step_key = jax.random.fold_in(draws.key, draws.count)
+
+    def point(part: Any) -> optax.Params:
+      z = draw_direction(jax.random.fold_in(step_key, part), inside)
+      return leaves.move(w, jax.tree.map(jnp.multiply, sizes, z))
+
+    loss, gradient = _mean_over_parts(view, micro_batches, point)
+    gradient = tree_math.cast_like(gradient, clean)
+    gradient, loss = devices.average((gradient, loss), axis_name)
+    return gradient, advance(state, state.info.ascent_norm, loss)
+
+  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
+
+
+def _sizes(
+  gamma: Any, final_ratio: Any, total_steps: Any, count: Any, params: Any
+) -> Any:
+  """Returns the standard deviation of the noise of every filter."""
+
+  def leaf(weights: jax.Array) -> jax.Array:
+    wide = tree_math.widen(weights)
+    number = lambda x: jnp.asarray(x).astype(wide.dtype)
+    share = jnp.minimum(number(count) / number(total_steps), 1)
+    grown = (number(final_ratio) - 1) * (1 - jnp.cos(math.pi * share)) / 2
+    axes = range(wide.ndim - 1 if wide.ndim > 1 else wide.ndim)
+    squares = jnp.sum(jnp.square(wide), axis=tuple(axes), keepdims=True)
+    return number(gamma) * (1 + grown) * jnp.sqrt(squares)
+
+  return jax.tree.map(leaf, params)
+
+
+def _mean_over_parts(
+  view: LossView, micro_batches: int, point: Any
+) -> tuple[jax.Array | None, optax.Updates]:
+  """Returns loss and gradient, with a separate point for each part."""
+  if micro_batches == 1:
+    return view.value_and_grad(point(0))
+  examples = view.num_examples
+  parts = min(micro_batches, examples)
+  size, larger = divmod(examples, parts)
+  sizes = np.full(parts, size) + (np.arange(parts) < larger)
+  numbers = np.repeat(np.arange(parts, dtype=np.int32), sizes)
+
+  def of_part(rows: tuple[jax.Array, Any]) -> Any:
+    number, batch = rows
+    part = view.on(batch)
+    weight = part.num_examples / examples
+    found = part.value_and_grad(point(number[0]))
+    return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
+
+  def sum_over(rows: slice, length: int) -> Any:
+    batch = (numbers[rows], view.rows(rows).batch)
+    return sum_over_chunks(of_part, batch, length, view.axis_name)
+
+  boundary = larger * (size + 1)
+  sums = [
+    sum_over(slice(first, last), length)
+    for first, last, length in (
+      (0, boundary, size + 1),
+      (boundary, examples, size),
+    )
+    if first < last
+  ]
+  return functools.reduce(functools.partial(jax.tree.map, jnp.add), sums)

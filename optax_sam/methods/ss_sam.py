@@ -1,0 +1,123 @@
+"""SS-SAM: takes SAM's step at random."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import partition
+from optax_sam.engine.perturbation import scale_to_radius
+from optax_sam.engine.policy import Policy
+from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.trees import tree_math
+
+
+class BernoulliState(NamedTuple):
+  """State of `bernoulli`.
+
+  Attributes:
+    count: number of steps so far, a scalar int32.
+    key: typed PRNG key that all draws derive from.
+  """
+
+  count: jax.Array
+  key: jax.Array
+
+
+def bernoulli(
+  probability: optax.ScalarOrSchedule, key: jax.Array | int
+) -> Policy:
+  """Takes an ascent step at random, the same on all devices: SS-SAM.
+
+  Args:
+    probability: of an ascent step, a scalar in [0, 1], or a schedule of it,
+      whose values are not checked: below 0 means never, above 1 always.
+    key: integer seed or typed key, the same on all devices; not dropout's.
+
+  Returns:
+    A policy with state (`BernoulliState`).
+  """
+  if not callable(probability):
+    validation.check_number('probability', probability, at_least=0, at_most=1)
+  validation.check_key(key)
+
+  def init(params: optax.Params) -> BernoulliState:
+    del params
+    return BernoulliState(jnp.zeros((), jnp.int32), validation.as_key(key))
+
+  def decide(
+    grads: optax.Updates, state: BernoulliState
+  ) -> tuple[jax.Array, BernoulliState]:
+    del grads
+    chance = probability(state.count) if callable(probability) else probability
+    coin = jax.random.fold_in(state.key, state.count)
+    ascend = jax.random.bernoulli(coin, jnp.asarray(chance, jnp.float32))
+    return ascend, state._replace(count=tree_math.increment(state.count))
+
+  return Policy(init, decide, reads_gradient=False)
+
+
+def ss_sam(
+  rho: optax.ScalarOrSchedule = 0.05,
+  *,
+  probability: optax.ScalarOrSchedule = 0.5,
+  key: jax.Array | int,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Stochastic scheduled SAM (SS-SAM): takes SAM's step at random.
+
+  With `g` the gradient at `w` and `t` the step from 0::
+
+    ascend = bernoulli(fold_in(key, t), probability(t))
+    u      = SAM's gradient if ascend else g
+
+  Of the paper's families of schedules, constant is a number; piecewise is
+  `lambda t: jnp.where(t < fraction * T, p, 1 - p)`; the trigonometric one, SAM
+  early, is `lambda t: (1 + jnp.cos(jnp.pi * t / T)) / 2`. Its linear one is
+  unverified; use `optax.linear_schedule`.
+
+  The authors' program tosses the coin on the host and runs one of two compiled
+  steps, which has the same distribution. Their later G-RST, also unverified,
+  mixes both gradients at ascents: combine `policies.bernoulli` and
+  `descents.mix`; a weight of 1 / `probability` keeps SAM's strength.
+
+  Args:
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
+    probability: of a SAM step, in [0, 1], or a schedule of it. 0.5 is a quoted
+      "propagation count 1.5" of the paper; the authors' example has 0.6.
+    key: integer seed or typed key, the same on all devices; not dropout's.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+
+  Returns:
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 1 + mean probability. State: the key.
+
+  References:
+    Zhao, Zhang, Hu, `SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization
+    for Efficiently Training Deep Neural Networks
+    <https://arxiv.org/abs/2203.09962>`_, 2022; as RST, AAAI 2023.
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> early = lambda t: jnp.where(t < 2, 1.0, 0.0)
+  >>> tx = optax_sam.ss_sam(rho=0.5, probability=early, key=0)
+  >>> w, directions = jnp.float32(1.0), []
+  >>> state = tx.init(w)
+  >>> for _ in range(4):
+  ...   u, state = tx.update(w, state, w, grad_fn=lambda w: w)
+  ...   directions.append(float(u))
+  >>> directions  # w + 0.5, then w
+  [1.5, 1.5, 1.0, 1.0]
+  """
+  return sharpness_aware(
+    scale_to_radius(rho),
+    policy=bernoulli(probability, key),
+    mask=mask,
+    axis_name=axis_name,
+    sync_ascent=sync_ascent,
+  )

@@ -1,0 +1,84 @@
+"""Unnormalized SAM: SAM without the division by the norm."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import partition
+from optax_sam.engine.perturbation import with_radius
+from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.trees import tree_math
+
+
+def scale_by_radius(
+  rho: optax.ScalarOrSchedule, *, clip: bool = False
+) -> optax.GradientTransformationExtraArgs:
+  """Scales the ascent gradient by rho without its norm: unnormalized SAM.
+
+  A norm that is not finite gives `epsilon = 0`.
+
+  Args:
+    rho: factor of at least 0, or a schedule of it by the step.
+    clip: whether an epsilon longer than rho is shortened to it.
+
+  Returns:
+    A perturbation; stateless unless `rho` is a schedule.
+  """
+  validation.check_choice('clip', clip, (True, False))
+
+  def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
+    size = tree_math.norm(updates)
+    radius = jnp.asarray(radius, size.dtype)
+    if clip:
+      radius = radius / jnp.maximum(size, 1)
+    return tree_math.multiply_where(jnp.isfinite(size), radius, updates)
+
+  return with_radius(rho, perturb)
+
+
+def unnormalized_sam(
+  rho: optax.ScalarOrSchedule,
+  *,
+  clip: bool = False,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Unnormalized SAM (USAM): the perturbation shrinks with the gradient.
+
+  With `g` the gradient at `w`::
+
+    epsilon = rho * g                # clip=True: rho * g / max(norm(g), 1)
+    u       = gradient at w + epsilon
+
+  The authors' program agrees. A factor on the loss changes `epsilon`.
+
+  Args:
+    rho: factor of at least 0, in the unit of the parameters over that of the
+      gradient, or a schedule of it by the step. There is no default.
+    clip: whether an `epsilon` longer than `rho` is shortened to it, as on one
+      path of the authors' program tml-epfl/understanding-sam.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+
+  Returns:
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+
+  References:
+    Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware
+    Minimization <https://arxiv.org/abs/2206.06232>`_, ICML 2022.
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.unnormalized_sam(0.5), jnp.array([3.0, 4.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
+  >>> [round(x, 3) for x in u.tolist()]  # w + 0.5 * w
+  [4.5, 6.0]
+  """
+  perturbation = scale_by_radius(rho, clip=clip)
+  return sharpness_aware(
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+  )

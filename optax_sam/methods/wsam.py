@@ -1,0 +1,163 @@
+"""WSAM: weighs the sharpness against the loss, coupled or decoupled."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import devices, partition
+from optax_sam.engine.descent import mix
+from optax_sam.engine.perturbation import scale_to_radius
+from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.trees import tree_math
+
+
+def wsam(
+  rho: optax.ScalarOrSchedule = 0.05,
+  *,
+  gamma: float = 0.9,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Weighted SAM (WSAM), coupled: weighs the sharpness against the loss.
+
+  With `g` the gradient at `w` and `a = gamma / (1 - gamma)`::
+
+    epsilon = rho * g / (norm(g) + 1e-12)
+    gp      = gradient at w + epsilon
+    u       = g + a * (gp - g)
+
+  The authors default to `wsam_decoupled`, which adds the second term after the
+  base optimizer; under plain SGD both are equal. Both follow their program.
+
+  Args:
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
+    gamma: weight of the sharpness, in [0, 1); 0 is the base optimizer, 0.5 is
+      SAM. The authors advise 0.8 to 0.95.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+
+  Returns:
+    A gradient transformation to place first in `optax.chain`; `update` needs
+    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+
+  References:
+    Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
+    Regularization Term <https://arxiv.org/abs/2305.15817>`_, KDD 2023.
+
+  >>> import jax.numpy as jnp, optax_sam
+  >>> tx, w = optax_sam.wsam(rho=0.5, gamma=0.75), jnp.array([3.0, 4.0])
+  >>> u, _ = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
+  >>> [round(x, 3) for x in u.tolist()]  # g + 3 * (gp - g)
+  [3.9, 5.2]
+  """
+  validation.check_number('gamma', gamma, at_least=0, below=1)
+  return sharpness_aware(
+    scale_to_radius(rho),
+    descent=mix(gamma / (1 - gamma)),
+    mask=mask,
+    axis_name=axis_name,
+    sync_ascent=sync_ascent,
+  )
+
+
+class WsamDecoupledState(NamedTuple):
+  """State of `wsam_decoupled`.
+
+  Attributes:
+    ascent: `SharpnessAwareState` of the sharpness-aware part.
+    base: state of the base optimizer.
+  """
+
+  ascent: Any
+  base: optax.OptState
+
+
+def wsam_decoupled(
+  base: optax.GradientTransformation,
+  *,
+  rho: optax.ScalarOrSchedule = 0.05,
+  gamma: float = 0.9,
+  learning_rate: optax.ScalarOrSchedule,
+  mask: partition.Mask = None,
+  axis_name: Any = None,
+  sync_ascent: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+  """Weighted SAM (WSAM), decoupled: the base optimizer sees no sharpness.
+
+  With `g` the gradient at `w`, `gp` the one at SAM's `w + epsilon`, `a = gamma
+  / (1 - gamma)`, and `t` the step from 0::
+
+    update = base.update(g) - learning_rate(t) * a * (gp - g)
+
+  The second term enters neither momentum nor weight decay nor preconditioning.
+  A transformation before the base optimizer can't do this, so it wraps it. This
+  is the authors' default; under plain SGD it equals `wsam`.
+
+  Args:
+    base: base optimizer, with everything that belongs to it in a chain.
+    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
+    gamma: weight of the sharpness, in [0, 1); 0 is the base optimizer. The
+      authors advise 0.8 to 0.95.
+    learning_rate: factor of the second term, at least 0, usually the learning
+      rate of the base optimizer, or a schedule of it.
+    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
+    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    sync_ascent: whether the ascent gradient is averaged too; see there.
+
+  Returns:
+    An optimizer that returns the whole update: no learning rate follows. Its
+    `update` needs `params`, and `value_fn` or `grad_fn`. Cost: 2 gradients.
+    State: that of the base optimizer.
+
+  References:
+    Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
+    Regularization Term <https://arxiv.org/abs/2305.15817>`_, KDD 2023.
+
+  >>> import jax.numpy as jnp, optax, optax_sam
+  >>> sgd, w = optax.sgd(0.1), jnp.array([3.0, 4.0])
+  >>> tx = optax_sam.wsam_decoupled(sgd, rho=0.5, learning_rate=0.1)
+  >>> u, _ = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
+  >>> [round(x, 3) for x in u.tolist()]  # -0.1 * (g + 9 * (gp - g))
+  [-0.57, -0.76]
+  """
+  validation.check_number('gamma', gamma, at_least=0, below=1)
+  if not callable(learning_rate):
+    validation.check_number('learning_rate', learning_rate, at_least=0)
+  validation.check_base(base)
+  base = optax.with_extra_args_support(base)
+  perturbation = scale_to_radius(rho)
+  ascent = sharpness_aware(
+    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+  )
+
+  def init(params: optax.Params) -> WsamDecoupledState:
+    return WsamDecoupledState(ascent.init(params), base.init(params))
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, WsamDecoupledState]:
+    count = state.ascent.count
+    rate = learning_rate(count) if callable(learning_rate) else learning_rate
+    perturbed, ascent_state = ascent.update(
+      updates, state.ascent, params, **extra_args
+    )
+    clean = devices.average(updates, axis_name)
+    steps, base_state = base.update(clean, state.base, params, **extra_args)
+
+    def add(step: jax.Array, gp: jax.Array, g: jax.Array) -> jax.Array:
+      wide = tree_math.widen(gp)
+      weight = jnp.asarray(rate * gamma / (1 - gamma), wide.dtype)
+      moved = weight * (wide - g.astype(wide.dtype))
+      return step - moved.astype(step.dtype)
+
+    leaves = partition.Leaves.of(params)
+    inside = [leaves.split(tree) for tree in (steps, perturbed, clean)]
+    steps = leaves.join(jax.tree.map(add, *inside), steps)
+    return steps, WsamDecoupledState(ascent_state, base_state)
+
+  return optax.GradientTransformationExtraArgs(init, update)

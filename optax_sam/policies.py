@@ -1,0 +1,25 @@
+"""Policies: is the second gradient taken at this step?"""
+
+from optax_sam.engine.policy import (
+  AfterState,
+  EveryState,
+  Policy,
+  after,
+  always,
+  every,
+)
+from optax_sam.methods.ae_sam import SharpGradientsState, on_sharp_gradients
+from optax_sam.methods.ss_sam import BernoulliState, bernoulli
+
+__all__ = [
+  'AfterState',
+  'BernoulliState',
+  'EveryState',
+  'Policy',
+  'SharpGradientsState',
+  'after',
+  'always',
+  'bernoulli',
+  'every',
+  'on_sharp_gradients',
+]

@@ -1,0 +1,55 @@
+"""The mean divergence from a target, which SAF and MESA add to a loss."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam import validation
+from optax_sam.trees import tree_math
+
+
+def mean(
+  logits: jax.Array,
+  targets: jax.Array,
+  known: jax.Array,
+  temperature: Any,
+  weight: Any,
+) -> jax.Array:
+  """Returns `weight * tau**2 * mean KL` over the rows that have a target.
+
+  Args:
+    logits: of the step, (B, classes).
+    targets: logits that they are to agree with, of the same shape.
+    known: bool (B,), where these are targets; the mean is over all rows.
+    temperature: tau.
+    weight: of the term.
+  """
+  dtype = tree_math.wide_dtype(logits, targets)
+  tau = jnp.asarray(temperature, dtype)
+
+  def soften(values: jax.Array) -> jax.Array:
+    # Not the sum of some rows: those without a target may hold anything.
+    return jnp.where(known[:, None], values, 0).astype(dtype) / tau
+
+  expected = jax.lax.stop_gradient(jax.nn.log_softmax(soften(targets)))
+  difference = expected - jax.nn.log_softmax(soften(logits))
+  rows = jnp.sum(jnp.exp(expected) * difference, axis=-1)
+  total = jnp.sum(jnp.where(known, rows, 0))
+  return jnp.asarray(weight, dtype) * tau**2 * total / len(logits)
+
+
+def check_settings(temperature: Any, weight: Any) -> None:
+  """Raises a ValueError if a Python number is out of range."""
+  validation.check_number('temperature', temperature, above=0)
+  validation.check_number('weight', weight, at_least=0)
+
+
+def check_logits(logits: Any) -> None:
+  """Raises a ValueError unless there is a row of numbers an example."""
+  if logits.ndim != 2 or not tree_math.is_float(logits):
+    msg = (
+      f'logits must be floating-point numbers of shape (B, classes), got '
+      f'{logits.dtype} of shape {logits.shape}.'
+    )
+    raise ValueError(msg)

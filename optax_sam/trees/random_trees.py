@@ -1,0 +1,43 @@
+"""Trees of random numbers, drawn leaf by leaf from one key."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam.trees import tree_math
+
+
+def draw_normal(
+  key: jax.Array, count: jax.Array, like: optax.Params
+) -> optax.Params:
+  """Draws standard normal entries, the same for the same number `count`."""
+  return draw_direction(jax.random.fold_in(key, count), like)
+
+
+def draw_direction(key: jax.Array, like: optax.Params) -> optax.Params:
+  """Draws standard normal entries, float32 or wider."""
+  leaves, structure = jax.tree.flatten(like)
+
+  def draw(i: int, leaf: jax.Array) -> jax.Array:
+    leaf_key = jax.random.fold_in(key, i)
+    return jax.random.normal(leaf_key, leaf.shape, tree_math.wide_dtype(leaf))
+
+  return structure.unflatten([draw(*item) for item in enumerate(leaves)])
+
+
+def draw_signs(key: jax.Array, zeros: optax.Updates) -> optax.Updates:
+  """Draws a direction of length 1 whose entries are equal in size.
+
+  So that it is the same to the bit however it is compiled.
+  """
+  entry = 1 / math.sqrt(max(tree_math.size(zeros), 1))
+  leaves, structure = jax.tree.flatten(zeros)
+
+  def draw(i: int, leaf: jax.Array) -> jax.Array:
+    signs = jax.random.bernoulli(jax.random.fold_in(key, i), 0.5, leaf.shape)
+    # Added to the zeros, so that sharding follows.
+    return leaf + jnp.where(signs, entry, -entry).astype(leaf.dtype)
+
+  return structure.unflatten([draw(*item) for item in enumerate(leaves)])

@@ -1,0 +1,57 @@
+"""Means of parameters, updated by one member, or by another mean, at a time.
+
+All parameters here are floating-point leaves; means are float32 or wider.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam.trees import tree_math
+
+
+class RunningMean(NamedTuple):
+  """A mean, and of how many.
+
+  Attributes:
+    mean: like the parameters, float32 or wider; zeros of none.
+    size: number of parameters in it, a scalar int32.
+  """
+
+  mean: optax.Params
+  size: jax.Array
+
+
+def empty(params: optax.Params) -> RunningMean:
+  """Returns the mean of none."""
+  return RunningMean(tree_math.zeros_like(params), jnp.zeros((), jnp.int32))
+
+
+def add(running: RunningMean, params: optax.Params) -> RunningMean:
+  """Adds parameters, unless they aren't finite."""
+  one = RunningMean(
+    jax.tree.map(lambda w, m: w.astype(m.dtype), params, running.mean),
+    jnp.isfinite(tree_math.norm(params)).astype(jnp.int32),
+  )
+  return merge(running, one)
+
+
+def merge(left: RunningMean, right: RunningMean) -> RunningMean:
+  """Returns the mean of the members of both."""
+  size = left.size + right.size
+  is_empty = right.size == 0
+
+  def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+    share = right.size.astype(x.dtype) / jnp.maximum(size, 1).astype(x.dtype)
+    # A select, not a product with 0: 0 * nan is nan.
+    return jnp.where(is_empty, x, x + share * (y - x))
+
+  return RunningMean(jax.tree.map(leaf, left.mean, right.mean), size)
+
+
+def value(running: RunningMean, params: optax.Params) -> optax.Params:
+  """Returns the mean in the dtypes of the parameters; these, if it has none."""
+  mean = tree_math.cast_like(running.mean, params)
+  return tree_math.select(running.size > 0, mean, params)

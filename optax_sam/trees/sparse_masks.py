@@ -1,0 +1,306 @@
+"""Exact sparse masks over a whole pytree, without sorting or joining leaves.
+
+The bit patterns of non-negative floats order like integers, so the k-th
+largest of all scores is found digit by digit, two bits a pass: at most 16
+counting passes over the leaves, whatever their shapes and however they are
+sharded. As many again break ties, where there are any to be broken.
+"""
+
+import fractions
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_sam import validation
+from optax_sam.trees import tree_math
+
+EXCLUDED = -1  # a rank below that of every score
+
+
+_MAX_ENTRIES = 2**31 - 1  # those that an int32 can count
+
+
+_SMALLEST_NORMAL = 2**23  # bits of the smallest float32 that no device flushes
+
+
+def num_kept(sparsity: float, size: int) -> int:
+  """Returns floor((1 - sparsity) * size), in exact decimal arithmetic.
+
+  >>> num_kept(0.9, 10), int((1 - 0.9) * 10)
+  (1, 0)
+  """
+  return size - math.ceil(fractions.Fraction(str(sparsity)) * size)
+
+
+def parse_pattern(pattern: str) -> tuple[int, int] | None:
+  """Returns (n, m) of a pattern such as '2:4', None of 'global'."""
+  if pattern == 'global':
+    return None
+  parts = pattern.split(':') if isinstance(pattern, str) else []
+  if len(parts) == 2 and all(part.isdecimal() for part in parts):
+    n, m = int(parts[0]), int(parts[1])
+    if 1 <= n <= m:
+      return n, m
+  msg = (
+    f"pattern must be 'global' or 'n:m' with 1 <= n <= m, such as '2:4', got "
+    f'{pattern!r}.'
+  )
+  raise ValueError(msg)
+
+
+def rank_bits(score: jax.Array) -> jax.Array:
+  """Returns int32 numbers in the order of non-negative scores.
+
+  Scores are compared in float32; negative and subnormal ones count as 0, NaN
+  is never chosen.
+  """
+  score = score.astype(jnp.float32)
+  bits = jax.lax.bitcast_convert_type(score, jnp.int32)
+  bits = jnp.where(bits < _SMALLEST_NORMAL, 0, bits)
+  return jnp.where(jnp.isnan(score), EXCLUDED, bits)
+
+
+def random_bits(key: jax.Array, tree: Any) -> Any:
+  """Returns a tree of 31 random bits an entry, for a uniform choice."""
+  leaves, structure = jax.tree.flatten(tree)
+
+  def draw(i: int, leaf: jax.Array) -> jax.Array:
+    bits = jax.random.bits(jax.random.fold_in(key, i), leaf.shape, jnp.uint32)
+    bits = (bits >> 1).astype(jnp.int32)
+    if isinstance(leaf, jax.core.Tracer):
+      return bits  # equal on all devices, also if the leaf isn't
+    # Joined with zeros derived from the leaf, so that sharding follows.
+    return bits | jnp.zeros_like(leaf, dtype=jnp.int32)
+
+  return structure.unflatten([draw(*item) for item in enumerate(leaves)])
+
+
+def count(mask: Any) -> jax.Array:
+  """Returns the number of True entries of all leaves, as an integer."""
+  counts = [jnp.sum(leaf, dtype=jnp.int32) for leaf in jax.tree.leaves(mask)]
+  return sum(counts, jnp.zeros((), jnp.int32))
+
+
+def largest(scores: Any, k: Any) -> Any:
+  """Chooses exactly the k largest entries of a pytree.
+
+  Equal to `jax.lax.top_k` over all leaves joined: ties go to the entry that
+  comes first, by leaf and then in C order. Needs no memory for ranks of its
+  own.
+
+  Args:
+    scores: floats, compared as by `rank_bits`, or int32 ranks, of which
+      `EXCLUDED` is never chosen.
+    k: how many, at most the number of entries that may be chosen; an integer,
+      traced or not.
+
+  Returns:
+    A tree of bools like `scores`.
+
+  Raises:
+    ValueError: if there are more than 2^31 - 1 entries.
+  """
+  size = tree_math.size(scores)
+  if size > _MAX_ENTRIES:
+    msg = (
+      f'the leaves that may be perturbed must have at most {_MAX_ENTRIES} '
+      f'entries together for an exact sparse mask, got {size}: leave some out '
+      f'with mask=.'
+    )
+    raise ValueError(msg)
+  k = jnp.asarray(k, jnp.int32)
+  leaves, structure = jax.tree.flatten(scores)
+  ends = itertools.accumulate(leaf.size for leaf in leaves)
+  entries = [
+    _Entries(leaf, first=jnp.int32(1 + end - leaf.size), zero=jnp.int32(0))
+    for leaf, end in zip(leaves, ends, strict=True)
+  ]
+
+  def at_least(ranks: jax.Array, _: jax.Array, threshold: jax.Array) -> Any:
+    return ranks >= threshold
+
+  def ahead(ranks: jax.Array, numbers: jax.Array, minus_cut: jax.Array) -> Any:
+    # Those tied that come late rank below the others.
+    late = numbers + minus_cut >= 0
+    return ranks - late.astype(jnp.int32) >= threshold
+
+  threshold, kept = _search(at_least, entries, jnp.int32(size), k, 16)
+  threshold = jnp.maximum(threshold, 0)  # above EXCLUDED
+  digits = (size.bit_length() + 1) // 2
+  minus_cut, _ = _search(ahead, entries, kept, k, digits)
+  return structure.unflatten(
+    [ahead(x.ranks(), x.numbers(), minus_cut) for x in entries]
+  )
+
+
+def drop_and_grow(mask: Any, drop_bits: Any, grow_bits: Any, moved: Any) -> Any:
+  """Moves entries of a mask: as many are grown as are dropped.
+
+  Args:
+    mask: tree of bools.
+    drop_bits: ranks; the chosen entries with the smallest are dropped.
+    grow_bits: ranks; the largest of those not chosen before are grown.
+    moved: how many entries to move.
+
+  Returns:
+    A mask with as many entries as before.
+  """
+  keep = jax.tree.map(lambda m, b: jnp.where(m, b, EXCLUDED), mask, drop_bits)
+  grow = jax.tree.map(lambda m, b: jnp.where(m, EXCLUDED, b), mask, grow_bits)
+  kept, grown = largest(keep, count(mask) - moved), largest(grow, moved)
+  return jax.tree.map(jnp.logical_or, kept, grown)
+
+
+def n_of_m(score: jax.Array, n: int, m: int) -> jax.Array:
+  """Chooses the n largest of every m consecutive entries along the inputs.
+
+  The inputs are all axes but the last, as in the kernels of Flax. A leaf with
+  fewer than two axes, or whose number of inputs m doesn't divide, is chosen
+  whole. A leaf is gathered only where a group lies on several devices.
+  """
+  if score.ndim < 2 or math.prod(score.shape[:-1]) % m:
+    return jnp.ones(score.shape, bool)
+  *outer, inputs, units = score.shape
+  if inputs % m:
+    outer, inputs = [], math.prod(score.shape[:-1])
+  # Axes are joined only where they must be: a sharded one stays sharded.
+  groups = score.reshape(*outer, inputs // m, m, units)
+  mine, rival = groups[..., :, None, :], groups[..., None, :, :]
+  index = jnp.arange(m)
+  earlier = jnp.expand_dims(
+    index[None, :] < index[:, None], (*range(len(outer) + 1), -1)
+  )
+  beaten = (rival > mine) | ((rival == mine) & earlier)
+  chosen = jnp.sum(beaten, axis=-2, dtype=jnp.int32) < n
+  return chosen.reshape(score.shape)
+
+
+def check_sparsity(sparsity: Any) -> None:
+  """Raises unless a sparsity is a Python number in [0, 1]."""
+  if not validation.is_python_number(sparsity):
+    msg = (
+      f'sparsity must be a Python number in [0, 1], since it decides how many '
+      f'entries are perturbed, got {sparsity!r}. With '
+      f"optax.inject_hyperparams write static_args=('sparsity',)."
+    )
+    raise ValueError(msg)
+  validation.check_number('sparsity', sparsity, at_least=0, at_most=1)
+
+
+class _Entries(NamedTuple):
+  """The entries of a leaf, with what to count them from."""
+
+  leaf: jax.Array
+  first: jax.Array
+  zero: jax.Array
+
+  def ranks(self) -> jax.Array:
+    """Returns the leaf if it is one of ranks, else the ranks of its scores."""
+    is_rank = self.leaf.dtype == jnp.int32
+    return self.leaf if is_rank else rank_bits(self.leaf)
+
+  def numbers(self) -> jax.Array:
+    """Numbers the entries in C order."""
+    shape = self.leaf.shape
+    number = jnp.full(shape, self.zero, jnp.int32)
+    for axis, length in enumerate(shape):
+      index = jax.lax.broadcasted_iota(jnp.int32, shape, axis)
+      number = number * length + index
+    return number + self.first
+
+
+def _search(
+  choose: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  entries: list[_Entries],
+  kept: jax.Array,
+  k: jax.Array,
+  digits: int,
+) -> tuple[jax.Array, jax.Array]:
+  """Finds the largest x for which at least k entries are chosen.
+
+  The larger x, the fewer are chosen. A pass over memory finds two bits of x,
+  and the search ends once exactly k are chosen.
+
+  Args:
+    choose: from the ranks of a leaf, its numbers and x to a mask.
+    entries: those of all leaves.
+    kept: how many entries the smallest x chooses.
+    k: how many to choose.
+    digits: half the bits of x, which is negative if they are below 32.
+
+  Returns:
+    x and how many entries it chooses.
+  """
+  smallest = jnp.int32(-(2 ** min(31, 2 * digits)))
+  # Whatever is computed from the outputs of a barrier, XLA can't compute before
+  # the loop. Ranks and numbers are to be computed anew in every pass: to write
+  # and read them would take longer. The first barrier hides that `first` is
+  # constant, or a loop for each leaf would be compiled, not one for each shape.
+  entries = jax.lax.optimization_barrier(entries)
+
+  def narrow(state: Any) -> Any:
+    shift, x, kept = state
+    here, x = jax.lax.optimization_barrier((entries, x))
+    trials = [x + (jnp.int32(i) << shift) for i in (1, 2, 3)]
+    for trial, count in zip(trials, _counts(choose, here, trials), strict=True):
+      x = jnp.where(count >= k, trial, x)
+      kept = jnp.where(count >= k, count, kept)
+    return shift - 2, x, kept
+
+  def ties_left(state: Any) -> jax.Array:
+    shift, _, kept = state
+    return (shift >= 0) & (kept > k)
+
+  smallest, kept = _vary_like((smallest, kept), entries)
+  state = jnp.int32(2 * digits - 2), smallest, kept
+  return jax.lax.while_loop(ties_left, narrow, state)[1:]
+
+
+def _counts(
+  choose: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  entries: list[_Entries],
+  trials: list[jax.Array],
+) -> tuple[jax.Array, ...]:
+  """Counts the entries that every trial chooses.
+
+  In one reduction of several arrays, for which XLA reads a leaf once on all
+  platforms. For a reduction each, it would read and write more on CPUs.
+  """
+
+  def add(x: Any, y: Any) -> Any:
+    return tuple(map(jnp.add, x, y))
+
+  zeros = (jnp.int32(0),) * len(trials)
+  total = zeros
+  for entry in entries:
+    ranks, numbers = entry.ranks(), entry.numbers()
+    chosen = tuple(
+      choose(ranks, numbers, trial).astype(jnp.int32) for trial in trials
+    )
+    axes = tuple(range(ranks.ndim))
+    total = add(total, jax.lax.reduce(chosen, zeros, add, axes))
+  return total
+
+
+def _vary_like(tree: Any, reference: Any) -> Any:
+  """Marks values as local to a device wherever another tree is.
+
+  Inside `jax.shard_map` a loop over local values carries local ones only.
+  """
+  leaves = jax.tree.leaves(reference)
+  varying = {
+    name
+    for leaf in leaves
+    for name in jax.typeof(leaf).manual_axis_type.varying
+  }
+
+  def cast(leaf: Any) -> Any:
+    missing = varying - set(jax.typeof(leaf).manual_axis_type.varying)
+    names = tuple(sorted(missing))
+    return jax.lax.pcast(leaf, names, to='varying') if names else leaf
+
+  return jax.tree.map(cast, tree)

@@ -1,0 +1,100 @@
+"""What devices tell one another, counted in compiled programs.
+
+Compiled, since that is what runs: written down, an average of a tree is one
+operation a leaf, of which XLA joins those that don't wait for one another into
+one. So bytes are those of all the shapes in a result.
+"""
+
+import math
+import re
+
+GRADIENT = 4 * 49  # bytes: one of the problem's
+INFO = 4 * 2  # ascent_norm and perturbed_loss
+WITH_INFO = GRADIENT + INFO
+# From what the catalog says to bytes of the all-reduces: of every step, in the
+# branch of a conditional, in a loop.
+MEANING = {
+  'none': ([WITH_INFO], [], []),
+  'none, no info': ([GRADIENT], [], []),
+  'none, no norm': ([GRADIENT + 4], [], []),
+  '1 a step': ([GRADIENT, WITH_INFO], [], []),
+  '1 a step, joined': ([GRADIENT + WITH_INFO], [], []),
+  '1 a step, no norm': ([2 * GRADIENT + 4], [], []),
+  '1 a step, without info': ([INFO, 2 * GRADIENT], [], []),
+  '2 a step, 1 joined': ([GRADIENT, GRADIENT + WITH_INFO], [], []),
+  # Of two steps, one batch.
+  'steps - 1, joined': ([GRADIENT + WITH_INFO], [], []),
+  'steps a step': ([GRADIENT, GRADIENT, WITH_INFO], [], []),
+  '1 a product': ([WITH_INFO], [4], [GRADIENT]),
+  '1 a step, 1 a product': ([GRADIENT, WITH_INFO], [4], [GRADIENT]),
+  # Without it there is but the clean gradient to be averaged, and no info.
+  '1 an ascent': ([GRADIENT], [WITH_INFO], []),
+  '1 a refresh': ([WITH_INFO], [GRADIENT], []),
+  '1 a step, 1 a refresh': ([GRADIENT, WITH_INFO], [GRADIENT], []),
+  # Eight examples in parts of three: the remainder stands outside of the loop.
+  '1 a part': ([GRADIENT, WITH_INFO], [], [GRADIENT]),
+}
+# XLA cuts these up as it likes: bytes of all that every step averages. Clean
+# gradient; gradients and losses of two samples.
+IN_PIECES = {'1 a sample': GRADIENT + 2 * (GRADIENT + 4)}
+COLLECTIVE = re.compile(
+  r' = (?P<result>.*?) (?P<name>all-gather|all-reduce|all-to-all|'
+  r'collective-broadcast|collective-permute|ragged-all-to-all|reduce-scatter)'
+  r'(?:-start)?\('
+)
+
+
+def assert_meant(found, said):
+  """Raises unless all-reduces are what the words of the catalog mean."""
+  if said in IN_PIECES:
+    assert (sum(found[0]), *found[1:]) == (IN_PIECES[said], [], [])
+  else:
+    assert found == MEANING[said]
+
+
+def all_reduces(text):
+  """Returns the bytes of every all-reduce of a program, by where it is.
+
+  Raises if there is any other collective.
+  """
+  branches = re.findall(
+    r'(?:true|false)_computation=\S+|branch_computations=\{.*?\}', text
+  )
+  inside = {
+    'branch': set(re.findall(r'%([\w.-]+)', ' '.join(branches))),
+    'loop': set(re.findall(r'body=%([\w.-]+)', text)),
+  }
+  found = {'step': [], 'branch': [], 'loop': []}
+  where = None
+  for line in text.splitlines():
+    header = re.match(r'(ENTRY )?%([\w.-]+) \(.*\{$', line)
+    if header:
+      entry, name = header.groups()
+      where = 'step' if entry else None
+      for kind, computations in inside.items():
+        where = kind if name in computations else where
+    operation = COLLECTIVE.search(line)
+    if operation:
+      assert operation['name'] == 'all-reduce', line
+      found[where].append(_bytes(operation['result']))
+  return tuple(sorted(sizes) for sizes in found.values())
+
+
+def sizes(text):
+  """Returns (name, number of entries of the result) of all collectives."""
+  found = []
+  for match in COLLECTIVE.finditer(text):
+    shapes = re.findall(r'\[([\d,]*)\]', match['result'])
+    found.append((match['name'], max(map(_size, shapes))))
+  return found
+
+
+def _size(shape):
+  return math.prod(map(int, filter(None, shape.split(','))))
+
+
+def _bytes(result):
+  """Returns the bytes of a shape, or of a tuple of shapes."""
+  shapes = re.findall(r'(\w+)\[([\d,]*)\]', result)
+  assert {dtype for dtype, _ in shapes} == {'f32'}, result
+  return 4 * sum(_size(shape) for _, shape in shapes)

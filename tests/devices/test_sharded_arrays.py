@@ -1,0 +1,55 @@
+"""Methods under `jit` on arrays that lie on eight devices."""
+
+import numpy as np
+import optax
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from tests.devices import programs
+from tests.oracles.problems import NETWORK
+
+# One of each kind: what their rules do to arrays.
+KINDS = (
+  'sam',
+  'friendly_sam',
+  'ae_look_sam',
+  'look_sam per_leaf=True alpha=0.3',
+  'sparse_sam_fisher',
+  'eigen_sam',
+  'frob_sam',
+  'lpf_sgd',
+  'esam',
+  'm_sam',
+  'lookbehind',
+  'b_sam',
+  'everything',
+)
+
+
+@pytest.mark.parametrize('placement', programs.PLACEMENTS)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(
+      name, marks=pytest.mark.xdist_group(programs.CASES[name].family)
+    )
+    for name in KINDS
+  ],
+)
+def test_sharded_arrays_follow_the_rule(name, placement):
+  """As one device that has all of the batch."""
+  found = programs.under_jit(name, placement)
+  programs.assert_follows(name, found, devices=1)
+
+
+def test_split_weights_have_split_averages():
+  found = programs.under_jit('after_base', 'fsdp')
+  programs.assert_follows('after_base', found, devices=1)
+  mean = optax.tree_utils.tree_get(found.state, 'mean')
+  averaged = programs.expected('after_base', 1).memory['averaged']
+  np.testing.assert_allclose(
+    NETWORK.flat(mean), np.mean(averaged, axis=0), rtol=0, atol=1e-5
+  )
+  spec = PartitionSpec(*programs.PLACEMENTS['fsdp'][1]['kernel'])
+  wanted = NamedSharding(programs.mesh(), spec)
+  assert mean['kernel'].sharding.is_equivalent_to(wanted, 3)

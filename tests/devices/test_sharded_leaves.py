@@ -1,0 +1,208 @@
+"""Exact masks of leaves that lie in pieces on eight devices, under jit."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+import optax_sam
+from optax_sam import catalog
+from optax_sam.trees import sparse_masks
+from tests.devices import collectives, programs
+from tests.oracles.problems import NETWORK
+
+DEVICES = 8
+# Leaves that lie in pieces on the devices, and small ones that all have.
+SPLIT = {
+  'one_axis': (
+    (DEVICES,),
+    {'embedding': ('x',), 'kernel': (None, 'x'), 'bias': (), 'scale': ()},
+  ),
+  'two_axes': (
+    (4, 2),
+    {
+      'embedding': ('x', 'y'),
+      'kernel': (None, 'y', 'x'),
+      'bias': ('y',),
+      'scale': (),
+    },
+  ),
+}
+SHAPES = {
+  'embedding': (64, 10),
+  'kernel': (3, 32, 8),
+  'bias': (40,),
+  'scale': (),
+}
+EXAMPLES = 32
+SPARSE = {
+  'fisher': functools.partial(optax_sam.sparse_sam_fisher, refresh_every=1),
+  'fisher_n_of_m': functools.partial(
+    optax_sam.sparse_sam_fisher, refresh_every=1, pattern='2:4'
+  ),
+  'dynamic': functools.partial(
+    optax_sam.sparse_sam_dynamic, refresh_every=1, total_steps=9, key=0
+  ),
+  'dynamic_by_size': lambda: optax_sam.sharpness_aware(
+    optax_sam.perturbations.keep_dynamic(
+      refresh_every=1, total_steps=9, key=0, drop='weight', growth='gradient'
+    )
+  ),
+}
+
+
+def shardings(split):
+  shape, specs = SPLIT[split]
+  devices = np.array(jax.devices()).reshape(shape)
+  split_mesh = Mesh(devices, ('x', 'y')[: len(shape)])
+  return {k: NamedSharding(split_mesh, PartitionSpec(*specs[k])) for k in specs}
+
+
+def powers_of_two(step=0):
+  """Many entries are equal, and stay so in whatever order one multiplies."""
+  index = {name: np.arange(np.prod(shape)) for name, shape in SHAPES.items()}
+  return {
+    name: jnp.asarray(
+      (-1.0) ** (i % 3) * 2.0 ** ((i * 89 + 5 * step) % 7), jnp.float32
+    ).reshape(SHAPES[name])
+    for name, i in index.items()
+  }
+
+
+def elementwise_losses(params, batch):
+  """Needs no leaf as a whole, as a matrix product would."""
+  squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)]
+  return 0.5 * batch * sum(squares)
+
+
+def elementwise_step(tx):
+  batch = jnp.arange(float(EXAMPLES)) % 2.0 + 0.5
+
+  def step(params, state):
+    grads = jax.grad(lambda p: jnp.mean(elementwise_losses(p, batch)))(params)
+    return tx.update(
+      grads,
+      state,
+      params,
+      per_example_value_fn=elementwise_losses,
+      batch=batch,
+    )
+
+  return jax.jit(step)
+
+
+@functools.cache
+def sparse_step(name):
+  tx = SPARSE[name]()
+  return tx, elementwise_step(tx)
+
+
+def assert_only_counts_travel(compiled, at_most=1):
+  """Counts are added up, or one of every device is gathered."""
+  found = collectives.sizes(compiled.as_text())
+  assert found
+  for name, size in found:
+    assert name in {'all-reduce', 'all-gather'}
+    assert size <= (DEVICES if name == 'all-gather' else at_most)
+
+
+def assert_same(found, expected, wanted):
+  """The same entries, bit for bit, and where they are wanted."""
+  for name, sharding in wanted.items():
+    np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    leaf = found[name]
+    assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim), name
+
+
+def masks_of(state):
+  return optax.tree_utils.tree_get(state, 'mask')
+
+
+@pytest.mark.parametrize('split', SPLIT)
+@pytest.mark.parametrize('name', SPARSE)
+def test_sparse_masks_of_split_leaves(name, split):
+  """No leaf is gathered: what travels are sums, and losses of examples."""
+  wanted = shardings(split)
+  tx, step = sparse_step(name)
+  params = powers_of_two()
+  expected = tx.init(params)
+  state = optax.tree_utils.tree_map_params(tx, jax.device_put, expected, wanted)
+  compiled = step.lower(jax.device_put(params, wanted), state).compile()
+  assert_only_counts_travel(compiled, at_most=EXAMPLES)
+  for t in range(3):
+    params = powers_of_two(t)
+    _, expected = step(params, expected)
+    _, state = compiled(jax.device_put(params, wanted), state)
+    assert_same(masks_of(state), masks_of(expected), wanted)
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.xdist_group(case.family))
+    for name, case in programs.CASES.items()
+    # One of them has batches of the other problem in its state.
+    if name in catalog.METHODS and not case.takes('batch_like')
+  ],
+)
+def test_no_method_gathers_a_leaf(name):
+  """Norms and inner products of split leaves are sums of sums."""
+  wanted = shardings('two_axes')
+  tx = programs.CASES[name].optimizer(NETWORK.base(), None)
+  params = jax.device_put(powers_of_two(), wanted)
+  step = elementwise_step(tx)
+  compiled = step.lower(params, tx.init(params)).compile()
+  assert_only_counts_travel(compiled, at_most=EXAMPLES)
+
+
+@pytest.mark.parametrize('split', SPLIT)
+def test_masks_alone_of_split_leaves(split):
+  @jax.jit
+  def choose(scores, mask, k):
+    bits = jax.tree.map(sparse_masks.rank_bits, scores)
+    draw = sparse_masks.random_bits(jax.random.key(0), scores)
+    return {
+      'largest': sparse_masks.largest(bits, k),
+      'random': sparse_masks.largest(draw, k),
+      'moved': sparse_masks.drop_and_grow(mask, bits, draw, k // 4),
+    }
+
+  wanted = shardings(split)
+  scores = jax.tree.map(jnp.abs, powers_of_two())
+  mask = jax.tree.map(lambda x: x > 4, scores)
+  given = jax.device_put((scores, mask), (wanted, wanted))
+  compiled = choose.lower(*given, 1).compile()
+  assert_only_counts_travel(compiled)
+  for k in (0, 1, 100, 500, 1449):
+    expected = choose(scores, mask, k)
+    found = compiled(*given, k)
+    for name, chosen in found.items():
+      assert_same(chosen, expected[name], wanted)
+
+
+@pytest.mark.parametrize('split', SPLIT)
+@pytest.mark.parametrize('name', ['dynamic', 'fisher'])
+def test_first_mask_lies_where_the_parameters_do(name, split):
+  wanted = shardings(split)
+  tx = SPARSE[name]()
+  params = powers_of_two()
+  found = tx.init(jax.device_put(params, wanted))
+  assert_same(masks_of(found), masks_of(tx.init(params)), wanted)
+
+
+def test_a_sort_of_all_leaves_would_gather_them():
+  """Shows that the collectives of a program are seen."""
+
+  def joined(scores):
+    flat = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(scores)])
+    return jnp.sort(flat)[-100]
+
+  given = jax.device_put(powers_of_two(), shardings('one_axis'))
+  compiled = jax.jit(joined).lower(given).compile()
+  assert max(size for _, size in collectives.sizes(compiled.as_text())) >= 768
+  with pytest.raises(AssertionError):
+    assert_only_counts_travel(compiled, at_most=EXAMPLES)

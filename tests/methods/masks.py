@@ -1,0 +1,68 @@
+"""What both kinds of sparse SAM are checked by."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_sam.trees import sparse_masks
+from tests.conformance.reference import Recording
+from tests.methods import checks
+from tests.oracles.problems import NETWORK
+
+
+def mask_of(state):
+  return optax.tree_utils.tree_get(state, 'mask')
+
+
+def masks_of_run(method, steps=12):
+  """Trains on the network; yields (parameters before, mask after) of steps."""
+  step = jax.jit(NETWORK.training_step(optax.chain(method, optax.sgd(0.05))))
+  params = NETWORK.params()
+  state = optax.chain(method, optax.sgd(0.05)).init(params)
+  for t in range(steps):
+    before = NETWORK.flat(params)
+    batch = jax.tree.map(
+      lambda x: jnp.asarray(x, float), NETWORK.batch(t % NETWORK.steps)
+    )
+    params, state = step(params, state, batch)
+    yield before, NETWORK.flat(mask_of(state)).astype(bool)
+
+
+def top_of(scores, k):
+  bits = sparse_masks.rank_bits(jnp.asarray(scores, jnp.float32))
+  return np.asarray(sparse_masks.largest([bits], int(k))[0])
+
+
+def assert_recorded_perturbations(name, method):
+  """Raises unless epsilon has the norm of the full gradient, masked.
+
+  Theirs has a stabilizer of 1e-7, ours of 1e-12: equal to 1e-6.
+  """
+  recording = Recording(name)
+
+  @jax.jit
+  def epsilon(params, gradient, mask):
+    # Between two refreshes, where the recorded mask is used as it is.
+    state = checks.with_fields(
+      method.init(params), mask=mask, count=jnp.int32(1)
+    )
+    point, _ = method.update(
+      gradient,
+      state,
+      params,
+      grad_fn=lambda p: p,
+      per_example_value_fn=recording.losses,
+      batch=recording.batch(0),
+    )
+    return jax.tree.map(jnp.subtract, point, params)
+
+  for t in range(recording.steps):
+    found = epsilon(
+      recording.tree(recording['w'][t]),
+      recording.tree(recording['g'][t]),
+      recording.tree(recording['mask'][t].astype(bool)),
+    )
+    np.testing.assert_allclose(
+      recording.flat(found), recording['eps'][t], rtol=0, atol=1e-6
+    )

@@ -1,0 +1,20 @@
+"""LPF-SGD."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import optax_sam
+from tests.methods import checks
+from tests.oracles import lpf_sgd
+
+ONE = {'micro_batches': 1, 'total_steps': 12, 'key': 0}
+
+test_follows_the_rule = checks.follows(lpf_sgd.CASES)
+test_is_base = checks.is_base(optax_sam.lpf_sgd, {'gamma': 0.0, **ONE})
+
+
+def test_a_step_whose_branch_the_caller_refuses_is_the_base_optimizer():
+  tx, w = optax_sam.lpf_sgd(**ONE), jnp.array([3.0, 4.0])
+  u, after = tx.update(2 * w, tx.init(w), w, grad_fn=lambda p: p, ascend=False)
+  np.testing.assert_array_equal(u, 2 * w)
+  assert int(optax_sam.metrics(after)['count']) == 1

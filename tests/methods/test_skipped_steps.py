@@ -1,0 +1,114 @@
+"""Steps that take no second gradient: of all methods that have such steps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+from tests.contracts import comparisons
+from tests.methods import checks
+from tests.oracles import step
+from tests.oracles.cases import all_cases
+from tests.oracles.problems import NETWORK
+
+
+def _marked(case):
+  group = pytest.mark.xdist_group(case.family)
+  return pytest.param(case, id=case.name, marks=group)
+
+
+# The first case of each method, if its rule skips some of the steps.
+CASES = [
+  _marked(case)
+  for case in all_cases().values()
+  if ' ' not in case.name and not all(step.train(case.rule, NETWORK).ascended)
+]
+
+
+def test_some_methods_skip_steps():
+  assert len(CASES) >= 7
+
+
+# One of them ranks examples, for which it takes losses at every step.
+@pytest.mark.parametrize('case', [x for x in CASES if x.id != 'everything'])
+@pytest.mark.parametrize('jitted', [False, True])
+def test_no_gradient_is_computed_where_a_step_skips(case, jitted):
+  method = case.method(NETWORK.base(), NETWORK.batch(0))
+  calls = []
+
+  def grad_fn(p):
+    jax.debug.callback(lambda: calls.append(1))
+    return p
+
+  def update(gradient, state, params):
+    return method.update(gradient, state, params, grad_fn=grad_fn)[1]
+
+  update = jax.jit(update) if jitted else update
+  params, noted = NETWORK.params(), []
+  state = method.init(params)
+  for t in range(NETWORK.steps):
+    calls.clear()
+    gradient = jax.tree.map(lambda w, t=t: w * (1 + jnp.sin(2.0 * t)), params)
+    state = update(gradient, state, params)
+    jax.effects_barrier()
+    noted.append((len(calls) > 0, bool(optax_sam.metrics(state)['ascended'])))
+  assert len(set(noted)) == 2
+  assert all(called == ascended for called, ascended in noted)
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_a_branch_of_the_callers_choice(case):
+  """Programs that are compiled for one branch each take the policy's steps."""
+  method = case.method(NETWORK.base(), NETWORK.batch(0))
+  params = NETWORK.params()
+  state = method.init(params)
+
+  def update(params, state, batch, ascend=None):
+    mean = lambda p: jnp.mean(NETWORK.jax_losses(p, batch))
+    given = {'per_example_value_fn': NETWORK.jax_losses, 'batch': batch}
+    return method.update(
+      jax.grad(mean)(params), state, params, **given, ascend=ascend
+    )
+
+  batches = jax.tree.map(lambda x: x[:4], NETWORK.batches())
+  first = jax.tree.map(lambda x: x[0], batches)
+  programs = {}
+  for ascend in (None, False, True):
+    program = jax.jit(functools.partial(update, ascend=ascend))
+    programs[ascend] = program.lower(params, state, first).compile()
+    branches = ascend is None or case.name == 'everything'  # it refreshes
+    assert ('conditional(' in programs[ascend].as_text()) == branches
+  for t in range(4):
+    batch = jax.tree.map(lambda x, t=t: x[t], batches)
+    found = {x: programs[x](params, state, batch) for x in (False, True)}
+    updates, state = programs[None](params, state, batch)
+    decided = bool(optax_sam.metrics(state)['decided'])
+    same = comparisons.without_keys((updates, state))
+    comparisons.assert_close(comparisons.without_keys(found[decided]), same)
+    # The branch that wasn't taken: the statistics went on all the same.
+    _, other = found[not decided]
+    told = optax_sam.metrics(other)
+    assert bool(told['ascended']) != bool(told['decided']) == decided
+    for choice in ('policy', 'perturbation', 'count'):
+      states = (getattr(other, choice), getattr(state, choice))
+      comparisons.assert_close(*map(comparisons.without_keys, states))
+    params = optax.apply_updates(params, optax.tree.scale(-0.05, updates))
+
+
+def test_the_choice_of_a_branch_is_a_bool():
+  tx, w = optax_sam.sam(), jnp.ones(3)
+  with pytest.raises(ValueError, match=r'^ascend must be one of None, True'):
+    tx.update(w, tx.init(w), w, grad_fn=lambda p: p, ascend='yes')
+
+
+def test_a_late_start():
+  method = optax_sam.sharpness_aware(
+    optax_sam.perturbations.scale_to_radius(0.1),
+    policy=optax_sam.policies.after(3, optax_sam.policies.every(2)),
+  )
+  # The policy that follows has counted from the start.
+  found = checks.decisions(method, jnp.ones((8, 2)))
+  assert found.tolist() == [0, 0, 0, 0, 1, 0, 1, 0]

@@ -1,0 +1,165 @@
+"""The catalog states facts about the code: they are checked here."""
+
+import importlib
+import inspect
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+import pytest
+
+import optax_sam
+from optax_sam.catalog import GROUPS, METHODS
+
+PARAMS = jnp.arange(1.0, 4.0)
+BATCH = {'x': jnp.ones((8, 3)), 'y': jnp.ones(8)}
+TRANSFORMATIONS = [
+  name for name, row in METHODS.items() if row.place not in ('loss', 'outside')
+]
+every_row = pytest.mark.parametrize('name', METHODS)
+every_transformation = pytest.mark.parametrize('name', TRANSFORMATIONS)
+
+
+def losses(params, batch):
+  return jnp.square(batch['x'] @ params - batch['y'])
+
+
+def mean_loss(params):
+  return jnp.mean(losses(params, BATCH))
+
+
+def build(name):
+  row = METHODS[name]
+  base = {'base': optax.sgd(0.1)} if row.place == 'wraps' else {}
+  return row.function(**base, **row.example)
+
+
+def parameters(name):
+  return inspect.signature(METHODS[name].function).parameters
+
+
+def takes_a_step(name, **given):
+  """Returns whether a step can be traced with these functions of the loss."""
+  tx = optax.with_extra_args_support(build(name))
+  step = lambda grads, state: tx.update(grads, state, PARAMS, **given)
+  try:
+    jax.eval_shape(step, PARAMS, tx.init(PARAMS))
+  except ValueError:
+    return False
+  return True
+
+
+def test_every_public_function_that_builds_a_method_has_a_row():
+  def builds_a_method(function):
+    returns = inspect.signature(function).return_annotation
+    return inspect.isclass(returns) and hasattr(returns, 'init')
+
+  public = {name: getattr(optax_sam, name) for name in optax_sam.__all__}
+  found = {
+    name
+    for name, member in public.items()
+    if inspect.isfunction(member) and builds_a_method(member)
+  }
+  assert found - {'sharpness_aware'} == set(METHODS)
+  assert all(row.function is public[name] for name, row in METHODS.items())
+  assert {row.group for row in METHODS.values()} == set(GROUPS)
+
+
+@every_row
+def test_example_has_exactly_the_required_arguments(name):
+  required = {
+    key
+    for key, value in parameters(name).items()
+    if value.default is inspect.Parameter.empty
+  }
+  assert set(METHODS[name].example) == required - {'base'}
+  build(name)
+
+
+@every_row
+def test_family_is_the_file_of_the_method(name):
+  row = METHODS[name]
+  module = importlib.import_module(f'optax_sam.methods.{row.family}')
+  assert getattr(module, name) is row.function
+
+
+@every_row
+def test_named_arguments_are_in_the_signature(name):
+  row = METHODS[name]
+  named = {*row.static, *re.findall('`(.+?)`', row.gradients)}
+  if row.radius is not None:
+    named.add(row.radius)
+  else:
+    assert 'rho' not in parameters(name)
+  assert named <= set(parameters(name))
+
+
+@every_row
+def test_place_agrees_with_the_signature(name):
+  first = next(iter(parameters(name)))
+  expected = {'base': 'wraps', 'learning_rate': 'replaces'}.get(first)
+  place = METHODS[name].place
+  assert expected in (place, None)
+  assert (place in ('wraps', 'replaces')) == (expected is not None)
+  is_transformation = isinstance(build(name), optax.GradientTransformation)
+  assert is_transformation == (name in TRANSFORMATIONS)
+
+
+@every_row
+def test_sync_ascent_is_offered_where_collectives_say_so(name):
+  offered = METHODS[name].collectives[1] != 'not offered'
+  assert ('sync_ascent' in parameters(name)) == offered
+
+
+@every_row
+def test_docstring_links_to_the_paper(name):
+  row = METHODS[name]
+  assert f'<{row.paper.link}>' in inspect.getdoc(row.function)
+
+
+@every_transformation
+def test_needs_names_the_missing_function_of_the_loss(name):
+  needs = METHODS[name].needs
+  assert takes_a_step(name) == (needs == '')
+  assert takes_a_step(name, grad_fn=jax.grad(mean_loss)) == (
+    needs in ('', 'value_fn')
+  )
+  assert takes_a_step(name, value_fn=mean_loss) == (needs != 'examples')
+  assert takes_a_step(name, per_example_value_fn=losses, batch=BATCH)
+
+
+# Arrays of the shape of the parameters that an entry of `state` stands for.
+SIZES = {
+  'average of gradients': 1,
+  'average of the weights': 1,
+  'mask': 1,
+  'momentum': 1,
+  'one direction': 1,
+  'three averages of the weights': 3,
+  'two moments': 2,
+  'two points': 2,
+}
+
+
+@pytest.mark.parametrize('name', [n for n in METHODS if n != 'saf_loss'])
+def test_state_is_what_the_row_says(name):
+  params = jnp.zeros(7)
+  paths, _ = jax.tree.flatten_with_path(build(name).init(params))
+  skipped = {'info', 'base'}
+  arrays = [
+    leaf
+    for path, leaf in paths
+    if not skipped & {getattr(key, 'name', None) for key in path}
+  ]
+  is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+  is_counter = lambda x: x.shape == () and jnp.issubdtype(x.dtype, jnp.integer)
+  keys = [x for x in arrays if is_key(x)]
+  like_params = [x for x in arrays if x.shape == params.shape]
+
+  state = METHODS[name].state.partition(' (')[0]
+  stated = state.split(', ')
+  assert (state == 'none') == all(map(is_counter, arrays))
+  assert len(keys) == ('PRNG key' in stated)
+  assert len(like_params) == sum(SIZES.get(entry, 0) for entry in stated)
+  assert any(x.dtype == bool for x in like_params) == ('mask' in stated)
