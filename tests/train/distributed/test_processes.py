@@ -138,13 +138,13 @@ def run_tests(directory, file):
 
 
 def _environment():
-  flags = compiling.environment('--xla_force_host_platform_device_count=2')
+  own = compiling.environment() | {'JAX_NUM_CPU_DEVICES': '2'}
   inherited = {
     name: value
     for name, value in os.environ.items()
     if not name.startswith('PYTEST_')
   }
-  return inherited | flags
+  return inherited | own
 
 
 # With five steps from one checkpoint to the next, and far from the end.

@@ -35,6 +35,7 @@ def joined():
     process_id=int(os.environ['PROCESS']),
   )
   checks.validate(given)
+  jax.config.update('jax_num_cpu_devices', 2)  # rather than eight
   with processes.joined(given):
     assert jax.device_count() == 2 * jax.local_device_count() == 4
     yield
