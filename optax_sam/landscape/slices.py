@@ -92,9 +92,6 @@ def random_direction(params: optax.Params, key: jax.Array) -> optax.Updates:
   Returns:
     A direction like the parameters; see `filter_normalized`.
 
-  References:
-    Li et al., `NeurIPS 2018 <https://arxiv.org/abs/1712.09913>`_.
-
   >>> direction = random_direction(jnp.ones((4, 2)), jax.random.key(0))
   >>> jnp.linalg.norm(direction, axis=0).round(3).tolist()
   [2.0, 2.0]
@@ -119,21 +116,17 @@ def line(
     L(w + a * d)
 
   Args:
-    value_fn: from the parameters, `args` and a batch to a scalar loss, in
-      evaluation mode: running statistics stay those of the solution.
+    value_fn: from the parameters, `args` and a batch to a scalar loss, with
+      running statistics of the solution.
     params: the middle of the line, a pytree of floating-point arrays.
     direction: d, like the parameters; see `random_direction`.
     radius: half of the length, in units of the direction, above 0.
     points: number of positions, at least 2; an odd one has the middle.
-    args: arrays that differ from call to call, such as running statistics or
-      a batch.
-    batches: data to average over; see `optax_sam.sharpness`.
+    args: arrays that differ from call to call; see `sharpness.sam_sharpness`.
+    batches: data to average over; see there.
 
   Returns:
     Positions and losses (`Line`).
-
-  References:
-    Li et al., `NeurIPS 2018 <https://arxiv.org/abs/1712.09913>`_.
 
   >>> found = line(lambda w: w[0] ** 2, jnp.ones(1), jnp.ones(1), points=3)
   >>> found.losses.tolist()
@@ -170,9 +163,6 @@ def plane(
 
   Returns:
     Positions and losses (`Plane`).
-
-  References:
-    Li et al., `NeurIPS 2018 <https://arxiv.org/abs/1712.09913>`_.
 
   >>> ways = (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))
   >>> found = plane(lambda w: w[0] + 10 * w[1], jnp.zeros(2), ways, points=2)

@@ -12,9 +12,8 @@ from optax_sam.sharpness.adaptive import (
   adaptive_sharpness,
   average_adaptive_sharpness,
 )
-from optax_sam.sharpness.ascent import sam_sharpness
-from optax_sam.sharpness.box import epsilon_sharpness
 from optax_sam.sharpness.eigenvalues import top_eigenvalue, top_eigenvalues
+from optax_sam.sharpness.neighborhood import epsilon_sharpness, sam_sharpness
 from optax_sam.sharpness.spectrum import (
   Density,
   Estimate,

@@ -41,10 +41,9 @@ def adaptive_sharpness(
     p = 2:    e = e + s * abs(w) * h / norm(h), projected onto the ellipsoid
 
   After every 5 steps of which fewer than 4 raised the loss, `s` is halved and
-  the search continues from the best `e`. The authors' code mixes a quarter of
-  the previous `e` into each step and halves at other steps, which is not
-  reproduced. It measures 1024 training examples in batches of 128, and can
-  normalize the logits to mean 0 and 2-norm 1, which is left to `value_fn`.
+  the search continues from the best `e`. The authors' code also mixes a quarter
+  of the previous `e` into each step, and halves at other steps. It measures
+  1024 training examples in batches of 128, optionally with normalized logits.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
@@ -134,11 +133,9 @@ def average_adaptive_sharpness(
   validation.check_static_integer('draws', draws)
   loss = MeanLoss(value_fn, args, batches)
   start = loss.value(params)
-  total = 0.0
-  for draw in range(draws):
-    key = jax.random.fold_in(jax.random.key(seed), draw)
-    total += float(loss.value(_draw(key, params, rho, p)) - start)
-  return total / draws
+  keys = (jax.random.fold_in(jax.random.key(seed), i) for i in range(draws))
+  places = (_draw(key, params, rho, p) for key in keys)
+  return sum(float(loss.value(place) - start) for place in places) / draws
 
 
 @functools.partial(jax.jit, static_argnames='p')

@@ -77,13 +77,11 @@ def hessian_trace(
 
     dot(z, H z)
 
-  The exact trace is the sum over all unit vectors `z`, one for each parameter.
-
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
-    probes: number of draws, at least 1, or None for the exact trace, which
-      takes one product with the Hessian for each parameter.
+    probes: number of draws, at least 1; None for the exact trace, the sum over
+      all unit vectors `z`.
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
     seed: of the draws, an int.
