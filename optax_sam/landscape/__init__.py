@@ -1,7 +1,4 @@
-"""Plots of the loss around a solution, and between two; see `sharpness`.
-
-Curves of two solutions are comparable along directions drawn with one key.
-"""
+"""Plots of the loss around a solution, and between two."""
 
 from optax_sam.landscape.plots import plot_lines, plot_plane
 from optax_sam.landscape.slices import (

@@ -11,8 +11,6 @@ import optax
 from optax_sam import validation
 from optax_sam.sharpness.mean_loss import MeanLoss
 
-_FILTER_STABILIZER = 1e-10
-
 
 class Line(NamedTuple):
   """The loss along a line.
@@ -38,9 +36,7 @@ class Plane(NamedTuple):
   losses: np.ndarray
 
 
-def filter_normalized(
-  direction: optax.Updates, params: optax.Params
-) -> optax.Updates:
+def filter_normalized(direction: Any, params: optax.Params) -> optax.Updates:
   """Scales each filter of a direction to the length of that of the weights.
 
   A filter `f` is all weights of one output, at one index of the last axis of a
@@ -73,9 +69,7 @@ def filter_normalized(
       return jnp.zeros_like(direction)
     axes = tuple(range(jnp.ndim(weights) - 1))
     length = lambda x: jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
-    return direction * (
-      length(weights) / (length(direction) + _FILTER_STABILIZER)
-    )
+    return direction * (length(weights) / (length(direction) + 1e-10))
 
   return jax.tree.map(normalize, direction, params)
 
@@ -116,8 +110,7 @@ def line(
     L(w + a * d)
 
   Args:
-    value_fn: from the parameters, `args` and a batch to a scalar loss, with
-      running statistics of the solution.
+    value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: the middle of the line, a pytree of floating-point arrays.
     direction: d, like the parameters; see `random_direction`.
     radius: half of the length, in units of the direction, above 0.

@@ -58,9 +58,8 @@ def adaptive_sharpness(
     The rise in the unit of the loss, at least 0; NaN where the loss is.
 
   References:
-    Andriushchenko, Croce, Mueller, Hein, Flammarion, `A Modern Look at the
-    Relationship between Sharpness and Generalization
-    <https://arxiv.org/abs/2302.07011>`_, ICML 2023.
+    Andriushchenko et al., `A Modern Look at the Relationship between Sharpness
+    and Generalization <https://arxiv.org/abs/2302.07011>`_, ICML 2023.
 
   >>> value = lambda x: jnp.sum(x)
   >>> round(adaptive_sharpness(value, jnp.array([1.0, -3.0]), 0.1), 4)
@@ -101,7 +100,8 @@ def average_adaptive_sharpness(
 ) -> float:
   """Returns the mean rise of the loss, relative to each parameter.
 
-  With `L` the loss, the mean over draws of `e` of::
+  From the paper of `adaptive_sharpness`: with `L` the loss, the mean over draws
+  of `e` of::
 
     L(w + e) - L(w)
     p = 2:    e_i ~ rho * abs(w_i) * Normal(0, 1)
@@ -119,9 +119,6 @@ def average_adaptive_sharpness(
 
   Returns:
     The rise in the unit of the loss, of either sign; NaN where the loss is.
-
-  References:
-    Andriushchenko et al., `ICML 2023 <https://arxiv.org/abs/2302.07011>`_.
 
   >>> value = lambda x: jnp.sum(x**2)
   >>> rise = average_adaptive_sharpness(value, jnp.ones(10_000), 0.5, draws=5)
@@ -144,12 +141,9 @@ def _move(
 ) -> Any:
   """One ascent step, projected onto the set of perturbations."""
   if p == 2:
-    moved = jax.tree.map(
-      lambda e, h, w: e + jnp.abs(w) * h,
-      perturbation,
-      tree_math.scale_to(length, grads),
-      params,
-    )
+    direction = tree_math.scale_to(length, grads)
+    move = lambda e, h, w: e + jnp.abs(w) * h
+    moved = jax.tree.map(move, perturbation, direction, params)
     return _onto_ellipsoid(moved, params, rho)
 
   def clipped(e: jax.Array, h: jax.Array, w: jax.Array) -> jax.Array:

@@ -44,8 +44,7 @@ def top_eigenvalue(
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
     tolerance: relative accuracy, above 0.
-    max_iterations: largest number of restarts, at least 1; after them follows
-      a RuntimeError.
+    max_iterations: of restarts before a RuntimeError, at least 1.
     seed: of the start vector, an int.
 
   Returns:
@@ -79,10 +78,10 @@ def top_eigenvalues(
   """Returns the largest algebraic eigenvalues of the Hessian of the loss.
 
   Lanczos iteration by matfree, with full reorthogonalization against spurious
-  copies of eigenvalues. It doubles its number of steps from 32 up to 512 until
-  the tolerance is reached, and stores all batches and a vector for each step on
-  the device. `max_vectors`, for large models, chooses the restarted iteration
-  of `top_eigenvalue`. Needs `optax-sam[sharpness]`.
+  copies of eigenvalues. It stores all batches, and a vector for each step, on
+  the device; 32 steps are doubled until the tolerance is reached, at most to
+  512. `max_vectors`, for large models, chooses the restarted iteration of
+  `top_eigenvalue`. Needs `optax-sam[sharpness]`.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
@@ -90,8 +89,7 @@ def top_eigenvalues(
     k: number of eigenvalues, in [1, P].
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
-    tolerance: accuracy relative to the largest in size, above 0; if it isn't
-      reached, a RuntimeError follows.
+    tolerance: accuracy relative to the largest in size, above 0.
     max_vectors: largest number of vectors, at least `k + 2`; None for no bound.
     seed: of the start vector, an int.
 
@@ -99,8 +97,7 @@ def top_eigenvalues(
     k float64 numbers, the largest first; NaN where the Hessian isn't finite.
 
   References:
-    Yao et al., `PyHessian <https://arxiv.org/abs/1912.07145>`_, 2020. Krämer,
-    Moreno-Muñoz, Roy, Hauberg, `Gradients of Functions of Large Matrices
+    Krämer et al., `Gradients of Functions of Large Matrices
     <https://arxiv.org/abs/2405.17277>`_, NeurIPS 2024, for matfree.
 
   >>> value = lambda x: 2 * x[0] ** 2 + x[1] ** 2 - 3 * x[2] ** 2
@@ -123,8 +120,7 @@ def top_eigenvalues(
     values, basis, residual = lanczos(loss, params, steps, start)
     if len(values) < steps:
       return _arpack(loss, params, k, tolerance, seed)
-    values, last = values[::-1][:k], basis[-1][::-1][:k]
-    errors = residual * np.abs(last)
+    values, errors = values[::-1][:k], residual * np.abs(basis[-1][::-1][:k])
     # All directions together leave no residual.
     if steps == size or (errors <= tolerance * np.abs(values).max()).all():
       return values

@@ -49,10 +49,10 @@ def sam_sharpness(
       least 0, and 0 with one step.
     args: arrays that differ from call to call, such as running statistics or
       a batch. Nothing is recompiled for the same `value_fn`.
-    batches: data to average over, pytrees with one row an example in every
-      leaf; each is given to `value_fn` after `args`.
+    batches: data to average over by rows, pytrees with one row an example in
+      every leaf; each is given to `value_fn` after `args`.
     per_batch: whether to average the rises of single batches, each with its
-      own perturbation.
+      own perturbation, instead of maximizing the rise of the mean.
     seed: of the random starts, an int.
 
   Returns:
@@ -119,13 +119,11 @@ def epsilon_sharpness(
     The relative rise in percent, at least 0; NaN where the loss is.
 
   References:
-    Keskar, Mudigere, Nocedal, Smelyanskiy, Tang, `On Large-Batch Training for
-    Deep Learning: Generalization Gap and Sharp Minima
-    <https://arxiv.org/abs/1609.04836>`_, ICLR 2017.
+    Keskar et al., `On Large-Batch Training for Deep Learning: Generalization
+    Gap and Sharp Minima <https://arxiv.org/abs/1609.04836>`_, ICLR 2017.
 
   >>> value = lambda x: jnp.sum(x**2)
-  >>> sharpness = epsilon_sharpness(value, jnp.array([1.0]), 0.5)
-  >>> round(sharpness, 3)  # from 1 to 4, over 1 + 1
+  >>> round(epsilon_sharpness(value, jnp.ones(1), 0.5), 3)  # (4 - 1) / (1 + 1)
   150.0
   """
   validation.check_number('epsilon', epsilon, at_least=0)
@@ -196,14 +194,8 @@ def _by_bfgs(
     return -float(value), -np.asarray(ravel_pytree(grads)[0], np.float64)
 
   if np.isfinite(center).all():
-    optimize.minimize(
-      negative,
-      center,
-      jac=True,
-      method='L-BFGS-B',
-      bounds=np.stack([center - box, center + box], axis=1),
-      options={'maxiter': iterations},
-    )
+    bounds = np.stack([center - box, center + box], axis=1)
+    optimize.fmin_l_bfgs_b(negative, center, bounds=bounds, maxiter=iterations)
   return max(values, default=float('nan'))
 
 
