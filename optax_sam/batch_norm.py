@@ -35,15 +35,13 @@ def reestimate_batch_norm(
     statistic = (s_1 + ... + s_n) / n
 
   Every batch counts the same, so leave out a smaller last one. Means are in
-  float32 or wider and without the layer's momentum, which is measured in two
-  further passes of the first batch with made-up statistics: `new = momentum *
-  old + (1 - momentum) * s`. Statistics of frozen layers, and leaves that are
-  not floating-point numbers, are returned unchanged.
+  float32 or wider. The layer's momentum is removed: `new = momentum * old +
+  (1 - momentum) * s` is solved for it in two further passes of the first batch.
+  Statistics of frozen layers, and integers, are returned unchanged.
 
   Args:
     apply_fn: from variables and a batch to the collections that a pass in
-      training mode changes, as `mutable=` has them; compiled once for every
-      function and shape of a batch::
+      training mode changes, as `mutable=` has them::
 
         lambda variables, batch: model.apply(
           variables, batch['inputs'], train=True, mutable=['batch_stats']
@@ -56,12 +54,10 @@ def reestimate_batch_norm(
     The variables, with these collections recomputed.
 
   References:
-    Izmailov, Podoprikhin, Garipov, Vetrov, Wilson, `Averaging Weights Leads to
-    Wider Optima and Better Generalization
-    <https://arxiv.org/abs/1803.05407>`_, UAI 2018.
+    Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
+    Generalization <https://arxiv.org/abs/1803.05407>`_, UAI 2018.
 
-  >>> import flax.linen as nn, jax, jax.numpy as jnp
-  >>> from optax_sam.flax import reestimate_batch_norm
+  >>> import flax.linen as nn
   >>> model = nn.BatchNorm(use_running_average=False)
   >>> apply_fn = lambda *inputs: model.apply(*inputs, mutable=['batch_stats'])[
   ...   1
@@ -80,8 +76,7 @@ def reestimate_batch_norm(
     raise ValueError(msg) from None
   changed = functools.partial(_changed, apply_fn)
   names = jax.eval_shape(changed, variables, {}, first).keys()
-  if not names <= variables.keys():
-    unknown = ', '.join(sorted(names - variables.keys()))
+  if unknown := ', '.join(sorted(names - variables.keys())):
     msg = (
       f'apply_fn must return collections of variables, got {unknown}: leave it '
       f'out of mutable=.'
@@ -112,9 +107,7 @@ def reestimate_batch_norm(
 
 # The function is static, so that another call with it compiles nothing.
 @functools.partial(jax.jit, static_argnums=0)
-def _changed(
-  apply_fn: Any, variables: Variables, statistics: Any, batch: Any
-) -> Any:
+def _changed(apply_fn: Any, variables: Any, statistics: Any, batch: Any) -> Any:
   return dict(apply_fn({**variables, **statistics}, batch))
 
 

@@ -21,20 +21,18 @@ def conv_general_dilated(
 ) -> jax.Array:
   """Convolves like `jax.lax.conv_general_dilated`, its gradient fast on CPU.
 
-  XLA's CPU backend moves the dimensions of a convolution into the order of its
-  fast kernels, but not inside `jax.lax.cond` (a method that skips),
-  `jax.lax.scan` or `jax.lax.map` (one with micro-batches). Gradients of
-  convolutions have another order, and run some twenty times slower there. This
-  function writes them in that order::
+  Inside `jax.lax.cond` (a method that skips), `jax.lax.scan` or `jax.lax.map`
+  (one with micro-batches) XLA's CPU backend misses its fast kernels for the
+  gradients of convolutions, some twenty times slower. This function writes the
+  gradients in the order of dimensions of these kernels::
 
     y = conv(x, k)
     dk = conv(x with batch and features swapped, dy)
     dx = conv(dy, k flipped, with input and output features swapped)
 
-  The numbers are those of `jax.lax.conv_general_dilated`, and on other devices
-  so are its gradients. For Flax linen and NNX write
-  `nn.Conv(..., conv_general_dilated=optax_sam.conv_general_dilated)`. Forward
-  mode (`jax.jvp`, `jax.linearize`) works on its gradients, not on itself.
+  Its values are those of `jax.lax.conv_general_dilated`, and its gradients on
+  other devices. Forward mode (`jax.jvp`) works on its gradients only. In Flax
+  write `nn.Conv(..., conv_general_dilated=optax_sam.conv_general_dilated)`.
 
   Args:
     lhs: the inputs, of rank 3 or more.
@@ -48,10 +46,9 @@ def conv_general_dilated(
   Returns:
     The convolution.
 
-  >>> import jax.numpy as jnp, optax_sam
   >>> signal = jnp.arange(4.0).reshape(1, 4, 1)  # batch, space, features
   >>> kernel = jnp.ones((2, 1, 1))  # space, input features, output features
-  >>> y = optax_sam.conv_general_dilated(
+  >>> y = conv_general_dilated(
   ...   signal, kernel, (1,), 'VALID', dimension_numbers=('NWC', 'WIO', 'NWC')
   ... )
   >>> print(y.ravel())
@@ -74,8 +71,7 @@ def conv_general_dilated(
       lhs.shape[1:-1], rhs.shape[:-2], window_strides, padding
     )
   pairs = [(int(low), int(high)) for low, high in padding]
-  convolve = _convolution(tuple(window_strides), pairs, **settings)
-  return convolve(lhs, rhs)
+  return _convolution(tuple(window_strides), pairs, **settings)(lhs, rhs)
 
 
 def _in_order(rank: int) -> lax.ConvDimensionNumbers:

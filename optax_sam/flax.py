@@ -5,6 +5,7 @@ update the running statistics of batch norm. Needs `optax-sam[flax]`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -26,18 +27,10 @@ __all__ = [
 class TrainState(train_state.TrainState):
   """Flax's train state, with a step that forwards extra arguments to `tx`.
 
-  For batch norm, subclass it with a field `batch_stats`. Let `loss_fn` return
-  the new ones beside the loss, and close over one dropout key::
-
-    grads, batch_stats = jax.grad(loss_fn, has_aux=True)(state.params)
-    state = state.apply_gradients(
-      grads=grads,
-      value_fn=lambda params: loss_fn(params)[0],
-      batch_stats=batch_stats,
-    )
+  For batch norm, subclass it with a field `batch_stats`, and give the new ones
+  to `apply_gradients`. `value_fn` must use the dropout key of the first pass.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
-  >>> from optax_sam.flax import TrainState
   >>> state = TrainState.create(
   ...   apply_fn=lambda params: jnp.sum(params['w'] ** 2),
   ...   params={'w': jnp.array([3.0, 4.0])},
@@ -66,8 +59,7 @@ class TrainState(train_state.TrainState):
       grads: unperturbed gradients, like `params`.
       value_fn: from the parameters to the scalar loss of the batch.
       grad_fn: from the parameters to its gradient, or to (loss, gradient).
-      per_example_value_fn: from the parameters and a batch to the losses of
-        its examples, shape (B,).
+      per_example_value_fn: from the parameters and a batch to losses (B,).
       batch: a pytree whose leaves have the examples on axis 0.
       extra_args: further extra arguments of `tx`, such as `{'value': loss}`
         for `optax.contrib.reduce_on_plateau`.
@@ -83,12 +75,8 @@ class TrainState(train_state.TrainState):
         f'an extra argument for tx goes into extra_args={{{name!r}: ...}}.'
       )
       raise ValueError(msg)
-    own = {
-      'value_fn': value_fn,
-      'grad_fn': grad_fn,
-      'per_example_value_fn': per_example_value_fn,
-      'batch': batch,
-    }
+    own = {'value_fn': value_fn, 'grad_fn': grad_fn, 'batch': batch}
+    own['per_example_value_fn'] = per_example_value_fn
     given = dict(extra_args or {})
     for name in given.keys() & own.keys():
       msg = (
@@ -99,10 +87,7 @@ class TrainState(train_state.TrainState):
     # None is left out, so that a method that needs the argument says so.
     given |= {name: value for name, value in own.items() if value is not None}
     tx = optax.with_extra_args_support(self.tx)
-
-    def update(updates: Any, state: Any, params: Any = None) -> Any:
-      return tx.update(updates, state, params, **given)
-
+    update = functools.partial(tx.update, **given)
     # The step itself is that of Flax, which handles 8-bit floats.
     bound = self.replace(tx=optax.GradientTransformation(tx.init, update))
     changes = {'tx': self.tx, **changes}
@@ -130,27 +115,22 @@ def nnx_value_fn(
 
   Args:
     model: the model, in training mode.
-    loss_fn: from (model, *args, **kwargs) to the scalar loss, or to a tuple of
-      it and more.
+    loss_fn: from (model, *args, **kwargs) to the loss, or to (loss, ...).
     *args: further arguments of `loss_fn`.
     wrt: filter of the variables that are parameters, as in `nnx.Optimizer`.
     **kwargs: further keyword arguments of `loss_fn`.
 
   Returns:
-    A function from the parameters, as `nnx.Optimizer.update` forwards them, to
-    the scalar loss.
+    A function from the parameters to the scalar loss.
 
-  >>> import jax.numpy as jnp, optax, optax_sam
-  >>> from flax import nnx
-  >>> from optax_sam.flax import nnx_value_fn
+  >>> import jax.numpy as jnp
   >>> model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
   >>> model.kernel[...] = jnp.array([[3.0], [4.0]])
   >>> value_fn = nnx_value_fn(model, lambda m: jnp.sum(m.kernel[...] ** 2))
   >>> float(value_fn(nnx.as_pure(nnx.state(model, nnx.Param))))
   25.0
   """
-  rebuild = _snapshot(model, wrt)
-  return lambda params: _first(loss_fn(rebuild(params), *args, **kwargs))
+  return _of_params(model, loss_fn, wrt, args, kwargs)
 
 
 def nnx_per_example_value_fn(
@@ -162,47 +142,41 @@ def nnx_per_example_value_fn(
 ) -> PerExampleValueFn:
   """Returns the per-example losses of an NNX model, for methods that pick some.
 
-  Call it before the first pass, as `nnx_value_fn`. The method gives it a part
-  of the batch, which has another dropout mask, as its shape differs::
-
-    losses = optax_sam.flax.nnx_per_example_value_fn(model, losses_fn)
-    value, grads = nnx.value_and_grad(loss_fn)(model, batch)
-    optimizer.update(model, grads, per_example_value_fn=losses, batch=batch)
+  Call it before the first pass, like `nnx_value_fn`. A part of a batch has
+  another dropout mask than the batch, as its shape differs. Write
+  `optimizer.update(model, grads, per_example_value_fn=losses, batch=batch)`.
 
   Args:
     model: the model, in training mode.
-    losses_fn: from (model, batch, *args, **kwargs) to the losses, shape (B,),
-      or to a tuple of them and more.
+    losses_fn: from (model, batch, *args, **kwargs) to losses or (losses, ...).
     *args: further arguments of `losses_fn`.
     wrt: filter of the variables that are parameters, as in `nnx.Optimizer`.
     **kwargs: further keyword arguments of `losses_fn`.
 
   Returns:
-    A function from the parameters and a batch, whose leaves have the examples
-    on axis 0, to the losses of its examples, shape (B,).
+    A function from the parameters and a batch to its losses, shape (B,).
 
   >>> import jax.numpy as jnp
-  >>> from flax import nnx
-  >>> from optax_sam.flax import nnx_per_example_value_fn
   >>> model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
   >>> losses = nnx_per_example_value_fn(model, lambda m, x: m(x)[:, 0])
   >>> params = nnx.as_pure(nnx.state(model, nnx.Param))
   >>> losses(params, jnp.zeros((3, 2))).tolist()
   [0.0, 0.0, 0.0]
   """
-  rebuild = _snapshot(model, wrt)
-  return lambda params, batch: _first(
-    losses_fn(rebuild(params), batch, *args, **kwargs)
-  )
+  return _of_params(model, losses_fn, wrt, args, kwargs)
 
 
-def _snapshot(model: nnx.Module, wrt: Any) -> Callable[[Any], nnx.Module]:
-  """Returns a function from the parameters to the model as it is now."""
+def _of_params(
+  model: nnx.Module, loss_fn: Any, wrt: Any, args: Any, kwargs: Any
+) -> Callable[..., Any]:
+  """Returns the loss of the model as it is now, from parameters and a batch."""
   graph, _, others = nnx.split(model, wrt, ...)
   # Arrays: the variables are the model's, and the first pass changes them.
   others = nnx.as_pure(others)
-  return lambda params: nnx.merge(graph, params, others)
 
+  def value_fn(params: optax.Params, *batch: Any) -> Any:
+    current = nnx.merge(graph, params, others)
+    found = loss_fn(current, *batch, *args, **kwargs)
+    return found[0] if isinstance(found, tuple) else found
 
-def _first(result: Any) -> Any:
-  return result[0] if isinstance(result, tuple) else result
+  return value_fn

@@ -116,15 +116,11 @@ def as_key(key: Any, name: str = 'key') -> jax.Array:
   """Returns a typed PRNG key from a typed key or an integer seed."""
   if isinstance(key, numbers.Integral) and not isinstance(key, bool):
     return jax.random.key(int(key))
-  if isinstance(key, jax.Array):
-    if jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-      if key.shape:
-        msg = f'{name} must be one key, got an array of shape {key.shape}.'
-        raise ValueError(msg)
-      # The state may be donated; the caller's own key must outlive it.
-      return jnp.copy(key)
-    if key.shape == ():
+  if isinstance(key, jax.Array) and key.shape == ():
+    if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
       return jax.random.key(key)  # a seed that optax.inject_hyperparams traced
+    # The state may be donated; the caller's own key must outlive it.
+    return jnp.copy(key)
   msg = (
     f'{name} must be an integer seed or a typed key, got {key!r}: write '
     f'{name}=0 or {name}=jax.random.key(0).'

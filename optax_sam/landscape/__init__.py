@@ -1,13 +1,4 @@
-"""Plots of the loss around a solution, and between two; see `sharpness`.
-
-Curves of two solutions are comparable along directions drawn with one key::
-
-  curves = {}
-  for name, params in solutions.items():
-    direction = landscape.random_direction(params, jax.random.key(0))
-    curves[name] = landscape.line(value_fn, params, direction, args=(batch,))
-  landscape.plot_lines(curves)  # needs optax-sam[plots]
-"""
+"""Plots of the loss around a solution, and between two."""
 
 from optax_sam.landscape.plots import plot_lines, plot_plane
 from optax_sam.landscape.slices import (

@@ -20,8 +20,6 @@ def plot_lines(lines: Mapping[str, Line], axes: Any = None) -> Any:
   Returns:
     The axes.
 
-  >>> import matplotlib
-  >>> matplotlib.use('agg')
   >>> positions = np.array([-1.0, 0.0, 1.0])
   >>> axes = plot_lines({'SAM': Line(positions, positions**2)})
   >>> axes.get_ylabel()
@@ -30,7 +28,7 @@ def plot_lines(lines: Mapping[str, Line], axes: Any = None) -> Any:
   if not lines:
     msg = "lines must have at least one line, got none: write {'SAM': line}"
     raise ValueError(msg)
-  axes = _axes(axes)
+  axes = _new_axes() if axes is None else axes
   for name, (positions, losses) in lines.items():
     axes.plot(positions, losses, label=name)
   axes.set(xlabel='distance along the direction', ylabel='loss')
@@ -48,14 +46,12 @@ def plot_plane(plane: Plane, axes: Any = None) -> Any:
   Returns:
     The axes.
 
-  >>> import matplotlib
-  >>> matplotlib.use('agg')
   >>> positions = np.array([-1.0, 0.0, 1.0])
   >>> axes = plot_plane(Plane(positions, np.add.outer(positions, positions)))
   >>> axes.get_xlabel()
   'first direction'
   """
-  axes = _axes(axes)
+  axes = _new_axes() if axes is None else axes
   # At equal fractions of the points, as losses span orders of magnitude.
   finite = plane.losses[np.isfinite(plane.losses)]
   levels = np.unique(np.quantile(finite, np.linspace(0, 1, _LEVELS)))
@@ -68,9 +64,7 @@ def plot_plane(plane: Plane, axes: Any = None) -> Any:
   return axes
 
 
-def _axes(axes: Any) -> Any:
-  if axes is not None:
-    return axes
+def _new_axes() -> Any:
   from matplotlib import pyplot as plt
 
   return plt.subplots(layout='constrained')[1]

@@ -11,8 +11,6 @@ import optax
 from optax_sam import validation
 from optax_sam.sharpness.mean_loss import MeanLoss
 
-_FILTER_STABILIZER = 1e-10
-
 
 class Line(NamedTuple):
   """The loss along a line.
@@ -38,9 +36,7 @@ class Plane(NamedTuple):
   losses: np.ndarray
 
 
-def filter_normalized(
-  direction: optax.Updates, params: optax.Params
-) -> optax.Updates:
+def filter_normalized(direction: Any, params: optax.Params) -> optax.Updates:
   """Scales each filter of a direction to the length of that of the weights.
 
   A filter `f` is all weights of one output, at one index of the last axis of a
@@ -73,9 +69,7 @@ def filter_normalized(
       return jnp.zeros_like(direction)
     axes = tuple(range(jnp.ndim(weights) - 1))
     length = lambda x: jnp.sqrt(jnp.sum(x**2, axis=axes, keepdims=True))
-    return direction * (
-      length(weights) / (length(direction) + _FILTER_STABILIZER)
-    )
+    return direction * (length(weights) / (length(direction) + 1e-10))
 
   return jax.tree.map(normalize, direction, params)
 
@@ -91,9 +85,6 @@ def random_direction(params: optax.Params, key: jax.Array) -> optax.Updates:
 
   Returns:
     A direction like the parameters; see `filter_normalized`.
-
-  References:
-    Li et al., `NeurIPS 2018 <https://arxiv.org/abs/1712.09913>`_.
 
   >>> direction = random_direction(jnp.ones((4, 2)), jax.random.key(0))
   >>> jnp.linalg.norm(direction, axis=0).round(3).tolist()
@@ -119,21 +110,16 @@ def line(
     L(w + a * d)
 
   Args:
-    value_fn: from the parameters, `args` and a batch to a scalar loss, in
-      evaluation mode: running statistics stay those of the solution.
+    value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: the middle of the line, a pytree of floating-point arrays.
     direction: d, like the parameters; see `random_direction`.
     radius: half of the length, in units of the direction, above 0.
     points: number of positions, at least 2; an odd one has the middle.
-    args: arrays that differ from call to call, such as running statistics or
-      a batch.
-    batches: data to average over; see `optax_sam.sharpness`.
+    args: arrays that differ from call to call; see `sharpness.sam_sharpness`.
+    batches: data to average over; see there.
 
   Returns:
     Positions and losses (`Line`).
-
-  References:
-    Li et al., `NeurIPS 2018 <https://arxiv.org/abs/1712.09913>`_.
 
   >>> found = line(lambda w: w[0] ** 2, jnp.ones(1), jnp.ones(1), points=3)
   >>> found.losses.tolist()
@@ -170,9 +156,6 @@ def plane(
 
   Returns:
     Positions and losses (`Plane`).
-
-  References:
-    Li et al., `NeurIPS 2018 <https://arxiv.org/abs/1712.09913>`_.
 
   >>> ways = (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))
   >>> found = plane(lambda w: w[0] + 10 * w[1], jnp.zeros(2), ways, points=2)

@@ -41,10 +41,9 @@ def adaptive_sharpness(
     p = 2:    e = e + s * abs(w) * h / norm(h), projected onto the ellipsoid
 
   After every 5 steps of which fewer than 4 raised the loss, `s` is halved and
-  the search continues from the best `e`. The authors' code mixes a quarter of
-  the previous `e` into each step and halves at other steps, which is not
-  reproduced. It measures 1024 training examples in batches of 128, and can
-  normalize the logits to mean 0 and 2-norm 1, which is left to `value_fn`.
+  the search continues from the best `e`. The authors' code also mixes a quarter
+  of the previous `e` into each step, and halves at other steps. It measures
+  1024 training examples in batches of 128, optionally with normalized logits.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
@@ -59,9 +58,8 @@ def adaptive_sharpness(
     The rise in the unit of the loss, at least 0; NaN where the loss is.
 
   References:
-    Andriushchenko, Croce, Mueller, Hein, Flammarion, `A Modern Look at the
-    Relationship between Sharpness and Generalization
-    <https://arxiv.org/abs/2302.07011>`_, ICML 2023.
+    Andriushchenko et al., `A Modern Look at the Relationship between Sharpness
+    and Generalization <https://arxiv.org/abs/2302.07011>`_, ICML 2023.
 
   >>> value = lambda x: jnp.sum(x)
   >>> round(adaptive_sharpness(value, jnp.array([1.0, -3.0]), 0.1), 4)
@@ -102,7 +100,8 @@ def average_adaptive_sharpness(
 ) -> float:
   """Returns the mean rise of the loss, relative to each parameter.
 
-  With `L` the loss, the mean over draws of `e` of::
+  From the paper of `adaptive_sharpness`: with `L` the loss, the mean over draws
+  of `e` of::
 
     L(w + e) - L(w)
     p = 2:    e_i ~ rho * abs(w_i) * Normal(0, 1)
@@ -121,9 +120,6 @@ def average_adaptive_sharpness(
   Returns:
     The rise in the unit of the loss, of either sign; NaN where the loss is.
 
-  References:
-    Andriushchenko et al., `ICML 2023 <https://arxiv.org/abs/2302.07011>`_.
-
   >>> value = lambda x: jnp.sum(x**2)
   >>> rise = average_adaptive_sharpness(value, jnp.ones(10_000), 0.5, draws=5)
   >>> round(rise / 10_000, 2)  # 0.5^2 of every entry
@@ -134,11 +130,9 @@ def average_adaptive_sharpness(
   validation.check_static_integer('draws', draws)
   loss = MeanLoss(value_fn, args, batches)
   start = loss.value(params)
-  total = 0.0
-  for draw in range(draws):
-    key = jax.random.fold_in(jax.random.key(seed), draw)
-    total += float(loss.value(_draw(key, params, rho, p)) - start)
-  return total / draws
+  keys = (jax.random.fold_in(jax.random.key(seed), i) for i in range(draws))
+  places = (_draw(key, params, rho, p) for key in keys)
+  return sum(float(loss.value(place) - start) for place in places) / draws
 
 
 @functools.partial(jax.jit, static_argnames='p')
@@ -147,12 +141,9 @@ def _move(
 ) -> Any:
   """One ascent step, projected onto the set of perturbations."""
   if p == 2:
-    moved = jax.tree.map(
-      lambda e, h, w: e + jnp.abs(w) * h,
-      perturbation,
-      tree_math.scale_to(length, grads),
-      params,
-    )
+    direction = tree_math.scale_to(length, grads)
+    move = lambda e, h, w: e + jnp.abs(w) * h
+    moved = jax.tree.map(move, perturbation, direction, params)
     return _onto_ellipsoid(moved, params, rho)
 
   def clipped(e: jax.Array, h: jax.Array, w: jax.Array) -> jax.Array:

@@ -35,9 +35,8 @@ def top_eigenvalue(
 
     max over norm(v) = 1 of  dot(v, H v)
 
-  Unlike a power iteration, it does not return the largest in size. It is
-  SciPy's restarted Lanczos iteration over Hessian-vector products, with 20
-  vectors of the parameters' size in float64 on the host.
+  A power iteration would return the largest in size. This is SciPy's restarted
+  Lanczos iteration, with 20 vectors in float64 on the host.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
@@ -45,13 +44,11 @@ def top_eigenvalue(
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
     tolerance: relative accuracy, above 0.
-    max_iterations: largest number of restarts, at least 1; more raise a
-      RuntimeError.
+    max_iterations: of restarts before a RuntimeError, at least 1.
     seed: of the start vector, an int.
 
   Returns:
-    The eigenvalue, below 0 if the loss curves down everywhere; NaN where the
-    Hessian isn't finite.
+    The eigenvalue; NaN where the Hessian isn't finite.
 
   References:
     Yao, Gholami, Keutzer, Mahoney, `PyHessian: Neural Networks Through the
@@ -80,14 +77,11 @@ def top_eigenvalues(
 ) -> np.ndarray:
   """Returns the largest algebraic eigenvalues of the Hessian of the loss.
 
-  Lanczos iteration with full reorthogonalization by matfree, which prevents
-  spurious copies of eigenvalues. It takes 32 steps at first, and doubles them
-  up to 512 until each eigenvalue is known to the tolerance. It stores all
-  batches, and a vector of the parameters' size for each step, on the device.
-
-  For large models give `max_vectors`: then it is the restarted iteration of
-  `top_eigenvalue`, with that many vectors in float64 on the host, and batches
-  one at a time. Needs `optax-sam[sharpness]`.
+  Lanczos iteration by matfree, with full reorthogonalization against spurious
+  copies of eigenvalues. It stores all batches, and a vector for each step, on
+  the device; 32 steps are doubled until the tolerance is reached, at most to
+  512. `max_vectors`, for large models, chooses the restarted iteration of
+  `top_eigenvalue`. Needs `optax-sam[sharpness]`.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
@@ -95,8 +89,7 @@ def top_eigenvalues(
     k: number of eigenvalues, in [1, P].
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
-    tolerance: accuracy relative to the largest in size, above 0; a
-      RuntimeError says that it was not reached.
+    tolerance: accuracy relative to the largest in size, above 0.
     max_vectors: largest number of vectors, at least `k + 2`; None for no bound.
     seed: of the start vector, an int.
 
@@ -104,8 +97,7 @@ def top_eigenvalues(
     k float64 numbers, the largest first; NaN where the Hessian isn't finite.
 
   References:
-    Yao et al., `PyHessian <https://arxiv.org/abs/1912.07145>`_, 2020. Krämer,
-    Moreno-Muñoz, Roy, Hauberg, `Gradients of Functions of Large Matrices
+    Krämer et al., `Gradients of Functions of Large Matrices
     <https://arxiv.org/abs/2405.17277>`_, NeurIPS 2024, for matfree.
 
   >>> value = lambda x: 2 * x[0] ** 2 + x[1] ** 2 - 3 * x[2] ** 2
@@ -128,8 +120,7 @@ def top_eigenvalues(
     values, basis, residual = lanczos(loss, params, steps, start)
     if len(values) < steps:
       return _arpack(loss, params, k, tolerance, seed)
-    values, last = values[::-1][:k], basis[-1][::-1][:k]
-    errors = residual * np.abs(last)
+    values, errors = values[::-1][:k], residual * np.abs(basis[-1][::-1][:k])
     # All directions together leave no residual.
     if steps == size or (errors <= tolerance * np.abs(values).max()).all():
       return values
@@ -173,10 +164,11 @@ def _arpack(
   operator: Any = linalg.LinearOperator
   hessian = operator((flat.size,) * 2, product, dtype=np.float64)
   vectors = min(vectors or max(_VECTORS, k + 2), flat.size)
-  settings = {'v0': start, 'ncv': vectors, 'maxiter': max_iterations}
-  settings |= {'which': 'LA', 'tol': tolerance}
+  settings = {'v0': start, 'tol': tolerance, 'maxiter': max_iterations}
   try:
-    values = linalg.eigsh(hessian, k, return_eigenvectors=False, **settings)
+    values = linalg.eigsh(
+      hessian, k, ncv=vectors, which='LA', return_eigenvectors=False, **settings
+    )
   except linalg.ArpackNoConvergence as error:
     msg = (
       f'the top eigenvalue did not converge within max_iterations='

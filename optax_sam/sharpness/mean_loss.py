@@ -33,11 +33,19 @@ class MeanLoss:
     if self.batches is None:
       yield self.args, 1.0
       return
-    empty = True
+    rows = None
     for batch in self.batches:
-      empty = False
-      yield (*self.args, batch), float(_num_rows(batch))
-    if empty:
+      shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+      if not shapes or shapes[0] == ():
+        msg = (
+          f'batches must hold pytrees whose leaves have one row an example, '
+          f'got one with leaves of shapes {shapes}: write batches=[batch] for '
+          f'a single batch.'
+        )
+        raise ValueError(msg)
+      rows = float(shapes[0][0])
+      yield (*self.args, batch), rows
+    if rows is None:
       msg = 'batches must hold at least one batch, got none'
       raise ValueError(msg)
 
@@ -70,18 +78,6 @@ class MeanLoss:
       total_rows += rows
       mean = found if mean is None else _add(mean, found, rows / total_rows)
     return mean
-
-
-def _num_rows(batch: Any) -> int:
-  shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
-  if not shapes or shapes[0] == ():
-    msg = (
-      f'batches must hold pytrees whose leaves have one row an example, got '
-      f'one with leaves of shapes {shapes}: write batches=[batch] for a single '
-      f'batch.'
-    )
-    raise ValueError(msg)
-  return shapes[0][0]
 
 
 @functools.partial(jax.jit, static_argnums=0)

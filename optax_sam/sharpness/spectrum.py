@@ -77,13 +77,11 @@ def hessian_trace(
 
     dot(z, H z)
 
-  The exact trace is the sum over all unit vectors `z`, one for each parameter.
-
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
-    probes: number of draws, at least 1, or None for the exact trace, which
-      takes one product with the Hessian for each parameter.
+    probes: number of draws, at least 1; None for the exact trace, the sum over
+      all unit vectors `z`.
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
     seed: of the draws, an int.
@@ -119,10 +117,8 @@ def hessian_trace(
     return Estimate(math.nan, math.nan)
   if probes is None:
     return Estimate(float(np.sum(found)), 0.0)
-  error = math.nan
-  if probes > 1:
-    error = float(np.std(found, ddof=1)) / math.sqrt(probes)
-  return Estimate(float(np.mean(found)), error)
+  deviation = float(np.std(found, ddof=1)) if probes > 1 else math.nan
+  return Estimate(float(np.mean(found)), deviation / math.sqrt(probes))
 
 
 def spectral_density(
@@ -145,9 +141,8 @@ def spectral_density(
     sum_j m_j * Normal(x; mean t_j, variance sigma^2)
     sigma^2 = 1e-5 * max(1, largest - smallest node)
 
-  All batches and `steps` vectors of the parameters' size are stored on the
-  device: 10 GB for 100 steps and 25 million parameters. Needs
-  `optax-sam[sharpness]`.
+  All batches and `steps` vectors are stored on the device: 10 GB for 100 steps
+  and 25 million parameters. Needs `optax-sam[sharpness]`.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
@@ -166,8 +161,7 @@ def spectral_density(
     Hessian Eigenvalue Density <https://arxiv.org/abs/1901.10159>`_, ICML 2019.
 
   >>> value = lambda x: x[0] ** 2 - 3 * x[1] ** 2
-  >>> density = spectral_density(value, jnp.ones(2), steps=2)
-  >>> density.nodes[0].round(3).tolist()
+  >>> spectral_density(value, jnp.ones(2), steps=2).nodes[0].round(3).tolist()
   [-6.0, 2.0]
   """
   validation.check_static_integer('probes', probes)
@@ -192,11 +186,7 @@ def spectral_density(
 def lanczos(
   loss: MeanLoss, params: optax.Params, steps: int, start: Any
 ) -> tuple[np.ndarray, np.ndarray, float]:
-  """Returns eigenvalues, eigenvectors and the residual of the small matrix.
-
-  There are fewer than `steps` if the Hessian has fewer distinct eigenvalues,
-  and none if it isn't finite.
-  """
+  """Returns eigenvalues (at most `steps`), eigenvectors and the residual."""
   calls = loss.stacked_calls()
   found, residual = _tridiagonalize(loss.value_fn, steps, params, calls, start)
   matrix = np.asarray(found, np.float64)
