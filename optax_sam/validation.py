@@ -84,9 +84,9 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
     raise ValueError(msg)
 
 
-def _check_static(name: str, value: Any, kind: str) -> None:
-  """Raises if a value that shapes the compiled function is an array."""
-  if isinstance(value, jax.Array):
+def check_static(name: str, value: Any, kind: str = 'number') -> None:
+  """Raises if a value that shapes the compiled program is an array."""
+  if isinstance(value, (jax.Array, np.ndarray)):
     msg = (
       f'{name} shapes the compiled program and must be a Python {kind}, got an '
       f"array. With optax.inject_hyperparams write static_args=('{name}',)."
@@ -96,7 +96,7 @@ def _check_static(name: str, value: Any, kind: str) -> None:
 
 def check_static_integer(name: str, value: Any, *, at_least: int = 1) -> None:
   """Raises unless a value is a Python integer in its range."""
-  _check_static(name, value, 'integer')
+  check_static(name, value, 'integer')
   if not isinstance(value, numbers.Integral) or isinstance(value, bool):
     msg = f'{name} must be a Python integer, got {value!r}.'
     raise ValueError(msg)
@@ -105,7 +105,7 @@ def check_static_integer(name: str, value: Any, *, at_least: int = 1) -> None:
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
   """Raises if a value is none of the choices."""
-  _check_static(name, value, 'value')
+  check_static(name, value, 'value')
   if value not in choices:
     allowed = ', '.join(repr(choice) for choice in choices)
     msg = f'{name} must be one of {allowed}, got {value!r}.'

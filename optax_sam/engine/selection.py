@@ -141,18 +141,11 @@ def num_examples(size: float, batch_size: int) -> int:
 
 def check_size(name: str, size: Any) -> None:
   """Raises unless a size is an int above 0 or a float in (0, 1]."""
-  if isinstance(size, jax.Array):
-    msg = (
-      f'{name} shapes the compiled program and must be a Python number, got '
-      f"an array. With optax.inject_hyperparams write static_args=('{name}',)."
-    )
-    raise ValueError(msg)
-  is_number = validation.is_python_number(size)
-  is_count = is_number and isinstance(size, numbers.Integral) and int(size) >= 1
-  is_fraction = (
-    is_number and not isinstance(size, numbers.Integral) and 0 < size <= 1
-  )
-  if not is_count and not is_fraction:
+  validation.check_static(name, size)
+  is_count = isinstance(size, numbers.Integral)
+  if not validation.is_python_number(size) or not (
+    size >= 1 if is_count else 0 < size <= 1
+  ):
     msg = (
       f'{name} must be a number of examples (an int of at least 1) or a '
       f'fraction of the batch (a float in (0, 1]), got {size!r}.'

@@ -181,13 +181,7 @@ def n_of_m(score: jax.Array, n: int, m: int) -> jax.Array:
 
 def check_sparsity(sparsity: Any) -> None:
   """Raises unless a sparsity is a Python number in [0, 1]."""
-  if not validation.is_python_number(sparsity):
-    msg = (
-      f'sparsity must be a Python number in [0, 1], since it decides how many '
-      f'entries are perturbed, got {sparsity!r}. With '
-      f"optax.inject_hyperparams write static_args=('sparsity',)."
-    )
-    raise ValueError(msg)
+  validation.check_static('sparsity', sparsity)
   validation.check_number('sparsity', sparsity, at_least=0, at_most=1)
 
 
