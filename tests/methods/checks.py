@@ -15,7 +15,7 @@ import pytest
 
 from tests.conformance.reference import Recording, Replay
 from tests.oracles import problems, sam, step
-from tests.oracles.cases import cases
+from tests.oracles.cases import cases, words
 from tests.oracles.problems import NETWORK, QUARTIC
 
 RHO = 0.1
@@ -52,15 +52,6 @@ def run(tx, problem=NETWORK):
     for t in range(problem.steps)
   ]
   return Run(np.array(path), np.asarray(ascended), carry[1])
-
-
-def _named(settings):
-  """Names settings alike in all processes: a schedule has an address."""
-  found = [
-    f'{key}={"schedule" if callable(value) else value}'
-    for key, value in settings.items()
-  ]
-  return ' '.join(found) or 'defaults'
 
 
 def _by(values, ids):
@@ -152,7 +143,7 @@ def golden(function, rule, *rows, draws=False):
   found = [(cases(function, rule, row)[0], row, w) for row, w in rows]
 
   @pytest.mark.usefixtures('float64')
-  @_by(found, [_named(row) for _, row, _ in found])
+  @_by(found, [' '.join(words(row)) or 'defaults' for _, row, _ in found])
   def test(case, monkeypatch):
     case, _, expected = case
     if draws:
@@ -176,7 +167,7 @@ def expected_path(rho):
 def _is(function, rho, rows, tolerance):
   @pytest.mark.usefixtures('float64')
   @pytest.mark.filterwarnings('ignore:lambda_.*no step ascends')
-  @_by(rows, [_named(row) for row in rows])
+  @_by(rows, [' '.join(words(row)) for row in rows])
   def test(case):
     if 'rho' in inspect.signature(function).parameters:
       case = {'rho': RHO, **case}

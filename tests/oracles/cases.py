@@ -64,10 +64,7 @@ def cases(function, rule, first, *others, rounded=()):
   family = rule.__module__.rsplit('.', 1)[-1]
   found = []
   for changes in ({}, *others, *rounded):
-    said = [
-      f'{key}={"schedule" if callable(value) else value}'
-      for key, value in list(changes.items())[:2]
-    ]
+    said = words(dict(list(changes.items())[:2]))
     arguments = {**first, **changes}
     found.append(
       Case(
@@ -80,6 +77,14 @@ def cases(function, rule, first, *others, rounded=()):
       )
     )
   return found
+
+
+def words(arguments):
+  """Returns what arguments are called in the names of tests."""
+  return [
+    f'{key}={"schedule" if callable(value) else value}'
+    for key, value in arguments.items()
+  ]
 
 
 def rising(start, by):
