@@ -13,11 +13,9 @@ from optax_sam.trees import tree_math
 
 
 class DelayState(NamedTuple):
-  """State of `delay`.
+  """State of `delay`: `direction`, the gradient of the step before.
 
-  Attributes:
-    direction: gradient of the step before, averaged over the devices, like the
-      parameters, float32 or wider unless a dtype was given.
+  It is averaged over the devices, float32 or wider unless a dtype was given.
   """
 
   direction: optax.Updates
@@ -29,12 +27,7 @@ def delay(
   """Returns the ascent gradient of the step before: AsyncSAM.
 
   It returns 0 at the first step. A gradient that is not finite is not stored.
-
-  Args:
-    accumulator_dtype: dtype of the stored gradient; None for float32 or wider.
-
-  Returns:
-    A perturbation with state (`DelayState`), to place before a radius.
+  The argument is that of `optax_sam.async_sam`. Place it before a radius.
   """
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
 
@@ -50,7 +43,6 @@ def delay(
     is_synced: bool = False,
     **_: Any,
   ) -> tuple[Any, DelayState]:
-    del params
     averaged = devices.average(updates, None if is_synced else axis_name)
     finite = jnp.isfinite(tree_math.norm(averaged))
     found = DelayState(tree_math.cast_like(averaged, state.direction))
@@ -84,10 +76,8 @@ def async_sam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     accumulator_dtype: dtype of `last`, e.g. bfloat16; None: float32 or wider.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      It makes no difference: `last` is an average in any case.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. The last
+      makes no difference: `last` is an average in any case.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

@@ -19,12 +19,12 @@ from optax_sam.trees.random_trees import draw_direction
 
 
 class BSamState(NamedTuple):
-  """State of `b_sam`.
+  """State of `b_sam`; its trees are like the parameters, float32 or wider.
 
   Attributes:
     ascent: `SharpnessAwareState` that counts the steps.
-    momentum: `m`, like the parameters, float32 or wider.
-    precision: `s`, in the same dtypes.
+    momentum: `m`.
+    precision: `s`.
     key: typed PRNG key.
   """
 
@@ -32,15 +32,6 @@ class BSamState(NamedTuple):
   momentum: optax.Updates
   precision: optax.Updates
   key: jax.Array
-
-
-class _Found(NamedTuple):
-  """Means over the parts of a batch."""
-
-  gradient: optax.Updates
-  size: optax.Updates
-  norm: jax.Array
-  loss: jax.Array
 
 
 def b_sam(
@@ -117,8 +108,8 @@ def b_sam(
   >>> round(float(state.precision), 4)  # 0.999 + 0.001 * (3 + 0.1)
   1.0021
   """
-  for name, value in (('learning_rate', learning_rate), ('rho', rho)):
-    validation.check_radius(value, name)
+  validation.check_radius(learning_rate, 'learning_rate')
+  validation.check_radius(rho)
   validation.check_number('b1', b1, at_least=0, below=1)
   validation.check_number('b2', b2, at_least=0, below=1)
   validation.check_number('damping', damping, at_least=0)
@@ -149,80 +140,71 @@ def b_sam(
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     step_key = jax.random.fold_in(state.key, count)
 
+    decay = prior_precision / num_data
+
     def noise(z: jax.Array, s: jax.Array) -> jax.Array:
       return z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
 
     def ascent(g: jax.Array, s: jax.Array) -> jax.Array:
       return jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
 
-    def of_part(part: LossView, number: Any) -> _Found:
+    def gradients(part: LossView, number: Any) -> tuple[Any, ...]:
       z = draw_direction(jax.random.fold_in(step_key, number), s)
       noisy = tree_math.add(w, jax.tree.map(noise, z, s))
       _, gradient = part.value_and_grad(noisy)
       point = tree_math.add(w, jax.tree.map(ascent, gradient, s))
       loss, perturbed = part.value_and_grad(point)
       last = state.ascent.info.perturbed_loss
-      return _Found(
-        jax.tree.map(tree_math.widen, perturbed),
-        jax.tree.map(lambda x: jnp.abs(tree_math.widen(x)), gradient),
-        tree_math.norm(gradient),
-        last if loss is None else jnp.asarray(loss, last.dtype),
-      )
+      loss = last if loss is None else jnp.asarray(loss, last.dtype)
+      trees = perturbed, jax.tree.map(jnp.abs, gradient)
+      trees = jax.tree.map(tree_math.widen, trees)
+      return *trees, tree_math.norm(gradient), loss
 
-    found = _mean_over_parts(view, micro_batches, of_part)
-    found = devices.average(found, axis_name)
-    decay = prior_precision / num_data
+    found = _mean_over_parts(view, micro_batches, gradients)
+    perturbed, size, norm, loss = devices.average(found, axis_name)
 
-    def next_momentum(m: Any, ge: Any, w: Any) -> jax.Array:
-      past, weight = (jnp.asarray(x, m.dtype) for x in (b1, decay))
-      return past * m + (1 - past) * (
-        ge.astype(m.dtype) + weight * w.astype(m.dtype)
-      )
+    def mix(past: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+      past = jnp.asarray(past, old.dtype)
+      return past * old + (1 - past) * new
 
-    def next_precision(s: Any, size: Any) -> jax.Array:
-      past, added, weight = (
-        jnp.asarray(x, s.dtype) for x in (b2, damping, decay)
-      )
-      seen = jnp.sqrt(s) * size.astype(s.dtype) + added + weight
-      return past * s + (1 - past) * seen
+    def next_momentum(m: jax.Array, ge: jax.Array, w: jax.Array) -> jax.Array:
+      weight = jnp.asarray(decay, m.dtype)
+      return mix(b1, m, ge.astype(m.dtype) + weight * w.astype(m.dtype))
 
-    momentum = jax.tree.map(next_momentum, state.momentum, found.gradient, w)
-    precision = jax.tree.map(next_precision, s, found.size)
+    def next_precision(s: jax.Array, size: jax.Array) -> jax.Array:
+      added, weight = (jnp.asarray(x, s.dtype) for x in (damping, decay))
+      return mix(b2, s, jnp.sqrt(s) * size.astype(s.dtype) + added + weight)
+
+    momentum = jax.tree.map(next_momentum, state.momentum, perturbed, w)
+    precision = jax.tree.map(next_precision, s, size)
     step = jax.tree.map(
       lambda m, s: -jnp.asarray(rate, s.dtype) * m / s, momentum, s
     )
-    is_finite = jnp.isfinite(
-      tree_math.norm(momentum) + tree_math.norm(precision)
-    )
-    momentum, precision = tree_math.select(
-      is_finite, (momentum, precision), (state.momentum, s)
-    )
     step = tree_math.cast_like(step, view.leaves.split(updates))
-    return view.leaves.join(step, updates), BSamState(
-      advance(state.ascent, found.norm, found.loss),
-      momentum,
-      precision,
-      state.key,
-    )
+    trees = momentum, precision
+    is_finite = jnp.isfinite(tree_math.norm(trees))
+    trees = tree_math.select(is_finite, trees, (state.momentum, s))
+    info = advance(state.ascent, norm, loss)
+    return view.leaves.join(step, updates), BSamState(info, *trees, state.key)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _mean_over_parts(
-  view: LossView, micro_batches: int, of_part: Callable[[LossView, Any], _Found]
-) -> _Found:
+  view: LossView, micro_batches: int, function: Callable[..., tuple[Any, ...]]
+) -> tuple[Any, ...]:
   """Averages over consecutive parts of the batch, one in memory at a time."""
   if micro_batches == 1:
-    return of_part(view, 0)
+    return function(view, 0)
   examples = view.num_examples
   size = math.ceil(examples / micro_batches)
   numbers = np.arange(examples, dtype=np.int32) // size
 
-  def weighed(rows: tuple[jax.Array, Any]) -> Any:
+  def weighed(rows: tuple[jax.Array, Any]) -> tuple[Any, ...]:
     number, batch = rows
     part = view.on(batch)
     weight = part.num_examples / examples
-    found = of_part(part, number[0])
+    found = function(part, number[0])
     return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
 
   return sum_over_chunks(weighed, (numbers, view.batch), size, view.axis_name)

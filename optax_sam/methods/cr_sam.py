@@ -18,14 +18,7 @@ from optax_sam.trees import tree_math
 def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
   """Adds differences of the gradients on both sides of the weights: CR-SAM.
 
-  The rule is that of `optax_sam.cr_sam`, in float32 or wider.
-
-  Args:
-    gamma: weight of the second difference, at least 0.
-    beta: weight of the first difference, at least 0.
-
-  Returns:
-    A stateless descent that needs the gradient at `w - epsilon` as well.
+  The rule and the arguments are those of `optax_sam.cr_sam`.
   """
   validation.check_number('gamma', gamma, at_least=0)
   validation.check_number('beta', beta, at_least=0)
@@ -37,9 +30,7 @@ def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
     first = jnp.asarray(beta, wide.dtype) * (gp - gm)
     return (gp + second + first).astype(g.dtype)
 
-  def on_ascent(
-    clean: optax.Updates, at: At, state: Any
-  ) -> tuple[optax.Updates, Any]:
+  def on_ascent(clean: Any, at: At, state: Any) -> tuple[Any, Any]:
     return jax.tree.map(combine, clean, at(1), at(-1)), state
 
   return Descent(no_state, on_ascent, keep_clean)
@@ -73,9 +64,7 @@ def cr_sam(
       those of the authors' script.
     gamma: weight of the second difference, at least 0.
     beta: weight of the first difference, at least 0; with both 0 this is SAM.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

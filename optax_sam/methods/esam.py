@@ -24,22 +24,12 @@ from optax_sam.trees import tree_math
 def sharpest(size: float) -> Selection:
   """Descends on the examples whose loss the perturbation raises most: ESAM.
 
-  The rule is that of `optax_sam.esam`. Padding, whose loss stays 0, ranks
-  before examples whose loss falls.
-
-  Args:
-    size: number of examples if an int, a fraction in (0, 1] if a float.
-
-  Returns:
-    A stateless selection. It costs one more forward pass.
+  The rule is that of `optax_sam.esam`, with `size` its `gamma`. It costs one
+  forward pass. Padding, with loss 0, ranks before examples whose loss falls.
   """
   check_size('size', size)
 
-  def select(
-    view: LossView, params: optax.Params, state: Any, count: jax.Array
-  ) -> Selected:
-    del state, count
-
+  def select(view: LossView, params: Any, *_: Any) -> Selected:
     def descent(point: optax.Params) -> LossView:
       before, after = view.losses_before(params), view.losses(point)
       rise = tree_math.widen(after) - tree_math.widen(before)
@@ -89,10 +79,8 @@ def esam(
     gamma: size of the set: a fraction of the batch in (0, 1] if a float, a
       number of examples if an int. 0.5 is the authors' value for all three.
     key: integer seed or typed key, the same on all devices.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      Each device ranks its own examples; the leaves are the same on all.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each
+      device ranks its own examples; the leaves are the same on all.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
@@ -115,20 +103,13 @@ def esam(
   7.0
   """
   validation.check_number('beta', beta, above=0, at_most=1)
+  validation.check_radius(rho)
   check_size('gamma', gamma)
+  radius = (lambda t: rho(t) / beta) if callable(rho) else rho / beta
   return sharpness_aware(
-    optax.chain(
-      keep_random_tensors(beta, key), scale_to_radius(_divided(rho, beta))
-    ),
+    optax.chain(keep_random_tensors(beta, key), scale_to_radius(radius)),
     selection=sharpest(gamma),
     mask=mask,
     axis_name=axis_name,
     sync_ascent=sync_ascent,
   )
-
-
-def _divided(
-  rho: optax.ScalarOrSchedule, divisor: Any
-) -> optax.ScalarOrSchedule:
-  validation.check_radius(rho)
-  return (lambda t: rho(t) / divisor) if callable(rho) else rho / divisor

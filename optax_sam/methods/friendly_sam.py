@@ -14,12 +14,9 @@ from optax_sam.trees import tree_math
 
 
 class SubtractEmaState(NamedTuple):
-  """State of `subtract_ema`.
+  """State of `subtract_ema`: the moving average `ema`, and if it has `started`.
 
-  Attributes:
-    ema: moving average `m` of the gradient, like the parameters, float32 or
-      wider unless a dtype was given.
-    started: whether a gradient has entered it, a scalar bool.
+  `ema` is like the parameters, float32 or wider unless a dtype was given.
   """
 
   ema: optax.Updates
@@ -35,20 +32,10 @@ def subtract_ema(
 ) -> optax.GradientTransformationExtraArgs:
   """Subtracts a moving average from the ascent gradient: Friendly SAM.
 
-  It returns the `d` of `optax_sam.friendly_sam`. A `d` that is only rounding,
-  at most `8 * eps * norm(g)` long in float32 or wider, is returned as 0. A
-  gradient that is not finite leaves `m` unchanged.
-
-  Args:
-    decay: weight of the past, in [0, 1), above 0 in the order of the paper.
-    sigma: fraction of the average that is subtracted, in [0, 1].
-    order: 'paper' subtracts the average that includes the current gradient,
-      'official' the one before it.
-    accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
-      `decay=0.9` an `m` within 4 % of the gradient may stop moving.
-
-  Returns:
-    A perturbation with state (`SubtractEmaState`), to place before a radius.
+  It returns the `d` of `optax_sam.friendly_sam`, which has the same arguments.
+  A `d` that is only rounding, at most `8 * eps * norm(g)` long in float32 or
+  wider, is returned as 0. A gradient that is not finite leaves `m` unchanged.
+  Place it before a radius.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -81,21 +68,19 @@ def subtract_ema(
     is_synced: bool = False,
     **_: Any,
   ) -> tuple[Any, Any]:
-    del params
     averaged = devices.average(updates, None if is_synced else axis_name)
-    finite = jnp.isfinite(tree_math.norm(averaged))
-    former = tree_math.widen_like(state.ema, averaged)
-    ema = jax.tree.map(mix, former, averaged)
+    before = tree_math.widen_like(state.ema, averaged)
+    ema = jax.tree.map(mix, before, averaged)
     if order == 'official':
       first = tree_math.cast_like(averaged, ema)
       ema = tree_math.select(state.started, ema, first)
-    subtracted = ema if order == 'paper' else former
-    noise = jax.tree.map(subtract, updates, subtracted)
+    noise = jax.tree.map(subtract, updates, ema if order == 'paper' else before)
     is_rounding = tree_math.is_negligible(
       tree_math.norm(noise), tree_math.norm(updates)
     )
     noise = jax.tree.map(lambda d: jnp.where(is_rounding, 0, d), noise)
     ema = tree_math.cast_like(ema, state.ema)
+    finite = jnp.isfinite(tree_math.norm(averaged))
     found = SubtractEmaState(ema, jnp.ones((), bool))
     state = tree_math.select(finite, found, state)
     return tree_math.cast_like(noise, updates), state
@@ -145,10 +130,9 @@ def friendly_sam(
       The paper's value is unverified.
     order: 'paper' subtracts the `m` that includes the current gradient,
       'official' the one before it.
-    accumulator_dtype: dtype of `m`, e.g. bfloat16; None for float32 or wider.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
+      `decay=0.9` an `m` within 4 % of the gradient may stop moving.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

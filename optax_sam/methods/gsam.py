@@ -8,12 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.descent import (
-  At,
-  Descent,
-  keep_clean,
-  orthogonal_part,
-)
+from optax_sam.engine.descent import At, Descent, keep_clean, orthogonal_part
 from optax_sam.engine.info import no_state
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
@@ -23,21 +18,11 @@ from optax_sam.trees import tree_math
 def surrogate_gap(alpha: float = 0.4) -> Descent:
   """Descends on the perturbed loss and on its gap to the unperturbed one: GSAM.
 
-  The rule is that of `optax_sam.gsam`. On several devices each one decomposes
-  its own gradients, as in the authors' program.
-
-  Args:
-    alpha: weight of the part of the gradient that is orthogonal to the
-      perturbed gradient, at least 0; 0 is SAM.
-
-  Returns:
-    A stateless descent.
+  The rule and the argument are those of `optax_sam.gsam`.
   """
   validation.check_number('alpha', alpha, at_least=0)
 
-  def on_ascent(
-    clean: optax.Updates, at: At, state: Any
-  ) -> tuple[optax.Updates, Any]:
+  def on_ascent(clean: Any, at: At, state: Any) -> tuple[Any, Any]:
     perturbed = at(1)
     part, length = orthogonal_part(clean, to=perturbed)
     usable = tree_math.is_usable(tree_math.norm(perturbed))
@@ -84,10 +69,8 @@ def gsam(
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     alpha: weight of `perp`, at least 0; 0 is SAM. 0.4 is that of the authors'
       CIFAR example and of ViT-S/32.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      By default each device has its own `perp`, as in the authors' program.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. By default
+      each device has its own `perp`, as in the authors' program.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
@@ -138,9 +121,6 @@ def rho_like_learning_rate(
 
   Returns:
     A schedule to pass as `rho`, in float32, or in float64 if the rate is.
-
-  Raises:
-    ValueError: if `learning_rate` is a constant, or a bound out of range.
 
   >>> rate = optax.linear_schedule(1.0, 0.0, 10)
   >>> schedule = rho_like_learning_rate(
