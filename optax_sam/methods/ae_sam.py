@@ -20,12 +20,8 @@ from optax_sam.trees import tree_math
 class SharpGradientsState(NamedTuple):
   """State of `on_sharp_gradients`: scalars, float32 or wider except `count`.
 
-  Attributes:
-    count: number of steps so far, an int32.
-    squared_norm: squared norm of the last finite gradient.
-    mean: moving average of the squared norm.
-    variance: moving average of its squared deviation from the mean.
-    threshold: value that `squared_norm` had to reach at that step.
+  `mean` and `variance` are the moments of the squared norms, `squared_norm` the
+  last finite one, and `threshold` what it had to reach for an ascent step.
   """
 
   count: jax.Array
@@ -126,14 +122,12 @@ def ae_sam(
     total_steps: T, number of steps of the whole training, at least 1.
     decay: weight of the past in both moments, in [0, 1); try 0.5 to 0.99.
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start. Above `1 / sqrt(1 - decay)`, 3.16 at
-      0.9, no step ascends: it warns.
+    lambda_2: threshold at the start; above `1 / sqrt(1 - decay)` it warns.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: two
-    moments.
+    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: moments.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware

@@ -71,14 +71,13 @@ def anti_pgd(
     scale = jnp.zeros((), tree_math.accumulator_dtype(inside))
     return AntiPgdState(jnp.zeros((), jnp.int32), validation.as_key(key), scale)
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, AntiPgdState]:
+  def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
     scale = sigma(state.count) if callable(sigma) else sigma
     scale = jnp.asarray(scale, state.scale.dtype)
     leaves = partition.Leaves.of(updates)
     inside = leaves.split(updates)
-    new_state = AntiPgdState(tree_math.increment(state.count), state.key, scale)
+    count = tree_math.increment(state.count)
+    new_state = AntiPgdState(count, state.key, scale)
     before, after = _noise(state, inside), _noise(new_state, inside)
     inside = _add(inside, optax.tree.sub(after, before))
     return leaves.join(inside, updates), new_state

@@ -21,8 +21,7 @@ def scale_to_adaptive_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient to a radius relative to the weights: ASAM.
 
-  The rule and the arguments are those of `optax_sam.asam`. `epsilon` is 0 if
-  `norm(T * g)` is 0 or not finite.
+  The rule and the arguments are those of `optax_sam.asam`.
   """
   validation.check_number('eta', eta, at_least=0)
 
@@ -32,9 +31,7 @@ def scale_to_adaptive_radius(
       return jnp.ones_like(wide)
     return jnp.abs(wide) + jnp.asarray(eta, wide.dtype)
 
-  def perturb(
-    radius: Any, updates: optax.Updates, *, params: optax.Params, **_: Any
-  ) -> optax.Updates:
+  def perturb(radius: Any, updates: Any, *, params: Any, **_: Any) -> Any:
     mask = _scaled_by_name if scaled is None else scaled
     chosen = partition.chosen_leaves(mask, params, name='scaled')
     scale = jax.tree.map(scales, chosen, params)
@@ -71,8 +68,8 @@ def asam(
     epsilon = rho * T^2 * g / (norm(T * g) + 1e-12)   # norm(epsilon / T) = rho
     u       = gradient at w + epsilon
 
-  The default is the authors' program, except for a weight that is called `w`:
-  they scale the parameters whose name contains "weight", we scale all but those
+  The default is the authors' program, except for a weight called `w`: they
+  scale the parameters whose name contains "weight", we scale all but those
   whose last name is `bias`, `b`, `beta` or `offset`. Other programs give other
   numbers: `asam(2.0, eta=0.0, scaled=True)` is davda54/sam, which does not
   perturb a bias that is zero; `scaled=True` alone is dbahri/universal_sam. The

@@ -19,13 +19,9 @@ from optax_sam.trees.random_trees import draw_direction
 
 
 class BSamState(NamedTuple):
-  """State of `b_sam`; its trees are like the parameters, float32 or wider.
+  """State of `b_sam`: `momentum` is m and `precision` is s, float32 or wider.
 
-  Attributes:
-    ascent: `SharpnessAwareState` that counts the steps.
-    momentum: `m`.
-    precision: `s`.
-    key: typed PRNG key.
+  `ascent` is a `SharpnessAwareState` that counts the steps, `key` a PRNG key.
   """
 
   ascent: Any
@@ -59,11 +55,11 @@ def b_sam(
     update = -learning_rate * m / s              # s as it was
     s  = b2 * s + (1 - b2) * (sqrt(s) * mean of abs(g) + damping + wd)
 
-  There is no norm and no bias correction. `s` sets both the step size and the
-  perturbation, so this replaces the base optimizer; `wd` is its weight decay.
-  We checked the rule against the authors' program; another port has another
-  rule. If a gradient is not finite, `m` and `s` stay unchanged, but the update
-  is not finite. A factor on the loss changes the perturbation.
+  `s` sets both the step size and the perturbation, so this replaces the base
+  optimizer; `wd` is its weight decay. We checked the rule against the authors'
+  program; another port has another rule. If a gradient is not finite, `m` and
+  `s` stay unchanged, but the update is not finite. A factor on the loss changes
+  the perturbation.
 
   Args:
     learning_rate: factor of the update, at least 0, or a schedule of it by the
@@ -75,9 +71,9 @@ def b_sam(
     damping: added to what `s` averages, at least 0.
     prior_precision: of the Gaussian prior of the parameters, at least 0.
     initial_precision: first value of `s`, above 0.
-    micro_batches: number of consecutive parts of the batch of B, a Python int
-      of at least 1. They have `ceil(B / micro_batches)` examples, the last one
-      the rest; means weigh parts by their examples.
+    micro_batches: number of consecutive parts of the batch of B, an int of at
+      least 1. They have `ceil(B / micro_batches)` examples, the last one the
+      rest, and count by their examples.
     num_data: number of training examples, above 0. The authors multiply it by
       a factor for augmentation, 4 on CIFAR-10.
     key: integer seed or typed key, the same on all devices.
@@ -95,15 +91,11 @@ def b_sam(
     Moellenhoff, Khan, `SAM as an Optimal Relaxation of Bayes
     <https://arxiv.org/abs/2210.01620>`_, ICLR 2023.
 
-  For a linear loss the perturbations do not matter:
-
   >>> import jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.b_sam(
-  ...   0.5, num_data=10, prior_precision=0.0, micro_batches=1, key=0
-  ... )
-  >>> w = jnp.float32(1.0)
+  >>> off = {'prior_precision': 0.0, 'micro_batches': 1}
+  >>> tx, w = optax_sam.b_sam(num_data=10, key=0, **off), jnp.float32(1.0)
   >>> update, state = tx.update(w, tx.init(w), w, value_fn=lambda w: 3 * w)
-  >>> round(float(update), 4)  # -0.5 * 0.1 * 3
+  >>> round(float(update), 4)  # -0.5 * 0.1 * 3, wherever the gradient is taken
   -0.15
   >>> round(float(state.precision), 4)  # 0.999 + 0.001 * (3 + 0.1)
   1.0021
@@ -123,17 +115,12 @@ def b_sam(
     partition.check_real(params)
     w = partition.Leaves.of(params).split(params)
     zeros = tree_math.zeros_like(w)
-    # From zeros of its own: the same buffer can't be donated twice.
-    precision = jax.tree.map(
-      lambda x: x + jnp.asarray(initial_precision, x.dtype),
-      tree_math.zeros_like(w),
-    )
+    first = lambda x: x + jnp.asarray(initial_precision, x.dtype)
+    precision = jax.tree.map(first, zeros)
     return BSamState(first_state(w), zeros, precision, validation.as_key(key))
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, BSamState]:
-    view = LossView.open(params, extra_args, axis_name=axis_name)
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    view = LossView.open(params, extra, axis_name=axis_name)
     w, s = view.leaves.split(params), state.precision
     count = state.ascent.count
     radius = rho(count) if callable(rho) else rho
@@ -142,11 +129,8 @@ def b_sam(
 
     decay = prior_precision / num_data
 
-    def noise(z: jax.Array, s: jax.Array) -> jax.Array:
-      return z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
-
-    def ascent(g: jax.Array, s: jax.Array) -> jax.Array:
-      return jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
+    noise = lambda z, s: z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
+    ascent = lambda g, s: jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
 
     def gradients(part: LossView, number: Any) -> tuple[Any, ...]:
       z = draw_direction(jax.random.fold_in(step_key, number), s)
@@ -177,9 +161,8 @@ def b_sam(
 
     momentum = jax.tree.map(next_momentum, state.momentum, perturbed, w)
     precision = jax.tree.map(next_precision, s, size)
-    step = jax.tree.map(
-      lambda m, s: -jnp.asarray(rate, s.dtype) * m / s, momentum, s
-    )
+    move = lambda m, s: -jnp.asarray(rate, s.dtype) * m / s
+    step = jax.tree.map(move, momentum, s)
     step = tree_math.cast_like(step, view.leaves.split(updates))
     trees = momentum, precision
     is_finite = jnp.isfinite(tree_math.norm(trees))

@@ -16,10 +16,9 @@ from optax_sam.trees.random_trees import draw_signs
 
 
 class EigenvectorState(NamedTuple):
-  """State of `scale_toward_eigenvector`: `count` of steps and the `direction`.
+  """State of `scale_toward_eigenvector`: `count` and `direction`.
 
-  It estimates the eigenvector, with length 1, like the parameters, float32 or
-  wider unless a dtype was given.
+  `direction` is the estimate of the eigenvector, of length 1.
   """
 
   count: jax.Array
@@ -68,9 +67,10 @@ def scale_toward_eigenvector(
         'the perturbation of optax_sam.sharpness_aware.'
       )
       raise ValueError(msg)
+    value_and_grad = loss_view.value_and_grad
 
     def multiply(_: Any, v: optax.Updates) -> optax.Updates:
-      gradient = lambda p: loss_view.value_and_grad(p)[1]
+      gradient = lambda p: value_and_grad(p)[1]
       tangents = tree_math.cast_like(v, params)
       _, product = jax.jvp(gradient, (params,), (tangents,))
       product = devices.average(product, axis_name)
@@ -151,8 +151,7 @@ def eigen_sam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step.
     alpha: weight of the part of `v` orthogonal to `g`, at least 0; 0 is SAM.
-    refresh_every: number of steps from one estimate of `v` to the next, at
-      least 1; 100 as in the authors' program.
+    refresh_every: steps from one `v` to the next, at least 1; the authors' 100.
     power_steps: number of products with the Hessian at a refresh, at least 1.
     key: integer seed or typed key, the same on all devices.
     accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.

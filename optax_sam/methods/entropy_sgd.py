@@ -14,14 +14,9 @@ from optax_sam.trees.random_trees import draw_direction
 
 
 class EntropySgdState(NamedTuple):
-  """State of `entropy_sgd`; its trees are float32 or wider.
+  """State of `entropy_sgd`: `outer` is x, `mean` is mu and `momentum` is v.
 
-  Attributes:
-    count: number of calls so far, a scalar int32.
-    outer: the outer iterate `x`.
-    mean: average `mu` of the walk.
-    momentum: `v`.
-    key: typed PRNG key.
+  They are float32 or wider. `count` counts the calls, `key` is a PRNG key.
   """
 
   count: jax.Array
@@ -111,9 +106,7 @@ def entropy_sgd(
     count, momentum = jnp.zeros((), jnp.int32), tree_math.zeros_like(w)
     return EntropySgdState(count, outer, mean, momentum, validation.as_key(key))
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, EntropySgdState]:
+  def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
     if params is None:
       msg = 'params must be given: write tx.update(grads, opt_state, params).'
       raise ValueError(msg)
@@ -150,15 +143,14 @@ def entropy_sgd(
     mean, momentum = tree_math.select(
       is_finite, (mean, momentum), (state.mean, state.momentum)
     )
-    moved = jax.tree.map(
-      lambda x, m: x - jnp.asarray(rate, x.dtype) * (x - m), x, mean
-    )
+    toward = lambda x, m: x - jnp.asarray(rate, x.dtype) * (x - m)
+    moved = jax.tree.map(toward, x, mean)
     rest = jax.tree.map(jnp.zeros_like, momentum)
-    end, *walk = tree_math.select(
+    end, x, mean, momentum = tree_math.select(
       count % period == 0, (moved, moved, moved, rest), (end, x, mean, momentum)
     )
     change = tree_math.cast_like(jax.tree.map(jnp.subtract, end, w), local)
-    new_state = EntropySgdState(count, *walk, state.key)
+    new_state = EntropySgdState(count, x, mean, momentum, state.key)
     return leaves.join(change, updates), new_state
 
   return optax.GradientTransformationExtraArgs(init, update)

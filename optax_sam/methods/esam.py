@@ -6,39 +6,32 @@ import jax
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
+from optax_sam.engine import partition, selection
 from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import keep_random_tensors, scale_to_radius
-from optax_sam.engine.selection import (
-  Selected,
-  Selection,
-  check_size,
-  largest,
-  num_examples,
-)
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
 
 
-def sharpest(size: float) -> Selection:
+def sharpest(size: float) -> selection.Selection:
   """Descends on the examples whose loss the perturbation raises most: ESAM.
 
   The rule is that of `optax_sam.esam`, with `size` its `gamma`. It costs one
   forward pass. Padding, with loss 0, ranks before examples whose loss falls.
   """
-  check_size('size', size)
+  selection.check_size('size', size)
 
-  def select(view: LossView, params: Any, *_: Any) -> Selected:
+  def select(view: LossView, params: Any, *_: Any) -> selection.Selected:
     def descent(point: optax.Params) -> LossView:
       before, after = view.losses_before(params), view.losses(point)
       rise = tree_math.widen(after) - tree_math.widen(before)
-      wanted = num_examples(size, view.num_examples)
-      return view.rows(largest(rise, wanted))
+      wanted = selection.num_examples(size, view.num_examples)
+      return view.rows(selection.largest(rise, wanted))
 
-    return Selected(None, descent)
+    return selection.Selected(None, descent)
 
-  return Selection(no_state, select)
+  return selection.Selection(no_state, select)
 
 
 def esam(
@@ -86,9 +79,8 @@ def esam(
     A gradient transformation to place first in `optax.chain`; `update` needs
     `per_example_value_fn` and `batch`. All passes must see the same randomness,
     or the rise is noise; batch norm of the last pass sees only the selected
-    examples. Cost: 4 / 3 + `gamma` gradients, as a fraction, and 1 / 3 more
-    unless you pass the losses at `w` as `losses` or XLA merges that pass with
-    yours. State: the key.
+    examples. Cost: 4 / 3 + `gamma` gradients, and 1 / 3 more unless you pass
+    the losses at `w` as `losses` or XLA merges their pass. State: the key.
 
   References:
     Du et al., `Efficient Sharpness-Aware Minimization for Improved Training of
@@ -104,7 +96,7 @@ def esam(
   """
   validation.check_number('beta', beta, above=0, at_most=1)
   validation.check_radius(rho)
-  check_size('gamma', gamma)
+  selection.check_size('gamma', gamma)
   radius = (lambda t: rho(t) / beta) if callable(rho) else rho / beta
   return sharpness_aware(
     optax.chain(keep_random_tensors(beta, key), scale_to_radius(radius)),

@@ -24,9 +24,8 @@ def scale_to_fisher_radius(
 
   def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     wide = jax.tree.map(tree_math.widen, updates)
-    natural = jax.tree.map(
-      lambda g: g / (1 + jnp.asarray(eta, g.dtype) * jnp.square(g)), wide
-    )
+    metric = lambda g: 1 + jnp.asarray(eta, g.dtype) * jnp.square(g)
+    natural = jax.tree.map(lambda g: g / metric(g), wide)
     size = jnp.sqrt(tree_math.dot(natural, wide))
     epsilon = tree_math.scale_to(radius, natural, size)
     return tree_math.cast_like(epsilon, updates)

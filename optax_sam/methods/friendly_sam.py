@@ -14,10 +14,7 @@ from optax_sam.trees import tree_math
 
 
 class SubtractEmaState(NamedTuple):
-  """State of `subtract_ema`: the moving average `ema`, and if it has `started`.
-
-  `ema` is like the parameters, float32 or wider unless a dtype was given.
-  """
+  """State of `subtract_ema`: the average `ema`, and if it has `started`."""
 
   ema: optax.Updates
   started: jax.Array
@@ -32,10 +29,9 @@ def subtract_ema(
 ) -> optax.GradientTransformationExtraArgs:
   """Subtracts a moving average from the ascent gradient: Friendly SAM.
 
-  It returns the `d` of `optax_sam.friendly_sam`, which has the same arguments.
-  A `d` that is only rounding, at most `8 * eps * norm(g)` long in float32 or
-  wider, is returned as 0. A gradient that is not finite leaves `m` unchanged.
-  Place it before a radius.
+  To place before a radius: it returns the `d` of `optax_sam.friendly_sam`,
+  which has the same arguments. A `d` that is only rounding, at most `8 * eps`
+  of `norm(g)`, is 0. A gradient that is not finite leaves `m` unchanged.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -56,28 +52,19 @@ def subtract_ema(
     past = jnp.asarray(decay, m.dtype)
     return past * m + (1 - past) * g.astype(m.dtype)
 
-  def subtract(g: jax.Array, m: jax.Array) -> jax.Array:
-    return tree_math.widen(g) - jnp.asarray(sigma, m.dtype) * m
+  subtract = lambda g, m: tree_math.widen(g) - jnp.asarray(sigma, m.dtype) * m
 
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    axis_name: Any = None,
-    is_synced: bool = False,
-    **_: Any,
-  ) -> tuple[Any, Any]:
-    averaged = devices.average(updates, None if is_synced else axis_name)
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    averaged = devices.average_ascent(updates, **extra)
     before = tree_math.widen_like(state.ema, averaged)
     ema = jax.tree.map(mix, before, averaged)
     if order == 'official':
       first = tree_math.cast_like(averaged, ema)
       ema = tree_math.select(state.started, ema, first)
-    noise = jax.tree.map(subtract, updates, ema if order == 'paper' else before)
-    is_rounding = tree_math.is_negligible(
-      tree_math.norm(noise), tree_math.norm(updates)
-    )
+    subtracted = ema if order == 'paper' else before
+    noise = jax.tree.map(subtract, updates, subtracted)
+    length, size = tree_math.norm(noise), tree_math.norm(updates)
+    is_rounding = tree_math.is_negligible(length, size)
     noise = jax.tree.map(lambda d: jnp.where(is_rounding, 0, d), noise)
     ema = tree_math.cast_like(ema, state.ema)
     finite = jnp.isfinite(tree_math.norm(averaged))
@@ -123,13 +110,10 @@ def friendly_sam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step. 0.05 is the
       default of the authors' class; their CIFAR runs use 0.1 to 0.2.
-    sigma: fraction of `m` that is subtracted, in [0, 1]; 0 is SAM. The paper's
-      experiments are quoted with 1.
-    decay: weight of the past, in [0, 1), above 0 in the order of the paper.
-      0.9 is the default of the authors' class; their runs use 0.6 and 0.95.
-      The paper's value is unverified.
-    order: 'paper' subtracts the `m` that includes the current gradient,
-      'official' the one before it.
+    sigma: part of `m` subtracted, in [0, 1]: 0 is SAM, 1 the paper's (quoted).
+    decay: weight of the past, in [0, 1), above 0 in the order of the paper,
+      whose value is unverified; the authors' class has 0.9, runs 0.6 and 0.95.
+    order: 'paper' subtracts the new `m`, 'official' the one before it.
     accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
       `decay=0.9` an `m` within 4 % of the gradient may stop moving.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.

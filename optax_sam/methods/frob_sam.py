@@ -1,6 +1,5 @@
 """Frob-SAM: penalizes the variance of the loss around the weights."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.info import SharpnessAwareState, advance
+from optax_sam.engine.info import advance
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import RandomState
 from optax_sam.engine.transformation import skip, transformation
@@ -58,13 +57,11 @@ def frob_sam(
     Tahmasebi et al., `A Universal Class of Sharpness-Aware Minimization
     Algorithms <https://arxiv.org/abs/2406.03682>`_, ICML 2024.
 
-  Where all gradients are equal, nothing is added:
-
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.frob_sam(rho=0.1, penalty=0.5, num_samples=2, key=0)
   >>> g, w = jnp.float32(3.0), jnp.float32(1.0)
   >>> u, _ = tx.update(g, tx.init(w), w, value_fn=lambda w: 3 * w)
-  >>> float(u)
+  >>> float(u)  # all gradients are equal: nothing is added
   3.0
   """
   validation.check_radius(rho)
@@ -73,12 +70,10 @@ def frob_sam(
   validation.check_key(key)
   validation.check_sync_ascent(sync_ascent, axis_name)
 
-  def init_choices(*_: Any) -> Mapping[str, Any]:
+  def init_choices(*_: Any) -> dict[str, Any]:
     return {'perturbation': RandomState.of(key)}
 
-  def step(
-    view: LossView, clean: Any, state: Any, ascend: bool | None, _: Any
-  ) -> tuple[optax.Updates, SharpnessAwareState]:
+  def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
     draws, leaves = state.perturbation, view.leaves
     state = state._replace(perturbation=draws.advance())
     if ascend is False:
