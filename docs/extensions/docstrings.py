@@ -12,6 +12,10 @@ _LINK = re.compile(r'`([^`<]+?)\s*<(https://[^>]+)>`_')
 _BLOCK = re.compile(
   r'^( *)(.*?)::\n\n((?:(?:\1  +.*)?\n)*(?:\1  +.*))', re.MULTILINE
 )
+# Arguments that share an explanation.
+_SHARED = re.compile(
+  r'^( +)(\w+(?:, \w+)+): ((?:.*\n)(?:\1 +.*\n)*)', re.MULTILINE
+)
 _DOCTEST = re.compile(r'^( *)(>>> .*(?:\n\1.+)*)', re.MULTILINE)
 
 
@@ -27,10 +31,16 @@ class Markdown(griffe.Extension):
 def to_markdown(text: str) -> str:
   """Returns a docstring with fenced equations and links of Markdown."""
   text = _BLOCK.sub(_fenced, text)
+  text = _SHARED.sub(_one_by_one, text)
   text = _DOCTEST.sub(r'\1```pycon\n\1\2\n\1```', text)
   return _LINK.sub(
     lambda link: f'[{" ".join(link[1].split())}]({link[2]})', text
   )
+
+
+def _one_by_one(entry: re.Match[str]) -> str:
+  indent, names, description = entry.groups()
+  return ''.join(f'{indent}{x}: {description}' for x in names.split(', '))
 
 
 def _fenced(block: re.Match[str]) -> str:

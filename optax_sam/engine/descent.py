@@ -43,6 +43,13 @@ def keep_clean(clean: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:
   return clean, state
 
 
+def stateless(combine: Callable[[optax.Updates, At], Any]) -> Descent:
+  """Builds a descent from a function of the clean gradient and of `at`."""
+  return Descent(
+    no_state, lambda clean, at, state: (combine(clean, at), state), keep_clean
+  )
+
+
 def perturbed_gradient() -> Descent:
   """Descends with the gradient at the perturbed parameters: SAM's descent.
 
@@ -59,14 +66,7 @@ def perturbed_gradient() -> Descent:
   >>> descent.on_ascent(clean, lambda t: perturbed, ())[0].tolist()
   [4.0, 5.0]
   """
-
-  def on_ascent(
-    clean: optax.Updates, at: At, state: Any
-  ) -> tuple[optax.Updates, Any]:
-    del clean
-    return at(1), state
-
-  return Descent(no_state, on_ascent, keep_clean)
+  return stateless(lambda _, at: at(1))
 
 
 def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
@@ -105,15 +105,13 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
     difference = tree_math.widen(gp) - wide
     return (wide + jnp.asarray(alpha, wide.dtype) * difference).astype(g.dtype)
 
-  def on_ascent(
-    clean: optax.Updates, at: At, state: Any
-  ) -> tuple[optax.Updates, Any]:
+  def combine(clean: optax.Updates, at: At) -> optax.Updates:
     if normalize_clean:
       unit = tree_math.scale_to(1.0, jax.tree.map(tree_math.widen, clean))
-      return jax.tree.map(with_unit_clean, unit, at(1)), state
-    return jax.tree.map(mixed, clean, at(1)), state
+      return jax.tree.map(with_unit_clean, unit, at(1))
+    return jax.tree.map(mixed, clean, at(1))
 
-  return Descent(no_state, on_ascent, keep_clean)
+  return stateless(combine)
 
 
 def orthogonal_part(

@@ -13,6 +13,13 @@ def average(tree: Any, axis_name: AxisName | None) -> Any:
   return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
 
 
+def average_ascent(
+  updates: Any, *, axis_name: Any = None, is_synced: bool = False, **_: Any
+) -> Any:
+  """Averages an ascent gradient, given the extra arguments of `update`."""
+  return average(updates, None if is_synced else axis_name)
+
+
 class AveragingPlan(NamedTuple):
   """Where a step averages over the devices: every gradient exactly once.
 

@@ -18,15 +18,10 @@ from optax_sam.trees import tree_math
 
 
 class SharpGradientsState(NamedTuple):
-  """State of `on_sharp_gradients`.
+  """State of `on_sharp_gradients`: scalars, float32 or wider except `count`.
 
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    squared_norm: squared norm of the last finite gradient, a scalar; this and
-      the rest are float32, or float64 for parameters in float64.
-    mean: moving average of the squared norm.
-    variance: moving average of its squared deviation from the mean.
-    threshold: value that `squared_norm` had to reach at that step.
+  `mean` and `variance` are the moments of the squared norms, `squared_norm` the
+  last finite one, and `threshold` what it had to reach for an ascent step.
   """
 
   count: jax.Array
@@ -46,47 +41,41 @@ def on_sharp_gradients(
 ) -> Policy:
   """Takes an ascent step if the gradient is large for its time: AE-SAM.
 
-  The rule and its provenance are in `optax_sam.ae_sam`. A gradient that is not
-  finite takes no ascent step and leaves both moments unchanged.
+  The rule and the arguments are those of `optax_sam.ae_sam`. A gradient that is
+  not finite takes no ascent step and leaves both moments unchanged.
 
   Args:
-    total_steps: number of steps of the whole training, at least 1.
-    decay: weight of the past in both moments, in [0, 1).
-    lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start, in the same unit. No step ascends above
-      `1 / sqrt(1 - decay)`, the most that these moments can show: it warns.
     initial_variance: variance before the first step, at least 0. With 0 a
       factor on the loss changes no decision. A derived program has e^-10.
-
-  Returns:
-    A policy with state (`SharpGradientsState`).
   """
   validation.check_count('total_steps', total_steps)
   validation.check_number('decay', decay, at_least=0, below=1)
-  validation.check_number('lambda_1', lambda_1)
-  validation.check_number('lambda_2', lambda_2)
   validation.check_number('initial_variance', initial_variance, at_least=0)
-  _warn_if_unreachable(decay, lambda_1=lambda_1, lambda_2=lambda_2)
+  for name, value in (('lambda_1', lambda_1), ('lambda_2', lambda_2)):
+    validation.check_number(name, value)
+    is_known = all(map(validation.is_python_number, (decay, value)))
+    if is_known and value > (largest := 1 / math.sqrt(1 - decay)):
+      warnings.warn(
+        f'{name}={value} is above 1 / sqrt(1 - decay) = {largest:.4g}, the '
+        f'most that the moving moments can show: no step ascends then.',
+        stacklevel=2,
+      )
 
   def init(params: optax.Params) -> SharpGradientsState:
     dtype = tree_math.accumulator_dtype(params)
-    count, zero = jnp.zeros((), jnp.int32), lambda: jnp.zeros((), dtype)
-    variance = jnp.full((), initial_variance, dtype)
-    return SharpGradientsState(count, zero(), zero(), variance, zero())
+    first = (0, 0, initial_variance, 0)
+    moments = (jnp.full((), value, dtype) for value in first)
+    return SharpGradientsState(jnp.zeros((), jnp.int32), *moments)
 
-  def decide(
-    grads: optax.Updates, state: SharpGradientsState
-  ) -> tuple[jax.Array, SharpGradientsState]:
-    dtype = state.mean.dtype
-    cast = lambda number: jnp.asarray(number, dtype)
-    squared_norm = tree_math.dot(grads, grads).astype(dtype)
-    past, present = cast(decay), 1 - cast(decay)
+  def decide(grads: optax.Updates, state: Any) -> tuple[jax.Array, Any]:
+    number = lambda value: jnp.asarray(value, state.mean.dtype)
+    squared_norm = number(tree_math.dot(grads, grads))
+    past, present = number(decay), 1 - number(decay)
     mean = past * state.mean + present * squared_norm
     deviation = jnp.square(squared_norm - mean)
     variance = past * state.variance + present * deviation
-    progress = state.count.astype(dtype) / cast(total_steps)
-    progress = jnp.minimum(progress, cast(1))
-    factor = progress * cast(lambda_1) + (1 - progress) * cast(lambda_2)
+    progress = jnp.minimum(number(state.count) / number(total_steps), 1)
+    factor = progress * number(lambda_1) + (1 - progress) * number(lambda_2)
     threshold = mean + factor * jnp.sqrt(variance)
     finite = jnp.isfinite(squared_norm) & jnp.isfinite(variance)
     count = tree_math.increment(state.count)
@@ -95,19 +84,6 @@ def on_sharp_gradients(
     return ascend, tree_math.select(finite, found, state._replace(count=count))
 
   return Policy(init, decide)
-
-
-def _warn_if_unreachable(decay: Any, **lambdas: Any) -> None:
-  if not validation.is_python_number(decay):
-    return
-  largest = 1 / math.sqrt(1 - decay)
-  for name, value in lambdas.items():
-    if validation.is_python_number(value) and value > largest:
-      warnings.warn(
-        f'{name}={value} is above 1 / sqrt(1 - decay) = {largest:.4g}, the '
-        f'most that the moving moments can show: no step ascends then.',
-        stacklevel=3,
-      )
 
 
 def ae_sam(
@@ -146,16 +122,12 @@ def ae_sam(
     total_steps: T, number of steps of the whole training, at least 1.
     decay: weight of the past in both moments, in [0, 1); try 0.5 to 0.99.
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start. Above `1 / sqrt(1 - decay)`, 3.16 at
-      0.9, no step ascends: it warns.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    lambda_2: threshold at the start; above `1 / sqrt(1 - decay)` it warns.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: two
-    moments.
+    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: moments.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
@@ -207,22 +179,15 @@ def ae_look_sam(
   the exact algorithm. The first step ascends from `decay=0.75` on.
 
   Args:
-    rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    total_steps: number of steps of the whole training, at least 1.
-    decay: weight of the past in both moments, in [0, 1).
-    lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start, in the same unit.
+    rho, total_steps, decay, lambda_1, lambda_2: see `ae_sam`.
     alpha: length of the reused part relative to `g`, in [0, 1); see `look_sam`.
     accumulator_dtype: dtype of the stored direction; None: float32 or wider.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      `gv` and `u` are computed from averages in any case.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `gv` and `u`
+      are computed from averages in any case.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: 2 moments
-    and the direction of `gv`.
+    A gradient transformation to place first in `optax.chain`, like `ae_sam`.
+    Cost: 1 gradient, 2 at a SAM step. State: 2 moments, the direction of `gv`.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware

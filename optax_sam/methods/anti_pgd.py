@@ -14,13 +14,7 @@ from optax_sam.trees.random_trees import draw_normal
 
 
 class AntiPgdState(NamedTuple):
-  """State of `anti_pgd`.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    key: typed PRNG key that all draws derive from.
-    scale: standard deviation of the noise in the parameters; 0 at first.
-  """
+  """State of `anti_pgd`: `count` of steps, PRNG `key`, `scale` of the noise."""
 
   count: jax.Array
   key: jax.Array
@@ -77,19 +71,16 @@ def anti_pgd(
     scale = jnp.zeros((), tree_math.accumulator_dtype(inside))
     return AntiPgdState(jnp.zeros((), jnp.int32), validation.as_key(key), scale)
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, AntiPgdState]:
-    del params, extra_args
+  def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
     scale = sigma(state.count) if callable(sigma) else sigma
+    scale = jnp.asarray(scale, state.scale.dtype)
     leaves = partition.Leaves.of(updates)
     inside = leaves.split(updates)
     count = tree_math.increment(state.count)
-    before = draw_normal(state.key, state.count, inside)
-    after = draw_normal(state.key, count, inside)
-    inside, scale = _exchange(inside, before, after, state.scale, scale)
-    updates = leaves.join(inside, updates)
-    return updates, AntiPgdState(count, state.key, scale)
+    new_state = AntiPgdState(count, state.key, scale)
+    before, after = _noise(state, inside), _noise(new_state, inside)
+    inside = _add(inside, optax.tree.sub(after, before))
+    return leaves.join(inside, updates), new_state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -110,29 +101,19 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
   >>> float(optax_sam.without_noise(w, tx.init(w)))  # there is none yet
   3.0
   """
-  state = only_state(
-    opt_state,
-    AntiPgdState,
-    'optax.chain(optax.sgd(0.1), optax_sam.anti_pgd(0.1, key=0))',
-  )
+  example = 'optax.chain(optax.sgd(0.1), optax_sam.anti_pgd(0.1, key=0))'
+  state = only_state(opt_state, AntiPgdState, example)
   leaves = partition.Leaves.of(params)
   inside = leaves.split(params)
-  noise = draw_normal(state.key, state.count, inside)
-  nothing = jnp.zeros_like(state.scale)
-  clean, _ = _exchange(inside, noise, noise, state.scale, nothing)
-  return leaves.join(clean, params)
+  noise = jax.tree.map(jnp.negative, _noise(state, inside))
+  return leaves.join(_add(inside, noise), params)
 
 
-def _exchange(
-  tree: Any, before: Any, after: Any, old_scale: jax.Array, new_scale: Any
-) -> tuple[Any, jax.Array]:
-  """Adds one noise and takes another one back; returns the new scale too."""
-  new_scale = jnp.asarray(new_scale).astype(old_scale.dtype)
+def _noise(state: AntiPgdState, like: optax.Params) -> optax.Params:
+  noise = draw_normal(state.key, state.count, like)
+  return jax.tree.map(lambda z: state.scale.astype(z.dtype) * z, noise)
 
-  def leaf(x: jax.Array, old: jax.Array, new: jax.Array) -> jax.Array:
-    change = (
-      new_scale.astype(new.dtype) * new - old_scale.astype(old.dtype) * old
-    )
-    return (x.astype(change.dtype) + change).astype(x.dtype)
 
-  return jax.tree.map(leaf, tree, before, after), new_scale
+def _add(tree: Any, noise: Any) -> Any:
+  added = jax.tree.map(lambda x, z: x.astype(z.dtype) + z, tree, noise)
+  return tree_math.cast_like(added, tree)

@@ -12,8 +12,6 @@ from optax_sam.engine.perturbation import with_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
 
-_UNSCALED_NAMES = ('bias', 'b', 'beta', 'offset')
-
 
 def scale_to_adaptive_radius(
   rho: optax.ScalarOrSchedule,
@@ -23,19 +21,9 @@ def scale_to_adaptive_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient to a radius relative to the weights: ASAM.
 
-  `epsilon` is that of `optax_sam.asam`; 0 if `norm(T * g)` is 0 or not finite.
-
-  Args:
-    rho: radius relative to the weights, at least 0, or a schedule of it.
-    eta: added to the size of the weights, at least 0.
-    scaled: which leaves are scaled; None decides by their names.
-
-  Returns:
-    A perturbation that needs `params`; stateless unless `rho` is a schedule.
+  The rule and the arguments are those of `optax_sam.asam`.
   """
   validation.check_number('eta', eta, at_least=0)
-  if scaled is None:
-    scaled = _scaled_by_name
 
   def scales(is_scaled: bool, weight: jax.Array) -> jax.Array:
     wide = tree_math.widen(weight)
@@ -43,28 +31,23 @@ def scale_to_adaptive_radius(
       return jnp.ones_like(wide)
     return jnp.abs(wide) + jnp.asarray(eta, wide.dtype)
 
-  def perturb(
-    radius: Any, updates: optax.Updates, *, params: optax.Params, **_: Any
-  ) -> optax.Updates:
-    chosen = partition.chosen_leaves(scaled, params, name='scaled')
+  def perturb(radius: Any, updates: Any, *, params: Any, **_: Any) -> Any:
+    mask = _scaled_by_name if scaled is None else scaled
+    chosen = partition.chosen_leaves(mask, params, name='scaled')
     scale = jax.tree.map(scales, chosen, params)
-    once = jax.tree.map(_multiply_wide, scale, updates)
-    twice = jax.tree.map(_multiply_wide, scale, once)
+    wide = tree_math.widen_like(updates, scale)
+    once = jax.tree.map(jnp.multiply, scale, wide)
+    twice = jax.tree.map(jnp.multiply, scale, once)
     perturbation = tree_math.scale_to(radius, twice, tree_math.norm(once))
     return tree_math.cast_like(perturbation, updates)
 
   return with_radius(rho, perturb)
 
 
-def _multiply_wide(left: jax.Array, right: jax.Array) -> jax.Array:
-  dtype = tree_math.wide_dtype(left, right)
-  return left.astype(dtype) * right.astype(dtype)
-
-
 def _scaled_by_name(params: optax.Params) -> Any:
   def is_scaled(path: tuple[Any, ...], _: Any) -> bool:
     parts = partition.path_parts(path)
-    return not parts or parts[-1] not in _UNSCALED_NAMES
+    return not parts or parts[-1] not in ('bias', 'b', 'beta', 'offset')
 
   return jax.tree_util.tree_map_with_path(is_scaled, params)
 
@@ -85,8 +68,8 @@ def asam(
     epsilon = rho * T^2 * g / (norm(T * g) + 1e-12)   # norm(epsilon / T) = rho
     u       = gradient at w + epsilon
 
-  The default is the authors' program, except for a weight that is called `w`:
-  they scale the parameters whose name contains "weight", we scale all but those
+  The default is the authors' program, except for a weight called `w`: they
+  scale the parameters whose name contains "weight", we scale all but those
   whose last name is `bias`, `b`, `beta` or `offset`. Other programs give other
   numbers: `asam(2.0, eta=0.0, scaled=True)` is davda54/sam, which does not
   perturb a bias that is zero; `scaled=True` alone is dbahri/universal_sam. The
@@ -101,16 +84,14 @@ def asam(
       the authors' class; their example script passes 0.
     scaled: which leaves are scaled: a bool, a prefix tree of bools or a
       function from the parameters to one; None decides by their names.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
     `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
 
   References:
-    Kwon, Kim, Park, Choi, `ASAM: Adaptive Sharpness-Aware Minimization for
+    Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for
     Scale-Invariant Learning of Deep Neural Networks
     <https://arxiv.org/abs/2102.11600>`_, ICML 2021.
 

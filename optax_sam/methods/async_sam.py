@@ -13,12 +13,7 @@ from optax_sam.trees import tree_math
 
 
 class DelayState(NamedTuple):
-  """State of `delay`.
-
-  Attributes:
-    direction: gradient of the step before, averaged over the devices, like the
-      parameters, float32 or wider unless a dtype was given.
-  """
+  """State of `delay`: `direction`, the gradient of the step before."""
 
   direction: optax.Updates
 
@@ -29,29 +24,15 @@ def delay(
   """Returns the ascent gradient of the step before: AsyncSAM.
 
   It returns 0 at the first step. A gradient that is not finite is not stored.
-
-  Args:
-    accumulator_dtype: dtype of the stored gradient; None for float32 or wider.
-
-  Returns:
-    A perturbation with state (`DelayState`), to place before a radius.
+  The argument is that of `optax_sam.async_sam`. Place it before a radius.
   """
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
 
   def init(params: optax.Params) -> DelayState:
     return DelayState(tree_math.zeros_like(params, accumulator_dtype))
 
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    axis_name: Any = None,
-    is_synced: bool = False,
-    **_: Any,
-  ) -> tuple[Any, DelayState]:
-    del params
-    averaged = devices.average(updates, None if is_synced else axis_name)
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    averaged = devices.average_ascent(updates, **extra)
     finite = jnp.isfinite(tree_math.norm(averaged))
     found = DelayState(tree_math.cast_like(averaged, state.direction))
     delayed = tree_math.cast_like(state.direction, updates)
@@ -77,17 +58,14 @@ def async_sam(
     last    = g
 
   Neither gradient of a step needs the other, so hardware may compute them in
-  parallel. The rule is from second-hand accounts of the paper. We found no
-  description of an ascent gradient of a smaller batch, sized by the speed of a
-  second device, and do not offer it.
+  parallel. The rule is from second-hand accounts of the paper. We do not offer
+  ascent gradients of a smaller batch, of which we found no description.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     accumulator_dtype: dtype of `last`, e.g. bfloat16; None: float32 or wider.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      It makes no difference: `last` is an average in any case.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. The last
+      makes no difference: `last` is an average in any case.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
@@ -99,11 +77,9 @@ def async_sam(
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.async_sam(rho=0.5), jnp.array([3.0, 4.0])
-  >>> state = tx.init(w)
-  >>> for _ in range(2):
-  ...   u, state = tx.update(w, state, w, grad_fn=lambda w: w)
-  ...   print([round(x, 3) for x in u.tolist()])  # w, then w + w / 10
-  [3.0, 4.0]
+  >>> _, state = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
+  >>> u, _ = tx.update(w, state, w, grad_fn=lambda w: w)
+  >>> [round(x, 3) for x in u.tolist()]  # w + w / 10
   [3.3, 4.4]
   """
   perturbation = optax.chain(

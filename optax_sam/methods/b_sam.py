@@ -19,28 +19,15 @@ from optax_sam.trees.random_trees import draw_direction
 
 
 class BSamState(NamedTuple):
-  """State of `b_sam`.
+  """State of `b_sam`: `momentum` is m and `precision` is s, float32 or wider.
 
-  Attributes:
-    ascent: `SharpnessAwareState` that counts the steps.
-    momentum: `m`, like the parameters, float32 or wider.
-    precision: `s`, in the same dtypes.
-    key: typed PRNG key.
+  `ascent` is a `SharpnessAwareState` that counts the steps, `key` a PRNG key.
   """
 
   ascent: Any
   momentum: optax.Updates
   precision: optax.Updates
   key: jax.Array
-
-
-class _Found(NamedTuple):
-  """Means over the parts of a batch."""
-
-  gradient: optax.Updates
-  size: optax.Updates
-  norm: jax.Array
-  loss: jax.Array
 
 
 def b_sam(
@@ -68,11 +55,11 @@ def b_sam(
     update = -learning_rate * m / s              # s as it was
     s  = b2 * s + (1 - b2) * (sqrt(s) * mean of abs(g) + damping + wd)
 
-  There is no norm and no bias correction. `s` sets both the step size and the
-  perturbation, so this replaces the base optimizer; `wd` is its weight decay.
-  We checked the rule against the authors' program; another port has another
-  rule. If a gradient is not finite, `m` and `s` stay unchanged, but the update
-  is not finite. A factor on the loss changes the perturbation.
+  `s` sets both the step size and the perturbation, so this replaces the base
+  optimizer; `wd` is its weight decay. We checked the rule against the authors'
+  program; another port has another rule. If a gradient is not finite, `m` and
+  `s` stay unchanged, but the update is not finite. A factor on the loss changes
+  the perturbation.
 
   Args:
     learning_rate: factor of the update, at least 0, or a schedule of it by the
@@ -84,9 +71,9 @@ def b_sam(
     damping: added to what `s` averages, at least 0.
     prior_precision: of the Gaussian prior of the parameters, at least 0.
     initial_precision: first value of `s`, above 0.
-    micro_batches: number of consecutive parts of the batch of B, a Python int
-      of at least 1. They have `ceil(B / micro_batches)` examples, the last one
-      the rest; means weigh parts by their examples.
+    micro_batches: number of consecutive parts of the batch of B, an int of at
+      least 1. They have `ceil(B / micro_batches)` examples, the last one the
+      rest, and count by their examples.
     num_data: number of training examples, above 0. The authors multiply it by
       a factor for augmentation, 4 on CIFAR-10.
     key: integer seed or typed key, the same on all devices.
@@ -104,21 +91,17 @@ def b_sam(
     Moellenhoff, Khan, `SAM as an Optimal Relaxation of Bayes
     <https://arxiv.org/abs/2210.01620>`_, ICLR 2023.
 
-  For a linear loss the perturbations do not matter:
-
   >>> import jax.numpy as jnp, optax_sam
-  >>> tx = optax_sam.b_sam(
-  ...   0.5, num_data=10, prior_precision=0.0, micro_batches=1, key=0
-  ... )
-  >>> w = jnp.float32(1.0)
+  >>> off = {'prior_precision': 0.0, 'micro_batches': 1}
+  >>> tx, w = optax_sam.b_sam(num_data=10, key=0, **off), jnp.float32(1.0)
   >>> update, state = tx.update(w, tx.init(w), w, value_fn=lambda w: 3 * w)
-  >>> round(float(update), 4)  # -0.5 * 0.1 * 3
+  >>> round(float(update), 4)  # -0.5 * 0.1 * 3, wherever the gradient is taken
   -0.15
   >>> round(float(state.precision), 4)  # 0.999 + 0.001 * (3 + 0.1)
   1.0021
   """
-  for name, value in (('learning_rate', learning_rate), ('rho', rho)):
-    validation.check_radius(value, name)
+  validation.check_radius(learning_rate, 'learning_rate')
+  validation.check_radius(rho)
   validation.check_number('b1', b1, at_least=0, below=1)
   validation.check_number('b2', b2, at_least=0, below=1)
   validation.check_number('damping', damping, at_least=0)
@@ -132,97 +115,79 @@ def b_sam(
     partition.check_real(params)
     w = partition.Leaves.of(params).split(params)
     zeros = tree_math.zeros_like(w)
-    # From zeros of its own: the same buffer can't be donated twice.
-    precision = jax.tree.map(
-      lambda x: x + jnp.asarray(initial_precision, x.dtype),
-      tree_math.zeros_like(w),
-    )
+    first = lambda x: x + jnp.asarray(initial_precision, x.dtype)
+    precision = jax.tree.map(first, zeros)
     return BSamState(first_state(w), zeros, precision, validation.as_key(key))
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, BSamState]:
-    view = LossView.open(params, extra_args, axis_name=axis_name)
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    view = LossView.open(params, extra, axis_name=axis_name)
     w, s = view.leaves.split(params), state.precision
     count = state.ascent.count
     radius = rho(count) if callable(rho) else rho
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     step_key = jax.random.fold_in(state.key, count)
 
-    def noise(z: jax.Array, s: jax.Array) -> jax.Array:
-      return z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
+    decay = prior_precision / num_data
 
-    def ascent(g: jax.Array, s: jax.Array) -> jax.Array:
-      return jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
+    noise = lambda z, s: z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
+    ascent = lambda g, s: jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
 
-    def of_part(part: LossView, number: Any) -> _Found:
+    def gradients(part: LossView, number: Any) -> tuple[Any, ...]:
       z = draw_direction(jax.random.fold_in(step_key, number), s)
       noisy = tree_math.add(w, jax.tree.map(noise, z, s))
       _, gradient = part.value_and_grad(noisy)
       point = tree_math.add(w, jax.tree.map(ascent, gradient, s))
       loss, perturbed = part.value_and_grad(point)
       last = state.ascent.info.perturbed_loss
-      return _Found(
-        jax.tree.map(tree_math.widen, perturbed),
-        jax.tree.map(lambda x: jnp.abs(tree_math.widen(x)), gradient),
-        tree_math.norm(gradient),
-        last if loss is None else jnp.asarray(loss, last.dtype),
-      )
+      loss = last if loss is None else jnp.asarray(loss, last.dtype)
+      trees = perturbed, jax.tree.map(jnp.abs, gradient)
+      trees = jax.tree.map(tree_math.widen, trees)
+      return *trees, tree_math.norm(gradient), loss
 
-    found = _mean_over_parts(view, micro_batches, of_part)
-    found = devices.average(found, axis_name)
-    decay = prior_precision / num_data
+    found = _mean_over_parts(view, micro_batches, gradients)
+    perturbed, size, norm, loss = devices.average(found, axis_name)
 
-    def next_momentum(m: Any, ge: Any, w: Any) -> jax.Array:
-      past, weight = (jnp.asarray(x, m.dtype) for x in (b1, decay))
-      return past * m + (1 - past) * (
-        ge.astype(m.dtype) + weight * w.astype(m.dtype)
-      )
+    def mix(past: Any, old: jax.Array, new: jax.Array) -> jax.Array:
+      past = jnp.asarray(past, old.dtype)
+      return past * old + (1 - past) * new
 
-    def next_precision(s: Any, size: Any) -> jax.Array:
-      past, added, weight = (
-        jnp.asarray(x, s.dtype) for x in (b2, damping, decay)
-      )
-      seen = jnp.sqrt(s) * size.astype(s.dtype) + added + weight
-      return past * s + (1 - past) * seen
+    def next_momentum(m: jax.Array, ge: jax.Array, w: jax.Array) -> jax.Array:
+      weight = jnp.asarray(decay, m.dtype)
+      return mix(b1, m, ge.astype(m.dtype) + weight * w.astype(m.dtype))
 
-    momentum = jax.tree.map(next_momentum, state.momentum, found.gradient, w)
-    precision = jax.tree.map(next_precision, s, found.size)
-    step = jax.tree.map(
-      lambda m, s: -jnp.asarray(rate, s.dtype) * m / s, momentum, s
-    )
-    is_finite = jnp.isfinite(
-      tree_math.norm(momentum) + tree_math.norm(precision)
-    )
-    momentum, precision = tree_math.select(
-      is_finite, (momentum, precision), (state.momentum, s)
-    )
+    def next_precision(s: jax.Array, size: jax.Array) -> jax.Array:
+      added, weight = (jnp.asarray(x, s.dtype) for x in (damping, decay))
+      return mix(b2, s, jnp.sqrt(s) * size.astype(s.dtype) + added + weight)
+
+    momentum = jax.tree.map(next_momentum, state.momentum, perturbed, w)
+    precision = jax.tree.map(next_precision, s, size)
+    move = lambda m, s: -jnp.asarray(rate, s.dtype) * m / s
+    step = jax.tree.map(move, momentum, s)
     step = tree_math.cast_like(step, view.leaves.split(updates))
-    return view.leaves.join(step, updates), BSamState(
-      advance(state.ascent, found.norm, found.loss),
-      momentum,
-      precision,
-      state.key,
-    )
+    trees = momentum, precision
+    is_finite = jnp.isfinite(tree_math.norm(trees))
+    trees = tree_math.select(is_finite, trees, (state.momentum, s))
+    info = advance(state.ascent, norm, loss)
+    return view.leaves.join(step, updates), BSamState(info, *trees, state.key)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _mean_over_parts(
-  view: LossView, micro_batches: int, of_part: Callable[[LossView, Any], _Found]
-) -> _Found:
+  view: LossView, micro_batches: int, function: Callable[..., tuple[Any, ...]]
+) -> tuple[Any, ...]:
   """Averages over consecutive parts of the batch, one in memory at a time."""
   if micro_batches == 1:
-    return of_part(view, 0)
+    return function(view, 0)
   examples = view.num_examples
   size = math.ceil(examples / micro_batches)
   numbers = np.arange(examples, dtype=np.int32) // size
 
-  def weighed(rows: tuple[jax.Array, Any]) -> Any:
+  def weighed(rows: tuple[jax.Array, Any]) -> tuple[Any, ...]:
     number, batch = rows
     part = view.on(batch)
     weight = part.num_examples / examples
-    found = of_part(part, number[0])
+    found = function(part, number[0])
     return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
 
   return sum_over_chunks(weighed, (numbers, view.batch), size, view.axis_name)

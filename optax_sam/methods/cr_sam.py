@@ -8,8 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.descent import At, Descent, keep_clean
-from optax_sam.engine.info import no_state
+from optax_sam.engine.descent import Descent, stateless
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
@@ -18,14 +17,7 @@ from optax_sam.trees import tree_math
 def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
   """Adds differences of the gradients on both sides of the weights: CR-SAM.
 
-  The rule is that of `optax_sam.cr_sam`, in float32 or wider.
-
-  Args:
-    gamma: weight of the second difference, at least 0.
-    beta: weight of the first difference, at least 0.
-
-  Returns:
-    A stateless descent that needs the gradient at `w - epsilon` as well.
+  The rule and the arguments are those of `optax_sam.cr_sam`.
   """
   validation.check_number('gamma', gamma, at_least=0)
   validation.check_number('beta', beta, at_least=0)
@@ -37,12 +29,9 @@ def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
     first = jnp.asarray(beta, wide.dtype) * (gp - gm)
     return (gp + second + first).astype(g.dtype)
 
-  def on_ascent(
-    clean: optax.Updates, at: At, state: Any
-  ) -> tuple[optax.Updates, Any]:
-    return jax.tree.map(combine, clean, at(1), at(-1)), state
-
-  return Descent(no_state, on_ascent, keep_clean)
+  return stateless(
+    lambda clean, at: jax.tree.map(combine, clean, at(1), at(-1))
+  )
 
 
 def cr_sam(
@@ -69,13 +58,10 @@ def cr_sam(
   of the Hessian, which the paper regularizes.
 
   Args:
-    rho: radius, at least 0, or a schedule of it by the step. All defaults are
-      those of the authors' script.
+    rho: radius, at least 0, or a schedule of it. All defaults are the authors'.
     gamma: weight of the second difference, at least 0.
     beta: weight of the first difference, at least 0; with both 0 this is SAM.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

@@ -16,12 +16,9 @@ from optax_sam.trees.random_trees import draw_signs
 
 
 class EigenvectorState(NamedTuple):
-  """State of `scale_toward_eigenvector`.
+  """State of `scale_toward_eigenvector`: `count` and `direction`.
 
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    direction: estimate of the eigenvector, of length 1, like the parameters,
-      float32 or wider unless a dtype was given.
+  `direction` is the estimate of the eigenvector, of length 1.
   """
 
   count: jax.Array
@@ -39,20 +36,9 @@ def scale_toward_eigenvector(
 ) -> optax.GradientTransformationExtraArgs:
   """Turns the ascent gradient toward the Hessian's top eigenvector: Eigen-SAM.
 
-  The rule is that of `optax_sam.eigen_sam`. Products with the Hessian are
-  derivatives of the gradient, taken in the dtype of the parameters.
-
-  Args:
-    rho: radius, at least 0, or a schedule of it by the step.
-    alpha: weight of the part of `v` that is orthogonal to `g`, at least 0.
-    refresh_every: number of steps from one estimate to the next, at least 1.
-    power_steps: products with the Hessian at a refresh, at least 1.
-    key: integer seed or typed key for the first `v`, the same on all devices.
-    accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
-
-  Returns:
-    A perturbation with state (`EigenvectorState`), only for use in
-    `optax_sam.sharpness_aware`, which passes the loss of the batch.
+  The rule and the arguments are those of `optax_sam.eigen_sam`. Only for use in
+  `optax_sam.sharpness_aware`, which passes the loss of the batch. Products with
+  the Hessian are derivatives of the gradient, in the dtype of the parameters.
   """
   validation.check_radius(rho)
   validation.check_number('alpha', alpha, at_least=0)
@@ -81,16 +67,30 @@ def scale_toward_eigenvector(
         'the perturbation of optax_sam.sharpness_aware.'
       )
       raise ValueError(msg)
+    value_and_grad = loss_view.value_and_grad
+
+    def multiply(_: Any, v: optax.Updates) -> optax.Updates:
+      gradient = lambda p: value_and_grad(p)[1]
+      tangents = tree_math.cast_like(v, params)
+      _, product = jax.jvp(gradient, (params,), (tangents,))
+      product = devices.average(product, axis_name)
+      product = jax.tree.map(tree_math.widen, product)
+      usable = tree_math.is_usable(tree_math.norm(product))
+      return tree_math.select(usable, tree_math.scale_to(1.0, product), v)
 
     def refresh() -> optax.Updates:
-      found = _power_iteration(
-        loss_view, params, state.direction, updates, power_steps, axis_name
-      )
-      return tree_math.cast_like(found, state.direction)
+      if not jax.tree.leaves(params):
+        return state.direction
+      # Any device whose gradient isn't finite is noticed by all.
+      size = devices.average(tree_math.norm(updates), axis_name)
+      usable = tree_math.is_usable(size)
+      wide = tree_math.widen_like(state.direction, params)
+      found = jax.lax.fori_loop(0, power_steps, multiply, wide)
+      found = tree_math.cast_like(found, state.direction)
+      return tree_math.select(usable, found, state.direction)
 
-    direction = on_refresh(
-      state.count, refresh_every, refresh, lambda: state.direction
-    )
+    keep = lambda: state.direction
+    direction = on_refresh(state.count, refresh_every, refresh, keep)
     radius = rho(state.count) if callable(rho) else rho
     epsilon = _combine(radius, alpha, updates, direction)
     count = tree_math.increment(state.count)
@@ -99,55 +99,24 @@ def scale_toward_eigenvector(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _combine(
-  radius: Any, alpha: Any, updates: optax.Updates, direction: optax.Updates
-) -> optax.Updates:
-  wide = jax.tree.map(tree_math.widen, updates)
-  direction = tree_math.widen_like(direction, wide)
-  size = tree_math.norm(wide)
+def _combine(radius: Any, alpha: Any, updates: Any, direction: Any) -> Any:
+  """Returns the perturbation from the gradient and the eigenvector."""
+  size = tree_math.norm(updates)
   usable = tree_math.is_usable(size)
   size = jnp.where(usable, size, 1) + tree_math.STABILIZER
-  along = tree_math.dot(wide, direction)
+  along = tree_math.dot(updates, direction)
   turn = jnp.asarray(alpha, along.dtype) * jnp.sign(along)
   radius = jnp.asarray(radius, along.dtype)
   of_gradient = radius * (1 - turn * along / size) / size
   of_direction = radius * turn
 
-  def leaf(g: jax.Array, v: jax.Array, like: jax.Array) -> jax.Array:
-    moved = of_gradient.astype(g.dtype) * g + of_direction.astype(g.dtype) * v
-    return jnp.where(usable, moved, 0).astype(like.dtype)
+  def leaf(g: jax.Array, v: jax.Array) -> jax.Array:
+    dtype = tree_math.wide_dtype(g, v)
+    moved = of_gradient.astype(dtype) * g.astype(dtype)
+    moved += of_direction.astype(dtype) * v.astype(dtype)
+    return jnp.where(usable, moved, 0).astype(g.dtype)
 
-  return jax.tree.map(leaf, wide, direction, updates)
-
-
-def _power_iteration(
-  loss_view: LossView,
-  params: optax.Params,
-  direction: optax.Updates,
-  gradient: optax.Updates,
-  steps: int,
-  axis_name: Any,
-) -> optax.Updates:
-  """Multiplies by the Hessian, averaged over all devices."""
-  if not jax.tree.leaves(params):
-    return direction
-  # Any device whose gradient isn't finite is noticed by all.
-  size = devices.average(tree_math.norm(gradient), axis_name)
-  usable = tree_math.is_usable(size)
-
-  def multiply(_: Any, direction: optax.Updates) -> optax.Updates:
-    tangents = tree_math.cast_like(direction, params)
-    _, product = jax.jvp(
-      lambda p: loss_view.value_and_grad(p)[1], (params,), (tangents,)
-    )
-    product = devices.average(product, axis_name)
-    product = jax.tree.map(tree_math.widen, product)
-    found = tree_math.scale_to(1.0, product)
-    keep = usable & tree_math.is_usable(tree_math.norm(product))
-    return tree_math.select(keep, found, direction)
-
-  wide = tree_math.widen_like(direction, params)
-  return jax.lax.fori_loop(0, steps, multiply, wide)
+  return jax.tree.map(leaf, updates, direction)
 
 
 def eigen_sam(
@@ -182,16 +151,12 @@ def eigen_sam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step.
     alpha: weight of the part of `v` orthogonal to `g`, at least 0; 0 is SAM.
-    refresh_every: number of steps from one estimate of `v` to the next, at
-      least 1; 100 as in the authors' program.
+    refresh_every: steps from one `v` to the next, at least 1; the authors' 100.
     power_steps: number of products with the Hessian at a refresh, at least 1.
     key: integer seed or typed key, the same on all devices.
     accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-      The Hessian is that of these leaves.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      `H v` is averaged in any case.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. The Hessian
+      is that of the leaves of `mask`, and `H v` is averaged in any case.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

@@ -14,14 +14,9 @@ from optax_sam.trees.random_trees import draw_direction
 
 
 class EntropySgdState(NamedTuple):
-  """State of `entropy_sgd`.
+  """State of `entropy_sgd`: `outer` is x, `mean` is mu and `momentum` is v.
 
-  Attributes:
-    count: number of calls so far, a scalar int32.
-    outer: the outer iterate `x`, like the parameters, float32 or wider.
-    mean: average `mu` of the walk, in the same dtypes.
-    momentum: `v`, in the same dtypes.
-    key: typed PRNG key.
+  They are float32 or wider. `count` counts the calls, `key` is a PRNG key.
   """
 
   count: jax.Array
@@ -97,50 +92,66 @@ def entropy_sgd(
   validation.check_radius(learning_rate, 'learning_rate')
   validation.check_count('inner_steps', inner_steps)
   validation.check_radius(inner_learning_rate, 'inner_learning_rate')
-  for name, value in (
-    ('gamma', gamma),
-    ('scoping', scoping),
-    ('noise', noise),
-    ('weight_decay', weight_decay),
-  ):
-    validation.check_number(name, value, at_least=0)
+  validation.check_number('gamma', gamma, at_least=0)
+  validation.check_number('scoping', scoping, at_least=0)
+  validation.check_number('noise', noise, at_least=0)
+  validation.check_number('weight_decay', weight_decay, at_least=0)
   validation.check_key(key)
 
   def init(params: optax.Params) -> EntropySgdState:
     partition.check_real(params)
-    floats = partition.Leaves.of(params).split(params)
+    w = partition.Leaves.of(params).split(params)
     # Buffers of their own: the same one can't be donated twice.
-    outer, mean = (jax.tree.map(_copy, floats) for _ in range(2))
-    return EntropySgdState(
-      jnp.zeros((), jnp.int32),
-      outer,
-      mean,
-      tree_math.zeros_like(floats),
-      validation.as_key(key),
-    )
+    outer, mean = jax.tree.map(_copy, w), jax.tree.map(_copy, w)
+    count, momentum = jnp.zeros((), jnp.int32), tree_math.zeros_like(w)
+    return EntropySgdState(count, outer, mean, momentum, validation.as_key(key))
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, EntropySgdState]:
-    del extra_args
+  def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
     if params is None:
       msg = 'params must be given: write tx.update(grads, opt_state, params).'
       raise ValueError(msg)
     leaves = partition.Leaves.of(params)
-    gradient = leaves.split(updates)
-    devices.check_local(gradient, axis_name)
-    rates = [
-      rate(state.count) if callable(rate) else rate
-      for rate in (learning_rate, inner_learning_rate)
-    ]
-    numbers = (*rates, inner_steps, gamma, scoping, noise, weight_decay)
-    step, state = _walk(
-      numbers,
-      devices.average(gradient, axis_name),
-      leaves.split(params),
-      state,
+    local, x = leaves.split(updates), state.outer
+    w = tree_math.widen_like(leaves.split(params), x)
+    devices.check_local(local, axis_name)
+    gradient = tree_math.cast_like(devices.average(local, axis_name), x)
+    is_finite = jnp.isfinite(tree_math.norm(gradient))
+    rate, eta = (
+      value(state.count) if callable(value) else value
+      for value in (learning_rate, inner_learning_rate)
     )
-    return leaves.join(step, updates), state
+    count = tree_math.increment(state.count)
+    period = jnp.asarray(inner_steps, count.dtype)
+    rounds = state.count // period + 1
+    momentum = jax.tree.map(lambda v, g: 0.9 * v + g, state.momentum, gradient)
+
+    def step(w: Any, x: Any, g: Any, v: Any, z: Any) -> jax.Array:
+      number = lambda value: jnp.asarray(value, x.dtype)
+      pull = number(gamma) * (1 + number(scoping)) ** number(rounds)
+      drift = g + 0.9 * v - pull * (x - w) + number(weight_decay) * w
+      jump = jnp.sqrt(2 * number(eta)) * number(noise) * z
+      return w - number(eta) * drift + jump
+
+    def move() -> optax.Params:
+      z = draw_direction(jax.random.fold_in(state.key, state.count), w)
+      return jax.tree.map(step, w, x, gradient, momentum, z)
+
+    # Behind a conditional the end is in memory: XLA would compute it, and the
+    # noise with it, anew for everything that depends on it.
+    end = jax.lax.cond(is_finite, move, lambda: w)
+    mean = jax.tree.map(lambda m, w: 0.75 * m + 0.25 * w, state.mean, end)
+    mean, momentum = tree_math.select(
+      is_finite, (mean, momentum), (state.mean, state.momentum)
+    )
+    toward = lambda x, m: x - jnp.asarray(rate, x.dtype) * (x - m)
+    moved = jax.tree.map(toward, x, mean)
+    rest = jax.tree.map(jnp.zeros_like, momentum)
+    end, x, mean, momentum = tree_math.select(
+      count % period == 0, (moved, moved, moved, rest), (end, x, mean, momentum)
+    )
+    change = tree_math.cast_like(jax.tree.map(jnp.subtract, end, w), local)
+    new_state = EntropySgdState(count, x, mean, momentum, state.key)
+    return leaves.join(change, updates), new_state
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -171,72 +182,3 @@ def _copy(leaf: Any) -> jax.Array:
   if isinstance(leaf, jax.ShapeDtypeStruct):
     return jnp.zeros(leaf.shape, dtype)
   return jnp.array(leaf, dtype)
-
-
-def _walk(
-  numbers: Any,
-  gradient: optax.Updates,
-  params: optax.Params,
-  state: EntropySgdState,
-) -> tuple[optax.Updates, EntropySgdState]:
-  rate, eta, inner_steps, gamma, scoping, noise, decay = numbers
-  count = tree_math.increment(state.count)
-  period = jnp.asarray(inner_steps, count.dtype)
-  is_last = count % period == 0
-  rounds = state.count // period + 1
-  is_usable = jnp.isfinite(tree_math.norm(gradient))
-
-  def momentum(g: jax.Array, v: jax.Array) -> jax.Array:
-    return jnp.asarray(0.9, v.dtype) * v + g.astype(v.dtype)
-
-  def move() -> Any:
-    key = jax.random.fold_in(state.key, state.count)
-
-    def leaf(g: Any, w: Any, x: Any, v: Any, z: Any) -> jax.Array:
-      number = lambda value: jnp.asarray(value).astype(x.dtype)
-      start = w.astype(x.dtype)
-      pull = number(gamma) * (1 + number(scoping)) ** number(rounds)
-      drift = g.astype(x.dtype) + number(0.9) * momentum(g, v)
-      drift = drift - pull * (x - start) + number(decay) * start
-      jump = jnp.sqrt(2 * number(eta)) * number(noise) * z
-      return start - number(eta) * drift + jump
-
-    return jax.tree.map(
-      leaf,
-      gradient,
-      params,
-      state.outer,
-      state.momentum,
-      draw_direction(key, params),
-    )
-
-  def stay() -> Any:
-    return tree_math.widen_like(params, state.outer)
-
-  # Behind a conditional the end is in memory: XLA would compute it, and the
-  # noise with it, anew for everything that depends on it.
-  end = jax.lax.cond(is_usable, move, stay)
-
-  def leaf(g: Any, w: Any, x: Any, mu: Any, v: Any, end: Any) -> Any:
-    number = lambda value: jnp.asarray(value, x.dtype)
-    mean = number(0.75) * mu + number(0.25) * end
-    mean = jnp.where(is_usable, mean, mu)
-    total = jnp.where(is_usable, momentum(g, v), v)
-    outer = x - number(rate) * (x - mean)
-    end, x, mu, v = (
-      jnp.where(is_last, last, usual)
-      for last, usual in (
-        (outer, end),
-        (outer, x),
-        (outer, mean),
-        (jnp.zeros_like(v), total),
-      )
-    )
-    return (end - w.astype(x.dtype)).astype(g.dtype), x, mu, v
-
-  leaves = jax.tree.map(
-    leaf, gradient, params, state.outer, state.mean, state.momentum, end
-  )
-  outer, inner = jax.tree.structure(gradient), jax.tree.structure((0,) * 4)
-  step, x, mean, kept = jax.tree.transpose(outer, inner, leaves)
-  return step, EntropySgdState(count, x, mean, kept, state.key)

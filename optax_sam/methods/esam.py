@@ -6,49 +6,32 @@ import jax
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
+from optax_sam.engine import partition, selection
 from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import keep_random_tensors, scale_to_radius
-from optax_sam.engine.selection import (
-  Selected,
-  Selection,
-  check_size,
-  largest,
-  num_examples,
-)
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
 
 
-def sharpest(size: float) -> Selection:
+def sharpest(size: float) -> selection.Selection:
   """Descends on the examples whose loss the perturbation raises most: ESAM.
 
-  The rule is that of `optax_sam.esam`. Padding, whose loss stays 0, ranks
-  before examples whose loss falls.
-
-  Args:
-    size: number of examples if an int, a fraction in (0, 1] if a float.
-
-  Returns:
-    A stateless selection. It costs one more forward pass.
+  The rule is that of `optax_sam.esam`, with `size` its `gamma`. It costs one
+  forward pass. Padding, with loss 0, ranks before examples whose loss falls.
   """
-  check_size('size', size)
+  selection.check_size('size', size)
 
-  def select(
-    view: LossView, params: optax.Params, state: Any, count: jax.Array
-  ) -> Selected:
-    del state, count
-
+  def select(view: LossView, params: Any, *_: Any) -> selection.Selected:
     def descent(point: optax.Params) -> LossView:
       before, after = view.losses_before(params), view.losses(point)
       rise = tree_math.widen(after) - tree_math.widen(before)
-      wanted = num_examples(size, view.num_examples)
-      return view.rows(largest(rise, wanted))
+      wanted = selection.num_examples(size, view.num_examples)
+      return view.rows(selection.largest(rise, wanted))
 
-    return Selected(None, descent)
+    return selection.Selected(None, descent)
 
-  return Selection(no_state, select)
+  return selection.Selection(no_state, select)
 
 
 def esam(
@@ -89,18 +72,15 @@ def esam(
     gamma: size of the set: a fraction of the batch in (0, 1] if a float, a
       number of examples if an int. 0.5 is the authors' value for all three.
     key: integer seed or typed key, the same on all devices.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      Each device ranks its own examples; the leaves are the same on all.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each
+      device ranks its own examples; the leaves are the same on all.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
     `per_example_value_fn` and `batch`. All passes must see the same randomness,
     or the rise is noise; batch norm of the last pass sees only the selected
-    examples. Cost: 4 / 3 + `gamma` gradients, as a fraction, and 1 / 3 more
-    unless you pass the losses at `w` as `losses` or XLA merges that pass with
-    yours. State: the key.
+    examples. Cost: 4 / 3 + `gamma` gradients, and 1 / 3 more unless you pass
+    the losses at `w` as `losses` or XLA merges their pass. State: the key.
 
   References:
     Du et al., `Efficient Sharpness-Aware Minimization for Improved Training of
@@ -115,20 +95,13 @@ def esam(
   7.0
   """
   validation.check_number('beta', beta, above=0, at_most=1)
-  check_size('gamma', gamma)
+  validation.check_radius(rho)
+  selection.check_size('gamma', gamma)
+  radius = (lambda t: rho(t) / beta) if callable(rho) else rho / beta
   return sharpness_aware(
-    optax.chain(
-      keep_random_tensors(beta, key), scale_to_radius(_divided(rho, beta))
-    ),
+    optax.chain(keep_random_tensors(beta, key), scale_to_radius(radius)),
     selection=sharpest(gamma),
     mask=mask,
     axis_name=axis_name,
     sync_ascent=sync_ascent,
   )
-
-
-def _divided(
-  rho: optax.ScalarOrSchedule, divisor: Any
-) -> optax.ScalarOrSchedule:
-  validation.check_radius(rho)
-  return (lambda t: rho(t) / divisor) if callable(rho) else rho / divisor

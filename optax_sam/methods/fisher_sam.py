@@ -18,22 +18,14 @@ def scale_to_fisher_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient to a radius in the Fisher metric: Fisher SAM.
 
-  `epsilon` is that of `optax_sam.fisher_sam`.
-
-  Args:
-    rho: radius in that metric, at least 0, or a schedule of it by the step.
-    eta: weight of the squared gradient, at least 0, in the inverse of its unit.
-
-  Returns:
-    A perturbation; stateless unless `rho` is a schedule.
+  The rule and the arguments are those of `optax_sam.fisher_sam`.
   """
   validation.check_number('eta', eta, at_least=0)
 
   def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     wide = jax.tree.map(tree_math.widen, updates)
-    natural = jax.tree.map(
-      lambda g: g / (1 + jnp.asarray(eta, g.dtype) * jnp.square(g)), wide
-    )
+    metric = lambda g: 1 + jnp.asarray(eta, g.dtype) * jnp.square(g)
+    natural = jax.tree.map(lambda g: g / metric(g), wide)
     size = jnp.sqrt(tree_math.dot(natural, wide))
     epsilon = tree_math.scale_to(radius, natural, size)
     return tree_math.cast_like(epsilon, updates)
@@ -65,9 +57,7 @@ def fisher_sam(
   Args:
     rho: radius in that metric, at least 0, or a schedule of it by the step.
     eta: weight of the squared gradient, at least 0; 0 is SAM.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

@@ -14,13 +14,7 @@ from optax_sam.trees import tree_math
 
 
 class SubtractEmaState(NamedTuple):
-  """State of `subtract_ema`.
-
-  Attributes:
-    ema: moving average `m` of the gradient, like the parameters, float32 or
-      wider unless a dtype was given.
-    started: whether a gradient has entered it, a scalar bool.
-  """
+  """State of `subtract_ema`: the average `ema`, and if it has `started`."""
 
   ema: optax.Updates
   started: jax.Array
@@ -35,20 +29,9 @@ def subtract_ema(
 ) -> optax.GradientTransformationExtraArgs:
   """Subtracts a moving average from the ascent gradient: Friendly SAM.
 
-  It returns the `d` of `optax_sam.friendly_sam`. A `d` that is only rounding,
-  at most `8 * eps * norm(g)` long in float32 or wider, is returned as 0. A
-  gradient that is not finite leaves `m` unchanged.
-
-  Args:
-    decay: weight of the past, in [0, 1), above 0 in the order of the paper.
-    sigma: fraction of the average that is subtracted, in [0, 1].
-    order: 'paper' subtracts the average that includes the current gradient,
-      'official' the one before it.
-    accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
-      `decay=0.9` an `m` within 4 % of the gradient may stop moving.
-
-  Returns:
-    A perturbation with state (`SubtractEmaState`), to place before a radius.
+  To place before a radius: it returns the `d` of `optax_sam.friendly_sam`,
+  which has the same arguments. A `d` that is only rounding, at most `8 * eps`
+  of `norm(g)`, is 0. A gradient that is not finite leaves `m` unchanged.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -69,33 +52,22 @@ def subtract_ema(
     past = jnp.asarray(decay, m.dtype)
     return past * m + (1 - past) * g.astype(m.dtype)
 
-  def subtract(g: jax.Array, m: jax.Array) -> jax.Array:
-    return tree_math.widen(g) - jnp.asarray(sigma, m.dtype) * m
+  subtract = lambda g, m: tree_math.widen(g) - jnp.asarray(sigma, m.dtype) * m
 
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    axis_name: Any = None,
-    is_synced: bool = False,
-    **_: Any,
-  ) -> tuple[Any, Any]:
-    del params
-    averaged = devices.average(updates, None if is_synced else axis_name)
-    finite = jnp.isfinite(tree_math.norm(averaged))
-    former = tree_math.widen_like(state.ema, averaged)
-    ema = jax.tree.map(mix, former, averaged)
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    averaged = devices.average_ascent(updates, **extra)
+    before = tree_math.widen_like(state.ema, averaged)
+    ema = jax.tree.map(mix, before, averaged)
     if order == 'official':
       first = tree_math.cast_like(averaged, ema)
       ema = tree_math.select(state.started, ema, first)
-    subtracted = ema if order == 'paper' else former
+    subtracted = ema if order == 'paper' else before
     noise = jax.tree.map(subtract, updates, subtracted)
-    is_rounding = tree_math.is_negligible(
-      tree_math.norm(noise), tree_math.norm(updates)
-    )
+    length, size = tree_math.norm(noise), tree_math.norm(updates)
+    is_rounding = tree_math.is_negligible(length, size)
     noise = jax.tree.map(lambda d: jnp.where(is_rounding, 0, d), noise)
     ema = tree_math.cast_like(ema, state.ema)
+    finite = jnp.isfinite(tree_math.norm(averaged))
     found = SubtractEmaState(ema, jnp.ones((), bool))
     state = tree_math.select(finite, found, state)
     return tree_math.cast_like(noise, updates), state
@@ -138,17 +110,13 @@ def friendly_sam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step. 0.05 is the
       default of the authors' class; their CIFAR runs use 0.1 to 0.2.
-    sigma: fraction of `m` that is subtracted, in [0, 1]; 0 is SAM. The paper's
-      experiments are quoted with 1.
-    decay: weight of the past, in [0, 1), above 0 in the order of the paper.
-      0.9 is the default of the authors' class; their runs use 0.6 and 0.95.
-      The paper's value is unverified.
-    order: 'paper' subtracts the `m` that includes the current gradient,
-      'official' the one before it.
-    accumulator_dtype: dtype of `m`, e.g. bfloat16; None for float32 or wider.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    sigma: part of `m` subtracted, in [0, 1]: 0 is SAM, 1 the paper's (quoted).
+    decay: weight of the past, in [0, 1), above 0 in the order of the paper,
+      whose value is unverified; the authors' class has 0.9, runs 0.6 and 0.95.
+    order: 'paper' subtracts the new `m`, 'official' the one before it.
+    accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
+      `decay=0.9` an `m` within 4 % of the gradient may stop moving.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

@@ -1,6 +1,5 @@
 """Frob-SAM: penalizes the variance of the loss around the weights."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.info import SharpnessAwareState, advance
+from optax_sam.engine.info import advance
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import RandomState
 from optax_sam.engine.transformation import skip, transformation
@@ -46,10 +45,8 @@ def frob_sam(
     penalty: weight of the variance, at least 0; 0 is the base optimizer.
     num_samples: number n of directions, at least 2.
     key: integer seed or typed key, the same on all devices.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      Here `L_i` and `g_i` are averaged before they are multiplied.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. With
+      `sync_ascent` `L_i` and `g_i` are averaged before they are multiplied.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
@@ -60,13 +57,11 @@ def frob_sam(
     Tahmasebi et al., `A Universal Class of Sharpness-Aware Minimization
     Algorithms <https://arxiv.org/abs/2406.03682>`_, ICML 2024.
 
-  Where all gradients are equal, nothing is added:
-
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.frob_sam(rho=0.1, penalty=0.5, num_samples=2, key=0)
   >>> g, w = jnp.float32(3.0), jnp.float32(1.0)
   >>> u, _ = tx.update(g, tx.init(w), w, value_fn=lambda w: 3 * w)
-  >>> float(u)
+  >>> float(u)  # all gradients are equal: nothing is added
   3.0
   """
   validation.check_radius(rho)
@@ -75,19 +70,10 @@ def frob_sam(
   validation.check_key(key)
   validation.check_sync_ascent(sync_ascent, axis_name)
 
-  def init_choices(
-    w: optax.Params, leaves: partition.Leaves
-  ) -> Mapping[str, Any]:
-    del w, leaves
+  def init_choices(*_: Any) -> dict[str, Any]:
     return {'perturbation': RandomState.of(key)}
 
-  def step(
-    view: LossView,
-    clean: optax.Updates,
-    state: SharpnessAwareState,
-    ascend: bool | None,
-    _: Mapping[str, Any],
-  ) -> tuple[optax.Updates, SharpnessAwareState]:
+  def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
     draws, leaves = state.perturbation, view.leaves
     state = state._replace(perturbation=draws.advance())
     if ascend is False:
@@ -100,18 +86,13 @@ def frob_sam(
       z = draw_direction(jax.random.fold_in(step_key, sample), leaves.inside(w))
       scaled = jax.tree.map(lambda x: jnp.asarray(radius, x.dtype) * x, z)
       samples.append(_value_and_grad(view, leaves.move(w, scaled)))
-    values, gradients = map(list, zip(*samples, strict=True))
     if sync_ascent:
-      clean, values, gradients = devices.average(
-        (clean, values, gradients), axis_name
-      )
+      clean, samples = devices.average((clean, samples), axis_name)
     norm = tree_math.norm(leaves.inside(clean))
-    loss, direction = _penalize(radius, penalty, clean, values, gradients)
-    direction = tree_math.cast_like(direction, clean)
+    loss, direction = _penalize(radius, penalty, clean, samples)
     if not sync_ascent:
-      direction, norm, loss = devices.average(
-        (direction, norm, loss), axis_name
-      )
+      found = (direction, norm, loss)
+      direction, norm, loss = devices.average(found, axis_name)
     return direction, advance(state, norm, loss)
 
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)
@@ -134,31 +115,23 @@ def _value_and_grad(
 
 
 def _penalize(
-  radius: Any,
-  penalty: Any,
-  clean: optax.Updates,
-  values: list[jax.Array],
-  gradients: list[optax.Updates],
+  radius: Any, penalty: Any, clean: optax.Updates, samples: list[Any]
 ) -> tuple[jax.Array, optax.Updates]:
   """Returns the mean loss, and the gradient with that of the penalty."""
+  values, gradients = zip(*samples, strict=True)
   losses = tree_math.widen(jnp.stack(values))
   loss = jnp.mean(losses)
-  radius = jnp.asarray(radius, losses.dtype)
+  radius, penalty = (jnp.asarray(x, losses.dtype) for x in (radius, penalty))
   moves = radius > 0
-  weight = jnp.asarray(penalty, losses.dtype) / (len(values) - 1)
-  weight = weight / jnp.square(jnp.where(moves, radius, 1))
+  weight = penalty / (len(values) - 1) / jnp.square(jnp.where(moves, radius, 1))
   weights = jnp.where(moves, weight * (losses - loss), 0)
 
   def leaf(g: jax.Array, *samples: jax.Array) -> jax.Array:
     dtype = tree_math.wide_dtype(g, *samples)
     wide = [x.astype(dtype) for x in samples]
     mean = sum(wide[1:], wide[0]) / len(wide)
-    total = sum(
-      (
-        w.astype(dtype) * (x - mean) for w, x in zip(weights, wide, strict=True)
-      ),
-      jnp.zeros_like(mean),
-    )
-    return g.astype(dtype) + total
+    pairs = zip(weights.astype(dtype), wide, strict=True)
+    total = sum(weight * (x - mean) for weight, x in pairs)
+    return (g.astype(dtype) + total).astype(g.dtype)
 
   return loss, jax.tree.map(leaf, clean, *gradients)

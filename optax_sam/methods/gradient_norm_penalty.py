@@ -34,14 +34,10 @@ def gradient_norm_penalty(
   penalty can hurt Adam in the warm-up (arXiv 2406.09723): let `rho` start at 0.
 
   Args:
-    rho: radius, at least 0, or a schedule of it by the step. 0.1 is the
-      authors' value; they use 0.05 for ImageNet.
-    alpha: weight of the difference, in [0, 1]; 0 is the base optimizer, 1 is
-      SAM. 0.8 is the authors' value.
+    rho: radius, at least 0, or a schedule; the authors' 0.1, 0.05 on ImageNet.
+    alpha: in [0, 1]; 0 is the base optimizer, 1 is SAM, 0.8 the authors' value.
     normalize_clean: whether `u = (1 - alpha) * g / norm(g) + alpha * gp`.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

@@ -8,13 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.descent import (
-  At,
-  Descent,
-  keep_clean,
-  orthogonal_part,
-)
-from optax_sam.engine.info import no_state
+from optax_sam.engine.descent import At, Descent, orthogonal_part, stateless
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
@@ -23,34 +17,21 @@ from optax_sam.trees import tree_math
 def surrogate_gap(alpha: float = 0.4) -> Descent:
   """Descends on the perturbed loss and on its gap to the unperturbed one: GSAM.
 
-  The rule is that of `optax_sam.gsam`. On several devices each one decomposes
-  its own gradients, as in the authors' program.
-
-  Args:
-    alpha: weight of the part of the gradient that is orthogonal to the
-      perturbed gradient, at least 0; 0 is SAM.
-
-  Returns:
-    A stateless descent.
+  The rule and the argument are those of `optax_sam.gsam`.
   """
   validation.check_number('alpha', alpha, at_least=0)
 
-  def on_ascent(
-    clean: optax.Updates, at: At, state: Any
-  ) -> tuple[optax.Updates, Any]:
+  def combine(clean: optax.Updates, at: At) -> optax.Updates:
     perturbed = at(1)
     part, length = orthogonal_part(clean, to=perturbed)
     usable = tree_math.is_usable(tree_math.norm(perturbed))
     usable &= jnp.isfinite(length)
+    weight = -jnp.asarray(alpha, length.dtype)
+    added = tree_math.multiply_where(usable, weight, part)
+    moved = jax.tree.map(lambda x, y: tree_math.widen(x) + y, perturbed, added)
+    return tree_math.cast_like(moved, perturbed)
 
-    def leaf(gp: jax.Array, perp: jax.Array) -> jax.Array:
-      wide = tree_math.widen(gp)
-      moved = wide - jnp.asarray(alpha, wide.dtype) * perp.astype(wide.dtype)
-      return jnp.where(usable, moved, wide).astype(gp.dtype)
-
-    return jax.tree.map(leaf, perturbed, part), state
-
-  return Descent(no_state, on_ascent, keep_clean)
+  return stateless(combine)
 
 
 def gsam(
@@ -71,23 +52,18 @@ def gsam(
     u       = gp - alpha * perp
 
   If `perp` is only rounding against `g`, or `gp` is 0, `u = gp`. Published
-  programs give these numbers.
-
-  The paper couples the radius to the learning rate: pass
-  `rho=rho_like_learning_rate(...)`. With the linear schedulers of the authors'
-  README their radius is one step ahead of the rate; ours is not. Their pairs,
-  for the largest to the smallest rate: ResNet-50 and -101 0.04 to 0.02 with
-  `alpha=0.01` (ResNet-152 0.005); ViT-S/32 0.6 to 0 with 0.4, S/16 0.6 to 0
-  with 1.0, B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with 0.4.
+  programs give these numbers. The paper couples the radius to the learning
+  rate: pass `rho=rho_like_learning_rate(...)`. With the linear schedulers of
+  the authors' README their radius is one step ahead of the rate; ours is not.
+  Their pairs, for the largest to the smallest rate: ResNet-50 and -101 0.04 to
+  0.02 with `alpha=0.01` (ResNet-152 0.005); ViT-S/32 0.6 to 0 with 0.4, S/16
+  0.6 to 0 with 1.0, B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with 0.4.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    alpha: weight of `perp`, at least 0; 0 is SAM. 0.4 is that of the authors'
-      CIFAR example and of ViT-S/32.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      By default each device has its own `perp`, as in the authors' program.
+    alpha: weight of `perp`, at least 0; 0 is SAM, 0.4 as the authors on CIFAR.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. By default
+      each device has its own `perp`, as in the authors' program.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
@@ -138,9 +114,6 @@ def rho_like_learning_rate(
 
   Returns:
     A schedule to pass as `rho`, in float32, or in float64 if the rate is.
-
-  Raises:
-    ValueError: if `learning_rate` is a constant, or a bound out of range.
 
   >>> rate = optax.linear_schedule(1.0, 0.0, 10)
   >>> schedule = rho_like_learning_rate(

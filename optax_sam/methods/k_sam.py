@@ -43,10 +43,8 @@ def k_sam(
       fraction of the batch in (0, 1] if a float. 1 is one example, 1.0 all.
     descent: size of Q2, in the same way. A third each costs as much as plain
       descent, a half each 1.33 times as much.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      Each device ranks its own examples; under jit the ranking is global.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each
+      device ranks its own examples; under jit the ranking is global.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

@@ -17,14 +17,7 @@ def scale_to_loss_rise(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient to a rise of the linearized loss: LE-SAM.
 
-  `epsilon` is that of `optax_sam.le_sam`.
-
-  Args:
-    sigma: rise in the unit of the loss, at least 0, or a schedule of it.
-    max_radius: largest length of epsilon, at least 0.
-
-  Returns:
-    A perturbation; stateless unless `sigma` is a schedule.
+  The rule is that of `optax_sam.le_sam`, with `max_radius` its `rho_max`.
   """
   validation.check_radius(sigma, 'sigma')
   validation.check_number('max_radius', max_radius, at_least=0)
@@ -68,9 +61,7 @@ def le_sam(
       gives SAM with the radius `rho_max`.
     rho_max: largest radius, at least 0. 0.5 is that of the authors' script;
       their release also has 0.05 and 999.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
