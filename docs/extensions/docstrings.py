@@ -1,6 +1,7 @@
 """Makes Markdown of what docstrings have in reStructuredText.
 
 That is: links to papers, equations as indented blocks after `::`, and doctests.
+Arguments that are explained together get an entry each.
 """
 
 import re
@@ -12,6 +13,7 @@ _LINK = re.compile(r'`([^`<]+?)\s*<(https://[^>]+)>`_')
 _BLOCK = re.compile(
   r'^( *)(.*?)::\n\n((?:(?:\1  +.*)?\n)*(?:\1  +.*))', re.MULTILINE
 )
+_TOGETHER = re.compile(r'^( +)(\w+(?:, \w+)+)(: see `.*)$', re.MULTILINE)
 _DOCTEST = re.compile(r'^( *)(>>> .*(?:\n\1.+)*)', re.MULTILINE)
 
 
@@ -27,6 +29,12 @@ class Markdown(griffe.Extension):
 def to_markdown(text: str) -> str:
   """Returns a docstring with fenced equations and links of Markdown."""
   text = _BLOCK.sub(_fenced, text)
+  text = _TOGETHER.sub(
+    lambda entry: '\n'.join(
+      f'{entry[1]}{name}{entry[3]}' for name in entry[2].split(', ')
+    ),
+    text,
+  )
   text = _DOCTEST.sub(r'\1```pycon\n\1\2\n\1```', text)
   return _LINK.sub(
     lambda link: f'[{" ".join(link[1].split())}]({link[2]})', text

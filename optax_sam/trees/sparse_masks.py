@@ -179,16 +179,16 @@ def n_of_m(score: jax.Array, n: int, m: int) -> jax.Array:
   return chosen.reshape(score.shape)
 
 
-def check_sparsity(sparsity: Any) -> None:
-  """Raises unless a sparsity is a Python number in [0, 1]."""
-  if not validation.is_python_number(sparsity):
+def check_fraction(name: str, value: Any, **bound: float) -> None:
+  """Raises unless a fraction of the entries is a Python number in its range."""
+  if not validation.is_python_number(value):
     msg = (
-      f'sparsity must be a Python number in [0, 1], since it decides how many '
-      f'entries are perturbed, got {sparsity!r}. With '
-      f"optax.inject_hyperparams write static_args=('sparsity',)."
+      f'{name} must be a Python number, since it decides how many entries are '
+      f'perturbed, got {value!r}. With optax.inject_hyperparams write '
+      f"static_args=('{name}',)."
     )
     raise ValueError(msg)
-  validation.check_number('sparsity', sparsity, at_least=0, at_most=1)
+  validation.check_number(name, value, at_least=0, **bound)
 
 
 class _Entries(NamedTuple):
