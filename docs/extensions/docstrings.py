@@ -1,6 +1,7 @@
 """Makes Markdown of what docstrings have in reStructuredText.
 
 That is: links to papers, equations as indented blocks after `::`, and doctests.
+Arguments that are explained together get an entry each.
 """
 
 import re

@@ -18,10 +18,8 @@ from optax_sam.trees import tree_math
 class ReuseOrthogonalState(NamedTuple):
   """State of `reuse_orthogonal`.
 
-  Attributes:
-    direction: `gv` scaled to length 1 (each leaf with `per_leaf`), or zeros;
-      like the parameters, float32 or wider unless a dtype was given.
-    ratio: `norm(gv) / norm(g)` of the last SAM step, a scalar.
+  `direction` is `gv` scaled to length 1 (each leaf with `per_leaf`) or zeros,
+  `ratio` is `norm(gv) / norm(g)` of the last SAM step.
   """
 
   direction: optax.Updates
@@ -33,16 +31,8 @@ def reuse_orthogonal(
 ) -> Descent:
   """Reuses, at a skipped step, what the last ascent added: LookSAM.
 
-  The rule is that of `optax_sam.look_sam`, computed in float32 or wider. A `gv`
-  that is not finite is not stored.
-
-  Args:
-    alpha: length of the reused part relative to `g`, in [0, 1).
-    per_leaf: whether norms and inner products are taken leaf by leaf.
-    accumulator_dtype: dtype of the stored direction; None: float32 or wider.
-
-  Returns:
-    A descent with state (`ReuseOrthogonalState`).
+  The rule and the arguments are those of `optax_sam.look_sam`, computed in
+  float32 or wider. A `gv` that is not finite is not stored.
   """
   validation.check_number('alpha', alpha, at_least=0, below=1)
   validation.check_choice('per_leaf', per_leaf, (True, False))
@@ -53,24 +43,18 @@ def reuse_orthogonal(
     direction = tree_math.zeros_like(params, accumulator_dtype)
     return ReuseOrthogonalState(direction, zero)
 
-  def unit(
-    clean: optax.Updates, perturbed: optax.Updates
-  ) -> tuple[optax.Updates, jax.Array]:
+  def unit(clean: Any, perturbed: Any) -> tuple[Any, jax.Array]:
     part, length = orthogonal_part(perturbed, to=clean)
     divisor = jnp.where(length > 0, length, 1)
-    scaled = jax.tree.map(lambda x: x / divisor.astype(x.dtype), part)
-    return scaled, length
+    return jax.tree.map(lambda x: x / divisor.astype(x.dtype), part), length
 
-  def units(
-    clean: optax.Updates, perturbed: optax.Updates
-  ) -> tuple[optax.Updates, jax.Array]:
+  def units(clean: Any, perturbed: Any) -> tuple[Any, jax.Array]:
     if not per_leaf:
       return unit(clean, perturbed)
-    leaves, structure = jax.tree.flatten(perturbed)
-    pairs = zip(leaves, jax.tree.leaves(clean), strict=True)
-    parts = [unit(g, gp) for gp, g in pairs]
-    lengths = [length for _, length in parts]
-    return structure.unflatten([x for x, _ in parts]), tree_math.norm(lengths)
+    outer, pair = jax.tree.structure(clean), jax.tree.structure((0, 0))
+    found = jax.tree.map(unit, clean, perturbed)
+    directions, lengths = jax.tree.transpose(outer, pair, found)
+    return directions, tree_math.norm(lengths)
 
   def reuse(clean: optax.Updates, direction: optax.Updates) -> optax.Updates:
     direction = tree_math.widen_like(direction, clean)
@@ -81,9 +65,7 @@ def reuse_orthogonal(
       lambda g, v: (tree_math.widen(g) + v).astype(g.dtype), clean, added
     )
 
-  def on_ascent(
-    clean: optax.Updates, at: At, state: ReuseOrthogonalState
-  ) -> tuple[optax.Updates, ReuseOrthogonalState]:
+  def on_ascent(clean: Any, at: At, state: Any) -> tuple[Any, Any]:
     perturbed = at(1)
     direction, length = units(clean, perturbed)
     reference = tree_math.norm(clean)
@@ -93,9 +75,7 @@ def reuse_orthogonal(
     found = ReuseOrthogonalState(direction, ratio.astype(state.ratio.dtype))
     return perturbed, tree_math.select(finite, found, state)
 
-  def on_skip(
-    clean: optax.Updates, state: ReuseOrthogonalState
-  ) -> tuple[optax.Updates, ReuseOrthogonalState]:
+  def on_skip(clean: Any, state: Any) -> tuple[Any, Any]:
     if per_leaf:
       return jax.tree.map(reuse, clean, state.direction), state
     return reuse(clean, state.direction), state
@@ -111,42 +91,31 @@ def scale_by_trust_ratio_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales every leaf by the size of its weights: Look-LayerSAM's ascent.
 
-  `epsilon` is that of `optax_sam.look_layer_sam`; 0 if `g` is not finite.
-
-  Args:
-    rho: factor, at least 0, or a schedule of it by the step.
-    rule: 'global', 'layer' or 'unit'.
-    max_ratio: upper bound of the ratio in 'global', above 0.
-
-  Returns:
-    A perturbation that needs `params`; stateless unless `rho` is a schedule.
+  The rule and the arguments are those of `optax_sam.look_layer_sam`. `epsilon`
+  is 0 if `g` is not finite.
   """
   validation.check_choice('rule', rule, ('global', 'layer', 'unit'))
   validation.check_number('max_ratio', max_ratio, above=0)
 
-  def factor(weight: jax.Array, gradient: jax.Array, total: Any) -> Any:
-    size, length = tree_math.norm(gradient), tree_math.norm(weight)
-    size, length = size.astype(total.dtype), length.astype(total.dtype)
-    usable = tree_math.is_usable(size) & tree_math.is_usable(total)
-    divisor = jnp.where(usable, size, 1)
-    if rule == 'unit':
-      return usable, 1 / divisor
-    usable &= tree_math.is_usable(length)
-    ratio = length / divisor
-    if rule == 'layer':
-      return usable, ratio / divisor
-    bounded = jnp.minimum(ratio, jnp.asarray(max_ratio, ratio.dtype))
-    return usable, bounded / jnp.where(usable, total, 1)
-
-  def perturb(
-    radius: Any, updates: optax.Updates, *, params: optax.Params, **_: Any
-  ) -> optax.Updates:
+  def perturb(radius: Any, updates: Any, *, params: Any, **_: Any) -> Any:
     total = tree_math.norm(updates)
 
     def leaf(weight: jax.Array, gradient: jax.Array) -> jax.Array:
-      usable, scale = factor(weight, gradient, total)
-      scale *= jnp.asarray(radius, total.dtype)
-      return tree_math.multiply_where(usable, scale, gradient)
+      number = lambda x: jnp.asarray(x, total.dtype)
+      length = number(tree_math.norm(weight))
+      size = number(tree_math.norm(gradient))
+      usable = tree_math.is_usable(size) & tree_math.is_usable(total)
+      divisor = jnp.where(usable, size, 1)
+      if rule == 'unit':
+        scale = 1 / divisor
+      elif rule == 'layer':
+        scale = length / divisor / divisor
+      else:
+        ratio = jnp.minimum(length / divisor, number(max_ratio))
+        scale = ratio / jnp.where(usable, total, 1)
+      if rule != 'unit':
+        usable &= tree_math.is_usable(length)
+      return tree_math.multiply_where(usable, scale * number(radius), gradient)
 
     return jax.tree.map(leaf, params, updates)
 
@@ -186,17 +155,14 @@ def look_sam(
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    period: number of steps from one SAM step to the next, at least 1. The
-      paper is quoted with 5.
+    period: steps from one SAM step to the next, at least 1; quoted paper: 5.
     alpha: length of the reused part relative to `g`, in [0, 1). A full search
       found 0.1 and no gain above 0.3; Becker et al. (2024, arXiv 2401.12033)
       take 0.1 too. The paper is quoted with 0.7, which belongs to ViT with
       `rho=1.0` and hardly trains at a small radius.
     per_leaf: whether norms and inner products are taken leaf by leaf.
     accumulator_dtype: dtype of the stored direction; None: float32 or wider.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
       `gv` and `u` are computed from averages in any case.
 
   Returns:
@@ -218,12 +184,13 @@ def look_sam(
   [2.0, 1.0]
   [2.0, 3.0]
   """
+  descent = reuse_orthogonal(
+    alpha, per_leaf=per_leaf, accumulator_dtype=accumulator_dtype
+  )
   return sharpness_aware(
     scale_to_radius(rho),
     policy=every(period),
-    descent=reuse_orthogonal(
-      alpha, per_leaf=per_leaf, accumulator_dtype=accumulator_dtype
-    ),
+    descent=descent,
     mask=mask,
     axis_name=axis_name,
     sync_ascent=sync_ascent,
@@ -259,15 +226,10 @@ def look_layer_sam(
   Args:
     rho: factor, with 'unit' the length of a layer's epsilon, at least 0, or a
       schedule of it by the step; 0.05 is SAM's.
-    period: number of steps from one SAM step to the next, at least 1.
-    alpha: length of the reused part relative to `g`, in [0, 1); see `look_sam`.
+    period, alpha: see `look_sam`.
     rule: 'global', 'layer' or 'unit'.
     max_ratio: upper bound of the ratio in 'global', above 0. 20 is a port's.
-    accumulator_dtype: dtype of the stored direction; None: float32 or wider.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      `gv` and `u` are computed from averages in any case.
+    accumulator_dtype, mask, axis_name, sync_ascent: see `look_sam`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

@@ -14,12 +14,7 @@ from optax_sam.trees import tree_math
 
 
 class LookbehindState(NamedTuple):
-  """State of `lookbehind`.
-
-  Attributes:
-    ascent: `SharpnessAwareState` that counts the steps.
-    base: state of the base optimizer.
-  """
+  """State of `lookbehind`, and that of the base optimizer."""
 
   ascent: Any
   base: optax.OptState
@@ -52,12 +47,9 @@ def lookbehind(
     base: base optimizer, with everything that belongs to it in a chain.
     rho: length of each ascent step, at least 0, or a schedule of it by the
       step. 0.05 is from the authors' example; their class has 0.5, for ASAM.
-    steps: number of ascent steps, a Python int of at least 1; the authors'
-      example has 2, their class 5.
+    steps: number of ascent steps, at least 1; the authors' example 2, class 5.
     alpha: fraction of the way taken, in [0, 1]; the authors' 0.2 to 0.8.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     An optimizer that returns the whole update: no learning rate follows. Its
@@ -87,10 +79,8 @@ def lookbehind(
     ascent = first_state(partition.Leaves.of(params).split(params))
     return LookbehindState(ascent, base.init(params))
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, LookbehindState]:
-    view = LossView.open(params, extra_args, mask=mask, axis_name=axis_name)
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    view = LossView.open(params, extra, mask=mask, axis_name=axis_name)
     leaves, info = view.leaves, state.ascent.info
     w, clean = leaves.split(params), leaves.split(updates)
     devices.check_local(clean, axis_name)
@@ -116,13 +106,12 @@ def lookbehind(
       ascent = gradient if sync_ascent else local
       fast = leaves.join(tree_math.add(w, gone), params)
       moved, base_state = base.update(
-        leaves.join(gradient, updates), base_state, fast, **extra_args
+        leaves.join(gradient, updates), base_state, fast, **extra
       )
       gone = tree_math.add(gone, leaves.split(moved))
-    share = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
-    share = tree_math.cast_like(share, leaves.split(moved))
-    return leaves.join(share, moved), LookbehindState(
-      advance(state.ascent, norm, loss), base_state
-    )
+    part = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
+    part = tree_math.cast_like(part, leaves.split(moved))
+    ascent_state = advance(state.ascent, norm, loss)
+    return leaves.join(part, moved), LookbehindState(ascent_state, base_state)
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -1,8 +1,6 @@
 """LPF-SGD: the gradient of the loss smoothed by noise."""
 
-import functools
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -57,11 +55,9 @@ def lpf_sgd(
       authors take 35 and 25 for WRN-28-10.
     total_steps: number of steps over which it grows, at least 1.
     key: integer seed or typed key, the same on all devices.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-      Each device splits its own examples, with the same M noises.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      It makes no difference: there is no ascent gradient.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
+      Each device splits its own examples, with the same M noises. `sync_ascent`
+      makes no difference: there is no ascent gradient.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
@@ -75,14 +71,12 @@ def lpf_sgd(
     in the Deep Learning Optimization Landscape
     <https://arxiv.org/abs/2201.08025>`_, AISTATS 2022.
 
-  Noise does not change the gradient of a linear loss:
-
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.lpf_sgd(micro_batches=2, total_steps=10, key=0)
   >>> f = lambda w, x: w * x
   >>> w, x = jnp.float32(5.0), jnp.array([1.0, 2.0, 6.0])
   >>> u, _ = tx.update(w, tx.init(w), w, per_example_value_fn=f, batch=x)
-  >>> float(u)
+  >>> float(u)  # noise does not change the gradient of a linear loss
   3.0
   """
   validation.check_radius(gamma, 'gamma')
@@ -92,19 +86,11 @@ def lpf_sgd(
   validation.check_sync_ascent(sync_ascent, axis_name)
   validation.check_key(key)
 
-  def init_choices(
-    w: optax.Params, leaves: partition.Leaves
-  ) -> Mapping[str, Any]:
-    del w, leaves
-    return {'perturbation': RandomState.of(key)}
+  init_choices = lambda w, leaves: {'perturbation': RandomState.of(key)}
 
   def step(
-    view: LossView,
-    clean: optax.Updates,
-    state: SharpnessAwareState,
-    ascend: bool | None,
-    _: Mapping[str, Any],
-  ) -> tuple[optax.Updates, SharpnessAwareState]:
+    view: LossView, clean: Any, state: SharpnessAwareState, ascend: Any, _: Any
+  ) -> tuple[Any, SharpnessAwareState]:
     draws, leaves = state.perturbation, view.leaves
     state = state._replace(perturbation=draws.advance())
     if ascend is False:
@@ -112,12 +98,22 @@ def lpf_sgd(
     w = leaves.split(view.params)
     inside = leaves.inside(w)
     start = gamma(draws.count) if callable(gamma) else gamma
-    sizes = _sizes(start, final_ratio, total_steps, draws.count, inside)
+
+    def deviation(weights: jax.Array) -> jax.Array:
+      wide = tree_math.widen(weights)
+      number = lambda x: jnp.asarray(x).astype(wide.dtype)
+      progress = jnp.minimum(number(draws.count) / number(total_steps), 1)
+      grown = (number(final_ratio) - 1) * (1 - jnp.cos(math.pi * progress)) / 2
+      axes = tuple(range(wide.ndim - 1 if wide.ndim > 1 else wide.ndim))
+      squares = jnp.sum(jnp.square(wide), axis=axes, keepdims=True)
+      return number(start) * (1 + grown) * jnp.sqrt(squares)
+
+    deviations = jax.tree.map(deviation, inside)
     step_key = jax.random.fold_in(draws.key, draws.count)
 
     def point(part: Any) -> optax.Params:
       z = draw_direction(jax.random.fold_in(step_key, part), inside)
-      return leaves.move(w, jax.tree.map(jnp.multiply, sizes, z))
+      return leaves.move(w, jax.tree.map(jnp.multiply, deviations, z))
 
     loss, gradient = _mean_over_parts(view, micro_batches, point)
     gradient = tree_math.cast_like(gradient, clean)
@@ -125,23 +121,6 @@ def lpf_sgd(
     return gradient, advance(state, state.info.ascent_norm, loss)
 
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)
-
-
-def _sizes(
-  gamma: Any, final_ratio: Any, total_steps: Any, count: Any, params: Any
-) -> Any:
-  """Returns the standard deviation of the noise of every filter."""
-
-  def leaf(weights: jax.Array) -> jax.Array:
-    wide = tree_math.widen(weights)
-    number = lambda x: jnp.asarray(x).astype(wide.dtype)
-    share = jnp.minimum(number(count) / number(total_steps), 1)
-    grown = (number(final_ratio) - 1) * (1 - jnp.cos(math.pi * share)) / 2
-    axes = range(wide.ndim - 1 if wide.ndim > 1 else wide.ndim)
-    squares = jnp.sum(jnp.square(wide), axis=tuple(axes), keepdims=True)
-    return number(gamma) * (1 + grown) * jnp.sqrt(squares)
-
-  return jax.tree.map(leaf, params)
 
 
 def _mean_over_parts(
@@ -153,27 +132,21 @@ def _mean_over_parts(
   examples = view.num_examples
   parts = min(micro_batches, examples)
   size, larger = divmod(examples, parts)
-  sizes = np.full(parts, size) + (np.arange(parts) < larger)
+  boundary = larger * (size + 1)  # the first parts have an example more
+  sizes = np.repeat([size + 1, size], [larger, parts - larger])
   numbers = np.repeat(np.arange(parts, dtype=np.int32), sizes)
 
   def of_part(rows: tuple[jax.Array, Any]) -> Any:
-    number, batch = rows
-    part = view.on(batch)
+    number, part = rows[0][0], view.on(rows[1])
     weight = part.num_examples / examples
-    found = part.value_and_grad(point(number[0]))
+    found = part.value_and_grad(point(number))
     return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
 
   def sum_over(rows: slice, length: int) -> Any:
     batch = (numbers[rows], view.rows(rows).batch)
     return sum_over_chunks(of_part, batch, length, view.axis_name)
 
-  boundary = larger * (size + 1)
-  sums = [
-    sum_over(slice(first, last), length)
-    for first, last, length in (
-      (0, boundary, size + 1),
-      (boundary, examples, size),
-    )
-    if first < last
-  ]
-  return functools.reduce(functools.partial(jax.tree.map, jnp.add), sums)
+  if not larger:
+    return sum_over(slice(examples), size)
+  first = sum_over(slice(boundary), size + 1)
+  return jax.tree.map(jnp.add, first, sum_over(slice(boundary, examples), size))

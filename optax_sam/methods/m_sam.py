@@ -12,19 +12,9 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
 def micro_batches(size: int) -> Selection:
-  """Perturbs each part of the batch by its own gradient: m-SAM.
-
-  On several devices each one splits its own examples.
-
-  Args:
-    size: number of examples of a part, a Python int of at least 1.
-
-  Returns:
-    A stateless selection.
-  """
+  """Perturbs parts of `size` examples each by its own gradient: `m_sam`."""
   validation.check_static_integer('size', size)
-  whole = all_examples()
-  return Selection(whole.init, whole.select, micro_batch_size=size)
+  return all_examples()._replace(micro_batch_size=size)
 
 
 def m_sam(
@@ -50,16 +40,13 @@ def m_sam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     micro_batch_size: examples of a part, at least 1; the authors' 32 to 128.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
       Each device splits its own examples.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
-    `per_example_value_fn` and `batch`. Batch norm normalizes each part
-    separately. Cost: 2 gradients, and 1 / 3 if you use the loss at `w`. State:
-    none.
+    `per_example_value_fn` and `batch`. Batch norm normalizes parts separately.
+    Cost: 2 gradients, and 1 / 3 if you use the loss at `w`. State: none.
 
   References:
     Foret et al., `Sharpness-Aware Minimization for Efficiently Improving

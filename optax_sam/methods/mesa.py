@@ -12,11 +12,7 @@ from optax_sam.trees import divergence, tree_math
 
 
 class MesaState(NamedTuple):
-  """State of `mesa_loss`.
-
-  Attributes:
-    average: moving average, like the parameters, float32 or wider.
-  """
+  """State of `mesa_loss`: `average`, like the parameters, float32 or wider."""
 
   average: optax.Params
 
@@ -24,12 +20,10 @@ class MesaState(NamedTuple):
 class MesaLoss(NamedTuple):
   """The functions of `mesa_loss`; all of them are pure.
 
-  Attributes:
-    init: from the parameters to a state that starts at them.
-    loss: from (logits, targets, is_example=None) to the auxiliary loss, a
-      scalar; `logits` are those of the step, (B, classes), `targets` those of
-      the average, and `is_example`, bool (B,), is False for padding.
-    update: from (parameters, state) to the next state.
+  `init(params)` returns a state that starts at them, `update(params, state)`
+  the next one. `loss(logits, targets, is_example=None)` returns the auxiliary
+  loss: `logits` are those of the step, (B, classes), `targets` those of the
+  average, and `is_example`, bool (B,), is False for padding.
   """
 
   init: Callable[[optax.Params], MesaState]
@@ -38,10 +32,7 @@ class MesaLoss(NamedTuple):
 
 
 def mesa_loss(
-  temperature: float = 5.0,
-  weight: float = 0.8,
-  *,
-  decay: float = 0.9998,
+  temperature: float = 5.0, weight: float = 0.8, *, decay: float = 0.9998
 ) -> MesaLoss:
   """Memory-efficient SAF (MESA): agreement with an average of the weights.
 
@@ -65,8 +56,7 @@ def mesa_loss(
 
   The weight is the paper's (the program has 0.3); the decay and `tau**2` are
   the program's: the paper gives a range, and its equations have no `tau**2`.
-  Unverified: whether the term starts late, as SAF's does. Here it starts at the
-  first step, where it is zero.
+  Unverified: whether the term starts late, as SAF's. Ours starts at once, at 0.
 
   Args:
     temperature: tau, above 0; it softens both distributions.
@@ -77,9 +67,6 @@ def mesa_loss(
 
   Returns:
     A `MesaLoss`. Cost: 4 / 3 gradients. State: the average.
-
-  Raises:
-    ValueError: in `loss` if shapes do not fit.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free
@@ -99,10 +86,12 @@ def mesa_loss(
   validation.check_number('decay', decay, at_least=0, below=1)
 
   def init(params: optax.Params) -> MesaState:
-    # Copies: both may be donated.
-    return MesaState(
-      jax.tree.map(lambda x: jnp.array(x, _stored_dtype(x)), params)
-    )
+    def leaf(w: jax.Array) -> jax.Array:
+      is_float = tree_math.is_float(w)
+      # A copy: both may be donated.
+      return jnp.array(w, tree_math.wide_dtype(w) if is_float else w.dtype)
+
+    return MesaState(jax.tree.map(leaf, params))
 
   def update(params: optax.Params, state: MesaState) -> MesaState:
     def leaf(w: jax.Array, v: jax.Array) -> jax.Array:
@@ -116,9 +105,7 @@ def mesa_loss(
     finite = jnp.isfinite(tree_math.norm(floats))
     return MesaState(tree_math.select(finite, average, state.average))
 
-  def loss(
-    logits: jax.Array, targets: jax.Array, is_example: Any = None
-  ) -> jax.Array:
+  def loss(logits: Any, targets: Any, is_example: Any = None) -> jax.Array:
     divergence.check_logits(logits)
     if targets.shape != logits.shape:
       msg = (
@@ -130,7 +117,3 @@ def mesa_loss(
     return divergence.mean(logits, targets, known, temperature, weight)
 
   return MesaLoss(init, loss, update)
-
-
-def _stored_dtype(leaf: Any) -> Any:
-  return tree_math.wide_dtype(leaf) if tree_math.is_float(leaf) else leaf.dtype

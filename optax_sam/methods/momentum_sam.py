@@ -1,7 +1,5 @@
 """Momentum-SAM: perturbs along the momentum."""
 
-import functools
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -18,12 +16,7 @@ from optax_sam.trees import tree_math
 
 
 class MomentumState(NamedTuple):
-  """State of `momentum_sam`.
-
-  Attributes:
-    direction: decaying sum of the perturbed gradients, like the parameters,
-      float32 or wider unless a dtype was given.
-  """
+  """State of `momentum_sam`: `direction` is `v`."""
 
   direction: optax.Updates
 
@@ -58,10 +51,8 @@ def momentum_sam(
       class) for ResNet on ImageNet, and 10 for ViT, with 0 in the warm-up.
     decay: weight of the past in `v`, in [0, 1): SGD's momentum or Adam's b1.
     accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      It makes no difference: `v` is the same on all devices.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
+      `sync_ascent` makes no difference: `v` is the same on all devices.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
@@ -86,32 +77,29 @@ def momentum_sam(
   validation.check_sync_ascent(sync_ascent, axis_name)
   perturbation = scale_to_radius(rho)
 
-  def init_choices(
-    w: optax.Params, leaves: partition.Leaves
-  ) -> Mapping[str, Any]:
-    return {
-      'perturbation': perturbation.init(leaves.inside(w)),
-      'descent': MomentumState(tree_math.zeros_like(w, accumulator_dtype)),
-    }
+  init_choices = lambda w, leaves: {
+    'perturbation': perturbation.init(leaves.inside(w)),
+    'descent': MomentumState(tree_math.zeros_like(w, accumulator_dtype)),
+  }
+
+  def add(v: jax.Array, u: jax.Array) -> jax.Array:
+    wide = v.astype(tree_math.wide_dtype(v, u))
+    total = jnp.asarray(decay, wide.dtype) * wide + u.astype(wide.dtype)
+    return total.astype(v.dtype)
 
   def step(
-    view: LossView,
-    clean: optax.Updates,
-    state: SharpnessAwareState,
-    ascend: bool | None,
-    _: Mapping[str, Any],
-  ) -> tuple[optax.Updates, SharpnessAwareState]:
+    view: LossView, clean: Any, state: SharpnessAwareState, ascend: Any, _: Any
+  ) -> tuple[Any, SharpnessAwareState]:
     w, momentum = view.leaves.split(view.params), state.descent.direction
-    ascent = view.leaves.inside(
-      jax.tree.map(jnp.negative, tree_math.widen_like(momentum, w))
-    )
-    epsilon, next_perturbation = perturbation.update(ascent, state.perturbation)
-    state = state._replace(perturbation=next_perturbation)
+    wide = tree_math.widen_like(momentum, w)
+    ascent = view.leaves.inside(jax.tree.map(jnp.negative, wide))
+    epsilon, radius_state = perturbation.update(ascent, state.perturbation)
+    state = state._replace(perturbation=radius_state)
     if ascend is False:
       return skip(view, clean, state)
     loss, gradient = view.value_and_grad(view.leaves.move(w, epsilon))
     gradient, loss = devices.average((gradient, loss), axis_name)
-    added = jax.tree.map(functools.partial(_add, decay), momentum, gradient)
+    added = jax.tree.map(add, momentum, gradient)
     finite = jnp.isfinite(tree_math.norm(gradient))
     momentum = tree_math.select(finite, added, momentum)
     state = state._replace(descent=MomentumState(momentum))
@@ -119,9 +107,3 @@ def momentum_sam(
     return direction, advance(state, tree_math.norm(ascent), loss)
 
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)
-
-
-def _add(decay: Any, v: jax.Array, gradient: jax.Array) -> jax.Array:
-  wide = v.astype(tree_math.wide_dtype(v, gradient))
-  total = jnp.asarray(decay, wide.dtype) * wide + gradient.astype(wide.dtype)
-  return total.astype(v.dtype)

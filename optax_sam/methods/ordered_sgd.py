@@ -9,9 +9,7 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
 def ordered_sgd(
-  *,
-  k: float,
-  axis_name: Any = None,
+  *, k: float, axis_name: Any = None
 ) -> optax.GradientTransformationExtraArgs:
   """Ordered SGD: descends on the examples with the largest losses.
 
@@ -29,8 +27,7 @@ def ordered_sgd(
     k: size of Q: a number of examples if an int of at least 1, a fraction of
       the batch in (0, 1] if a float; 1.0 is the base optimizer. The authors
       start with all and take 1/2, 1/4, 1/8, 1/16 of the batch once the training
-      accuracy reaches 80, 90, 95, 99.5 %, and never go back. `k` is static:
-      build a new transformation for each.
+      accuracy reaches 80, 90, 95, 99.5 %, and never go back. `k` is static.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
       Each device ranks its own examples; under jit the ranking is global.
 
@@ -52,7 +49,5 @@ def ordered_sgd(
   """
   check_size('k', k)
   return sharpness_aware(
-    optax.set_to_zero(),
-    selection=top_k(None, k),
-    axis_name=axis_name,
+    optax.set_to_zero(), selection=top_k(None, k), axis_name=axis_name
   )

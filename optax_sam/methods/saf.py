@@ -14,9 +14,8 @@ from optax_sam.trees import divergence
 class SafState(NamedTuple):
   """State of `saf_loss`: a table with one row an example.
 
-  Attributes:
-    logits: (examples, lag, classes), those of epoch e in slot `e % lag`.
-    filled: whether a slot was ever written, bool (examples, lag).
+  `logits` (examples, lag, classes) has those of epoch e in slot `e % lag`,
+  `filled` (examples, lag) is whether a slot was ever written.
   """
 
   logits: jax.Array
@@ -26,15 +25,11 @@ class SafState(NamedTuple):
 class SafLoss(NamedTuple):
   """The functions of `saf_loss`; all of them are pure.
 
-  `ids` are the indices of a batch's examples, integers (B,) from 0 on, each at
-  most once in a batch. `epoch` is a scalar, from 0 on. `is_example`, bool (B,),
-  is False for padding; None if there is none.
-
-  Attributes:
-    init: from (number of examples, number of classes) to an empty state.
-    loss: from (logits, state, ids, epoch, is_example=None) to the auxiliary
-      loss, a scalar; `logits` are those of the step, (B, classes).
-    update: from the same arguments to the next state.
+  `init(num_examples, num_classes)` returns an empty state. `loss` returns the
+  auxiliary loss, and `update` the next state, both from `(logits, state, ids,
+  epoch, is_example=None)`: `logits` are those of the step, (B, classes), `ids`
+  the indices of its examples, integers (B,) from 0 on, each at most once,
+  `epoch` is from 0 on, and `is_example`, bool (B,), is False for padding.
   """
 
   init: Callable[[int, int], SafState]
@@ -63,7 +58,8 @@ def saf_loss(
   The sum is over the examples whose slot was written, and 0 before
   `start_epoch`. An example that misses an epoch, as those of an incomplete last
   batch do, has a target that is older by a multiple of `lag`. Logits that are
-  not finite are not written. Don't mix examples, as mixup does.
+  not finite are not written. An id out of range is an error, except under jit,
+  where it has no target and is not written. Don't mix examples, as mixup does.
 
   The paper's equations have no `tau**2`, the authors' program has it; without
   it the term is 25 times weaker. The weight is the paper's; the program has
@@ -95,10 +91,6 @@ def saf_loss(
   Returns:
     A `SafLoss`. Cost: 1 gradient. State: the table.
 
-  Raises:
-    ValueError: in `loss` and `update` if shapes do not fit or an id is out of
-      range. Under jit, such an id has no target and is not written.
-
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free
     <https://arxiv.org/abs/2205.14083>`_, NeurIPS 2022; we read the submission.
@@ -126,29 +118,32 @@ def saf_loss(
 
   def place(logits: Any, state: SafState, ids: Any, epoch: Any) -> _Place:
     _check_batch(logits, state, ids, epoch, axis_name)
+    rows, size = jnp.asarray(ids).astype(jnp.int32), len(state.filled)
+    if axis_name is not None:
+      rows = jax.lax.all_gather(rows, axis_name, tiled=True)
+      rows = rows - jax.lax.axis_index(axis_name) * size
     slot = jnp.asarray(epoch).astype(jnp.int32) % lag
-    return _find_rows(ids, slot, len(state.filled), axis_name)
+    return _Place(rows, slot, (rows >= 0) & (rows < size))
 
   def loss(
-    logits: jax.Array,
-    state: SafState,
-    ids: Any,
-    epoch: Any,
-    is_example: Any = None,
+    logits: Any, state: SafState, ids: Any, epoch: Any, is_example: Any = None
   ) -> jax.Array:
     where = place(logits, state, ids, epoch)
-    targets, known = _read_rows(state, where, logits, axis_name)
+    targets = _take_rows(state.logits, where, logits)
+    known = where.owned & _take_rows(state.filled, where, where.owned)
+    if axis_name is not None:
+      # Of each row one device knows something, and the others give zeros.
+      zero = jnp.zeros((), targets.dtype)
+      targets = jnp.where(known[:, None], targets, zero)
+      scatter = lambda x: jax.lax.psum_scatter(x, axis_name, tiled=True)
+      targets, known = scatter(targets), scatter(known.astype(jnp.int8)) > 0
     known &= jnp.asarray(epoch) >= start_epoch
     if is_example is not None:
       known &= is_example
     return divergence.mean(logits, targets, known, temperature, weight)
 
   def update(
-    logits: jax.Array,
-    state: SafState,
-    ids: Any,
-    epoch: Any,
-    is_example: Any = None,
+    logits: Any, state: SafState, ids: Any, epoch: Any, is_example: Any = None
   ) -> SafState:
     where = place(logits, state, ids, epoch)
     values = jax.lax.stop_gradient(logits).astype(dtype)
@@ -210,32 +205,6 @@ class _Place(NamedTuple):
   owned: jax.Array  # whether this device has the row, bool (B,)
 
 
-def _find_rows(ids: Any, slot: jax.Array, size: int, axis_name: Any) -> _Place:
-  """Returns where examples are in a part of `size` rows."""
-  rows = jnp.asarray(ids).astype(jnp.int32)
-  if axis_name is not None:
-    rows = jax.lax.all_gather(rows, axis_name, tiled=True)
-    rows = rows - jax.lax.axis_index(axis_name) * size
-  return _Place(rows, slot, (rows >= 0) & (rows < size))
-
-
-def _read_rows(
-  state: SafState, place: _Place, like: jax.Array, axis_name: Any
-) -> tuple[jax.Array, jax.Array]:
-  """Returns values, split over devices as `like` is, and which are known."""
-  values = _take_rows(state.logits, place, like)
-  known = place.owned & _take_rows(state.filled, place, place.owned)
-  if axis_name is None:
-    return values, known
-  # Of each row one device knows something, and the others give zeros.
-  values = jnp.where(known[:, None], values, jnp.zeros((), values.dtype))
-  values, known = (
-    jax.lax.psum_scatter(rows, axis_name, tiled=True)
-    for rows in (values, known.astype(jnp.int8))
-  )
-  return values, known > 0
-
-
 def _write_rows(
   table: jax.Array, place: _Place, values: jax.Array, wanted: jax.Array
 ) -> jax.Array:
@@ -251,6 +220,7 @@ def _write_rows(
 
 
 def _take_rows(table: jax.Array, place: _Place, like: jax.Array) -> jax.Array:
+  """Returns rows of the table, split over devices as `like` is."""
   at, out = (place.rows, place.slot), _explicit(like)
   return table.at[at].get(mode='clip', out_sharding=out)
 

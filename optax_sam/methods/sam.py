@@ -1,6 +1,5 @@
 """SAM: perturbs along the gradient, in one step or in several."""
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,36 +18,15 @@ def ascend_repeatedly(
 ) -> optax.GradientTransformationExtraArgs:
   """Takes several ascent steps of length rho in the ball of radius rho: SAM.
 
-  The rule is that of `optax_sam.sam` with `ascent_steps`. Each step after the
-  first costs one gradient.
-
-  Args:
-    rho: radius and length of a step, at least 0, or a schedule of it. With a
-      schedule the gradients are computed even if a policy skips the step.
-    steps: number of ascent steps, a Python int of at least 1.
-    p: 2 or infinity, the norm of the ball.
-
-  Returns:
-    A perturbation; stateless unless `rho` is a schedule. With more than one
-    step it needs `ascent_grad_fn`, which `optax_sam.sharpness_aware` passes.
-
-  With gradients `[1, 0]`, then `[0, 1]`:
-
-  >>> ascend = ascend_repeatedly(0.5, 2)
-  >>> g, grad_fn = jnp.array([1.0, 0.0]), lambda delta: jnp.array([0.0, 1.0])
-  >>> epsilon, _ = ascend.update(g, ascend.init(g), ascent_grad_fn=grad_fn)
-  >>> [round(x, 3) for x in epsilon.tolist()]  # [0.5, 0.5], projected
-  [0.354, 0.354]
+  The rule and the arguments are those of `optax_sam.sam`, `steps` its
+  `ascent_steps`. Each step after the first costs one gradient, with a schedule
+  of `rho` even if a policy skips the step, and needs `ascent_grad_fn`.
   """
   validation.check_static_integer('steps', steps)
   validation.check_choice('p', p, (2, float('inf')))
 
   def perturb(
-    radius: Any,
-    updates: optax.Updates,
-    *,
-    ascent_grad_fn: Callable[[optax.Updates], optax.Updates] | None = None,
-    **_: Any,
+    radius: Any, updates: Any, *, ascent_grad_fn: Any = None, **_: Any
   ) -> optax.Updates:
     # Half precision would round the sum of the steps away.
     wide = updates if steps == 1 else jax.tree.map(tree_math.widen, updates)
@@ -71,17 +49,13 @@ def ascend_repeatedly(
 
 def _project(radius: Any, delta: optax.Updates, p: float) -> optax.Updates:
   if p != 2:
-    return jax.tree.map(lambda x: _clip(radius, x), delta)
+    bound = lambda x: jnp.asarray(radius, x.dtype)
+    return jax.tree.map(lambda x: jnp.clip(x, -bound(x), bound(x)), delta)
   size = tree_math.norm(delta)
   radius = jnp.asarray(radius, size.dtype)
   outside = size > radius
   scale = jnp.where(outside, radius / jnp.where(outside, size, 1), 1)
   return tree_math.multiply_where(jnp.isfinite(size), scale, delta)
-
-
-def _clip(radius: Any, leaf: jax.Array) -> jax.Array:
-  bound = jnp.asarray(radius, leaf.dtype)
-  return jnp.clip(leaf, -bound, bound)
 
 
 def sam(
@@ -118,18 +92,16 @@ def sam(
       runs from 0.01 to 0.5, and they use 0.1 for noisy labels.
     p: 2 or infinity, the norm in which `epsilon` has length `rho`.
     ascent_steps: number of ascent steps, at least 1; those programs take 1.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
     `value_fn` or `grad_fn`. Cost: 1 + `ascent_steps` gradients. State: none.
 
   References:
-    Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
-    Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
-    ICLR 2021. Smaller parts of the batch generalized better there: `m_sam`.
+    Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
+    Generalization <https://arxiv.org/abs/2010.01412>`_, ICLR 2021. Smaller
+    parts of the batch generalized better there: `m_sam`.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax_sam.sam(rho=0.5), optax.sgd(0.1))

@@ -1,6 +1,5 @@
 """SAMPa: two gradients of a step that do not depend on each other."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -15,14 +14,7 @@ from optax_sam.trees import tree_math
 
 
 class SampaState(NamedTuple):
-  """State of `sampa`.
-
-  Attributes:
-    ascent: `SharpnessAwareState` that counts the steps.
-    base: state of the base optimizer.
-    gradient: the last gradient ahead, like the parameters, float32 or wider.
-    batch: the batch of the last step.
-  """
+  """State of `sampa`, with the last gradient ahead, float32 or wider."""
 
   ascent: Any
   base: optax.OptState
@@ -61,25 +53,19 @@ def sampa(
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
-    rho: radius, at least 0, or a schedule of it by the step. This and the next
-      default are the authors'.
-    mix: weight of the gradient ahead, in [0, 1].
+    rho: radius, at least 0, or a schedule of it by the step. 0.1: the authors'.
+    mix: weight of the gradient ahead, in [0, 1]. 0.2 is the authors'.
     batch_like: a batch, or its shapes and dtypes (`jax.ShapeDtypeStruct`), with
       the same number of examples, along axis 0, at every step.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
       `batch`, also that of the state, is local: split it over the devices.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
-      It makes no difference: `gy` is the same on all devices.
+      `sync_ascent` makes no difference: `gy` is the same on all devices.
 
   Returns:
     An optimizer that returns the whole update: no learning rate follows. Its
     `update` needs `params`, and `per_example_value_fn` and `batch`. Cost: 2
     gradients; the incoming one is not used. State: that of the base optimizer,
     one gradient and one batch.
-
-  Raises:
-    ValueError: in `update` if a batch has another shape.
 
   References:
     Xie, Pethick, Cevher, `SAMPa: Sharpness-aware Minimization Parallelized
@@ -106,86 +92,53 @@ def sampa(
   def init(params: optax.Params) -> SampaState:
     partition.check_real(params, mask)
     w = partition.Leaves.of(params).split(params)
-    return SampaState(
-      first_state(w),
-      base.init(params),
-      tree_math.zeros_like(w),
-      jax.tree.map(_empty, batch_like),
-    )
+    empty = lambda x: jnp.zeros(x.shape, jnp.result_type(x))
+    gradient, batch = tree_math.zeros_like(w), jax.tree.map(empty, batch_like)
+    return SampaState(first_state(w), base.init(params), gradient, batch)
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, SampaState]:
-    view = LossView.open(params, extra_args, mask=mask, axis_name=axis_name)
+  def mixed(first: jax.Array, second: jax.Array) -> jax.Array:
+    wide = tree_math.widen(first)
+    weight = jnp.asarray(mix, wide.dtype)
+    return (1 - weight) * wide + weight * second.astype(wide.dtype)
+
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    view = LossView.open(params, extra, mask=mask, axis_name=axis_name)
     _ = view.num_examples  # says what is missing, if anything
-    leaves, batch = view.leaves, jax.tree.map(_owned, view.batch)
-    _check_batch(batch, state.batch)
+    # Copies: the state may be donated, the batch is the caller's.
+    copy = lambda x: jnp.array(x, jnp.result_type(x))  # not weakly typed
+    leaves, batch = view.leaves, jax.tree.map(copy, view.batch)
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
+    if shapes(batch) != shapes(state.batch):
+      msg = (
+        f'batch must be like batch_like={shapes(state.batch)}, got '
+        f'{shapes(batch)}: pass batch_like=batch, and batches of one size.'
+      )
+      raise ValueError(msg)
     w, like = leaves.split(params), leaves.split(updates)
     count, ahead = state.ascent.count, state.gradient
     radius = rho(count) if callable(rho) else rho
     is_first = count == 0
 
+    def base_update(gradient: optax.Updates) -> tuple[Any, optax.OptState]:
+      whole = leaves.join(tree_math.cast_like(gradient, like), updates)
+      return base.update(whole, state.base, params, **extra)
+
     ascent = leaves.inside(ahead)
     behind = leaves.move(w, tree_math.scale_to(radius, ascent))
-    guess, _ = base.update(
-      leaves.join(tree_math.cast_like(ahead, like), updates),
-      state.base,
-      params,
-      **extra_args,
-    )
+    guess, _ = base_update(ahead)
     # Momentum and weight decay move at a gradient of zero, too.
     there = optax.apply_updates(w, leaves.split(guess))
     there = tree_math.select(is_first, w, there)
-    last = jax.tree.map(
-      lambda new, old: jnp.where(is_first, new, old), batch, state.batch
-    )
+    last = tree_math.select(is_first, batch, state.batch)
     loss, first = view.on(last).value_and_grad(behind)
     _, second = view.on(batch).value_and_grad(there)
-    mixed = jax.tree.map(functools.partial(_mix, mix), first, second)
+    both = jax.tree.map(mixed, first, second)
     second = tree_math.widen_like(second, ahead)
-    mixed, second, loss = devices.average((mixed, second, loss), axis_name)
-    step, base_state = base.update(
-      leaves.join(tree_math.cast_like(mixed, like), updates),
-      state.base,
-      params,
-      **extra_args,
-    )
+    both, second, loss = devices.average((both, second, loss), axis_name)
+    step, base_state = base_update(both)
     is_finite = jnp.isfinite(tree_math.norm(second))
-    return step, SampaState(
-      advance(state.ascent, tree_math.norm(ascent), loss),
-      base_state,
-      tree_math.select(is_finite, second, ahead),
-      batch,
-    )
+    ahead = tree_math.select(is_finite, second, ahead)
+    ascent_state = advance(state.ascent, tree_math.norm(ascent), loss)
+    return step, SampaState(ascent_state, base_state, ahead, batch)
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _owned(leaf: Any) -> jax.Array:
-  # A copy: the state may be donated, the batch is the caller's.
-  leaf = jnp.copy(leaf)
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    return leaf
-  return jnp.asarray(leaf, leaf.dtype)  # not weakly typed
-
-
-def _empty(leaf: Any) -> jax.Array:
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    return jnp.broadcast_to(jax.random.key(0), leaf.shape)
-  return jnp.zeros(leaf.shape, jax.dtypes.canonicalize_dtype(leaf.dtype))
-
-
-def _check_batch(batch: Any, kept: Any) -> None:
-  shapes = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
-  if shapes(batch) != shapes(kept):
-    msg = (
-      f'batch must be like batch_like={shapes(kept)}, got {shapes(batch)}: '
-      f'pass batch_like=batch, and batches of one size.'
-    )
-    raise ValueError(msg)
-
-
-def _mix(weight: Any, one: jax.Array, other: jax.Array) -> jax.Array:
-  wide = tree_math.widen(one)
-  share = jnp.asarray(weight, wide.dtype)
-  return (1 - share) * wide + share * other.astype(wide.dtype)

@@ -14,13 +14,7 @@ from optax_sam.trees import sparse_masks, tree_math
 
 
 class DynamicState(NamedTuple):
-  """State of `keep_dynamic`.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    mask: which entries are perturbed, bools like the parameters.
-    key: typed PRNG key that all draws derive from.
-  """
+  """State of `keep_dynamic`: `count` of steps, `mask` of bools, PRNG `key`."""
 
   count: jax.Array
   mask: Any
@@ -39,24 +33,16 @@ def keep_dynamic(
 ) -> optax.GradientTransformationExtraArgs:
   """Zeroes entries by dynamic sparse training, flat ones first: SSAM-D.
 
-  The mask is that of `optax_sam.sparse_sam_dynamic`, with scores compared in
-  float32. It returns the update with the mask as it is, then refreshes the
-  mask. An update of zeros leaves it unchanged. Order: see `keep_top_fisher`.
+  The mask and the other arguments are those of `optax_sam.sparse_sam_dynamic`,
+  with scores compared in float32. The mask is refreshed after its use. An
+  update of zeros leaves it unchanged. Order: see `keep_top_fisher`.
 
   Args:
-    sparsity: fraction of entries not perturbed, a Python number in [0, 1].
-    drop_rate: fraction of the mask that the first refresh moves, in (0, 1].
-    refresh_every: number of steps from one mask to the next, at least 1.
-    total_steps: number of steps of the whole training, at least 1.
-    key: integer seed or typed key, the same on all devices; not dropout's.
     drop: 'gradient' drops the smallest `abs(g)`, 'weight' the smallest
       `abs(w)` at the unperturbed parameters; or 'random'.
     growth: the same for what is grown, where the largest are.
-
-  Returns:
-    A perturbation with state (`DynamicState`).
   """
-  sparse_masks.check_sparsity(sparsity)
+  sparse_masks.check_fraction('sparsity', sparsity, at_most=1)
   validation.check_number('drop_rate', drop_rate, above=0, at_most=1)
   validation.check_count('refresh_every', refresh_every)
   validation.check_count('total_steps', total_steps)
@@ -71,41 +57,30 @@ def keep_dynamic(
     mask = sparse_masks.largest(sparse_masks.random_bits(typed, params), active)
     return DynamicState(jnp.zeros((), jnp.int32), mask, typed)
 
-  def num_moved(count: jax.Array, tree: Any) -> jax.Array:
-    size, dtype = tree_math.size(tree), tree_math.accumulator_dtype(tree)
-    active = sparse_masks.num_kept(sparsity, size)
-    progress = jnp.minimum(
-      count.astype(dtype) / jnp.asarray(total_steps, dtype), 1.0
-    )
-    rate = jnp.asarray(drop_rate, dtype) / 2 * (1 + jnp.cos(jnp.pi * progress))
-    moved = jnp.floor(active * rate).astype(jnp.int32)
-    # No more than are active: of many, floats may round up.
-    return jnp.minimum(moved, min(active, size - active))
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    axis_name = None if extra.get('is_synced') else extra.get('axis_name')
 
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    axis_name: Any = None,
-    is_synced: bool = False,
-    **_: Any,
-  ) -> tuple[Any, DynamicState]:
     def ranks(source: str, draw: int, gradient: Any) -> Any:
       if source == 'random':
         step_key = jax.random.fold_in(state.key, state.count)
-        return sparse_masks.random_bits(
-          jax.random.fold_in(step_key, draw), updates
-        )
+        draw_key = jax.random.fold_in(step_key, draw)
+        return sparse_masks.random_bits(draw_key, updates)
       scores = gradient if source == 'gradient' else params
       return jax.tree.map(lambda x: sparse_masks.rank_bits(jnp.abs(x)), scores)
 
     def refresh() -> Any:
-      gradient = devices.average(updates, None if is_synced else axis_name)
-      moved = num_moved(state.count, updates)
-      mask = sparse_masks.drop_and_grow(
-        state.mask, ranks(drop, 0, gradient), ranks(growth, 1, gradient), moved
-      )
+      gradient = devices.average(updates, axis_name)
+      dtype = tree_math.accumulator_dtype(updates)
+      number = lambda x: jnp.asarray(x, dtype)
+      progress = jnp.minimum(number(state.count) / number(total_steps), 1.0)
+      rate = number(drop_rate) / 2 * (1 + jnp.cos(jnp.pi * progress))
+      size = tree_math.size(updates)
+      active = sparse_masks.num_kept(sparsity, size)
+      moved = jnp.floor(active * rate).astype(jnp.int32)
+      # No more than are active: of many, floats may round up.
+      moved = jnp.minimum(moved, min(active, size - active))
+      dropped, grown = ranks(drop, 0, gradient), ranks(growth, 1, gradient)
+      mask = sparse_masks.drop_and_grow(state.mask, dropped, grown, moved)
       usable = tree_math.is_usable(tree_math.norm(gradient))
       return tree_math.select(usable, mask, state.mask)
 
@@ -163,9 +138,7 @@ def sparse_sam_dynamic(
     refresh_every: number of steps from one mask to the next, at least 1.
     total_steps: T, number of steps of the whole training, at least 1.
     key: integer seed or typed key, the same on all devices.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
       Entries are dropped by the average in any case.
 
   Returns:

@@ -19,12 +19,7 @@ _FISHER_CHUNK = 16  # examples whose gradients are in memory at a time
 
 
 class TopFisherState(NamedTuple):
-  """State of `keep_top_fisher`.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    mask: which entries are perturbed, bools like the parameters.
-  """
+  """State of `keep_top_fisher`: `count` of steps and `mask` of bools."""
 
   count: jax.Array
   mask: Any
@@ -39,22 +34,13 @@ def keep_top_fisher(
 ) -> optax.GradientTransformationExtraArgs:
   """Zeroes entries with a small empirical Fisher information: SSAM-F.
 
-  The mask is that of `optax_sam.sparse_sam_fisher`. Placed after
-  `scale_to_radius`, the norm is that of the full gradient and epsilon is
+  The mask and the arguments are those of `optax_sam.sparse_sam_fisher`. Placed
+  after `scale_to_radius`, the norm is that of the full gradient and epsilon is
   shorter than rho, as in the authors' program; placed before, it is rho long.
-
-  Args:
-    sparsity: fraction of entries not perturbed, a Python number in [0, 1].
-    num_samples: number of examples from the front of the batch, at least 1.
-    refresh_every: number of steps from one mask to the next, at least 1.
-    pattern: 'global', or 'n:m' such as '2:4', as in `keep_n_of_m`.
-
-  Returns:
-    A perturbation with state (`TopFisherState`), only for use in
-    `optax_sam.sharpness_aware`, whose `update` then needs
-    `per_example_value_fn` and `batch`.
+  Only for use in `optax_sam.sharpness_aware`, whose `update` then needs
+  `per_example_value_fn` and `batch`.
   """
-  sparse_masks.check_sparsity(sparsity)
+  sparse_masks.check_fraction('sparsity', sparsity, at_most=1)
   validation.check_static_integer('num_samples', num_samples)
   validation.check_count('refresh_every', refresh_every)
   grouping = sparse_masks.parse_pattern(pattern)
@@ -63,22 +49,9 @@ def keep_top_fisher(
     everything = jax.tree.map(lambda p: jnp.ones_like(p, dtype=bool), params)
     return TopFisherState(jnp.zeros((), jnp.int32), everything)
 
-  def choose(scores: Any) -> Any:
-    if grouping is not None:
-      return jax.tree.map(lambda s: sparse_masks.n_of_m(s, *grouping), scores)
-    kept = sparse_masks.num_kept(sparsity, tree_math.size(scores))
-    return sparse_masks.largest(scores, kept)
-
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    loss_view: LossView | None = None,
-    axis_name: Any = None,
-    **_: Any,
-  ) -> tuple[Any, TopFisherState]:
-    if loss_view is None:
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    view, axis_name = extra.get('loss_view'), extra.get('axis_name')
+    if view is None:
       msg = (
         'keep_top_fisher needs the gradients of single examples: use it in '
         'the perturbation of optax_sam.sharpness_aware.'
@@ -86,20 +59,21 @@ def keep_top_fisher(
       raise ValueError(msg)
 
     def refresh() -> Any:
-      scores = _fisher_information(loss_view, params, num_samples, axis_name)
-      return _where_finite(scores, choose(scores), state.mask)
+      scores = _fisher_information(view, params, num_samples, axis_name)
+      if grouping is None:
+        kept = sparse_masks.num_kept(sparsity, tree_math.size(scores))
+        mask = sparse_masks.largest(scores, kept)
+      else:
+        mask = jax.tree.map(lambda s: sparse_masks.n_of_m(s, *grouping), scores)
+      leaves = jax.tree.leaves(scores)
+      finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
+      return tree_math.select(jnp.all(finite), mask, state.mask)
 
     mask = on_refresh(state.count, refresh_every, refresh, lambda: state.mask)
     kept = jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, updates)
     return kept, TopFisherState(tree_math.increment(state.count), mask)
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _where_finite(scores: Any, on_true: Any, on_false: Any) -> Any:
-  finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(scores)]
-  every = jnp.all(jnp.stack(finite)) if finite else jnp.ones((), bool)
-  return tree_math.select(every, on_true, on_false)
 
 
 def _fisher_information(
@@ -135,28 +109,17 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
   A leaf with fewer than two axes, or whose inputs m does not divide, is
   unchanged. The authors group convolutions along another axis.
 
-  Args:
-    n: number of entries left in a group, a Python int in [1, m].
-    m: number of entries of a group, a Python int of at least n.
-
-  Returns:
-    A stateless perturbation.
-
   References:
     Mi et al., `Systematic Investigation of Sparse Perturbed Sharpness-Aware
     Minimization Optimizer <https://arxiv.org/abs/2306.17504>`_, 2023.
-
-  >>> g, keep = jnp.array([[3.0], [-4.0]]), keep_n_of_m(1, 2)
-  >>> keep.update(g, keep.init(g))[0].tolist()
-  [[0.0], [-4.0]]
   """
   validation.check_static_integer('n', n)
   validation.check_static_integer('m', m, at_least=n)
-  return optax.stateless(
-    lambda updates, _: jax.tree.map(
-      lambda g: jnp.where(sparse_masks.n_of_m(jnp.abs(g), n, m), g, 0), updates
-    )
-  )
+
+  def leaf(g: jax.Array) -> jax.Array:
+    return jnp.where(sparse_masks.n_of_m(jnp.abs(g), n, m), g, 0)
+
+  return optax.stateless(lambda updates, _: jax.tree.map(leaf, updates))
 
 
 def sparse_sam_fisher(
@@ -205,9 +168,7 @@ def sparse_sam_fisher(
       authors' README: one epoch; they tried 1 to 10.
     pattern: 'global', or for any `sparsity` 'n:m', such as '2:4', for the n
       largest of every m inputs of a unit; see `perturbations.keep_n_of_m`.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
       Each device takes an equal number of examples in F, from its own.
 
   Returns:
@@ -215,8 +176,7 @@ def sparse_sam_fisher(
     `per_example_value_fn` and `batch`. With batch norm pass a `value_fn` in
     training mode too, and let the former use the running statistics, as one
     example has no variance. Cost: 2 + `num_samples` / (batch size *
-    `refresh_every`) gradients, and memory for 16 per-example gradients. State:
-    a mask.
+    `refresh_every`) gradients, memory for 16 per-example ones. State: a mask.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified

@@ -1,6 +1,6 @@
 """SS-SAM: takes SAM's step at random."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,22 +8,13 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.perturbation import scale_to_radius
+from optax_sam.engine.perturbation import RandomState, scale_to_radius
 from optax_sam.engine.policy import Policy
 from optax_sam.engine.sharpness_aware import sharpness_aware
-from optax_sam.trees import tree_math
 
 
-class BernoulliState(NamedTuple):
-  """State of `bernoulli`.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    key: typed PRNG key that all draws derive from.
-  """
-
-  count: jax.Array
-  key: jax.Array
+class BernoulliState(RandomState):
+  """State of `bernoulli`: `count` of steps and PRNG `key`."""
 
 
 def bernoulli(
@@ -31,32 +22,20 @@ def bernoulli(
 ) -> Policy:
   """Takes an ascent step at random, the same on all devices: SS-SAM.
 
-  Args:
-    probability: of an ascent step, a scalar in [0, 1], or a schedule of it,
-      whose values are not checked: below 0 means never, above 1 always.
-    key: integer seed or typed key, the same on all devices; not dropout's.
-
-  Returns:
-    A policy with state (`BernoulliState`).
+  The rule and the arguments are those of `optax_sam.ss_sam`. The values of a
+  schedule are not checked: below 0 means never, above 1 always.
   """
   if not callable(probability):
     validation.check_number('probability', probability, at_least=0, at_most=1)
   validation.check_key(key)
 
-  def init(params: optax.Params) -> BernoulliState:
-    del params
-    return BernoulliState(jnp.zeros((), jnp.int32), validation.as_key(key))
-
-  def decide(
-    grads: optax.Updates, state: BernoulliState
-  ) -> tuple[jax.Array, BernoulliState]:
-    del grads
+  def decide(grads: Any, state: BernoulliState) -> tuple[jax.Array, Any]:
     chance = probability(state.count) if callable(probability) else probability
     coin = jax.random.fold_in(state.key, state.count)
     ascend = jax.random.bernoulli(coin, jnp.asarray(chance, jnp.float32))
-    return ascend, state._replace(count=tree_math.increment(state.count))
+    return ascend, state.advance()
 
-  return Policy(init, decide, reads_gradient=False)
+  return Policy(lambda _: BernoulliState.of(key), decide, reads_gradient=False)
 
 
 def ss_sam(
@@ -90,9 +69,7 @@ def ss_sam(
     probability: of a SAM step, in [0, 1], or a schedule of it. 0.5 is a quoted
       "propagation count 1.5" of the paper; the authors' example has 0.6.
     key: integer seed or typed key, the same on all devices; not dropout's.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
@@ -104,15 +81,11 @@ def ss_sam(
     <https://arxiv.org/abs/2203.09962>`_, 2022; as RST, AAAI 2023.
 
   >>> import jax.numpy as jnp, optax_sam
-  >>> early = lambda t: jnp.where(t < 2, 1.0, 0.0)
-  >>> tx = optax_sam.ss_sam(rho=0.5, probability=early, key=0)
-  >>> w, directions = jnp.float32(1.0), []
-  >>> state = tx.init(w)
-  >>> for _ in range(4):
-  ...   u, state = tx.update(w, state, w, grad_fn=lambda w: w)
-  ...   directions.append(float(u))
-  >>> directions  # w + 0.5, then w
-  [1.5, 1.5, 1.0, 1.0]
+  >>> early = lambda t: jnp.where(t < 1, 1.0, 0.0)
+  >>> tx, w = optax_sam.ss_sam(0.5, probability=early, key=0), jnp.float32(1.0)
+  >>> u, state = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
+  >>> float(u), float(tx.update(w, state, w)[0])  # w + 0.5, then w
+  (1.5, 1.0)
   """
   return sharpness_aware(
     scale_to_radius(rho),

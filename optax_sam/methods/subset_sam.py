@@ -6,42 +6,27 @@ import jax
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
+from optax_sam.engine import partition, selection
 from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.selection import (
-  Selected,
-  Selection,
-  check_size,
-  num_examples,
-)
 from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
 class RandomSubsetState(NamedTuple):
-  """State of `random_subset` with a key.
-
-  Attributes:
-    key: typed PRNG key that all draws derive from.
-  """
+  """State of `random_subset` if it has a `key`, that all draws derive from."""
 
   key: jax.Array
 
 
 def random_subset(
   fraction: float, key: jax.Array | int | None = None
-) -> Selection:
+) -> selection.Selection:
   """Takes the ascent gradient over a part of the batch: `subset_sam`.
 
-  Args:
-    fraction: size of the part: examples if an int, else a fraction in (0, 1].
-    key: integer seed or typed key to draw it with; None takes the first rows.
-
-  Returns:
-    A selection with state (`RandomSubsetState`), or stateless without a key.
+  The rule and the arguments are those of `optax_sam.subset_sam`.
   """
-  check_size('fraction', fraction)
+  selection.check_size('fraction', fraction)
   if key is not None:
     validation.check_key(key)
 
@@ -50,18 +35,15 @@ def random_subset(
       return no_state(params)
     return RandomSubsetState(validation.as_key(key))
 
-  def select(
-    view: LossView, params: optax.Params, state: Any, count: jax.Array
-  ) -> Selected:
-    del params
-    size = num_examples(fraction, view.num_examples)
+  def select(view: LossView, params: Any, state: Any, count: Any) -> Any:
+    size = selection.num_examples(fraction, view.num_examples)
     rows = slice(size)
     if key is not None:
       draw = jax.random.fold_in(state.key, count)
       rows = jax.random.permutation(draw, view.num_examples)[:size]
-    return Selected(view.rows(rows), lambda _: view)
+    return selection.Selected(view.rows(rows), lambda _: view)
 
-  return Selection(init, select)
+  return selection.Selection(init, select)
 
 
 def subset_sam(
@@ -92,9 +74,7 @@ def subset_sam(
       about 25 % slower than plain descent.
     key: integer seed or typed key, the same on all devices, to draw A with,
       without replacement; None takes the first rows.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
       Each device takes A from its own examples.
 
   Returns:

@@ -14,12 +14,7 @@ from optax_sam.trees.running_mean import RunningMean
 
 
 class SwaState(NamedTuple):
-  """State of `swa`.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    average: mean of the parameters that have entered it, and their number.
-  """
+  """State of `swa`: `count` of steps, and `average` of later parameters."""
 
   count: jax.Array
   average: RunningMean
@@ -71,10 +66,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     inside = partition.Leaves.of(params).split(params)
     return SwaState(jnp.zeros((), jnp.int32), running_mean.empty(inside))
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, SwaState]:
-    del extra_args
+  def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
     if params is None:
       msg = (
         'params must be given: write tx.update(grads, opt_state, params); swa '
@@ -84,14 +76,12 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     count = tree_math.increment(state.count)
     enters = (count >= start) & ((count - start) % every == 0)
     leaves = partition.Leaves.of(params)
-    moved = lambda: optax.apply_updates(
-      leaves.split(params), leaves.split(updates)
-    )
-    average = jax.lax.cond(
-      enters,
-      lambda: running_mean.add(state.average, moved()),
-      lambda: state.average,
-    )
+
+    def add() -> RunningMean:
+      w = optax.apply_updates(leaves.split(params), leaves.split(updates))
+      return running_mean.add(state.average, w)
+
+    average = jax.lax.cond(enters, add, lambda: state.average)
     return updates, SwaState(count, average)
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -106,19 +96,15 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
       `optax.masked` or `optax.partition`.
 
   Returns:
-    The average, like `params` in structure, shapes and dtypes; `params` as long
-    as nothing has entered it.
+    The average, like `params`; these, as long as nothing has entered it.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.swa(start=100), jnp.float32(3.0)
   >>> float(optax_sam.averaged_params(w, tx.init(w)))  # nothing has entered
   3.0
   """
-  state = only_state(
-    opt_state,
-    SwaState,
-    'optax.chain(optax.sgd(0.1), optax_sam.swa(start=1000))',
-  )
+  example = 'optax.chain(optax.sgd(0.1), optax_sam.swa(start=1000))'
+  state = only_state(opt_state, SwaState, example)
   leaves = partition.Leaves.of(params)
   mean = running_mean.value(state.average, leaves.split(params))
   return leaves.join(mean, params)

@@ -25,11 +25,11 @@ class SwadState(NamedTuple):
       converged, the last one is the mean of all segments that count.
     losses: last validation losses, the oldest first, infinite at first.
     threshold: loss up to which segments count; infinite before convergence.
-    validations: number of validations up to the end, a scalar int32.
+    validations: number of validations up to the end.
     above: number of consecutive last segments above the threshold.
     first_segment: first segment that counts; 0 before convergence.
-    last_segment: last segment that counts; 0 before convergence.
-    ended: whether no later segment can count, a scalar bool.
+    last_segment: last one that counts; 0 before convergence.
+    ended: whether no later segment can count.
   """
 
   current: RunningMean
@@ -44,13 +44,11 @@ class SwadState(NamedTuple):
 
 
 class Swad(NamedTuple):
-  """The functions of `swad`; see there.
+  """The functions of `swad`.
 
-  Attributes:
-    init: from the parameters to the state before the first step.
-    accumulate: from the state and the parameters after a step to the state.
-    validate: from the state and the validation loss to the state.
-    result: from the parameters and the state to the averaged parameters.
+  `init` returns the state before the first step; `accumulate` takes the
+  parameters after a step, `validate` the validation loss; `result` returns the
+  averaged parameters.
   """
 
   init: Callable[[optax.Params], SwadState]
@@ -127,11 +125,10 @@ def swad(
     number = lambda: jnp.zeros((), jnp.int32)
     inside = partition.Leaves.of(params).split(params)
     dtype = tree_math.accumulator_dtype(inside)
+    means = [running_mean.empty(inside) for _ in range(max(2, n_converge))]
     return SwadState(
-      current=running_mean.empty(inside),
-      earlier=tuple(
-        running_mean.empty(inside) for _ in range(max(1, n_converge - 1))
-      ),
+      current=means[0],
+      earlier=tuple(means[1:]),
       losses=jnp.full(n_converge, jnp.inf, dtype),
       threshold=jnp.full((), jnp.inf, dtype),
       validations=number(),
@@ -144,11 +141,8 @@ def swad(
   @jax.jit
   def accumulate(state: SwadState, params: optax.Params) -> SwadState:
     inside = partition.Leaves.of(params).split(params)
-    current = jax.lax.cond(
-      state.ended,
-      lambda: state.current,
-      lambda: running_mean.add(state.current, inside),
-    )
+    add = lambda: running_mean.add(state.current, inside)
+    current = jax.lax.cond(state.ended, lambda: state.current, add)
     return state._replace(current=current)
 
   @jax.jit
@@ -162,7 +156,8 @@ def swad(
     oldest, newest = seen.losses[0], jnp.max(seen.losses)
     converges = jnp.isfinite(newest) & (oldest <= jnp.min(seen.losses))
     phase = jnp.where(state.first_segment > 0, 2, converges.astype(jnp.int32))
-    phases = (_shift, _converge, lambda s: _judge(s, s.losses[-1], 0))
+    judge = lambda s: _judge(s, s.losses[-1], s.validations)
+    phases = (_shift, _converge, judge)
     after = jax.lax.switch(phase, phases, seen)
     return tree_math.select(state.ended, state, after)
 
@@ -171,39 +166,31 @@ def swad(
     segments = (*state.earlier, state.current)[-n_converge:]
     first = state.validations - (n_converge - 1)
     state = state._replace(
-      current=_nothing(state.current),
-      earlier=(*map(_nothing, state.earlier[1:]), segments[0]),
+      current=optax.tree.zeros_like(state.current),
+      earlier=(*optax.tree.zeros_like(state.earlier[1:]), segments[0]),
       threshold=(1 + tolerance) * jnp.mean(state.losses),
       first_segment=first,
       last_segment=first,
     )
     for position, segment in enumerate(segments[1:], start=1):
-      going_on = state._replace(
-        current=running_mean.merge(state.current, segment)
-      )
-      judged = _judge(
-        going_on, state.losses[position], n_converge - 1 - position
-      )
+      current = running_mean.merge(state.current, segment)
+      judged = state._replace(current=current)
+      judged = _judge(judged, state.losses[position], first + position)
       state = tree_math.select(state.ended, state, judged)
     return state
 
-  def _judge(state: SwadState, loss: jax.Array, later: int) -> SwadState:
-    """Counts the accumulated segments if the last one is not above."""
+  def _judge(state: SwadState, loss: jax.Array, segment: Any) -> SwadState:
+    """Counts the segments up to `segment` if its loss is not above."""
     counts = loss <= state.threshold
-    total = running_mean.merge(state.earlier[-1], state.current)
-    above = jnp.where(counts, 0, state.above + 1)
-    return state._replace(
-      current=tree_math.select(counts, _nothing(state.current), state.current),
-      earlier=(
-        *state.earlier[:-1],
-        tree_math.select(counts, total, state.earlier[-1]),
-      ),
-      above=above,
-      last_segment=jnp.where(
-        counts, state.validations - later, state.last_segment
-      ),
-      ended=above >= n_tolerance,
+    *earlier, mean = state.earlier
+    counted = state._replace(
+      current=optax.tree.zeros_like(state.current),
+      earlier=(*earlier, running_mean.merge(mean, state.current)),
+      last_segment=segment,
     )
+    above = jnp.where(counts, 0, state.above + 1)
+    state = tree_math.select(counts, counted, state)
+    return state._replace(above=above, ended=above >= n_tolerance)
 
   def result(params: optax.Params, state: SwadState) -> optax.Params:
     leaves = partition.Leaves.of(params)
@@ -216,10 +203,6 @@ def swad(
 def _shift(state: SwadState) -> SwadState:
   """Closes a segment before convergence and drops the oldest one."""
   return state._replace(
-    current=_nothing(state.current),
+    current=optax.tree.zeros_like(state.current),
     earlier=(*state.earlier[1:], state.current),
   )
-
-
-def _nothing(mean: RunningMean) -> RunningMean:
-  return jax.tree.map(jnp.zeros_like, mean)

@@ -17,14 +17,8 @@ def scale_by_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient by rho without its norm: unnormalized SAM.
 
-  A norm that is not finite gives `epsilon = 0`.
-
-  Args:
-    rho: factor of at least 0, or a schedule of it by the step.
-    clip: whether an epsilon longer than rho is shortened to it.
-
-  Returns:
-    A perturbation; stateless unless `rho` is a schedule.
+  The rule and the arguments are those of `optax_sam.unnormalized_sam`. A norm
+  that is not finite gives `epsilon = 0`.
   """
   validation.check_choice('clip', clip, (True, False))
 
@@ -60,9 +54,7 @@ def unnormalized_sam(
       gradient, or a schedule of it by the step. There is no default.
     clip: whether an `epsilon` longer than `rho` is shortened to it, as on one
       path of the authors' program tml-epfl/understanding-sam.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

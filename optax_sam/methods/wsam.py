@@ -37,9 +37,7 @@ def wsam(
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     gamma: weight of the sharpness, in [0, 1); 0 is the base optimizer, 0.5 is
       SAM. The authors advise 0.8 to 0.95.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
@@ -66,12 +64,7 @@ def wsam(
 
 
 class WsamDecoupledState(NamedTuple):
-  """State of `wsam_decoupled`.
-
-  Attributes:
-    ascent: `SharpnessAwareState` of the sharpness-aware part.
-    base: state of the base optimizer.
-  """
+  """State of the perturbed gradient, and that of the base optimizer."""
 
   ascent: Any
   base: optax.OptState
@@ -94,20 +87,16 @@ def wsam_decoupled(
 
     update = base.update(g) - learning_rate(t) * a * (gp - g)
 
-  The second term enters neither momentum nor weight decay nor preconditioning.
-  A transformation before the base optimizer can't do this, so it wraps it. This
-  is the authors' default; under plain SGD it equals `wsam`.
+  The second term enters neither momentum nor weight decay nor preconditioning,
+  so this wraps the base optimizer. It is the authors' default; see `wsam`.
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    gamma: weight of the sharpness, in [0, 1); 0 is the base optimizer. The
-      authors advise 0.8 to 0.95.
+    gamma: weight of the sharpness, in [0, 1); see `wsam`.
     learning_rate: factor of the second term, at least 0, usually the learning
       rate of the base optimizer, or a schedule of it.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     An optimizer that returns the whole update: no learning rate follows. Its
@@ -131,23 +120,19 @@ def wsam_decoupled(
   validation.check_base(base)
   base = optax.with_extra_args_support(base)
   perturbation = scale_to_radius(rho)
-  ascent = sharpness_aware(
+  sam = sharpness_aware(
     perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )
 
   def init(params: optax.Params) -> WsamDecoupledState:
-    return WsamDecoupledState(ascent.init(params), base.init(params))
+    return WsamDecoupledState(sam.init(params), base.init(params))
 
-  def update(
-    updates: Any, state: Any, params: Any = None, **extra_args: Any
-  ) -> tuple[Any, WsamDecoupledState]:
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
     count = state.ascent.count
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
-    perturbed, ascent_state = ascent.update(
-      updates, state.ascent, params, **extra_args
-    )
+    perturbed, ascent = sam.update(updates, state.ascent, params, **extra)
     clean = devices.average(updates, axis_name)
-    steps, base_state = base.update(clean, state.base, params, **extra_args)
+    steps, base_state = base.update(clean, state.base, params, **extra)
 
     def add(step: jax.Array, gp: jax.Array, g: jax.Array) -> jax.Array:
       wide = tree_math.widen(gp)
@@ -158,6 +143,6 @@ def wsam_decoupled(
     leaves = partition.Leaves.of(params)
     inside = [leaves.split(tree) for tree in (steps, perturbed, clean)]
     steps = leaves.join(jax.tree.map(add, *inside), steps)
-    return steps, WsamDecoupledState(ascent_state, base_state)
+    return steps, WsamDecoupledState(ascent, base_state)
 
   return optax.GradientTransformationExtraArgs(init, update)

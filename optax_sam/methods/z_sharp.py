@@ -18,23 +18,16 @@ from optax_sam.trees import sparse_masks, tree_math
 def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
   """Zeroes, leaf by leaf, the entries close to the leaf's mean: ZSharp.
 
-  It returns the `f` of `optax_sam.z_sharp`, or `g` if nothing is left.
-  Distances are compared in float32. At a tie with the quantile no entry is
-  left, as with a sort. A leaf that is not finite is unchanged, so its norm
-  shows it. Place it before a component that scales to a radius.
-
-  Args:
-    quantile: fraction of a leaf's entries to zero, a Python number in [0, 1).
-
-  Returns:
-    A stateless perturbation.
+  It returns the `f` of `optax_sam.z_sharp`, or `g` if that is 0. Distances are
+  compared in float32. At a tie with the quantile no entry is left, as with a
+  sort. A leaf that is not finite is unchanged, so its norm shows it. Place it
+  before a component that scales to a radius.
   """
-  _check_quantile(quantile)
+  sparse_masks.check_fraction('quantile', quantile, below=1)
 
   def keep(updates: optax.Updates, _: Any) -> optax.Updates:
     kept = jax.tree.map(lambda g: _filtered(g, quantile), updates)
-    nothing = tree_math.norm(kept) == 0
-    return tree_math.select(nothing, updates, kept)
+    return tree_math.select(tree_math.norm(kept) == 0, updates, kept)
 
   return optax.stateless(keep)
 
@@ -44,17 +37,10 @@ def scale_outliers_to_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Perturbs every leaf along its outliers by the full radius: ZSharp.
 
-  `epsilon` is that of 'per_tensor' in `optax_sam.z_sharp`. A leaf of which
-  nothing is left is not perturbed; if `norm(g)` is not finite, none is.
-
-  Args:
-    rho: radius of a leaf, at least 0, or a schedule of it by the step.
-    quantile: fraction of a leaf's entries to zero, a Python number in [0, 1).
-
-  Returns:
-    A perturbation; stateless unless `rho` is a schedule.
+  The rule is 'per_tensor' of `optax_sam.z_sharp`, with its arguments. A leaf of
+  which nothing is left is not perturbed, nor any if `norm(g)` is not finite.
   """
-  _check_quantile(quantile)
+  sparse_masks.check_fraction('quantile', quantile, below=1)
 
   def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     size = tree_math.norm(updates)
@@ -62,9 +48,8 @@ def scale_outliers_to_radius(
 
     def leaf(g: jax.Array) -> jax.Array:
       if g.ndim < 2:
-        return tree_math.scale_to(
-          radius, g, size.astype(tree_math.wide_dtype(g))
-        )
+        whole = size.astype(tree_math.wide_dtype(g))
+        return tree_math.scale_to(radius, g, whole)
       epsilon = tree_math.scale_to(radius, _filtered(g, quantile))
       return jnp.where(usable, epsilon, 0)
 
@@ -87,17 +72,6 @@ def _filtered(gradient: jax.Array, quantile: float) -> jax.Array:
   rest = jnp.max(jnp.where(farthest, -1, distance))
   keep = (distance > rest) | ~jnp.isfinite(mean)
   return jnp.where(keep, gradient, 0)
-
-
-def _check_quantile(quantile: Any) -> None:
-  if not validation.is_python_number(quantile):
-    msg = (
-      f'quantile must be a Python number in [0, 1), since it decides how many '
-      f'entries are perturbed, got {quantile!r}. With '
-      f"optax.inject_hyperparams write static_args=('quantile',)."
-    )
-    raise ValueError(msg)
-  validation.check_number('quantile', quantile, at_least=0, below=1)
 
 
 def z_sharp(
@@ -131,9 +105,7 @@ def z_sharp(
     quantile: fraction of the entries of a leaf that is not perturbed, a Python
       number in [0, 1). 0.95 is the author's value.
     radius: whether all leaves together have the length `rho`, or each.
-    mask: leaves that may be perturbed; see `optax_sam.sharpness_aware`.
-    axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-    sync_ascent: whether the ascent gradient is averaged too; see there.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs

@@ -179,10 +179,10 @@ def n_of_m(score: jax.Array, n: int, m: int) -> jax.Array:
   return chosen.reshape(score.shape)
 
 
-def check_sparsity(sparsity: Any) -> None:
-  """Raises unless a sparsity is a Python number in [0, 1]."""
-  validation.check_static('sparsity', sparsity)
-  validation.check_number('sparsity', sparsity, at_least=0, at_most=1)
+def check_fraction(name: str, value: Any, **bound: float) -> None:
+  """Raises unless a fraction of the entries is a Python number in its range."""
+  validation.check_static(name, value)
+  validation.check_number(name, value, at_least=0, **bound)
 
 
 class _Entries(NamedTuple):
