@@ -82,7 +82,7 @@ def test_everything_public_is_described(path):
   assert re.fullmatch(r'\S.+[.?:]', text.split('\n')[0])
   if path in TUPLES:
     fields = list(PUBLIC[path]._fields)
-    in_prose = all(f'`{field}`' in text for field in fields)
+    in_prose = all(f'`{field}' in text for field in fields)
     assert in_prose or _entries(text, 'Attributes') == fields
   if path in FUNCTIONS:
     parameters = list(inspect.signature(PUBLIC[path]).parameters)

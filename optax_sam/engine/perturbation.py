@@ -22,11 +22,7 @@ from optax_sam.trees import tree_math
 
 
 class RadiusState(NamedTuple):
-  """State of a perturbation whose radius is a schedule.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-  """
+  """State of a radius that is a schedule: `count` of the steps so far."""
 
   count: jax.Array
 
@@ -105,9 +101,7 @@ def scale_to_radius(
 class RandomState(NamedTuple):
   """State of what draws anew at every step.
 
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    key: typed PRNG key that all draws derive from.
+  `count` of the steps so far, and the typed `key` that all draws derive from.
   """
 
   count: jax.Array

@@ -37,22 +37,13 @@ class Policy(NamedTuple):
 
 
 class EveryState(NamedTuple):
-  """State of `every`.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-  """
+  """State of `every`: `count` of the steps so far."""
 
   count: jax.Array
 
 
 class AfterState(NamedTuple):
-  """State of `after`.
-
-  Attributes:
-    count: number of steps so far, a scalar int32.
-    policy: state of the policy that is followed afterwards.
-  """
+  """State of `after`: `count` of the steps, and state of its `policy`."""
 
   count: jax.Array
   policy: Any

@@ -9,6 +9,7 @@ Rows that only fill a batch up must have the loss 0, whatever the parameters:
 `jnp.where(is_example, losses, 0)`. They count as rows in all sizes and means.
 """
 
+import math
 import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -142,10 +143,8 @@ def num_examples(size: float, batch_size: int) -> int:
 def check_size(name: str, size: Any) -> None:
   """Raises unless a size is an int above 0 or a float in (0, 1]."""
   validation.check_static(name, size)
-  is_count = isinstance(size, numbers.Integral)
-  if not validation.is_python_number(size) or not (
-    size >= 1 if is_count else 0 < size <= 1
-  ):
+  largest = math.inf if isinstance(size, numbers.Integral) else 1
+  if not validation.is_python_number(size) or not 0 < size <= largest:
     msg = (
       f'{name} must be a number of examples (an int of at least 1) or a '
       f'fraction of the batch (a float in (0, 1]), got {size!r}.'

@@ -31,20 +31,20 @@ def sharpness_aware(
   With `g` the clean gradient that enters, at every step::
 
     epsilon = perturbation(ascent gradient)     # of the selection, masked
-    if policy decides to ascend:
-      gp = gradient at w + epsilon              # of the selection
-      u  = descent.on_ascent(g, gp)
-    else:
-      u  = descent.on_skip(g)
+    at(t)   = gradient at w + t * epsilon       # of the selection
+    u = descent.on_ascent(g, at) if policy decides to ascend else
+        descent.on_skip(g)
 
-  The result `u` goes on to the rest of the chain, which applies it at `w`:
-  the parameters are never left perturbed, and no copy of them is kept.
+  SAM is `scale_to_radius`, `always` and `perturbed_gradient`; AE-SAM has
+  another policy, `on_sharp_gradients`; GSAM another descent, `surrogate_gap`.
 
-  A perturbation without state is computed only when the step ascends; one
-  with state at every step, so that its statistics never miss one. Under
-  `jax.jit` a policy branches inside the program, with `jax.lax.cond`; if
-  `update` is called outside of it, in Python, so that a caller's own jitted
-  `grad_fn` runs or doesn't. `policies.always` compiles no conditional.
+  The rest of the chain gets `u` and applies it at `w`: the parameters are never
+  left perturbed, and no copy of them is stored.
+
+  A stateless perturbation is computed only when the step ascends; one with
+  state at every step, so that its statistics miss none. Under `jax.jit` a
+  policy branches by `jax.lax.cond`, outside of it in Python, so that a caller's
+  own jitted `grad_fn` runs or doesn't. `policies.always` has no conditional.
 
   Args:
     perturbation: from the ascent gradient to epsilon, an ordinary gradient
@@ -75,11 +75,6 @@ def sharpness_aware(
     further `ascend=True` or `False` takes that branch whatever the policy
     decides, whose statistics go on and whose decision is in the state: for
     programs that are compiled for one branch each.
-
-  Raises:
-    ValueError: if an argument is none of these, in `init` if a leaf is no
-      array, or complex and not left out by the mask, and in `update` if what
-      the method needs was not passed.
 
   References:
     Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for

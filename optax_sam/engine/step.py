@@ -122,7 +122,7 @@ def take_step(
     return Second(
       gradient,
       jnp.asarray(loss, last.dtype),
-      tree_math.cast_like(ascent.norm, state.info.ascent_norm),
+      optax.tree.cast_like(ascent.norm, state.info.ascent_norm),
     )
 
   def of_parts(size: int, times: float) -> Second:
@@ -149,7 +149,7 @@ def take_step(
       found = of_batch(view, ascent_gradient, known, times)
     else:
       found = of_parts(selection.micro_batch_size, times)
-    gradient = tree_math.cast_like(found.gradient, local)
+    gradient = optax.tree.cast_like(found.gradient, local)
     return plan.perturbed(found._replace(gradient=gradient))
 
   def ascending() -> tuple[optax.Updates, jax.Array, jax.Array, Any]:

@@ -81,7 +81,7 @@ def on_sharp_gradients(
     count = tree_math.increment(state.count)
     found = SharpGradientsState(count, squared_norm, mean, variance, threshold)
     ascend = finite & (squared_norm >= threshold)
-    return ascend, tree_math.select(finite, found, state._replace(count=count))
+    return ascend, optax.tree.where(finite, found, state._replace(count=count))
 
   return Policy(init, decide)
 

@@ -116,4 +116,4 @@ def _noise(state: AntiPgdState, like: optax.Params) -> optax.Params:
 
 def _add(tree: Any, noise: Any) -> Any:
   added = jax.tree.map(lambda x, z: x.astype(z.dtype) + z, tree, noise)
-  return tree_math.cast_like(added, tree)
+  return optax.tree.cast_like(added, tree)

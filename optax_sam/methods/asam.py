@@ -39,7 +39,7 @@ def scale_to_adaptive_radius(
     once = jax.tree.map(jnp.multiply, scale, wide)
     twice = jax.tree.map(jnp.multiply, scale, once)
     perturbation = tree_math.scale_to(radius, twice, tree_math.norm(once))
-    return tree_math.cast_like(perturbation, updates)
+    return optax.tree.cast_like(perturbation, updates)
 
   return with_radius(rho, perturb)
 

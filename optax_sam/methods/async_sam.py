@@ -34,9 +34,9 @@ def delay(
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
     averaged = devices.average_ascent(updates, **extra)
     finite = jnp.isfinite(tree_math.norm(averaged))
-    found = DelayState(tree_math.cast_like(averaged, state.direction))
-    delayed = tree_math.cast_like(state.direction, updates)
-    return delayed, tree_math.select(finite, found, state)
+    found = DelayState(optax.tree.cast_like(averaged, state.direction))
+    delayed = optax.tree.cast_like(state.direction, updates)
+    return delayed, optax.tree.where(finite, found, state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

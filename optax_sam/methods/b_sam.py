@@ -126,7 +126,6 @@ def b_sam(
     radius = rho(count) if callable(rho) else rho
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     step_key = jax.random.fold_in(state.key, count)
-
     decay = prior_precision / num_data
 
     noise = lambda z, s: z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
@@ -163,12 +162,14 @@ def b_sam(
     precision = jax.tree.map(next_precision, s, size)
     move = lambda m, s: -jnp.asarray(rate, s.dtype) * m / s
     step = jax.tree.map(move, momentum, s)
-    step = tree_math.cast_like(step, view.leaves.split(updates))
-    trees = momentum, precision
-    is_finite = jnp.isfinite(tree_math.norm(trees))
-    trees = tree_math.select(is_finite, trees, (state.momentum, s))
+    step = optax.tree.cast_like(step, view.leaves.split(updates))
+    is_finite = jnp.isfinite(tree_math.norm((momentum, precision)))
+    momentum, precision = optax.tree.where(
+      is_finite, (momentum, precision), (state.momentum, s)
+    )
     info = advance(state.ascent, norm, loss)
-    return view.leaves.join(step, updates), BSamState(info, *trees, state.key)
+    state = BSamState(info, momentum, precision, state.key)
+    return view.leaves.join(step, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 

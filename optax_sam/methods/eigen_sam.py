@@ -71,12 +71,12 @@ def scale_toward_eigenvector(
 
     def multiply(_: Any, v: optax.Updates) -> optax.Updates:
       gradient = lambda p: value_and_grad(p)[1]
-      tangents = tree_math.cast_like(v, params)
+      tangents = optax.tree.cast_like(v, params)
       _, product = jax.jvp(gradient, (params,), (tangents,))
       product = devices.average(product, axis_name)
       product = jax.tree.map(tree_math.widen, product)
       usable = tree_math.is_usable(tree_math.norm(product))
-      return tree_math.select(usable, tree_math.scale_to(1.0, product), v)
+      return optax.tree.where(usable, tree_math.scale_to(1.0, product), v)
 
     def refresh() -> optax.Updates:
       if not jax.tree.leaves(params):
@@ -86,8 +86,8 @@ def scale_toward_eigenvector(
       usable = tree_math.is_usable(size)
       wide = tree_math.widen_like(state.direction, params)
       found = jax.lax.fori_loop(0, power_steps, multiply, wide)
-      found = tree_math.cast_like(found, state.direction)
-      return tree_math.select(usable, found, state.direction)
+      found = optax.tree.cast_like(found, state.direction)
+      return optax.tree.where(usable, found, state.direction)
 
     keep = lambda: state.direction
     direction = on_refresh(state.count, refresh_every, refresh, keep)

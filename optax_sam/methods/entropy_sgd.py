@@ -114,7 +114,7 @@ def entropy_sgd(
     local, x = leaves.split(updates), state.outer
     w = tree_math.widen_like(leaves.split(params), x)
     devices.check_local(local, axis_name)
-    gradient = tree_math.cast_like(devices.average(local, axis_name), x)
+    gradient = optax.tree.cast_like(devices.average(local, axis_name), x)
     is_finite = jnp.isfinite(tree_math.norm(gradient))
     rate, eta = (
       value(state.count) if callable(value) else value
@@ -140,16 +140,16 @@ def entropy_sgd(
     # noise with it, anew for everything that depends on it.
     end = jax.lax.cond(is_finite, move, lambda: w)
     mean = jax.tree.map(lambda m, w: 0.75 * m + 0.25 * w, state.mean, end)
-    mean, momentum = tree_math.select(
+    mean, momentum = optax.tree.where(
       is_finite, (mean, momentum), (state.mean, state.momentum)
     )
     toward = lambda x, m: x - jnp.asarray(rate, x.dtype) * (x - m)
     moved = jax.tree.map(toward, x, mean)
     rest = jax.tree.map(jnp.zeros_like, momentum)
-    end, x, mean, momentum = tree_math.select(
+    end, x, mean, momentum = optax.tree.where(
       count % period == 0, (moved, moved, moved, rest), (end, x, mean, momentum)
     )
-    change = tree_math.cast_like(jax.tree.map(jnp.subtract, end, w), local)
+    change = optax.tree.cast_like(jax.tree.map(jnp.subtract, end, w), local)
     new_state = EntropySgdState(count, x, mean, momentum, state.key)
     return leaves.join(change, updates), new_state
 
@@ -173,7 +173,7 @@ def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
   """
   state = only_state(opt_state, EntropySgdState, 'optax_sam.entropy_sgd(key=0)')
   leaves = partition.Leaves.of(params)
-  outer = tree_math.cast_like(state.outer, leaves.split(params))
+  outer = optax.tree.cast_like(state.outer, leaves.split(params))
   return leaves.join(outer, params)
 
 

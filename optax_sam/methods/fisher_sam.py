@@ -28,7 +28,7 @@ def scale_to_fisher_radius(
     natural = jax.tree.map(lambda g: g / metric(g), wide)
     size = jnp.sqrt(tree_math.dot(natural, wide))
     epsilon = tree_math.scale_to(radius, natural, size)
-    return tree_math.cast_like(epsilon, updates)
+    return optax.tree.cast_like(epsilon, updates)
 
   return with_radius(rho, perturb)
 

@@ -59,18 +59,18 @@ def subtract_ema(
     before = tree_math.widen_like(state.ema, averaged)
     ema = jax.tree.map(mix, before, averaged)
     if order == 'official':
-      first = tree_math.cast_like(averaged, ema)
-      ema = tree_math.select(state.started, ema, first)
+      first = optax.tree.cast_like(averaged, ema)
+      ema = optax.tree.where(state.started, ema, first)
     subtracted = ema if order == 'paper' else before
     noise = jax.tree.map(subtract, updates, subtracted)
     length, size = tree_math.norm(noise), tree_math.norm(updates)
     is_rounding = tree_math.is_negligible(length, size)
     noise = jax.tree.map(lambda d: jnp.where(is_rounding, 0, d), noise)
-    ema = tree_math.cast_like(ema, state.ema)
+    ema = optax.tree.cast_like(ema, state.ema)
     finite = jnp.isfinite(tree_math.norm(averaged))
     found = SubtractEmaState(ema, jnp.ones((), bool))
-    state = tree_math.select(finite, found, state)
-    return tree_math.cast_like(noise, updates), state
+    state = optax.tree.where(finite, found, state)
+    return optax.tree.cast_like(noise, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)
 

@@ -29,7 +29,7 @@ def surrogate_gap(alpha: float = 0.4) -> Descent:
     weight = -jnp.asarray(alpha, length.dtype)
     added = tree_math.multiply_where(usable, weight, part)
     moved = jax.tree.map(lambda x, y: tree_math.widen(x) + y, perturbed, added)
-    return tree_math.cast_like(moved, perturbed)
+    return optax.tree.cast_like(moved, perturbed)
 
   return stateless(combine)
 

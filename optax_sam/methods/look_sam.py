@@ -71,9 +71,9 @@ def reuse_orthogonal(
     reference = tree_math.norm(clean)
     ratio = length / jnp.where(reference > 0, reference, 1)
     finite = jnp.isfinite(length) & jnp.isfinite(reference)
-    direction = tree_math.cast_like(direction, state.direction)
+    direction = optax.tree.cast_like(direction, state.direction)
     found = ReuseOrthogonalState(direction, ratio.astype(state.ratio.dtype))
-    return perturbed, tree_math.select(finite, found, state)
+    return perturbed, optax.tree.where(finite, found, state)
 
   def on_skip(clean: Any, state: Any) -> tuple[Any, Any]:
     if per_leaf:

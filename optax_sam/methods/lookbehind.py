@@ -96,7 +96,7 @@ def lookbehind(
       wide = tree_math.widen_like(leaves.inside(ascent), ascended)
       ascended = tree_math.add(ascended, tree_math.scale_to(radius, wide))
       value, local = view.value_and_grad(leaves.move(w, ascended))
-      local = tree_math.cast_like(local, clean)
+      local = optax.tree.cast_like(local, clean)
       if step == steps - 1:
         loss = loss if value is None else jnp.asarray(value, loss.dtype)
         # One collective for the gradient and what the step reports.
@@ -110,7 +110,7 @@ def lookbehind(
       )
       gone = tree_math.add(gone, leaves.split(moved))
     part = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
-    part = tree_math.cast_like(part, leaves.split(moved))
+    part = optax.tree.cast_like(part, leaves.split(moved))
     ascent_state = advance(state.ascent, norm, loss)
     return leaves.join(part, moved), LookbehindState(ascent_state, base_state)
 

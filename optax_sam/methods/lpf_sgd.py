@@ -116,7 +116,7 @@ def lpf_sgd(
       return leaves.move(w, jax.tree.map(jnp.multiply, deviations, z))
 
     loss, gradient = _mean_over_parts(view, micro_batches, point)
-    gradient = tree_math.cast_like(gradient, clean)
+    gradient = optax.tree.cast_like(gradient, clean)
     gradient, loss = devices.average((gradient, loss), axis_name)
     return gradient, advance(state, state.info.ascent_norm, loss)
 

@@ -12,7 +12,7 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
 def micro_batches(size: int) -> Selection:
-  """Perturbs parts of `size` examples each by its own gradient: `m_sam`."""
+  """Perturbs every `size` examples by their own gradient: `optax_sam.m_sam`."""
   validation.check_static_integer('size', size)
   return all_examples()._replace(micro_batch_size=size)
 

@@ -101,9 +101,9 @@ def momentum_sam(
     gradient, loss = devices.average((gradient, loss), axis_name)
     added = jax.tree.map(add, momentum, gradient)
     finite = jnp.isfinite(tree_math.norm(gradient))
-    momentum = tree_math.select(finite, added, momentum)
+    momentum = optax.tree.where(finite, added, momentum)
     state = state._replace(descent=MomentumState(momentum))
-    direction = tree_math.cast_like(gradient, clean)
+    direction = optax.tree.cast_like(gradient, clean)
     return direction, advance(state, tree_math.norm(ascent), loss)
 
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)

@@ -42,7 +42,7 @@ def ascend_repeatedly(
       gradient = jax.tree.map(tree_math.widen, ascent_grad_fn(delta))
       step = ascent_step(radius, gradient, p)
       delta = _project(radius, tree_math.add(delta, step), p)
-    return tree_math.cast_like(delta, updates)
+    return optax.tree.cast_like(delta, updates)
 
   return with_radius(rho, perturb)
 

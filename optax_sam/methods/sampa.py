@@ -120,7 +120,7 @@ def sampa(
     is_first = count == 0
 
     def base_update(gradient: optax.Updates) -> tuple[Any, optax.OptState]:
-      whole = leaves.join(tree_math.cast_like(gradient, like), updates)
+      whole = leaves.join(optax.tree.cast_like(gradient, like), updates)
       return base.update(whole, state.base, params, **extra)
 
     ascent = leaves.inside(ahead)
@@ -128,8 +128,8 @@ def sampa(
     guess, _ = base_update(ahead)
     # Momentum and weight decay move at a gradient of zero, too.
     there = optax.apply_updates(w, leaves.split(guess))
-    there = tree_math.select(is_first, w, there)
-    last = tree_math.select(is_first, batch, state.batch)
+    there = optax.tree.where(is_first, w, there)
+    last = optax.tree.where(is_first, batch, state.batch)
     loss, first = view.on(last).value_and_grad(behind)
     _, second = view.on(batch).value_and_grad(there)
     both = jax.tree.map(mixed, first, second)
@@ -137,7 +137,7 @@ def sampa(
     both, second, loss = devices.average((both, second, loss), axis_name)
     step, base_state = base_update(both)
     is_finite = jnp.isfinite(tree_math.norm(second))
-    ahead = tree_math.select(is_finite, second, ahead)
+    ahead = optax.tree.where(is_finite, second, ahead)
     ascent_state = advance(state.ascent, tree_math.norm(ascent), loss)
     return step, SampaState(ascent_state, base_state, ahead, batch)
 

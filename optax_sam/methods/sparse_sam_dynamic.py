@@ -82,7 +82,7 @@ def keep_dynamic(
       dropped, grown = ranks(drop, 0, gradient), ranks(growth, 1, gradient)
       mask = sparse_masks.drop_and_grow(state.mask, dropped, grown, moved)
       usable = tree_math.is_usable(tree_math.norm(gradient))
-      return tree_math.select(usable, mask, state.mask)
+      return optax.tree.where(usable, mask, state.mask)
 
     mask = on_refresh(state.count, refresh_every, refresh, lambda: state.mask)
     kept = jax.tree.map(lambda m, g: jnp.where(m, g, 0), state.mask, updates)

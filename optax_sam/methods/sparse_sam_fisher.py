@@ -67,7 +67,7 @@ def keep_top_fisher(
         mask = jax.tree.map(lambda s: sparse_masks.n_of_m(s, *grouping), scores)
       leaves = jax.tree.leaves(scores)
       finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
-      return tree_math.select(jnp.all(finite), mask, state.mask)
+      return optax.tree.where(jnp.all(finite), mask, state.mask)
 
     mask = on_refresh(state.count, refresh_every, refresh, lambda: state.mask)
     kept = jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, updates)
@@ -108,6 +108,10 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
 
   A leaf with fewer than two axes, or whose inputs m does not divide, is
   unchanged. The authors group convolutions along another axis.
+
+  Args:
+    n: number of entries left in a group, a Python int in [1, m].
+    m: number of entries of a group, a Python int of at least n.
 
   References:
     Mi et al., `Systematic Investigation of Sparse Perturbed Sharpness-Aware

@@ -159,7 +159,7 @@ def swad(
     judge = lambda s: _judge(s, s.losses[-1], s.validations)
     phases = (_shift, _converge, judge)
     after = jax.lax.switch(phase, phases, seen)
-    return tree_math.select(state.ended, state, after)
+    return optax.tree.where(state.ended, state, after)
 
   def _converge(state: SwadState) -> SwadState:
     """Starts again from the first segment that counts."""
@@ -176,7 +176,7 @@ def swad(
       current = running_mean.merge(state.current, segment)
       judged = state._replace(current=current)
       judged = _judge(judged, state.losses[position], first + position)
-      state = tree_math.select(state.ended, state, judged)
+      state = optax.tree.where(state.ended, state, judged)
     return state
 
   def _judge(state: SwadState, loss: jax.Array, segment: Any) -> SwadState:
@@ -189,7 +189,7 @@ def swad(
       last_segment=segment,
     )
     above = jnp.where(counts, 0, state.above + 1)
-    state = tree_math.select(counts, counted, state)
+    state = optax.tree.where(counts, counted, state)
     return state._replace(above=above, ended=above >= n_tolerance)
 
   def result(params: optax.Params, state: SwadState) -> optax.Params:

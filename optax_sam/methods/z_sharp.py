@@ -27,7 +27,7 @@ def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
 
   def keep(updates: optax.Updates, _: Any) -> optax.Updates:
     kept = jax.tree.map(lambda g: _filtered(g, quantile), updates)
-    return tree_math.select(tree_math.norm(kept) == 0, updates, kept)
+    return optax.tree.where(tree_math.norm(kept) == 0, updates, kept)
 
   return optax.stateless(keep)
 

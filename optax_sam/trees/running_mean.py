@@ -53,5 +53,5 @@ def merge(left: RunningMean, right: RunningMean) -> RunningMean:
 
 def value(running: RunningMean, params: optax.Params) -> optax.Params:
   """Returns the mean in the dtypes of the parameters; these, if it has none."""
-  mean = tree_math.cast_like(running.mean, params)
-  return tree_math.select(running.size > 0, mean, params)
+  mean = optax.tree.cast_like(running.mean, params)
+  return optax.tree.where(running.size > 0, mean, params)

@@ -1,6 +1,5 @@
 """Norms, inner products and safe scaling, accumulated in float32 or wider."""
 
-import functools
 import math
 from typing import Any, TypeVar, cast
 
@@ -126,13 +125,6 @@ def multiply_where(condition: jax.Array, scale: jax.Array, tree: Tree) -> Tree:
   return jax.tree.map(multiply, tree)
 
 
-def select(condition: jax.Array, on_true: Tree, on_false: Tree) -> Tree:
-  """Chooses between two trees by one scalar condition."""
-  return jax.tree.map(
-    functools.partial(jnp.where, condition), on_true, on_false
-  )
-
-
 def add(params: optax.Params, perturbation: optax.Updates) -> optax.Params:
   """Returns the perturbed parameters, in the dtype of the parameters."""
   return jax.tree.map(
@@ -140,11 +132,6 @@ def add(params: optax.Params, perturbation: optax.Updates) -> optax.Params:
     params,
     perturbation,
   )
-
-
-def cast_like(tree: Any, reference: Any) -> Any:
-  """Casts every leaf to the dtype of another tree's."""
-  return jax.tree.map(lambda x, y: x.astype(y.dtype), tree, reference)
 
 
 def increment(count: jax.Array) -> jax.Array:
