@@ -123,18 +123,19 @@ def entropy_sgd(
     count = tree_math.increment(state.count)
     period = jnp.asarray(inner_steps, count.dtype)
     rounds = state.count // period + 1
-    momentum = jax.tree.map(lambda v, g: 0.9 * v + g, state.momentum, gradient)
+    push = lambda v, g: 0.9 * v + g
+    momentum = jax.tree.map(push, state.momentum, gradient)
 
     def step(w: Any, x: Any, g: Any, v: Any, z: Any) -> jax.Array:
       number = lambda value: jnp.asarray(value, x.dtype)
       pull = number(gamma) * (1 + number(scoping)) ** number(rounds)
-      drift = g + 0.9 * v - pull * (x - w) + number(weight_decay) * w
+      drift = g + 0.9 * push(v, g) - pull * (x - w) + number(weight_decay) * w
       jump = jnp.sqrt(2 * number(eta)) * number(noise) * z
       return w - number(eta) * drift + jump
 
     def move() -> optax.Params:
       z = draw_direction(jax.random.fold_in(state.key, state.count), w)
-      return jax.tree.map(step, w, x, gradient, momentum, z)
+      return jax.tree.map(step, w, x, gradient, state.momentum, z)
 
     # Behind a conditional the end is in memory: XLA would compute it, and the
     # noise with it, anew for everything that depends on it.
