@@ -126,9 +126,7 @@ def b_sam(
     radius = rho(count) if callable(rho) else rho
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     step_key = jax.random.fold_in(state.key, count)
-
     decay = prior_precision / num_data
-
     noise = lambda z, s: z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
     ascent = lambda g, s: jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
 
@@ -160,11 +158,10 @@ def b_sam(
       return mix(b2, s, jnp.sqrt(s) * size.astype(s.dtype) + added + weight)
 
     momentum = jax.tree.map(next_momentum, state.momentum, perturbed, w)
-    precision = jax.tree.map(next_precision, s, size)
     move = lambda m, s: -jnp.asarray(rate, s.dtype) * m / s
     step = jax.tree.map(move, momentum, s)
     step = tree_math.cast_like(step, view.leaves.split(updates))
-    trees = momentum, precision
+    trees = momentum, jax.tree.map(next_precision, s, size)
     is_finite = jnp.isfinite(tree_math.norm(trees))
     trees = tree_math.select(is_finite, trees, (state.momentum, s))
     info = advance(state.ascent, norm, loss)
