@@ -127,7 +127,6 @@ def b_sam(
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     step_key = jax.random.fold_in(state.key, count)
     decay = prior_precision / num_data
-
     noise = lambda z, s: z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
     ascent = lambda g, s: jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
 
