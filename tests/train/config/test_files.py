@@ -5,7 +5,7 @@ import pytest
 
 from optax_sam.train.commands import train
 from optax_sam.train.config import arguments as arguments_lib
-from optax_sam.train.config import checks, configs, files
+from optax_sam.train.config import checks, configs
 from tests.train.runs import refused
 
 
@@ -77,11 +77,6 @@ def test_the_command_line_has_the_last_word(write):
 )
 def test_a_wrong_file_is_one_line(content, complaint, write, capsys):
   assert complaint in refused(capsys, 'train', '--config', write(content))
-
-
-def test_other_commands_take_no_file(write):
-  arguments = ['compare', '--config', write({'steps': 1})]
-  assert files.expand(arguments) == arguments
 
 
 RECIPES = sorted(pathlib.Path(__file__).parents[3].glob('recipes/*/*.json'))
