@@ -9,7 +9,6 @@ import pytest
 
 import optax_sam
 from tests.contracts import comparisons
-from tests.methods import checks
 from tests.oracles import step
 from tests.oracles.cases import all_cases
 from tests.oracles.problems import NETWORK
@@ -111,13 +110,3 @@ def test_the_choice_of_a_branch_is_a_bool():
   tx, w = optax_sam.sam(), jnp.ones(3)
   with pytest.raises(ValueError, match=r'^ascend must be one of None, True'):
     tx.update(w, tx.init(w), w, grad_fn=lambda p: p, ascend='yes')
-
-
-def test_a_late_start():
-  method = optax_sam.sharpness_aware(
-    optax_sam.perturbations.scale_to_radius(0.1),
-    policy=optax_sam.policies.after(3, optax_sam.policies.every(2)),
-  )
-  # The policy that follows has counted from the start.
-  found = checks.decisions(method, jnp.ones((8, 2)))
-  assert found.tolist() == [0, 0, 0, 0, 1, 0, 1, 0]
