@@ -35,8 +35,10 @@ _SETTINGS = {
   'key': 1,
   'micro_batch_size': 3,
   'micro_batches': 3,
-  'num_data': 40.0,
-  'num_samples': 2,
+  # An integer: a checkpoint gives it back as one, which is strict about types.
+  'num_data': 40,
+  # Odd: the mean of three equal gradients is rounded, also of huge ones.
+  'num_samples': 3,
   'period': 3,
   'power_steps': 2,
   'quantile': 0.5,
