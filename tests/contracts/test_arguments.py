@@ -114,30 +114,6 @@ def test_wrong_losses_and_batches(name):
       _trace(tx, params, per_example_value_fn=training.losses, batch=wrong)
 
 
-def test_before_a_line_search():
-  """The search evaluates the same value_fn along the direction of SAM."""
-  tx = optax.chain(
-    optax_sam.sam(0.05),
-    optax.sgd(1.0),
-    optax.scale_by_backtracking_linesearch(max_backtracking_steps=15),
-  )
-  params, batch = training.params(), training.batch()
-  value_fn = lambda p: training.loss(p, batch)
-  value, grads = jax.value_and_grad(value_fn)(params)
-  with jax.numpy_dtype_promotion('standard'):  # which the search relies on
-    updates, _ = jax.jit(
-      lambda grads: tx.update(
-        grads,
-        tx.init(params),
-        params,
-        value=value,
-        grad=grads,
-        value_fn=value_fn,
-      )
-    )(grads)
-  assert float(value_fn(optax.apply_updates(params, updates))) < float(value)
-
-
 def test_batches_of_another_size_than_the_last():
   tx, params = table.ROWS['sampa'].alone(), training.params()
   given = training.functions(jax.tree.map(lambda x: x[:3], training.batch()))

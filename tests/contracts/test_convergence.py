@@ -114,22 +114,3 @@ def test_reaches_a_minimum_that_is_wide(name):
   far = 0.1 if name == 'b_sam' else 5e-3
   for key, leaf in params.items():
     np.testing.assert_allclose(leaf, target[key], atol=far)
-
-
-def test_a_constant_radius_circles_around_the_minimum():
-  # On sum(w^2) with steps of length s the distance to the minimum settles
-  # where one step jumps across it: s * (2 d + 2 rho) = 2 d.
-  rho, s = 0.1, 0.1
-  loss = lambda w: jnp.sum(jnp.square(w))
-  tx = optax.chain(optax_sam.sam(rho), optax.sgd(s))
-
-  def step(state, _):
-    w, opt_state = state
-    updates, opt_state = tx.update(
-      jax.grad(loss)(w), opt_state, w, value_fn=loss
-    )
-    return (optax.apply_updates(w, updates), opt_state), None
-
-  start = jnp.array([3.0, 4.0])
-  (w, _), _ = jax.lax.scan(step, (start, tx.init(start)), length=200)
-  np.testing.assert_allclose(jnp.linalg.norm(w), s * rho / (1 - s), rtol=1e-4)

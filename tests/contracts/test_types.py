@@ -121,18 +121,6 @@ def test_complex_parameters_that_a_wrapper_leaves_out_descend(name):
   assert float(updates['w'][0]) < -0.3
 
 
-def test_a_python_number_as_the_loss():
-  tx, params = optax_sam.sam(), training.params()
-  state = tx.init(params)
-  _, after = tx.update(
-    params,
-    state,
-    params,
-    grad_fn=lambda p: (0.5, training.gradient(p, training.batch())),
-  )
-  assert comparisons.types(after) == comparisons.types(state)
-
-
 @pytest.mark.parametrize(('size', 'count'), [(1e-4, 10), (60.0, 4096)])
 def test_a_norm_that_half_precision_cannot_hold(size, count):
   """Squares of 1e-4 vanish in float16, and sums of many overflow."""

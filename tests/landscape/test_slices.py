@@ -97,13 +97,3 @@ def test_bad_arguments_are_named(changes, message):
     landscape.line(jnp.sum, jnp.ones(2), jnp.ones(2), **changes)
   with pytest.raises(ValueError, match=message):
     landscape.plane(jnp.sum, jnp.ones(2), (jnp.ones(2),) * 2, **changes)
-
-
-def test_a_plane_needs_two_directions():
-  with pytest.raises(ValueError, match='directions must be two, got 1'):
-    landscape.plane(jnp.sum, jnp.ones(2), (jnp.ones(2),))
-
-
-def test_a_path_does_not_end_before_its_end():
-  with pytest.raises(ValueError, match='beyond'):
-    landscape.path(jnp.sum, jnp.ones(2), jnp.ones(2), beyond=-0.1)

@@ -26,12 +26,6 @@ def test_they_are_those_of_the_dense_hessian(k, max_vectors):
   np.testing.assert_allclose(found, dense()[:k], rtol=1e-4)
 
 
-def test_as_many_as_there_are():
-  expected = dense()
-  found = top(len(expected))
-  np.testing.assert_allclose(found, expected, atol=1e-5 * expected[0])
-
-
 @pytest.mark.parametrize(
   ('diagonal', 'expected'),
   [
@@ -52,34 +46,6 @@ def test_equal_and_negative_eigenvalues(diagonal, expected):
       max_vectors=max_vectors,
     )
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-
-
-def test_no_copies_of_an_eigenvalue_appear():
-  # What plain Lanczos gets wrong after some dozens of steps.
-  diagonal = np.linspace(0, 1, 300)
-  diagonal[-3:] = 5.0, 8.0, 13.0
-  found = sharpness.top_eigenvalues(
-    problems.quadratic,
-    jnp.ones(300),
-    6,
-    args=(jnp.diag(jnp.asarray(diagonal, jnp.float32)),),
-  )
-  np.testing.assert_allclose(found[:3], [13, 8, 5], rtol=1e-4)
-  assert (found[3:] < 1.01).all()
-
-
-def test_no_more_vectors_are_kept_than_was_said(monkeypatch):
-  from scipy.sparse import linalg
-
-  kept, original = [], linalg.eigsh
-
-  def eigsh(*args, ncv, **settings):
-    kept.append(ncv)
-    return original(*args, ncv=ncv, **settings)
-
-  monkeypatch.setattr(linalg, 'eigsh', eigsh)
-  top(2, max_vectors=7)
-  assert kept == [7]
 
 
 def test_no_convergence_is_an_error(monkeypatch):
