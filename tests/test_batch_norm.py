@@ -14,15 +14,13 @@ BATCH, FEATURES, HIDDEN = 10, 4, 6
 
 
 class Net(nn.Module):
-  """Two layers of batch norm, of other momenta; the first can be frozen."""
-
-  frozen: bool = False
+  """Two layers of batch norm, of other momenta."""
 
   @nn.compact
   def __call__(self, x):
     norm = functools.partial(nn.BatchNorm, use_running_average=False)
     x = nn.Dense(HIDDEN)(x)
-    x = norm(momentum=0.9, use_running_average=self.frozen)(x)
+    x = norm(momentum=0.9)(x)
     x = nn.Dense(HIDDEN)(nn.relu(x))
     x = norm(momentum=0.9995, dtype=jnp.float32)(x)
     steps = self.variable('batch_stats', 'steps', lambda: jnp.asarray(3))
@@ -44,7 +42,7 @@ def changed(model):
   )[1]
 
 
-def by_hand(variables, data, frozen=None):
+def by_hand(variables, data):
   """Returns the statistics of both layers, in double precision."""
   params = jax.tree.map(np.float64, variables['params'])
   sums = {}
@@ -54,8 +52,6 @@ def by_hand(variables, data, frozen=None):
       dense, norm = params[f'Dense_{layer}'], params[f'BatchNorm_{layer}']
       x = x @ dense['kernel'] + dense['bias']
       found = {'mean': x.mean(axis=0), 'var': x.var(axis=0)}
-      if layer == '0' and frozen is not None:
-        found = frozen
       for name, value in found.items():
         sums[layer, name] = sums.get((layer, name), 0) + value
       x = (x - found['mean']) / np.sqrt(found['var'] + 1e-5)

@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 import optax_sam
@@ -53,34 +52,6 @@ def test_unexpected_arguments_are_ignored(name):
   more = {'value': jnp.float32(1), 'grad': None, 'unheard_of': 'word'}
   plain, crowded = _update(tx, **given), _update(tx, **given, **more)
   comparisons.assert_close(*map(comparisons.without_keys, (plain, crowded)))
-
-
-@table.every_kind(table.in_chain)
-def test_in_a_chain_whose_rest_wants_other_arguments(name):
-  tx = optax.chain(
-    table.ROWS[name].alone(),
-    optax.contrib.reduce_on_plateau(patience=1, cooldown=0, factor=0.5),
-    optax.sgd(0.1),
-  )
-  params = training.params()
-  state = tx.init(params)
-
-  @jax.jit
-  def step(params, state):
-    given = training.functions(training.batch())
-    value, grads = jax.value_and_grad(given['value_fn'])(params)
-    updates, state = tx.update(
-      grads, state, params, value=jnp.maximum(value, 1e3), **given
-    )
-    return optax.apply_updates(params, updates), state
-
-  # The learning rate of Optax's element is promoted implicitly.
-  with jax.numpy_dtype_promotion('standard'):
-    for _ in range(3):
-      params, state = step(params, state)
-  # No progress, as far as it was told.
-  assert float(state[1].scale) == pytest.approx(0.25)
-  assert comparisons.all_finite(params)
 
 
 @table.every_kind(lambda row: row.method.needs != 'examples')

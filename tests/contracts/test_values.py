@@ -1,6 +1,5 @@
 """Bad values are refused by name, with the value, before anything runs."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -146,35 +145,11 @@ def test_a_threshold_that_no_step_can_reach(argument):
     optax_sam.ae_sam(total_steps=10, decay=0.9, **{argument: 4})
 
 
-_COUPLING = {'rho_max': 0.6, 'rho_min': 0.1, 'lr_max': 1.0, 'lr_min': 0.0}
-
-
-@pytest.mark.parametrize(
-  ('argument', 'value'),
-  [
-    ('learning_rate', 0.1),
-    ('rho_min', -0.1),
-    ('rho_max', 0.05),
-    ('rho_max', None),
-    ('lr_min', 'none'),
-    ('lr_max', -1.0),
-    ('lr_max', float('nan')),
-  ],
-)
-def test_a_radius_that_cannot_follow_the_learning_rate(argument, value):
-  arguments = {'learning_rate': optax.constant_schedule(0.5), **_COUPLING}
-  with pytest.raises(ValueError, match=rf'^{argument} must be ') as info:
-    optax_sam.rho_like_learning_rate(**{**arguments, argument: value})
-  assert repr(value) in str(info.value)
-
-
-def test_traced_values_pass():
-  """Those of optax.inject_hyperparams, which nothing can check."""
-
-  @jax.jit
-  def build(rho):
-    tx = optax_sam.sam(rho)
-    w = jnp.array([3.0, 4.0])
-    return tx.update(w, tx.init(w), w, grad_fn=lambda p: p)[0]
-
-  assert build(-1.0).tolist() == pytest.approx([2.4, 3.2])
+def test_a_radius_that_cannot_follow_the_learning_rate():
+  good = {'rho_max': 0.6, 'rho_min': 0.1, 'lr_max': 1.0, 'lr_min': 0.0}
+  rate = optax.constant_schedule(0.5)
+  for argument in good:
+    for value in (float('nan'), 'large'):
+      with pytest.raises(ValueError, match=rf'^{argument} must be ') as info:
+        optax_sam.rho_like_learning_rate(rate, **{**good, argument: value})
+      assert repr(value) in str(info.value)

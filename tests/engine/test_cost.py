@@ -112,9 +112,3 @@ def test_k_sam_costs_what_it_picks_and_the_ranking(size):
   """The clean gradient is dropped by XLA, its forward pass ranks."""
   found = _relative(optax_sam.k_sam(ascent=size, descent=size))
   assert found == pytest.approx(1 / 2 + 2 * size, abs=0.03)
-
-
-@pytest.mark.parametrize(('fraction', 'key'), [(1 / 4, None), (1 / 2, 0)])
-def test_subset_sam_costs_what_is_drawn(fraction, key):
-  found = _relative(optax_sam.subset_sam(fraction=fraction, key=key))
-  assert found == pytest.approx(1 + fraction, abs=0.03)

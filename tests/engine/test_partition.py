@@ -56,6 +56,18 @@ def test_names_of_normalization_layers(name, is_norm):
   assert chosen == {name: {'w': is_norm}, 'norm': True}
 
 
+def test_complex_parameters_that_are_left_out_descend():
+  loss = lambda p: jnp.sum(p['w'] ** 4) + jnp.sum(jnp.abs(p['c']) ** 2)
+  params = {'w': jnp.ones(2), 'c': jnp.ones(2, jnp.complex64)}
+  grads = jax.grad(loss)(params)
+  is_real = lambda leaf: not jnp.iscomplexobj(leaf)
+  for mask in ({'w': True, 'c': False}, lambda p: jax.tree.map(is_real, p)):
+    tx = optax_sam.sam(0.1, mask=mask)
+    updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss)
+    comparisons.assert_equal(updates['c'], grads['c'])
+    assert float(updates['w'][0]) > float(grads['w'][0])
+
+
 def test_a_gradient_function_that_knows_all_leaves():
   params = {'weight': jnp.ones(2), 'steps': jnp.asarray(3), 'nothing': None}
   zero = np.zeros((), jax.dtypes.float0)
