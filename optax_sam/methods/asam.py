@@ -77,9 +77,8 @@ def asam(
   `eta`.
 
   Args:
-    rho: radius relative to the weights, at least 0, usually 0.1 to 2, or a
-      schedule of it. 0.5 is the default of the authors' class and their value
-      for CIFAR-10; they use 1.0 for CIFAR-100.
+    rho: radius relative to the weights, at least 0, or a schedule of it. 0.5 is
+      the default of the authors and theirs for CIFAR-10; 1.0 for CIFAR-100.
     eta: added to the size of the weights, at least 0. 0.01 is the default of
       the authors' class; their example script passes 0.
     scaled: which leaves are scaled: a bool, a prefix tree of bools or a

@@ -67,22 +67,23 @@ def scale_toward_eigenvector(
         'the perturbation of optax_sam.sharpness_aware.'
       )
       raise ValueError(msg)
-    gradient = lambda p: loss_view.value_and_grad(p)[1]
+    value_and_grad = loss_view.value_and_grad
 
     def refresh() -> optax.Updates:
       if not jax.tree.leaves(params):
         return state.direction
       # Any device whose gradient isn't finite is noticed by all.
       size = devices.average(tree_math.norm(updates), axis_name)
+      usable = tree_math.is_usable(size)
 
       def multiply(_: Any, v: optax.Updates) -> optax.Updates:
+        gradient = lambda p: value_and_grad(p)[1]
         tangents = optax.tree.cast_like(v, params)
         _, product = jax.jvp(gradient, (params,), (tangents,))
         product = devices.average(product, axis_name)
         product = jax.tree.map(tree_math.widen, product)
-        usable = tree_math.is_usable(size)
-        usable &= tree_math.is_usable(tree_math.norm(product))
-        return optax.tree.where(usable, tree_math.scale_to(1.0, product), v)
+        moves = usable & tree_math.is_usable(tree_math.norm(product))
+        return optax.tree.where(moves, tree_math.scale_to(1.0, product), v)
 
       wide = tree_math.widen_like(state.direction, params)
       found = jax.lax.fori_loop(0, power_steps, multiply, wide)

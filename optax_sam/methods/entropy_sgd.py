@@ -58,8 +58,7 @@ def entropy_sgd(
   gradient that nothing uses; their Python program has another rule.
 
   Args:
-    learning_rate: fraction of the way to `mu` that `x` moves, at least 0, or a
-      schedule of it by the call.
+    learning_rate: fraction of the way to `mu`, at least 0, or a schedule of it.
     inner_steps: calls between two steps of `x`, at least 1.
     inner_learning_rate: `eta`, at least 0, or a schedule of it by the call.
     gamma: pull back to `x`, at least 0; the authors' 0.03, and 1e-4 on MNIST.
@@ -123,13 +122,12 @@ def entropy_sgd(
     count = tree_math.increment(state.count)
     period = jnp.asarray(inner_steps, count.dtype)
     rounds = state.count // period + 1
-    push = lambda v, g: 0.9 * v + g
-    momentum = jax.tree.map(push, state.momentum, gradient)
+    add = lambda v, g: 0.9 * v + g
 
     def step(w: Any, x: Any, g: Any, v: Any, z: Any) -> jax.Array:
       number = lambda value: jnp.asarray(value, x.dtype)
       pull = number(gamma) * (1 + number(scoping)) ** number(rounds)
-      drift = g + 0.9 * push(v, g) - pull * (x - w) + number(weight_decay) * w
+      drift = g + 0.9 * add(v, g) - pull * (x - w) + number(weight_decay) * w
       jump = jnp.sqrt(2 * number(eta)) * number(noise) * z
       return w - number(eta) * drift + jump
 
@@ -140,6 +138,7 @@ def entropy_sgd(
     # Behind a conditional the end is in memory: XLA would compute it, and the
     # noise with it, anew for everything that depends on it.
     end = jax.lax.cond(is_finite, move, lambda: w)
+    momentum = jax.tree.map(add, state.momentum, gradient)
     mean = jax.tree.map(lambda m, w: 0.75 * m + 0.25 * w, state.mean, end)
     mean, momentum = optax.tree.where(
       is_finite, (mean, momentum), (state.mean, state.momentum)

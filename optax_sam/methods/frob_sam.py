@@ -99,9 +99,7 @@ def frob_sam(
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)
 
 
-def _value_and_grad(
-  view: LossView, point: optax.Params
-) -> tuple[jax.Array, optax.Updates]:
+def _value_and_grad(view: LossView, point: Any) -> tuple[Any, Any]:
   value, gradient = view.value_and_grad(point)
   value = view.value(point) if value is None else value
   if value is None:

@@ -41,8 +41,7 @@ def k_sam(
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     ascent: size of Q1: a number of examples if an int of at least 1, a
       fraction of the batch in (0, 1] if a float. 1 is one example, 1.0 all.
-    descent: size of Q2, in the same way. A third each costs as much as plain
-      descent, a half each 1.33 times as much.
+    descent: size of Q2, in the same way. A third each costs as much as SGD.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each
       device ranks its own examples; under jit the ranking is global.
 

@@ -7,30 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 
 import optax_sam
 from optax_sam import catalog
-from optax_sam.trees import sparse_masks
 from tests.devices import collectives, programs
 from tests.oracles.problems import NETWORK
 
 DEVICES = 8
-# Leaves that lie in pieces on the devices, and small ones that all have.
+# Leaves that lie in pieces on the devices, and a number that all have.
 SPLIT = {
-  'one_axis': (
-    (DEVICES,),
-    {'embedding': ('x',), 'kernel': (None, 'x'), 'bias': (), 'scale': ()},
-  ),
-  'two_axes': (
-    (4, 2),
-    {
-      'embedding': ('x', 'y'),
-      'kernel': (None, 'y', 'x'),
-      'bias': ('y',),
-      'scale': (),
-    },
-  ),
+  'embedding': ('data', 'model'),
+  'kernel': (None, 'model', 'data'),
+  'bias': ('model',),
+  'scale': (),
 }
 SHAPES = {
   'embedding': (64, 10),
@@ -55,11 +45,9 @@ SPARSE = {
 }
 
 
-def shardings(split):
-  shape, specs = SPLIT[split]
-  devices = np.array(jax.devices()).reshape(shape)
-  split_mesh = Mesh(devices, ('x', 'y')[: len(shape)])
-  return {k: NamedSharding(split_mesh, PartitionSpec(*specs[k])) for k in specs}
+def shardings():
+  mesh = programs.mesh(('data', 'model'))
+  return {k: NamedSharding(mesh, PartitionSpec(*x)) for k, x in SPLIT.items()}
 
 
 def powers_of_two(step=0):
@@ -95,19 +83,13 @@ def elementwise_step(tx):
   return jax.jit(step)
 
 
-@functools.cache
-def sparse_step(name):
-  tx = SPARSE[name]()
-  return tx, elementwise_step(tx)
-
-
-def assert_only_counts_travel(compiled, at_most=1):
-  """Counts are added up, or one of every device is gathered."""
+def assert_no_leaf_travels(compiled):
+  """Counts and losses are added up, or one of every device is gathered."""
   found = collectives.sizes(compiled.as_text())
   assert found
   for name, size in found:
     assert name in {'all-reduce', 'all-gather'}
-    assert size <= (DEVICES if name == 'all-gather' else at_most)
+    assert size <= (DEVICES if name == 'all-gather' else EXAMPLES)
 
 
 def assert_same(found, expected, wanted):
@@ -122,17 +104,16 @@ def masks_of(state):
   return optax.tree_utils.tree_get(state, 'mask')
 
 
-@pytest.mark.parametrize('split', SPLIT)
 @pytest.mark.parametrize('name', SPARSE)
-def test_sparse_masks_of_split_leaves(name, split):
+def test_sparse_masks_of_split_leaves(name):
   """No leaf is gathered: what travels are sums, and losses of examples."""
-  wanted = shardings(split)
-  tx, step = sparse_step(name)
+  wanted, tx = shardings(), SPARSE[name]()
+  step = elementwise_step(tx)
   params = powers_of_two()
   expected = tx.init(params)
   state = optax.tree_utils.tree_map_params(tx, jax.device_put, expected, wanted)
   compiled = step.lower(jax.device_put(params, wanted), state).compile()
-  assert_only_counts_travel(compiled, at_most=EXAMPLES)
+  assert_no_leaf_travels(compiled)
   for t in range(3):
     params = powers_of_two(t)
     _, expected = step(params, expected)
@@ -151,43 +132,17 @@ def test_sparse_masks_of_split_leaves(name, split):
 )
 def test_no_method_gathers_a_leaf(name):
   """Norms and inner products of split leaves are sums of sums."""
-  wanted = shardings('two_axes')
+  wanted = shardings()
   tx = programs.CASES[name].optimizer(NETWORK.base(), None)
   params = jax.device_put(powers_of_two(), wanted)
   step = elementwise_step(tx)
   compiled = step.lower(params, tx.init(params)).compile()
-  assert_only_counts_travel(compiled, at_most=EXAMPLES)
+  assert_no_leaf_travels(compiled)
 
 
-@pytest.mark.parametrize('split', SPLIT)
-def test_masks_alone_of_split_leaves(split):
-  @jax.jit
-  def choose(scores, mask, k):
-    bits = jax.tree.map(sparse_masks.rank_bits, scores)
-    draw = sparse_masks.random_bits(jax.random.key(0), scores)
-    return {
-      'largest': sparse_masks.largest(bits, k),
-      'random': sparse_masks.largest(draw, k),
-      'moved': sparse_masks.drop_and_grow(mask, bits, draw, k // 4),
-    }
-
-  wanted = shardings(split)
-  scores = jax.tree.map(jnp.abs, powers_of_two())
-  mask = jax.tree.map(lambda x: x > 4, scores)
-  given = jax.device_put((scores, mask), (wanted, wanted))
-  compiled = choose.lower(*given, 1).compile()
-  assert_only_counts_travel(compiled)
-  for k in (0, 1, 100, 500, 1449):
-    expected = choose(scores, mask, k)
-    found = compiled(*given, k)
-    for name, chosen in found.items():
-      assert_same(chosen, expected[name], wanted)
-
-
-@pytest.mark.parametrize('split', SPLIT)
 @pytest.mark.parametrize('name', ['dynamic', 'fisher'])
-def test_first_mask_lies_where_the_parameters_do(name, split):
-  wanted = shardings(split)
+def test_first_mask_lies_where_the_parameters_do(name):
+  wanted = shardings()
   tx = SPARSE[name]()
   params = powers_of_two()
   found = tx.init(jax.device_put(params, wanted))
@@ -201,8 +156,8 @@ def test_a_sort_of_all_leaves_would_gather_them():
     flat = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(scores)])
     return jnp.sort(flat)[-100]
 
-  given = jax.device_put(powers_of_two(), shardings('one_axis'))
+  given = jax.device_put(powers_of_two(), shardings())
   compiled = jax.jit(joined).lower(given).compile()
   assert max(size for _, size in collectives.sizes(compiled.as_text())) >= 768
   with pytest.raises(AssertionError):
-    assert_only_counts_travel(compiled, at_most=EXAMPLES)
+    assert_no_leaf_travels(compiled)

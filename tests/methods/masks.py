@@ -8,25 +8,10 @@ import optax
 from optax_sam.trees import sparse_masks
 from tests.conformance.reference import Recording
 from tests.methods import checks
-from tests.oracles.problems import NETWORK
 
 
 def mask_of(state):
   return optax.tree_utils.tree_get(state, 'mask')
-
-
-def masks_of_run(method, steps=12):
-  """Trains on the network; yields (parameters before, mask after) of steps."""
-  step = jax.jit(NETWORK.training_step(optax.chain(method, optax.sgd(0.05))))
-  params = NETWORK.params()
-  state = optax.chain(method, optax.sgd(0.05)).init(params)
-  for t in range(steps):
-    before = NETWORK.flat(params)
-    batch = jax.tree.map(
-      lambda x: jnp.asarray(x, float), NETWORK.batch(t % NETWORK.steps)
-    )
-    params, state = step(params, state, batch)
-    yield before, NETWORK.flat(mask_of(state)).astype(bool)
 
 
 def top_of(scores, k):

@@ -85,12 +85,6 @@ def test_share_at_the_default_decay():
   np.testing.assert_allclose(quarters, [0.24, 0.41, 0.59, 0.77], atol=0.04)
 
 
-def test_share_with_reuse():
-  tx = LOOK_SAM(total_steps=10_000)
-  share = checks.decisions(tx, normal_norms(2, 10_000)).mean()
-  np.testing.assert_allclose(share, 0.195, atol=0.02)
-
-
 def test_the_scale_of_the_loss_does_not_matter():
   rng = np.random.default_rng(3)
   given = jnp.asarray(rng.standard_normal((300, 5)), jnp.float32)

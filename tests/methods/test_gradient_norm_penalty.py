@@ -1,9 +1,5 @@
 """Gradient-norm penalty."""
 
-import jax.numpy as jnp
-import numpy as np
-import pytest
-
 import optax_sam
 from tests.methods import checks
 from tests.oracles import gradient_norm_penalty
@@ -22,19 +18,3 @@ test_golden_values = checks.golden(
 )
 test_is_base = checks.is_base(GNP, {'alpha': 0.0})
 test_is_sam = checks.is_sam(GNP, {'alpha': 1.0})
-
-
-@pytest.mark.usefixtures('float64')
-@pytest.mark.parametrize(
-  ('normalize_clean', 'expected'),
-  # The README of the program; its released configuration.
-  [(False, [0.2 * 3, 0.2 * 4 + 0.8 * 2]), (True, [0.2 * 0.6, 0.16 + 1.6])],
-)
-def test_clean_gradient(normalize_clean, expected):
-  found = checks.perturbed(
-    GNP(normalize_clean=normalize_clean),
-    jnp.array([3.0, 4.0]),
-    jnp.zeros(2),
-    grad_fn=lambda _: jnp.array([0.0, 2.0]),
-  )
-  np.testing.assert_allclose(found, expected, rtol=1e-10)

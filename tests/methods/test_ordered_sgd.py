@@ -47,19 +47,3 @@ def test_is_unbiased_for_the_weighted_sum_of_sorted_losses():
   expected = np.dot(weights, gradients) / k
   np.testing.assert_allclose(np.mean(directions), expected, rtol=1e-12)
   assert abs(expected - np.mean(gradients)) > 0.1
-
-
-@pytest.mark.parametrize('interact', [False, True])
-def test_gathers_before_the_forward_pass(interact):
-  """The program ranks in a full one: the same unless examples interact."""
-
-  def losses(w, batch):
-    shifted = batch - float(interact) * jnp.mean(batch)
-    return jnp.square(w - shifted)
-
-  w, batch = jnp.float32(0.0), jnp.array([1.0, -3.0, 2.0, -6.0])
-  within = jax.grad(lambda w: jnp.mean(jax.lax.top_k(losses(w, batch), 2)[0]))
-  found = checks.perturbed(
-    optax_sam.ordered_sgd(k=2), w, w, per_example_value_fn=losses, batch=batch
-  )
-  assert (float(found) == float(within(w))) is not interact

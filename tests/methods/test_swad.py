@@ -97,16 +97,6 @@ def test_segments(losses, segments):
   np.testing.assert_allclose(functions.result(w, state), (mean, -mean))
 
 
-def test_behind_the_end_nothing_changes():
-  functions = averaging()
-  losses = [2.0, 2.1, 2.2, *[5.0] * 6]
-  iterates = [[(k, -k)] for k in range(len(losses))]
-  _, ended = run(functions, iterates, losses)
-  assert bool(ended.ended)
-  later = functions.accumulate(ended, jnp.ones(2))
-  comparisons.assert_equal(functions.validate(later, 0.1), ended)
-
-
 def test_before_the_first_validation_there_is_no_average():
   functions = averaging()
   state = functions.accumulate(functions.init(jnp.zeros(2)), jnp.ones(2))

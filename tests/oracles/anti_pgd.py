@@ -3,7 +3,7 @@
 import optax
 
 import optax_sam
-from tests.oracles.cases import cases
+from tests.oracles.cases import cases, rising
 from tests.oracles.step import Update
 
 
@@ -19,4 +19,9 @@ def anti_pgd(step, sigma, key):
   return Update(step.base.update(gradient, step.w) + noise - before)
 
 
-CASES = cases(sgd_and_anti_pgd, anti_pgd, {'sigma': 0.02, 'key': 3})
+CASES = cases(
+  sgd_and_anti_pgd,
+  anti_pgd,
+  {'sigma': 0.02, 'key': 3},
+  {'sigma': rising(0.0, 0.01)},
+)

@@ -63,5 +63,6 @@ CASES = cases(
   sparse_sam_fisher,
   {'rho': 0.1, 'num_samples': 5, 'refresh_every': 2},
   {'num_samples': 64},
+  {'sparsity': 0.7, 'num_samples': 37},  # two parts of 16, and a remainder
   {'pattern': '1:2'},
 )

@@ -1,11 +1,9 @@
 import dataclasses
 import json
 import pathlib
-import typing
 
 import pytest
 
-from optax_sam.train import models
 from optax_sam.train.config import checks, configs
 from tests.train.runs import refused
 
@@ -59,12 +57,6 @@ def test_flags_are_checked_before_other_processes_are_waited_for(
   flags, named, capsys
 ):
   assert named in refused(capsys, 'train', *flags.split())
-
-
-def test_the_defaults_are_valid():
-  checks.validate(configs.CompareConfig())
-  checks.validate(configs.TrainConfig())
-  assert typing.get_args(configs.Model) == models.NAMES
 
 
 def test_each_base_has_its_own_defaults():

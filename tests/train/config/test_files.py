@@ -5,7 +5,7 @@ import pytest
 
 from optax_sam.train.commands import train
 from optax_sam.train.config import arguments as arguments_lib
-from optax_sam.train.config import checks, configs, files
+from optax_sam.train.config import checks, configs
 from tests.train.runs import refused
 
 
@@ -47,17 +47,16 @@ def test_a_file_gives_flags(write):
       set=('ae_sam.lambda_2=2', 'ae_sam.decay=0.5'),
     )
   )
-  for form in (['--config', path], [f'--config={path}']):
-    found = parse(*form)
-    assert configs.settings(found) == expected
-    assert (found.overwrite, found.resume) == (True, False)
+  found = parse('--config', path)
+  assert configs.settings(found) == expected
+  assert (found.overwrite, found.resume) == (True, False)
 
 
 def test_the_command_line_has_the_last_word(write):
   path = write({'method': 'sam', 'epochs': 90, 'set': ['sam.rho=1']})
   found = parse('--method', 'asam', '--config', path, '--batch-size', '7')
   assert (found.method, found.epochs, found.batch_size) == ('asam', 90, 7)
-  found = parse('--config', path, '--steps=10', '--set', 'sam.rho=2')
+  found = parse(f'--config={path}', '--steps=10', '--set', 'sam.rho=2')
   assert (found.steps, found.epochs) == (10, None)
   assert found.set == ('sam.rho=1', 'sam.rho=2')
   found = parse('--config', write({'steps': 90}), '--epochs', '1')
@@ -77,11 +76,6 @@ def test_the_command_line_has_the_last_word(write):
 )
 def test_a_wrong_file_is_one_line(content, complaint, write, capsys):
   assert complaint in refused(capsys, 'train', '--config', write(content))
-
-
-def test_other_commands_take_no_file(write):
-  arguments = ['compare', '--config', write({'steps': 1})]
-  assert files.expand(arguments) == arguments
 
 
 RECIPES = sorted(pathlib.Path(__file__).parents[3].glob('recipes/*/*.json'))

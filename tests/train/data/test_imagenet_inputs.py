@@ -10,10 +10,8 @@ import pytest
 from optax_sam.train.config import configs
 from optax_sam.train.data import inputs
 from optax_sam.train.loop import task
-from optax_sam.train.loop.trainer import Trainer
-from optax_sam.train.optimizers import build
 from tests.train.data.imagenet import pictures
-from tests.train.problems import assert_equal, finished
+from tests.train.problems import assert_equal
 from tests.train.runs import interrupt, metrics, resume, run
 
 pytestmark = pytest.mark.usefixtures('quick_eigenvalues')
@@ -38,13 +36,6 @@ def images_config(folder):
     return configs.TrainConfig(**(SMALL | {'data_dir': folder} | changes))
 
   return make
-
-
-@contextlib.contextmanager
-def trainer(settings):
-  with contextlib.closing(task.build(settings, pytest.fail)) as problem:
-    method = build.complete_settings(settings.method, {}, None)
-    yield Trainer(settings, problem, settings.method, method)
 
 
 @pytest.fixture(scope='module')
@@ -110,18 +101,6 @@ def test_a_batch_is_a_function_of_step_and_seed(images_config):
     assert jax.eval_shape(dict, **sample) == jax.eval_shape(dict, **first)
     assert not np.array_equal(other.batch(0, 1)['labels'], first['labels'])
     assert inputs.steps_per_epoch(one) == STEPS_PER_EPOCH
-
-
-def test_saf_keeps_a_table_of_all_images(images_config):
-  settings = images_config(method='saf', steps=10, evaluations=1)
-  with trainer(settings) as one:
-    shown = [one.batch(step=step, seed=0)['ids'] for step in range(10)]
-    memory = finished(one).state.memory
-  expected = np.zeros((1024, 3), bool)
-  expected[np.concatenate(shown[:9]), 0] = True
-  expected[shown[9], 1] = True
-  np.testing.assert_array_equal(memory.filled, expected)
-  assert expected[:108, 0].all()
 
 
 def test_sharpness_is_of_fixed_images_of_all_classes(images_config):

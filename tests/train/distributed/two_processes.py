@@ -114,14 +114,6 @@ def test_two_processes_train_as_one_does(name, mesh, execution):
   assert_close(ending(one), reference(name), atol=1e-5)
 
 
-def test_sharpness_is_that_of_one_process():
-  found = {}
-  for mesh in (None, 'data=2,fsdp=2'):
-    one = trainer('sgd', mesh)
-    found[mesh] = one.measure_sharpness(one.start(seed=0).state)
-  assert found[mesh] == pytest.approx(found[None], rel=1e-4)
-
-
 def test_images_come_in_the_same_rows_as_to_one_process(shared):
   if processes.is_first():
     pictures.make_folder(shared / 'images')
@@ -187,30 +179,6 @@ def test_a_checkpoint_is_read_on_any_mesh(mesh, saved):
   assert_equal(whole(found.state), whole(progress.state))
   leaves = map(jax.tree.leaves, (found.state, like))
   assert all(x.sharding == y.sharding for x, y in zip(*leaves, strict=True))
-
-
-def test_what_one_process_cannot_read_none_takes(saved, monkeypatch):
-  path, _ = saved
-  original = checkpoints._alone
-  reads = []
-
-  def alone():
-    reads.append(0)
-    if processes.is_first() or len(reads) > 1:
-      return original()
-    msg = 'a bad disk'
-    raise ValueError(msg)
-
-  said = []
-  monkeypatch.setattr(checkpoints, '_alone', alone)
-  with checkpoints.Checkpoints(path, {}) as store:
-    like = trainer('sam', 'data=4').start(seed=1).state
-    assert store.restore(like, said.append).step == 1
-  (line,) = said
-  assert 'The checkpoint of step 2 is damaged: ' in line
-  assert 'a bad disk' in line
-  multihost_utils.sync_global_devices('read')
-  assert sorted(problems.names(path)) == ['1']
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import dataclasses
-import re
 
 import jax
 import numpy as np
@@ -44,16 +43,6 @@ def test_host_and_program_give_the_same_numbers(name, model, given):
   assert 0 < ascents < 6  # both branches were compared
   assert_close(host[0], program[0], rtol=2e-3, atol=2e-5)
   np.testing.assert_allclose(host[1], program[1], rtol=1e-4)
-
-
-def test_the_branch_that_ascends_convolves_in_the_order_of_fast_kernels():
-  trainer = problems.trainer('ae_sam', model='cnn')
-  assert trainer.config.execution == 'auto'
-  assert not trainer.on_host
-  text = trainer.compile().as_text()
-  found = re.findall(r' convolution\(.*dim_labels=(\w+->\w+)', text)
-  assert len(found) == 2 * (2 + 1 + 2)  # forward, to inputs, to kernels
-  assert set(found) == {'b01f_01io->b01f'}
 
 
 def test_the_step_is_sam_written_out():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 import optax_sam
-from optax_sam.train.loop.trainer import evenly_spaced
 from tests.train import problems
 from tests.train.problems import (
   assert_close,
@@ -107,28 +106,6 @@ def test_all_methods_start_alike_and_seeds_differ():
   assert not jnp.array_equal(first, second)
 
 
-def test_one_compilation_serves_all_seeds():
-  trainer = problems.trainer('ss_sam', execution='jit')
-  trainer.compile()
-  ascents = [
-    [row['ascended'] for row in finished(trainer, seed).log] for seed in (0, 1)
-  ]
-  # The compiled step takes no other program, and the coins still differ.
-  assert isinstance(trainer.compile(), jax.stages.Compiled)
-  assert trainer.compile(accuracy=1.0) is trainer.compile()
-  assert ascents[0] != ascents[1]
-
-
-def test_a_method_without_the_clean_gradient_does_not_pay_for_it():
-  flops = {}
-  for name in ('sgd', 'sam', 'k_sam'):
-    trainer = problems.trainer(name, model='cnn')
-    flops[name] = trainer.compile().cost_analysis()['flops']
-  # A forward over all examples, two gradients over a third: 1/3 + 1/3 + 1/3.
-  assert flops['k_sam'] < 1.15 * flops['sgd']
-  assert flops['sam'] > 1.8 * flops['sgd']
-
-
 def test_sharpness_is_measured_in_evaluation_mode_on_fixed_examples():
   trainer = problems.trainer('sgd')
   state = finished(trainer).state
@@ -141,11 +118,3 @@ def test_sharpness_is_measured_in_evaluation_mode_on_fixed_examples():
   broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.params)
   measured = trainer.measure_sharpness(state._replace(params=broken))
   assert all(math.isnan(value) for value in measured.values())
-
-
-@pytest.mark.parametrize(
-  ('steps', 'count', 'expected'),
-  [(10, 2, {5, 10}), (3, 5, {1, 2, 3}), (300, 1, {300})],
-)
-def test_evaluations_end_with_the_last_step(steps, count, expected):
-  assert evenly_spaced(steps, count) == expected

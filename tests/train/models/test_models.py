@@ -1,5 +1,4 @@
 import functools
-import re
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +77,7 @@ def abstract_results(model, shape, *, train):
   operands = abstract_variables(model, *shape), abstract_images(2, *shape)
   logits, changed = jax.eval_shape(apply, *operands)
   results = named_leaves(changed.pop('intermediates'))
-  return logits, changed, results, jax.make_jaxpr(apply)(*operands)
+  return logits, changed, results
 
 
 def named_leaves(tree):
@@ -118,19 +117,13 @@ def test_only_parameters_statistics_and_logits_stay_float32(name):
   assert dtypes(variables) == {'float32'}
   assert set(variables) <= {'params', 'batch_stats'}
   assert ('batch_stats' in variables) == (name not in ('mlp', 'vit_s16'))
-  logits, changed, results, program = abstract_results(model, shape, train=True)
+  logits, changed, results = abstract_results(model, shape, train=True)
   assert logits.shape == (2, 7)
   in_float32 = [k for k, leaf in results.items() if leaf.dtype == jnp.float32]
   assert logits.dtype == jnp.float32
   assert dtypes(changed) <= {'float32'}
   assert len(in_float32) == 2  # the head and the whole, none in between
   assert dtypes(results) == {'float32', 'bfloat16'}
-
-  text = str(program)
-  assert not re.search(r':bf16\[[\d,]*\] = (exp|rsqrt|reduce_sum)\b', text)
-  assert ('f32[1,2,6,4,4] = exp' in text) == (name == 'vit_s16')
-  pooled = re.search(r':bf16\[2,\d+\]', text)
-  assert bool(pooled) == (name == 'mlp')
 
 
 @pytest.mark.parametrize('block', [resnet.BasicBlock, resnet.BottleneckBlock])
@@ -145,30 +138,11 @@ def test_a_block_starts_as_the_identity(block):
 
 def test_the_stride_of_a_bottleneck_is_in_its_middle():
   model = TINY['bottleneck'].clone(blocks=(1, 1))
-  _, _, results, _ = abstract_results(model, (64, 64, 3), train=False)
+  _, _, results = abstract_results(model, (64, 64, 3), train=False)
   shapes = {name: leaf.shape for name, leaf in results.items()}
   assert shapes["['stem']['__call__'][0]"] == (2, 32, 32, 4)
   block = "['stage2_block1']['Conv_{}']['__call__'][0]"
   assert [shapes[block.format(i)][1] for i in range(3)] == [16, 8, 8]
-
-
-def test_convolutions_start_with_the_variance_of_he():
-  parts = layers.Layers(False, jnp.float32, None, jax.lax.conv_general_dilated)
-  kernel = parts.convolution(256, 3).init(
-    jax.random.key(0, impl='rbg'), jnp.zeros((1, 3, 3, 64))
-  )['params']['kernel']
-  assert float(jnp.var(kernel)) == pytest.approx(2 / (9 * 256), rel=0.02)
-
-
-@pytest.mark.parametrize('name', slow_but('cnn', ['cnn', *BIG]))
-def test_only_training_takes_statistics_over_an_axis(name):
-  shape = BIG.get(name, (8, 8, 1))
-  model = models.build(name, 10, shape, axis_name='data')
-  operands = abstract_variables(model, *shape), abstract_images(2, *shape)
-  jax.eval_shape(functools.partial(model.apply, train=False), *operands)
-  if name != 'vit_s16':
-    with pytest.raises(NameError, match='data'):
-      jax.eval_shape(functools.partial(training_pass, model), *operands)
 
 
 @pytest.mark.parametrize('name', slow_but('basic', TINY))
@@ -200,17 +174,8 @@ def test_sam_trains_it_in_one_program(name):
   assert int(optax_sam.metrics(state)['second_gradients']) == 10
 
 
-def test_the_vision_transformer_starts_undecided():
-  images, _ = labeled_images(2)
-  variables = tiny_variables('vit')
-  assert not np.any(TINY['vit'].apply(variables, images, train=False))
-
-
-def test_positions_tell_patches_apart_and_rows_from_columns():
+def test_positions_tell_rows_from_columns():
   waves = vit._positions(14, 13, 384)
-  tokens = waves.reshape(14 * 13, 384)
-  apart = np.linalg.norm(tokens[:, None] - tokens, axis=-1)
-  assert np.all(apart + np.eye(len(tokens)) > 0.5)
   in_a_row, in_a_column = waves[:, 0], waves[0]
   np.testing.assert_array_equal(waves[..., :192] - in_a_column[:, :192], 0)
   np.testing.assert_array_equal(waves[..., 192:] - in_a_row[:, None, 192:], 0)
@@ -219,12 +184,6 @@ def test_positions_tell_patches_apart_and_rows_from_columns():
     [np.sin(5), np.sin(5e-4), np.cos(5), np.cos(5e-4), np.sin(3)],
     rtol=1e-6,
   )
-
-
-def test_biases_of_the_vision_transformer_have_one_axis():
-  model = models.build('vit_s16', 10, (32, 32, 3))
-  params = named_leaves(abstract_variables(model, 32, 32, 3)['params'])
-  assert all(('kernel' in name) == (x.ndim > 1) for name, x in params.items())
 
 
 @pytest.mark.parametrize('name', sorted({*models.NAMES} - {'mlp'}))

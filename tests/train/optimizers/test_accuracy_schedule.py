@@ -23,7 +23,6 @@ def test_the_share_falls_at_the_accuracies_of_the_authors():
   for end, share in shares.items():
     assert RULE.at(lowest) == RULE.at(end - 1e-3) == share
     lowest = end
-  assert str(RULE).startswith('1.0 (0.5 from 80%, 0.25 from 90%, ')
 
 
 def test_an_accuracy_that_is_exactly_reached_counts(trainer, monkeypatch):
@@ -91,14 +90,6 @@ def test_a_run_follows_its_own_accuracy(trainer):
   assert shares[0] == 1
   assert len(set(shares)) > 2
   assert shares == sorted(shares, reverse=True)
-
-
-def test_the_largest_program_counts_for_the_memory(trainer):
-  sizes = [
-    trainer.compile(accuracy).memory_analysis().temp_size_in_bytes
-    for accuracy in (0.0, 0.9)
-  ]
-  assert trainer.temporary_bytes >= max(sizes) > min(sizes)
 
 
 def test_a_given_value_stays(monkeypatch):

@@ -1,5 +1,6 @@
 """Image folders: what is in them, and what is wrong with them."""
 
+import pathlib
 import shutil
 
 import numpy as np
@@ -39,10 +40,6 @@ def test_hidden_files_are_nobodys(own_folder):
   assert len(imagenet.open_images(own_folder).train) == before
 
 
-def _make(path):
-  path.mkdir(parents=True)
-
-
 def _empty(path):
   shutil.rmtree(path)
   path.mkdir()
@@ -50,10 +47,6 @@ def _empty(path):
 
 def _copy(path):
   shutil.copytree(path.with_name('n01'), path)
-
-
-def _touch(path):
-  path.touch()
 
 
 @pytest.mark.parametrize(
@@ -65,9 +58,21 @@ def _touch(path):
     (_empty, 'train/n02', 'is empty; it should hold the JPEG files'),
     (_copy, 'train/n00', r'has no counterpart in .*val \(1 of 7'),
     (_copy, 'val/n07', r'has no counterpart in .*train \(1 of 7'),
-    (_touch, 'val/1.JPEG', 'is not a class folder; put every image of .* into'),
-    (_touch, 'train/n01/a.txt', 'is not a file named .jpeg or .jpg'),
-    (_make, 'train/n01/a.jpeg', 'is not a file named .jpeg or .jpg'),
+    (
+      pathlib.Path.touch,
+      'val/1.JPEG',
+      'is not a class folder; put every image of .* into',
+    ),
+    (
+      pathlib.Path.touch,
+      'train/n01/a.txt',
+      'is not a file named .jpeg or .jpg',
+    ),
+    (
+      pathlib.Path.mkdir,
+      'train/n01/a.jpeg',
+      'is not a file named .jpeg or .jpg',
+    ),
   ],
 )
 def test_a_wrong_folder_is_one_line(own_folder, damage, path, complaint):

@@ -282,22 +282,3 @@ def test_an_epoch_shows_every_image_at_most_once(examples):
   # The images that are left out are others each time.
   left_out = {frozenset(range(examples)) - {*shown.flat} for shown in epochs}
   assert len(left_out) == (1 if examples == 48 else 3)
-
-
-@pytest.mark.parametrize('examples', [8, 11])
-def test_images_left_out_stand_in_first(examples):
-  order = TrainingOrder(examples, batch_size=4, seed=0)
-  shown = set(_shown(order, 1).flat)
-  for position in range(8, 16):
-    candidates = list(order.at(position))
-    assert sorted(candidates) == list(range(examples))
-    spare = examples - 8
-    assert set(candidates[1 : 1 + spare]) == set(range(examples)) - shown
-
-
-def test_positions_begin_with_different_stand_ins():
-  order = TrainingOrder(11, batch_size=8, seed=0)
-  second = [
-    next(itertools.islice(order.at(position), 1, None)) for position in range(3)
-  ]
-  assert len(set(second)) == 3
