@@ -130,7 +130,8 @@ def _penalize(
     wide = [x.astype(dtype) for x in samples]
     mean = sum(wide[1:], wide[0]) / len(wide)
     pairs = zip(weights.astype(dtype), wide, strict=True)
-    return sum(weight * (x - mean) for weight, x in pairs)
+    terms = [weight * (x - mean) for weight, x in pairs]
+    return sum(terms[1:], terms[0])
 
   total = jax.tree.map(added, clean, *gradients)
   # The terms of huge gradients overflow, and their sum may be inf - inf.
