@@ -1,6 +1,5 @@
 """The catalog states facts about the code: they are checked here."""
 
-import importlib
 import inspect
 import re
 
@@ -78,13 +77,6 @@ def test_example_has_exactly_the_required_arguments(name):
 
 
 @every_row
-def test_family_is_the_file_of_the_method(name):
-  row = METHODS[name]
-  module = importlib.import_module(f'optax_sam.methods.{row.family}')
-  assert getattr(module, name) is row.function
-
-
-@every_row
 def test_named_arguments_are_in_the_signature(name):
   row = METHODS[name]
   named = {*row.static, *re.findall('`(.+?)`', row.gradients)}
@@ -93,17 +85,6 @@ def test_named_arguments_are_in_the_signature(name):
   else:
     assert 'rho' not in parameters(name)
   assert named <= set(parameters(name))
-
-
-@every_row
-def test_place_agrees_with_the_signature(name):
-  first = next(iter(parameters(name)))
-  expected = {'base': 'wraps', 'learning_rate': 'replaces'}.get(first)
-  place = METHODS[name].place
-  assert expected in (place, None)
-  assert (place in ('wraps', 'replaces')) == (expected is not None)
-  is_transformation = isinstance(build(name), optax.GradientTransformation)
-  assert is_transformation == (name in TRANSFORMATIONS)
 
 
 @every_row

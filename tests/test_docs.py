@@ -10,8 +10,6 @@ import sys
 
 import pytest
 
-from optax_sam.catalog import METHODS
-
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 MODULES = (
   'optax_sam',
@@ -96,10 +94,3 @@ def test_everything_public_is_described(path):
     assert _section(text, 'Returns')
     examples = doctest.DocTestParser().get_examples(text)
     assert any(example.want for example in examples)
-
-
-@pytest.mark.parametrize('name', METHODS)
-def test_methods_state_their_rule_and_their_paper(name):
-  text = inspect.getdoc(METHODS[name].function)
-  assert re.search(r'::\n\n +\S', text)
-  assert 'arxiv.org/abs/' in _section(text, 'References')

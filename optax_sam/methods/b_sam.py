@@ -126,7 +126,12 @@ def b_sam(
     radius = rho(count) if callable(rho) else rho
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     step_key = jax.random.fold_in(state.key, count)
-    decay = prior_precision / num_data
+
+    def decay(dtype: Any) -> jax.Array:
+      # Restored from a checkpoint, an injected integer has a dtype of its own.
+      prior, size = (jnp.asarray(x, dtype) for x in (prior_precision, num_data))
+      return prior / size
+
     noise = lambda z, s: z / jnp.sqrt(jnp.asarray(num_data, s.dtype) * s)
     ascent = lambda g, s: jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
 
@@ -150,12 +155,14 @@ def b_sam(
       return past * old + (1 - past) * new
 
     def next_momentum(m: jax.Array, ge: jax.Array, w: jax.Array) -> jax.Array:
-      weight = jnp.asarray(decay, m.dtype)
-      return mix(b1, m, ge.astype(m.dtype) + weight * w.astype(m.dtype))
+      weighed = decay(m.dtype) * w.astype(m.dtype)
+      return mix(b1, m, ge.astype(m.dtype) + weighed)
 
     def next_precision(s: jax.Array, size: jax.Array) -> jax.Array:
-      added, weight = (jnp.asarray(x, s.dtype) for x in (damping, decay))
-      return mix(b2, s, jnp.sqrt(s) * size.astype(s.dtype) + added + weight)
+      added = jnp.asarray(damping, s.dtype)
+      return mix(
+        b2, s, jnp.sqrt(s) * size.astype(s.dtype) + added + decay(s.dtype)
+      )
 
     momentum = jax.tree.map(next_momentum, state.momentum, perturbed, w)
     precision = jax.tree.map(next_precision, s, size)

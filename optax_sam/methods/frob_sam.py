@@ -37,7 +37,8 @@ def frob_sam(
   `c` is half of the gradient of the variance of the losses. To leading order
   `u` is the gradient of `L + penalty / 2 * norm(grad L)^2 + penalty * rho^2 / 4
   * norm(H)_F^2`, with the Frobenius norm of the Hessian H. A factor on the loss
-  scales the penalty too. We read the rule and the defaults and ran no program.
+  scales the penalty too. A penalty whose norm is not finite is left out. We
+  read the rule and the defaults and ran no program.
 
   Args:
     rho: standard deviation of each entry of a perturbation, at least 0, or a
@@ -124,12 +125,20 @@ def _penalize(
   weight = penalty / (len(values) - 1) / jnp.square(jnp.where(moves, radius, 1))
   weights = jnp.where(moves, weight * (losses - loss), 0)
 
-  def leaf(g: jax.Array, *samples: jax.Array) -> jax.Array:
+  def added(g: jax.Array, *samples: jax.Array) -> jax.Array:
     dtype = tree_math.wide_dtype(g, *samples)
     wide = [x.astype(dtype) for x in samples]
     mean = sum(wide[1:], wide[0]) / len(wide)
     pairs = zip(weights.astype(dtype), wide, strict=True)
-    total = sum(weight * (x - mean) for weight, x in pairs)
-    return (g.astype(dtype) + total).astype(g.dtype)
+    terms = [weight * (x - mean) for weight, x in pairs]
+    return sum(terms[1:], terms[0])
 
-  return loss, jax.tree.map(leaf, clean, *gradients)
+  total = jax.tree.map(added, clean, *gradients)
+  # The terms of huge gradients overflow, and their sum may be inf - inf.
+  usable = jnp.isfinite(tree_math.norm(total))
+
+  def leaf(g: jax.Array, total: jax.Array) -> jax.Array:
+    total = jnp.where(usable, total, 0)
+    return (g.astype(total.dtype) + total).astype(g.dtype)
+
+  return loss, jax.tree.map(leaf, clean, total)

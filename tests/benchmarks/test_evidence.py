@@ -6,7 +6,7 @@ from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import claims, page, picture, problems, workers
 from benchmarks.evidence.claims import Comparison, Expected
 from benchmarks.evidence.runs import Run, Runs
-from benchmarks.evidence.training import Outcome, Trainer
+from benchmarks.evidence.training import Outcome
 from benchmarks.evidence.variants import BASE, VARIANTS
 from optax_sam.train.reports.paired import Difference
 
@@ -35,26 +35,6 @@ def run(variant, seed, accuracy, *, rho=0.1, tuning=False, validation=0.5):
     'jax 0',
     outcome(accuracy, validation),
   )
-
-
-def test_runs_come_back_as_they_were(tmp_path):
-  runs = Runs(tmp_path, 'digits')
-  added = [run('sam', 3, 0.25), run(BASE, 1, 0.75, rho=0.0, tuning=True)]
-  for each in added:
-    runs.add(each)
-  assert Runs(tmp_path, 'digits').all == added
-  runs.sort()
-  assert Runs(tmp_path, 'digits').all == added[::-1]
-  assert [path.name for path in tmp_path.iterdir()] == ['digits.csv']
-
-
-def test_what_is_chosen_is_chosen_again_when_read(tmp_path):
-  runs = Runs(tmp_path, 'digits')
-  for rate, tiny in ((0.03, 0.0), (0.1, 1e-9)):
-    tied = run(BASE, 1000, 0.5, rho=0.0, tuning=True, validation=0.7 + tiny)
-    runs.add(dataclasses.replace(tied, learning_rate=rate))
-  assert runs.chosen(BASE) == Runs(tmp_path, 'digits').chosen(BASE)
-  assert runs.chosen(BASE) == (0.03, 0.0)
 
 
 def test_best_validation_chooses_and_the_test_part_does_not(tmp_path):
@@ -120,26 +100,6 @@ def test_cost_of_the_picture_is_that_of_the_runs(tmp_path):
   ((cost, gain),) = picture.points({'digits': runs}).values()
   assert cost == 1.5
   assert gain.mean == pytest.approx(0.2)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-  ('problem', 'variant'),
-  [
-    ('digits', 'sparse_fisher_50'),
-    ('digits', 'k_sam_eighth'),
-    ('digits_attention', 'ae_sam'),
-    ('mnist1d_noise40', 'random_eighth'),
-  ],
-)
-def test_a_run_is_a_function_of_its_seed(problem, variant, monkeypatch):
-  monkeypatch.setattr(problems, 'PROBLEMS', TINY)
-  trainer = Trainer(problem, VARIANTS[variant], 0.5)
-  first, again, other = (
-    trainer.outcome(seed, 0.01, 0.05, measured=False) for seed in (7, 7, 8)
-  )
-  assert str(first) == str(again) != str(other)
-  assert 0 < first.test_accuracy < 1
 
 
 def test_wrong_labels_are_as_many_as_asked_for():

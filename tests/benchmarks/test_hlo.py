@@ -1,6 +1,5 @@
 import jax
 import jax.numpy as jnp
-import pytest
 
 from benchmarks import hlo
 
@@ -69,19 +68,6 @@ def test_what_is_inside_of_a_conditional():
   assert found.inside == hlo.Traffic(1, 28)
 
 
-@pytest.mark.parametrize(
-  'branches',
-  [
-    'true_computation=%taken, false_computation=%skipped',
-    'called_computations={%skipped, %taken}',
-  ],
-)
-def test_other_ways_to_name_branches(branches):
-  text = PROGRAM.replace('branch_computations={%skipped, %taken}', branches)
-  assert text != PROGRAM
-  assert hlo.structure(text) == hlo.structure(PROGRAM)
-
-
 def test_a_compiled_conditional():
   def f(x, ascends):
     clean = x @ x
@@ -104,8 +90,3 @@ def test_a_compiled_loop_around_products():
   found = hlo.structure(jax.jit(f).lower(x).compile().as_text())
   assert found.loops == 1
   assert found.products == 1
-
-
-def test_text_that_is_no_program():
-  with pytest.raises(ValueError, match='ENTRY'):
-    hlo.structure('HloModule jit_step\n')

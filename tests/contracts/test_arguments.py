@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import optax
 import pytest
 
 import optax_sam
@@ -55,34 +54,6 @@ def test_unexpected_arguments_are_ignored(name):
   comparisons.assert_close(*map(comparisons.without_keys, (plain, crowded)))
 
 
-@table.every_kind(table.in_chain)
-def test_in_a_chain_whose_rest_wants_other_arguments(name):
-  tx = optax.chain(
-    table.ROWS[name].alone(),
-    optax.contrib.reduce_on_plateau(patience=1, cooldown=0, factor=0.5),
-    optax.sgd(0.1),
-  )
-  params = training.params()
-  state = tx.init(params)
-
-  @jax.jit
-  def step(params, state):
-    given = training.functions(training.batch())
-    value, grads = jax.value_and_grad(given['value_fn'])(params)
-    updates, state = tx.update(
-      grads, state, params, value=jnp.maximum(value, 1e3), **given
-    )
-    return optax.apply_updates(params, updates), state
-
-  # The learning rate of Optax's element is promoted implicitly.
-  with jax.numpy_dtype_promotion('standard'):
-    for _ in range(3):
-      params, state = step(params, state)
-  # No progress, as far as it was told.
-  assert float(state[1].scale) == pytest.approx(0.25)
-  assert comparisons.all_finite(params)
-
-
 @table.every_kind(lambda row: row.method.needs != 'examples')
 def test_any_of_the_functions_will_do(name):
   row = table.ROWS[name]
@@ -112,30 +83,6 @@ def test_wrong_losses_and_batches(name):
   for wrong in ({'x': jnp.ones(8), 'y': jnp.ones(7)}, jnp.float32(1)):
     with pytest.raises(ValueError, match='batch must be a pytree whose leave'):
       _trace(tx, params, per_example_value_fn=training.losses, batch=wrong)
-
-
-def test_before_a_line_search():
-  """The search evaluates the same value_fn along the direction of SAM."""
-  tx = optax.chain(
-    optax_sam.sam(0.05),
-    optax.sgd(1.0),
-    optax.scale_by_backtracking_linesearch(max_backtracking_steps=15),
-  )
-  params, batch = training.params(), training.batch()
-  value_fn = lambda p: training.loss(p, batch)
-  value, grads = jax.value_and_grad(value_fn)(params)
-  with jax.numpy_dtype_promotion('standard'):  # which the search relies on
-    updates, _ = jax.jit(
-      lambda grads: tx.update(
-        grads,
-        tx.init(params),
-        params,
-        value=value,
-        grad=grads,
-        value_fn=value_fn,
-      )
-    )(grads)
-  assert float(value_fn(optax.apply_updates(params, updates))) < float(value)
 
 
 def test_batches_of_another_size_than_the_last():

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 import optax_sam
 from tests.contracts import comparisons, table, training
@@ -47,28 +46,6 @@ def test_a_schedule_equals_radii_set_by_hand(name):
     assert {int(count) for _, count in counts} == {4}
 
 
-@pytest.mark.parametrize('rho', [jnp.asarray(0.05), np.float32(0.05)])
-def test_an_array_as_the_radius(rho):
-  params, batch = training.params(), training.batch()
-  given, grads = training.functions(batch), training.gradient(params, batch)
-
-  def update(rho):
-    tx = optax_sam.sam(rho)
-    return tx.update(grads, tx.init(params), params, **given)
-
-  comparisons.assert_equal(update(rho), update(0.05))
-
-
-@pytest.mark.parametrize('name', ['sam', 'ae_look_sam'])
-def test_a_schedule_of_the_wrapper(name):
-  schedule = optax.linear_schedule(0.0, 0.4, 4)
-  plain, injected = (
-    _trained(table.ROWS[name].whole(schedule, inject=inject))[0]
-    for inject in (False, True)
-  )
-  comparisons.assert_close(plain, injected)
-
-
 def test_a_schedule_of_another_dtype():
   """As one that is computed from the count alone."""
   tx = optax_sam.sam(lambda count: count + 1)
@@ -89,8 +66,3 @@ def test_a_schedule_of_the_probability():
     _, state = tx.update(gradient, state, gradient, grad_fn=lambda w: w)
     ascended.append(bool(state.info.ascended))
   assert ascended == [True, True, False, False]
-
-
-def test_booleans_need_no_static_args():
-  factory = optax.inject_hyperparams(optax_sam.look_sam)
-  factory(0.05, per_leaf=True).init(training.params())

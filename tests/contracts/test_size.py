@@ -7,7 +7,6 @@ that grow with the square of their number, and take minutes to compile.
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from tests import compiling
 from tests.contracts import table
@@ -53,17 +52,3 @@ def test_programs_grow_with_the_leaves_and_not_with_their_square(name):
   tx = table.ROWS[name].alone()
   growth = _characters(tx, _MANY) / _characters(tx, _FEW)
   assert growth < 1.2 * _MANY / _FEW
-
-
-def test_the_measure_shows_a_sum_that_is_copied():
-  def update(updates, state, params=None, **_):
-    squares = [jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(updates)]
-    usable = sum(squares) > 0  # a chain of additions
-    scaled = jax.tree.map(
-      lambda g: jnp.where(usable, g, params['leaf 0']), updates
-    )
-    return scaled, state
-
-  tx = optax.GradientTransformationExtraArgs(lambda _: (), update)
-  growth = _characters(tx, _MANY) / _characters(tx, _FEW)
-  assert growth > 1.5 * _MANY / _FEW

@@ -62,16 +62,6 @@ def test_init_under_jit(name):
   comparisons.assert_equal(jax.jit(tx.init)(params), tx.init(params))
 
 
-def test_a_typed_key_under_jit():
-  """The key is a constant of the program, and the caller's own stays."""
-  key, params = jax.random.key(3), training.params()
-  tx = optax_sam.ss_sam(key=key)
-  state = jax.jit(tx.init)(params)
-  comparisons.assert_equal(state, tx.init(params))
-  jax.jit(lambda state: state, donate_argnums=0)(state)
-  assert not key.is_deleted()
-
-
 def _is_like_params(leaf):
   return leaf.ndim > 0  # the parameters have no scalars
 
@@ -87,23 +77,6 @@ def test_map_over_the_parts_that_are_like_the_parameters(name):
     ):
       marks = before[None] if _is_like_params(before) else before
       comparisons.assert_equal([after], [marks])
-
-
-@table.every_kind(table.in_chain)
-def test_shardings_of_the_parameters_fit_the_state(name):
-  tx, params = table.ROWS[name].alone(), training.params()
-  state = tx.init(params)
-  specs = jax.tree.map(lambda leaf: f'{leaf.shape}', params)
-  found = optax.tree_map_params(
-    tx,
-    lambda _, spec: spec,
-    state,
-    specs,
-    transform_non_params=lambda _: None,
-  )
-  like = sum(map(_is_like_params, jax.tree.leaves(state)))
-  copies = like // len(jax.tree.leaves(params))
-  assert jax.tree.leaves(found) == copies * jax.tree.leaves(specs)
 
 
 @table.every_kind()

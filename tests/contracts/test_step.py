@@ -1,7 +1,6 @@
 """One training step, written once, serves every method."""
 
 import jax
-import optax
 
 from tests.contracts import comparisons, table, training
 
@@ -59,29 +58,4 @@ def test_a_step_outside_of_jit_is_the_step(name):
   # norm 1: it shows their rounding a hundred times larger.
   comparisons.assert_close(
     comparisons.without_keys(inside), comparisons.without_keys(outside), 5e-5
-  )
-
-
-@table.every_kind(
-  lambda row: row.place == 'chain' and row.method.needs != 'examples'
-)
-def test_the_clean_gradient_may_come_from_elsewhere(name):
-  """A loss scale, undone before the method sees the gradient."""
-  program = training.program(name)
-
-  @jax.jit
-  def scaled_step(params, opt_state, batch):
-    value_fn = lambda p: training.loss(p, batch)
-    scaled = jax.grad(lambda p: 1024 * value_fn(p))(params)
-    grads = jax.tree.map(lambda g: g / 1024, scaled)
-    updates, opt_state = program.tx.update(
-      grads, opt_state, params, value_fn=value_fn
-    )
-    return optax.apply_updates(params, updates), opt_state
-
-  state = training.start(program.tx)
-  plain = training.train(program.step, state, range(3))
-  scaled = training.train(scaled_step, state, range(3))
-  comparisons.assert_close(
-    comparisons.without_keys(plain), comparisons.without_keys(scaled), 1e-4
   )

@@ -94,45 +94,6 @@ def test_what_is_like_the_parameters_is_in_the_chosen_dtype(name):
   assert dtypes == {jnp.dtype('bfloat16')}
 
 
-@table.every_method(
-  lambda row: row.place == 'wraps' and 'mask' in row.parameters
-)
-def test_complex_parameters_that_a_wrapper_leaves_out_descend(name):
-  losses = lambda p, batch: (
-    (jnp.sum(p['w'] ** 4) + jnp.sum(jnp.abs(p['c']) ** 2)) * batch
-  )
-  batch = jnp.ones(2)
-  row = table.METHODS[name]
-  like = {'batch_like': batch} if 'batch_like' in row.parameters else {}
-  params = {'w': jnp.ones(2), 'c': jnp.ones(2, jnp.complex64)}
-  mask = {'w': True, 'c': False}
-  tx = row.alone(mask=mask, base=lambda: optax.sgd(0.1), **like)
-  loss = lambda p: jnp.mean(losses(p, batch))
-  with jax.numpy_dtype_promotion('standard'):
-    updates, _ = tx.update(
-      jax.grad(loss)(params),
-      tx.init(params),
-      params,
-      per_example_value_fn=losses,
-      batch=batch,
-      value_fn=loss,
-    )
-  comparisons.assert_close(updates['c'], jnp.full(2, -0.2 + 0j))
-  assert float(updates['w'][0]) < -0.3
-
-
-def test_a_python_number_as_the_loss():
-  tx, params = optax_sam.sam(), training.params()
-  state = tx.init(params)
-  _, after = tx.update(
-    params,
-    state,
-    params,
-    grad_fn=lambda p: (0.5, training.gradient(p, training.batch())),
-  )
-  assert comparisons.types(after) == comparisons.types(state)
-
-
 @pytest.mark.parametrize(('size', 'count'), [(1e-4, 10), (60.0, 4096)])
 def test_a_norm_that_half_precision_cannot_hold(size, count):
   """Squares of 1e-4 vanish in float16, and sums of many overflow."""

@@ -1,7 +1,6 @@
 """Inside Optax's wrappers, and what is read out of them."""
 
 import jax
-import jax.numpy as jnp
 import optax
 import pytest
 
@@ -69,32 +68,6 @@ def test_inside_wrappers(name):
   assert all(scalar.shape == () for scalar in found.values())
   assert int(found['count']) == 1
   assert bool(found['ascended']) == bool(expected['ascended'])
-
-
-def test_different_optimizers_behind_one_method():
-  labels = {'dense': 'adam', 'norm': 'sgd'}
-  tx = optax.chain(
-    optax_sam.sam(),
-    optax.multi_transform(
-      {'adam': optax.adam(0.01), 'sgd': optax.sgd(0.1)}, labels
-    ),
-  )
-  step = compiled(tx)
-  params, _ = training.train(step, training.start(tx), range(1))
-  start = training.params()
-  direction, _ = training.direction('sam')(
-    start, optax_sam.sam().init(start), training.batch()
-  )
-  comparisons.assert_close(
-    params['norm']['scale'],
-    start['norm']['scale'] - 0.1 * direction['norm']['scale'],
-  )
-  # Adam's first step is the sign of the direction.
-  comparisons.assert_close(
-    params['dense']['bias'],
-    start['dense']['bias'] - 0.01 * jnp.sign(direction['dense']['bias']),
-    1e-5,
-  )
 
 
 @pytest.mark.parametrize('wrapper', ['masked', 'multi_transform'])

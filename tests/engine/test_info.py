@@ -38,9 +38,3 @@ def test_metrics_of_two_methods():
 def test_metrics_without_a_method():
   with pytest.raises(ValueError, match='opt_state must hold the state of a m'):
     optax_sam.metrics(optax.adam(0.1).init(training.params()))
-
-
-def test_a_solution_is_asked_of_another_optimizer():
-  params = training.params()
-  with pytest.raises(ValueError, match='one EntropySgdState, but has 0'):
-    optax_sam.outer_params(params, optax.adam(0.1).init(params))

@@ -32,17 +32,6 @@ def test_a_value_that_is_no_scalar(name):
       tx.update(params, tx.init(params), params, value_fn=value_fn)
 
 
-def test_gradient_functions_may_bring_the_loss():
-  w = jnp.array([3.0, 4.0])
-  loss = lambda w: jnp.sum(w**2)
-  tx = optax_sam.sam(0.5)
-  plain, no_loss = tx.update(w, tx.init(w), w, grad_fn=jax.grad(loss))
-  both, state = tx.update(w, tx.init(w), w, grad_fn=jax.value_and_grad(loss))
-  comparisons.assert_equal(plain, both)
-  assert float(state.info.perturbed_loss) == pytest.approx(5.5**2)
-  assert no_loss.info.perturbed_loss == 0
-
-
 def with_more(w):
   return jnp.sum(w**2), jnp.float32(7)
 

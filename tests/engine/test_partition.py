@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import optax_sam
@@ -79,16 +78,3 @@ def test_a_gradient_function_that_knows_all_leaves():
   )
   np.testing.assert_allclose(updates['weight'], 2 * jnp.ones(2), rtol=1e-6)
   assert updates['steps'] is zero
-
-
-def test_decoupled_wsam_takes_gradients_without_a_dtype():
-  params = {'w': jnp.ones(2), 'steps': jnp.arange(2)}
-  loss = lambda p: jnp.sum(p['w'] ** 4)
-  base = optax.masked(optax.sgd(0.1), {'w': True, 'steps': False})
-  tx = optax_sam.wsam_decoupled(base, learning_rate=0.1)
-  grads = jax.grad(loss, allow_int=True)(params)
-  updates, _ = tx.update(grads, tx.init(params), params, value_fn=loss)
-  alone = optax_sam.wsam_decoupled(optax.sgd(0.1), learning_rate=0.1)
-  w = {'w': params['w']}
-  expected, _ = alone.update({'w': grads['w']}, alone.init(w), w, value_fn=loss)
-  comparisons.assert_equal({'w': updates['w']}, expected)

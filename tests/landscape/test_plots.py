@@ -36,18 +36,3 @@ def test_contours_lie_where_the_losses_are():
   # Nine times as steep along the second direction: a narrow ellipse.
   width, height = np.ptp(inner, axis=0)
   assert width == pytest.approx(3 * height, rel=0.05)
-
-
-def test_a_flat_loss_can_be_drawn():
-  landscape.plot_plane(landscape.Plane(POSITIONS, np.ones((11, 11))))
-
-
-def test_given_axes_are_used():
-  _, axes = plt.subplots()
-  line = landscape.Line(POSITIONS, POSITIONS)
-  assert landscape.plot_lines({'one': line}, axes) is axes
-
-
-def test_no_line_is_an_error():
-  with pytest.raises(ValueError, match='lines must'):
-    landscape.plot_lines({})

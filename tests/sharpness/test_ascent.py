@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from optax_sam import sharpness
-from tests.sharpness.problems import network, network_loss, quadratic
+from tests.sharpness.problems import quadratic
 
 
 def test_one_step_goes_to_the_end_of_the_gradient():
@@ -22,11 +22,6 @@ def test_two_steps_by_hand():
   # On L = x the gradient is 1: two steps of a tenth of the radius.
   rise = sharpness.sam_sharpness(lambda x: x[0], jnp.ones(1), 0.5, steps=2)
   assert rise == pytest.approx(0.1, rel=1e-5)
-
-
-def test_many_steps_stay_in_the_ball():
-  rise = sharpness.sam_sharpness(lambda x: x[0], jnp.ones(1), 0.5, steps=30)
-  assert rise == pytest.approx(0.5, rel=1e-5)
 
 
 def test_many_steps_find_the_sharpest_direction():
@@ -55,15 +50,6 @@ def test_the_largest_rise_counts_not_the_last():
   assert rise == pytest.approx(max(values[1:]) - values[0], rel=1e-4)
 
 
-def test_radius_zero_is_no_rise():
-  params, batch = network()
-  for steps in (1, 3):
-    rise = sharpness.sam_sharpness(
-      network_loss, params, 0.0, steps=steps, args=(batch,)
-    )
-    assert rise == 0.0
-
-
 def test_restarts_find_a_hill_behind_a_valley():
   # From the start the gradient points away from the higher of two hills.
   def hills(x):
@@ -74,16 +60,3 @@ def test_restarts_find_a_hill_behind_a_valley():
   many = sharpness.sam_sharpness(hills, jnp.zeros(1), restarts=6, **settings)
   assert alone == pytest.approx(0.1, rel=1e-2)
   assert many > 0.8
-
-
-def test_a_restart_begins_on_the_sphere():
-  # One dimension: at either end, where the rise is largest.
-  rise = sharpness.sam_sharpness(
-    lambda x: x[0] ** 2, jnp.zeros(1), 2.0, steps=2, restarts=1
-  )
-  assert rise == pytest.approx(4.0)
-
-
-def test_one_step_has_no_restarts():
-  with pytest.raises(ValueError, match='restarts'):
-    sharpness.sam_sharpness(jnp.sum, jnp.ones(1), 1.0, restarts=1)

@@ -114,19 +114,6 @@ def test_bad_batches_are_named(batches, message):
     )
 
 
-def test_a_loader_is_gone_through_as_often_as_needed():
-  class Loader:
-    def __iter__(self):
-      yield from problems.unequal_batches(problems.network()[1])
-
-  params, batch = problems.network()
-  found, expected = (
-    sharpness.sam_sharpness(problems.network_loss, params, 0.1, **data)
-    for data in ({'batches': Loader()}, {'args': (batch,)})
-  )
-  assert found == pytest.approx(expected, rel=1e-4)
-
-
 def test_the_rise_of_the_mean_is_not_the_mean_of_rises():
   params, batch = problems.network()
   batches = problems.unequal_batches(batch)

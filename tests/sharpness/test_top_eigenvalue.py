@@ -35,15 +35,6 @@ def test_one_parameter(value):
   assert found == pytest.approx(value)
 
 
-def test_the_same_seed_gives_the_same_eigenvalue():
-  params, batch = network()
-  first, second = (
-    sharpness.top_eigenvalue(network_loss, params, args=(batch,), seed=1)
-    for _ in range(2)
-  )
-  assert first == second
-
-
 def test_no_convergence_is_an_error():
   generator = np.random.default_rng(0)
   hessian = jnp.diag(jnp.asarray(generator.uniform(0.99, 1, 400), jnp.float32))

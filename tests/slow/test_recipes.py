@@ -130,38 +130,3 @@ def test_accumulating_inside_of_grad_fn_is_the_full_batch(name):
 
   found, _ = train(name, grad_fn=grad_fn)
   assert_near(found, train(name, lambda p: loss(p, batch))[0], 1e-5)
-
-
-def test_multi_steps_behind_sam_is_m_sharpness():
-  """Each micro-batch is perturbed by its own gradient, then averaged."""
-  params, batch = problem()
-  tx = optax.chain(
-    optax_sam.sam(0.1),
-    optax.MultiSteps(
-      optax.sgd(0.1), every_k_schedule=4
-    ).gradient_transformation(),
-  )
-  state = tx.init(params)
-  found = params
-  parts = [
-    jax.tree.map(lambda x, i=i: x[4 * i : 4 * i + 4], batch) for i in range(4)
-  ]
-  for part in parts:
-    value_fn = lambda p, part=part: loss(p, part)
-    grads = jax.grad(value_fn)(found)
-    with jax.numpy_dtype_promotion('standard'):  # which MultiSteps relies on
-      updates, state = tx.update(grads, state, found, value_fn=value_fn)
-    found = optax.apply_updates(found, updates)
-
-  def perturbed(part):
-    g = jax.grad(loss)(params, part)
-    size = optax.tree.norm(g)
-    return jax.grad(loss)(
-      jax.tree.map(lambda p, g: p + 0.1 * g / size, params, g), part
-    )
-
-  gradients = [perturbed(part) for part in parts]
-  expected = jax.tree.map(
-    lambda p, *g: p - 0.1 * sum(g) / 4, params, *gradients
-  )
-  assert_near(found, expected, 1e-6)

@@ -1,7 +1,5 @@
 """Exact masks: as many entries as asked for, the same as a sort would give."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,19 +95,6 @@ def test_the_largest_rank_is_chosen_only_where_it_is_asked_for():
     assert np.flatnonzero(largest(ranks, k)).tolist() == expected
 
 
-def test_every_row_of_a_vmap_has_its_own_mask():
-  scores = jnp.array([[1.0, 1.0, 1.0, 2.0], [4.0, 3.0, 2.0, 1.0]])
-  found = jax.vmap(sparse_masks.largest)(scores, jnp.array([2, 3]))
-  assert found.astype(int).tolist() == [[1, 0, 0, 1], [1, 1, 1, 0]]
-
-
-def test_scores_may_be_differentiated():
-  def kept(x):
-    return jnp.sum(jnp.where(largest(jnp.square(x), 2), x, 0.0))
-
-  assert jax.grad(kept)(jnp.array([1.0, -3.0, 2.0])).tolist() == [0, 1, 1]
-
-
 @pytest.mark.parametrize('to_choose_from', ['scores', 'ranks'])
 def test_no_array_of_the_size_of_a_leaf_is_kept(to_choose_from):
   """Not even one bool an entry, beside what is given and returned."""
@@ -117,36 +102,6 @@ def test_no_array_of_the_size_of_a_leaf_is_kept(to_choose_from):
   given = tree if to_choose_from == 'scores' else rank_bits(tree)
   compiled = largest.lower(given, 10).compile(**compiling.READ_AS_USERS)
   assert compiled.memory_analysis().temp_size_in_bytes < 10_000
-
-
-def test_a_leaf_is_read_by_one_reduction_for_each_search():
-  lowered = largest.lower(jnp.ones((1000,)), 10)
-  text = lowered.compile(**compiling.READ_AS_USERS).as_text()
-  assert len(re.findall(r' reduce\(', text)) == 2
-  assert ' reduce-window(' not in text
-
-
-def test_ties_are_admitted_in_order():
-  tree = {'a': jnp.zeros((2, 2)), 'b': jnp.zeros(()), 'c': jnp.zeros((2,))}
-  for k in range(8):
-    found = largest(rank_bits(tree), k)
-    np.testing.assert_array_equal(joined(found), np.arange(7) < k)
-
-
-def test_nan_and_excluded_entries_are_never_chosen():
-  scores = [jnp.array([jnp.nan, 1.0, 0.0]), jnp.array([jnp.inf, jnp.nan])]
-  bits = rank_bits(scores)
-  found = largest(bits, 3)
-  assert joined(found).tolist() == [False, True, True, True, False]
-  assert joined(largest(bits, 5)).sum() == 3
-
-
-@pytest.mark.parametrize(
-  ('sparsity', 'size', 'kept'),
-  [(0.9, 10, 1), (0.5, 7, 3), (0.0, 5, 5), (1.0, 5, 0), (0.1, 10, 9)],
-)
-def test_number_of_kept_entries_is_exact(sparsity, size, kept):
-  assert sparse_masks.num_kept(sparsity, size) == kept
 
 
 @settings(max_examples=60, deadline=None)
@@ -181,17 +136,6 @@ def test_drop_and_grow_keeps_the_count(size, data):
   if moved > 0:
     assert drop[dropped].max() <= drop[mask & found].min(initial=99)
     assert grow[grown].min() >= grow[~mask & ~found].max(initial=-1)
-
-
-@pytest.mark.parametrize(('n', 'm'), [(1, 2), (2, 4), (4, 4)])
-def test_n_of_m_keeps_n_in_every_group_of_inputs(n, m):
-  score = jax.random.uniform(jax.random.key(0), (3, 4, 5))
-  mask = np.asarray(sparse_masks.n_of_m(score, n, m)).reshape(-1, m, 5)
-  np.testing.assert_array_equal(mask.sum(axis=1), n)
-  groups = np.asarray(score).reshape(-1, m, 5)
-  kept = np.where(mask, groups, np.inf).min(axis=1)
-  left = np.where(mask, -np.inf, groups).max(axis=1)
-  assert (kept > left).all()
 
 
 def test_n_of_m_breaks_ties_and_passes_what_it_cannot_group():
