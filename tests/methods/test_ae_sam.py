@@ -105,3 +105,20 @@ def test_no_deviation_exceeds_what_the_moments_can_show():
   with pytest.warns(UserWarning, match='no step ascends'):
     tx = SAM(total_steps=200, **lambdas)
   assert not checks.decisions(tx, given).any()
+
+
+def test_moments_by_hand():
+  tx = SAM(total_steps=2, decay=0.9, lambda_1=0.0, lambda_2=1.0)
+  w = jnp.zeros(1)
+  state = tx.init(w)
+  # c = 1 at the first step and 1/2 at the second.
+  for x, mean, root, c in (
+    (1.0, 0.1, 0.284605, 1.0),
+    (2.0, 0.29, 0.604409, 0.5),
+  ):
+    _, state = tx.update(jnp.full(1, x**0.5), state, w, grad_fn=lambda p: p)
+    policy = state.policy
+    np.testing.assert_allclose(policy.squared_norm, x, rtol=1e-6)
+    np.testing.assert_allclose(policy.mean, mean, rtol=1e-5)
+    np.testing.assert_allclose(jnp.sqrt(policy.variance), root, rtol=1e-5)
+    np.testing.assert_allclose(policy.threshold, mean + c * root, rtol=1e-5)

@@ -22,6 +22,15 @@ test_golden_values = checks.golden(
   ({'p': np.inf}, (0.36909565, -0.22745824, 0.02918378, 0.84681872)),
   ({'ascent_steps': 3}, (0.39830937, -0.26464339, -0.00718991, 0.90246911)),
 )
+
+
+@pytest.mark.usefixtures('float64')
+def test_golden_values_of_the_base_optimizer():
+  expected = (0.40986725, -0.28400597, -0.02406190, 0.92816116)
+  quartic = checks.QUARTIC
+  checks.assert_golden(checks.run(quartic.base(), quartic).path, expected)
+
+
 test_is_base = checks.is_base(optax_sam.sam, {'mask': False})
 test_is_sam = checks.is_sam(
   optax_sam.sam,

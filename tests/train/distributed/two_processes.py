@@ -181,6 +181,30 @@ def test_a_checkpoint_is_read_on_any_mesh(mesh, saved):
   assert all(x.sharding == y.sharding for x, y in zip(*leaves, strict=True))
 
 
+def test_what_one_process_cannot_read_none_takes(saved, monkeypatch):
+  path, _ = saved
+  original = checkpoints._alone
+  reads = []
+
+  def alone():
+    reads.append(0)
+    if processes.is_first() or len(reads) > 1:
+      return original()
+    msg = 'a bad disk'
+    raise ValueError(msg)
+
+  said = []
+  monkeypatch.setattr(checkpoints, '_alone', alone)
+  with checkpoints.Checkpoints(path, {}) as store:
+    like = trainer('sam', 'data=4').start(seed=1).state
+    assert store.restore(like, said.append).step == 1
+  (line,) = said
+  assert 'The checkpoint of step 2 is damaged: ' in line
+  assert 'a bad disk' in line
+  multihost_utils.sync_global_devices('read')
+  assert sorted(problems.names(path)) == ['1']
+
+
 @pytest.mark.parametrize(
   ('arguments', 'named'),
   [
