@@ -105,7 +105,7 @@ def take_step(
     norm = tree_math.norm(inside)
     return Ascent(epsilon, perturbation_state, norm, selected.descent)
 
-  def of_batch(
+  def second_of(
     view: LossView, clean: optax.Updates, ascent: Ascent | None, times: float
   ) -> Second:
     """Takes the gradient at `w + times * epsilon`."""
@@ -125,30 +125,29 @@ def take_step(
       optax.tree.cast_like(ascent.norm, state.info.ascent_norm),
     )
 
-  def of_parts(size: int, times: float) -> Second:
+  def mean_over_parts(size: int, times: float) -> Second:
     """Perturbs every part of the batch by its own gradient; their mean."""
 
     def of_part(batch: Any) -> Second:
       part = view.on(batch)
       gradient = plan.ascent(part.value_and_grad(w)[1])
-      second = of_batch(part, gradient, None, times)
+      second = second_of(part, gradient, None, times)
       weight = part.num_examples / view.num_examples
       return jax.tree.map(lambda x: weight * tree_math.widen(x), second)
 
     _ = view.num_examples  # says what is missing, if it is
     return sum_over_chunks(of_part, view.batch, size, plan.axis_name)
 
-  # Statistics must not miss a step, skipped or not.
   ascent_gradient = averaged if plan.is_synced else local
-  known = None
-  if jax.tree.leaves(state.perturbation):
-    known = perturb(view, ascent_gradient)
+  # Statistics must not miss a step, skipped or not.
+  has_statistics = bool(jax.tree.leaves(state.perturbation))
+  advanced = perturb(view, ascent_gradient) if has_statistics else None
 
   def second_at(times: float) -> Second:
     if selection.micro_batch_size is None:
-      found = of_batch(view, ascent_gradient, known, times)
+      found = second_of(view, ascent_gradient, advanced, times)
     else:
-      found = of_parts(selection.micro_batch_size, times)
+      found = mean_over_parts(selection.micro_batch_size, times)
     gradient = optax.tree.cast_like(found.gradient, local)
     return plan.perturbed(found._replace(gradient=gradient))
 
@@ -156,26 +155,26 @@ def take_step(
     second = second_at(1)
     at = lambda t: second.gradient if t == 1 else second_at(t).gradient
     clean = averaged if plan.by_descent else local
-    direction, kept = descent.on_ascent(clean, at, state.descent)
+    direction, descent_state = descent.on_ascent(clean, at, state.descent)
     found = plan.ascended((direction, second.norm, second.loss))
-    return *found, kept
+    return *found, descent_state
 
   def skipping() -> tuple[optax.Updates, jax.Array, jax.Array, Any]:
-    direction, kept = descent.on_skip(averaged, state.descent)
+    direction, descent_state = descent.on_skip(averaged, state.descent)
     last = (state.info.ascent_norm, state.info.perturbed_loss)
-    return direction, *plan.skipped(last), kept
+    return direction, *plan.skipped(last), descent_state
 
   taken = decided if ascend is None else ascend
   if isinstance(taken, jax.core.Tracer):
-    *found, kept = jax.lax.cond(taken, ascending, skipping)
+    *found, descent_state = jax.lax.cond(taken, ascending, skipping)
   else:
-    *found, kept = ascending() if taken else skipping()
+    *found, descent_state = ascending() if taken else skipping()
   direction, norm, loss = plan.output(tuple(found))
   return direction, info.advance(
     state._replace(
-      perturbation=state.perturbation if known is None else known.state,
+      perturbation=state.perturbation if advanced is None else advanced.state,
       policy=policy_state,
-      descent=kept,
+      descent=descent_state,
     ),
     norm,
     loss,
