@@ -58,8 +58,6 @@ def keep_dynamic(
     return DynamicState(jnp.zeros((), jnp.int32), mask, typed)
 
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-    axis_name = None if extra.get('is_synced') else extra.get('axis_name')
-
     def ranks(source: str, draw: int, gradient: Any) -> Any:
       if source == 'random':
         step_key = jax.random.fold_in(state.key, state.count)
@@ -69,7 +67,7 @@ def keep_dynamic(
       return jax.tree.map(lambda x: sparse_masks.rank_bits(jnp.abs(x)), scores)
 
     def refresh() -> Any:
-      gradient = devices.average(updates, axis_name)
+      gradient = devices.average_ascent(updates, **extra)
       dtype = tree_math.accumulator_dtype(updates)
       number = lambda x: jnp.asarray(x, dtype)
       progress = jnp.minimum(number(state.count) / number(total_steps), 1.0)
