@@ -9,7 +9,8 @@ import optax_sam
 from tests.contracts import table
 
 _RADIUS = [-0.1, float('nan'), '0.05', None, True, [0.05], 1j]
-# An argument, bad values of it; checked on every method that has it.
+# An argument, bad values of it; checked on every method that has it. Every
+# other argument must refuse a word.
 _BAD = {
   'accumulator_dtype': ['int32', 'half a float', 16],
   'alpha': [-0.1, 1.0, 1.1, float('nan'), None],
@@ -92,7 +93,10 @@ _UNCHECKED = {'mask', 'axis_name', 'scaled', 'batch_like'}
 
 def _bad(row, argument):
   """Returns the values of an argument that a method must refuse."""
-  values = _RADIUS if argument == row.radius else _BAD.get(argument, ())
+  if argument in _UNCHECKED:
+    return []
+  is_radius = argument == row.radius
+  values = _RADIUS if is_radius else _BAD.get(argument, ['no such value'])
   good = _GOOD.get((row.name, argument), ())
   # Of two equal numbers, a bool is none.
   return [x for x in values if isinstance(x, bool) or x not in good]
@@ -101,7 +105,6 @@ def _bad(row, argument):
 @table.every_method()
 def test_bad_values_are_refused(name):
   row = table.METHODS[name]
-  assert set(row.parameters) <= _BAD.keys() | _UNCHECKED | {row.radius}
   for argument in row.parameters:
     for value in _bad(row, argument):
       given = {**row.settings(), argument: value}
