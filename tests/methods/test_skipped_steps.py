@@ -94,7 +94,9 @@ def test_a_branch_of_the_callers_choice(case):
     updates, state = programs[None](params, state, batch)
     decided = bool(optax_sam.metrics(state)['decided'])
     same = comparisons.without_keys((updates, state))
-    comparisons.assert_close(comparisons.without_keys(found[decided]), same)
+    # LookSAM scales a small difference to length 1, and its rounding with it.
+    taken = comparisons.without_keys(found[decided])
+    comparisons.assert_close(taken, same, 1e-5)
     # The branch that wasn't taken: the statistics went on all the same.
     _, other = found[not decided]
     told = optax_sam.metrics(other)
