@@ -1,6 +1,7 @@
 """The catalog states facts about the code: they are checked here."""
 
 import inspect
+import pathlib
 import re
 
 import jax
@@ -144,3 +145,13 @@ def test_state_is_what_the_row_says(name):
   assert len(keys) == ('PRNG key' in stated)
   assert len(like_params) == sum(SIZES.get(entry, 0) for entry in stated)
   assert any(x.dtype == bool for x in like_params) == ('mask' in stated)
+
+
+def test_every_method_is_in_the_file_of_its_family():
+  package = pathlib.Path(optax_sam.__file__).parent
+  files = [x for x in package.rglob('*.py') if x.stem != '__init__']
+  families = {x.stem for x in files if x.parent == package / 'methods'}
+  assert families == {row.family for row in METHODS.values()}
+  for name, row in METHODS.items():
+    assert set(row.family.split('_')) <= set(name.split('_'))
+  assert len({x.stem for x in files}) == len(files)  # no name twice
