@@ -94,7 +94,7 @@ def advance(
   Args:
     state: state before the step.
     ascent_norm: norm of the ascent gradient, averaged over the devices.
-    perturbed_loss: loss at the perturbed parameters, likewise; None if a
+    perturbed_loss: averaged loss at the perturbed parameters; None if a
       `grad_fn` returned none.
     ascended: whether the step took the second gradient.
     decided: whether the policy decided so.

@@ -91,7 +91,7 @@ def top_k(ascent: float | None, descent: float) -> Selection:
   Args:
     ascent: size of the first set: examples if an int of at least 1, a share of
       the batch if a float in (0, 1]. None takes no ascent gradient at all.
-    descent: size of the second set, likewise.
+    descent: size of the second set, in the same way.
 
   Returns:
     A stateless selection.

@@ -37,8 +37,8 @@ def frob_sam(
   `c` is half of the gradient of the variance of the losses. To leading order
   `u` is the gradient of `L + penalty / 2 * norm(grad L)^2 + penalty * rho^2 / 4
   * norm(H)_F^2`, with the Frobenius norm of the Hessian H. A factor on the loss
-  scales the penalty too. A penalty whose norm is not finite is left out. We
-  read the rule and the defaults and ran no program.
+  scales the penalty too. A penalty that overflows at finite losses is left out.
+  We read the rule and the defaults and ran no program.
 
   Args:
     rho: standard deviation of each entry of a perturbation, at least 0, or a
@@ -134,8 +134,9 @@ def _penalize(
     return sum(terms[1:], terms[0])
 
   total = jax.tree.map(added, clean, *gradients)
-  # The terms of huge gradients overflow, and their sum may be inf - inf.
-  usable = jnp.isfinite(tree_math.norm(total))
+  # The terms of huge gradients overflow, and their sum may be inf - inf. A loss
+  # that isn't finite must show in the direction.
+  usable = jnp.isfinite(tree_math.norm(total)) | ~jnp.isfinite(loss)
 
   def leaf(g: jax.Array, total: jax.Array) -> jax.Array:
     total = jnp.where(usable, total, 0)
