@@ -111,7 +111,7 @@ def test_needs_names_the_missing_function_of_the_loss(name):
   assert takes_a_step(name, per_example_value_fn=losses, batch=BATCH)
 
 
-# Arrays of the shape of the parameters that an entry of `state` stands for.
+# How many trees like the parameters each entry of `state` means.
 SIZES = {
   'average of gradients': 1,
   'average of the weights': 1,

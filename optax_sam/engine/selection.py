@@ -1,9 +1,9 @@
 """Selections: which examples of the batch feed each of the two gradients?
 
-A selection has `init(params)` for what it stores, and `select(view,
-params, state, count)`, which names the objective of the ascent gradient and,
-given the perturbed parameters, that of the descent gradient. Chosen examples
-are gathered before a gradient is taken, so that the others cost nothing.
+A selection has `init(params)` for its state, and `select(view, params, state,
+count)`, which returns the loss of the ascent gradient and, given the perturbed
+parameters, that of the second gradient. Chosen examples are gathered before a
+gradient is taken, so that the others cost nothing.
 
 Rows that only fill a batch up must have the loss 0, whatever the parameters:
 `jnp.where(is_example, losses, 0)`. They count as rows in all sizes and means.

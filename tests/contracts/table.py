@@ -177,7 +177,7 @@ class Row:
     return self.of_method(self.part(opt_state))
 
   def of_method(self, state: Any) -> Any:
-    """Returns the state of the method alone, likewise."""
+    """Returns the state of the method alone."""
     state = getattr(state, 'inner_state', state)
     return state._replace(base=()) if self.place == 'wraps' else state
 

@@ -59,7 +59,7 @@ def test_average_of_any_tree_is_wide():
   assert after['w'].dtype == jnp.float32
   assert after['w'].tolist() == [1.5, 1.5]
   assert (int(after['n']), float(after['b'])) == (2, 0.5)
-  # What stands still stays where it is to the bit, after any number of steps.
+  # Parameters that do not change leave the average unchanged to the bit.
   still = BUILD()
   w = jnp.asarray(logits_of(0), 'float32')
   np.testing.assert_array_equal(still.update(w, still.init(w)).average, w)

@@ -8,7 +8,7 @@ from tests.oracles.step import of_length
 
 
 def outliers(leaf, shape, quantile):
-  """Keeps what stands out of a leaf of two axes or more, by sorting."""
+  """Zeroes all but the outliers of a leaf with two axes or more, by sorting."""
   if len(shape) < 2:
     return leaf
   centred = leaf - leaf.mean(axis=-1, keepdims=True)
