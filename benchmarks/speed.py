@@ -56,7 +56,7 @@ class Runner:
     if not info.states(self._state.opt_state, SharpnessAwareState):
       return None
     found = optax_sam.metrics(self._state.opt_state)
-    share = int(found['second_gradients']) / int(found['count'])
+    share = int(found['second_gradients']) / int(found['step_count'])
     if self.row.share not in (None, share):
       msg = f'{self.row.name} took the second gradient at {share} of its steps'
       raise RuntimeError(msg)

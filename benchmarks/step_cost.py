@@ -144,7 +144,7 @@ class Runner:
     if self.row.share is None:
       return
     found = optax_sam.metrics(self._state.opt_state)
-    share = int(found['second_gradients']) / int(found['count'])
+    share = int(found['second_gradients']) / int(found['step_count'])
     if share != self.row.share:
       msg = f'{self.row.name} took the second gradient at {share} of its steps'
       raise RuntimeError(msg)

@@ -190,7 +190,7 @@ def test_nnx_statistics_are_those_of_one_clean_pass(name):
     assert int(model.dropout.rngs.count[...]) == number + 1
     assert distance(params_of(model), params) > 1e-3
   metrics = optax_sam.metrics(nnx.as_pure(optimizer.opt_state))
-  assert int(metrics['count']) == 2
+  assert int(metrics['step_count']) == 2
 
 
 def test_both_passes_of_linen_see_one_dropout_mask():

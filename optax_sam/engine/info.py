@@ -35,7 +35,7 @@ class SharpnessAwareState(NamedTuple):
   """State of `sharpness_aware`.
 
   Attributes:
-    count: number of steps so far, a scalar int32.
+    step_count: number of steps so far, a scalar int32.
     perturbation: state of the perturbation.
     policy: state of the policy.
     descent: state of the descent.
@@ -43,7 +43,7 @@ class SharpnessAwareState(NamedTuple):
     info: what the last steps did.
   """
 
-  count: jax.Array
+  step_count: jax.Array
   perturbation: Any
   policy: Any
   descent: Any
@@ -65,7 +65,7 @@ def first_state(params: optax.Params) -> SharpnessAwareState:
   """
   scalar = jnp.zeros((), tree_math.accumulator_dtype(params))
   return SharpnessAwareState(
-    count=jnp.zeros((), jnp.int32),
+    step_count=jnp.zeros((), jnp.int32),
     perturbation=optax.EmptyState(),
     policy=optax.EmptyState(),
     descent=optax.EmptyState(),
@@ -104,7 +104,7 @@ def advance(
     perturbed_loss = last.perturbed_loss
   ascended = jnp.asarray(ascended)
   return state._replace(
-    count=tree_math.increment(state.count),
+    step_count=tree_math.increment(state.step_count),
     info=SharpnessAwareInfo(
       ascended=ascended,
       # A buffer of its own: the same one can't be donated twice.
@@ -128,11 +128,12 @@ def metrics(opt_state: Any) -> dict[str, Any]:
       in a chain or wrapped.
 
   Returns:
-    A flat dict of arrays of shape (): `count`, the fields of
+    A flat dict of arrays of shape (): `step_count`, the fields of
     `SharpnessAwareInfo` (`ascended`, `decided`, `second_gradients`,
     `ascent_norm`, `perturbed_loss`), and whatever scalars the choices keep,
     such as `policy/threshold` of `ae_sam` or `descent/ratio` of `look_sam`.
-    Several elements are told apart by a number in front: `0/count`, `1/count`.
+    Several elements are told apart by a number in front, as in
+    `0/step_count` and `1/step_count`.
 
   Raises:
     ValueError: if there is no such element, or if it holds no arrays, as in
@@ -141,8 +142,8 @@ def metrics(opt_state: Any) -> dict[str, Any]:
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax_sam.look_sam(), optax.sgd(0.1))
   >>> sorted(optax_sam.metrics(tx.init(jnp.ones(3))))
-  ['ascended', 'ascent_norm', 'count', 'decided', 'descent/ratio',
-  'perturbed_loss', 'policy/count', 'second_gradients']
+  ['ascended', 'ascent_norm', 'decided', 'descent/ratio', 'perturbed_loss',
+  'policy/step_count', 'second_gradients', 'step_count']
   """
   found = states(opt_state, SharpnessAwareState)
   if not found:
@@ -152,9 +153,10 @@ def metrics(opt_state: Any) -> dict[str, Any]:
       'optax.sgd(0.1)).'
     )
     raise ValueError(msg)
-  if not all(isinstance(state.count, _ARRAYS) for state in found):
+  if not all(isinstance(state.step_count, _ARRAYS) for state in found):
+    kind = type(found[0].step_count).__name__
     msg = (
-      f'opt_state must hold arrays, got a {type(found[0].count).__name__}: '
+      f'opt_state must hold arrays, got a {kind}: '
       f'for an NNX optimizer write metrics(nnx.as_pure(optimizer.opt_state)).'
     )
     raise ValueError(msg)
@@ -168,7 +170,7 @@ def metrics(opt_state: Any) -> dict[str, Any]:
 
 
 def _scalars(state: SharpnessAwareState) -> dict[str, Any]:
-  scalars = {'count': state.count, **state.info._asdict()}
+  scalars = {'step_count': state.step_count, **state.info._asdict()}
   for choice in ('perturbation', 'policy', 'descent', 'selection'):
     scalars.update(_fields(getattr(state, choice), choice))
   return scalars

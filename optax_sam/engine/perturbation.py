@@ -22,9 +22,9 @@ from optax_sam.trees import tree_math
 
 
 class RadiusState(NamedTuple):
-  """State of a radius that is a schedule: `count` of the steps so far."""
+  """State of a radius that is a schedule: `step_count` of the steps so far."""
 
-  count: jax.Array
+  step_count: jax.Array
 
 
 def with_radius(
@@ -53,8 +53,8 @@ def with_radius(
   ) -> tuple[Any, Any]:
     radius = rho
     if callable(rho):
-      radius = rho(state.count)
-      state = RadiusState(tree_math.increment(state.count))
+      radius = rho(state.step_count)
+      state = RadiusState(tree_math.increment(state.step_count))
     return perturb(radius, updates, params=params, **extra_args), state
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -101,10 +101,10 @@ def scale_to_radius(
 class RandomState(NamedTuple):
   """State of what draws anew at every step.
 
-  `count` of the steps so far, and the typed `key` that all draws derive from.
+  `step_count` of the steps so far, and the typed `key` of all draws.
   """
 
-  count: jax.Array
+  step_count: jax.Array
   key: jax.Array
 
   @classmethod
@@ -114,7 +114,7 @@ class RandomState(NamedTuple):
 
   def advance(self) -> 'RandomState':
     """Returns the state of the next step."""
-    return self._replace(count=tree_math.increment(self.count))
+    return self._replace(step_count=tree_math.increment(self.step_count))
 
 
 def keep_random_tensors(
@@ -188,7 +188,7 @@ def _keep_at_random(
     updates: Any, state: Any, params: Any = None
   ) -> tuple[Any, RandomState]:
     del params
-    draw = jax.random.fold_in(state.key, state.count)
+    draw = jax.random.fold_in(state.key, state.step_count)
     leaves, structure = jax.tree.flatten(updates)
     kept = [
       jnp.where(

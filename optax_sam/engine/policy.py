@@ -37,15 +37,15 @@ class Policy(NamedTuple):
 
 
 class EveryState(NamedTuple):
-  """State of `every`: `count` of the steps so far."""
+  """State of `every`: `step_count` of the steps so far."""
 
-  count: jax.Array
+  step_count: jax.Array
 
 
 class AfterState(NamedTuple):
-  """State of `after`: `count` of the steps, and state of its `policy`."""
+  """State of `after`: `step_count` of the steps, and state of its `policy`."""
 
-  count: jax.Array
+  step_count: jax.Array
   policy: Any
 
 
@@ -98,8 +98,8 @@ def every(period: int) -> Policy:
     grads: optax.Updates, state: EveryState
   ) -> tuple[jax.Array, EveryState]:
     del grads
-    ascend = state.count % jnp.asarray(period, jnp.int32) == 0
-    return ascend, EveryState(tree_math.increment(state.count))
+    ascend = state.step_count % jnp.asarray(period, jnp.int32) == 0
+    return ascend, EveryState(tree_math.increment(state.step_count))
 
   return Policy(init, decide, reads_gradient=False)
 
@@ -136,8 +136,8 @@ def after(start: int, policy: Policy | None = None) -> Policy:
     grads: optax.Updates, state: AfterState
   ) -> tuple[jax.Array, AfterState]:
     ascend, inner = followed.decide(grads, state.policy)
-    started = state.count >= jnp.asarray(start, jnp.int32)
-    new_state = AfterState(tree_math.increment(state.count), inner)
+    started = state.step_count >= jnp.asarray(start, jnp.int32)
+    new_state = AfterState(tree_math.increment(state.step_count), inner)
     return started & jnp.asarray(ascend), new_state
 
   return Policy(init, decide, reads_gradient=followed.reads_gradient)

@@ -80,7 +80,7 @@ def take_step(
 
   def perturb(view: LossView, clean: optax.Updates) -> Ascent:
     """Computes the perturbation and the next state of its statistics."""
-    selected = selection.select(view, w, state.selection, state.count)
+    selected = selection.select(view, w, state.selection, state.step_count)
     ascent = view if selected.ascent is None else selected.ascent
 
     def gradient_at(point: optax.Params) -> optax.Updates:

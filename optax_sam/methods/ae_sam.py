@@ -18,13 +18,13 @@ from optax_sam.trees import tree_math
 
 
 class SharpGradientsState(NamedTuple):
-  """State of `on_sharp_gradients`: scalars, float32 or wider except `count`.
+  """State of `on_sharp_gradients`: `step_count` and four float scalars.
 
   `mean` and `variance` are the moments of the squared norms, `squared_norm` the
   last finite one, and `threshold` what it had to reach for an ascent step.
   """
 
-  count: jax.Array
+  step_count: jax.Array
   squared_norm: jax.Array
   mean: jax.Array
   variance: jax.Array
@@ -74,14 +74,16 @@ def on_sharp_gradients(
     mean = past * state.mean + present * squared_norm
     deviation = jnp.square(squared_norm - mean)
     variance = past * state.variance + present * deviation
-    progress = jnp.minimum(number(state.count) / number(total_steps), 1)
+    progress = jnp.minimum(number(state.step_count) / number(total_steps), 1)
     factor = progress * number(lambda_1) + (1 - progress) * number(lambda_2)
     threshold = mean + factor * jnp.sqrt(variance)
     finite = jnp.isfinite(squared_norm) & jnp.isfinite(variance)
-    count = tree_math.increment(state.count)
+    count = tree_math.increment(state.step_count)
     found = SharpGradientsState(count, squared_norm, mean, variance, threshold)
     ascend = finite & (squared_norm >= threshold)
-    return ascend, optax.tree.where(finite, found, state._replace(count=count))
+    return ascend, optax.tree.where(
+      finite, found, state._replace(step_count=count)
+    )
 
   return Policy(init, decide)
 

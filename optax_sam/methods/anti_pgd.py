@@ -14,9 +14,9 @@ from optax_sam.trees.random_trees import draw_normal
 
 
 class AntiPgdState(NamedTuple):
-  """State of `anti_pgd`: `count` of steps, PRNG `key`, `scale` of the noise."""
+  """State of `anti_pgd`: `step_count`, PRNG `key`, `scale` of the noise."""
 
-  count: jax.Array
+  step_count: jax.Array
   key: jax.Array
   scale: jax.Array
 
@@ -72,11 +72,11 @@ def anti_pgd(
     return AntiPgdState(jnp.zeros((), jnp.int32), validation.as_key(key), scale)
 
   def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
-    scale = sigma(state.count) if callable(sigma) else sigma
+    scale = sigma(state.step_count) if callable(sigma) else sigma
     scale = jnp.asarray(scale, state.scale.dtype)
     leaves = partition.Leaves.of(updates)
     inside = leaves.split(updates)
-    count = tree_math.increment(state.count)
+    count = tree_math.increment(state.step_count)
     new_state = AntiPgdState(count, state.key, scale)
     before, after = _noise(state, inside), _noise(new_state, inside)
     inside = _add(inside, optax.tree.sub(after, before))
@@ -110,7 +110,7 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
 
 
 def _noise(state: AntiPgdState, like: optax.Params) -> optax.Params:
-  noise = draw_normal(state.key, state.count, like)
+  noise = draw_normal(state.key, state.step_count, like)
   return jax.tree.map(lambda z: state.scale.astype(z.dtype) * z, noise)
 
 

@@ -122,7 +122,7 @@ def b_sam(
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
     view = LossView.open(params, extra, axis_name=axis_name)
     w, s = view.leaves.split(params), state.precision
-    count = state.ascent.count
+    count = state.ascent.step_count
     radius = rho(count) if callable(rho) else rho
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     step_key = jax.random.fold_in(state.key, count)

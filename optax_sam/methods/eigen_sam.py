@@ -16,12 +16,12 @@ from optax_sam.trees.random_trees import draw_signs
 
 
 class EigenvectorState(NamedTuple):
-  """State of `scale_toward_eigenvector`: `count` and `direction`.
+  """State of `scale_toward_eigenvector`: `step_count` and `direction`.
 
   `direction` is the estimate of the eigenvector, of length 1.
   """
 
-  count: jax.Array
+  step_count: jax.Array
   direction: optax.Updates
 
 
@@ -90,10 +90,10 @@ def scale_toward_eigenvector(
       return optax.tree.cast_like(found, state.direction)
 
     keep = lambda: state.direction
-    direction = on_refresh(state.count, refresh_every, refresh, keep)
-    radius = rho(state.count) if callable(rho) else rho
+    direction = on_refresh(state.step_count, refresh_every, refresh, keep)
+    radius = rho(state.step_count) if callable(rho) else rho
     epsilon = _combine(radius, alpha, updates, direction)
-    count = tree_math.increment(state.count)
+    count = tree_math.increment(state.step_count)
     return epsilon, EigenvectorState(count, direction)
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -16,10 +16,10 @@ from optax_sam.trees.random_trees import draw_direction
 class EntropySgdState(NamedTuple):
   """State of `entropy_sgd`: `outer` is x, `mean` is mu and `momentum` is v.
 
-  They are float32 or wider. `count` counts the calls, `key` is a PRNG key.
+  They are float32 or wider. `step_count` counts the calls, `key` is a PRNG key.
   """
 
-  count: jax.Array
+  step_count: jax.Array
   outer: optax.Params
   mean: optax.Params
   momentum: optax.Updates
@@ -116,12 +116,12 @@ def entropy_sgd(
     gradient = optax.tree.cast_like(devices.average(local, axis_name), x)
     is_finite = jnp.isfinite(tree_math.norm(gradient))
     rate, eta = (
-      value(state.count) if callable(value) else value
+      value(state.step_count) if callable(value) else value
       for value in (learning_rate, inner_learning_rate)
     )
-    count = tree_math.increment(state.count)
+    count = tree_math.increment(state.step_count)
     period = jnp.asarray(inner_steps, count.dtype)
-    rounds = state.count // period + 1
+    rounds = state.step_count // period + 1
     add = lambda v, g: 0.9 * v + g
 
     def step(w: Any, x: Any, g: Any, v: Any, z: Any) -> jax.Array:
@@ -132,7 +132,7 @@ def entropy_sgd(
       return w - number(eta) * drift + jump
 
     def move() -> optax.Params:
-      z = draw_direction(jax.random.fold_in(state.key, state.count), w)
+      z = draw_direction(jax.random.fold_in(state.key, state.step_count), w)
       return jax.tree.map(step, w, x, gradient, state.momentum, z)
 
     # Behind a conditional the end is in memory: XLA would compute it, and the

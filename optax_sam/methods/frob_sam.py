@@ -80,8 +80,8 @@ def frob_sam(
     if ascend is False:
       return skip(view, clean, state)
     w = leaves.split(view.params)
-    radius = rho(draws.count) if callable(rho) else rho
-    step_key = jax.random.fold_in(draws.key, draws.count)
+    radius = rho(draws.step_count) if callable(rho) else rho
+    step_key = jax.random.fold_in(draws.key, draws.step_count)
     samples = []
     for sample in range(num_samples):
       z = draw_direction(jax.random.fold_in(step_key, sample), leaves.inside(w))

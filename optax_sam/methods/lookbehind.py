@@ -84,7 +84,7 @@ def lookbehind(
     leaves, info = view.leaves, state.ascent.info
     w, clean = leaves.split(params), leaves.split(updates)
     devices.check_local(clean, axis_name)
-    count = state.ascent.count
+    count = state.ascent.step_count
     radius = rho(count) if callable(rho) else rho
 
     ascent = devices.average(clean, axis_name) if sync_ascent else clean

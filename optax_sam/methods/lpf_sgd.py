@@ -97,19 +97,19 @@ def lpf_sgd(
       return skip(view, clean, state)
     w = leaves.split(view.params)
     inside = leaves.inside(w)
-    start = gamma(draws.count) if callable(gamma) else gamma
+    start = gamma(draws.step_count) if callable(gamma) else gamma
 
     def deviation(weights: jax.Array) -> jax.Array:
       wide = tree_math.widen(weights)
       number = lambda x: jnp.asarray(x).astype(wide.dtype)
-      progress = jnp.minimum(number(draws.count) / number(total_steps), 1)
+      progress = jnp.minimum(number(draws.step_count) / number(total_steps), 1)
       grown = (number(final_ratio) - 1) * (1 - jnp.cos(math.pi * progress)) / 2
       axes = tuple(range(wide.ndim - 1 if wide.ndim > 1 else wide.ndim))
       squares = jnp.sum(jnp.square(wide), axis=axes, keepdims=True)
       return number(start) * (1 + grown) * jnp.sqrt(squares)
 
     deviations = jax.tree.map(deviation, inside)
-    step_key = jax.random.fold_in(draws.key, draws.count)
+    step_key = jax.random.fold_in(draws.key, draws.step_count)
 
     def point(part: Any) -> optax.Params:
       z = draw_direction(jax.random.fold_in(step_key, part), inside)

@@ -115,7 +115,7 @@ def sampa(
       )
       raise ValueError(msg)
     w, like = leaves.split(params), leaves.split(updates)
-    count, ahead = state.ascent.count, state.gradient
+    count, ahead = state.ascent.step_count, state.gradient
     radius = rho(count) if callable(rho) else rho
     is_first = count == 0
 

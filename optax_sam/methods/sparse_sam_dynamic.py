@@ -14,9 +14,9 @@ from optax_sam.trees import sparse_masks, tree_math
 
 
 class DynamicState(NamedTuple):
-  """State of `keep_dynamic`: `count` of steps, `mask` of bools, PRNG `key`."""
+  """State of `keep_dynamic`: `step_count`, `mask` of bools, PRNG `key`."""
 
-  count: jax.Array
+  step_count: jax.Array
   mask: Any
   key: jax.Array
 
@@ -60,7 +60,7 @@ def keep_dynamic(
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
     def ranks(source: str, draw: int, gradient: Any) -> Any:
       if source == 'random':
-        step_key = jax.random.fold_in(state.key, state.count)
+        step_key = jax.random.fold_in(state.key, state.step_count)
         draw_key = jax.random.fold_in(step_key, draw)
         return sparse_masks.random_bits(draw_key, updates)
       scores = gradient if source == 'gradient' else params
@@ -70,7 +70,9 @@ def keep_dynamic(
       gradient = devices.average_ascent(updates, **extra)
       dtype = tree_math.accumulator_dtype(updates)
       number = lambda x: jnp.asarray(x, dtype)
-      progress = jnp.minimum(number(state.count) / number(total_steps), 1.0)
+      progress = jnp.minimum(
+        number(state.step_count) / number(total_steps), 1.0
+      )
       rate = number(drop_rate) / 2 * (1 + jnp.cos(jnp.pi * progress))
       size = tree_math.size(updates)
       active = sparse_masks.num_kept(sparsity, size)
@@ -82,9 +84,11 @@ def keep_dynamic(
       usable = tree_math.is_usable(tree_math.norm(gradient))
       return optax.tree.where(usable, mask, state.mask)
 
-    mask = on_refresh(state.count, refresh_every, refresh, lambda: state.mask)
+    mask = on_refresh(
+      state.step_count, refresh_every, refresh, lambda: state.mask
+    )
     kept = jax.tree.map(lambda m, g: jnp.where(m, g, 0), state.mask, updates)
-    count = tree_math.increment(state.count)
+    count = tree_math.increment(state.step_count)
     return kept, DynamicState(count, mask, state.key)
 
   return optax.GradientTransformationExtraArgs(init, update)

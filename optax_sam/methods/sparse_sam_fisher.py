@@ -19,9 +19,9 @@ _FISHER_CHUNK = 16  # examples whose gradients are in memory at a time
 
 
 class TopFisherState(NamedTuple):
-  """State of `keep_top_fisher`: `count` of steps and `mask` of bools."""
+  """State of `keep_top_fisher`: `step_count` of steps and `mask` of bools."""
 
-  count: jax.Array
+  step_count: jax.Array
   mask: Any
 
 
@@ -69,9 +69,11 @@ def keep_top_fisher(
       finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
       return optax.tree.where(jnp.all(finite), mask, state.mask)
 
-    mask = on_refresh(state.count, refresh_every, refresh, lambda: state.mask)
+    mask = on_refresh(
+      state.step_count, refresh_every, refresh, lambda: state.mask
+    )
     kept = jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, updates)
-    return kept, TopFisherState(tree_math.increment(state.count), mask)
+    return kept, TopFisherState(tree_math.increment(state.step_count), mask)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

@@ -14,7 +14,7 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
 class BernoulliState(RandomState):
-  """State of `bernoulli`: `count` of steps and PRNG `key`."""
+  """State of `bernoulli`: `step_count` of steps and PRNG `key`."""
 
 
 def bernoulli(
@@ -30,8 +30,10 @@ def bernoulli(
   validation.check_key(key)
 
   def decide(grads: Any, state: BernoulliState) -> tuple[jax.Array, Any]:
-    chance = probability(state.count) if callable(probability) else probability
-    coin = jax.random.fold_in(state.key, state.count)
+    chance = (
+      probability(state.step_count) if callable(probability) else probability
+    )
+    coin = jax.random.fold_in(state.key, state.step_count)
     ascend = jax.random.bernoulli(coin, jnp.asarray(chance, jnp.float32))
     return ascend, state.advance()
 

@@ -14,9 +14,9 @@ from optax_sam.trees.running_mean import RunningMean
 
 
 class SwaState(NamedTuple):
-  """State of `swa`: `count` of steps, and `average` of later parameters."""
+  """State of `swa`: `step_count` and `average` of later parameters."""
 
-  count: jax.Array
+  step_count: jax.Array
   average: RunningMean
 
 
@@ -73,7 +73,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
         'averages what the updates make of them.'
       )
       raise ValueError(msg)
-    count = tree_math.increment(state.count)
+    count = tree_math.increment(state.step_count)
     enters = (count >= start) & ((count - start) % every == 0)
     leaves = partition.Leaves.of(params)
 

@@ -128,7 +128,7 @@ def wsam_decoupled(
     return WsamDecoupledState(sam.init(params), base.init(params))
 
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-    count = state.ascent.count
+    count = state.ascent.step_count
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     perturbed, ascent = sam.update(updates, state.ascent, params, **extra)
     clean = devices.average(updates, axis_name)

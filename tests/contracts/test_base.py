@@ -97,7 +97,7 @@ def _statistics(state):
   return [
     leaf
     for path, leaf in jax.tree.leaves_with_path(state)
-    if not (where := jax.tree_util.keystr(path)).endswith('count')
+    if not (where := jax.tree_util.keystr(path)).endswith('step_count')
     and '.info' not in where
   ]
 
@@ -106,5 +106,5 @@ def _counts(state):
   return [
     int(leaf)
     for path, leaf in jax.tree.leaves_with_path(state)
-    if jax.tree_util.keystr(path).endswith('count')
+    if jax.tree_util.keystr(path).endswith('step_count')
   ]

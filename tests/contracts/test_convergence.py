@@ -46,7 +46,7 @@ def test_reaches_the_minimum(name):
 
   start = jnp.zeros(3)
   params, opt_state = run((start, tx.init(start)))
-  assert int(optax_sam.metrics(opt_state)['count']) == steps
+  assert int(optax_sam.metrics(opt_state)['step_count']) == steps
   assert float(jnp.mean(losses(start, batch))) > 0.5
   assert float(jnp.mean(losses(params, batch))) < 1e-8
 

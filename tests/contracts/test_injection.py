@@ -42,7 +42,7 @@ def test_a_schedule_equals_radii_set_by_hand(name):
   comparisons.assert_close(scheduled, params)
   if row.place == 'chain':
     # A step that skips advances the schedule all the same.
-    counts = optax.tree.get_all_with_path(state[0].perturbation, 'count')
+    counts = optax.tree.get_all_with_path(state[0].perturbation, 'step_count')
     assert {int(count) for _, count in counts} == {4}
 
 

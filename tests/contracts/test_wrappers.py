@@ -42,7 +42,7 @@ def test_before_wrapped_base_optimizers(name):
   second, _ = update(start, state, training.batch(1))
   mean = jax.tree.map(lambda x, y: -0.1 * (x + y) / 2, first, second)
   comparisons.assert_close(params, optax.apply_updates(start, mean), 1e-5)
-  assert int(optax_sam.metrics(opt_state)['count']) == 3
+  assert int(optax_sam.metrics(opt_state)['step_count']) == 3
 
 
 @table.every_kind()
@@ -64,9 +64,9 @@ def test_inside_wrappers(name):
   )
   expected = optax_sam.metrics(alone)
   assert found.keys() == expected.keys()
-  assert {*optax_sam.SharpnessAwareInfo._fields, 'count'} <= found.keys()
+  assert {*optax_sam.SharpnessAwareInfo._fields, 'step_count'} <= found.keys()
   assert all(scalar.shape == () for scalar in found.values())
-  assert int(found['count']) == 1
+  assert int(found['step_count']) == 1
   assert bool(found['ascended']) == bool(expected['ascended'])
 
 
@@ -95,7 +95,7 @@ def test_inside_a_mask_of_optax(wrapper):
   )
   comparisons.assert_close(updates['dense'], expected['dense'])
   comparisons.assert_equal(updates['norm'], grads['norm'])
-  assert int(optax_sam.metrics(state)['count']) == 1
+  assert int(optax_sam.metrics(state)['step_count']) == 1
 
 
 @table.every_method(lambda row: row.place in ('wraps', 'replaces'))
@@ -108,6 +108,6 @@ def test_metrics_of_what_is_no_element(name):
       optax_sam.metrics(state)
     return
   found = optax_sam.metrics(state)
-  assert (int(found['count']), int(found['second_gradients'])) == (2, 2)
+  assert (int(found['step_count']), int(found['second_gradients'])) == (2, 2)
   assert float(found['ascent_norm']) > 0
   assert float(found['perturbed_loss']) > 0

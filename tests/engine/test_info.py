@@ -16,7 +16,7 @@ def test_metrics_are_what_happened():
   found = {key: float(x) for key, x in optax_sam.metrics(state).items()}
   assert found == pytest.approx(
     {
-      'count': 1,
+      'step_count': 1,
       'ascended': 1,
       'decided': 1,
       'second_gradients': 1,
@@ -32,7 +32,7 @@ def test_metrics_of_two_methods():
     {'dense': 'a', 'norm': 'b'},
   )
   found = optax_sam.metrics(tx.init(training.params()))
-  assert {'0/count', '1/count', '1/descent/ratio'} <= found.keys()
+  assert {'0/step_count', '1/step_count', '1/descent/ratio'} <= found.keys()
 
 
 def test_metrics_without_a_method():

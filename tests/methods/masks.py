@@ -30,7 +30,7 @@ def assert_recorded_perturbations(name, method):
   def epsilon(params, gradient, mask):
     # Between two refreshes, where the recorded mask is used as it is.
     state = checks.with_fields(
-      method.init(params), mask=mask, count=jnp.int32(1)
+      method.init(params), mask=mask, step_count=jnp.int32(1)
     )
     point, _ = method.update(
       gradient,

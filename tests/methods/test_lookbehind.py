@@ -48,4 +48,4 @@ def test_metrics_are_those_of_the_ascents():
   value = np.mean(NETWORK.losses(point, batch))
   assert metrics['ascent_norm'] == pytest.approx(np.linalg.norm(g))
   assert metrics['perturbed_loss'] == pytest.approx(value)
-  assert (metrics['count'], metrics['second_gradients']) == (1, 1)
+  assert (metrics['step_count'], metrics['second_gradients']) == (1, 1)

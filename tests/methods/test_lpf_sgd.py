@@ -16,4 +16,4 @@ def test_a_step_whose_branch_the_caller_refuses_is_the_base_optimizer():
   tx, w = optax_sam.lpf_sgd(**ONE), jnp.array([3.0, 4.0])
   u, after = tx.update(2 * w, tx.init(w), w, grad_fn=lambda p: p, ascend=False)
   np.testing.assert_array_equal(u, 2 * w)
-  assert int(optax_sam.metrics(after)['count']) == 1
+  assert int(optax_sam.metrics(after)['step_count']) == 1

@@ -61,4 +61,4 @@ def test_a_step_whose_branch_the_caller_refuses_is_the_base_optimizer():
     optax.tree_utils.tree_get(x, 'direction') for x in (state, after)
   )
   np.testing.assert_array_equal(first, second)
-  assert int(optax_sam.metrics(after)['count']) == 2
+  assert int(optax_sam.metrics(after)['step_count']) == 2

@@ -101,7 +101,7 @@ def test_a_branch_of_the_callers_choice(case):
     _, other = found[not decided]
     told = optax_sam.metrics(other)
     assert bool(told['ascended']) != bool(told['decided']) == decided
-    for choice in ('policy', 'perturbation', 'count'):
+    for choice in ('policy', 'perturbation', 'step_count'):
       states = (getattr(other, choice), getattr(state, choice))
       comparisons.assert_close(*map(comparisons.without_keys, states))
     params = optax.apply_updates(params, optax.tree.scale(-0.05, updates))

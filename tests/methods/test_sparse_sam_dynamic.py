@@ -60,7 +60,7 @@ def test_share_that_moves_is_computed_in_the_precision_of_the_parameters():
   """Halfway, a quarter of 4 entries moves; single precision rounds it away."""
   piece = dynamic(0.5, total_steps=2)
   gradient = jnp.arange(1.0, 9.0, dtype=jnp.float64)
-  before, after = renewed(piece, gradient, count=jnp.int32(1))
+  before, after = renewed(piece, gradient, step_count=jnp.int32(1))
   assert int(np.sum(before & after)) == 3
 
 

@@ -80,7 +80,7 @@ def test_parameters_that_are_not_finite_do_not_enter():
     spoilt = {**zeros, 'b': zeros['b'].at[0, 0].set(bad)}
     _, after = tx.update(spoilt, before, PARAMS)
     comparisons.assert_equal(after.average, before.average)
-    assert int(after.count) == 2
+    assert int(after.step_count) == 2
 
 
 def test_the_average_is_found_wherever_it_sits():

@@ -57,7 +57,9 @@ def test_parts_of_a_finite_gradient_too_long_to_measure_are_left_out():
   u, _ = first_step(GSAM, long, short)
   np.testing.assert_array_equal(u, short)
   state = checks.with_fields(
-    LOOK_SAM.init(long), direction=jnp.array([1.0, 0.0]), count=jnp.int32(1)
+    LOOK_SAM.init(long),
+    direction=jnp.array([1.0, 0.0]),
+    step_count=jnp.int32(1),
   )
   u, _ = LOOK_SAM.update(long, state, long, grad_fn=lambda _: short)
   np.testing.assert_array_equal(u, long)
