@@ -6,15 +6,19 @@ update the running statistics of batch norm. Needs `optax-sam[flax]`.
 
 import dataclasses
 import functools
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import jax
 import optax
-from flax import nnx
+from flax import errors, nnx
+from flax.linen.fp8_ops import OVERWRITE_WITH_GRADIENT
 from flax.training import train_state
 
 from optax_sam.batch_norm import reestimate_batch_norm
 from optax_sam.engine.loss_view import GradFn, PerExampleValueFn, ValueFn
+from optax_sam.engine.partition import path_parts
 
 __all__ = [
   'TrainState',
@@ -29,6 +33,8 @@ class TrainState(train_state.TrainState):
 
   For batch norm, subclass it with a field `batch_stats`, and give the new ones
   to `apply_gradients`. `value_fn` must use the dropout key of the first pass.
+  Scales of 8-bit floats are set by the first gradient, as in Flax: a method
+  neither perturbs nor updates them.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
   >>> state = TrainState.create(
@@ -86,12 +92,32 @@ class TrainState(train_state.TrainState):
       raise ValueError(msg)
     # None is left out, so that a method that needs the argument says so.
     given |= {name: value for name, value in own.items() if value is not None}
+    if isinstance(grads, Mapping) and OVERWRITE_WITH_GRADIENT in grads:
+      given = self._without_scales(given)
     tx = optax.with_extra_args_support(self.tx)
     update = functools.partial(tx.update, **given)
     # The step itself is that of Flax, which handles 8-bit floats.
     bound = self.replace(tx=optax.GradientTransformation(tx.init, update))
     changes = {'tx': self.tx, **changes}
     return super(TrainState, bound).apply_gradients(grads=grads, **changes)
+
+  def _without_scales(self, given: dict[str, Any]) -> dict[str, Any]:
+    """Turns functions of `params` into functions of `params['params']`."""
+
+    def inner(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+      @functools.wraps(function)
+      def of_inner(params: optax.Params, *args: Any, **kwargs: Any) -> Any:
+        found = function({**self.params, 'params': params}, *args, **kwargs)
+        if name != 'grad_fn':
+          return found
+        if isinstance(found, tuple):
+          return found[0], found[1]['params']
+        return found['params']
+
+      return of_inner
+
+    names = given.keys() & {'value_fn', 'grad_fn', 'per_example_value_fn'}
+    return {**given, **{name: inner(name, given[name]) for name in names}}
 
 
 def nnx_value_fn(
@@ -103,25 +129,34 @@ def nnx_value_fn(
 ) -> ValueFn:
   """Returns the loss of an NNX model as a function of its parameters.
 
-  Call it before the first pass. The function starts from the running
-  statistics and the counters of random streams at that moment, so that both
-  passes see one dropout mask, and drops whatever `loss_fn` changes::
+  Call it before the first pass. The function keeps the model and every NNX
+  object among the arguments, such as `nnx.Rngs`, metrics or other models, as
+  they are at that moment. So both passes draw the same random numbers, and what
+  `loss_fn` changes in the second one is dropped::
 
-    value_fn = optax_sam.flax.nnx_value_fn(model, loss_fn, batch)
-    value, grads = nnx.value_and_grad(loss_fn)(model, batch)
+    value_fn = optax_sam.flax.nnx_value_fn(model, loss_fn, batch, rngs)
+    value, grads = nnx.value_and_grad(loss_fn)(model, batch, rngs)
     optimizer.update(model, grads, value_fn=value_fn)
 
   For logs write `optax_sam.metrics(nnx.as_pure(optimizer.opt_state))`.
 
   Args:
     model: the model, in training mode.
-    loss_fn: from (model, *args, **kwargs) to the loss, or to (loss, ...).
-    *args: further arguments of `loss_fn`.
+    loss_fn: from (model, *args, **kwargs) to the loss, or to (loss, ...). NNX
+      objects that it changes must be arguments.
+    *args: further arguments of `loss_fn`, pytrees of anything.
     wrt: filter of the variables that are parameters, as in `nnx.Optimizer`.
     **kwargs: further keyword arguments of `loss_fn`.
 
   Returns:
     A function from the parameters to the scalar loss.
+
+  Raises:
+    ValueError: by the function, if the parameters aren't those of `wrt`; if
+      `loss_fn` changes an NNX object that isn't among its arguments; or if it
+      draws random numbers, and no pass has drawn any since `nnx_value_fn` was
+      called, as it was called too late. A copy that nothing else refers to,
+      such as `nnx.clone(model)`, is not asked for a pass.
 
   >>> import jax.numpy as jnp
   >>> model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
@@ -149,12 +184,15 @@ def nnx_per_example_value_fn(
   Args:
     model: the model, in training mode.
     losses_fn: from (model, batch, *args, **kwargs) to losses or (losses, ...).
-    *args: further arguments of `losses_fn`.
+    *args: further arguments of `losses_fn`, pytrees of anything.
     wrt: filter of the variables that are parameters, as in `nnx.Optimizer`.
     **kwargs: further keyword arguments of `losses_fn`.
 
   Returns:
     A function from the parameters and a batch to its losses, shape (B,).
+
+  Raises:
+    ValueError: by the function, as in `nnx_value_fn`.
 
   >>> import jax.numpy as jnp
   >>> model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
@@ -170,13 +208,73 @@ def _of_params(
   model: nnx.Module, loss_fn: Any, wrt: Any, args: Any, kwargs: Any
 ) -> Callable[..., Any]:
   """Returns the loss of the model as it is now, from parameters and a batch."""
-  graph, _, others = nnx.split(model, wrt, ...)
-  # Arrays: the variables are the model's, and the first pass changes them.
-  others = nnx.as_pure(others)
+  is_object = nnx.graphlib.is_graph_node
+  leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_object)
+  places = [i for i, leaf in enumerate(leaves) if is_object(leaf)]
+  # Split together: what the model shares with an argument stays shared.
+  objects = [model, *(leaves[i] for i in places)]
+  leaves = [None if is_object(leaf) else leaf for leaf in leaves]
+  is_param = nnx.filterlib.to_predicate(wrt)
+  graph, own, others = nnx.split(
+    objects, lambda path, x: path[0] == 0 and is_param(path[1:], x), ...
+  )
+  # Arrays: the variables are the caller's, and the first pass changes them.
+  others, expected = nnx.as_pure(others), _names(own.get(0, {}))
+  live = [weakref.ref(stream) for stream in _streams(objects)]
+  before = [stream.count.get_raw_value() for stream in _streams(objects)]
+  # Only `live` may refer to the caller's objects from here on.
+  del own, objects
 
   def value_fn(params: optax.Params, *batch: Any) -> Any:
-    current = nnx.merge(graph, params, others)
-    found = loss_fn(current, *batch, *args, **kwargs)
-    return found[0] if isinstance(found, tuple) else found
+    if differing := _names(params) ^ expected:
+      msg = (
+        f'wrt must choose the variables that the optimizer trains, got '
+        f'{wrt!r}, which chooses {len(expected)} and differs at '
+        f'{min(differing)!r}: give nnx_value_fn the wrt= of nnx.Optimizer, '
+        f'such as wrt=nnx.LoRAParam.'
+      )
+      raise ValueError(msg)
+    state = nnx.State({0: nnx.as_pure(params)} if expected else {})
+    current, *found = nnx.merge(graph, state, others)
+    given = list(leaves)
+    for place, node in zip(places, found, strict=True):
+      given[place] = node
+    args, kwargs = jax.tree.unflatten(tree, given)
+    try:
+      result = loss_fn(current, *batch, *args, **kwargs)
+    except errors.TraceContextError as error:
+      msg = (
+        f'loss_fn changes an NNX object that is not among its arguments, so '
+        f'that the passes of a step differ: take it as an argument, for '
+        f'example nnx_value_fn(model, loss_fn, batch, rngs). {error}'
+      )
+      raise ValueError(msg) from error
+    streams = [ref() for ref in live]
+    draws = None not in streams and _drawn([current, *found], before)
+    if draws and not _drawn(streams, before):
+      msg = (
+        'nnx_value_fn must be called before the first pass: loss_fn draws '
+        'random numbers, and no pass has drawn any since the call, so that the '
+        'passes of a step would differ. Call it above nnx.value_and_grad; give '
+        'it nnx.clone(model) if no pass is to come.'
+      )
+      raise ValueError(msg)
+    return result[0] if isinstance(result, tuple) else result
 
   return value_fn
+
+
+def _names(params: Any) -> set[str]:
+  leaves = jax.tree_util.tree_leaves_with_path(nnx.as_pure(params))
+  return {'/'.join(path_parts(path)) for path, _ in leaves}
+
+
+def _streams(objects: Any) -> list[nnx.RngStream]:
+  nodes = (node for _, node in nnx.iter_graph(objects))
+  return [node for node in nodes if isinstance(node, nnx.RngStream)]
+
+
+def _drawn(objects: Any, before: list[Any]) -> bool:
+  """Returns whether a random stream has another counter array than before."""
+  counts = [stream.count.get_raw_value() for stream in _streams(objects)]
+  return any(x is not y for x, y in zip(counts, before, strict=False))

@@ -304,7 +304,8 @@ def test_train_state_names_a_wrong_argument():
 
 
 def test_the_core_imports_none_of_the_extras():
-  extras = {'flax', 'scipy', 'matplotlib', 'orbax', 'optax_sam.train'}
+  extras = {'equinox', 'flax', 'scipy', 'matplotlib', 'orbax'}
+  extras |= {'optax_sam.train'}
   code = f'import sys, optax_sam; print(*{extras} & sys.modules.keys())'
   done = subprocess.run(
     [sys.executable, '-c', code], check=True, capture_output=True, text=True

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.engine import devices
+from optax_sam.engine.models import explained
 from optax_sam.engine.partition import Leaves, Mask
 
 ValueFn = Callable[[optax.Params], jax.Array]
@@ -74,9 +75,9 @@ class LossView:
       )
       raise ValueError(msg)
     return cls(
-      value_fn=given.get('value_fn'),
-      grad_fn=given.get('grad_fn'),
-      per_example_value_fn=given.get('per_example_value_fn'),
+      value_fn=explained(given.get('value_fn')),
+      grad_fn=explained(given.get('grad_fn')),
+      per_example_value_fn=explained(given.get('per_example_value_fn')),
       batch=given.get('batch'),
       clean_losses=given.get('losses'),
       axis_name=axis_name,

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_sam.engine import models
 from optax_sam.trees import tree_math
 
 Mask = Any | Callable[[optax.Params], Any] | None
@@ -118,7 +119,7 @@ def _check_arrays(params: optax.Params) -> None:
       where = '/'.join(path_parts(path)) or 'params'
       msg = (
         f'params must be arrays, got a {type(leaf).__name__} at {where!r}: '
-        f'write jax.tree.map(jnp.asarray, params).'
+        f'{models.advice(params)}.'
       )
       raise ValueError(msg)
 
