@@ -7,7 +7,7 @@ from optax_sam.engine.info import (
   SharpnessAwareState,
   metrics,
 )
-from optax_sam.engine.partition import norm_layers_only
+from optax_sam.engine.partition import norm_layers_only, trainable
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.methods.ae_sam import ae_look_sam, ae_sam
 from optax_sam.methods.anti_pgd import anti_pgd, without_noise
@@ -99,6 +99,7 @@ __all__ = [
   'subset_sam',
   'swa',
   'swad',
+  'trainable',
   'unnormalized_sam',
   'without_noise',
   'wsam',

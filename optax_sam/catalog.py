@@ -66,8 +66,6 @@ class Method:
       nothing is perturbed.
     example: values of the arguments without a default, other than the base
       optimizer. One of them is the radius if it has no default.
-    static: arguments that shape the compiled function: the `static_args` of
-      `optax.inject_hyperparams`.
     unverified: what could not be checked against the paper.
   """
 
@@ -85,13 +83,17 @@ class Method:
   collectives: tuple[str, str] = ('none', '1 a step')
   radius: str | None = 'rho'
   example: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  static: tuple[str, ...] = ()
   unverified: str = ''
 
   @property
   def name(self) -> str:
     """Public name of the function."""
     return self.function.__name__
+
+  @property
+  def static(self) -> tuple[str, ...]:
+    """Arguments that shape the compiled function."""
+    return getattr(self.function, 'static_args', ())
 
   @property
   def family(self) -> str:
@@ -139,7 +141,6 @@ _ROWS = (
     paper=Paper('Foret et al.', 2021, '2010.01412'),
     gradients='2 (1 + `ascent_steps`)',
     use_when='you have no reason to choose another method',
-    static=('p', 'ascent_steps'),
   ),
   Method(
     optax_sam.asam,
@@ -214,7 +215,6 @@ _ROWS = (
     state='one direction',
     collectives=('1 a product', '1 a step, 1 a product'),
     example={'key': 0},
-    static=('power_steps',),
     unverified='the defaults',
   ),
   Method(
@@ -227,7 +227,6 @@ _ROWS = (
     needs='loss',
     collectives=('none', '1 a sample'),
     example={'key': 0},
-    static=('num_samples',),
   ),
   Method(
     optax_sam.sparse_sam_fisher,
@@ -238,7 +237,6 @@ _ROWS = (
     needs='examples',
     collectives=('1 a refresh', '1 a step, 1 a refresh'),
     example={'refresh_every': 100},
-    static=('sparsity', 'num_samples'),
     unverified='initial mask, refresh schedule, `num_samples`, `rho`',
   ),
   Method(
@@ -249,7 +247,6 @@ _ROWS = (
     state='mask, PRNG key',
     collectives=('1 a refresh', '1 a step'),
     example={'refresh_every': 100, 'total_steps': 1000, 'key': 0},
-    static=('sparsity',),
     unverified='`drop_rate`, and which entries are grown',
   ),
   Method(
@@ -257,7 +254,6 @@ _ROWS = (
     title='ZSharp',
     paper=Paper('Yun', 2025, '2505.02369'),
     use_when='only the entries with the largest gradients should be perturbed',
-    static=('quantile',),
     unverified='whether the radius is that of all leaves together or of each',
   ),
   Method(
@@ -292,7 +288,6 @@ _ROWS = (
     collectives=_NO_NORM,
     radius='gamma',
     example={'total_steps': 1000, 'key': 0},
-    static=('micro_batches',),
     unverified=_READ_ONLY,
   ),
   Method(
@@ -361,7 +356,6 @@ _ROWS = (
     use_when='losses differ much between examples and labels are clean',
     needs='examples',
     example={'ascent': 1 / 3, 'descent': 1 / 3},
-    static=('ascent', 'descent'),
     unverified='the sizes; the mean, not the sum, over the examples',
   ),
   Method(
@@ -374,7 +368,6 @@ _ROWS = (
     state='PRNG key',
     needs='examples',
     example={'key': 0},
-    static=('gamma',),
     unverified='which leaves `beta` keeps, and the factor of the radius',
   ),
   Method(
@@ -388,7 +381,6 @@ _ROWS = (
     collectives=_NOTHING_AVERAGED,
     radius=None,
     example={'k': 0.5},
-    static=('k',),
   ),
   Method(
     optax_sam.subset_sam,
@@ -399,7 +391,6 @@ _ROWS = (
     use_when='an approximate ascent gradient is enough',
     state='none (PRNG key if given)',
     needs='examples',
-    static=('fraction',),
     unverified='which part of the batch is used',
   ),
   Method(
@@ -412,7 +403,6 @@ _ROWS = (
     needs='examples',
     collectives=('none', '1 a part'),
     example={'micro_batch_size': 32},
-    static=('micro_batch_size',),
   ),
   Method(
     optax_sam.wsam_decoupled,
@@ -433,7 +423,6 @@ _ROWS = (
     use_when='you can afford a third gradient and want larger radii',
     place='wraps',
     collectives=('steps - 1, joined', 'steps a step'),
-    static=('steps',),
   ),
   Method(
     optax_sam.sampa,
@@ -452,7 +441,6 @@ _ROWS = (
         'y': jax.ShapeDtypeStruct((8,), jnp.float32),
       }
     },
-    static=('batch_like',),
     unverified=_READ_ONLY,
   ),
   Method(
@@ -467,7 +455,6 @@ _ROWS = (
     needs='examples',
     collectives=('1 a step, joined', 'not offered'),
     example={'num_data': 1000, 'key': 0},
-    static=('micro_batches',),
   ),
   Method(
     optax_sam.entropy_sgd,

@@ -1,12 +1,109 @@
 """Checks of Python values; traced values pass, so that they can be injected."""
 
+import dataclasses
+import functools
+import inspect
 import numbers
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+_Given = ParamSpec('_Given')
+_Built = TypeVar('_Built')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Static:
+  """A value that `optax.inject_hyperparams` takes for no number."""
+
+  value: Any
+
+
+class _Signature(inspect.Signature):
+  """A signature whose `bind` hides values that shape the program.
+
+  `optax.inject_hyperparams` makes arrays of the numbers that it binds, and
+  schedules of the functions. These arguments stay as they are.
+  """
+
+  static: frozenset[str] = frozenset()
+
+  def replace(self, **changes: Any) -> '_Signature':
+    """Returns another signature, as of `functools.partial`."""
+    changed = super().replace(**changes)
+    changed.static = self.static
+    return changed
+
+  def bind(self, /, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+    """Binds arguments, with their defaults."""
+    bound = super().bind(*args, **kwargs)
+    bound.apply_defaults()
+    for name in self.static & bound.arguments.keys():
+      bound.arguments[name] = _Static(bound.arguments[name])
+    return bound
+
+
+def method(
+  *static: str,
+) -> Callable[[Callable[_Given, _Built]], Callable[_Given, _Built]]:
+  """Decorates the function that builds a method.
+
+  A call that doesn't fit the signature says what to write. With
+  `optax.inject_hyperparams`, arguments that shape the program stay Python
+  values.
+
+  Args:
+    *static: names of such arguments; `mask` is one always.
+  """
+
+  def decorate(function: Callable[_Given, _Built]) -> Callable[_Given, _Built]:
+    signature, call = inspect.signature(function), cast(Any, function)
+    plain = lambda x: x.value if isinstance(x, _Static) else x
+
+    @functools.wraps(function)
+    def build(*args: Any, **kwargs: Any) -> Any:
+      try:
+        signature.bind(*args, **kwargs)
+      except TypeError as error:
+        raise TypeError(_call_help(function, args, error)) from None
+      named = {name: plain(value) for name, value in kwargs.items()}
+      return call(*map(plain, args), **named)
+
+    shown = _Signature(
+      list(signature.parameters.values()),
+      return_annotation=signature.return_annotation,
+    )
+    shown.static = frozenset((*static, 'mask')) & signature.parameters.keys()
+    vars(build).update(__signature__=shown, static_args=static)
+    return build
+
+  return decorate
+
+
+def _call_help(function: Any, args: tuple[Any, ...], error: Exception) -> str:
+  """Says how a method is called, given a call that doesn't fit."""
+  name, parameters = function.__name__, inspect.signature(function).parameters
+  required = [
+    f'{key}=...'
+    for key, parameter in parameters.items()
+    if parameter.default is inspect.Parameter.empty
+  ]
+  words = (
+    f'{name}: {error}. Write optax_sam.{name}({", ".join(required)}); its '
+    f'arguments are {", ".join(parameters)}.'
+  )
+  is_optimizer = lambda x: isinstance(x, optax.GradientTransformation)
+  if len(args) > 1 and all(map(is_optimizer, args[:2])):
+    words += (
+      ' optax.contrib.sam takes two optimizers; here the second one is the '
+      'radius, and the method stands in front of the first: '
+      'optax.chain(optax_sam.sam(rho=0.05), optimizer).'
+    )
+  return words
 
 
 def is_python_number(value: Any) -> bool:

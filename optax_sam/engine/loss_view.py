@@ -1,7 +1,9 @@
 """The loss of a batch, from the functions that `update` was given."""
 
+import contextlib
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -10,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.engine import devices
-from optax_sam.engine.models import explained
-from optax_sam.engine.partition import Leaves, Mask
+from optax_sam.engine.models import OF_MODELS, explained
+from optax_sam.engine.partition import Leaves, Mask, gradient_like, name_of
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], Any]
@@ -19,6 +21,17 @@ PerExampleValueFn = Callable[[optax.Params, Any], jax.Array]
 
 # The extra arguments of `update` that tell the loss.
 ARGUMENTS = ('value_fn', 'grad_fn', 'per_example_value_fn', 'batch', 'losses')
+
+# Those that Optax's line searches keep to themselves, too.
+_NEVER_HANDED_ON = ('value_fn', 'value', 'grad')
+
+_DROPPED = (
+  '\nIf you passed it, a wrapper has dropped it. These hand on no extra '
+  'arguments: the TrainState of Flax (optax_sam.flax.TrainState does), '
+  'optax.lookahead, optax.contrib.split_real_and_imaginary, and '
+  'optax.MultiSteps(...).gradient_transformation(). Put the method in front of '
+  'them: optax.chain(method, wrapper(base)).'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +64,8 @@ class LossView:
   @classmethod
   def open(
     cls,
-    params: optax.Params | None,
+    params: optax.Params,
+    updates: optax.Updates,
     given: Mapping[str, Any],
     *,
     mask: Mask = None,
@@ -61,29 +75,43 @@ class LossView:
 
     Args:
       params: all of the parameters.
-      given: the extra arguments; those of other transformations are ignored.
+      updates: gradients like them, None where a leaf has none.
+      given: the extra arguments. The functions get those that they name; the
+        others belong to other transformations.
       mask: leaves that may be perturbed.
       axis_name: the axis that gradients stay local to.
 
     Raises:
-      ValueError: if there are no parameters.
+      ValueError: if one can't be used.
     """
-    if params is None:
-      msg = (
-        'params must be given: write tx.update(grads, opt_state, params, '
-        'value_fn=value_fn).'
-      )
-      raise ValueError(msg)
-    return cls(
-      value_fn=explained(given.get('value_fn')),
-      grad_fn=explained(given.get('grad_fn')),
-      per_example_value_fn=explained(given.get('per_example_value_fn')),
+    view = cls(
+      value_fn=_bound('value_fn', given, 1),
+      grad_fn=_bound('grad_fn', given, 1),
+      per_example_value_fn=_bound('per_example_value_fn', given, 2),
       batch=given.get('batch'),
       clean_losses=given.get('losses'),
       axis_name=axis_name,
-      leaves=Leaves.of(params, mask),
+      leaves=Leaves.of(params, mask, updates),
       params=params,
     )
+    if view.clean_losses is not None:
+      view.check_losses()
+    return view
+
+  def check_given(self) -> None:
+    """Raises if there is no function to differentiate."""
+    if self.grad_fn is not None or self.value_fn is not None:
+      return
+    if self.per_example_value_fn is not None and self.batch is not None:
+      return
+    msg = (
+      'the second gradient needs a function to differentiate; pass one to '
+      'update, for example\n'
+      '  value_fn = lambda p: loss(p, batch)\n'
+      '  updates, opt_state = tx.update(\n'
+      '    grads, opt_state, params, value_fn=value_fn)'
+    )
+    raise ValueError(msg + _DROPPED)
 
   def value_and_grad(
     self, params: optax.Params
@@ -92,21 +120,12 @@ class LossView:
     params = devices.as_local(params, self.axis_name)
     if self.grad_fn is not None:
       whole = self._whole(params)
-      value, gradient = _split_value(self.grad_fn(whole), whole)
-      return value, self.leaves.split(gradient)
+      return _split_value(self.grad_fn(whole), whole, self.leaves)
     if self.value_fn is not None:
       value_fn = _as_scalar(self.value_fn)
       return jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
-    if self.per_example_value_fn is not None and self.batch is not None:
-      return jax.value_and_grad(self._mean)(params)
-    msg = (
-      'the second gradient needs a function to differentiate; pass one to '
-      'update, for example\n'
-      '  value_fn = lambda p: loss(p, batch)\n'
-      '  updates, opt_state = tx.update(\n'
-      '    grads, opt_state, params, value_fn=value_fn)'
-    )
-    raise ValueError(msg)
+    self.check_given()
+    return jax.value_and_grad(self._mean)(params)
 
   def value(self, params: optax.Params) -> jax.Array | None:
     """Returns the loss, None if there is a function to the gradient alone."""
@@ -141,28 +160,29 @@ class LossView:
     """Returns the losses at the unperturbed parameters, given or computed."""
     if self.clean_losses is None:
       return self.losses(params)
-    wanted, found = (self.num_examples,), jnp.shape(self.clean_losses)
-    if found != wanted:
+    return jnp.asarray(self.clean_losses)
+
+  def check_losses(self) -> None:
+    """Raises unless the given losses are those of the examples."""
+    found, wanted = _shapes(self.clean_losses), '(B,)'
+    if self.batch is not None:
+      # A batch of another kind is none of the examples, and not used as such.
+      with contextlib.suppress(ValueError):
+        wanted = f'({_num_rows(self.batch)},)'
+    is_one_each = isinstance(found, tuple) and len(found) == 1
+    if str(found) != wanted and not (wanted == '(B,)' and is_one_each):
       msg = (
         f'losses must hold one loss of every example of batch, shape {wanted}, '
         f'got shape {found}: pass those of the clean pass, or leave it out.'
       )
       raise ValueError(msg)
-    return jnp.asarray(self.clean_losses)
 
   @functools.cached_property
   def num_examples(self) -> int:
     """Number of examples of the batch."""
     if self.per_example_value_fn is None or self.batch is None:
       self._needs_examples()
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(self.batch)]
-    if () in shapes or len({shape[0] for shape in shapes}) != 1:
-      msg = (
-        f'batch must be a pytree whose leaves all have the examples on axis '
-        f'0, got leaves of shapes {shapes}.'
-      )
-      raise ValueError(msg)
-    return shapes[0][0]
+    return _num_rows(self.batch)
 
   def rows(self, index: jax.Array | slice) -> 'LossView':
     """Returns the mean loss over some of the examples, gathered first."""
@@ -191,7 +211,78 @@ class LossView:
       '    per_example_value_fn=f, batch=batch)\n'
       'where f(params, batch) returns one loss an example, shape (B,)'
     )
+    raise ValueError(msg + _DROPPED)
+
+
+def _num_rows(batch: Any) -> int:
+  shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
+  if () in shapes or len({shape[0] for shape in shapes}) != 1:
+    msg = (
+      f'batch must be a pytree whose leaves all have the examples on axis '
+      f'0, got leaves of shapes {shapes}.'
+    )
     raise ValueError(msg)
+  if not shapes[0][0]:
+    msg = f'batch must hold an example, got leaves of shapes {shapes}.'
+    raise ValueError(msg)
+  return shapes[0][0]
+
+
+def _bound(
+  name: str, given: Mapping[str, Any], positions: int
+) -> Callable[..., Any] | None:
+  """Returns a function with the extra arguments that its signature names.
+
+  Args:
+    name: that of the function among the extra arguments.
+    given: the extra arguments of `update`.
+    positions: number of arguments that it gets by position.
+  """
+  function = given.get(name)
+  if function is None:
+    return None
+  if not callable(function):
+    msg = (
+      f'{name} must be a function of the parameters, got {function!r}: pass '
+      f'the function itself, {name}=lambda p: ..., not what it returns.'
+    )
+    raise ValueError(msg)
+  try:
+    signature = inspect.signature(function)
+  except (TypeError, ValueError):  # some functions that are not Python's
+    return function
+  kinds = {x.name: x.kind for x in signature.parameters.values()}
+  by_position = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+  )
+  taken = [x for x, kind in kinds.items() if kind in by_position][:positions]
+  takes_all = inspect.Parameter.VAR_KEYWORD in kinds.values()
+  foreign = {*ARGUMENTS, 'ascend', 'value', 'grad'}
+  more = {
+    key: value
+    for key, value in given.items()
+    if key not in taken
+    and key not in _NEVER_HANDED_ON
+    and (key in kinds or (takes_all and key not in foreign))
+  }
+  try:
+    signature.bind(*[None] * positions, **more)
+  except TypeError as error:
+    ours = ('params', 'params, batch')[positions - 1]
+    msg = (
+      f'{name} is called as {name}({ours}), with further arguments that update '
+      f'gets by name; its signature is {signature}: {error}. Pass the missing '
+      f'ones to update by name, or write {name}=lambda {ours}: ... .'
+    )
+    msg += f' {OF_MODELS}'
+    if name == 'grad_fn':
+      msg += (
+        ' The grad_fn of optax.contrib.sam has the number of the step as its '
+        'second argument: leave that out.'
+      )
+    raise ValueError(msg) from None
+  return explained(functools.partial(function, **more) if more else function)
 
 
 def _as_scalar(value_fn: ValueFn) -> ValueFn:
@@ -204,23 +295,41 @@ def _as_scalar(value_fn: ValueFn) -> ValueFn:
         f'value_fn=lambda p: loss(p, batch)[0] if the loss comes with more.'
       )
       raise ValueError(msg)
+    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+      msg = (
+        f'value_fn must return a real floating-point number, got '
+        f'{jnp.result_type(value)}.'
+      )
+      raise ValueError(msg)
     return value
 
   return scalar
 
 
 def _split_value(
-  result: Any, params: optax.Params
+  result: Any, params: optax.Params, leaves: Leaves
 ) -> tuple[jax.Array | None, optax.Updates]:
-  if _is_like(result, params):
-    return None, result
+  """Returns (loss or None, gradient of the leaves that a method works on)."""
   is_pair = isinstance(result, tuple) and len(result) == 2
-  if is_pair and _is_like(result[1], params) and _is_scalar(result[0]):
-    return result
+  pairs = [(None, result)]
+  if is_pair and _is_scalar(result[0]):
+    pairs.append(result)
+  problem = ''
+  for value, gradient in pairs:
+    try:
+      whole = gradient_like(gradient, params, 'grad_fn')
+    except ValueError as error:
+      problem = str(error)
+      continue
+    absent = _first_absent(leaves.split(whole))
+    if absent is None:
+      return value, leaves.split(whole)
+    problem = f'there is none at {absent!r}.'
   msg = (
     f'grad_fn must return a gradient like the parameters, or (loss, '
     f'gradient), got shapes {_shapes(result)} for parameters of shapes '
-    f'{_shapes(params)}. With has_aux=True, return what is asked for:\n'
+    f'{_shapes(params)}: {problem} With has_aux=True, return what is asked '
+    f'for:\n'
     f'  def grad_fn(p):\n'
     f'    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(p)\n'
     f'    return value, grads'
@@ -228,12 +337,11 @@ def _split_value(
   raise ValueError(msg)
 
 
-def _is_like(tree: Any, params: optax.Params) -> bool:
-  # A structure alone says nothing where the parameters are one array.
-  if jax.tree.structure(tree) != jax.tree.structure(params):
-    return False
-  pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=True)
-  return all(jnp.shape(x) == jnp.shape(y) for x, y in pairs)
+def _first_absent(gradient: Any) -> str | None:
+  """Returns the path of a leaf without a gradient, if there is one."""
+  is_none = lambda node: node is None
+  leaves = jax.tree_util.tree_leaves_with_path(gradient, is_leaf=is_none)
+  return next((name_of(path) for path, x in leaves if x is None), None)
 
 
 def _is_scalar(value: Any) -> bool:

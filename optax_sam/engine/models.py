@@ -15,6 +15,11 @@ _EQUINOX = (
   'value_fn=optax_sam.equinox.equinox_value_fn(model, loss_fn, batch)'
 )
 _NNX = 'write value_fn=optax_sam.flax.nnx_value_fn(model, loss_fn, batch)'
+# For a function that needs more arguments than the parameters.
+OF_MODELS = (
+  'Of a loss of a model, optax_sam.flax.nnx_value_fn and '
+  'optax_sam.equinox.equinox_value_fn make such a function.'
+)
 
 
 def advice(params: Any) -> str:
@@ -28,9 +33,6 @@ def advice(params: Any) -> str:
 
 def explained(function: Any) -> Any:
   """Returns a function of parameters that says if it wants a model."""
-  if not callable(function):
-    return function
-
   @functools.wraps(function)
   def call(params: Any, *args: Any, **kwargs: Any) -> Any:
     try:
@@ -48,8 +50,7 @@ def explained(function: Any) -> Any:
 def _hint(params: Any, error: str) -> str | None:
   kind = type(params)
   if kind.__name__ == 'State' and kind.__module__.startswith('flax.nnx'):
-    signs = ("'State' object", 'in State', 'required positional argument')
-    return _NNX if any(sign in error for sign in signs) else None
+    return _NNX if "'State' object" in error or 'in State' in error else None
   leaves = jax.tree.leaves(params, is_leaf=lambda leaf: leaf is None)
   has_holes = any(leaf is None for leaf in leaves)
   return _EQUINOX if has_holes and 'NoneType' in error else None

@@ -5,7 +5,7 @@ The leaves that are left out are replaced by `optax.MaskedNode`, as
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -26,8 +26,8 @@ class Leaves(NamedTuple):
   """The leaves that a method works on, split off once and joined once.
 
   Attributes:
-    floats: tree of bools like the parameters, True at floating-point leaves;
-      None if all are.
+    floats: tree of bools like the parameters, True at floating-point leaves
+      that have a gradient; None if all do.
     movable: tree of bools like the floating-point leaves, True at those that
       may be perturbed; None if all are.
   """
@@ -36,9 +36,20 @@ class Leaves(NamedTuple):
   movable: Any = None
 
   @classmethod
-  def of(cls, params: optax.Params, mask: Mask = None) -> 'Leaves':
-    """Splits parameters by the types of their leaves, and by a mask."""
+  def of(
+    cls, params: optax.Params, mask: Mask = None, updates: Any = None
+  ) -> 'Leaves':
+    """Splits parameters by the types of their leaves, and by a mask.
+
+    Leaves whose gradient in `updates` is None, if these are given, are left
+    out too.
+    """
     floats = float_leaves(params)
+    present = None if updates is None else with_gradient(updates, params)
+    if floats is None or present is None:
+      floats = present if floats is None else floats
+    else:
+      floats = jax.tree.map(bool.__and__, floats, present)
     if mask is None:
       return cls(floats)
     return cls(floats, chosen_leaves(mask, keep(floats, params)))
@@ -104,24 +115,186 @@ def check_real(params: optax.Params, mask: Mask = None) -> None:
   allowed = jax.tree.leaves(chosen_leaves(mask, params))
   for (path, leaf), is_allowed in zip(leaves, allowed, strict=True):
     if is_allowed and is_complex(leaf):
-      where = '/'.join(path_parts(path))
       msg = (
-        f'params must be real, got complex numbers at {where!r}: keep their '
-        f'real and imaginary parts as two leaves, or leave them out by mask= '
-        f'where there is one.'
+        f'params must be real, got complex numbers at {name_of(path)!r}: keep '
+        f'their real and imaginary parts as two leaves, or leave them out by '
+        f'mask= where there is one.'
       )
       raise ValueError(msg)
 
 
 def _check_arrays(params: optax.Params) -> None:
-  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+  is_masked = lambda node: isinstance(node, optax.MaskedNode)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(
+    params, is_leaf=is_masked
+  ):
+    where = name_of(path) or 'params'
+    if is_masked(leaf):
+      msg = (
+        f'params hold optax.MaskedNode at {where!r}: the method is inside '
+        f'optax.masked or optax.partition, where the loss would not get all '
+        f'parameters. Write it in front, with mask=:\n'
+        f'  optax.chain(optax_sam.sam(mask=mask), optax.masked(base, mask))\n'
+        f"  mask = optax_sam.trainable(labels, frozen='frozen')\n"
+        f'  optax.chain(optax_sam.sam(mask=mask), optax.partition(..., labels))'
+      )
+      raise ValueError(msg)
     if not hasattr(leaf, 'dtype'):
-      where = '/'.join(path_parts(path)) or 'params'
       msg = (
         f'params must be arrays, got a {type(leaf).__name__} at {where!r}: '
         f'{models.advice(params)}.'
       )
       raise ValueError(msg)
+
+
+def name_of(path: tuple[Any, ...]) -> str:
+  """Returns the path of a leaf in words, '' for that of a tree of one leaf."""
+  return '/'.join(path_parts(path))
+
+
+def gradient_like(
+  updates: Any, params: optax.Params, name: str = 'updates'
+) -> Any:
+  """Returns a gradient with one entry for each leaf of the parameters.
+
+  Args:
+    updates: a gradient. None, in the place of a leaf or of many, says that
+      there is none.
+    params: the parameters.
+    name: what the user calls the gradient.
+
+  Returns:
+    A tree like `params`, with None where a leaf has no gradient.
+
+  Raises:
+    ValueError: if structures, shapes or types differ, with the path.
+  """
+
+  def spread(entry: Any, below: Any) -> Any:
+    if entry is None:
+      return jax.tree.map(lambda _: None, below)
+    if not jax.tree_util.all_leaves([below]):
+      raise ValueError
+    return entry
+
+  structure = jax.tree.structure(params)
+  if jax.tree.structure(updates) != structure:
+    try:
+      updates = jax.tree.map(
+        spread, updates, params, is_leaf=lambda node: node is None
+      )
+    except (ValueError, TypeError, KeyError):
+      raise ValueError(_difference(updates, params, name)) from None
+  leaves = structure.flatten_up_to(updates)
+  for (path, leaf), entry in zip(
+    jax.tree_util.tree_leaves_with_path(params), leaves, strict=True
+  ):
+    # Of other leaves jax.grad has gradients of its own, such as float0.
+    if entry is not None and tree_math.is_float(leaf):
+      _check_entry(entry, leaf, name, name_of(path))
+  if leaves and all(entry is None for entry in leaves):
+    msg = f'{name} must hold a gradient, got None for all of the parameters.'
+    raise ValueError(msg)
+  return updates
+
+
+def _check_entry(entry: Any, leaf: Any, name: str, path: str) -> None:
+  at = f' at {path!r}' if path else ''
+  if not isinstance(entry, (jax.Array, np.ndarray, np.generic, float)):
+    msg = (
+      f'{name} must hold arrays, got a {type(entry).__name__}{at}: write '
+      f'jnp.asarray of it.'
+    )
+  elif jnp.shape(entry) != leaf.shape:
+    msg = (
+      f'{name} must have the shapes of the parameters, got '
+      f'{jnp.shape(entry)} for {leaf.shape}{at}.'
+    )
+    if jnp.shape(entry)[1:] == leaf.shape:
+      msg += ' Of gradients of single examples, pass the mean.'
+  elif not jnp.issubdtype(jnp.result_type(entry), jnp.floating):
+    msg = (
+      f'{name} must be real gradients, got {jnp.result_type(entry)} for '
+      f'parameters of {leaf.dtype}{at}: write jax.grad of a real loss.'
+    )
+  else:
+    return
+  raise ValueError(msg)
+
+
+def _difference(updates: Any, params: optax.Params, name: str) -> str:
+  """Says where the structures of two trees differ first."""
+  paths = jax.tree_util.tree_leaves_with_path
+  ours = {name_of(path): type(leaf).__name__ for path, leaf in paths(updates)}
+  wanted = [name_of(path) for path, _ in paths(params)]
+  extra = [path for path in ours if path not in wanted]
+  missing = [path for path in wanted if path not in ours]
+  found = (
+    f'got a {ours[extra[0]]} at {extra[0]!r}, where they have no leaf'
+    if extra
+    else f'got nothing at {missing[0]!r}'
+    if missing
+    else f'got {jax.tree.structure(updates)}'
+  )
+  return (
+    f'{name} must have the structure of the parameters, {found}: pass what '
+    f'jax.grad returns for these params.'
+  )
+
+
+def with_gradient(updates: Any, params: optax.Params) -> Any:
+  """Returns a tree of bools, True at leaves with a gradient; None if all."""
+  structure = jax.tree.structure(params)
+  present = [x is not None for x in structure.flatten_up_to(updates)]
+  return None if all(present) else structure.unflatten(present)
+
+
+def without_absent(
+  updates: Any, state: Any, params: optax.Params
+) -> tuple[Any, Callable[[Any], Any]]:
+  """Leaves out of a state what belongs to leaves without a gradient.
+
+  Args:
+    updates: the gradient, from `gradient_like`.
+    state: a state that `init` made of all parameters.
+    params: the parameters.
+
+  Returns:
+    (the state for this step, function from the next such state to one of all
+    parameters, in which what was left out is unchanged).
+  """
+  present = with_gradient(updates, params)
+  if present is None:
+    return state, lambda new: new
+  structure = jax.tree.structure(params)
+  shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
+
+  def is_like(node: Any) -> bool:
+    try:
+      entries = structure.flatten_up_to(node)
+    except (ValueError, TypeError, KeyError):
+      return False
+    pairs = zip(entries, shapes, strict=True)
+    return all(
+      isinstance(entry, optax.MaskedNode)
+      or getattr(entry, 'shape', None) == shape
+      for entry, shape in pairs
+    )
+
+  def widen(new: Any) -> Any:
+    return jax.tree.map(
+      lambda old, new: fill(present, new, old) if is_like(old) else new,
+      state,
+      new,
+      is_leaf=is_like,
+    )
+
+  narrowed = jax.tree.map(
+    lambda node: keep(present, node) if is_like(node) else node,
+    state,
+    is_leaf=is_like,
+  )
+  return narrowed, widen
 
 
 def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:
@@ -220,13 +393,60 @@ def norm_layers_only(params: optax.Params) -> Any:
 
   chosen = jax.tree_util.tree_map_with_path(is_norm, params)
   if not any(jax.tree.leaves(chosen)):
-    names = [
-      '/'.join(path_parts(path))
-      for path, _ in jax.tree_util.tree_leaves_with_path(params)
-    ]
+    paths = jax.tree_util.tree_leaves_with_path(params)
+    names = [name_of(path) for path, _ in paths]
     msg = (
       f'norm_layers_only found no normalization layer among {names}: pass '
       f'your own mask=, a function from the parameters to a tree of bools.'
     )
     raise ValueError(msg)
   return chosen
+
+
+def trainable(
+  labels: Any, *, frozen: Hashable | Collection[Hashable]
+) -> Callable[[optax.Params], Any]:
+  """Turns labels of `optax.partition` into a mask of what is trained.
+
+  Parameters that the base optimizer leaves alone would take their share of the
+  radius all the same; pass the mask to a method, in front of the partition::
+
+    optax.chain(
+      optax_sam.sam(mask=optax_sam.trainable(labels, frozen='frozen')),
+      optax.partition(
+        {'adapters': optax.adam(1e-3), 'frozen': optax.set_to_zero()}, labels
+      ),
+    )
+
+  Args:
+    labels: the `param_labels` of `optax.partition`: a tree of labels that is a
+      prefix of the parameters, or a function from the parameters to one.
+    frozen: the label of parameters that are not trained, or a tuple, list or
+      set of such labels.
+
+  Returns:
+    A mask: a function from the parameters to a tree of bools.
+
+  Raises:
+    ValueError: when the mask is used, if no parameter has a frozen label, or
+      all have.
+
+  >>> labels = {'base': 'frozen', 'lora': 'adapters'}
+  >>> trainable(labels, frozen='frozen')({'base': [1.0, 2.0], 'lora': 3.0})
+  {'base': False, 'lora': True}
+  """
+  many = isinstance(frozen, (tuple, list, set, frozenset))
+  names = frozenset(frozen) if many else frozenset([frozen])
+
+  def mask(params: optax.Params) -> Any:
+    tree = labels(params) if callable(labels) else labels
+    found = set(jax.tree.leaves(tree))
+    if not found & names or not found - names:
+      msg = (
+        f'frozen must name some of the labels, got {frozen!r} for the labels '
+        f'{sorted(map(repr, found))}.'
+      )
+      raise ValueError(msg)
+    return jax.tree.map(lambda label: label not in names, tree)
+
+  return mask

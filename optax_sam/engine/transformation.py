@@ -7,6 +7,7 @@ points, such as `frob_sam` or `momentum_sam`, need only this part.
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import optax
 
 from optax_sam import validation
@@ -48,7 +49,6 @@ def transformation(
   """
 
   def init(params: optax.Params) -> info.SharpnessAwareState:
-    partition.check_real(params, mask)
     leaves = partition.Leaves.of(params, mask)
     w = leaves.split(params)
     return info.first_state(w)._replace(**init_choices(w, leaves))
@@ -56,20 +56,68 @@ def transformation(
   def update(
     updates: Any,
     state: Any,
-    params: Any = None,
+    params: Any,
     *,
     ascend: bool | None = None,
     **extra_args: Any,
   ) -> tuple[Any, info.SharpnessAwareState]:
     validation.check_choice('ascend', ascend, (None, True, False))
-    view = LossView.open(params, extra_args, mask=mask, axis_name=axis_name)
+    view = LossView.open(
+      params, updates, extra_args, mask=mask, axis_name=axis_name
+    )
+    if ascend is not False:
+      view.check_given()  # even if a policy decides not to ascend
     local = view.leaves.split(updates)
     devices.check_local(local, axis_name)
     others = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
     direction, state = step(view, local, state, ascend, others)
     return view.leaves.join(direction, updates), state
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return checked(init, update, mask=mask)
+
+
+def checked(
+  init: Callable[[optax.Params], Any],
+  update: Callable[..., tuple[Any, Any]],
+  *,
+  mask: partition.Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Builds a gradient transformation that checks what it is given.
+
+  `update` gets parameters, and updates like them with None where a leaf has no
+  gradient; its state has nothing of such leaves, and what it returns for them
+  is dropped.
+
+  Args:
+    init: from the parameters to the state.
+    update: from (updates, state, params, **extra_args) to (updates, state).
+    mask: leaves that may be perturbed, so that they must be real.
+  """
+
+  def checked_init(params: optax.Params) -> Any:
+    partition.check_real(params, mask)
+    return init(params)
+
+  def checked_update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, Any]:
+    if params is None:
+      msg = (
+        'params must be given: write tx.update(grads, opt_state, params, '
+        'value_fn=value_fn).'
+      )
+      raise ValueError(msg)
+    partition.float_leaves(params)  # says what is wrong with them, if anything
+    given = partition.gradient_like(updates, params)
+    narrowed, widen = partition.without_absent(given, state, params)
+    found, new_state = update(given, narrowed, params, **extra_args)
+    if given is not updates:  # None stood for several leaves, maybe
+      pass_none = lambda entry, below: None if entry is None else below
+      is_none = lambda node: node is None
+      found = jax.tree.map(pass_none, updates, found, is_leaf=is_none)
+    return found, widen(new_state)
+
+  return optax.GradientTransformationExtraArgs(checked_init, checked_update)
 
 
 def skip(

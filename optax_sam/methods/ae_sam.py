@@ -88,6 +88,7 @@ def on_sharp_gradients(
   return Policy(init, decide)
 
 
+@validation.method()
 def ae_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
@@ -155,6 +156,7 @@ def ae_sam(
   )
 
 
+@validation.method()
 def ae_look_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

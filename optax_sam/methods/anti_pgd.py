@@ -21,6 +21,7 @@ class AntiPgdState(NamedTuple):
   scale: jax.Array
 
 
+@validation.method()
 def anti_pgd(
   sigma: optax.ScalarOrSchedule, *, key: jax.Array | int
 ) -> optax.GradientTransformationExtraArgs:
@@ -74,6 +75,14 @@ def anti_pgd(
   def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
     scale = sigma(state.step_count) if callable(sigma) else sigma
     scale = jnp.asarray(scale, state.scale.dtype)
+    if params is not None:
+      given = partition.gradient_like(updates, params)
+      if partition.with_gradient(given, params) is not None:
+        msg = (
+          'updates must hold no None: anti_pgd moves all parameters. Keep '
+          'those that stay out of params.'
+        )
+        raise ValueError(msg)
     leaves = partition.Leaves.of(updates)
     inside = leaves.split(updates)
     count = tree_math.increment(state.step_count)

@@ -41,6 +41,7 @@ def delay(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
+@validation.method()
 def async_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

@@ -14,6 +14,7 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
+from optax_sam.engine.transformation import checked
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_direction
 
@@ -30,6 +31,7 @@ class BSamState(NamedTuple):
   key: jax.Array
 
 
+@validation.method('micro_batches')
 def b_sam(
   learning_rate: optax.ScalarOrSchedule = 0.5,
   *,
@@ -112,15 +114,14 @@ def b_sam(
   validation.check_key(key)
 
   def init(params: optax.Params) -> BSamState:
-    partition.check_real(params)
     w = partition.Leaves.of(params).split(params)
     zeros = tree_math.zeros_like(w)
     first = lambda x: x + jnp.asarray(initial_precision, x.dtype)
     precision = jax.tree.map(first, zeros)
     return BSamState(first_state(w), zeros, precision, validation.as_key(key))
 
-  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-    view = LossView.open(params, extra, axis_name=axis_name)
+  def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
+    view = LossView.open(params, updates, extra, axis_name=axis_name)
     w, s = view.leaves.split(params), state.precision
     count = state.ascent.step_count
     radius = rho(count) if callable(rho) else rho
@@ -177,7 +178,7 @@ def b_sam(
     state = BSamState(info, momentum, precision, state.key)
     return view.leaves.join(step, updates), state
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return checked(init, update)
 
 
 def _mean_over_parts(

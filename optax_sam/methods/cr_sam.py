@@ -34,6 +34,7 @@ def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
   )
 
 
+@validation.method()
 def cr_sam(
   rho: optax.ScalarOrSchedule = 0.1,
   *,

@@ -119,6 +119,7 @@ def _combine(radius: Any, alpha: Any, updates: Any, direction: Any) -> Any:
   return jax.tree.map(leaf, updates, direction)
 
 
+@validation.method('power_steps')
 def eigen_sam(
   rho: optax.ScalarOrSchedule = 0.1,
   *,

@@ -9,6 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import only_state
+from optax_sam.engine.transformation import checked
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_direction
 
@@ -26,6 +27,7 @@ class EntropySgdState(NamedTuple):
   key: jax.Array
 
 
+@validation.method()
 def entropy_sgd(
   learning_rate: optax.ScalarOrSchedule = 1.0,
   *,
@@ -98,18 +100,14 @@ def entropy_sgd(
   validation.check_key(key)
 
   def init(params: optax.Params) -> EntropySgdState:
-    partition.check_real(params)
     w = partition.Leaves.of(params).split(params)
     # Buffers of their own: the same one can't be donated twice.
     outer, mean = jax.tree.map(_copy, w), jax.tree.map(_copy, w)
     count, momentum = jnp.zeros((), jnp.int32), tree_math.zeros_like(w)
     return EntropySgdState(count, outer, mean, momentum, validation.as_key(key))
 
-  def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
-    if params is None:
-      msg = 'params must be given: write tx.update(grads, opt_state, params).'
-      raise ValueError(msg)
-    leaves = partition.Leaves.of(params)
+  def update(updates: Any, state: Any, params: Any, **_: Any) -> Any:
+    leaves = partition.Leaves.of(params, updates=updates)
     local, x = leaves.split(updates), state.outer
     w = tree_math.widen_like(leaves.split(params), x)
     devices.check_local(local, axis_name)
@@ -153,7 +151,7 @@ def entropy_sgd(
     new_state = EntropySgdState(count, x, mean, momentum, state.key)
     return leaves.join(change, updates), new_state
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return checked(init, update)
 
 
 def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:

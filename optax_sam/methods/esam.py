@@ -34,6 +34,7 @@ def sharpest(size: float) -> selection.Selection:
   return selection.Selection(no_state, select)
 
 
+@validation.method('gamma')
 def esam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

@@ -33,6 +33,7 @@ def scale_to_fisher_radius(
   return with_radius(rho, perturb)
 
 
+@validation.method()
 def fisher_sam(
   rho: optax.ScalarOrSchedule = 0.1,
   *,

@@ -75,6 +75,7 @@ def subtract_ema(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
+@validation.method()
 def friendly_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

@@ -16,6 +16,7 @@ from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_direction
 
 
+@validation.method('num_samples')
 def frob_sam(
   rho: optax.ScalarOrSchedule = 0.005,
   *,

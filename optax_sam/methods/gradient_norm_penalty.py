@@ -11,6 +11,7 @@ from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
+@validation.method()
 def gradient_norm_penalty(
   rho: optax.ScalarOrSchedule = 0.1,
   *,

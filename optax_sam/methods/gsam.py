@@ -34,6 +34,7 @@ def surrogate_gap(alpha: float = 0.4) -> Descent:
   return stateless(combine)
 
 
+@validation.method()
 def gsam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

@@ -4,12 +4,14 @@ from typing import Any
 
 import optax
 
+from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import check_size, top_k
 from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
+@validation.method('ascent', 'descent')
 def k_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

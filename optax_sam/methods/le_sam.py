@@ -32,6 +32,7 @@ def scale_to_loss_rise(
   return with_radius(sigma, perturb)
 
 
+@validation.method()
 def le_sam(
   sigma: optax.ScalarOrSchedule = 0.35,
   *,

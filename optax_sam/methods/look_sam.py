@@ -122,6 +122,7 @@ def scale_by_trust_ratio_radius(
   return with_radius(rho, perturb)
 
 
+@validation.method()
 def look_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
@@ -197,6 +198,7 @@ def look_sam(
   )
 
 
+@validation.method()
 def look_layer_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

@@ -10,6 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.transformation import checked
 from optax_sam.trees import tree_math
 
 
@@ -20,6 +21,7 @@ class LookbehindState(NamedTuple):
   base: optax.OptState
 
 
+@validation.method('steps')
 def lookbehind(
   base: optax.GradientTransformation,
   *,
@@ -75,12 +77,11 @@ def lookbehind(
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> LookbehindState:
-    partition.check_real(params, mask)
     ascent = first_state(partition.Leaves.of(params).split(params))
     return LookbehindState(ascent, base.init(params))
 
-  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-    view = LossView.open(params, extra, mask=mask, axis_name=axis_name)
+  def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
+    view = LossView.open(params, updates, extra, mask=mask, axis_name=axis_name)
     leaves, info = view.leaves, state.ascent.info
     w, clean = leaves.split(params), leaves.split(updates)
     devices.check_local(clean, axis_name)
@@ -114,4 +115,4 @@ def lookbehind(
     ascent_state = advance(state.ascent, norm, loss)
     return leaves.join(part, moved), LookbehindState(ascent_state, base_state)
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return checked(init, update, mask=mask)

@@ -19,6 +19,7 @@ from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_direction
 
 
+@validation.method('micro_batches')
 def lpf_sgd(
   gamma: optax.ScalarOrSchedule = 0.0005,
   *,

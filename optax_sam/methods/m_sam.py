@@ -17,6 +17,7 @@ def micro_batches(size: int) -> Selection:
   return all_examples()._replace(micro_batch_size=size)
 
 
+@validation.method('micro_batch_size')
 def m_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

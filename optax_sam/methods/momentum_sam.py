@@ -21,6 +21,7 @@ class MomentumState(NamedTuple):
   direction: optax.Updates
 
 
+@validation.method()
 def momentum_sam(
   rho: optax.ScalarOrSchedule = 3.0,
   *,

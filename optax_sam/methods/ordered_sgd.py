@@ -4,10 +4,12 @@ from typing import Any
 
 import optax
 
+from optax_sam import validation
 from optax_sam.engine.selection import check_size, top_k
 from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
+@validation.method('k')
 def ordered_sgd(
   *, k: float, axis_name: Any = None
 ) -> optax.GradientTransformationExtraArgs:

@@ -58,6 +58,7 @@ def _project(radius: Any, delta: optax.Updates, p: float) -> optax.Updates:
   return tree_math.multiply_where(jnp.isfinite(size), scale, delta)
 
 
+@validation.method('p', 'ascent_steps')
 def sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

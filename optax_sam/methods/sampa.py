@@ -10,6 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.transformation import checked
 from optax_sam.trees import tree_math
 
 
@@ -22,6 +23,7 @@ class SampaState(NamedTuple):
   batch: Any
 
 
+@validation.method('batch_like')
 def sampa(
   base: optax.GradientTransformation,
   *,
@@ -87,10 +89,16 @@ def sampa(
   validation.check_number('mix', mix, at_least=0, at_most=1)
   validation.check_sync_ascent(sync_ascent, axis_name)
   validation.check_base(base)
+  leaves = jax.tree.leaves(batch_like)
+  if not leaves or not all(getattr(x, 'shape', ()) for x in leaves):
+    msg = (
+      f'batch_like must hold arrays with the examples on axis 0, or their '
+      f'shapes, got {batch_like!r}: write batch_like=batch.'
+    )
+    raise ValueError(msg)
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> SampaState:
-    partition.check_real(params, mask)
     w = partition.Leaves.of(params).split(params)
     empty = lambda x: jnp.zeros(x.shape, jnp.result_type(x))
     gradient, batch = tree_math.zeros_like(w), jax.tree.map(empty, batch_like)
@@ -101,8 +109,8 @@ def sampa(
     weight = jnp.asarray(mix, wide.dtype)
     return (1 - weight) * wide + weight * second.astype(wide.dtype)
 
-  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-    view = LossView.open(params, extra, mask=mask, axis_name=axis_name)
+  def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
+    view = LossView.open(params, updates, extra, mask=mask, axis_name=axis_name)
     _ = view.num_examples  # says what is missing, if anything
     # Copies: the state may be donated, the batch is the caller's.
     copy = lambda x: jnp.array(x, jnp.result_type(x))  # not weakly typed
@@ -141,4 +149,4 @@ def sampa(
     ascent_state = advance(state.ascent, tree_math.norm(ascent), loss)
     return step, SampaState(ascent_state, base_state, ahead, batch)
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return checked(init, update, mask=mask)

@@ -94,6 +94,7 @@ def keep_dynamic(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
+@validation.method('sparsity')
 def sparse_sam_dynamic(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

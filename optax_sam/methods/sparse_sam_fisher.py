@@ -128,6 +128,7 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
   return optax.stateless(lambda updates, _: jax.tree.map(leaf, updates))
 
 
+@validation.method('sparsity', 'num_samples')
 def sparse_sam_fisher(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

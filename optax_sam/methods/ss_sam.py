@@ -40,6 +40,7 @@ def bernoulli(
   return Policy(lambda _: BernoulliState.of(key), decide, reads_gradient=False)
 
 
+@validation.method()
 def ss_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

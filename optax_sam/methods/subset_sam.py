@@ -46,6 +46,7 @@ def random_subset(
   return selection.Selection(init, select)
 
 
+@validation.method('fraction')
 def subset_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,

@@ -20,6 +20,7 @@ class SwaState(NamedTuple):
   average: RunningMean
 
 
+@validation.method()
 def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
   """Stochastic weight averaging (SWA): an equal average of later parameters.
 
@@ -76,9 +77,11 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     count = tree_math.increment(state.step_count)
     enters = (count >= start) & ((count - start) % every == 0)
     leaves = partition.Leaves.of(params)
+    moves = partition.gradient_like(updates, params)
 
     def add() -> RunningMean:
-      w = optax.apply_updates(leaves.split(params), leaves.split(updates))
+      move = lambda w, u: w if u is None else optax.apply_updates(w, u)
+      w = jax.tree.map(move, leaves.split(params), leaves.split(moves))
       return running_mean.add(state.average, w)
 
     average = jax.lax.cond(enters, add, lambda: state.average)

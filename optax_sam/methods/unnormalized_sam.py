@@ -32,6 +32,7 @@ def scale_by_radius(
   return with_radius(rho, perturb)
 
 
+@validation.method()
 def unnormalized_sam(
   rho: optax.ScalarOrSchedule,
   *,

@@ -11,9 +11,11 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.descent import mix
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.transformation import checked
 from optax_sam.trees import tree_math
 
 
+@validation.method()
 def wsam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
@@ -70,6 +72,7 @@ class WsamDecoupledState(NamedTuple):
   base: optax.OptState
 
 
+@validation.method()
 def wsam_decoupled(
   base: optax.GradientTransformation,
   *,
@@ -127,7 +130,7 @@ def wsam_decoupled(
   def init(params: optax.Params) -> WsamDecoupledState:
     return WsamDecoupledState(sam.init(params), base.init(params))
 
-  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+  def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
     count = state.ascent.step_count
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     perturbed, ascent = sam.update(updates, state.ascent, params, **extra)
@@ -140,9 +143,9 @@ def wsam_decoupled(
       moved = weight * (wide - g.astype(wide.dtype))
       return step - moved.astype(step.dtype)
 
-    leaves = partition.Leaves.of(params)
+    leaves = partition.Leaves.of(params, updates=updates)
     inside = [leaves.split(tree) for tree in (steps, perturbed, clean)]
     steps = leaves.join(jax.tree.map(add, *inside), steps)
     return steps, WsamDecoupledState(ascent, base_state)
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return checked(init, update, mask=mask)

@@ -74,6 +74,7 @@ def _filtered(gradient: jax.Array, quantile: float) -> jax.Array:
   return jnp.where(keep, gradient, 0)
 
 
+@validation.method('quantile')
 def z_sharp(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
