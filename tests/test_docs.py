@@ -14,6 +14,7 @@ DOCS = pathlib.Path(__file__).parents[1] / 'docs'
 MODULES = (
   'optax_sam',
   'optax_sam.descents',
+  'optax_sam.equinox',
   'optax_sam.flax',
   'optax_sam.landscape',
   'optax_sam.perturbations',

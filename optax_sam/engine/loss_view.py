@@ -256,6 +256,7 @@ def _bound(
     inspect.Parameter.POSITIONAL_ONLY,
     inspect.Parameter.POSITIONAL_OR_KEYWORD,
   )
+  by_name = (by_position[1], inspect.Parameter.KEYWORD_ONLY)
   taken = [x for x, kind in kinds.items() if kind in by_position][:positions]
   takes_all = inspect.Parameter.VAR_KEYWORD in kinds.values()
   foreign = {*ARGUMENTS, 'ascend', 'value', 'grad'}
@@ -264,7 +265,7 @@ def _bound(
     for key, value in given.items()
     if key not in taken
     and key not in _NEVER_HANDED_ON
-    and (key in kinds or (takes_all and key not in foreign))
+    and (kinds.get(key) in by_name or (takes_all and key not in foreign))
   }
   try:
     signature.bind(*[None] * positions, **more)

@@ -33,6 +33,7 @@ def advice(params: Any) -> str:
 
 def explained(function: Any) -> Any:
   """Returns a function of parameters that says if it wants a model."""
+
   @functools.wraps(function)
   def call(params: Any, *args: Any, **kwargs: Any) -> Any:
     try:

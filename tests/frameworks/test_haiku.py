@@ -4,7 +4,6 @@ import haiku as hk
 import jax
 import jax.numpy as jnp
 import optax
-import pytest
 
 import optax_sam
 from tests.frameworks import by_hand
@@ -55,6 +54,5 @@ def train(method):
   return params, state
 
 
-@pytest.mark.filterwarnings('ignore::DeprecationWarning:haiku')
 def test_the_program_is_sam_by_hand():
   assert by_hand.distance(train(optax_sam.sam(RHO)), train(None)) < 1e-6

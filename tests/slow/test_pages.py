@@ -53,3 +53,15 @@ def test_the_guide_to_measures():
   assert blocks == 5
   assert set(names['solutions']) == {'SGD', 'SAM'}
   assert names['optax_sam'] is optax_sam
+
+
+def test_the_guide_to_frameworks():
+  path = ROOT / 'docs' / 'frameworks.md'
+  _, blocks = run(path, silent=0)
+  assert blocks == 6
+  for section in path.read_text().split('\n## ')[1:]:
+    marked = len(re.findall(r'# (?:new|changed)$', section, re.MULTILINE))
+    if marked:
+      counted = re.match(r'.*\n\n(\d) lines', section)
+      assert counted, section
+      assert int(counted[1]) == marked
