@@ -2,6 +2,7 @@
 
 from optax_sam import descents, perturbations, policies, selections
 from optax_sam.convolution import conv_general_dilated
+from optax_sam.engine.extra_arguments import hide_arguments
 from optax_sam.engine.info import (
   SharpnessAwareInfo,
   SharpnessAwareState,
@@ -72,6 +73,7 @@ __all__ = [
   'frob_sam',
   'gradient_norm_penalty',
   'gsam',
+  'hide_arguments',
   'k_sam',
   'le_sam',
   'look_layer_sam',

@@ -59,7 +59,9 @@ def equinox_value_fn(
   >>> float(value_fn(params)) == float(model.bias[0])
   True
   """
-  return _of_params(model, loss_fn, args, kwargs)
+  of_params = _of_params(model, loss_fn, args, kwargs)
+  # `update` passes extra arguments by name to functions that name them.
+  return lambda params: of_params(params)
 
 
 def equinox_per_example_value_fn(
@@ -88,7 +90,8 @@ def equinox_per_example_value_fn(
   >>> losses(eqx.filter(model, eqx.is_array), jnp.zeros((3, 2))).shape
   (3,)
   """
-  return _of_params(model, losses_fn, args, kwargs)
+  of_params = _of_params(model, losses_fn, args, kwargs)
+  return lambda params, batch: of_params(params, batch)
 
 
 def serialise_leaf(file: Any, leaf: Any) -> None:

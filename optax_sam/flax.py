@@ -165,7 +165,9 @@ def nnx_value_fn(
   >>> float(value_fn(nnx.as_pure(nnx.state(model, nnx.Param))))
   25.0
   """
-  return _of_params(model, loss_fn, wrt, args, kwargs)
+  of_params = _of_params(model, loss_fn, wrt, args, kwargs)
+  # `update` passes extra arguments by name to functions that name them.
+  return lambda params: of_params(params)
 
 
 def nnx_per_example_value_fn(
@@ -201,7 +203,8 @@ def nnx_per_example_value_fn(
   >>> losses(params, jnp.zeros((3, 2))).tolist()
   [0.0, 0.0, 0.0]
   """
-  return _of_params(model, losses_fn, wrt, args, kwargs)
+  of_params = _of_params(model, losses_fn, wrt, args, kwargs)
+  return lambda params, batch: of_params(params, batch)
 
 
 def _of_params(

@@ -194,6 +194,16 @@ def _fields(state: Any, prefix: str) -> dict[str, Any]:
   }
 
 
+def check_state(state: Any, kind: type) -> None:
+  """Raises unless a state is one that `init` of the same method returned."""
+  if not isinstance(state, kind):
+    msg = (
+      f'state must be a {kind.__name__}, got a {type(state).__name__}: pass '
+      f'what tx.init(params) or the last tx.update of the same tx returned.'
+    )
+    raise ValueError(msg)
+
+
 State = TypeVar('State')
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -12,18 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.engine import devices
-from optax_sam.engine.models import OF_MODELS, explained
-from optax_sam.engine.partition import Leaves, Mask, gradient_like, name_of
+from optax_sam.engine.extra_arguments import bound
+from optax_sam.engine.gradient import gradient_like
+from optax_sam.engine.partition import Leaves, Mask, name_of
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], Any]
 PerExampleValueFn = Callable[[optax.Params, Any], jax.Array]
-
-# The extra arguments of `update` that tell the loss.
-ARGUMENTS = ('value_fn', 'grad_fn', 'per_example_value_fn', 'batch', 'losses')
-
-# Those that Optax's line searches keep to themselves, too.
-_NEVER_HANDED_ON = ('value_fn', 'value', 'grad')
 
 _DROPPED = (
   '\nIf you passed it, a wrapper has dropped it. These hand on no extra '
@@ -85,9 +79,9 @@ class LossView:
       ValueError: if one can't be used.
     """
     view = cls(
-      value_fn=_bound('value_fn', given, 1),
-      grad_fn=_bound('grad_fn', given, 1),
-      per_example_value_fn=_bound('per_example_value_fn', given, 2),
+      value_fn=bound('value_fn', given, 1),
+      grad_fn=bound('grad_fn', given, 1),
+      per_example_value_fn=bound('per_example_value_fn', given, 2),
       batch=given.get('batch'),
       clean_losses=given.get('losses'),
       axis_name=axis_name,
@@ -154,6 +148,7 @@ class LossView:
         f'{wanted}, got shape {_shapes(losses)}.'
       )
       raise ValueError(msg)
+    _check_real('per_example_value_fn', losses)
     return losses
 
   def losses_before(self, params: optax.Params) -> jax.Array:
@@ -228,64 +223,6 @@ def _num_rows(batch: Any) -> int:
   return shapes[0][0]
 
 
-def _bound(
-  name: str, given: Mapping[str, Any], positions: int
-) -> Callable[..., Any] | None:
-  """Returns a function with the extra arguments that its signature names.
-
-  Args:
-    name: that of the function among the extra arguments.
-    given: the extra arguments of `update`.
-    positions: number of arguments that it gets by position.
-  """
-  function = given.get(name)
-  if function is None:
-    return None
-  if not callable(function):
-    msg = (
-      f'{name} must be a function of the parameters, got {function!r}: pass '
-      f'the function itself, {name}=lambda p: ..., not what it returns.'
-    )
-    raise ValueError(msg)
-  try:
-    signature = inspect.signature(function)
-  except (TypeError, ValueError):  # some functions that are not Python's
-    return function
-  kinds = {x.name: x.kind for x in signature.parameters.values()}
-  by_position = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-  )
-  by_name = (by_position[1], inspect.Parameter.KEYWORD_ONLY)
-  taken = [x for x, kind in kinds.items() if kind in by_position][:positions]
-  takes_all = inspect.Parameter.VAR_KEYWORD in kinds.values()
-  foreign = {*ARGUMENTS, 'ascend', 'value', 'grad'}
-  more = {
-    key: value
-    for key, value in given.items()
-    if key not in taken
-    and key not in _NEVER_HANDED_ON
-    and (kinds.get(key) in by_name or (takes_all and key not in foreign))
-  }
-  try:
-    signature.bind(*[None] * positions, **more)
-  except TypeError as error:
-    ours = ('params', 'params, batch')[positions - 1]
-    msg = (
-      f'{name} is called as {name}({ours}), with further arguments that update '
-      f'gets by name; its signature is {signature}: {error}. Pass the missing '
-      f'ones to update by name, or write {name}=lambda {ours}: ... .'
-    )
-    msg += f' {OF_MODELS}'
-    if name == 'grad_fn':
-      msg += (
-        ' The grad_fn of optax.contrib.sam has the number of the step as its '
-        'second argument: leave that out.'
-      )
-    raise ValueError(msg) from None
-  return explained(functools.partial(function, **more) if more else function)
-
-
 def _as_scalar(value_fn: ValueFn) -> ValueFn:
   def scalar(params: optax.Params) -> jax.Array:
     value = value_fn(params)
@@ -296,15 +233,18 @@ def _as_scalar(value_fn: ValueFn) -> ValueFn:
         f'value_fn=lambda p: loss(p, batch)[0] if the loss comes with more.'
       )
       raise ValueError(msg)
-    if not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-      msg = (
-        f'value_fn must return a real floating-point number, got '
-        f'{jnp.result_type(value)}.'
-      )
-      raise ValueError(msg)
+    if not isinstance(value, float):
+      _check_real('value_fn', value)
     return value
 
   return scalar
+
+
+def _check_real(name: str, value: Any) -> None:
+  dtype = getattr(value, 'dtype', type(value).__name__)
+  if isinstance(dtype, str) or not jnp.issubdtype(dtype, jnp.floating):
+    msg = f'{name} must return real floating-point numbers, got {dtype}.'
+    raise ValueError(msg)
 
 
 def _split_value(
@@ -322,9 +262,10 @@ def _split_value(
     except ValueError as error:
       problem = str(error)
       continue
-    absent = _first_absent(leaves.split(whole))
+    ours = leaves.split(whole)
+    absent = _first_absent(ours, leaves.split(params))
     if absent is None:
-      return value, leaves.split(whole)
+      return value, ours
     problem = f'there is none at {absent!r}.'
   msg = (
     f'grad_fn must return a gradient like the parameters, or (loss, '
@@ -338,11 +279,12 @@ def _split_value(
   raise ValueError(msg)
 
 
-def _first_absent(gradient: Any) -> str | None:
-  """Returns the path of a leaf without a gradient, if there is one."""
-  is_none = lambda node: node is None
-  leaves = jax.tree_util.tree_leaves_with_path(gradient, is_leaf=is_none)
-  return next((name_of(path) for path, x in leaves if x is None), None)
+def _first_absent(gradient: Any, params: optax.Params) -> str | None:
+  """Returns the path of a parameter without a gradient, if there is one."""
+  entries = jax.tree.structure(params).flatten_up_to(gradient)
+  paths = jax.tree_util.tree_leaves_with_path(params)
+  pairs = zip(paths, entries, strict=True)
+  return next((name_of(path) for (path, _), x in pairs if x is None), None)
 
 
 def _is_scalar(value: Any) -> bool:

@@ -11,8 +11,9 @@ import jax
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, info, partition
-from optax_sam.engine.loss_view import ARGUMENTS, LossView
+from optax_sam.engine import devices, gradient, info, partition
+from optax_sam.engine.extra_arguments import ARGUMENTS
+from optax_sam.engine.loss_view import LossView
 
 # From (the loss, the clean gradient of this device, the state, the branch that
 # the caller chose, further extra arguments) to (direction, next state).
@@ -65,20 +66,21 @@ def transformation(
     view = LossView.open(
       params, updates, extra_args, mask=mask, axis_name=axis_name
     )
-    if ascend is not False:
-      view.check_given()  # even if a policy decides not to ascend
     local = view.leaves.split(updates)
     devices.check_local(local, axis_name)
     others = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
     direction, state = step(view, local, state, ascend, others)
+    if ascend is not False:
+      view.check_given()  # also where the policy decided not to ascend
     return view.leaves.join(direction, updates), state
 
-  return checked(init, update, mask=mask)
+  return checked(init, update, info.SharpnessAwareState, mask=mask)
 
 
 def checked(
   init: Callable[[optax.Params], Any],
   update: Callable[..., tuple[Any, Any]],
+  kind: type,
   *,
   mask: partition.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -91,6 +93,7 @@ def checked(
   Args:
     init: from the parameters to the state.
     update: from (updates, state, params, **extra_args) to (updates, state).
+    kind: class of the state.
     mask: leaves that may be perturbed, so that they must be real.
   """
 
@@ -107,9 +110,10 @@ def checked(
         'value_fn=value_fn).'
       )
       raise ValueError(msg)
+    info.check_state(state, kind)
     partition.float_leaves(params)  # says what is wrong with them, if anything
-    given = partition.gradient_like(updates, params)
-    narrowed, widen = partition.without_absent(given, state, params)
+    given = gradient.gradient_like(updates, params)
+    narrowed, widen = gradient.without_absent(given, state, params)
     found, new_state = update(given, narrowed, params, **extra_args)
     if given is not updates:  # None stood for several leaves, maybe
       pass_none = lambda entry, below: None if entry is None else below

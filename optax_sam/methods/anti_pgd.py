@@ -8,7 +8,8 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.info import only_state
+from optax_sam.engine.gradient import gradient_like
+from optax_sam.engine.info import check_state, only_state
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_normal
 
@@ -73,10 +74,11 @@ def anti_pgd(
     return AntiPgdState(jnp.zeros((), jnp.int32), validation.as_key(key), scale)
 
   def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
+    check_state(state, AntiPgdState)
     scale = sigma(state.step_count) if callable(sigma) else sigma
     scale = jnp.asarray(scale, state.scale.dtype)
     if params is not None:
-      given = partition.gradient_like(updates, params)
+      given = gradient_like(updates, params)
       if partition.with_gradient(given, params) is not None:
         msg = (
           'updates must hold no None: anti_pgd moves all parameters. Keep '

@@ -178,7 +178,7 @@ def b_sam(
     state = BSamState(info, momentum, precision, state.key)
     return view.leaves.join(step, updates), state
 
-  return checked(init, update)
+  return checked(init, update, BSamState)
 
 
 def _mean_over_parts(

@@ -151,7 +151,7 @@ def entropy_sgd(
     new_state = EntropySgdState(count, x, mean, momentum, state.key)
     return leaves.join(change, updates), new_state
 
-  return checked(init, update)
+  return checked(init, update, EntropySgdState)
 
 
 def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:

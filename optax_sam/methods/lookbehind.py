@@ -115,4 +115,4 @@ def lookbehind(
     ascent_state = advance(state.ascent, norm, loss)
     return leaves.join(part, moved), LookbehindState(ascent_state, base_state)
 
-  return checked(init, update, mask=mask)
+  return checked(init, update, LookbehindState, mask=mask)

@@ -149,4 +149,4 @@ def sampa(
     ascent_state = advance(state.ascent, tree_math.norm(ascent), loss)
     return step, SampaState(ascent_state, base_state, ahead, batch)
 
-  return checked(init, update, mask=mask)
+  return checked(init, update, SampaState, mask=mask)

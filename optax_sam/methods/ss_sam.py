@@ -86,8 +86,9 @@ def ss_sam(
   >>> import jax.numpy as jnp, optax_sam
   >>> early = lambda t: jnp.where(t < 1, 1.0, 0.0)
   >>> tx, w = optax_sam.ss_sam(0.5, probability=early, key=0), jnp.float32(1.0)
-  >>> u, state = tx.update(w, tx.init(w), w, grad_fn=lambda w: w)
-  >>> float(u), float(tx.update(w, state, w)[0])  # w + 0.5, then w
+  >>> g = lambda w: w
+  >>> u, state = tx.update(w, tx.init(w), w, grad_fn=g)
+  >>> float(u), float(tx.update(w, state, w, grad_fn=g)[0])  # w + 0.5, then w
   (1.5, 1.0)
   """
   return sharpness_aware(

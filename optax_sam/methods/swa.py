@@ -8,7 +8,8 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.info import only_state
+from optax_sam.engine.gradient import gradient_like
+from optax_sam.engine.info import check_state, only_state
 from optax_sam.trees import running_mean, tree_math
 from optax_sam.trees.running_mean import RunningMean
 
@@ -68,6 +69,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     return SwaState(jnp.zeros((), jnp.int32), running_mean.empty(inside))
 
   def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
+    check_state(state, SwaState)
     if params is None:
       msg = (
         'params must be given: write tx.update(grads, opt_state, params); swa '
@@ -77,7 +79,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     count = tree_math.increment(state.step_count)
     enters = (count >= start) & ((count - start) % every == 0)
     leaves = partition.Leaves.of(params)
-    moves = partition.gradient_like(updates, params)
+    moves = gradient_like(updates, params)
 
     def add() -> RunningMean:
       move = lambda w, u: w if u is None else optax.apply_updates(w, u)

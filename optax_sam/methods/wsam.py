@@ -148,4 +148,4 @@ def wsam_decoupled(
     steps = leaves.join(jax.tree.map(add, *inside), steps)
     return steps, WsamDecoupledState(ascent, base_state)
 
-  return checked(init, update, mask=mask)
+  return checked(init, update, WsamDecoupledState, mask=mask)

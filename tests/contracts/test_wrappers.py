@@ -70,34 +70,6 @@ def test_inside_wrappers(name):
   assert bool(found['ascended']) == bool(expected['ascended'])
 
 
-@pytest.mark.parametrize('wrapper', ['masked', 'multi_transform'])
-def test_inside_a_mask_of_optax(wrapper):
-  """The function then sees the part of the parameters that is not masked."""
-  kept = {'dense': True, 'norm': False}
-  params, batch = training.params(), training.batch()
-
-  def value_fn(part):
-    return training.loss({**part, 'norm': params['norm']}, batch)
-
-  grads = training.gradient(params, batch)
-  if wrapper == 'masked':
-    tx = optax.masked(optax_sam.sam(0.5), kept)
-  else:
-    transforms = {True: optax_sam.sam(0.5), False: optax.identity()}
-    tx = optax.multi_transform(transforms, kept)
-  updates, state = tx.update(grads, tx.init(params), params, value_fn=value_fn)
-  alone = optax_sam.sam(0.5, mask=kept)
-  expected, _ = alone.update(
-    grads,
-    alone.init(params),
-    params,
-    value_fn=lambda p: training.loss(p, batch),
-  )
-  comparisons.assert_close(updates['dense'], expected['dense'])
-  comparisons.assert_equal(updates['norm'], grads['norm'])
-  assert int(optax_sam.metrics(state)['step_count']) == 1
-
-
 @table.every_method(lambda row: row.place in ('wraps', 'replaces'))
 def test_metrics_of_what_is_no_element(name):
   row, program = table.ROWS[name], training.program(name)

@@ -1,0 +1,129 @@
+"""The extra arguments of `update`: who gets which of them."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import optax
+
+from optax_sam.engine.models import OF_MODELS, explained
+
+# Those that tell the loss.
+ARGUMENTS = ('value_fn', 'grad_fn', 'per_example_value_fn', 'batch', 'losses')
+
+# Those that Optax's line searches keep to themselves, too.
+_NEVER_HANDED_ON = ('value_fn', 'value', 'grad')
+
+
+def hide_arguments(
+  base: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """Hides the arguments of the methods from a base optimizer.
+
+  The line searches of Optax, also that of `optax.lbfgs`, refuse every extra
+  argument that `value_fn` doesn't take. Wrap them where a method in front of
+  them needs `per_example_value_fn`, `batch`, `losses`, `grad_fn` or `ascend`.
+
+  Args:
+    base: what stands behind a method in `optax.chain`.
+
+  Returns:
+    The same optimizer. Its `update` passes on all other arguments, and those
+    that `value_fn` names.
+
+  >>> import jax, jax.numpy as jnp, optax, optax_sam
+  >>> tx = optax.chain(
+  ...   optax_sam.k_sam(ascent=1, descent=2), hide_arguments(optax.lbfgs())
+  ... )
+  >>> losses = lambda w, x: (w - x) ** 2
+  >>> loss = lambda w: jnp.mean(losses(w, x))
+  >>> x, w = jnp.array([1.0, 3.0]), jnp.float32(0.0)
+  >>> value, grad = jax.value_and_grad(loss)(w)
+  >>> updates, _ = tx.update(
+  ...   grad,
+  ...   tx.init(w),
+  ...   w,
+  ...   value=value,
+  ...   grad=grad,
+  ...   value_fn=loss,
+  ...   per_example_value_fn=losses,
+  ...   batch=x,
+  ... )
+  >>> bool(loss(w + updates) < value)
+  True
+  """
+  base = optax.with_extra_args_support(base)
+  ours = {*ARGUMENTS, 'ascend'} - {'value_fn'}
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, Any]:
+    value_fn = extra_args.get('value_fn')
+    named = inspect.signature(value_fn).parameters if value_fn else ()
+    return base.update(
+      updates,
+      state,
+      params,
+      **{x: y for x, y in extra_args.items() if x not in ours or x in named},
+    )
+
+  return optax.GradientTransformationExtraArgs(base.init, update)
+
+
+def bound(
+  name: str, given: Mapping[str, Any], positions: int
+) -> Callable[..., Any] | None:
+  """Returns a function with the extra arguments that its signature names.
+
+  Args:
+    name: that of the function among the extra arguments.
+    given: the extra arguments of `update`.
+    positions: number of arguments that it gets by position.
+  """
+  function = given.get(name)
+  if function is None:
+    return None
+  if not callable(function):
+    msg = (
+      f'{name} must be a function of the parameters, got {function!r}: pass '
+      f'the function itself, {name}=lambda p: ..., not what it returns.'
+    )
+    raise ValueError(msg)
+  try:
+    signature = inspect.signature(function)
+  except (TypeError, ValueError):  # some functions that are not Python's
+    return function
+  kinds = {x.name: x.kind for x in signature.parameters.values()}
+  by_position = (
+    inspect.Parameter.POSITIONAL_ONLY,
+    inspect.Parameter.POSITIONAL_OR_KEYWORD,
+  )
+  by_name = (by_position[1], inspect.Parameter.KEYWORD_ONLY)
+  taken = [x for x, kind in kinds.items() if kind in by_position][:positions]
+  takes_all = inspect.Parameter.VAR_KEYWORD in kinds.values()
+  foreign = {*ARGUMENTS, 'ascend', 'value', 'grad'}
+  more = {
+    key: value
+    for key, value in given.items()
+    if key not in taken
+    and key not in _NEVER_HANDED_ON
+    and (kinds.get(key) in by_name or (takes_all and key not in foreign))
+  }
+  try:
+    signature.bind(*[None] * positions, **more)
+  except TypeError as error:
+    ours = ('params', 'params, batch')[positions - 1]
+    msg = (
+      f'{name} is called as {name}({ours}), with further arguments that update '
+      f'gets by name; its signature is {signature}: {error}. Pass the missing '
+      f'ones to update by name, or write {name}=lambda {ours}: ... . '
+      f'{OF_MODELS}'
+    )
+    if name == 'grad_fn':
+      msg += (
+        ' The grad_fn of optax.contrib.sam has the number of the step as its '
+        'second argument: leave that out.'
+      )
+    raise ValueError(msg) from None
+  return explained(functools.partial(function, **more) if more else function)
