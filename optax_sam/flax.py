@@ -155,8 +155,8 @@ def nnx_value_fn(
     ValueError: by the function, if the parameters aren't those of `wrt`; if
       `loss_fn` changes an NNX object that isn't among its arguments; or if it
       draws random numbers, and no pass has drawn any since `nnx_value_fn` was
-      called, as it was called too late. A copy that nothing else refers to,
-      such as `nnx.clone(model)`, is not asked for a pass.
+      called, as it was called too late. Objects that nothing else refers to,
+      such as `nnx.clone(model)`, need no pass.
 
   >>> import jax.numpy as jnp
   >>> model = nnx.Linear(2, 1, use_bias=False, rngs=nnx.Rngs(0))
@@ -258,8 +258,9 @@ def _of_params(
       msg = (
         'nnx_value_fn must be called before the first pass: loss_fn draws '
         'random numbers, and no pass has drawn any since the call, so that the '
-        'passes of a step would differ. Call it above nnx.value_and_grad; give '
-        'it nnx.clone(model) if no pass is to come.'
+        'passes of a step would differ. Call it above nnx.value_and_grad. If '
+        'the first pass works on a copy, give nnx_value_fn one too, by '
+        'nnx.clone.'
       )
       raise ValueError(msg)
     return result[0] if isinstance(result, tuple) else result

@@ -49,9 +49,11 @@ def k_sam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`; `update` needs
-    `per_example_value_fn` and `batch`. Batch norm normalizes each set
-    separately, so they need more than one example. Cost: 1 / 3 + `ascent` +
-    `descent` gradients, sizes as fractions. State: none.
+    `per_example_value_fn` and `batch`. Losses that depend on the other
+    examples, such as of normalized advantages, contrastive terms or batch norm,
+    which needs more than one, are other losses in each set; noise by the row
+    is other noise. Cost: 1 / 3 + `ascent` + `descent` gradients, sizes as
+    fractions. State: none.
 
   References:
     Ni, Chiang, Geiping, Goldblum, Wilson, Goldstein, `K-SAM: Sharpness-Aware
