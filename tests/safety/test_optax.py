@@ -257,6 +257,32 @@ def test_gradients_of_single_examples():
     one(optax_sam.sam(), grads=jnp.stack([G] * 4), value_fn=loss)
 
 
+@pytest.mark.parametrize(
+  ('ascent', 'method'),
+  [
+    (
+      optax.chain(optax.contrib.normalize(), optax.sgd(0.1)),
+      optax_sam.sam(0.1),
+    ),
+    (optax.sgd(0.1), optax_sam.unnormalized_sam(0.1)),
+  ],
+)
+def test_what_replaces_the_sam_of_optax(ascent, method):
+  base = optax.adam(optax.linear_schedule(0.1, 0.0, 5))
+  theirs = optax.contrib.sam(base, ascent, opaque_mode=True)
+  ours, (v, w) = optax.chain(method, base), (W, W)
+  their_state, our_state = theirs.init(v), ours.init(w)
+  grad_fn = lambda p, _: jax.grad(loss)(p)
+  for _ in range(5):
+    g = jax.grad(loss)(v)
+    updates, their_state = theirs.update(g, their_state, v, grad_fn=grad_fn)
+    v = optax.apply_updates(v, updates)
+    g = jax.grad(loss)(w)
+    updates, our_state = ours.update(g, our_state, w, value_fn=loss)
+    w = optax.apply_updates(w, updates)
+  np.testing.assert_allclose(w, v, rtol=1e-5)
+
+
 # Arguments that don't fit.
 
 

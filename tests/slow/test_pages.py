@@ -53,3 +53,9 @@ def test_the_guide_to_measures():
   assert blocks == 5
   assert set(names['solutions']) == {'SGD', 'SAM'}
   assert names['optax_sam'] is optax_sam
+
+
+@pytest.mark.parametrize('page', ['step', 'conventions'])
+def test_the_pages_of_a_step(page):
+  _, blocks = run(ROOT / 'docs' / f'{page}.md', silent=0)
+  assert blocks >= 2
