@@ -268,7 +268,7 @@ def test_gradients_of_single_examples():
   ],
 )
 def test_what_replaces_the_sam_of_optax(ascent, method):
-  base = optax.adam(optax.linear_schedule(0.1, 0.0, 5))
+  base = optax.sgd(optax.linear_schedule(0.1, 0.0, 5), momentum=0.9)
   theirs = optax.contrib.sam(base, ascent, opaque_mode=True)
   ours, (v, w) = optax.chain(method, base), (W, W)
   their_state, our_state = theirs.init(v), ours.init(w)
