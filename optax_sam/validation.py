@@ -30,17 +30,41 @@ class _Signature(inspect.Signature):
   schedules of the functions. These arguments stay as they are.
   """
 
+  name: str = ''
   static: frozenset[str] = frozenset()
 
   def replace(self, **changes: Any) -> '_Signature':
     """Returns another signature, as of `functools.partial`."""
     changed = super().replace(**changes)
-    changed.static = self.static
+    changed.name, changed.static = self.name, self.static
     return changed
+
+  def fit(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
+    """Binds arguments; if they don't fit, says what to write."""
+    try:
+      return super().bind(*args, **kwargs)
+    except TypeError as error:
+      required = [
+        f'{key}=...'
+        for key, parameter in self.parameters.items()
+        if parameter.default is inspect.Parameter.empty
+      ]
+      msg = (
+        f'{self.name}: {error}. Write optax_sam.{self.name}'
+        f'({", ".join(required)}); its arguments are '
+        f'{", ".join(self.parameters)}.'
+      )
+      if sum(isinstance(x, optax.GradientTransformation) for x in args) > 1:
+        msg += (
+          ' optax.contrib.sam takes two optimizers; here the radius takes the '
+          'place of the second, and the method stands in front of the first: '
+          'optax.chain(optax_sam.sam(rho=0.05), optimizer).'
+        )
+      raise TypeError(msg) from None
 
   def bind(self, /, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
     """Binds arguments, with their defaults."""
-    bound = super().bind(*args, **kwargs)
+    bound = self.fit(*args, **kwargs)
     bound.apply_defaults()
     for name in self.static & bound.arguments.keys():
       bound.arguments[name] = _Static(bound.arguments[name])
@@ -61,49 +85,27 @@ def method(
   """
 
   def decorate(function: Callable[_Given, _Built]) -> Callable[_Given, _Built]:
-    signature, call = inspect.signature(function), cast(Any, function)
-    plain = lambda x: x.value if isinstance(x, _Static) else x
+    plain = inspect.signature(function)
+    signature = _Signature(
+      list(plain.parameters.values()), return_annotation=plain.return_annotation
+    )
+    signature.name = function.__name__
+    signature.static = frozenset((*static, 'mask')) & plain.parameters.keys()
+    call = cast(Any, function)
 
     @functools.wraps(function)
     def build(*args: Any, **kwargs: Any) -> Any:
-      try:
-        signature.bind(*args, **kwargs)
-      except TypeError as error:
-        raise TypeError(_call_help(function, args, error)) from None
-      named = {name: plain(value) for name, value in kwargs.items()}
-      return call(*map(plain, args), **named)
+      signature.fit(*args, **kwargs)
+      given = {
+        name: x.value if isinstance(x, _Static) else x
+        for name, x in kwargs.items()
+      }
+      return call(*args, **given)
 
-    shown = _Signature(
-      list(signature.parameters.values()),
-      return_annotation=signature.return_annotation,
-    )
-    shown.static = frozenset((*static, 'mask')) & signature.parameters.keys()
-    vars(build).update(__signature__=shown, static_args=static)
+    vars(build).update(__signature__=signature, static_args=static)
     return build
 
   return decorate
-
-
-def _call_help(function: Any, args: tuple[Any, ...], error: Exception) -> str:
-  """Says how a method is called, given a call that doesn't fit."""
-  name, parameters = function.__name__, inspect.signature(function).parameters
-  required = [
-    f'{key}=...'
-    for key, parameter in parameters.items()
-    if parameter.default is inspect.Parameter.empty
-  ]
-  words = (
-    f'{name}: {error}. Write optax_sam.{name}({", ".join(required)}); its '
-    f'arguments are {", ".join(parameters)}.'
-  )
-  is_optimizer = lambda x: isinstance(x, optax.GradientTransformation)
-  if len(args) > 1 and all(map(is_optimizer, args[:2])):
-    words += (
-      ' optax.contrib.sam takes two optimizers; here the second one is the '
-      'radius, and the method stands in front of the first: '
-      'optax.chain(optax_sam.sam(rho=0.05), optimizer).'
-    )
-  return words
 
 
 def is_python_number(value: Any) -> bool:

@@ -42,14 +42,13 @@ class Leaves(NamedTuple):
     """Splits parameters by the types of their leaves, and by a mask.
 
     Leaves whose gradient in `updates` is None, if these are given, are left
-    out too.
+    out too, and so are those that a mask from `trainable` names as frozen.
     """
     floats = float_leaves(params)
-    present = None if updates is None else with_gradient(updates, params)
-    if floats is None or present is None:
-      floats = present if floats is None else floats
-    else:
-      floats = jax.tree.map(bool.__and__, floats, present)
+    if updates is not None:
+      floats = _both(floats, with_gradient(updates, params))
+    if isinstance(mask, Trainable):
+      return cls(_both(floats, chosen_leaves(mask, params)))
     if mask is None:
       return cls(floats)
     return cls(floats, chosen_leaves(mask, keep(floats, params)))
@@ -81,6 +80,13 @@ class Leaves(NamedTuple):
       return Leaves(self.floats if self.movable is None else self.movable)
     nothing = jax.tree.map(lambda _: False, self.floats)
     return Leaves(fill(self.floats, self.movable, nothing))
+
+
+def _both(left: Any, right: Any) -> Any:
+  """Joins two trees of bools by `and`; None is True everywhere."""
+  if left is None or right is None:
+    return right if left is None else left
+  return jax.tree.map(bool.__and__, left, right)
 
 
 def path_parts(path: tuple[Any, ...]) -> list[str]:
@@ -265,13 +271,32 @@ def norm_layers_only(params: optax.Params) -> Any:
   return chosen
 
 
+class Trainable(NamedTuple):
+  """A mask from labels; see `trainable`."""
+
+  labels: Any
+  frozen: frozenset[Hashable]
+
+  def __call__(self, params: optax.Params) -> Any:
+    """Returns a tree of bools that is a prefix of the parameters."""
+    labels = self.labels(params) if callable(self.labels) else self.labels
+    found = set(jax.tree.leaves(labels))
+    if not found & self.frozen or not found - self.frozen:
+      msg = (
+        f'frozen must name some of the labels, got {[*self.frozen]} for '
+        f'the labels {sorted(map(str, found))}.'
+      )
+      raise ValueError(msg)
+    return jax.tree.map(lambda label: label not in self.frozen, labels)
+
+
 def trainable(
   labels: Any, *, frozen: Hashable | Collection[Hashable]
-) -> Callable[[optax.Params], Any]:
+) -> Trainable:
   """Turns labels of `optax.partition` into a mask of what is trained.
 
   Parameters that the base optimizer leaves alone would take their share of the
-  radius all the same; pass the mask to a method, in front of the partition::
+  radius all the same. Pass this mask to a method in front of the partition::
 
     optax.chain(
       optax_sam.sam(mask=optax_sam.trainable(labels, frozen='frozen')),
@@ -279,6 +304,10 @@ def trainable(
         {'adapters': optax.adam(1e-3), 'frozen': optax.set_to_zero()}, labels
       ),
     )
+
+  Frozen leaves are in no norm, in no decision and in no state, and no gradient
+  is taken of them: what came in for them goes on. Leaves that another `mask`
+  leaves out are trained, by the gradient at the perturbed parameters.
 
   Args:
     labels: the `param_labels` of `optax.partition`: a tree of labels that is a
@@ -298,17 +327,4 @@ def trainable(
   {'base': False, 'lora': True}
   """
   many = isinstance(frozen, (tuple, list, set, frozenset))
-  names = frozenset(frozen) if many else frozenset([frozen])
-
-  def mask(params: optax.Params) -> Any:
-    tree = labels(params) if callable(labels) else labels
-    found = set(jax.tree.leaves(tree))
-    if not found & names or not found - names:
-      msg = (
-        f'frozen must name some of the labels, got {frozen!r} for the labels '
-        f'{sorted(map(repr, found))}.'
-      )
-      raise ValueError(msg)
-    return jax.tree.map(lambda label: label not in names, tree)
-
-  return mask
+  return Trainable(labels, frozenset(frozen) if many else frozenset([frozen]))

@@ -16,6 +16,7 @@ from optax_sam.engine.step import Choices, take_step
 from optax_sam.engine.transformation import transformation
 
 
+@validation.method()
 def sharpness_aware(
   perturbation: optax.GradientTransformation,
   *,
@@ -57,8 +58,8 @@ def sharpness_aware(
       `optax_sam.selections`.
     mask: which leaves may be perturbed: a tree of bools that is a prefix of
       the parameters, or a function from the parameters to one. Leaves that
-      are left out don't enter the norm, and are updated like all others. With
-      `optax.inject_hyperparams`, list a function in `static_args`.
+      are left out don't enter the norm, and are updated like all others. For
+      frozen ones see `optax_sam.trainable`.
     axis_name: axis of `jax.pmap` or `jax.shard_map` whose devices hold
       different parts of the batch. Gradients come in local, the direction
       goes out averaged.

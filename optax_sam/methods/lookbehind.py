@@ -77,7 +77,7 @@ def lookbehind(
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> LookbehindState:
-    ascent = first_state(partition.Leaves.of(params).split(params))
+    ascent = first_state(partition.Leaves.of(params, mask).split(params))
     return LookbehindState(ascent, base.init(params))
 
   def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:

@@ -99,7 +99,7 @@ def sampa(
   base = optax.with_extra_args_support(base)
 
   def init(params: optax.Params) -> SampaState:
-    w = partition.Leaves.of(params).split(params)
+    w = partition.Leaves.of(params, mask).split(params)
     empty = lambda x: jnp.zeros(x.shape, jnp.result_type(x))
     gradient, batch = tree_math.zeros_like(w), jax.tree.map(empty, batch_like)
     return SampaState(first_state(w), base.init(params), gradient, batch)

@@ -143,7 +143,7 @@ def wsam_decoupled(
       moved = weight * (wide - g.astype(wide.dtype))
       return step - moved.astype(step.dtype)
 
-    leaves = partition.Leaves.of(params, updates=updates)
+    leaves = partition.Leaves.of(params, mask, updates)
     inside = [leaves.split(tree) for tree in (steps, perturbed, clean)]
     steps = leaves.join(jax.tree.map(add, *inside), steps)
     return steps, WsamDecoupledState(ascent, base_state)

@@ -65,3 +65,9 @@ def test_the_guide_to_frameworks():
       counted = re.match(r'.*\n\n(\d) lines', section)
       assert counted, section
       assert int(counted[1]) == marked
+
+
+@pytest.mark.parametrize('page', ['step', 'conventions'])
+def test_the_pages_of_a_step(page):
+  _, blocks = run(ROOT / 'docs' / f'{page}.md', silent=0)
+  assert blocks >= 2
