@@ -115,6 +115,9 @@ def take_step(
     if times != 1:
       point = view.leaves.move(w, ascent.epsilon, times)
     loss, gradient = view.value_and_grad(point)
+    # At the unperturbed parameters it may be finite, and nobody would notice.
+    # To keep the ascent gradient until here, to return that, takes memory.
+    gradient = tree_math.nan_unless(jnp.isfinite(ascent.norm), gradient)
     last = state.info.perturbed_loss
     if loss is None:
       loss = as_local(last, plan.axis_name)

@@ -5,13 +5,18 @@ points, such as `frob_sam` or `momentum_sam`, need only this part.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, info, partition
 from optax_sam.engine.loss_view import ARGUMENTS, LossView
+from optax_sam.trees import tree_math
+
+State = TypeVar('State')
 
 # From (the loss, the clean gradient of this device, the state, the branch that
 # the caller chose, further extra arguments) to (direction, next state).
@@ -66,10 +71,31 @@ def transformation(
     local = view.leaves.split(updates)
     devices.check_local(local, axis_name)
     others = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
-    direction, state = step(view, local, state, ascend, others)
-    return view.leaves.join(direction, updates), state
+    direction, after = step(view, local, state, ascend, others)
+    # By what may be perturbed, so that frozen leaves cost no gradient.
+    is_all_used = bool(jax.tree.leaves(state.descent))
+    used = direction if is_all_used else view.leaves.inside(direction)
+    after = accept(used, after, state)
+    return view.leaves.join(direction, updates), after
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def accept(direction: optax.Updates, after: State, before: State) -> State:
+  """Returns the state after a step, that before it if the step is no use.
+
+  What stands behind a method rejects a direction that isn't finite, so nothing
+  of such a step may stay.
+
+  Args:
+    direction: floating-point leaves of what the method returns, equal on all
+      devices.
+    after: the state after the step.
+    before: the state before it.
+  """
+  finite = tree_math.all_finite(direction)
+  choose = lambda new, old: new if new is old else jnp.where(finite, new, old)
+  return jax.tree.map(choose, after, before)
 
 
 def skip(

@@ -9,6 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.info import only_state
+from optax_sam.engine.transformation import accept
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_normal
 
@@ -80,7 +81,7 @@ def anti_pgd(
     new_state = AntiPgdState(count, state.key, scale)
     before, after = _noise(state, inside), _noise(new_state, inside)
     inside = _add(inside, optax.tree.sub(after, before))
-    return leaves.join(inside, updates), new_state
+    return leaves.join(inside, updates), accept(inside, new_state, state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

@@ -73,9 +73,11 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
         'averages what the updates make of them.'
       )
       raise ValueError(msg)
-    count = tree_math.increment(state.step_count)
-    enters = (count >= start) & ((count - start) % every == 0)
     leaves = partition.Leaves.of(params)
+    finite = tree_math.all_finite(leaves.split(updates))
+    count = state.step_count
+    count = jnp.where(finite, tree_math.increment(count), count)
+    enters = finite & (count >= start) & ((count - start) % every == 0)
 
     def add() -> RunningMean:
       w = optax.apply_updates(leaves.split(params), leaves.split(updates))

@@ -85,6 +85,22 @@ def is_usable(size: jax.Array) -> jax.Array:
   return jnp.isfinite(size) & (size > 0)
 
 
+def all_finite(tree: Any) -> jax.Array:
+  """Whether no number of a tree is infinite or NaN, though squares may be.
+
+  Sums are the cheapest test. One that no float can hold counts as infinite.
+  """
+  # Behind a barrier XLA does not compute the tree anew, for the sum alone.
+  leaves = jax.lax.optimization_barrier(jax.tree.leaves(tree))
+  terms = [jnp.sum(widen(leaf)) for leaf in leaves]
+  return jnp.isfinite(_sum(terms, accumulator_dtype(tree)))
+
+
+def nan_unless(condition: jax.Array, tree: Tree) -> Tree:
+  """Returns a tree, or NaN in its place."""
+  return jax.tree.map(lambda x: jnp.where(condition, x, jnp.nan), tree)
+
+
 def is_negligible(difference: jax.Array, reference: jax.Array) -> jax.Array:
   """Whether the norm of a difference is mere rounding of what it came from.
 
