@@ -115,9 +115,6 @@ def take_step(
     if times != 1:
       point = view.leaves.move(w, ascent.epsilon, times)
     loss, gradient = view.value_and_grad(point)
-    # At the unperturbed parameters it may be finite, and nobody would notice.
-    # To keep the ascent gradient until here, to return that, takes memory.
-    gradient = tree_math.nan_unless(jnp.isfinite(ascent.norm), gradient)
     last = state.info.perturbed_loss
     if loss is None:
       loss = as_local(last, plan.axis_name)
@@ -173,6 +170,9 @@ def take_step(
   else:
     *found, descent_state = ascending() if taken else skipping()
   direction, norm, loss = plan.output(tuple(found))
+  # Unperturbed, the second gradient may be finite, and nobody would notice. To
+  # keep the ascent gradient until here, and to return that, would take memory.
+  direction = tree_math.nan_unless(jnp.isfinite(norm), direction)
   return direction, info.advance(
     state._replace(
       perturbation=state.perturbation if advanced is None else advanced.state,

@@ -53,8 +53,8 @@ def entropy_sgd(
 
     x = x - learning_rate * (x - mu),   w = mu = x,   v = 0,   n = n + 1
 
-  The result is `x`: evaluate `optax_sam.outer_params(w, opt_state)`, not `w`. We
-  read the rule in the authors' Lua program and ran no program. Theirs also
+  The result is `x`: evaluate `optax_sam.outer_params(w, opt_state)`, not `w`.
+  We read the rule in the authors' Lua program and ran no program. Theirs also
   takes one gradient that nothing uses; their Python program has another rule.
 
   Args:

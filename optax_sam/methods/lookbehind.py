@@ -93,13 +93,12 @@ def lookbehind(
     # Half precision would round the sums of the steps away.
     ascended = tree_math.zeros_like(leaves.inside(w))
     gone, moved, base_state = tree_math.zeros_like(w), updates, state.base
-    usable, finite = jnp.isfinite(norm), jnp.ones((), bool)
+    finite = jnp.ones((), bool)
     for step in range(steps):
       wide = tree_math.widen_like(leaves.inside(ascent), ascended)
       ascended = tree_math.add(ascended, tree_math.scale_to(radius, wide))
       value, local = view.value_and_grad(leaves.move(w, ascended))
       local = optax.tree.cast_like(local, clean)
-      local = tree_math.nan_unless(usable, local) if step == 0 else local
       if step == steps - 1:
         loss = loss if value is None else jnp.asarray(value, loss.dtype)
         # One collective for the gradient and what the step reports.
@@ -116,7 +115,7 @@ def lookbehind(
       gone = tree_math.add(gone, leaves.split(moved))
     part = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
     part = optax.tree.cast_like(part, leaves.split(moved))
-    part = tree_math.nan_unless(finite, part)
+    part = tree_math.nan_unless(finite & jnp.isfinite(norm), part)
     after = LookbehindState(advance(state.ascent, norm, loss), base_state)
     return leaves.join(part, moved), accept(part, after, state)
 
