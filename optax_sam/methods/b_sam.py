@@ -169,7 +169,7 @@ def b_sam(
     move = lambda m, s: -jnp.asarray(rate, s.dtype) * m / s
     step = jax.tree.map(move, momentum, s)
     step = optax.tree.cast_like(step, view.leaves.split(updates))
-    is_finite = jnp.isfinite(tree_math.norm((momentum, precision)))
+    is_finite = tree_math.all_finite((momentum, precision))
     momentum, precision = optax.tree.where(
       is_finite, (momentum, precision), (state.momentum, s)
     )

@@ -114,7 +114,7 @@ def entropy_sgd(
     w = tree_math.widen_like(leaves.split(params), x)
     devices.check_local(local, axis_name)
     gradient = optax.tree.cast_like(devices.average(local, axis_name), x)
-    is_finite = jnp.isfinite(tree_math.norm(gradient))
+    is_finite = tree_math.all_finite(gradient)
     rate, eta = (
       value(state.step_count) if callable(value) else value
       for value in (learning_rate, inner_learning_rate)

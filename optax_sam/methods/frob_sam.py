@@ -136,7 +136,7 @@ def _penalize(
   total = jax.tree.map(added, clean, *gradients)
   # The terms of huge gradients overflow, and their sum may be inf - inf. A loss
   # that isn't finite must show in the direction.
-  usable = jnp.isfinite(tree_math.norm(total)) | ~jnp.isfinite(loss)
+  usable = tree_math.all_finite(total) | ~jnp.isfinite(loss)
 
   def leaf(g: jax.Array, total: jax.Array) -> jax.Array:
     total = jnp.where(usable, total, 0)

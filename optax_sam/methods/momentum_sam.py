@@ -100,7 +100,7 @@ def momentum_sam(
     loss, gradient = view.value_and_grad(view.leaves.move(w, epsilon))
     gradient, loss = devices.average((gradient, loss), axis_name)
     added = jax.tree.map(add, momentum, gradient)
-    finite = jnp.isfinite(tree_math.norm(gradient))
+    finite = tree_math.all_finite(gradient)
     momentum = optax.tree.where(finite, added, momentum)
     state = state._replace(descent=MomentumState(momentum))
     direction = optax.tree.cast_like(gradient, clean)

@@ -136,7 +136,7 @@ def sampa(
     second = tree_math.widen_like(second, ahead)
     both, second, loss = devices.average((both, second, loss), axis_name)
     step, base_state = base_update(both)
-    is_finite = jnp.isfinite(tree_math.norm(second))
+    is_finite = tree_math.all_finite(second)
     ahead = optax.tree.where(is_finite, second, ahead)
     ascent_state = advance(state.ascent, tree_math.norm(ascent), loss)
     return step, SampaState(ascent_state, base_state, ahead, batch)
