@@ -137,7 +137,7 @@ def _penalize(
   total = jax.tree.map(added, clean, *gradients)
   # The terms of huge gradients overflow, and their sum may be inf - inf. What
   # isn't finite by itself must show in the direction.
-  overflows = ~jnp.isfinite(tree_math.norm(total))
+  overflows = ~tree_math.all_finite(total)
   overflows &= tree_math.all_finite((values, gradients))
 
   def leaf(g: jax.Array, total: jax.Array) -> jax.Array:

@@ -23,8 +23,9 @@ def surrogate_gap(alpha: float = 0.4) -> Descent:
 
   def combine(clean: optax.Updates, at: At) -> optax.Updates:
     perturbed = at(1)
-    part, length = orthogonal_part(clean, to=perturbed)
-    usable = tree_math.is_usable(tree_math.norm(perturbed))
+    unit = tree_math.power_of_two(tree_math.norm(clean))
+    part, length = orthogonal_part(clean, to=perturbed, unit=unit)
+    usable = tree_math.is_usable(tree_math.norm(perturbed, unit))
     usable &= jnp.isfinite(length)
     weight = -jnp.asarray(alpha, length.dtype)
     added = tree_math.multiply_where(usable, weight, part)
