@@ -1,6 +1,11 @@
 """Sharpness-aware minimization for Optax: exact, composable, fast."""
 
 from optax_sam import descents, perturbations, policies, selections
+from optax_sam.alternating import (
+  AlternatingState,
+  alternating,
+  unperturbed_params,
+)
 from optax_sam.convolution import conv_general_dilated
 from optax_sam.engine.info import (
   SharpnessAwareInfo,
@@ -48,6 +53,7 @@ from optax_sam.methods.z_sharp import z_sharp
 __version__ = '0.1.0'
 
 __all__ = [
+  'AlternatingState',
   'MesaLoss',
   'MesaState',
   'SafLoss',
@@ -56,6 +62,7 @@ __all__ = [
   'SharpnessAwareState',
   'ae_look_sam',
   'ae_sam',
+  'alternating',
   'anti_pgd',
   'asam',
   'async_sam',
@@ -100,6 +107,7 @@ __all__ = [
   'swa',
   'swad',
   'unnormalized_sam',
+  'unperturbed_params',
   'without_noise',
   'wsam',
   'wsam_decoupled',
