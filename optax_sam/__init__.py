@@ -1,7 +1,7 @@
 """Sharpness-aware minimization for Optax: exact, composable, fast."""
 
 from optax_sam import descents, perturbations, policies, selections
-from optax_sam.alternating import (
+from optax_sam.alternation import (
   AlternatingState,
   alternating,
   unperturbed_params,

@@ -154,7 +154,8 @@ def test_integers_stay_and_buffers_may_be_donated():
   params, state = jax.tree.map(jnp.copy, (start, tx.init(start)))
   types = comparisons.types(state)
   for _ in range(2):
-    params, state = call(params, state)
+    with jax.numpy_dtype_promotion('standard'):
+      params, state = call(params, state)
     assert comparisons.types(state) == types
   np.testing.assert_allclose(params['w'], expected, rtol=1e-6)
   assert params['n'] == 3
