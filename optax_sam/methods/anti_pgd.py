@@ -68,6 +68,7 @@ def anti_pgd(
   validation.check_key(key)
 
   def init(params: optax.Params) -> AntiPgdState:
+    partition.warn_if_rounded(params)
     inside = partition.Leaves.of(params).split(params)
     scale = jnp.zeros((), tree_math.accumulator_dtype(inside))
     return AntiPgdState(jnp.zeros((), jnp.int32), validation.as_key(key), scale)

@@ -92,7 +92,7 @@ def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
   """
   dtype = accumulator_dtype(tree)
   limits = jnp.finfo(dtype)
-  large = np.ldexp(np.ones((), dtype), 5 * int(limits.maxexp) // 8)
+  large = np.ldexp(np.ones((), dtype), 5 * limits.maxexp // 8)
   units = np.array([1 / large, 1, large], dtype)
   # Of constants c XLA makes x * x * (c * c), which over- and underflows.
   down, up = jax.lax.optimization_barrier((units[0], units[2]))
@@ -148,7 +148,7 @@ def divide(tree: optax.Updates, size: jax.Array) -> optax.Updates:
 def power_of_two(size: jax.Array) -> jax.Array:
   """Returns the one below a norm, to divide by exactly; 1 if it is unusable."""
   size = jax.lax.stop_gradient(size)
-  limit = int(jnp.finfo(size.dtype).maxexp) - 4
+  limit = jnp.finfo(size.dtype).maxexp - 4
   _, exponent = jnp.frexp(jnp.where(is_usable(size), size, 1))
   exponent = jnp.clip(exponent - 1, -limit, limit)
   return jnp.ldexp(jnp.ones((), size.dtype), exponent)
