@@ -1,6 +1,11 @@
 """Sharpness-aware minimization for Optax: exact, composable, fast."""
 
 from optax_sam import descents, perturbations, policies, selections
+from optax_sam.alternation import (
+  AlternatingState,
+  alternating,
+  unperturbed_params,
+)
 from optax_sam.convolution import conv_general_dilated
 from optax_sam.engine.extra_arguments import hide_arguments
 from optax_sam.engine.info import (
@@ -49,6 +54,7 @@ from optax_sam.methods.z_sharp import z_sharp
 __version__ = '0.1.0'
 
 __all__ = [
+  'AlternatingState',
   'MesaLoss',
   'MesaState',
   'SafLoss',
@@ -57,6 +63,7 @@ __all__ = [
   'SharpnessAwareState',
   'ae_look_sam',
   'ae_sam',
+  'alternating',
   'anti_pgd',
   'asam',
   'async_sam',
@@ -103,6 +110,7 @@ __all__ = [
   'swad',
   'trainable',
   'unnormalized_sam',
+  'unperturbed_params',
   'without_noise',
   'wsam',
   'wsam_decoupled',

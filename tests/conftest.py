@@ -13,12 +13,18 @@ _ABANDONED = (
   'Exception ignored in. <coroutine object _read_array'
   ':pytest.PytestUnraisableExceptionWarning'
 )
+# Of the tests that train in half precision on purpose.
+_ROUNDED = 'params hold .*float.* rounds most of a small perturbation'
 
 
 def pytest_configure(config):
   """Decides how this process compiles, before it compiles anything."""
   jax.config.update('jax_num_cpu_devices', 8)
-  for warning in (f'{compiling.TORN}:UserWarning', _ABANDONED):
+  for warning in (
+    f'{compiling.TORN}:UserWarning',
+    f'{_ROUNDED}:UserWarning',
+    _ABANDONED,
+  ):
     config.addinivalue_line('filterwarnings', f'ignore:{warning}')
   if compiling.is_set_up():
     return

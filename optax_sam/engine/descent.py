@@ -115,25 +115,33 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
 
 
 def orthogonal_part(
-  updates: optax.Updates, *, to: optax.Updates
+  updates: optax.Updates, *, to: optax.Updates, unit: jax.Array
 ) -> tuple[optax.Updates, jax.Array]:
   """Returns what is left without the direction of `to`, and its norm.
 
   Both are 0 if that is mere rounding.
+
+  Args:
+    updates: a tree like `to`.
+    to: the direction.
+    unit: the `power_of_two` of a norm of their order.
   """
-  size = tree_math.norm(to)
-  usable = size > 0
-  slope = tree_math.dot(updates, to) / jnp.where(usable, jnp.square(size), 1)
-  slope = jnp.where(usable, slope, 0)
+  x, y = (tree_math.divide(tree, unit) for tree in (updates, to))
+  square = tree_math.dot(y, y)
+  usable = square > 0
+  slope = jnp.where(
+    usable, tree_math.dot(x, y) / jnp.where(usable, square, 1), 0
+  )
 
   def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
     dtype = tree_math.wide_dtype(x, y)
     return x.astype(dtype) - slope.astype(dtype) * y.astype(dtype)
 
   part = jax.tree.map(leaf, updates, to)
-  length = tree_math.norm(part)
+  length = tree_math.norm(part, unit)
   # That of `updates`, by Pythagoras: one pass over the parameters less.
-  whole = jnp.hypot(length, (slope * size).astype(length.dtype))
+  along = slope * jnp.sqrt(square) * unit.astype(square.dtype)
+  whole = jnp.hypot(length, along.astype(length.dtype))
   negligible = tree_math.is_negligible(length, whole)
   part = jax.tree.map(lambda x: jnp.where(negligible, 0, x), part)
   return part, jnp.where(negligible, 0, length)

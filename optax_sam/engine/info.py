@@ -109,7 +109,11 @@ def advance(
       ascended=ascended,
       # A buffer of its own: the same one can't be donated twice.
       decided=jnp.asarray(decided).copy(),
-      second_gradients=last.second_gradients + ascended.astype(jnp.int32),
+      second_gradients=jnp.where(
+        ascended,
+        tree_math.increment(last.second_gradients),
+        last.second_gradients,
+      ),
       # With its dtype: a Python number would make the state weakly typed.
       ascent_norm=jnp.asarray(ascent_norm, last.ascent_norm.dtype),
       perturbed_loss=jnp.asarray(perturbed_loss, last.perturbed_loss.dtype),

@@ -5,6 +5,7 @@ The leaves that are left out are replaced by `optax.MaskedNode`, as
 """
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Hashable
 from typing import Any, NamedTuple
 
@@ -114,6 +115,7 @@ def check_real(params: optax.Params, mask: Mask = None) -> None:
   No rule says how to perturb one, and to pass it over would go unnoticed.
   """
   _check_arrays(params)
+  warn_if_rounded(params, mask)
   is_complex = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.complexfloating)
   leaves = jax.tree_util.tree_leaves_with_path(params)
   if not any(is_complex(leaf) for _, leaf in leaves):
@@ -127,6 +129,22 @@ def check_real(params: optax.Params, mask: Mask = None) -> None:
         f'mask= where there is one.'
       )
       raise ValueError(msg)
+
+
+def warn_if_rounded(params: optax.Params, mask: Mask = None) -> None:
+  """Warns, once, of leaves too coarse to hold a small perturbation."""
+  leaves = Leaves.of(params, mask)
+  movable = leaves.inside(leaves.split(params))
+  for path, leaf in jax.tree_util.tree_leaves_with_path(movable):
+    if jnp.dtype(leaf.dtype).itemsize < 4:
+      where = '/'.join(path_parts(path)) or 'params'
+      warnings.warn(
+        f'params hold {leaf.dtype} at {where!r}, which rounds most of a small '
+        f'perturbation away: keep the parameters in float32 and cast them in '
+        f'the model, or leave such leaves out by mask=.',
+        stacklevel=2,
+      )
+      return
 
 
 def _check_arrays(params: optax.Params) -> None:

@@ -170,6 +170,9 @@ def take_step(
   else:
     *found, descent_state = ascending() if taken else skipping()
   direction, norm, loss = plan.output(tuple(found))
+  # Unperturbed, the second gradient may be finite, and nobody would notice. To
+  # keep the ascent gradient until here, and to return that, would take memory.
+  direction = tree_math.nan_unless(jnp.isfinite(norm), direction)
   return direction, info.advance(
     state._replace(
       perturbation=state.perturbation if advanced is None else advanced.state,

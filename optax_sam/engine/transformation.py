@@ -5,15 +5,19 @@ points, such as `frob_sam` or `momentum_sam`, need only this part.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, gradient, info, partition
 from optax_sam.engine.extra_arguments import ARGUMENTS
 from optax_sam.engine.loss_view import LossView
+from optax_sam.trees import tree_math
+
+State = TypeVar('State')
 
 # From (the loss, the clean gradient of this device, the state, the branch that
 # the caller chose, further extra arguments) to (direction, next state).
@@ -69,10 +73,14 @@ def transformation(
     local = view.leaves.split(updates)
     devices.check_local(local, axis_name)
     others = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
-    direction, state = step(view, local, state, ascend, others)
+    direction, after = step(view, local, state, ascend, others)
     if ascend is not False:
       view.check_given()  # also where the policy decided not to ascend
-    return view.leaves.join(direction, updates), state
+    # By what may be perturbed, so that frozen leaves cost no gradient.
+    is_all_used = bool(jax.tree.leaves(state.descent))
+    used = direction if is_all_used else view.leaves.inside(direction)
+    after = accept(used, after, state)
+    return view.leaves.join(direction, updates), after
 
   return checked(init, update, info.SharpnessAwareState, mask=mask)
 
@@ -122,6 +130,23 @@ def checked(
     return found, widen(new_state)
 
   return optax.GradientTransformationExtraArgs(checked_init, checked_update)
+
+
+def accept(direction: optax.Updates, after: State, before: State) -> State:
+  """Returns the state after a step, that before it if the step is no use.
+
+  What stands behind a method rejects a direction that isn't finite, so nothing
+  of such a step may stay.
+
+  Args:
+    direction: floating-point leaves of what the method returns, equal on all
+      devices.
+    after: the state after the step.
+    before: the state before it.
+  """
+  finite = tree_math.all_finite(direction)
+  choose = lambda new, old: new if new is old else jnp.where(finite, new, old)
+  return jax.tree.map(choose, after, before)
 
 
 def skip(

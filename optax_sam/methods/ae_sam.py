@@ -16,12 +16,17 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.methods.look_sam import reuse_orthogonal
 from optax_sam.trees import tree_math
 
+# Of norms: their fourth powers have four times as many.
+_USUAL_BITS = 16
+
 
 class SharpGradientsState(NamedTuple):
-  """State of `on_sharp_gradients`: `step_count` and four float scalars.
+  """State of `on_sharp_gradients`: `step_count` and five float scalars.
 
   `mean` and `variance` are the moments of the squared norms, `squared_norm` the
   last finite one, and `threshold` what it had to reach for an ascent step.
+  Norms are measured in a `unit`, a power of two: 1, unless they are so small or
+  large that their fourth powers would under- or overflow.
   """
 
   step_count: jax.Array
@@ -29,6 +34,7 @@ class SharpGradientsState(NamedTuple):
   mean: jax.Array
   variance: jax.Array
   threshold: jax.Array
+  unit: jax.Array
 
 
 def on_sharp_gradients(
@@ -63,23 +69,36 @@ def on_sharp_gradients(
 
   def init(params: optax.Params) -> SharpGradientsState:
     dtype = tree_math.accumulator_dtype(params)
-    first = (0, 0, initial_variance, 0)
+    first = (0, 0, initial_variance, 0, 1)
     moments = (jnp.full((), value, dtype) for value in first)
     return SharpGradientsState(jnp.zeros((), jnp.int32), *moments)
 
   def decide(grads: optax.Updates, state: Any) -> tuple[jax.Array, Any]:
     number = lambda value: jnp.asarray(value, state.mean.dtype)
-    squared_norm = number(tree_math.dot(grads, grads))
+    # A decision has no derivative.
+    square, unit = tree_math.squared_norm(jax.lax.stop_gradient(grads))
+    square, unit = number(square), number(unit) / state.unit
+    # The largest norm that is known, in the last unit.
+    largest = jnp.maximum(jnp.sqrt(square) * unit, jnp.sqrt(state.mean))
+    largest = jnp.maximum(largest, jnp.sqrt(jnp.sqrt(state.variance)))
+    usual = jnp.abs(jnp.log2(largest)) <= _USUAL_BITS
+    change = jnp.where(usual, 1, tree_math.power_of_two(largest))
+    # One factor after the other: their powers may overflow.
+    last_mean = state.mean / change / change
+    last_variance = state.variance / change / change / change / change
+    squared_norm = square * (unit / change) * (unit / change)
     past, present = number(decay), 1 - number(decay)
-    mean = past * state.mean + present * squared_norm
+    mean = past * last_mean + present * squared_norm
     deviation = jnp.square(squared_norm - mean)
-    variance = past * state.variance + present * deviation
+    variance = past * last_variance + present * deviation
     progress = jnp.minimum(number(state.step_count) / number(total_steps), 1)
     factor = progress * number(lambda_1) + (1 - progress) * number(lambda_2)
     threshold = mean + factor * jnp.sqrt(variance)
     finite = jnp.isfinite(squared_norm) & jnp.isfinite(variance)
     count = tree_math.increment(state.step_count)
-    found = SharpGradientsState(count, squared_norm, mean, variance, threshold)
+    found = SharpGradientsState(
+      count, squared_norm, mean, variance, threshold, state.unit * change
+    )
     ascend = finite & (squared_norm >= threshold)
     return ascend, optax.tree.where(
       finite, found, state._replace(step_count=count)

@@ -10,6 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.gradient import gradient_like
 from optax_sam.engine.info import check_state, only_state
+from optax_sam.engine.transformation import accept
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_normal
 
@@ -69,6 +70,7 @@ def anti_pgd(
   validation.check_key(key)
 
   def init(params: optax.Params) -> AntiPgdState:
+    partition.warn_if_rounded(params)
     inside = partition.Leaves.of(params).split(params)
     scale = jnp.zeros((), tree_math.accumulator_dtype(inside))
     return AntiPgdState(jnp.zeros((), jnp.int32), validation.as_key(key), scale)
@@ -91,7 +93,7 @@ def anti_pgd(
     new_state = AntiPgdState(count, state.key, scale)
     before, after = _noise(state, inside), _noise(new_state, inside)
     inside = _add(inside, optax.tree.sub(after, before))
-    return leaves.join(inside, updates), new_state
+    return leaves.join(inside, updates), accept(inside, new_state, state)
 
   return optax.GradientTransformationExtraArgs(init, update)
 

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
@@ -23,8 +22,8 @@ def delay(
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the ascent gradient of the step before: AsyncSAM.
 
-  It returns 0 at the first step. A gradient that is not finite is not stored.
-  The argument is that of `optax_sam.async_sam`. Place it before a radius.
+  It returns 0 at the first step. The argument is that of `optax_sam.async_sam`.
+  Place it before a radius.
   """
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
 
@@ -33,10 +32,8 @@ def delay(
 
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
     averaged = devices.average_ascent(updates, **extra)
-    finite = jnp.isfinite(tree_math.norm(averaged))
-    found = DelayState(optax.tree.cast_like(averaged, state.direction))
     delayed = optax.tree.cast_like(state.direction, updates)
-    return delayed, optax.tree.where(finite, found, state)
+    return delayed, DelayState(optax.tree.cast_like(averaged, state.direction))
 
   return optax.GradientTransformationExtraArgs(init, update)
 

@@ -14,7 +14,7 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
-from optax_sam.engine.transformation import checked
+from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_direction
 
@@ -59,9 +59,8 @@ def b_sam(
 
   `s` sets both the step size and the perturbation, so this replaces the base
   optimizer; `wd` is its weight decay. We checked the rule against the authors'
-  program; another port has another rule. If a gradient is not finite, `m` and
-  `s` stay unchanged, but the update is not finite. A factor on the loss changes
-  the perturbation.
+  program; another port has another rule. A factor on the loss changes the
+  perturbation.
 
   Args:
     learning_rate: factor of the update, at least 0, or a schedule of it by the
@@ -170,13 +169,11 @@ def b_sam(
     move = lambda m, s: -jnp.asarray(rate, s.dtype) * m / s
     step = jax.tree.map(move, momentum, s)
     step = optax.tree.cast_like(step, view.leaves.split(updates))
-    is_finite = jnp.isfinite(tree_math.norm((momentum, precision)))
-    momentum, precision = optax.tree.where(
-      is_finite, (momentum, precision), (state.momentum, s)
-    )
+    # The first gradient need not show in the second one, nor in the step.
+    step = tree_math.nan_unless(tree_math.all_finite(precision), step)
     info = advance(state.ascent, norm, loss)
-    state = BSamState(info, momentum, precision, state.key)
-    return view.leaves.join(step, updates), state
+    after = BSamState(info, momentum, precision, state.key)
+    return view.leaves.join(step, updates), accept(step, after, state)
 
   return checked(init, update, BSamState)
 

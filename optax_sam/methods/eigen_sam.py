@@ -103,7 +103,7 @@ def _combine(radius: Any, alpha: Any, updates: Any, direction: Any) -> Any:
   """Returns the perturbation from the gradient and the eigenvector."""
   size = tree_math.norm(updates)
   usable = tree_math.is_usable(size)
-  size = jnp.where(usable, size, 1) + tree_math.STABILIZER
+  size = tree_math.stabilized(jnp.where(usable, size, 1))
   along = tree_math.dot(updates, direction)
   turn = jnp.asarray(alpha, along.dtype) * jnp.sign(along)
   radius = jnp.asarray(radius, along.dtype)

@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import only_state
-from optax_sam.engine.transformation import checked
+from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_direction
 
@@ -54,10 +54,9 @@ def entropy_sgd(
 
     x = x - learning_rate * (x - mu),   w = mu = x,   v = 0,   n = n + 1
 
-  The result is `x`: evaluate `optax_sam.outer_params(w, opt_state)`, not `w`. A
-  gradient that is not finite moves nothing and is not added to `v`. We read the
-  rule in the authors' Lua program and ran no program. Theirs also takes one
-  gradient that nothing uses; their Python program has another rule.
+  The result is `x`: evaluate `optax_sam.outer_params(w, opt_state)`, not `w`.
+  We read the rule in the authors' Lua program and ran no program. Theirs also
+  takes one gradient that nothing uses; their Python program has another rule.
 
   Args:
     learning_rate: fraction of the way to `mu`, at least 0, or a schedule of it.
@@ -112,7 +111,7 @@ def entropy_sgd(
     w = tree_math.widen_like(leaves.split(params), x)
     devices.check_local(local, axis_name)
     gradient = optax.tree.cast_like(devices.average(local, axis_name), x)
-    is_finite = jnp.isfinite(tree_math.norm(gradient))
+    is_finite = tree_math.all_finite(gradient)
     rate, eta = (
       value(state.step_count) if callable(value) else value
       for value in (learning_rate, inner_learning_rate)
@@ -138,9 +137,6 @@ def entropy_sgd(
     end = jax.lax.cond(is_finite, move, lambda: w)
     momentum = jax.tree.map(add, state.momentum, gradient)
     mean = jax.tree.map(lambda m, w: 0.75 * m + 0.25 * w, state.mean, end)
-    mean, momentum = optax.tree.where(
-      is_finite, (mean, momentum), (state.mean, state.momentum)
-    )
     toward = lambda x, m: x - jnp.asarray(rate, x.dtype) * (x - m)
     moved = jax.tree.map(toward, x, mean)
     rest = jax.tree.map(jnp.zeros_like, momentum)
@@ -148,8 +144,9 @@ def entropy_sgd(
       count % period == 0, (moved, moved, moved, rest), (end, x, mean, momentum)
     )
     change = optax.tree.cast_like(jax.tree.map(jnp.subtract, end, w), local)
-    new_state = EntropySgdState(count, x, mean, momentum, state.key)
-    return leaves.join(change, updates), new_state
+    change = tree_math.nan_unless(is_finite, change)
+    after = EntropySgdState(count, x, mean, momentum, state.key)
+    return leaves.join(change, updates), accept(change, after, state)
 
   return checked(init, update, EntropySgdState)
 

@@ -31,7 +31,7 @@ def subtract_ema(
 
   To place before a radius: it returns the `d` of `optax_sam.friendly_sam`,
   which has the same arguments. A `d` that is only rounding, at most `8 * eps`
-  of `norm(g)`, is 0. A gradient that is not finite leaves `m` unchanged.
+  of `norm(g)`, is 0.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -67,9 +67,7 @@ def subtract_ema(
     is_rounding = tree_math.is_negligible(length, size)
     noise = jax.tree.map(lambda d: jnp.where(is_rounding, 0, d), noise)
     ema = optax.tree.cast_like(ema, state.ema)
-    finite = jnp.isfinite(tree_math.norm(averaged))
-    found = SubtractEmaState(ema, jnp.ones((), bool))
-    state = optax.tree.where(finite, found, state)
+    state = SubtractEmaState(ema, jnp.ones((), bool))
     return optax.tree.cast_like(noise, updates), state
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -38,7 +38,8 @@ def frob_sam(
   `c` is half of the gradient of the variance of the losses. To leading order
   `u` is the gradient of `L + penalty / 2 * norm(grad L)^2 + penalty * rho^2 / 4
   * norm(H)_F^2`, with the Frobenius norm of the Hessian H. A factor on the loss
-  scales the penalty too. A penalty that overflows at finite losses is left out.
+  scales the penalty too. A penalty that overflows where losses and gradients
+  are finite is left out.
   We read the rule and the defaults and ran no program.
 
   Args:
@@ -135,12 +136,13 @@ def _penalize(
     return sum(terms[1:], terms[0])
 
   total = jax.tree.map(added, clean, *gradients)
-  # The terms of huge gradients overflow, and their sum may be inf - inf. A loss
-  # that isn't finite must show in the direction.
-  usable = jnp.isfinite(tree_math.norm(total)) | ~jnp.isfinite(loss)
+  # The terms of huge gradients overflow, and their sum may be inf - inf. What
+  # isn't finite by itself must show in the direction.
+  overflows = ~tree_math.all_finite(total)
+  overflows &= tree_math.all_finite((values, gradients))
 
   def leaf(g: jax.Array, total: jax.Array) -> jax.Array:
-    total = jnp.where(usable, total, 0)
+    total = jnp.where(overflows, 0, total)
     return (g.astype(total.dtype) + total).astype(g.dtype)
 
   return loss, jax.tree.map(leaf, clean, total)

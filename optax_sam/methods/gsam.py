@@ -9,29 +9,48 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.descent import At, Descent, orthogonal_part, stateless
-from optax_sam.engine.perturbation import scale_to_radius
+from optax_sam.engine.perturbation import scale_to_radius, with_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import tree_math
 
 
-def surrogate_gap(alpha: float = 0.4) -> Descent:
+def surrogate_gap(alpha: float = 0.4, *, minimize_fp: bool = True) -> Descent:
   """Descends on the perturbed loss and on its gap to the unperturbed one: GSAM.
 
-  The rule and the argument are those of `optax_sam.gsam`.
+  The rule and the arguments are those of `optax_sam.gsam`.
   """
   validation.check_number('alpha', alpha, at_least=0)
+  validation.check_choice('minimize_fp', minimize_fp, (True, False))
 
   def combine(clean: optax.Updates, at: At) -> optax.Updates:
-    perturbed = at(1)
-    part, length = orthogonal_part(clean, to=perturbed)
-    usable = tree_math.is_usable(tree_math.norm(perturbed))
+    left, to, sign = at(1), clean, 1
+    if minimize_fp:
+      left, to, sign = clean, left, -1
+    unit = tree_math.power_of_two(tree_math.norm(clean))
+    part, length = orthogonal_part(left, to=to, unit=unit)
+    usable = tree_math.is_usable(tree_math.norm(to, unit))
     usable &= jnp.isfinite(length)
-    weight = -jnp.asarray(alpha, length.dtype)
+    weight = sign * jnp.asarray(alpha, length.dtype)
     added = tree_math.multiply_where(usable, weight, part)
-    moved = jax.tree.map(lambda x, y: tree_math.widen(x) + y, perturbed, added)
-    return optax.tree.cast_like(moved, perturbed)
+    moved = jax.tree.map(lambda x, y: tree_math.widen(x) + y, to, added)
+    return optax.tree.cast_like(moved, to)
 
   return stateless(combine)
+
+
+def _scale_by_weights(
+  rho: optax.ScalarOrSchedule,
+) -> optax.GradientTransformationExtraArgs:
+  def perturb(radius: Any, updates: Any, *, params: Any, **_: Any) -> Any:
+    wide = tree_math.widen_like(updates, params)
+    scaled = jax.tree.map(
+      lambda w, g: jnp.abs(w.astype(g.dtype)) * g, params, wide
+    )
+    # The norm is that of the gradient alone.
+    epsilon = tree_math.scale_to(radius, scaled, tree_math.norm(updates))
+    return optax.tree.cast_like(epsilon, updates)
+
+  return with_radius(rho, perturb)
 
 
 @validation.method()
@@ -39,6 +58,8 @@ def gsam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
   alpha: float = 0.4,
+  adaptive: bool = False,
+  minimize_fp: bool = True,
   mask: partition.Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
@@ -47,15 +68,20 @@ def gsam(
 
   With `g` the gradient at `w`::
 
-    epsilon = rho * g / (norm(g) + 1e-12)
+    epsilon = rho * g / (norm(g) + 1e-12)         # adaptive: times abs(w)
     gp      = gradient at w + epsilon
     perp    = g - (dot(g, gp) / norm(gp)^2) * gp
     u       = gp - alpha * perp
 
-  If `perp` is only rounding against `g`, or `gp` is 0, `u = gp`. Published
-  programs give these numbers. The paper couples the radius to the learning
-  rate: pass `rho=rho_like_learning_rate(...)`. With the linear schedulers of
-  the authors' README their radius is one step ahead of the rate; ours is not.
+    minimize_fp=False:
+    perp    = gp - (dot(g, gp) / norm(g)^2) * g
+    u       = g + alpha * perp
+
+  If `perp` is only rounding, or what it is orthogonal to is 0, it is 0.
+  Published programs give these numbers. The paper couples the radius to the
+  learning rate: pass `rho=rho_like_learning_rate(...)`. The trainer in
+  big_vision, and the linear schedulers of the authors' README, read the radius
+  one step ahead of the rate: see there.
   Their pairs, for the largest to the smallest rate: ResNet-50 and -101 0.04 to
   0.02 with `alpha=0.01` (ResNet-152 0.005); ViT-S/32 0.6 to 0 with 0.4, S/16
   0.6 to 0 with 1.0, B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with 0.4.
@@ -63,6 +89,12 @@ def gsam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     alpha: weight of `perp`, at least 0; 0 is SAM, 0.4 as the authors on CIFAR.
+    adaptive: whether each entry of `epsilon` is multiplied by the size of its
+      weight, as in big_vision, which finds radii ten times as large usable.
+      This is not ASAM: the norm is that of `g`.
+    minimize_fp: whether the perturbed loss is minimized with the gap, as in the
+      paper. False minimizes the clean loss with it: fewer spikes of the loss,
+      says big_vision. Then `alpha=0` is the base optimizer.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. By default
       each device has its own `perp`, as in the authors' program.
 
@@ -81,9 +113,10 @@ def gsam(
   >>> [round(x, 3) for x in u.tolist()]  # perp = (3, 0)
   [-1.5, 2.0]
   """
+  validation.check_choice('adaptive', adaptive, (True, False))
   return sharpness_aware(
-    scale_to_radius(rho),
-    descent=surrogate_gap(alpha),
+    _scale_by_weights(rho) if adaptive else scale_to_radius(rho),
+    descent=surrogate_gap(alpha, minimize_fp=minimize_fp),
     mask=mask,
     axis_name=axis_name,
     sync_ascent=sync_ascent,
@@ -104,7 +137,10 @@ def rho_like_learning_rate(
 
     rho_t = rho_min + (rho_max - rho_min) * (lr_t - lr_min) / (lr_max - lr_min)
 
-  clamped to [rho_min, rho_max], as a warm-up may start below `lr_min`.
+  clamped to [rho_min, rho_max], as a warm-up may start below `lr_min`. The
+  trainer in big_vision counts from 1 here and from 0 in the optimizer, so its
+  radius is one step ahead: pass `lambda t: lr(t + 1)` for its numbers. It does
+  not clamp.
 
   Args:
     learning_rate: schedule of the learning rate, not of a factor in [0, 1].

@@ -25,7 +25,8 @@ def scale_to_loss_rise(
   def perturb(rise: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     size = tree_math.norm(updates)
     # A norm that can't be divided by makes epsilon 0 whatever the length is.
-    length = jnp.asarray(rise, size.dtype) / (size + tree_math.STABILIZER)
+    divisor = jnp.where(tree_math.is_usable(size), size, 1)
+    length = jnp.asarray(rise, size.dtype) / tree_math.stabilized(divisor)
     length = jnp.minimum(length, jnp.asarray(max_radius, size.dtype))
     return tree_math.scale_to(length, updates, size)
 

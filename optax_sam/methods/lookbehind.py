@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
-from optax_sam.engine.transformation import checked
+from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import tree_math
 
 
@@ -93,6 +93,7 @@ def lookbehind(
     # Half precision would round the sums of the steps away.
     ascended = tree_math.zeros_like(leaves.inside(w))
     gone, moved, base_state = tree_math.zeros_like(w), updates, state.base
+    finite = jnp.ones((), bool)
     for step in range(steps):
       wide = tree_math.widen_like(leaves.inside(ascent), ascended)
       ascended = tree_math.add(ascended, tree_math.scale_to(radius, wide))
@@ -105,6 +106,8 @@ def lookbehind(
       else:
         gradient = devices.average(local, axis_name)
       ascent = gradient if sync_ascent else local
+      # The base optimizer may hide it, by a sign or by clipping.
+      finite &= tree_math.all_finite(gradient)
       fast = leaves.join(tree_math.add(w, gone), params)
       moved, base_state = base.update(
         leaves.join(gradient, updates), base_state, fast, **extra
@@ -112,7 +115,8 @@ def lookbehind(
       gone = tree_math.add(gone, leaves.split(moved))
     part = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
     part = optax.tree.cast_like(part, leaves.split(moved))
-    ascent_state = advance(state.ascent, norm, loss)
-    return leaves.join(part, moved), LookbehindState(ascent_state, base_state)
+    part = tree_math.nan_unless(finite & jnp.isfinite(norm), part)
+    after = LookbehindState(advance(state.ascent, norm, loss), base_state)
+    return leaves.join(part, moved), accept(part, after, state)
 
   return checked(init, update, LookbehindState, mask=mask)

@@ -102,7 +102,7 @@ def mesa_loss(
 
     average = jax.tree.map(leaf, params, state.average)
     floats = [x for x in jax.tree.leaves(params) if tree_math.is_float(x)]
-    finite = jnp.isfinite(tree_math.norm(floats))
+    finite = tree_math.all_finite(floats)
     return MesaState(optax.tree.where(finite, average, state.average))
 
   def loss(logits: Any, targets: Any, is_example: Any = None) -> jax.Array:

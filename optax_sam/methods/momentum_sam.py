@@ -44,7 +44,7 @@ def momentum_sam(
   authors store perturbed weights instead, which gives the same numbers unless
   weight decay enters the momentum. We checked that against their program with
   AdamW; in their SGD the decay of the perturbed weights enters, here it does
-  not. A gradient that is not finite is not added to `v`.
+  not.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; much larger than
@@ -100,9 +100,7 @@ def momentum_sam(
       return skip(view, clean, state)
     loss, gradient = view.value_and_grad(view.leaves.move(w, epsilon))
     gradient, loss = devices.average((gradient, loss), axis_name)
-    added = jax.tree.map(add, momentum, gradient)
-    finite = jnp.isfinite(tree_math.norm(gradient))
-    momentum = optax.tree.where(finite, added, momentum)
+    momentum = jax.tree.map(add, momentum, gradient)
     state = state._replace(descent=MomentumState(momentum))
     direction = optax.tree.cast_like(gradient, clean)
     return direction, advance(state, tree_math.norm(ascent), loss)

@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
-from optax_sam.engine.transformation import checked
+from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import tree_math
 
 
@@ -47,8 +47,8 @@ def sampa(
 
   At the first step `xt` and `y` are `w`, and both batches are this one. `g1`
   and `g2` are independent, so two devices, or one with room, can compute them
-  in parallel. A `g2` that is not finite leaves `gy` unchanged. With dropout,
-  put the keys into `batch`, or the last batch sees the masks of this one.
+  in parallel. With dropout, put the keys into `batch`, or the last batch sees
+  the masks of this one.
 
   We followed the rule through the authors' program by hand and did not run it:
   it stores `g1` and `g2` mixed and divides `gy` out of them; we store `gy`.
@@ -144,9 +144,10 @@ def sampa(
     second = tree_math.widen_like(second, ahead)
     both, second, loss = devices.average((both, second, loss), axis_name)
     step, base_state = base_update(both)
-    is_finite = jnp.isfinite(tree_math.norm(second))
-    ahead = optax.tree.where(is_finite, second, ahead)
+    # The base optimizer may hide it, by a sign or by clipping.
+    moved = tree_math.nan_unless(tree_math.all_finite(both), leaves.split(step))
     ascent_state = advance(state.ascent, tree_math.norm(ascent), loss)
-    return step, SampaState(ascent_state, base_state, ahead, batch)
+    after = SampaState(ascent_state, base_state, second, batch)
+    return leaves.join(moved, step), accept(moved, after, state)
 
   return checked(init, update, SampaState, mask=mask)

@@ -1,9 +1,12 @@
 """SSAM-D: sparse SAM with a mask that drops flat entries and grows others."""
 
+import fractions
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_sam import validation
@@ -11,6 +14,8 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.perturbation import on_refresh, scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import sparse_masks, tree_math
+
+_MOST_REFRESHES = 2**20  # that a table has an entry for
 
 
 class DynamicState(NamedTuple):
@@ -57,6 +62,16 @@ def keep_dynamic(
     mask = sparse_masks.largest(sparse_masks.random_bits(typed, params), active)
     return DynamicState(jnp.zeros((), jnp.int32), mask, typed)
 
+  def num_moved(step: jax.Array, active: int) -> jax.Array:
+    static = (drop_rate, refresh_every, total_steps)
+    is_static = all(map(validation.is_python_number, static))
+    if not is_static or total_steps > _MOST_REFRESHES * refresh_every:
+      return _nearly_moved(step, active, drop_rate, total_steps)
+    every = int(refresh_every)
+    steps = range(0, int(total_steps) + every, every)
+    table = jnp.asarray(_moved(steps, active, drop_rate, total_steps))
+    return table[jnp.minimum(step // every, len(table) - 1)]
+
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
     def ranks(source: str, draw: int, gradient: Any) -> Any:
       if source == 'random':
@@ -68,16 +83,9 @@ def keep_dynamic(
 
     def refresh() -> Any:
       gradient = devices.average_ascent(updates, **extra)
-      dtype = tree_math.accumulator_dtype(updates)
-      number = lambda x: jnp.asarray(x, dtype)
-      progress = jnp.minimum(
-        number(state.step_count) / number(total_steps), 1.0
-      )
-      rate = number(drop_rate) / 2 * (1 + jnp.cos(jnp.pi * progress))
       size = tree_math.size(updates)
       active = sparse_masks.num_kept(sparsity, size)
-      moved = jnp.floor(active * rate).astype(jnp.int32)
-      # No more than are active: of many, floats may round up.
+      moved = num_moved(state.step_count, active)
       moved = jnp.minimum(moved, min(active, size - active))
       dropped, grown = ranks(drop, 0, gradient), ranks(growth, 1, gradient)
       mask = sparse_masks.drop_and_grow(state.mask, dropped, grown, moved)
@@ -92,6 +100,35 @@ def keep_dynamic(
     return kept, DynamicState(count, mask, state.key)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _moved(
+  steps: range, active: int, drop_rate: float, total_steps: int
+) -> np.ndarray:
+  """Returns `floor(active * r)` at some steps, exactly.
+
+  On the host: float32 counts to 2**24 only. Whole results come from the cosines
+  that are fractions, at thirds and halves, so those are computed as such; from
+  the others float64 is far enough.
+  """
+  progress = np.minimum(np.asarray(steps, np.float64) / total_steps, 1)
+  doubled = 2 * np.cos(np.pi * progress)
+  share = fractions.Fraction(str(drop_rate)) * active / 4
+  moved = np.floor(float(share) * (2 + doubled))
+  for whole, sixths in ((2, 0), (1, 2), (0, 3), (-1, 4), (-2, 6)):
+    at = np.minimum(np.asarray(steps) * 6, 6 * total_steps)
+    moved[at == sixths * total_steps] = math.floor(share * (2 + whole))
+  return moved.astype(np.int32)
+
+
+def _nearly_moved(
+  step: jax.Array, active: int, drop_rate: Any, total_steps: Any
+) -> jax.Array:
+  """Returns nearly the same, of traced settings or of very many refreshes."""
+  number = lambda x: jnp.asarray(x, jnp.float32)
+  progress = jnp.minimum(number(step) / number(total_steps), 1)
+  rate = number(drop_rate) / 2 * (1 + jnp.cos(jnp.pi * progress))
+  return jnp.floor(active * (rate + 4e-7)).astype(jnp.int32)
 
 
 @validation.method('sparsity')
@@ -117,7 +154,7 @@ def sparse_sam_dynamic(
     u       = gradient at w + epsilon
     every refresh_every steps, t = 0 included, for the steps that follow:
       r = drop_rate / 2 * (1 + cos(pi * min(t / T, 1)))
-      d = min(floor(a * r), N - a)
+      d = min(floor(a * r), N - a)    # exactly, unless settings are injected
       d entries of the mask with the smallest abs(g) are dropped,
       d that were outside before are grown, uniformly at random
 

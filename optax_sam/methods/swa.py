@@ -76,10 +76,12 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
         'averages what the updates make of them.'
       )
       raise ValueError(msg)
-    count = tree_math.increment(state.step_count)
-    enters = (count >= start) & ((count - start) % every == 0)
     leaves = partition.Leaves.of(params)
     moves = gradient_like(updates, params)
+    finite = tree_math.all_finite(leaves.split(moves))
+    count = state.step_count
+    count = jnp.where(finite, tree_math.increment(count), count)
+    enters = finite & (count >= start) & ((count - start) % every == 0)
 
     def add() -> RunningMean:
       move = lambda w, u: w if u is None else optax.apply_updates(w, u)

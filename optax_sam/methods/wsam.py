@@ -11,7 +11,7 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.descent import mix
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
-from optax_sam.engine.transformation import checked
+from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import tree_math
 
 
@@ -145,7 +145,8 @@ def wsam_decoupled(
 
     leaves = partition.Leaves.of(params, mask, updates)
     inside = [leaves.split(tree) for tree in (steps, perturbed, clean)]
-    steps = leaves.join(jax.tree.map(add, *inside), steps)
-    return steps, WsamDecoupledState(ascent, base_state)
+    whole = jax.tree.map(add, *inside)
+    after = accept(whole, WsamDecoupledState(ascent, base_state), state)
+    return leaves.join(whole, steps), after
 
   return checked(init, update, WsamDecoupledState, mask=mask)

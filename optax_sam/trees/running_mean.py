@@ -33,7 +33,7 @@ def add(running: RunningMean, params: optax.Params) -> RunningMean:
   """Adds parameters, unless they aren't finite."""
   one = RunningMean(
     jax.tree.map(lambda w, m: w.astype(m.dtype), params, running.mean),
-    jnp.isfinite(tree_math.norm(params)).astype(jnp.int32),
+    tree_math.all_finite(params).astype(jnp.int32),
   )
   return merge(running, one)
 

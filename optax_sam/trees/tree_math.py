@@ -5,9 +5,11 @@ from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 STABILIZER = 1e-12
+_SMALLEST_STABILIZED = 5e-10
 
 Tree = TypeVar('Tree')
 
@@ -58,13 +60,15 @@ def zeros_like(tree: optax.Params, dtype: Any = None) -> optax.Params:
   return jax.tree.map(zeros, tree)
 
 
-def _sum(terms: list[jax.Array], dtype: jnp.dtype) -> jax.Array:
+def _sum(
+  terms: list[jax.Array], dtype: jnp.dtype, shape: tuple[int, ...] = ()
+) -> jax.Array:
   if not terms:
-    return jnp.zeros((), dtype)
+    return jnp.zeros(shape, dtype)
   # As a chain of additions XLA would copy it into each of its uses, one a
   # leaf, so that programs grew with the square of the number of leaves.
   stacked = jnp.stack([term.astype(dtype) for term in terms])
-  return jnp.sum(jax.lax.optimization_barrier(stacked))
+  return jnp.sum(jax.lax.optimization_barrier(stacked), axis=0)
 
 
 def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
@@ -75,14 +79,97 @@ def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
   return _sum(jax.tree.leaves(products), accumulator_dtype(left))
 
 
-def norm(tree: optax.Updates) -> jax.Array:
-  """One 2-norm over all leaves together."""
-  return jnp.sqrt(dot(tree, tree))
+def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
+  """Returns the square of the 2-norm over all leaves, and its unit.
+
+  Squares of float32 under- and overflow where the numbers themselves are far
+  from both. So three sums are taken in one pass, in units that are powers of
+  two and change no other bit; a largest entry to divide by would have to be
+  found, on all devices, before the first sum.
+
+  Returns:
+    (square, unit): `norm = sqrt(square) * unit`, with the unit 1 if it can be.
+  """
+  dtype = accumulator_dtype(tree)
+  limits = jnp.finfo(dtype)
+  large = np.ldexp(np.ones((), dtype), 5 * limits.maxexp // 8)
+  units = np.array([1 / large, 1, large], dtype)
+  # Of constants c XLA makes x * x * (c * c), which over- and underflows.
+  down, up = jax.lax.optimization_barrier((units[0], units[2]))
+
+  def squares(leaf: jax.Array) -> jax.Array:
+    wide = leaf.astype(dtype)
+    # Apart, not as one array of all three, which XLA might write out.
+    scaled = (wide * up, wide, wide * down)
+    return jnp.stack([jnp.sum(jnp.square(x)) for x in scaled])
+
+  terms = [squares(leaf) for leaf in jax.tree.leaves(tree)]
+  small, plain, big = _sum(terms, dtype, (3,))
+  # Below, squares that vanish could add up to a bit, of 2**31 entries.
+  least = np.ldexp(np.ones((), dtype), limits.minexp + limits.nmant + 33)
+  is_small, is_big = plain < least, ~jnp.isfinite(plain)
+  square = jnp.where(is_small, small, jnp.where(is_big, big, plain))
+  unit = jnp.where(is_small, units[0], jnp.where(is_big, units[2], units[1]))
+  return square, unit
+
+
+@jax.custom_jvp
+def norm(tree: optax.Updates, unit: jax.Array | None = None) -> jax.Array:
+  """One 2-norm over all leaves together; its derivative at 0 is 0.
+
+  Args:
+    tree: arrays.
+    unit: the `power_of_two` of a norm of their order, which saves sums.
+  """
+  if unit is None:
+    square, unit = squared_norm(tree)
+  else:
+    scaled = divide(tree, unit)
+    square = dot(scaled, scaled)
+    unit = unit.astype(square.dtype)
+  return jnp.sqrt(square) * unit
+
+
+@norm.defjvp
+def _norm_jvp(primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+  size = norm(*primals)
+  usable = is_usable(size)
+  direction = divide(primals[0], jnp.where(usable, size, 1))
+  return size, jnp.where(usable, dot(direction, tangents[0]), 0)
+
+
+def divide(tree: optax.Updates, size: jax.Array) -> optax.Updates:
+  """Divides by a scalar, in float32 or wider."""
+  return jax.tree.map(
+    lambda x: widen(x) * (1 / size.astype(wide_dtype(x))), tree
+  )
+
+
+def power_of_two(size: jax.Array) -> jax.Array:
+  """Returns the one below a norm, to divide by exactly; 1 if it is unusable."""
+  size = jax.lax.stop_gradient(size)
+  limit = jnp.finfo(size.dtype).maxexp - 4
+  _, exponent = jnp.frexp(jnp.where(is_usable(size), size, 1))
+  exponent = jnp.clip(exponent - 1, -limit, limit)
+  return jnp.ldexp(jnp.ones((), size.dtype), exponent)
+
+
+def all_finite(tree: optax.Updates) -> jax.Array:
+  """Whether no entry of a tree is infinite or NaN."""
+  # Behind a barrier XLA does not compute the tree anew, for the sum alone.
+  leaves = jax.lax.optimization_barrier(jax.tree.leaves(tree))
+  zeros = [jnp.sum(widen(leaf) * 0) for leaf in leaves]
+  return _sum(zeros, accumulator_dtype(tree)) == 0
 
 
 def is_usable(size: jax.Array) -> jax.Array:
   """Whether a norm can be divided by: finite and not zero."""
   return jnp.isfinite(size) & (size > 0)
+
+
+def nan_unless(condition: jax.Array, tree: Tree) -> Tree:
+  """Returns a tree, or NaN in its place."""
+  return jax.tree.map(lambda x: jnp.where(condition, x, jnp.nan), tree)
 
 
 def is_negligible(difference: jax.Array, reference: jax.Array) -> jax.Array:
@@ -94,6 +181,18 @@ def is_negligible(difference: jax.Array, reference: jax.Array) -> jax.Array:
   return difference <= 8 * jnp.finfo(difference.dtype).eps * reference
 
 
+def stabilized(size: jax.Array) -> jax.Array:
+  """Adds the 1e-12 of published programs to a norm, where it tells nothing.
+
+  It would make what is divided depend on the unit of the loss. So float32
+  adds nothing, and float64 to no norm below 5e-10; those of published runs,
+  which show it, are above.
+  """
+  if size.dtype != jnp.dtype('float64'):
+    return size
+  return size + jnp.where(size < _SMALLEST_STABILIZED, 0, STABILIZER)
+
+
 def scale_to(radius: Any, tree: Tree, size: jax.Array | None = None) -> Tree:
   """Scales a tree to length `radius`; to zero where its norm is unusable.
 
@@ -103,14 +202,13 @@ def scale_to(radius: Any, tree: Tree, size: jax.Array | None = None) -> Tree:
     size: the norm to divide by, where it isn't the 2-norm of `tree`.
 
   Returns:
-    `radius * tree / (size + 1e-12)`, or zeros if `size` is 0 or not finite.
+    `radius * tree / stabilized(size)`, or zeros if `size` is 0 or not finite.
   """
   size = norm(cast(optax.Updates, tree)) if size is None else size
   usable = is_usable(size)
-  scale = jnp.asarray(radius, size.dtype) / (
-    jnp.where(usable, size, 1.0) + STABILIZER
-  )
-  return multiply_where(usable, scale, tree)
+  divisor = stabilized(jnp.where(usable, size, 1.0))
+  scale = jnp.asarray(radius, size.dtype) / divisor
+  return multiply_where(usable & jnp.isfinite(scale), scale, tree)
 
 
 def multiply_where(condition: jax.Array, scale: jax.Array, tree: Tree) -> Tree:

@@ -48,7 +48,7 @@ def test_a_zero_gradient_is_the_base_step(name):
 
 
 @table.every_kind()
-def test_a_gradient_that_is_not_finite_leaves_the_statistics(name):
+def test_a_gradient_that_is_not_finite_leaves_the_state(name):
   row, program = table.ROWS[name], training.program(name)
   for warm_up, bad in itertools.product((0, 4), (jnp.inf, -jnp.inf, jnp.nan)):
     start = training.start(program.tx)
@@ -56,9 +56,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_statistics(name):
     spoilt = training.spoilt(warm_up, bad)
     bad_params, after = program.step(params, state, spoilt)
     assert not comparisons.all_finite(bad_params)
-    before = row.own(state)
-    comparisons.assert_equal(_statistics(row.own(after)), _statistics(before))
-    assert _counts(row.own(after)) == [count + 1 for count in _counts(before)]
+    comparisons.assert_equal(row.own(after), row.own(state))
 
     # As if the base optimizer had rejected that step, training goes on.
     if row.place == 'chain':
@@ -99,12 +97,4 @@ def _statistics(state):
     for path, leaf in jax.tree.leaves_with_path(state)
     if not (where := jax.tree_util.keystr(path)).endswith('step_count')
     and '.info' not in where
-  ]
-
-
-def _counts(state):
-  return [
-    int(leaf)
-    for path, leaf in jax.tree.leaves_with_path(state)
-    if jax.tree_util.keystr(path).endswith('step_count')
   ]

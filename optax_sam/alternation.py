@@ -1,0 +1,237 @@
+"""Sharpness-aware steps of two calls, for trainers that hide the loss."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import validation
+from optax_sam.engine import partition
+from optax_sam.engine.info import SharpnessAwareState, metrics, only_state
+from optax_sam.engine.extra_arguments import ARGUMENTS
+from optax_sam.trees import tree_math
+
+
+class AlternatingState(NamedTuple):
+  """State of `alternating`.
+
+  `method` and `base` are the states of both parts, `is_perturbed` whether the
+  parameters are moved. If so, `unperturbed` and `gradient` are where they were,
+  and the gradient there.
+  """
+
+  method: Any
+  base: optax.OptState
+  unperturbed: optax.Params
+  gradient: optax.Updates
+  is_perturbed: jax.Array
+
+
+def alternating(
+  method: optax.GradientTransformation, base: optax.GradientTransformation
+) -> optax.GradientTransformationExtraArgs:
+  """Takes the two gradients of a step from two calls of `update`.
+
+  For trainers that call `tx.update(grads, state, params)` themselves and pass
+  no function of the loss. With `w` the parameters, calls take turns::
+
+    first: update = epsilon  # of the gradient at w
+    second: update = (w + u) - (w + epsilon)  # u: base.update(direction) at w
+
+  where the direction is what `method` makes of both gradients. A step at which
+  a policy takes no second gradient is a single call. The parameters are
+  perturbed after every first call: evaluate and save
+  `optax_sam.unperturbed_params(params, state)`. Both calls should see one
+  batch; with two, half of the batches serve the perturbation only.
+
+  Whatever belongs behind the method is a part of `base`; weight decay sees `w`.
+  Nothing may follow `alternating` in a chain, which would change the way back.
+  Before it, clipping sees both gradients. In `optax.MultiSteps` each call gets
+  a mean gradient. On several devices average the gradients first; inside
+  `jax.pmap` or `jax.shard_map` build the method with `axis_name=()`.
+
+  `optax.contrib.sam` calls this its transparent mode.
+
+  Args:
+    method: a method of this library that takes one gradient at the perturbed
+      parameters and needs no losses of examples: `sam` with one ascent step,
+      `asam`, `gsam`, `friendly_sam`, `look_sam`, `ae_sam` and others.
+    base: base optimizer, with everything that belongs to it in a chain.
+
+  Returns:
+    An optimizer. Its `init` raises a ValueError for a method that it can't
+    drive. Cost: those of the method, and a copy of the parameters and of the
+    gradient as state.
+
+  >>> import jax, jax.numpy as jnp, optax, optax_sam
+  >>> tx = optax_sam.alternating(optax_sam.sam(rho=0.5), optax.sgd(0.1))
+  >>> w = jnp.array([3.0, 4.0])
+  >>> state = tx.init(w)
+  >>> for _ in range(2):  # of the loss sum(w**2) / 2
+  ...   updates, state = tx.update(w, state, w)
+  ...   w = optax.apply_updates(w, updates)
+  ...   print([round(x, 3) for x in w.tolist()])  # w + epsilon, w - 0.1 * that
+  [3.3, 4.4]
+  [2.67, 3.56]
+  """
+  validation.check_base(base)
+  if not isinstance(method, optax.GradientTransformation):
+    msg = f'method must be one such as optax_sam.sam(), got {method!r}.'
+    raise ValueError(msg)
+  method = optax.with_extra_args_support(method)
+  base = optax.with_extra_args_support(base)
+
+  def init(params: optax.Params) -> AlternatingState:
+    _check(method, params)
+    w = partition.Leaves.of(params).split(params)
+    # Buffers of their own: the same one can't be donated twice.
+    places = (jax.tree.map(jnp.zeros_like, w) for _ in range(2))
+    states = method.init(params), base.init(params)
+    return AlternatingState(*states, *places, jnp.zeros((), bool))
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, AlternatingState]:
+    if params is None:
+      msg = 'params must be given: write tx.update(grads, opt_state, params).'
+      raise ValueError(msg)
+    leaves = partition.Leaves.of(params)
+    extra = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
+
+    def step(clean: Any, w: Any, ascend: bool) -> tuple[Any, AlternatingState]:
+      direction, ours = method.update(
+        clean, state.method, w, grad_fn=lambda _: updates, ascend=ascend
+      )
+      change, theirs = base.update(direction, state.base, w, **extra)
+
+      def back(old: jax.Array, change: jax.Array, now: jax.Array) -> jax.Array:
+        # In this order the sum is the closure's, bit for bit, in most entries.
+        return (old + change.astype(old.dtype)) - now
+
+      if ascend:
+        there, here = leaves.split(w), leaves.split(params)
+        moved = jax.tree.map(back, there, leaves.split(change), here)
+        change = leaves.join(moved, change)
+      after = state._replace(
+        method=ours, base=theirs, is_perturbed=jnp.zeros((), bool)
+      )
+      return optax.tree.cast_like(change, updates), after
+
+    def second() -> tuple[Any, AlternatingState]:
+      gradient = optax.tree.cast_like(state.gradient, leaves.split(updates))
+      w = leaves.join(state.unperturbed, params)
+      return step(leaves.join(gradient, updates), w, ascend=True)
+
+    def first() -> tuple[Any, AlternatingState]:
+      point, after = _perturb(method, updates, state.method, params)
+
+      def move() -> tuple[Any, AlternatingState]:
+        w, there = leaves.split(params), leaves.split(point)
+        epsilon = jax.tree.map(jnp.subtract, there, w)
+        zeros = jax.tree.map(jnp.zeros_like, updates)
+        change = leaves.join(epsilon, zeros)
+        gradient = optax.tree.cast_like(leaves.split(updates), w)
+        moved = state._replace(
+          unperturbed=jax.tree.map(jnp.copy, w),
+          gradient=gradient,
+          is_perturbed=jnp.ones((), bool),
+        )
+        return optax.tree.cast_like(change, updates), moved
+
+      # What isn't finite goes to the base optimizer, which may reject it.
+      finite = tree_math.all_finite(leaves.split(updates))
+      moves = metrics(after)['decided'] & finite
+      return _branch(moves, move, lambda: step(updates, params, ascend=False))
+
+    return _branch(state.is_perturbed, second, first)
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def unperturbed_params(params: optax.Params, opt_state: Any) -> optax.Params:
+  """Returns the parameters without the perturbation of `alternating`.
+
+  Args:
+    params: the parameters.
+    opt_state: state after the call that led to them, with exactly one
+      `alternating` in it.
+
+  Returns:
+    A tree like `params`; these, if they aren't perturbed.
+
+  >>> import jax.numpy as jnp, optax, optax_sam
+  >>> tx = optax_sam.alternating(optax_sam.sam(rho=0.5), optax.sgd(0.1))
+  >>> w = jnp.array([3.0, 4.0])
+  >>> updates, state = tx.update(w, tx.init(w), w)
+  >>> w = optax.apply_updates(w, updates)
+  >>> optax_sam.unperturbed_params(w, state).tolist()
+  [3.0, 4.0]
+  """
+  example = 'optax_sam.alternating(optax_sam.sam(), optax.sgd(0.1))'
+  state = only_state(opt_state, AlternatingState, example)
+  leaves = partition.Leaves.of(params)
+  found = optax.tree.where(
+    state.is_perturbed, state.unperturbed, leaves.split(params)
+  )
+  return leaves.join(found, params)
+
+
+def _branch(decision: jax.Array, yes: Any, no: Any) -> Any:
+  if isinstance(decision, jax.core.Tracer):
+    return jax.lax.cond(decision, yes, no)
+  return yes() if decision else no()
+
+
+def _perturb(method: Any, clean: Any, state: Any, params: Any) -> Any:
+  """Returns where the method takes its second gradient, and its next state."""
+  points = []
+
+  def grad_fn(point: Any) -> Any:
+    points.append(point)
+    return clean
+
+  _, after = method.update(clean, state, params, grad_fn=grad_fn, ascend=True)
+  if len(points) != 1:
+    msg = (
+      f'method must take one second gradient a step, got one that takes '
+      f'{len(points)}, as sam with ascent_steps=2, cr_sam and eigen_sam do: '
+      f'give these value_fn, in tx.update of optax.chain(method, base).'
+    )
+    raise ValueError(msg)
+  return points[0], after
+
+
+def _check(method: Any, params: Any) -> None:
+  """Raises unless a method takes all of a step from one second gradient."""
+  state = jax.eval_shape(method.init, params)
+  inner = state
+  while hasattr(inner, 'inner_state'):
+    inner = inner.inner_state
+  if not isinstance(inner, SharpnessAwareState):
+    msg = (
+      f'method must be one to place before a base optimizer, such as '
+      f'optax_sam.sam(), got one with a {type(inner).__name__}: give a wrapper '
+      f'value_fn in tx.update, and put all else into base.'
+    )
+    raise ValueError(msg)
+  try:
+    zeros = jax.eval_shape(lambda p: jax.tree.map(jnp.zeros_like, p), params)
+    program = jax.make_jaxpr(lambda *given: _perturb(method, *given)[0])(
+      zeros, state, params
+    )
+  except NameError as error:
+    raise ValueError(_AVERAGES) from error
+  except (ValueError, jax.errors.UnexpectedTracerError) as error:
+    msg = f'method must be one that a second gradient is enough for: {error}'
+    raise ValueError(msg) from error
+  if 'psum' in str(program):
+    raise ValueError(_AVERAGES)
+
+
+_AVERAGES = (
+  'method must not average over devices, by a perturbation of each device the '
+  'parameters would differ: average the gradients before tx.update, and build '
+  'the method without axis_name, or with axis_name=() inside jax.pmap and '
+  'jax.shard_map.'
+)
