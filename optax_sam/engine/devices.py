@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from optax_sam.trees import array_types
+
 AxisName = Any
 
 
@@ -127,9 +129,8 @@ def split_like(picked: Any, leaf: Any) -> Any:
 
 
 def _explicit_split(leaf: Any) -> jax.sharding.NamedSharding | None:
-  sharding = jax.typeof(leaf).sharding
-  explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-  return sharding if explicit and any(sharding.spec) else None
+  sharding = array_types.explicit(leaf)
+  return sharding if sharding is not None and any(sharding.spec) else None
 
 
 def _parts(split: jax.sharding.NamedSharding) -> int:

@@ -14,7 +14,7 @@ from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.policy import Policy
 from optax_sam.engine.selection import Selection
-from optax_sam.trees import tree_math
+from optax_sam.trees import control_flow, tree_math
 
 
 class Choices(NamedTuple):
@@ -136,7 +136,7 @@ def take_step(
       return jax.tree.map(lambda x: weight * tree_math.widen(x), second)
 
     _ = view.num_examples  # says what is missing, if it is
-    return sum_over_chunks(of_part, view.batch, size, plan.axis_name)
+    return sum_over_chunks(of_part, view.batch, size)
 
   ascent_gradient = averaged if plan.is_synced else local
   # Statistics must not miss a step, skipped or not.
@@ -165,10 +165,7 @@ def take_step(
     return direction, *plan.skipped(last), descent_state
 
   taken = decided if ascend is None else ascend
-  if isinstance(taken, jax.core.Tracer):
-    *found, descent_state = jax.lax.cond(taken, ascending, skipping)
-  else:
-    *found, descent_state = ascending() if taken else skipping()
+  *found, descent_state = control_flow.cond(taken, ascending, skipping)
   direction, norm, loss = plan.output(tuple(found))
   return direction, info.advance(
     state._replace(

@@ -197,4 +197,4 @@ def _mean_over_parts(
     found = function(part, number[0])
     return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
 
-  return sum_over_chunks(weighed, (numbers, view.batch), size, view.axis_name)
+  return sum_over_chunks(weighed, (numbers, view.batch), size)

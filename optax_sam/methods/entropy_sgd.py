@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import only_state
-from optax_sam.trees import tree_math
+from optax_sam.trees import control_flow, tree_math
 from optax_sam.trees.random_trees import draw_direction
 
 
@@ -137,7 +137,7 @@ def entropy_sgd(
 
     # Behind a conditional the end is in memory: XLA would compute it, and the
     # noise with it, anew for everything that depends on it.
-    end = jax.lax.cond(is_finite, move, lambda: w)
+    end = control_flow.cond(is_finite, move, lambda: w)
     momentum = jax.tree.map(add, state.momentum, gradient)
     mean = jax.tree.map(lambda m, w: 0.75 * m + 0.25 * w, state.mean, end)
     mean, momentum = optax.tree.where(

@@ -144,7 +144,7 @@ def _mean_over_parts(
 
   def sum_over(rows: slice, length: int) -> Any:
     batch = (numbers[rows], view.rows(rows).batch)
-    return sum_over_chunks(of_part, batch, length, view.axis_name)
+    return sum_over_chunks(of_part, batch, length)
 
   if not larger:
     return sum_over(slice(examples), size)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import validation
-from optax_sam.trees import divergence
+from optax_sam.trees import array_types, divergence
 
 
 class SafState(NamedTuple):
@@ -215,18 +215,11 @@ def _write_rows(
   values = jnp.where(wanted, values, former)
   # Beyond the end, where they are dropped.
   rows = jnp.where(place.owned, place.rows, len(table))
-  out = _explicit(table)
+  out = array_types.explicit(table)
   return table.at[rows, place.slot].set(values, mode='drop', out_sharding=out)
 
 
 def _take_rows(table: jax.Array, place: _Place, like: jax.Array) -> jax.Array:
   """Returns rows of the table, split over devices as `like` is."""
-  at, out = (place.rows, place.slot), _explicit(like)
+  at, out = (place.rows, place.slot), array_types.explicit(like)
   return table.at[at].get(mode='clip', out_sharding=out)
-
-
-def _explicit(array: jax.Array) -> Any:
-  """Returns a sharding that is part of an array's type, else None."""
-  sharding = jax.typeof(array).sharding
-  explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-  return sharding if explicit else None

@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
-from optax_sam.trees import tree_math
+from optax_sam.trees import array_types, tree_math
 
 
 class SampaState(NamedTuple):
@@ -92,8 +92,7 @@ def sampa(
   def init(params: optax.Params) -> SampaState:
     partition.check_real(params, mask)
     w = partition.Leaves.of(params).split(params)
-    empty = lambda x: jnp.zeros(x.shape, jnp.result_type(x))
-    gradient, batch = tree_math.zeros_like(w), jax.tree.map(empty, batch_like)
+    gradient, batch = tree_math.zeros_like(w), jax.tree.map(_empty, batch_like)
     return SampaState(first_state(w), base.init(params), gradient, batch)
 
   def mixed(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -114,6 +113,7 @@ def sampa(
         f'{shapes(batch)}: pass batch_like=batch, and batches of one size.'
       )
       raise ValueError(msg)
+    batch = jax.tree.map(_placed_like, batch, state.batch)
     w, like = leaves.split(params), leaves.split(updates)
     count, ahead = state.ascent.step_count, state.gradient
     radius = rho(count) if callable(rho) else rho
@@ -142,3 +142,14 @@ def sampa(
     return step, SampaState(ascent_state, base_state, ahead, batch)
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _empty(leaf: Any) -> jax.Array:
+  split = array_types.explicit(leaf)
+  return jnp.zeros(leaf.shape, jnp.result_type(leaf), out_sharding=split)
+
+
+def _placed_like(leaf: jax.Array, kept: jax.Array) -> jax.Array:
+  """Splits an example as the state does, so that its type stays the same."""
+  split = array_types.explicit(kept)
+  return leaf if split is None else jax.sharding.reshard(leaf, split)

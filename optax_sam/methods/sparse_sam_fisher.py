@@ -96,7 +96,7 @@ def _fisher_information(
     squares = jax.vmap(squared_gradient)(rows)
     return jax.tree.map(lambda s: jnp.sum(s, axis=0), squares)
 
-  scores = sum_over_chunks(total, samples.batch, _FISHER_CHUNK, axis_name)
+  scores = sum_over_chunks(total, samples.batch, _FISHER_CHUNK)
   return scores if axis_name is None else jax.lax.psum(scores, axis_name)
 
 

@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.info import only_state
-from optax_sam.trees import running_mean, tree_math
+from optax_sam.trees import control_flow, running_mean, tree_math
 from optax_sam.trees.running_mean import RunningMean
 
 
@@ -81,7 +81,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
       w = optax.apply_updates(leaves.split(params), leaves.split(updates))
       return running_mean.add(state.average, w)
 
-    average = jax.lax.cond(enters, add, lambda: state.average)
+    average = control_flow.cond(enters, add, lambda: state.average)
     return updates, SwaState(count, average)
 
   return optax.GradientTransformationExtraArgs(init, update)
