@@ -95,7 +95,9 @@ class LossView:
       return value, self.leaves.split(gradient)
     if self.value_fn is not None:
       value_fn = _as_scalar(self.value_fn)
-      return jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
+      found = jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
+      devices.check_loss(found[0], self.axis_name)
+      return found
     if self.per_example_value_fn is not None and self.batch is not None:
       return jax.value_and_grad(self._mean)(params)
     msg = (

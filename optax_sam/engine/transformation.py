@@ -10,7 +10,7 @@ from typing import Any
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, info, partition
+from optax_sam.engine import devices, info, manual_axes, partition
 from optax_sam.engine.loss_view import ARGUMENTS, LossView
 
 # From (the loss, the clean gradient of this device, the state, the branch that
@@ -64,7 +64,7 @@ def transformation(
     validation.check_choice('ascend', ascend, (None, True, False))
     view = LossView.open(params, extra_args, mask=mask, axis_name=axis_name)
     local = view.leaves.split(updates)
-    devices.check_local(local, axis_name)
+    manual_axes.check(view, local, axis_name)
     others = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
     direction, state = step(view, local, state, ascend, others)
     return view.leaves.join(direction, updates), state

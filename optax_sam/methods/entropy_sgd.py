@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, partition
+from optax_sam.engine import devices, manual_axes, partition
 from optax_sam.engine.info import only_state
+from optax_sam.engine.loss_view import LossView
 from optax_sam.trees import control_flow, tree_math
 from optax_sam.trees.random_trees import draw_direction
 
@@ -112,7 +113,8 @@ def entropy_sgd(
     leaves = partition.Leaves.of(params)
     local, x = leaves.split(updates), state.outer
     w = tree_math.widen_like(leaves.split(params), x)
-    devices.check_local(local, axis_name)
+    view = LossView(leaves=leaves, params=params)
+    manual_axes.check(view, local, axis_name)
     gradient = optax.tree.cast_like(devices.average(local, axis_name), x)
     is_finite = jnp.isfinite(tree_math.norm(gradient))
     rate, eta = (

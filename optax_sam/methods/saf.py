@@ -119,7 +119,7 @@ def saf_loss(
   def place(logits: Any, state: SafState, ids: Any, epoch: Any) -> _Place:
     _check_batch(logits, state, ids, epoch, axis_name)
     rows, size = jnp.asarray(ids).astype(jnp.int32), len(state.filled)
-    if axis_name is not None:
+    if axis_name:
       rows = jax.lax.all_gather(rows, axis_name, tiled=True)
       rows = rows - jax.lax.axis_index(axis_name) * size
     slot = jnp.asarray(epoch).astype(jnp.int32) % lag
@@ -131,7 +131,7 @@ def saf_loss(
     where = place(logits, state, ids, epoch)
     targets = _take_rows(state.logits, where, logits)
     known = where.owned & _take_rows(state.filled, where, where.owned)
-    if axis_name is not None:
+    if axis_name:
       # Of each row one device knows something, and the others give zeros.
       zero = jnp.zeros((), targets.dtype)
       targets = jnp.where(known[:, None], targets, zero)
@@ -150,7 +150,7 @@ def saf_loss(
     if is_example is not None:
       # Nor is it written then, and nothing more has to be sent.
       values = jnp.where(is_example[:, None], values, jnp.nan)
-    if axis_name is not None:
+    if axis_name:
       values = jax.lax.all_gather(values, axis_name, tiled=True)
     finite = jnp.all(jnp.isfinite(values), axis=-1)
     return SafState(
@@ -183,7 +183,7 @@ def _check_batch(
       raise ValueError(msg)
   if not isinstance(epoch, jax.core.Tracer):
     validation.check_number('epoch', int(epoch), at_least=0)
-  if axis_name is not None or isinstance(ids, jax.core.Tracer):
+  if axis_name or isinstance(ids, jax.core.Tracer):
     return
   if isinstance(ids, jax.Array) and not ids.is_fully_addressable:
     return

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, partition
+from optax_sam.engine import devices, manual_axes, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.trees import array_types, tree_math
@@ -103,6 +103,7 @@ def sampa(
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
     view = LossView.open(params, extra, mask=mask, axis_name=axis_name)
     _ = view.num_examples  # says what is missing, if anything
+    manual_axes.check(view, None, axis_name)
     # Copies: the state may be donated, the batch is the caller's.
     copy = lambda x: jnp.array(x, jnp.result_type(x))  # not weakly typed
     leaves, batch = view.leaves, jax.tree.map(copy, view.batch)

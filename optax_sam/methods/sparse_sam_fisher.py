@@ -82,7 +82,7 @@ def _fisher_information(
   loss_view: LossView, params: Any, num_samples: int, axis_name: Any
 ) -> Any:
   """Sums the squared gradients of the first examples over all devices."""
-  if axis_name is not None:
+  if axis_name:
     num_samples = math.ceil(num_samples / jax.lax.psum(1, axis_name))
   samples = loss_view.rows(slice(num_samples))
   local = devices.as_local(params, axis_name)
@@ -97,7 +97,7 @@ def _fisher_information(
     return jax.tree.map(lambda s: jnp.sum(s, axis=0), squares)
 
   scores = sum_over_chunks(total, samples.batch, _FISHER_CHUNK)
-  return scores if axis_name is None else jax.lax.psum(scores, axis_name)
+  return jax.lax.psum(scores, axis_name) if axis_name else scores
 
 
 def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 
 def varying(leaf: Any) -> frozenset[Any]:
-  """Returns the manual axes that an array, or a shape, varies over."""
-  is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
-  found = (leaf if is_shape else jax.typeof(leaf)).manual_axis_type
+  """Returns the manual axes that an array, its type or a shape varies over."""
+  is_type = isinstance(leaf, (jax.ShapeDtypeStruct, jax.core.ShapedArray))
+  found = (leaf if is_type else jax.typeof(leaf)).manual_axis_type
   return found.varying if found else frozenset()
 
 
