@@ -98,16 +98,25 @@ class LossView:
       found = jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
       devices.check_loss(found[0], self.axis_name)
       return found
-    if self.per_example_value_fn is not None and self.batch is not None:
-      return jax.value_and_grad(self._mean)(params)
-    msg = (
-      'the second gradient needs a function to differentiate; pass one to '
-      'update, for example\n'
-      '  value_fn = lambda p: loss(p, batch)\n'
-      '  updates, opt_state = tx.update(\n'
-      '    grads, opt_state, params, value_fn=value_fn)'
+    self.check_given()
+    return jax.value_and_grad(self._mean)(params)
+
+  def check_given(self, *, examples: bool = False) -> None:
+    """Raises if `update` got no function that a method can use."""
+    if examples:
+      _ = self.num_examples
+    has_examples = (
+      self.per_example_value_fn is not None and self.batch is not None
     )
-    raise ValueError(msg)
+    if self.grad_fn is None and self.value_fn is None and not has_examples:
+      msg = (
+        'the second gradient needs a function to differentiate; pass one to '
+        'update, for example\n'
+        '  value_fn = lambda p: loss(p, batch)\n'
+        '  updates, opt_state = tx.update(\n'
+        '    grads, opt_state, params, value_fn=value_fn)'
+      )
+      raise ValueError(msg)
 
   def value(self, params: optax.Params) -> jax.Array | None:
     """Returns the loss, None if there is a function to the gradient alone."""

@@ -135,4 +135,10 @@ def sharpness_aware(
     )
     return take_step(choices, view, plan, local, state, ascend, extra_args)
 
-  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
+  return transformation(
+    init_choices,
+    step,
+    mask=mask,
+    axis_name=axis_name,
+    needs_examples=selection.needs_examples,
+  )

@@ -33,6 +33,7 @@ def transformation(
   *,
   mask: partition.Mask = None,
   axis_name: Any = None,
+  needs_examples: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """Builds a gradient transformation from one step on floating-point leaves.
 
@@ -42,6 +43,7 @@ def transformation(
     step: the step, which sees floating-point leaves only.
     mask: leaves that may be perturbed.
     axis_name: device axis to average over.
+    needs_examples: whether the step needs the losses of single examples.
 
   Returns:
     A gradient transformation whose state is a `SharpnessAwareState`.
@@ -63,6 +65,8 @@ def transformation(
   ) -> tuple[Any, info.SharpnessAwareState]:
     validation.check_choice('ascend', ascend, (None, True, False))
     view = LossView.open(params, extra_args, mask=mask, axis_name=axis_name)
+    # Whatever the step decides: what is missing must not show up later.
+    view.check_given(examples=needs_examples)
     local = view.leaves.split(updates)
     manual_axes.check(view, local, axis_name)
     others = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}

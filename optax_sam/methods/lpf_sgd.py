@@ -120,7 +120,13 @@ def lpf_sgd(
     gradient, loss = devices.average((gradient, loss), axis_name)
     return gradient, advance(state, state.info.ascent_norm, loss)
 
-  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
+  return transformation(
+    init_choices,
+    step,
+    mask=mask,
+    axis_name=axis_name,
+    needs_examples=micro_batches > 1,
+  )
 
 
 def _mean_over_parts(

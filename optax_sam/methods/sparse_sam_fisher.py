@@ -58,6 +58,8 @@ def keep_top_fisher(
       )
       raise ValueError(msg)
 
+    _ = view.num_examples  # says what is missing, also if nothing is refreshed
+
     def refresh() -> Any:
       scores = _fisher_information(view, params, num_samples, axis_name)
       if grouping is None:
