@@ -35,7 +35,8 @@ def check(view: LossView, updates: Any, axis_name: Any) -> None:
       doesn't average over, if gradients were summed over an axis before they
       came here, or if parameters are split over one.
   """
-  check_local(updates, axis_name)
+  _check_bound(axis_name)
+  _check_local(updates, axis_name)
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(name for name in mesh.manual_axes if mesh.shape[name] > 1)
   if not axes:
@@ -81,8 +82,19 @@ def check(view: LossView, updates: Any, axis_name: Any) -> None:
     raise ValueError(_left_out(wrong, axis_name, fix))
 
 
-def check_local(updates: Any, axis_name: Any) -> None:
-  """Raises if gradients were summed over the axis before they came here."""
+def _check_bound(axis_name: Any) -> None:
+  try:
+    devices.tracked(devices.names(axis_name))
+  except NameError as error:
+    msg = (
+      f'axis_name must name axes of the jax.pmap or jax.shard_map that update '
+      f'runs inside of, got axis_name={axis_name!r}: give both one name, or '
+      f'leave it out under jax.jit with sharded arrays.'
+    )
+    raise ValueError(msg) from error
+
+
+def _check_local(updates: Any, axis_name: Any) -> None:
   if not axis_name:
     return
   for leaf in jax.tree.leaves(updates):

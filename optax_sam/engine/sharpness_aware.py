@@ -60,8 +60,9 @@ def sharpness_aware(
       are left out don't enter the norm, and are updated like all others. With
       `optax.inject_hyperparams`, list a function in `static_args`.
     axis_name: axis of `jax.pmap` or `jax.shard_map` whose devices hold
-      different parts of the batch. Gradients come in local, the direction
-      goes out averaged.
+      different parts of the batch, or a tuple of them; () if the devices train
+      independently. Gradients come in local, the direction goes out averaged.
+      Without it `update` raises in there.
     sync_ascent: whether the ascent gradient is averaged over that axis first.
       Otherwise each device perturbs by its own: m-sharpness, at no further
       communication.

@@ -173,6 +173,24 @@ def test_independent_devices_with_summed_gradients_are_refused():
     over(one, vma=True)
 
 
+def test_an_axis_that_does_not_exist_is_refused():
+  tx = optax_sam.sam(axis_name='data')
+  one = lambda w, x: step(tx, w, x, jax.grad(loss)(w, x))
+  with pytest.raises(ValueError, match=r'leave it out under jax.jit'):
+    jax.jit(one)(W, XS)
+  with pytest.raises(ValueError, match=r"got axis_name='data': give both one"):
+    jax.pmap(one, 'batch', in_axes=(None, 0))(W, XS.reshape(8, 4, 3))
+
+
+def test_a_loop_of_steps_is_refused():
+  def one(w, x):
+    more = lambda w, _: (w - with_pmean(optax_sam.sam(), w, x), None)
+    return jax.lax.scan(more, w, jnp.arange(2))[0]
+
+  with pytest.raises(ValueError, match=LEFT_OUT):
+    over(one, vma=False)
+
+
 TWO = {'data': 4, 'model': 2}
 
 
