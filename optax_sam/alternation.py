@@ -8,8 +8,8 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.info import SharpnessAwareState, metrics, only_state
 from optax_sam.engine.extra_arguments import ARGUMENTS
+from optax_sam.engine.info import SharpnessAwareState, metrics, only_state
 from optax_sam.trees import tree_math
 
 

@@ -250,7 +250,7 @@ def check_float_dtype(name: str, value: Any) -> None:
 def check_sync_ascent(sync_ascent: Any, axis_name: Any) -> None:
   """Raises unless it is a bool, and there is an axis if it is True."""
   check_choice('sync_ascent', sync_ascent, (True, False))
-  if sync_ascent and axis_name is None:
+  if sync_ascent and axis_name in (None, ()):
     msg = (
       "sync_ascent=True needs axis_name, such as axis_name='data': without "
       'one there is nothing to average over.'

@@ -1,16 +1,18 @@
-"""Averages over devices, and a check that gradients are local to a device."""
+"""Averages over devices, and what is local to a device."""
 
 import math
 from typing import Any, NamedTuple
 
 import jax
 
+from optax_sam.trees import array_types
+
 AxisName = Any
 
 
 def average(tree: Any, axis_name: AxisName | None) -> Any:
   """Averages over the devices of `axis_name`; without one, does nothing."""
-  return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+  return jax.lax.pmean(tree, axis_name) if axis_name else tree
 
 
 def average_ascent(
@@ -28,7 +30,7 @@ class AveragingPlan(NamedTuple):
   averaged, together with the scalars that a step reports.
 
   Attributes:
-    axis_name: the axis to average over; None for none.
+    axis_name: the axis to average over; None or () for none.
     is_synced: whether the ascent gradient is averaged.
     by_policy: whether the policy looks at the clean gradient.
     by_descent: whether the descent combines averaged gradients.
@@ -57,32 +59,35 @@ class AveragingPlan(NamedTuple):
     here = self.by_policy and not self.by_descent
     return average(tree, self.axis_name) if here else tree
 
-  def skipped(self, tree: Any) -> Any:
-    """Marks what a skipping step reports as local, if it is averaged yet."""
-    late = not (self.by_policy or self.by_descent)
-    return as_local(tree, self.axis_name) if late else tree
-
   def output(self, tree: Any) -> Any:
     """Averages what either branch returns, unless that has been done."""
     late = not (self.by_policy or self.by_descent)
     return average(tree, self.axis_name) if late else tree
 
 
-def _names(axis_name: AxisName) -> tuple[str, ...]:
+def names(axis_name: AxisName | None) -> tuple[Any, ...]:
+  """Returns the names of axes; of `()` all, where devices are independent."""
+  if axis_name is None:
+    return ()
+  if axis_name == ():
+    return jax.sharding.get_abstract_mesh().manual_axes
   return axis_name if isinstance(axis_name, tuple) else (axis_name,)
 
 
-def _missing(leaf: Any, axis_name: AxisName) -> tuple[str, ...]:
+def tracked(axes: tuple[Any, ...]) -> tuple[Any, ...]:
+  """Returns the axes of which it is known what varies over them.
+
+  Outside of shard_map with check_vma nothing is known to vary, not even the
+  index of the device: then there is nothing to cast or to check.
+  """
+  known = lambda name: name in array_types.varying(jax.lax.axis_index(name))
+  return tuple(name for name in axes if known(name))
+
+
+def missing(leaf: Any, axis_name: AxisName) -> tuple[Any, ...]:
   """Returns the axes that a leaf is known not to vary over."""
-  varying = jax.typeof(leaf).manual_axis_type.varying
-  # Outside of shard_map with check_vma nothing is known to vary, not even
-  # the index of the device: then there is nothing to cast or to check.
-  tracked = [
-    name
-    for name in _names(axis_name)
-    if name in jax.typeof(jax.lax.axis_index(name)).manual_axis_type.varying
-  ]
-  return tuple(name for name in tracked if name not in varying)
+  varying = array_types.varying(leaf)
+  return tuple(x for x in tracked(names(axis_name)) if x not in varying)
 
 
 def as_local(tree: Any, axis_name: AxisName | None) -> Any:
@@ -92,14 +97,22 @@ def as_local(tree: Any, axis_name: AxisName | None) -> Any:
   summed over the axis behind one's back; with respect to a local one it stays
   local.
   """
-  if axis_name is None:
-    return tree
+  axes = frozenset(tracked(names(axis_name)))
+  return jax.tree.map(lambda leaf: array_types.vary_over(leaf, axes), tree)
 
-  def cast(leaf: Any) -> Any:
-    missing = _missing(leaf, axis_name)
-    return jax.lax.pcast(leaf, missing, to='varying') if missing else leaf
 
-  return jax.tree.map(cast, tree)
+def check_loss(loss: Any, axis_name: AxisName | None) -> None:
+  """Raises if a loss to differentiate is averaged over the axis already.
+
+  Its gradient with respect to local parameters would be too small.
+  """
+  if missing(loss, axis_name):
+    msg = (
+      f'value_fn must return the loss of this device, got one that is equal on '
+      f'all devices of axis_name={axis_name!r}: leave jax.lax.pmean out, the '
+      f'method averages.'
+    )
+    raise ValueError(msg)
 
 
 def whole(leaf: Any) -> Any:
@@ -127,9 +140,8 @@ def split_like(picked: Any, leaf: Any) -> Any:
 
 
 def _explicit_split(leaf: Any) -> jax.sharding.NamedSharding | None:
-  sharding = jax.typeof(leaf).sharding
-  explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-  return sharding if explicit and any(sharding.spec) else None
+  sharding = array_types.explicit(leaf)
+  return sharding if sharding is not None and any(sharding.spec) else None
 
 
 def _parts(split: jax.sharding.NamedSharding) -> int:
@@ -137,20 +149,3 @@ def _parts(split: jax.sharding.NamedSharding) -> int:
   names = split.spec[0] or ()
   names = names if isinstance(names, tuple) else (names,)
   return math.prod(split.mesh.shape[name] for name in names)
-
-
-def check_local(updates: Any, axis_name: AxisName | None) -> None:
-  """Raises if gradients were summed over the axis before they came here."""
-  if axis_name is None:
-    return
-  for leaf in jax.tree.leaves(updates):
-    if _missing(leaf, axis_name):
-      msg = (
-        f'updates must be local gradients, got gradients that are equal on '
-        f'all devices of axis_name={axis_name!r}: inside jax.shard_map the '
-        f'gradient with respect to replicated parameters is summed over the '
-        f'axis. Write grads = jax.grad(loss)(jax.lax.pcast(params, '
-        f"{axis_name!r}, to='varying')), and don't average them: the element "
-        f'does.'
-      )
-      raise ValueError(msg)

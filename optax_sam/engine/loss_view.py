@@ -92,8 +92,10 @@ class LossView:
       view.check_losses()
     return view
 
-  def check_given(self) -> None:
-    """Raises if there is no function to differentiate."""
+  def check_given(self, *, examples: bool = False) -> None:
+    """Raises if there is no function to differentiate, or no examples."""
+    if examples:
+      _ = self.num_examples
     if self.grad_fn is not None or self.value_fn is not None:
       return
     if self.per_example_value_fn is not None and self.batch is not None:
@@ -117,7 +119,9 @@ class LossView:
       return _split_value(self.grad_fn(whole), whole, self.leaves)
     if self.value_fn is not None:
       value_fn = _as_scalar(self.value_fn)
-      return jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
+      found = jax.value_and_grad(lambda p: value_fn(self._whole(p)))(params)
+      devices.check_loss(found[0], self.axis_name)
+      return found
     self.check_given()
     return jax.value_and_grad(self._mean)(params)
 

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam.engine import devices
+from optax_sam.trees import array_types, control_flow
 
 
 def sum_over_chunks(
   function: Callable[[Any], Any],
   batch: Any,
   chunk_size: int,
-  axis_name: Any = None,
 ) -> Any:
   """Adds up a function of consecutive rows of a batch.
 
@@ -22,7 +22,6 @@ def sum_over_chunks(
     batch: pytree whose leaves have the rows on axis 0.
     chunk_size: rows at a time; the last part is smaller if there is a
       remainder.
-    axis_name: the axis that the results are local to.
 
   Returns:
     The sum of the results.
@@ -49,11 +48,15 @@ def sum_over_chunks(
     return even.reshape(chunks, chunk_size, *leaf.shape[1:])
 
   stacked = jax.tree.map(split, whole)
+  if not control_flow.is_traced():
+    for i in range(chunks):
+      at = lambda x, i=i: jax.lax.dynamic_index_in_dim(x, i, keepdims=False)
+      found = of_rows(jax.tree.map(at, stacked))
+      total = found if total is None else jax.tree.map(jnp.add, total, found)
+    return total
   if total is None:
     first = jax.tree.map(lambda x: x[0], stacked)
-    shapes = jax.eval_shape(of_rows, first)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total = devices.as_local(zeros, axis_name)
+    total = array_types.zeros_of(jax.eval_shape(of_rows, first))
 
   def add(total: Any, chunk: Any) -> tuple[Any, None]:
     return jax.tree.map(jnp.add, total, of_rows(chunk)), None

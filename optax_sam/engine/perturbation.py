@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.trees import tree_math
+from optax_sam.trees import control_flow, tree_math
 
 
 class RadiusState(NamedTuple):
@@ -215,9 +215,7 @@ def on_refresh(
 ) -> Any:
   """Branches inside a traced program, and in Python outside of one."""
   due = count % jnp.asarray(every, jnp.int32) == 0
-  if isinstance(due, jax.core.Tracer):
-    return jax.lax.cond(due, renew, keep)
-  return renew() if due else keep()
+  return control_flow.cond(due, renew, keep)
 
 
 def ascent_step(

@@ -48,11 +48,14 @@ class Selection(NamedTuple):
       `Selected`.
     micro_batch_size: number of examples that are perturbed together, each such
       part of the batch by itself; None for all.
+    needs_examples: whether it needs the losses of single examples, so that a
+      step without them is refused also where no gradient is taken.
   """
 
   init: Callable[[optax.Params], Any]
   select: Callable[[LossView, optax.Params, Any, jax.Array], Selected]
   micro_batch_size: int | None = None
+  needs_examples: bool = False
 
 
 def all_examples() -> Selection:
@@ -122,7 +125,7 @@ def top_k(ascent: float | None, descent: float) -> Selection:
       perturbs=num_ascent > 0,
     )
 
-  return Selection(no_state, select)
+  return Selection(no_state, select, needs_examples=True)
 
 
 def largest(scores: jax.Array, size: int) -> jax.Array:

@@ -61,8 +61,9 @@ def sharpness_aware(
       are left out don't enter the norm, and are updated like all others. For
       frozen ones see `optax_sam.trainable`.
     axis_name: axis of `jax.pmap` or `jax.shard_map` whose devices hold
-      different parts of the batch. Gradients come in local, the direction
-      goes out averaged.
+      different parts of the batch, or a tuple of them; () if the devices train
+      independently. Gradients come in local, the direction goes out averaged.
+      Without it `update` raises in there.
     sync_ascent: whether the ascent gradient is averaged over that axis first.
       Otherwise each device perturbs by its own: m-sharpness, at no further
       communication.
@@ -136,4 +137,10 @@ def sharpness_aware(
     )
     return take_step(choices, view, plan, local, state, ascend, extra_args)
 
-  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
+  return transformation(
+    init_choices,
+    step,
+    mask=mask,
+    axis_name=axis_name,
+    needs_examples=selection.needs_examples,
+  )

@@ -9,12 +9,13 @@ import optax
 
 from optax_sam.engine import info
 from optax_sam.engine.descent import Descent
-from optax_sam.engine.devices import AveragingPlan, as_local
+from optax_sam.engine.devices import AveragingPlan
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.policy import Policy
 from optax_sam.engine.selection import Selection
-from optax_sam.trees import tree_math
+from optax_sam.trees import control_flow, tree_math
+from optax_sam.trees.array_types import vary_like
 
 
 class Choices(NamedTuple):
@@ -117,7 +118,7 @@ def take_step(
     loss, gradient = view.value_and_grad(point)
     last = state.info.perturbed_loss
     if loss is None:
-      loss = as_local(last, plan.axis_name)
+      loss = vary_like(last, gradient)
     # With its dtype: a Python number would make the state weakly typed.
     return Second(
       gradient,
@@ -136,7 +137,7 @@ def take_step(
       return jax.tree.map(lambda x: weight * tree_math.widen(x), second)
 
     _ = view.num_examples  # says what is missing, if it is
-    return sum_over_chunks(of_part, view.batch, size, plan.axis_name)
+    return sum_over_chunks(of_part, view.batch, size)
 
   ascent_gradient = averaged if plan.is_synced else local
   # Statistics must not miss a step, skipped or not.
@@ -157,18 +158,16 @@ def take_step(
     clean = averaged if plan.by_descent else local
     direction, descent_state = descent.on_ascent(clean, at, state.descent)
     found = plan.ascended((direction, second.norm, second.loss))
-    return *found, descent_state
+    # The two branches must agree in what varies over devices.
+    return vary_like((*found, descent_state), averaged)
 
   def skipping() -> tuple[optax.Updates, jax.Array, jax.Array, Any]:
     direction, descent_state = descent.on_skip(averaged, state.descent)
     last = (state.info.ascent_norm, state.info.perturbed_loss)
-    return direction, *plan.skipped(last), descent_state
+    return vary_like((direction, *last, descent_state), averaged)
 
   taken = decided if ascend is None else ascend
-  if isinstance(taken, jax.core.Tracer):
-    *found, descent_state = jax.lax.cond(taken, ascending, skipping)
-  else:
-    *found, descent_state = ascending() if taken else skipping()
+  *found, descent_state = control_flow.cond(taken, ascending, skipping)
   direction, norm, loss = plan.output(tuple(found))
   # Unperturbed, the second gradient may be finite, and nobody would notice. To
   # keep the ascent gradient until here, and to return that, would take memory.

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, gradient, info, partition
+from optax_sam.engine import devices, gradient, info, manual_axes, partition
 from optax_sam.engine.extra_arguments import ARGUMENTS
 from optax_sam.engine.loss_view import LossView
 from optax_sam.trees import tree_math
@@ -39,6 +39,7 @@ def transformation(
   *,
   mask: partition.Mask = None,
   axis_name: Any = None,
+  needs_examples: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   """Builds a gradient transformation from one step on floating-point leaves.
 
@@ -48,6 +49,7 @@ def transformation(
     step: the step, which sees floating-point leaves only.
     mask: leaves that may be perturbed.
     axis_name: device axis to average over.
+    needs_examples: whether the step needs the losses of single examples.
 
   Returns:
     A gradient transformation whose state is a `SharpnessAwareState`.
@@ -70,12 +72,12 @@ def transformation(
     view = LossView.open(
       params, updates, extra_args, mask=mask, axis_name=axis_name
     )
+    # Whatever the step decides: what is missing must not show up later.
+    view.check_given(examples=needs_examples)
     local = view.leaves.split(updates)
-    devices.check_local(local, axis_name)
+    manual_axes.check(view, local, axis_name)
     others = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
     direction, after = step(view, local, state, ascend, others)
-    if ascend is not False:
-      view.check_given()  # also where the policy decided not to ascend
     # By what may be perturbed, so that frozen leaves cost no gradient.
     is_all_used = bool(jax.tree.leaves(state.descent))
     used = direction if is_all_used else view.leaves.inside(direction)

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, partition
+from optax_sam.engine import devices, manual_axes, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
@@ -122,6 +122,7 @@ def b_sam(
   def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
     view = LossView.open(params, updates, extra, axis_name=axis_name)
     w, s = view.leaves.split(params), state.precision
+    manual_axes.check(view, None, axis_name)
     count = state.ascent.step_count
     radius = rho(count) if callable(rho) else rho
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
@@ -195,4 +196,4 @@ def _mean_over_parts(
     found = function(part, number[0])
     return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
 
-  return sum_over_chunks(weighed, (numbers, view.batch), size, view.axis_name)
+  return sum_over_chunks(weighed, (numbers, view.batch), size)

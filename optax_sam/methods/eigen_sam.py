@@ -11,7 +11,7 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import on_refresh
 from optax_sam.engine.sharpness_aware import sharpness_aware
-from optax_sam.trees import tree_math
+from optax_sam.trees import control_flow, tree_math
 from optax_sam.trees.random_trees import draw_signs
 
 
@@ -86,7 +86,7 @@ def scale_toward_eigenvector(
         return optax.tree.where(moves, tree_math.scale_to(1.0, product), v)
 
       wide = tree_math.widen_like(state.direction, params)
-      found = jax.lax.fori_loop(0, power_steps, multiply, wide)
+      found = control_flow.fori_loop(power_steps, multiply, wide)
       return optax.tree.cast_like(found, state.direction)
 
     keep = lambda: state.direction

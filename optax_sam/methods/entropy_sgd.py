@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, partition
+from optax_sam.engine import devices, manual_axes, partition
 from optax_sam.engine.info import only_state
+from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.transformation import accept, checked
-from optax_sam.trees import tree_math
+from optax_sam.trees import control_flow, tree_math
 from optax_sam.trees.random_trees import draw_direction
 
 
@@ -109,7 +110,8 @@ def entropy_sgd(
     leaves = partition.Leaves.of(params, updates=updates)
     local, x = leaves.split(updates), state.outer
     w = tree_math.widen_like(leaves.split(params), x)
-    devices.check_local(local, axis_name)
+    view = LossView(leaves=leaves, params=params)
+    manual_axes.check(view, local, axis_name)
     gradient = optax.tree.cast_like(devices.average(local, axis_name), x)
     is_finite = tree_math.all_finite(gradient)
     rate, eta = (
@@ -134,7 +136,7 @@ def entropy_sgd(
 
     # Behind a conditional the end is in memory: XLA would compute it, and the
     # noise with it, anew for everything that depends on it.
-    end = jax.lax.cond(is_finite, move, lambda: w)
+    end = control_flow.cond(is_finite, move, lambda: w)
     momentum = jax.tree.map(add, state.momentum, gradient)
     mean = jax.tree.map(lambda m, w: 0.75 * m + 0.25 * w, state.mean, end)
     toward = lambda x, m: x - jnp.asarray(rate, x.dtype) * (x - m)

@@ -31,7 +31,7 @@ def sharpest(size: float) -> selection.Selection:
 
     return selection.Selected(None, descent)
 
-  return selection.Selection(no_state, select)
+  return selection.Selection(no_state, select, needs_examples=True)
 
 
 @validation.method('gamma')

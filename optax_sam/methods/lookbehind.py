@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, partition
+from optax_sam.engine import devices, manual_axes, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.transformation import accept, checked
@@ -84,7 +84,7 @@ def lookbehind(
     view = LossView.open(params, updates, extra, mask=mask, axis_name=axis_name)
     leaves, info = view.leaves, state.ascent.info
     w, clean = leaves.split(params), leaves.split(updates)
-    devices.check_local(clean, axis_name)
+    manual_axes.check(view, clean, axis_name)
     count = state.ascent.step_count
     radius = rho(count) if callable(rho) else rho
 

@@ -121,7 +121,13 @@ def lpf_sgd(
     gradient, loss = devices.average((gradient, loss), axis_name)
     return gradient, advance(state, state.info.ascent_norm, loss)
 
-  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
+  return transformation(
+    init_choices,
+    step,
+    mask=mask,
+    axis_name=axis_name,
+    needs_examples=micro_batches > 1,
+  )
 
 
 def _mean_over_parts(
@@ -145,7 +151,7 @@ def _mean_over_parts(
 
   def sum_over(rows: slice, length: int) -> Any:
     batch = (numbers[rows], view.rows(rows).batch)
-    return sum_over_chunks(of_part, batch, length, view.axis_name)
+    return sum_over_chunks(of_part, batch, length)
 
   if not larger:
     return sum_over(slice(examples), size)

@@ -14,7 +14,7 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 def micro_batches(size: int) -> Selection:
   """Perturbs every `size` examples by their own gradient: `optax_sam.m_sam`."""
   validation.check_static_integer('size', size)
-  return all_examples()._replace(micro_batch_size=size)
+  return all_examples()._replace(micro_batch_size=size, needs_examples=True)
 
 
 @validation.method('micro_batch_size')

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import validation
-from optax_sam.trees import divergence
+from optax_sam.trees import array_types, divergence
 
 
 class SafState(NamedTuple):
@@ -119,7 +119,7 @@ def saf_loss(
   def place(logits: Any, state: SafState, ids: Any, epoch: Any) -> _Place:
     _check_batch(logits, state, ids, epoch, axis_name)
     rows, size = jnp.asarray(ids).astype(jnp.int32), len(state.filled)
-    if axis_name is not None:
+    if axis_name:
       rows = jax.lax.all_gather(rows, axis_name, tiled=True)
       rows = rows - jax.lax.axis_index(axis_name) * size
     slot = jnp.asarray(epoch).astype(jnp.int32) % lag
@@ -131,7 +131,7 @@ def saf_loss(
     where = place(logits, state, ids, epoch)
     targets = _take_rows(state.logits, where, logits)
     known = where.owned & _take_rows(state.filled, where, where.owned)
-    if axis_name is not None:
+    if axis_name:
       # Of each row one device knows something, and the others give zeros.
       zero = jnp.zeros((), targets.dtype)
       targets = jnp.where(known[:, None], targets, zero)
@@ -150,7 +150,7 @@ def saf_loss(
     if is_example is not None:
       # Nor is it written then, and nothing more has to be sent.
       values = jnp.where(is_example[:, None], values, jnp.nan)
-    if axis_name is not None:
+    if axis_name:
       values = jax.lax.all_gather(values, axis_name, tiled=True)
     finite = jnp.all(jnp.isfinite(values), axis=-1)
     return SafState(
@@ -183,7 +183,7 @@ def _check_batch(
       raise ValueError(msg)
   if not isinstance(epoch, jax.core.Tracer):
     validation.check_number('epoch', int(epoch), at_least=0)
-  if axis_name is not None or isinstance(ids, jax.core.Tracer):
+  if axis_name or isinstance(ids, jax.core.Tracer):
     return
   if isinstance(ids, jax.Array) and not ids.is_fully_addressable:
     return
@@ -215,18 +215,11 @@ def _write_rows(
   values = jnp.where(wanted, values, former)
   # Beyond the end, where they are dropped.
   rows = jnp.where(place.owned, place.rows, len(table))
-  out = _explicit(table)
+  out = array_types.explicit(table)
   return table.at[rows, place.slot].set(values, mode='drop', out_sharding=out)
 
 
 def _take_rows(table: jax.Array, place: _Place, like: jax.Array) -> jax.Array:
   """Returns rows of the table, split over devices as `like` is."""
-  at, out = (place.rows, place.slot), _explicit(like)
+  at, out = (place.rows, place.slot), array_types.explicit(like)
   return table.at[at].get(mode='clip', out_sharding=out)
-
-
-def _explicit(array: jax.Array) -> Any:
-  """Returns a sharding that is part of an array's type, else None."""
-  sharding = jax.typeof(array).sharding
-  explicit = jax.sharding.AxisType.Explicit in sharding.mesh.axis_types
-  return sharding if explicit else None

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, partition
+from optax_sam.engine import devices, manual_axes, partition
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.transformation import accept, checked
-from optax_sam.trees import tree_math
+from optax_sam.trees import array_types, tree_math
 
 
 class SampaState(NamedTuple):
@@ -100,8 +100,7 @@ def sampa(
 
   def init(params: optax.Params) -> SampaState:
     w = partition.Leaves.of(params, mask).split(params)
-    empty = lambda x: jnp.zeros(x.shape, jnp.result_type(x))
-    gradient, batch = tree_math.zeros_like(w), jax.tree.map(empty, batch_like)
+    gradient, batch = tree_math.zeros_like(w), jax.tree.map(_empty, batch_like)
     return SampaState(first_state(w), base.init(params), gradient, batch)
 
   def mixed(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -112,6 +111,7 @@ def sampa(
   def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
     view = LossView.open(params, updates, extra, mask=mask, axis_name=axis_name)
     _ = view.num_examples  # says what is missing, if anything
+    manual_axes.check(view, None, axis_name)
     # Copies: the state may be donated, the batch is the caller's.
     copy = lambda x: jnp.array(x, jnp.result_type(x))  # not weakly typed
     leaves, batch = view.leaves, jax.tree.map(copy, view.batch)
@@ -122,6 +122,7 @@ def sampa(
         f'{shapes(batch)}: pass batch_like=batch, and batches of one size.'
       )
       raise ValueError(msg)
+    batch = jax.tree.map(_placed_like, batch, state.batch)
     w, like = leaves.split(params), leaves.split(updates)
     count, ahead = state.ascent.step_count, state.gradient
     radius = rho(count) if callable(rho) else rho
@@ -151,3 +152,14 @@ def sampa(
     return leaves.join(moved, step), accept(moved, after, state)
 
   return checked(init, update, SampaState, mask=mask)
+
+
+def _empty(leaf: Any) -> jax.Array:
+  split = array_types.explicit(leaf)
+  return jnp.zeros(leaf.shape, jnp.result_type(leaf), out_sharding=split)
+
+
+def _placed_like(leaf: jax.Array, kept: jax.Array) -> jax.Array:
+  """Splits an example as the state does, so that its type stays the same."""
+  split = array_types.explicit(kept)
+  return leaf if split is None else jax.sharding.reshard(leaf, split)

@@ -13,7 +13,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.perturbation import on_refresh, scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
-from optax_sam.trees import sparse_masks, tree_math
+from optax_sam.trees import array_types, sparse_masks, tree_math
 
 _MOST_REFRESHES = 2**20  # that a table has an entry for
 
@@ -60,6 +60,7 @@ def keep_dynamic(
     typed = validation.as_key(key)
     active = sparse_masks.num_kept(sparsity, tree_math.size(params))
     mask = sparse_masks.largest(sparse_masks.random_bits(typed, params), active)
+    mask = array_types.vary_like(mask, params)  # as a refreshed one does
     return DynamicState(jnp.zeros((), jnp.int32), mask, typed)
 
   def num_moved(step: jax.Array, active: int) -> jax.Array:

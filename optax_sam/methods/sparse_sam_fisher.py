@@ -58,6 +58,8 @@ def keep_top_fisher(
       )
       raise ValueError(msg)
 
+    _ = view.num_examples  # says what is missing, also if nothing is refreshed
+
     def refresh() -> Any:
       scores = _fisher_information(view, params, num_samples, axis_name)
       if grouping is None:
@@ -82,7 +84,7 @@ def _fisher_information(
   loss_view: LossView, params: Any, num_samples: int, axis_name: Any
 ) -> Any:
   """Sums the squared gradients of the first examples over all devices."""
-  if axis_name is not None:
+  if axis_name:
     num_samples = math.ceil(num_samples / jax.lax.psum(1, axis_name))
   samples = loss_view.rows(slice(num_samples))
   local = devices.as_local(params, axis_name)
@@ -96,8 +98,8 @@ def _fisher_information(
     squares = jax.vmap(squared_gradient)(rows)
     return jax.tree.map(lambda s: jnp.sum(s, axis=0), squares)
 
-  scores = sum_over_chunks(total, samples.batch, _FISHER_CHUNK, axis_name)
-  return scores if axis_name is None else jax.lax.psum(scores, axis_name)
+  scores = sum_over_chunks(total, samples.batch, _FISHER_CHUNK)
+  return jax.lax.psum(scores, axis_name) if axis_name else scores
 
 
 def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:

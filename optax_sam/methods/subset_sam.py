@@ -43,7 +43,7 @@ def random_subset(
       rows = jax.random.permutation(draw, view.num_examples)[:size]
     return selection.Selected(view.rows(rows), lambda _: view)
 
-  return selection.Selection(init, select)
+  return selection.Selection(init, select, needs_examples=True)
 
 
 @validation.method('fraction')

@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.gradient import gradient_like
 from optax_sam.engine.info import check_state, only_state
-from optax_sam.trees import running_mean, tree_math
+from optax_sam.trees import control_flow, running_mean, tree_math
 from optax_sam.trees.running_mean import RunningMean
 
 
@@ -88,7 +88,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
       w = jax.tree.map(move, leaves.split(params), leaves.split(moves))
       return running_mean.add(state.average, w)
 
-    average = jax.lax.cond(enters, add, lambda: state.average)
+    average = control_flow.cond(enters, add, lambda: state.average)
     return updates, SwaState(count, average)
 
   return optax.GradientTransformationExtraArgs(init, update)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.trees import tree_math
+from optax_sam.trees import array_types, tree_math
 
 
 def draw_normal(
@@ -22,7 +22,8 @@ def draw_direction(key: jax.Array, like: optax.Params) -> optax.Params:
 
   def draw(i: int, leaf: jax.Array) -> jax.Array:
     leaf_key = jax.random.fold_in(key, i)
-    return jax.random.normal(leaf_key, leaf.shape, tree_math.wide_dtype(leaf))
+    dtype, split = tree_math.wide_dtype(leaf), array_types.explicit(leaf)
+    return jax.random.normal(leaf_key, leaf.shape, dtype, out_sharding=split)
 
   return structure.unflatten([draw(*item) for item in enumerate(leaves)])
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.trees import tree_math
+from optax_sam.trees import array_types, tree_math
 
 
 class RunningMean(NamedTuple):
@@ -26,7 +26,8 @@ class RunningMean(NamedTuple):
 
 def empty(params: optax.Params) -> RunningMean:
   """Returns the mean of none."""
-  return RunningMean(tree_math.zeros_like(params), jnp.zeros((), jnp.int32))
+  size = array_types.vary_like(jnp.zeros((), jnp.int32), params)
+  return RunningMean(tree_math.zeros_like(params), size)
 
 
 def add(running: RunningMean, params: optax.Params) -> RunningMean:

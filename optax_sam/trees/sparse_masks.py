@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_sam import validation
-from optax_sam.trees import tree_math
+from optax_sam.trees import array_types, control_flow, tree_math
 
 EXCLUDED = -1  # a rank below that of every score
 
@@ -69,7 +69,8 @@ def random_bits(key: jax.Array, tree: Any) -> Any:
   leaves, structure = jax.tree.flatten(tree)
 
   def draw(i: int, leaf: jax.Array) -> jax.Array:
-    bits = jax.random.bits(jax.random.fold_in(key, i), leaf.shape, jnp.uint32)
+    draw_key, split = jax.random.fold_in(key, i), array_types.explicit(leaf)
+    bits = jax.random.bits(draw_key, leaf.shape, jnp.uint32, out_sharding=split)
     bits = (bits >> 1).astype(jnp.int32)
     if isinstance(leaf, jax.core.Tracer):
       return bits  # equal on all devices, also if the leaf isn't
@@ -120,20 +121,13 @@ def largest(scores: Any, k: Any) -> Any:
     for leaf, end in zip(leaves, ends, strict=True)
   ]
 
-  def at_least(ranks: jax.Array, _: jax.Array, threshold: jax.Array) -> Any:
-    return ranks >= threshold
-
-  def ahead(ranks: jax.Array, numbers: jax.Array, minus_cut: jax.Array) -> Any:
-    # Those tied that come late rank below the others.
-    late = numbers + minus_cut >= 0
-    return ranks - late.astype(jnp.int32) >= threshold
-
-  threshold, kept = _search(at_least, entries, jnp.int32(size), k, 16)
+  search = _search if control_flow.is_traced() else _compiled_search
+  threshold, kept = search(_at_least, 16, entries, jnp.int32(size), k)
   threshold = jnp.maximum(threshold, 0)  # above EXCLUDED
   digits = (size.bit_length() + 1) // 2
-  minus_cut, _ = _search(ahead, entries, kept, k, digits)
+  minus_cut, _ = search(_ahead, digits, entries, kept, k, threshold)
   return structure.unflatten(
-    [ahead(x.ranks(), x.numbers(), minus_cut) for x in entries]
+    [_ahead(x.ranks(), x.numbers(), minus_cut, threshold) for x in entries]
   )
 
 
@@ -207,12 +201,28 @@ class _Entries(NamedTuple):
     return number + self.first
 
 
+def _at_least(ranks: jax.Array, _: jax.Array, threshold: jax.Array) -> Any:
+  return ranks >= threshold
+
+
+def _ahead(
+  ranks: jax.Array,
+  numbers: jax.Array,
+  minus_cut: jax.Array,
+  threshold: jax.Array,
+) -> Any:
+  # Those tied that come late rank below the others.
+  late = numbers + minus_cut >= 0
+  return ranks - late.astype(jnp.int32) >= threshold
+
+
 def _search(
-  choose: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  choose: Callable[..., jax.Array],
+  digits: int,
   entries: list[_Entries],
   kept: jax.Array,
   k: jax.Array,
-  digits: int,
+  *fixed: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
   """Finds the largest x for which at least k entries are chosen.
 
@@ -220,11 +230,12 @@ def _search(
   and the search ends once exactly k are chosen.
 
   Args:
-    choose: from the ranks of a leaf, its numbers and x to a mask.
+    choose: from the ranks of a leaf, its numbers, x and `fixed` to a mask.
+    digits: half the bits of x, which is negative if they are below 32.
     entries: those of all leaves.
     kept: how many entries the smallest x chooses.
     k: how many to choose.
-    digits: half the bits of x, which is negative if they are below 32.
+    *fixed: further arguments of `choose`.
 
   Returns:
     x and how many entries it chooses.
@@ -240,7 +251,8 @@ def _search(
     shift, x, kept = state
     here, x = jax.lax.optimization_barrier((entries, x))
     trials = [x + (jnp.int32(i) << shift) for i in (1, 2, 3)]
-    for trial, count in zip(trials, _counts(choose, here, trials), strict=True):
+    counts = _counts(choose, here, trials, fixed)
+    for trial, count in zip(trials, counts, strict=True):
       x = jnp.where(count >= k, trial, x)
       kept = jnp.where(count >= k, count, kept)
     return shift - 2, x, kept
@@ -249,15 +261,20 @@ def _search(
     shift, _, kept = state
     return (shift >= 0) & (kept > k)
 
-  smallest, kept = _vary_like((smallest, kept), entries)
+  smallest, kept = array_types.vary_like((smallest, kept), entries)
   state = jnp.int32(2 * digits - 2), smallest, kept
   return jax.lax.while_loop(ties_left, narrow, state)[1:]
 
 
+# Outside of a program: compiled once, not anew at every call.
+_compiled_search = jax.jit(_search, static_argnums=(0, 1))
+
+
 def _counts(
-  choose: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+  choose: Callable[..., jax.Array],
   entries: list[_Entries],
   trials: list[jax.Array],
+  fixed: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
   """Counts the entries that every trial chooses.
 
@@ -273,28 +290,9 @@ def _counts(
   for entry in entries:
     ranks, numbers = entry.ranks(), entry.numbers()
     chosen = tuple(
-      choose(ranks, numbers, trial).astype(jnp.int32) for trial in trials
+      choose(ranks, numbers, trial, *fixed).astype(jnp.int32)
+      for trial in trials
     )
     axes = tuple(range(ranks.ndim))
     total = add(total, jax.lax.reduce(chosen, zeros, add, axes))
   return total
-
-
-def _vary_like(tree: Any, reference: Any) -> Any:
-  """Marks values as local to a device wherever another tree is.
-
-  Inside `jax.shard_map` a loop over local values carries local ones only.
-  """
-  leaves = jax.tree.leaves(reference)
-  varying = {
-    name
-    for leaf in leaves
-    for name in jax.typeof(leaf).manual_axis_type.varying
-  }
-
-  def cast(leaf: Any) -> Any:
-    missing = varying - set(jax.typeof(leaf).manual_axis_type.varying)
-    names = tuple(sorted(missing))
-    return jax.lax.pcast(leaf, names, to='varying') if names else leaf
-
-  return jax.tree.map(cast, tree)

@@ -1,0 +1,1 @@
+"""Ordinary habits: right, or an error that says what to write."""

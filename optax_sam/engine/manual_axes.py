@@ -1,0 +1,158 @@
+"""Checks of the axes of `jax.pmap` and `jax.shard_map` that a step runs in.
+
+Where `jax.shard_map` checks (`check_vma=True`), the type of an array says over
+which axes it varies, and the gradient with respect to one that doesn't is
+summed over them. Elsewhere nothing is known, and the user has to say it.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+from optax_sam.engine import devices
+from optax_sam.engine.loss_view import LossView
+from optax_sam.trees.array_types import varying
+
+_UNNAMED = '_internal_pmap_axis_name'  # what JAX calls the axis of jax.pmap(f)
+_SPLIT = (
+  'parameters that are split over such an axis are not supported, as norms '
+  'would be those of a part: use jax.jit with sharded arrays'
+)
+
+
+def check(view: LossView, updates: Any, axis_name: Any) -> None:
+  """Raises unless a step is known to be right on all devices.
+
+  Args:
+    view: the loss of the batch.
+    updates: floating-point leaves of the clean gradient.
+    axis_name: that of the method.
+
+  Raises:
+    ValueError: if devices may hold other examples over an axis that the method
+      doesn't average over, if gradients were summed over an axis before they
+      came here, or if parameters are split over one.
+  """
+  _check_bound(axis_name)
+  _check_local(updates, axis_name)
+  mesh = jax.sharding.get_abstract_mesh()
+  axes = tuple(name for name in mesh.manual_axes if mesh.shape[name] > 1)
+  if not axes:
+    return
+  tracked, covered = devices.tracked(axes), devices.names(axis_name)
+  unknown = [x for x in axes if x not in (*covered, *tracked)]
+  if unknown:
+    fix = 'axis_name=()'
+    raise ValueError(_left_out(unknown, axis_name, fix))
+  w = jax.tree.leaves(view.leaves.split(view.params))
+  # With axis_name=() `value_and_grad` casts, but not what came in.
+  kept = jax.tree.leaves(updates) if axis_name == () else w
+  apart = [x for x in tracked if any(x in varying(leaf) for leaf in w)]
+  equal = [
+    x
+    for x in tracked
+    if (axis_name == () or x not in covered)
+    and any(x not in varying(leaf) for leaf in kept)
+  ]
+  if not apart and not equal:
+    return
+  depends = set().union(*map(varying, jax.tree.leaves(updates)))
+  for program, is_gradient in _programs(view):
+    if split := [x for x in apart if _communicates(program, x)]:
+      msg = (
+        f'params vary over {split!r}, and the loss communicates over it: '
+        f'{_SPLIT}. If they are equal on all devices, pass those of before '
+        f"jax.lax.pcast(params, ..., to='varying') to update."
+      )
+      raise ValueError(msg)
+    variables = program.outvars
+    if is_gradient:  # What it returns has the type of the parameters.
+      inner = (x for eqn in program.eqns for x in eqn.outvars)
+      variables = (*program.constvars, *inner)
+    depends.update(*(varying(x.aval) for x in variables))
+  if wrong := [x for x in equal if x in depends]:
+    if axis_name == ():
+      raise ValueError(_summed(wrong))
+    fix = (
+      f"params = jax.lax.pcast(params, {_one(wrong)!r}, to='varying') before "
+      f'the gradient is taken'
+    )
+    raise ValueError(_left_out(wrong, axis_name, fix))
+
+
+def _check_bound(axis_name: Any) -> None:
+  try:
+    devices.tracked(devices.names(axis_name))
+  except NameError as error:
+    msg = (
+      f'axis_name must name axes of the jax.pmap or jax.shard_map that update '
+      f'runs inside of, got axis_name={axis_name!r}: give both one name, or '
+      f'leave it out under jax.jit with sharded arrays.'
+    )
+    raise ValueError(msg) from error
+
+
+def _check_local(updates: Any, axis_name: Any) -> None:
+  if not axis_name:
+    return
+  for leaf in jax.tree.leaves(updates):
+    if devices.missing(leaf, axis_name):
+      raise ValueError(_summed(axis_name))
+
+
+def _summed(axis_name: Any) -> str:
+  name = _one(axis_name)
+  return (
+    f'updates must be local gradients, got gradients that are equal on all '
+    f'devices of axis {name!r}: inside jax.shard_map the gradient with respect '
+    f'to replicated parameters is summed over the axis. Write grads = '
+    f"jax.grad(loss)(jax.lax.pcast(params, {name!r}, to='varying')), and don't "
+    f'average them: with axis_name the method does.'
+  )
+
+
+def _left_out(axes: Any, axis_name: Any, independent: str) -> str:
+  covered = devices.names(axis_name)
+  wanted, where, named = _one((*covered, *axes)), f'axis {_one(axes)!r}', ''
+  if _UNNAMED in axes:
+    wanted, where = 'data', 'an axis without a name'
+    named = "jax.pmap(step, axis_name='data') and "
+  return (
+    f'axis_name must name the axes of jax.pmap or jax.shard_map that the batch '
+    f'is split over, got axis_name={axis_name!r} inside {where}. Write {named}'
+    f'axis_name={wanted!r}, and pass local gradients, without jax.lax.pmean '
+    f'before: the method averages. If the devices train independently, write '
+    f'{independent}. And {_SPLIT}.'
+  )
+
+
+def _one(axes: Any) -> Any:
+  axes = tuple(axes) if isinstance(axes, (list, tuple)) else (axes,)
+  return axes[0] if len(axes) == 1 else axes
+
+
+def _programs(view: LossView) -> Iterator[tuple[Any, bool]]:
+  """Traces what `update` was given; and whether it returns a gradient."""
+  view = dataclasses.replace(view, axis_name=None)
+  w = view.leaves.split(view.params)
+  if view.value_fn is not None:
+    yield jax.make_jaxpr(view.value)(w).jaxpr, False
+  if view.per_example_value_fn is not None and view.batch is not None:
+    yield jax.make_jaxpr(view.losses)(w).jaxpr, False
+  if view.grad_fn is not None:
+    yield jax.make_jaxpr(view.value_and_grad)(w).jaxpr, True
+
+
+def _communicates(program: Any, axis: Any) -> bool:
+  for eqn in program.eqns:
+    found = eqn.params.get('axis_name', eqn.params.get('axes', ()))
+    names = found if isinstance(found, tuple) else (found,)
+    if axis in names and eqn.primitive.name not in ('axis_index', 'pvary'):
+      return True
+    for inner in jax.tree.leaves(list(eqn.params.values())):
+      inner = getattr(inner, 'jaxpr', inner)
+      if hasattr(inner, 'eqns') and _communicates(inner, axis):
+        return True
+  return False

@@ -1,0 +1,107 @@
+"""Parameters split over axes of type `Explicit`: part of an array's type.
+
+As Optax asks of its own: the state has one type from `init` on, in and outside
+of `jax.jit`. And a step gives what one device gives.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
+
+from tests.contracts import table, training
+
+SPLIT = {
+  'dense': {'bias': P('x'), 'kernel': P(None, 'x')},
+  'norm': {'scale': P('x')},
+}
+STEPS = 3
+# Without a remainder, and with more than one part.
+IN_PARTS = {
+  'b_sam': {'micro_batches': 4},
+  'lpf_sgd': {'micro_batches': 4},
+  'm_sam': {'micro_batch_size': 4},
+  'sparse_sam_fisher': {'num_samples': 40},
+}
+CASES = [
+  *((row, {}) for row in table.ROWS.values()),
+  *((table.ROWS[name], changes) for name, changes in IN_PARTS.items()),
+]
+EVERY_CASE = pytest.mark.parametrize(
+  ('row', 'changes'),
+  [pytest.param(*x, id=' '.join((x[0].name, *x[1]))) for x in CASES],
+)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def explicit_mesh():
+  mesh = jax.make_mesh(
+    (2, 2), ('data', 'x'), axis_types=(AxisType.Explicit,) * 2
+  )
+  with jax.set_mesh(mesh):
+    yield
+
+
+def start():
+  return jax.tree.map(jax.device_put, training.params(), SPLIT)
+
+
+def batches():
+  """Returns batches of 48 examples, which the axis 'data' splits."""
+  parts = [[training.batch(6 * t + i) for i in range(6)] for t in range(STEPS)]
+  whole = [jax.tree.map(lambda *x: np.concatenate(x), *p) for p in parts]
+  stacked = jax.tree.map(lambda *x: np.stack(x), *whole)
+  return jax.device_put(stacked, P(None, 'data'))
+
+
+def build(row, changes, batches):
+  if 'batch_like' in row.parameters:
+    like = jax.tree.map(lambda x: jnp.zeros_like(x[0]), batches)
+    changes = {**changes, 'batch_like': like}
+  return row.whole(**changes)
+
+
+def types(tree):
+  return jax.tree.map(jax.typeof, tree)
+
+
+def assert_close(found, wanted):
+  for x, y in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+    np.testing.assert_allclose(x, y, rtol=0, atol=1e-6)
+
+
+@EVERY_CASE
+def test_state_has_one_type(row, changes):
+  tx, params = build(row, changes, batches()), start()
+  given = training.functions(jax.tree.map(lambda x: x[0], batches()))
+  grads = jax.grad(given['value_fn'])(params)
+  state = tx.init(params)
+  update = lambda g, s, p: tx.update(g, s, p, **given)
+  eager, compiled = (f(grads, state, params) for f in (update, jax.jit(update)))
+  assert types(jax.jit(tx.init)(params)) == types(state)
+  assert types(eager) == types(compiled) == (types(params), types(state))
+  assert_close(eager[0], compiled[0])
+
+
+@EVERY_CASE
+def test_steps_are_those_of_one_device(row, changes):
+  tx, params = build(row, changes, batches()), start()
+  step = training.training_step(tx)
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def train(carry, batches):
+    return jax.lax.scan(lambda c, b: (step(*c, b), None), carry, batches)[0]
+
+  found, _ = train((params, tx.init(params)), batches())
+  alone = jax.tree.map(np.asarray, batches())
+  tx = build(row, changes, alone)
+  wanted, state = training.start(tx)
+  step = jax.jit(training.training_step(tx))
+  for t in range(STEPS):
+    batch = jax.tree.map(lambda x, t=t: x[t], alone)
+    wanted, state = step(wanted, state, batch)
+  assert_close(found, wanted)
