@@ -1,6 +1,7 @@
 """Sharpness-aware minimization for Optax: exact, composable, fast."""
 
 from optax_sam import descents, perturbations, policies, selections
+from optax_sam.chain_order import check
 from optax_sam.convolution import conv_general_dilated
 from optax_sam.engine.info import (
   SharpnessAwareInfo,
@@ -44,6 +45,7 @@ from optax_sam.methods.swad import swad
 from optax_sam.methods.unnormalized_sam import unnormalized_sam
 from optax_sam.methods.wsam import wsam, wsam_decoupled
 from optax_sam.methods.z_sharp import z_sharp
+from optax_sam.training_step import StepOutput, make_step
 
 __version__ = '0.1.0'
 
@@ -54,6 +56,7 @@ __all__ = [
   'SafState',
   'SharpnessAwareInfo',
   'SharpnessAwareState',
+  'StepOutput',
   'ae_look_sam',
   'ae_sam',
   'anti_pgd',
@@ -61,6 +64,7 @@ __all__ = [
   'async_sam',
   'averaged_params',
   'b_sam',
+  'check',
   'conv_general_dilated',
   'cr_sam',
   'descents',
@@ -79,6 +83,7 @@ __all__ = [
   'lookbehind',
   'lpf_sgd',
   'm_sam',
+  'make_step',
   'mesa_loss',
   'metrics',
   'momentum_sam',
