@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import numbers
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -25,14 +24,14 @@ _OPTIMIZERS = (
 )
 _AFTER = (AntiPgdState, SwaState)
 _MASKS = ('MaskedState', 'PartitionState')
-# Wrappers that don't hand on the loss, or the parameters as they are.
-_DROPPING = ('LookaheadState', 'SplitRealAndImaginaryState', 'flatten')
 # Those without a state of their own, and where they hold what they wrap.
 _HIDDEN = {'with_extra_args_support': 'tx', 'flatten': 'inner'}
+# Wrappers that don't hand on the loss, or the parameters as they are.
+_DROPPING = ('LookaheadState', 'SplitRealAndImaginaryState', *_HIDDEN)
 
 
 class Node(NamedTuple):
-  """A chain or a wrapper around a method.
+  """A method, or a chain or a wrapper around it.
 
   Attributes:
     name: class of its state, or name of the function that built it.
@@ -99,12 +98,14 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
         'it in front, and say by mask= which leaves may be perturbed: '
         'optax.chain(optax_sam.sam(mask=mask), optax.masked(base, mask)).'
       )
-    if dropping := [name for name in names if name in _DROPPING]:
-      wrapper = dropping[0].removesuffix('State')
+    if dropping := [node for node in path if node.name in _DROPPING]:
+      wrapper = _name(dropping[0].function) or dropping[0].name
       yield (
         f'tx must not have a method of optax_sam inside of {wrapper}, which '
-        f'does not hand on the loss, or not the parameters as they are: put '
-        f'the method in front, or leave {wrapper} out.'
+        f'does not get the loss to hand on, or not the parameters as they are: '
+        f'put the method in front, or leave {wrapper} out. One whose update '
+        f'takes **extra_args, as that of MultiSteps, gets them if you write '
+        f'optax.GradientTransformationExtraArgs(*wrapper).'
       )
     if len(methods) > 1:
       yield (
@@ -139,7 +140,7 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
 def paths(
   kinds: tuple[type, ...], state: Any, function: Any, path: Any = ()
 ) -> Iterator[tuple[Node, ...]]:
-  """Yields what is around each state of some classes, from outside to inside.
+  """Yields the way to each state of some classes, from outside to inside.
 
   Args:
     kinds: classes of states; what is inside of them is passed over.
@@ -147,14 +148,14 @@ def paths(
     function: its update function.
     path: what is around `state`.
   """
-  while _word(function) in _HIDDEN:
-    path = (*path, Node(_word(function), function))
-    inner = held(function).get(_HIDDEN[_word(function)])
-    function = getattr(inner, 'update', None)
-  if isinstance(state, kinds):
-    yield path
-    return
+  while (word := _word(function)) in _HIDDEN:
+    inner = getattr(held(function).get(_HIDDEN[word]), 'update', None)
+    path = (*path, Node(word, function))
+    function = inner
   name = type(state).__name__
+  if isinstance(state, kinds):
+    yield (*path, Node(name, function))
+    return
   state = tuple(state.values()) if isinstance(state, Mapping) else state
   if not isinstance(state, (tuple, list)):
     return
@@ -199,12 +200,13 @@ def _passes(state: Any, function: Any, params: optax.Params) -> bool:
 
 def _turns(function: Any) -> bool:
   """Whether it is known to turn the sign, as a base optimizer does."""
-  inside = held(function)
-  if _word(function) in ('scale', 'scale_by_schedule'):
-    size = inside.get('step_size', inside.get('step_size_fn'))
-    size = size(0) if callable(size) else size
-    return isinstance(size, numbers.Real) and size < 0
-  return any(map(_turns, _parts(function)))
+  size = held(function).get('step_size', held(function).get('step_size_fn'))
+  if _word(function) not in ('scale', 'scale_by_schedule'):
+    return any(map(_turns, _parts(function)))
+  # Not that of step 0, which warms up; an injected one isn't known.
+  with contextlib.suppress(Exception), jax.ensure_compile_time_eval():
+    return bool((size(1) if callable(size) else size) < 0)
+  return False
 
 
 def _word(function: Any) -> str:
@@ -215,7 +217,7 @@ def _word(function: Any) -> str:
 def _name(function: Any, number: int = 0) -> str:
   """Returns what users call a transformation, as far as that can be known."""
   if _word(function) in ('with_extra_args_support', 'chain', 'named_chain'):
-    words = dict.fromkeys(map(_name, _parts(function)))
+    words = dict.fromkeys(_name(x, number) for x in _parts(function))
     return ', '.join(word for word in words if word not in ('', 'identity'))
   return _word(function) or f'the transformation number {number} of the chain'
 

@@ -1,5 +1,6 @@
 """One training step for all methods, and accumulation over parts of a batch."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -111,8 +112,9 @@ def make_step(
       loss_fn, per_example_loss_fn, has_aux, batch, args, accumulate_steps
     )
     (value, aux), grads = loss.value_and_grad(params, axis_name)
+    _check_axes(value, params, axis_name)
     value = devices.average(value, axis_name)
-    if not any(chain_order.paths(chain_order.METHODS, opt_state, None)):
+    if not list(chain_order.paths(chain_order.METHODS, opt_state, None)):
       grads = devices.average(grads, axis_name)
     extra = {'value': value, 'value_fn': loss.value_fn}
     if axis_name is None:
@@ -150,17 +152,16 @@ class _Loss(NamedTuple):
     found = self.loss_fn(params, batch, *self.args)
     if self.has_aux and not (isinstance(found, tuple) and len(found) == 2):
       msg = (
-        f'loss_fn must return (loss, aux) with has_aux=True, got a '
-        f'{type(found).__name__}: return both, or leave has_aux out.'
+        f'loss_fn must return (loss, aux) with has_aux=True, got '
+        f'{_types(found)}: return both, or leave has_aux out.'
       )
       raise ValueError(msg)
     value, aux = found if self.has_aux else (found, None)
     is_one = jax.tree_util.all_leaves([value]) and jnp.shape(value) == ()
     if not is_one or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-      types = jax.tree.map(lambda x: str(jax.typeof(x)), value)
       msg = (
-        f'loss_fn must return a real scalar, got {types}: write has_aux=True '
-        f'if it returns more, or jnp.mean(losses) if it returns losses.'
+        f'loss_fn must return a real scalar, got {_types(value)}: write '
+        f'has_aux=True if it returns more, jnp.mean(losses) if losses.'
       )
       raise ValueError(msg)
     return value, aux
@@ -251,6 +252,11 @@ class _Loss(NamedTuple):
     return _split(self.batch, self.parts)
 
 
+def _types(tree: Any) -> str:
+  name = lambda x: str(getattr(x, 'aval', type(x).__name__))
+  return str(jax.tree.map(name, tree))
+
+
 def _num_examples(batch: Any) -> int:
   return LossView(per_example_value_fn=jnp.zeros, batch=batch).num_examples
 
@@ -274,10 +280,12 @@ def _joined(stacked: jax.Array) -> jax.Array:
 
 
 def _update(tx: Any, grads: Any, state: Any, params: Any, extra: Any) -> Any:
-  full = optax.with_extra_args_support(tx)
+  takes = inspect.signature(tx.update).parameters.values()
+  if not any(x.kind is inspect.Parameter.VAR_KEYWORD for x in takes):
+    tx = optax.with_extra_args_support(tx)
   needed = 'per_example_value_fn'
   try:
-    return full.update(grads, state, params, **extra)
+    return tx.update(grads, state, params, **extra)
   except ValueError as error:
     if needed in extra or needed not in str(error):
       raise
@@ -289,22 +297,46 @@ def _update(tx: Any, grads: Any, state: Any, params: Any, extra: Any) -> Any:
     raise ValueError(msg) from error
 
 
+def _check_axes(value: Any, params: Any, axis_name: Any) -> None:
+  """Raises if devices hold other examples over an axis that isn't named."""
+  mesh = jax.sharding.get_abstract_mesh()
+  named = axis_name if isinstance(axis_name, tuple) else (axis_name,)
+  axes = [x for x in mesh.manual_axes if mesh.shape[x] > 1 and x not in named]
+  varies = lambda x, over: over in jax.typeof(x).manual_axis_type.varying
+  for axis in [] if axis_name == () else axes:
+    known = varies(jax.lax.axis_index(axis), axis)
+    apart = all(varies(x, axis) for x in jax.tree.leaves(params))
+    if not known or (varies(value, axis) and not apart):
+      msg = (
+        f'axis_name must name the axes of jax.pmap or jax.shard_map that the '
+        f'batch is split over, got axis_name={axis_name!r} inside {axis!r}: '
+        f'write axis_name={axis!r} here and in the method, or axis_name=() '
+        f'where devices train independently.'
+      )
+      raise ValueError(msg)
+
+
 def _check_whole(tx: Any, opt_state: Any) -> None:
   """Raises if an optimizer is right for other training steps only."""
-  kinds = (info.SharpnessAwareState,)
-  for path in chain_order.paths(kinds, opt_state, tx.update):
-    if all(len(node.parts) == node.position + 1 for node in path):
+  methods = list(chain_order.paths(chain_order.METHODS, opt_state, tx.update))
+  for *around, node in methods:
+    alone = all(len(node.parts) == node.position + 1 for node in around)
+    if alone and node.name == 'SharpnessAwareState':
       msg = (
         'tx must end with a base optimizer, got a method alone, whose update '
         'is a gradient: write optax.chain(method, optax.sgd(0.1)).'
       )
       raise ValueError(msg)
-    for node in path:
-      every = chain_order.held(node.function).get('_every_k_schedule')
-      if node.name == 'MultiStepsState' and every and every(0) > 1:
-        msg = (
-          'tx must not have a method inside of optax.MultiSteps, which '
-          'descends by the last batch alone: leave it out, and write '
-          'make_step(..., accumulate_steps=k) for a batch of k parts.'
-        )
-        raise ValueError(msg)
+  kinds = (optax.MultiStepsState,)
+  for path in chain_order.paths(kinds, opt_state, tx.update) if methods else ():
+    every = chain_order.held(path[-1].function).get('_every_k_schedule')
+    with jax.ensure_compile_time_eval():
+      accumulates = every is not None and bool(every(0) > 1)
+    if accumulates:
+      msg = (
+        'tx must not have optax.MultiSteps beside a method: around it the '
+        'descent is by the last batch alone, and behind it the counts, periods '
+        'and schedules of the method run k times too fast. Leave it out, and '
+        'write make_step(..., accumulate_steps=k) for a batch of k parts.'
+      )
+      raise ValueError(msg)
