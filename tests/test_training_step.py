@@ -165,7 +165,7 @@ def test_devices(name, mode, parts):
     axis = jax.P(*[None] * (parts - 1), 'data')
     run = jax.shard_map(
       step,
-      mesh=jax.make_mesh((4,), ('data',), devices=devices),
+      mesh=jax.sharding.Mesh(devices, ('data',)),
       in_specs=(jax.P(), jax.P(), jax.P('data')),
       out_specs=(
         jax.P(),
@@ -187,21 +187,20 @@ def test_devices(name, mode, parts):
 def test_an_axis_that_is_not_named(mode):
   tx = optax.sgd(0.1)
   step = optax_sam.make_step(training.loss, tx)
-  given = (*training.start(tx), training.batch())
+  batch = training.batch()
+  if mode == 'pmap':
+    batch = jax.tree.map(lambda x: x[:, None], batch)
+    run = jax.pmap(step, axis_name='data', in_axes=(None, None, 0))
+  else:
+    run = jax.shard_map(
+      step,
+      mesh=jax.sharding.Mesh(jax.devices()[:4], ('data',)),
+      in_specs=(jax.P(), jax.P(), jax.P('data')),
+      out_specs=jax.P(),
+      check_vma=mode == 'checked',
+    )
   with pytest.raises(ValueError, match=r"axis_name must name .*'data'"):
-    if mode == 'pmap':
-      eight = jax.tree.map(lambda x: x[:, None], given[2])
-      jax.pmap(step, axis_name='data', in_axes=(None, None, 0))(
-        *given[:2], eight
-      )
-    else:
-      jax.shard_map(
-        step,
-        mesh=jax.make_mesh((4,), ('data',)),
-        in_specs=(jax.P(), jax.P(), jax.P('data')),
-        out_specs=jax.P(),
-        check_vma=mode == 'checked',
-      )(*given)
+    run(*training.start(tx), batch)
 
 
 def test_aux_and_keys():

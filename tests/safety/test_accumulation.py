@@ -168,8 +168,10 @@ def test_one_part_is_in_memory_at_a_time(method):
   assert sizes[1] < sizes[0] / 4
 
 
-def test_a_batch_that_is_split_over_devices_stays_there():
-  mesh = jax.make_mesh((4,), ('data',))
+@pytest.mark.parametrize('axes', ['Auto', 'Explicit'])
+def test_a_batch_that_is_split_over_devices_stays_there(axes):
+  kind = jax.sharding.AxisType[axes]
+  mesh = jax.make_mesh((4,), ('data',), axis_types=(kind,))
   batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), training.batch())
   batch = jax.device_put(batch, jax.NamedSharding(mesh, jax.P('data')))
   tx = optax.chain(optax_sam.sam(), optax.sgd(0.1))
