@@ -6,6 +6,7 @@ from optax_sam.alternation import (
   alternating,
   unperturbed_params,
 )
+from optax_sam.chain_order import check
 from optax_sam.convolution import conv_general_dilated
 from optax_sam.engine.extra_arguments import hide_arguments
 from optax_sam.engine.info import (
@@ -50,6 +51,7 @@ from optax_sam.methods.swad import swad
 from optax_sam.methods.unnormalized_sam import unnormalized_sam
 from optax_sam.methods.wsam import wsam, wsam_decoupled
 from optax_sam.methods.z_sharp import z_sharp
+from optax_sam.training_step import StepOutput, make_step
 
 __version__ = '0.1.0'
 
@@ -61,6 +63,7 @@ __all__ = [
   'SafState',
   'SharpnessAwareInfo',
   'SharpnessAwareState',
+  'StepOutput',
   'ae_look_sam',
   'ae_sam',
   'alternating',
@@ -69,6 +72,7 @@ __all__ = [
   'async_sam',
   'averaged_params',
   'b_sam',
+  'check',
   'conv_general_dilated',
   'cr_sam',
   'descents',
@@ -88,6 +92,7 @@ __all__ = [
   'lookbehind',
   'lpf_sgd',
   'm_sam',
+  'make_step',
   'mesa_loss',
   'metrics',
   'momentum_sam',

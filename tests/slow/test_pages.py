@@ -47,6 +47,12 @@ def test_the_readme():
   assert int(names['model'].dropout.rngs.count[...]) == 50
 
 
+def test_the_guide_to_the_step():
+  names, blocks = run(ROOT / 'docs' / 'step.md', silent=0)
+  assert blocks == 3
+  assert jnp.allclose(names['params'], jnp.array([1.0, -2.0, 0.5]), atol=0.05)
+
+
 def test_the_guide_to_measures():
   mpl.use('agg')
   names, blocks = run(ROOT / 'docs' / 'measures.md', silent=1)

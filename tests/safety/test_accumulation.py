@@ -1,0 +1,204 @@
+"""Accumulation: schedules of optimizer steps, and gradients of all parts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+from tests.contracts import comparisons, table, training
+
+A = np.diag([4.0, 2.0, 1.0])
+W = jnp.array([3.0, -1.0, 2.0])
+
+
+def loss_fn(w, batch):
+  """Returns the mean over examples with a factor each."""
+  return jnp.mean(batch) * 0.5 * w @ jnp.asarray(A, jnp.float32) @ w
+
+
+def sam_by_hand(w, factor, rho):
+  """Returns SAM's gradient of `factor` times the quadratic."""
+  gradient = factor * A @ w
+  return factor * A @ (w + rho * gradient / np.linalg.norm(gradient))
+
+
+def steps(tx, w, batches, **kwargs):
+  """Returns the parameters after each step."""
+  step, state = jax.jit(optax_sam.make_step(loss_fn, tx, **kwargs)), tx.init(w)
+  for batch in batches:
+    w, state, _ = step(w, state, batch)
+    yield np.asarray(w)
+
+
+def test_schedules_are_those_of_optimizer_steps():
+  rate = optax.linear_schedule(0.1, 0.0, 10)
+  rho = optax_sam.rho_like_learning_rate(
+    rate, rho_max=1.0, rho_min=0.0, lr_max=0.1, lr_min=0.0
+  )
+  tx = optax.chain(optax_sam.sam(rho), optax.sgd(rate))
+  batches = jnp.linspace(0.5, 2.0, 12).reshape(3, 4)
+  w = np.array(W, np.float64)
+  for i, found in enumerate(steps(tx, W, batches, accumulate_steps=4)):
+    share = 1 - i / 10  # of the radius and of the learning rate: 1, 0.9, 0.8
+    w = w - 0.1 * share * sam_by_hand(w, np.mean(batches[i]), share)
+    np.testing.assert_allclose(found, w, rtol=1e-5)
+
+
+def test_periods_are_those_of_optimizer_steps():
+  tx = optax.chain(optax_sam.look_sam(period=3), optax.sgd(0.01))
+  step = jax.jit(optax_sam.make_step(loss_fn, tx, accumulate_steps=4))
+  w, state, ascended = W, tx.init(W), []
+  for _ in range(6):
+    w, state, output = step(w, state, jnp.ones(4))
+    ascended.append(bool(output.metrics['ascended']))
+  assert ascended == [True, False, False, True, False, False]
+  assert int(output.metrics['step_count']) == 6
+
+
+def test_both_gradients_are_those_of_all_parts():
+  tx = optax.chain(optax_sam.sam(0.5), optax.sgd(0.1))
+  batch = jnp.array([1.0, 4.0])
+  (found,) = steps(tx, W, [batch], accumulate_steps=2)
+  expected = W - 0.1 * sam_by_hand(np.array(W), 2.5, 0.5)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize('around', [True, False])
+def test_accumulation_beside_a_method_is_refused(around):
+  sam, sgd = optax_sam.sam(), optax.sgd(0.1)
+  if around:
+    accumulating = optax.MultiSteps(optax.chain(sam, sgd), 4)
+    tx = accumulating.gradient_transformation()
+  else:
+    accumulating = optax.MultiSteps(sgd, lambda step: jnp.where(step > 9, 8, 4))
+    tx = optax.chain(sam, accumulating.gradient_transformation())
+  message = r'optax.MultiSteps beside a method: [\s\S]*accumulate_steps=k'
+  with pytest.raises(ValueError, match=message):
+    next(steps(tx, W, [jnp.ones(4)]))
+
+
+def test_accumulation_without_a_method_and_wrappers_of_one_step():
+  sgd = optax.sgd(0.1)
+  accumulating = optax.MultiSteps(sgd, 2).gradient_transformation()
+  with jax.numpy_dtype_promotion('standard'):  # of Optax
+    *_, found = steps(accumulating, W, [jnp.ones(1), 3 * jnp.ones(1)])
+  expected = W - 0.1 * 2 * (A @ np.array(W))
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  one = optax.MultiSteps(
+    optax.chain(optax_sam.sam(0.5), sgd),
+    every_k_schedule=1,
+    should_skip_update_fn=optax.skip_not_finite,
+  ).gradient_transformation()
+  with jax.numpy_dtype_promotion('standard'):
+    (found,) = steps(one, W, [jnp.ones(1)])
+  expected = W - 0.1 * sam_by_hand(np.array(W), 1.0, 0.5)
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def accumulated(name, parts, loss_fn=training.loss):
+  """Compares three steps over parts of the batch with those of the whole."""
+  program = training.program(name)
+  step = jax.jit(
+    optax_sam.make_step(
+      loss_fn,
+      program.tx,
+      per_example_loss_fn=training.losses,
+      accumulate_steps=parts,
+    )
+  )
+  with jax.numpy_dtype_promotion('standard'):  # of injected settings
+    start = training.start(program.tx)
+    found = training.train(lambda *given: step(*given)[:2], start, range(3))
+  expected = training.train(program.step, start, range(3))
+  assert comparisons.types(found) == comparisons.types(expected)
+  # A direction that is reused is the difference of two close gradients, of
+  # norm 1: it shows their rounding a hundred times larger.
+  comparisons.assert_close(
+    *map(comparisons.without_keys, (found, expected)), 5e-5
+  )
+
+
+@table.every_row()
+def test_four_parts_are_the_whole_batch(name):
+  accumulated(name, 4)
+
+
+@table.every_kind()
+@pytest.mark.parametrize('parts', [1, 2, 8])
+def test_parts_are_the_whole_batch(name, parts):
+  accumulated(name, parts, None)
+
+
+def test_parts_that_do_not_divide_what_a_method_picks():
+  """Five rows in parts of two: two parts, and one row."""
+  tx = optax_sam.k_sam(ascent=5, descent=7)
+  found = []
+  for parts in (1, 4):
+    step = optax_sam.make_step(
+      None,
+      optax.chain(tx, optax.sgd(0.1)),
+      per_example_loss_fn=training.losses,
+      accumulate_steps=parts,
+    )
+    start = training.start(optax.chain(tx, optax.sgd(0.1)))
+    found.append(jax.jit(step)(*start, training.batch()))
+  comparisons.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+  'method',
+  [
+    optax_sam.sam(),
+    optax_sam.ae_sam(total_steps=9),
+    optax_sam.k_sam(ascent=1.0, descent=1.0),
+  ],
+)
+def test_one_part_is_in_memory_at_a_time(method):
+  losses = lambda w, x: jnp.sum(jnp.tanh(x[:, None] * w[None]), axis=1)
+  tx, sizes = optax.chain(method, optax.sgd(0.1)), []
+  w, x = jnp.ones(256), jnp.ones(4096)
+  for parts in (1, 16):
+    step = optax_sam.make_step(
+      None, tx, per_example_loss_fn=losses, accumulate_steps=parts
+    )
+    compiled = jax.jit(step).lower(w, tx.init(w), x).compile()
+    sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+  assert sizes[1] < sizes[0] / 4
+
+
+@pytest.mark.parametrize('axes', ['Auto', 'Explicit'])
+def test_a_batch_that_is_split_over_devices_stays_there(axes):
+  kind = jax.sharding.AxisType[axes]
+  mesh = jax.make_mesh((4,), ('data',), axis_types=(kind,))
+  batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), training.batch())
+  batch = jax.device_put(batch, jax.NamedSharding(mesh, jax.P('data')))
+  tx = optax.chain(optax_sam.sam(), optax.sgd(0.1))
+  params = jax.device_put(training.start(tx), jax.NamedSharding(mesh, jax.P()))
+  step = jax.jit(optax_sam.make_step(training.loss, tx, accumulate_steps=4))
+  text = step.lower(*params, batch).compile().as_text()
+  assert 'all-reduce' in text
+  for moved in ('all-gather', 'all-to-all', 'collective-permute'):
+    assert moved not in text
+
+
+@pytest.mark.parametrize(
+  ('change', 'parts', 'message'),
+  [
+    (lambda b: b, 3, 'accumulate_steps=3 for 8 examples: pass a divisor'),
+    (lambda b: b, 16, 'accumulate_steps=16 for 8 examples'),
+    (
+      lambda b: {**b, 'step': jnp.float32(1)},
+      2,
+      r'batch must be a pytree whose leaves all have the examples on axis 0',
+    ),
+    (lambda b: {**b, 'x': b['x'][:4]}, 2, 'batch must be a pytree'),
+    (lambda b: jax.tree.map(lambda x: x[:0], b), 2, 'for 0 examples|empty'),
+  ],
+)
+def test_batches_that_have_no_such_parts(change, parts, message):
+  tx = optax.chain(optax_sam.sam(), optax.sgd(0.1))
+  step = optax_sam.make_step(training.loss, tx, accumulate_steps=parts)
+  with pytest.raises(ValueError, match=message):
+    jax.jit(step)(*training.start(tx), change(training.batch()))

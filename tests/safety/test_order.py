@@ -1,0 +1,227 @@
+"""Methods that are not first in their chain are refused, with the fix."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_sam
+
+A = jnp.diag(jnp.array([4.0, 2.0, 1.0]))
+W = jnp.array([3.0, -1.0, 2.0])
+PARAMS = {'w': jnp.ones((2, 3)), 'b': jnp.ones(2)}
+MASK = {'w': True, 'b': False}
+chain, sam, sgd = optax.chain, optax_sam.sam(), optax.sgd(0.1)
+cosine = optax.cosine_decay_schedule(0.1, 100)
+b_sam = optax_sam.b_sam(num_data=10, key=0)
+swa = optax_sam.swa(start=5)
+
+
+def loss(w):
+  return 0.5 * w @ A @ w
+
+
+def around(inner, every=1):
+  return optax.MultiSteps(inner, every).gradient_transformation()
+
+
+def injected(build):
+  return optax.inject_hyperparams(build)(0.1)
+
+
+def custom(update):
+  return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+
+
+def doubled(updates, state, params=None):
+  del params
+  return jax.tree.map(lambda x: 2 * x, updates), state
+
+
+RIGHT = {
+  'first': chain(sam, optax.clip(1.0), sgd),
+  'no method': optax.adam(0.1),
+  'alone': sam,
+  'in a nested chain': chain(chain(sam, optax.clip(1.0)), sgd),
+  'by name': optax.named_chain(('z', sam), ('a', sgd)),
+  'behind what changes nothing': chain(
+    optax.identity(), optax.snapshot('norm', optax.tree.norm), sam, sgd
+  ),
+  'in wrappers': around(
+    optax.apply_if_finite(chain(optax.identity(), sam, sgd), 5)
+  ),
+  'injected': chain(injected(optax_sam.asam), sgd),
+  'injected as a whole': injected(lambda lr: chain(sam, optax.sgd(lr))),
+  'in front of masks': chain(sam, optax.masked(sgd, MASK)),
+  'in front of accumulation': chain(sam, around(sgd, 4)),
+  'in front of a line search': chain(sam, optax.lbfgs()),
+  'schedule-free': optax.contrib.schedule_free(chain(sam, sgd), 0.1),
+  'around the base': optax_sam.wsam_decoupled(sgd, learning_rate=cosine),
+  'in place of the base': chain(
+    b_sam, optax.apply_if_finite(optax.identity(), 5), optax.scale(0.5)
+  ),
+  'averaged': chain(sam, sgd, swa, optax_sam.anti_pgd(0.1, key=0)),
+  'in a wrapper whose state is a pair': optax.GradientTransformation(
+    lambda params: (jnp.zeros(()), sam.init(params)), doubled
+  ),
+}
+FIRST = r'must have the method of optax_sam first, but {} stands before it'
+ONE = r'one method of optax_sam, got 2.*Keep one, first in optax.chain'
+MASKED = r'optax.masked or optax.partition[\s\S]* mask='
+DROPPED = r'inside of {}, which .*(put the method in front|ExtraArgs)'
+TURNED = r'no base optimizer behind .*got {}: .*gradient ascent'
+LAST = r'swa and anti_pgd last, but .*{} stands behind'
+WRONG = {
+  'behind adam': (
+    chain(optax.adam(0.1), sam),
+    FIRST.format('scale_by_adam, scale') + '.*the sign is lost',
+  ),
+  'behind clipping': (
+    chain(optax.clip_by_global_norm(1.0), sam, sgd),
+    FIRST.format('clip_by_global_norm')
+    + r'.*thrown away.*optax.chain\(optax_sam.sam\(\), clip_by_global_norm',
+  ),
+  'behind decay': (
+    chain(optax.add_decayed_weights(10.0), sam, sgd),
+    FIRST.format('add_decayed_weights'),
+  ),
+  'in a nested chain': (
+    chain(chain(optax.centralize(), sam), sgd),
+    FIRST.format('centralize'),
+  ),
+  'in the second chain': (
+    chain(optax.clip(1.0), chain(sam, sgd)),
+    FIRST.format('clip'),
+  ),
+  'by name': (
+    optax.named_chain(('z', optax.zero_nans()), ('a', sam)),
+    FIRST.format('zero_nans'),
+  ),
+  'within a wrapper': (
+    around(optax.apply_if_finite(chain(optax.clip(1.0), sam, sgd), 5)),
+    FIRST.format('clip'),
+  ),
+  'behind a wrapper': (
+    chain(optax.masked(optax.clip(1.0), MASK), sam, sgd),
+    FIRST.format('masked'),
+  ),
+  'behind accumulation': (
+    chain(around(optax.identity(), 2), sam, sgd),
+    FIRST.format('MultiSteps'),
+  ),
+  "behind a stranger's": (
+    chain(custom(doubled), sam, sgd),
+    FIRST.format('doubled'),
+  ),
+  'behind what has no name': (
+    chain(custom(functools.partial(doubled)), sam, sgd),
+    FIRST.format('the transformation number 1 of the chain'),
+  ),
+  'in what is built inside': (
+    injected(lambda lr: chain(optax.clip(1.0), sam, optax.sgd(lr))),
+    FIRST.format('the transformation number 1 of the chain'),
+  ),
+  'behind an average': (chain(swa, sam, sgd), FIRST.format('swa')),
+  'an optimizer': (
+    chain(optax.clip(1.0), optax_sam.entropy_sgd(key=0)),
+    FIRST.format('clip'),
+  ),
+  'twice': (chain(sam, optax_sam.asam(), sgd), ONE),
+  'in a base': (optax_sam.lookbehind(chain(sam, sgd)), ONE),
+  'and one with a base': (chain(sam, optax_sam.lookbehind(sgd)), ONE),
+  'masked': (optax.masked(chain(sam, sgd), MASK), MASKED),
+  'partitioned': (
+    optax.partition(
+      {'a': chain(sam, sgd), 'b': optax.set_to_zero()}, {'w': 'a', 'b': 'b'}
+    ),
+    MASKED,
+  ),
+  'in complex parts': (
+    optax.contrib.split_real_and_imaginary(chain(sam, sgd)),
+    DROPPED.format('split_real_and_imaginary'),
+  ),
+  'flattened': (optax.flatten(chain(sam, sgd)), DROPPED.format('flatten')),
+  'in a wrapper in a chain': (
+    chain(around(sam, 2), sgd),
+    DROPPED.format('MultiSteps'),
+  ),
+  'a base behind an optimizer': (chain(b_sam, sgd), TURNED.format('scale')),
+  'a schedule behind one': (
+    chain(optax_sam.entropy_sgd(key=0), optax.adam(cosine)),
+    TURNED.format('scale_by_adam, scale_by_schedule'),
+  ),
+  'an average first': (chain(swa, sgd), LAST.format('scale')),
+  'an average between': (chain(sam, swa, sgd), LAST.format('scale')),
+  'no transformation': (
+    optax.MultiSteps(sgd, 2),
+    r'got a MultiSteps: .*tx.gradient_transformation\(\)',
+  ),
+}
+
+
+@pytest.mark.parametrize('name', RIGHT)
+def test_what_is_right_passes(name):
+  optax_sam.check(RIGHT[name], PARAMS)
+  jax.jit(lambda params: optax_sam.check(RIGHT[name], params))(PARAMS)
+
+
+@pytest.mark.parametrize('name', WRONG)
+def test_what_is_wrong_is_named(name):
+  tx, message = WRONG[name]
+  with pytest.raises(ValueError, match=message):
+    optax_sam.check(tx, PARAMS)
+  with pytest.raises(ValueError, match=message):
+    jax.jit(lambda params: optax_sam.check(tx, params))(PARAMS)
+
+
+def test_lookahead():
+  tx = optax.lookahead(chain(sam, sgd), sync_period=5, slow_step_size=0.5)
+  params = optax.LookaheadParams.init_synced(PARAMS)
+  with pytest.raises(ValueError, match=DROPPED.format('lookahead')):
+    optax_sam.check(tx, params)
+
+
+@pytest.mark.parametrize(
+  ('tx', 'fixed'),
+  [
+    (chain(optax.sgd(0.1), sam), chain(sam, optax.sgd(0.1))),
+    (chain(optax.clip(1.0), sam, sgd), chain(sam, optax.clip(1.0), sgd)),
+    (
+      chain(optax.add_decayed_weights(10.0), sam, sgd),
+      chain(sam, optax.add_decayed_weights(10.0), sgd),
+    ),
+  ],
+)
+def test_the_step_raises_before_it_is_taken_and_the_fix_descends(tx, fixed):
+  loss_fn = lambda w, _: loss(w)
+  wrong = jax.jit(optax_sam.make_step(loss_fn, tx))
+  for _ in range(2):
+    with pytest.raises(ValueError, match='the method of optax_sam first'):
+      wrong(W, tx.init(W), None)
+  step = jax.jit(optax_sam.make_step(loss_fn, fixed))
+  _, _, output = step(W, fixed.init(W), None)
+  after, _, _ = step(W, fixed.init(W), None)
+  assert loss(after) < output.loss == loss(W)
+
+
+def test_clipping_and_decay_behind_a_method_are_those_of_the_second_gradient():
+  grad = lambda w: np.diag(A) * w
+  w = np.array(W, np.float64)
+  at = grad(w + 0.05 * grad(w) / np.linalg.norm(grad(w)))
+  for change, expected in (
+    (optax.clip_by_global_norm(1.0), at / np.linalg.norm(at)),
+    (optax.add_decayed_weights(10.0), at + 10 * w),
+  ):
+    tx = chain(sam, change, optax.sgd(1.0))
+    step = optax_sam.make_step(lambda w, _: loss(w), tx)
+    after, _, _ = step(W, tx.init(W), None)
+    np.testing.assert_allclose(after, w - expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('tx', [sam, chain(sam), chain(optax.identity(), sam)])
+def test_a_method_without_a_base_optimizer_is_refused_by_the_step(tx):
+  with pytest.raises(ValueError, match=r'tx must end with a base optimizer'):
+    optax_sam.make_step(lambda w, _: loss(w), tx)(W, tx.init(W), None)
