@@ -44,18 +44,13 @@ def check(view: LossView, updates: Any, axis_name: Any) -> None:
   tracked, covered = devices.tracked(axes), devices.names(axis_name)
   unknown = [x for x in axes if x not in (*covered, *tracked)]
   if unknown:
-    fix = 'axis_name=()'
-    raise ValueError(_left_out(unknown, axis_name, fix))
+    raise ValueError(_left_out(unknown, axis_name, 'axis_name=()'))
   w = jax.tree.leaves(view.leaves.split(view.params))
   # With axis_name=() `value_and_grad` casts, but not what came in.
   kept = jax.tree.leaves(updates) if axis_name == () else w
   apart = [x for x in tracked if any(x in varying(leaf) for leaf in w)]
-  equal = [
-    x
-    for x in tracked
-    if (axis_name == () or x not in covered)
-    and any(x not in varying(leaf) for leaf in kept)
-  ]
+  asked = [x for x in tracked if axis_name == () or x not in covered]
+  equal = [x for x in asked if any(x not in varying(leaf) for leaf in kept)]
   if not apart and not equal:
     return
   depends = set().union(*map(varying, jax.tree.leaves(updates)))

@@ -23,7 +23,8 @@ def draw_direction(key: jax.Array, like: optax.Params) -> optax.Params:
   def draw(i: int, leaf: jax.Array) -> jax.Array:
     leaf_key = jax.random.fold_in(key, i)
     dtype, split = tree_math.wide_dtype(leaf), array_types.explicit(leaf)
-    return jax.random.normal(leaf_key, leaf.shape, dtype, out_sharding=split)
+    lies = {} if split is None else {'out_sharding': split}
+    return jax.random.normal(leaf_key, leaf.shape, dtype, **lies)
 
   return structure.unflatten([draw(*item) for item in enumerate(leaves)])
 
