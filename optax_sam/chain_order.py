@@ -10,17 +10,14 @@ import optax
 
 from optax_sam.engine.info import SharpnessAwareState
 from optax_sam.methods.anti_pgd import AntiPgdState
-from optax_sam.methods.b_sam import BSamState
 from optax_sam.methods.entropy_sgd import EntropySgdState
-from optax_sam.methods.lookbehind import LookbehindState
-from optax_sam.methods.sampa import SampaState
 from optax_sam.methods.swa import SwaState
-from optax_sam.methods.wsam import WsamDecoupledState
 
 METHODS = (SharpnessAwareState, EntropySgdState)
+# States of methods that return the whole update.
 _OPTIMIZERS = (
-  *(BSamState, EntropySgdState, LookbehindState),
-  *(SampaState, WsamDecoupledState),
+  *('BSamState', 'EntropySgdState', 'LookbehindState', 'SampaState'),
+  'WsamDecoupledState',
 )
 _AFTER = (AntiPgdState, SwaState)
 _MASKS = ('MaskedState', 'PartitionState')
@@ -90,8 +87,8 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
   state = jax.eval_shape(lambda: tx.init(params))
   methods = list(paths(METHODS, state, tx.update))
   for path in methods:
-    names = [node.name for node in path]
-    if any(name in _MASKS for name in names):
+    classes = [node.name for node in path]
+    if any(name in _MASKS for name in classes):
       yield (
         'tx must not have a method of optax_sam inside of optax.masked or '
         'optax.partition, which leave out parameters that the loss needs. Put '
@@ -121,9 +118,9 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
         f'lost (gradient ascent). Put it behind the method: '
         f'optax.chain(optax_sam.sam(), {names}, ...).'
       )
-  for path in paths(_OPTIMIZERS, state, tx.update):
     behind = [x for node in path for _, x in node.parts[node.position + 1 :]]
-    if turned := ', '.join(_name(x) for x in behind if _turns(x)):
+    turned = ', '.join(_name(x) for x in behind if _turns(x))
+    if turned and any(name in _OPTIMIZERS for name in classes):
       yield (
         f'tx must have no base optimizer behind a method that returns the '
         f'whole update, got {turned}: the sign is lost (gradient ascent). Pass '
@@ -142,11 +139,7 @@ def paths(
 ) -> Iterator[tuple[Node, ...]]:
   """Yields the way to each state of some classes, from outside to inside.
 
-  Args:
-    kinds: classes of states; what is inside of them is passed over.
-    state: state of an optimizer.
-    function: its update function.
-    path: what is around `state`.
+  What is inside of a state of these classes is passed over.
   """
   while (word := _word(function)) in _HIDDEN:
     inner = getattr(held(function).get(_HIDDEN[word]), 'update', None)

@@ -203,6 +203,48 @@ def test_an_axis_that_is_not_named(mode):
     run(*training.start(tx), batch)
 
 
+@pytest.mark.parametrize('parts', [1, 2])
+def test_a_loss_that_is_averaged_already(parts):
+  tx = METHODS_OF_DEVICES['sam']('data')
+  averaged = lambda p, b: jax.lax.pmean(training.loss(p, b), 'data')
+  step = optax_sam.make_step(
+    averaged, tx, accumulate_steps=parts, axis_name='data'
+  )
+  run = jax.shard_map(
+    step,
+    mesh=jax.sharding.Mesh(jax.devices()[:4], ('data',)),
+    in_specs=(jax.P(), jax.P(), jax.P('data')),
+    out_specs=jax.P(),
+  )
+  with pytest.raises(ValueError, match=r'loss_fn must .* leave jax.lax.pmean'):
+    run(*training.start(tx), training.batch())
+
+
+@pytest.mark.parametrize(('name', 'parts'), [('ae_sam', 2), ('k_sam', 4)])
+def test_nothing_is_compiled_again_outside_of_jit(name, parts):
+  tx = table.ROWS[name].whole()
+  step = optax_sam.make_step(
+    training.loss,
+    tx,
+    per_example_loss_fn=training.losses,
+    accumulate_steps=parts,
+  )
+  compiled = []
+
+  def listen(event, *_, **__):
+    compiled.append('backend_compile' in event)
+
+  state, batch = training.start(tx), training.batch()
+  for _ in range(2):
+    state = step(*state, batch)[:2]
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  try:
+    step(*state, batch)
+  finally:
+    jax.monitoring.unregister_event_duration_listener(listen)
+  assert sum(compiled) == 0
+
+
 def test_aux_and_keys():
   """Both passes see one key; aux is that of the clean pass, part by part."""
 
