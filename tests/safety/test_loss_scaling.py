@@ -1,6 +1,8 @@
 """Both passes scaled, in float16, against a SAM by hand in float32."""
 
 import functools
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +12,7 @@ import pytest
 from flax.training.dynamic_scale import DynamicScale
 
 import optax_sam
+from tests.contracts import comparisons
 
 # Flax's own arithmetic promotes.
 STRICT = False
@@ -179,3 +182,23 @@ def test_a_scale_in_one_pass_only_lengthens_the_step():
   value_fn = lambda w: 2.0**15 * jnp.sum(w**2) / 2
   u, _ = tx.update(g, tx.init(w), w, value_fn=value_fn)
   np.testing.assert_allclose(jnp.linalg.norm(u), 2.0**15 * 5.05, rtol=1e-5)
+
+
+def test_the_steps_of_the_documentation():
+  page = pathlib.Path(__file__).parents[2] / 'docs' / 'precision.md'
+  blocks = re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL)
+  page = {}
+  start = {'w': jnp.ones((4, 2))}
+  exec(blocks[0], page)
+  found = page['train_step'](start, page['tx'].init(start), batch(0))
+  exec(blocks[1], page)
+  given = (start, page['tx'].init(start), DynamicScale(), batch(0))
+  again = page['train_step'](*given)
+  comparisons.assert_close(found[:2], again[:2], 1e-4)
+  assert again[2].scale == 65536
+  assert float(found[2]) == pytest.approx(float(again[3]), rel=1e-4)
+  page |= {'method': optax_sam.sam(), 'base': optax.sgd(0.1)}
+  page['wsam_decoupled'] = optax_sam.wsam_decoupled(
+    optax.sgd(0.1), learning_rate=0.1
+  )
+  exec(blocks[2], page)
