@@ -40,29 +40,24 @@ def alternating(
     second: update = (w + u) - (w + epsilon)  # u: base.update(direction) at w
 
   where the direction is what `method` makes of both gradients. A step at which
-  a policy takes no second gradient is a single call. The parameters are
-  perturbed after every first call: evaluate and save
-  `optax_sam.unperturbed_params(params, state)`. Both calls should see one
-  batch; with two, half of the batches serve the perturbation only.
+  a policy takes no second gradient is a single call. Pass each batch twice.
+  After a first call the parameters are perturbed: evaluate and save
+  `optax_sam.unperturbed_params(params, state)`.
 
-  Whatever belongs behind the method is a part of `base`; weight decay sees `w`.
-  Nothing may follow `alternating` in a chain, which would change the way back.
-  Before it, clipping sees both gradients. In `optax.MultiSteps` each call gets
-  a mean gradient. On several devices average the gradients first; inside
-  `jax.pmap` or `jax.shard_map` build the method with `axis_name=()`.
-
-  `optax.contrib.sam` calls this its transparent mode.
+  What belongs behind the method is a part of `base`; weight decay sees `w`.
+  Nothing may follow in a chain, which would change the way back; before it,
+  clipping sees both gradients. On several devices average the gradients first;
+  inside `jax.pmap` or `jax.shard_map` build the method with `axis_name=()`.
+  `optax.contrib.sam` calls all this its transparent mode.
 
   Args:
-    method: a method of this library that takes one gradient at the perturbed
-      parameters and needs no losses of examples: `sam` with one ascent step,
-      `asam`, `gsam`, `friendly_sam`, `look_sam`, `ae_sam` and others.
+    method: one that takes one gradient at perturbed parameters and needs no
+      losses of examples: `sam` with one ascent step, `gsam`, `ae_sam`, ...
     base: base optimizer, with everything that belongs to it in a chain.
 
   Returns:
-    An optimizer. Its `init` raises a ValueError for a method that it can't
-    drive. Cost: those of the method, and a copy of the parameters and of the
-    gradient as state.
+    An optimizer, whose `init` raises a ValueError for other methods. State:
+    those of both parts, and a copy of the parameters and of the gradient.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.alternating(optax_sam.sam(rho=0.5), optax.sgd(0.1))
@@ -105,17 +100,12 @@ def alternating(
       )
       change, theirs = base.update(direction, state.base, w, **extra)
 
-      def back(old: jax.Array, change: jax.Array, now: jax.Array) -> jax.Array:
-        # In this order the sum is the closure's, bit for bit, in most entries.
-        return (old + change.astype(old.dtype)) - now
-
       if ascend:
-        there, here = leaves.split(w), leaves.split(params)
-        moved = jax.tree.map(back, there, leaves.split(change), here)
+        # In this order the parameters are the closure's, mostly to the bit.
+        back = lambda u, w, p: (w + u.astype(w.dtype)) - p
+        moved = jax.tree.map(back, *map(leaves.split, (change, w, params)))
         change = leaves.join(moved, change)
-      after = state._replace(
-        method=ours, base=theirs, is_perturbed=jnp.zeros((), bool)
-      )
+      after = AlternatingState(ours, theirs, *state[2:4], jnp.zeros((), bool))
       return optax.tree.cast_like(change, updates), after
 
     def second() -> tuple[Any, AlternatingState]:
@@ -127,17 +117,12 @@ def alternating(
       point, after = _perturb(method, updates, state.method, params)
 
       def move() -> tuple[Any, AlternatingState]:
-        w, there = leaves.split(params), leaves.split(point)
+        w, there, gradient = map(leaves.split, (params, point, updates))
         epsilon = jax.tree.map(jnp.subtract, there, w)
         zeros = jax.tree.map(jnp.zeros_like, updates)
-        change = leaves.join(epsilon, zeros)
-        gradient = optax.tree.cast_like(leaves.split(updates), w)
-        moved = state._replace(
-          unperturbed=jax.tree.map(jnp.copy, w),
-          gradient=gradient,
-          is_perturbed=jnp.ones((), bool),
-        )
-        return optax.tree.cast_like(change, updates), moved
+        change = leaves.join(optax.tree.cast_like(epsilon, gradient), zeros)
+        places = jax.tree.map(jnp.copy, w), optax.tree.cast_like(gradient, w)
+        return change, AlternatingState(*state[:2], *places, jnp.ones((), bool))
 
       # What isn't finite goes to the base optimizer, which may reject it.
       finite = tree_math.all_finite(leaves.split(updates))
@@ -204,8 +189,7 @@ def _perturb(method: Any, clean: Any, state: Any, params: Any) -> Any:
 
 def _check(method: Any, params: Any) -> None:
   """Raises unless a method takes all of a step from one second gradient."""
-  state = jax.eval_shape(method.init, params)
-  inner = state
+  inner = state = jax.eval_shape(method.init, params)
   while hasattr(inner, 'inner_state'):
     inner = inner.inner_state
   if not isinstance(inner, SharpnessAwareState):
@@ -215,23 +199,20 @@ def _check(method: Any, params: Any) -> None:
       f'value_fn in tx.update, and put all else into base.'
     )
     raise ValueError(msg)
+  zeros = jax.eval_shape(lambda p: jax.tree.map(jnp.zeros_like, p), params)
+  point = lambda *given: _perturb(method, *given)[0]
+  cause = None
   try:
-    zeros = jax.eval_shape(lambda p: jax.tree.map(jnp.zeros_like, p), params)
-    program = jax.make_jaxpr(lambda *given: _perturb(method, *given)[0])(
-      zeros, state, params
-    )
-  except NameError as error:
-    raise ValueError(_AVERAGES) from error
+    program = str(jax.make_jaxpr(point)(zeros, state, params))
+  except NameError as error:  # of an axis that isn't there
+    program, cause = 'psum', error
   except (ValueError, jax.errors.UnexpectedTracerError) as error:
     msg = f'method must be one that a second gradient is enough for: {error}'
     raise ValueError(msg) from error
-  if 'psum' in str(program):
-    raise ValueError(_AVERAGES)
-
-
-_AVERAGES = (
-  'method must not average over devices, by a perturbation of each device the '
-  'parameters would differ: average the gradients before tx.update, and build '
-  'the method without axis_name, or with axis_name=() inside jax.pmap and '
-  'jax.shard_map.'
-)
+  if 'psum' in program:
+    msg = (
+      'method must not average over devices, as each would move its parameters '
+      'elsewhere: average the gradients before tx.update, and build the method '
+      'without axis_name, inside jax.pmap and jax.shard_map with axis_name=().'
+    )
+    raise ValueError(msg) from cause

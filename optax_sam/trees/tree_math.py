@@ -94,13 +94,14 @@ def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
   limits = jnp.finfo(dtype)
   large = np.ldexp(np.ones((), dtype), 5 * limits.maxexp // 8)
   units = np.array([1 / large, 1, large], dtype)
-  # Of constants c XLA makes x * x * (c * c), which over- and underflows.
-  down, up = jax.lax.optimization_barrier((units[0], units[2]))
+  # Changes nothing. But of constants c XLA makes x * x * (c * c), also behind a
+  # barrier, and that over- and underflows.
+  apart = lambda x: jnp.minimum(x, limits.max)
 
   def squares(leaf: jax.Array) -> jax.Array:
     wide = leaf.astype(dtype)
     # Apart, not as one array of all three, which XLA might write out.
-    scaled = (wide * up, wide, wide * down)
+    scaled = (apart(wide * units[2]), wide, apart(wide * units[0]))
     return jnp.stack([jnp.sum(jnp.square(x)) for x in scaled])
 
   terms = [squares(leaf) for leaf in jax.tree.leaves(tree)]
