@@ -81,9 +81,11 @@ def alternating(
     _check(method, params)
     w = partition.Leaves.of(params).split(params)
     # Buffers of their own: the same one can't be donated twice.
-    places = (jax.tree.map(jnp.zeros_like, w) for _ in range(2))
-    states = method.init(params), base.init(params)
-    return AlternatingState(*states, *places, jnp.zeros((), bool))
+    zeros = lambda: jax.tree.map(jnp.zeros_like, w)
+    is_perturbed = jnp.zeros((), bool)
+    return AlternatingState(
+      method.init(params), base.init(params), zeros(), zeros(), is_perturbed
+    )
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -105,7 +107,10 @@ def alternating(
         back = lambda u, w, p: (w + u.astype(w.dtype)) - p
         moved = jax.tree.map(back, *map(leaves.split, (change, w, params)))
         change = leaves.join(moved, change)
-      after = AlternatingState(ours, theirs, *state[2:4], jnp.zeros((), bool))
+      is_perturbed = jnp.zeros((), bool)
+      after = state._replace(
+        method=ours, base=theirs, is_perturbed=is_perturbed
+      )
       return optax.tree.cast_like(change, updates), after
 
     def second() -> tuple[Any, AlternatingState]:
@@ -121,8 +126,11 @@ def alternating(
         epsilon = jax.tree.map(jnp.subtract, there, w)
         zeros = jax.tree.map(jnp.zeros_like, updates)
         change = leaves.join(optax.tree.cast_like(epsilon, gradient), zeros)
-        places = jax.tree.map(jnp.copy, w), optax.tree.cast_like(gradient, w)
-        return change, AlternatingState(*state[:2], *places, jnp.ones((), bool))
+        return change, state._replace(
+          unperturbed=jax.tree.map(jnp.copy, w),
+          gradient=optax.tree.cast_like(gradient, w),
+          is_perturbed=jnp.ones((), bool),
+        )
 
       # What isn't finite goes to the base optimizer, which may reject it.
       finite = tree_math.all_finite(leaves.split(updates))
