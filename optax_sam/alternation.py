@@ -209,14 +209,14 @@ def _check(method: Any, params: Any) -> None:
     raise ValueError(msg)
   zeros = jax.eval_shape(lambda p: jax.tree.map(jnp.zeros_like, p), params)
   point = lambda *given: _perturb(method, *given)[0]
-  cause = None
+  program, cause = 'psum', None
   try:
     program = str(jax.make_jaxpr(point)(zeros, state, params))
-  except NameError as error:  # of an axis that isn't there
-    program, cause = 'psum', error
-  except (ValueError, jax.errors.UnexpectedTracerError) as error:
-    msg = f'method must be one that a second gradient is enough for: {error}'
-    raise ValueError(msg) from error
+  except (NameError, ValueError, jax.errors.UnexpectedTracerError) as error:
+    cause = error
+    if not isinstance(error, NameError) and 'axis_name' not in str(error):
+      msg = f'method must be one that a second gradient is enough for: {error}'
+      raise ValueError(msg) from error
   if 'psum' in program:
     msg = (
       'method must not average over devices, as each would move its parameters '
