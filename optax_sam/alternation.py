@@ -93,6 +93,13 @@ def alternating(
     if params is None:
       msg = 'params must be given: write tx.update(grads, opt_state, params).'
       raise ValueError(msg)
+    wanted, found = map(jax.tree.structure, (params, updates))
+    if found != wanted:
+      msg = (
+        f'updates must be gradients like the parameters, zeros where a leaf '
+        f'has none: their structure is {found}, wanted {wanted}.'
+      )
+      raise ValueError(msg)
     leaves = partition.Leaves.of(params)
     extra = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
 
