@@ -81,15 +81,24 @@ def alternating(
     _check(method, params)
     w = partition.Leaves.of(params).split(params)
     # Buffers of their own: the same one can't be donated twice.
-    place, other = (jax.tree.map(jnp.zeros_like, w) for _ in range(2))
-    ours, theirs = method.init(params), base.init(params)
-    return AlternatingState(ours, theirs, place, other, jnp.zeros((), bool))
+    zeros = lambda: jax.tree.map(jnp.zeros_like, w)
+    is_perturbed = jnp.zeros((), bool)
+    return AlternatingState(
+      method.init(params), base.init(params), zeros(), zeros(), is_perturbed
+    )
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
   ) -> tuple[Any, AlternatingState]:
     if params is None:
       msg = 'params must be given: write tx.update(grads, opt_state, params).'
+      raise ValueError(msg)
+    wanted, found = map(jax.tree.structure, (params, updates))
+    if found != wanted:
+      msg = (
+        f'updates must be gradients like the parameters, zeros where a leaf '
+        f'has none: their structure is {found}, wanted {wanted}.'
+      )
       raise ValueError(msg)
     leaves = partition.Leaves.of(params)
     extra = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
@@ -105,8 +114,10 @@ def alternating(
         back = lambda u, w, p: (w + u.astype(w.dtype)) - p
         moved = jax.tree.map(back, *map(leaves.split, (change, w, params)))
         change = leaves.join(moved, change)
-      ended = {'base': theirs, 'is_perturbed': jnp.zeros((), bool)}
-      after = state._replace(method=ours, **ended)
+      is_perturbed = jnp.zeros((), bool)
+      after = state._replace(
+        method=ours, base=theirs, is_perturbed=is_perturbed
+      )
       return optax.tree.cast_like(change, updates), after
 
     def second() -> tuple[Any, AlternatingState]:
@@ -205,17 +216,14 @@ def _check(method: Any, params: Any) -> None:
     raise ValueError(msg)
   zeros = jax.eval_shape(lambda p: jax.tree.map(jnp.zeros_like, p), params)
   point = lambda *given: _perturb(method, *given)[0]
-  cause = None
+  program, cause = 'psum', None
   try:
     program = str(jax.make_jaxpr(point)(zeros, state, params))
-  except (ValueError, jax.errors.UnexpectedTracerError) as error:
+  except (NameError, ValueError, jax.errors.UnexpectedTracerError) as error:
     cause = error
-    if not isinstance(
-      error.__cause__, NameError
-    ):  # of an axis that isn't there
+    if not isinstance(error, NameError) and 'axis_name' not in str(error):
       msg = f'method must be one that a second gradient is enough for: {error}'
       raise ValueError(msg) from error
-    program = 'psum'
   if 'psum' in program:
     msg = (
       'method must not average over devices, as each would move its parameters '

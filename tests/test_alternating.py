@@ -109,6 +109,8 @@ def test_other_wrong_use():
   tx = optax_sam.alternating(optax_sam.sam(), base)
   with pytest.raises(ValueError, match=r'params must be given'):
     tx.update(jnp.ones(2), tx.init(jnp.ones(2)))
+  with pytest.raises(ValueError, match=r'zeros where a leaf has none'):
+    tx.update(None, tx.init(jnp.ones(2)), jnp.ones(2))
   with pytest.raises(ValueError, match=r'must hold one AlternatingState'):
     optax_sam.unperturbed_params(jnp.ones(2), base.init(jnp.ones(2)))
 

@@ -194,7 +194,11 @@ def test_a_batch_that_is_split_over_devices_stays_there(axes):
       r'batch must be a pytree whose leaves all have the examples on axis 0',
     ),
     (lambda b: {**b, 'x': b['x'][:4]}, 2, 'batch must be a pytree'),
-    (lambda b: jax.tree.map(lambda x: x[:0], b), 2, 'for 0 examples|must hold an example'),
+    (
+      lambda b: jax.tree.map(lambda x: x[:0], b),
+      2,
+      'for 0 examples|must hold an example',
+    ),
   ],
 )
 def test_batches_that_have_no_such_parts(change, parts, message):
