@@ -104,11 +104,11 @@ def lookbehind(
       else:
         gradient = devices.average(local, axis_name)
       ascent = gradient if sync_ascent else local
-      fast = leaves.join(tree_math.add(w, gone), params)
+      fast = leaves.join(tree_math.move(w, gone), params)
       moved, base_state = base.update(
         leaves.join(gradient, updates), base_state, fast, **extra
       )
-      gone = tree_math.add(gone, leaves.split(moved))
+      gone = tree_math.move(gone, leaves.split(moved))
     part = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
     part = optax.tree.cast_like(part, leaves.split(moved))
     ascent_state = advance(state.ascent, norm, loss)
