@@ -67,7 +67,7 @@ def test_nor_in_float64(factor):
 def test_no_method_depends_on_the_unit_of_the_loss(name):
   """From 1e-15 to 1e15, by powers of two, which round nothing else."""
   row, paths = table.ROWS[name], []
-  for exponent in (0, -50, -23, 23, 50):
+  for exponent in (0, -50, 50):
     factor = 2.0**exponent
     rate = {'learning_rate': 0.1 / factor} if name == 'wsam_decoupled' else {}
     tx = row.whole(0.1, base=lambda: optax.sgd(0.1 / factor), **rate)  # noqa: B023
