@@ -72,7 +72,9 @@ def scale_to_radius(
 
   A norm that is zero or not finite gives `epsilon = 0`. Published programs add
   1e-12, 1e-16 or 1e-7 to the norm, some nothing, so that a gradient of zero
-  makes NaN. See `optax_sam.sam` for usual radii and their evidence.
+  makes NaN. Here, and wherever else a rule has it, 1e-12 is added in float64 to
+  norms of at least 5e-10 only: else `epsilon` would depend on the unit of the
+  loss. See `optax_sam.sam` for usual radii and their evidence.
 
   Args:
     rho: radius in the unit of the parameters, a scalar of at least 0 or a

@@ -4,7 +4,9 @@ A policy is a pair of functions. `init(params)` returns its state, and
 `decide(grads, state)` returns whether this step ascends, and the next state;
 it sees the whole clean gradient, averaged over the devices and before any
 mask. A Python `True` says that every step ascends, so that no conditional is
-compiled at all. Pass one as `policy` to `optax_sam.sharpness_aware`.
+compiled at all. Pass one as `policy` to `optax_sam.sharpness_aware`. Under
+`jax.vmap` the conditional becomes a select, which computes both branches: scan
+over the members to skip, or pass `ascend=` to `update`.
 """
 
 from collections.abc import Callable

@@ -83,9 +83,10 @@ def on_sharp_gradients(
     largest = jnp.maximum(largest, jnp.sqrt(jnp.sqrt(state.variance)))
     usual = jnp.abs(jnp.log2(largest)) <= _USUAL_BITS
     change = jnp.where(usual, 1, tree_math.power_of_two(largest))
-    # One factor after the other: their powers may overflow.
-    last_mean = state.mean / change / change
-    last_variance = state.variance / change / change / change / change
+    # One factor after the other, as XLA keeps it: their powers may overflow.
+    over = lambda x: jax.lax.optimization_barrier(x * (1 / change))
+    last_mean = over(over(state.mean))
+    last_variance = over(over(over(over(state.variance))))
     squared_norm = square * (unit / change) * (unit / change)
     past, present = number(decay), 1 - number(decay)
     mean = past * last_mean + present * squared_norm

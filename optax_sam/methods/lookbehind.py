@@ -108,11 +108,11 @@ def lookbehind(
       ascent = gradient if sync_ascent else local
       # The base optimizer may hide it, by a sign or by clipping.
       finite &= tree_math.all_finite(gradient)
-      fast = leaves.join(tree_math.add(w, gone), params)
+      fast = leaves.join(tree_math.move(w, gone), params)
       moved, base_state = base.update(
         leaves.join(gradient, updates), base_state, fast, **extra
       )
-      gone = tree_math.add(gone, leaves.split(moved))
+      gone = tree_math.move(gone, leaves.split(moved))
     part = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
     part = optax.tree.cast_like(part, leaves.split(moved))
     part = tree_math.nan_unless(finite & jnp.isfinite(norm), part)

@@ -225,12 +225,13 @@ def multiply_where(condition: jax.Array, scale: jax.Array, tree: Tree) -> Tree:
 
 
 def add(params: optax.Params, perturbation: optax.Updates) -> optax.Params:
-  """Returns the perturbed parameters, in the dtype of the parameters."""
-  return jax.tree.map(
-    lambda p, e: p + jax.lax.stop_gradient(e).astype(p.dtype),
-    params,
-    perturbation,
-  )
+  """Returns the perturbed parameters; the perturbation is a constant."""
+  return move(params, jax.lax.stop_gradient(perturbation))
+
+
+def move(params: optax.Params, updates: optax.Updates) -> optax.Params:
+  """Returns the moved parameters, in the dtype of the parameters."""
+  return jax.tree.map(lambda p, u: p + u.astype(p.dtype), params, updates)
 
 
 def increment(count: jax.Array) -> jax.Array:

@@ -16,6 +16,9 @@ test_golden_values = checks.golden(
   ({}, (0.39836672, -0.26483286, -0.00635992, 0.90579709)),
 )
 test_is_sam = checks.is_sam(optax_sam.gsam, {'alpha': 0.0})
+test_is_the_base_optimizer_of_the_clean_loss = checks.is_base(
+  optax_sam.gsam, {'alpha': 0.0, 'minimize_fp': False}
+)
 test_leaf_without_gradient = checks.leaf_without_gradient(optax_sam.gsam)
 
 

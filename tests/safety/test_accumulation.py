@@ -197,7 +197,7 @@ def test_a_batch_that_is_split_over_devices_stays_there(axes):
     (
       lambda b: jax.tree.map(lambda x: x[:0], b),
       2,
-      'for 0 examples|must hold an example',
+      r'for 0 ex|must hold an ex',
     ),
   ],
 )
