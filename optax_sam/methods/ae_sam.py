@@ -81,8 +81,7 @@ def on_sharp_gradients(
     # The largest norm that is known, in the last unit.
     largest = jnp.maximum(jnp.sqrt(square) * unit, jnp.sqrt(state.mean))
     largest = jnp.maximum(largest, jnp.sqrt(jnp.sqrt(state.variance)))
-    usual = jnp.abs(jnp.log2(largest)) <= _USUAL_BITS
-    change = jnp.where(usual, 1, tree_math.power_of_two(largest))
+    change = tree_math.power_of_two(largest, _USUAL_BITS)
     # One factor after the other, as XLA keeps it: their powers may overflow.
     over = lambda x: jax.lax.optimization_barrier(x * (1 / change))
     last_mean = over(over(state.mean))

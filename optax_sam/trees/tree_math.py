@@ -146,12 +146,19 @@ def divide(tree: optax.Updates, size: jax.Array) -> optax.Updates:
   )
 
 
-def power_of_two(size: jax.Array) -> jax.Array:
-  """Returns the one below a norm, to divide by exactly; 1 if it is unusable."""
+def power_of_two(size: jax.Array, bits: int = 48) -> jax.Array:
+  """Returns the one below a norm, to divide by exactly.
+
+  Args:
+    size: the norm.
+    bits: 1 is returned between `2**-bits` and `2**bits`, whose squares float32
+      can hold, and if the norm is unusable.
+  """
   size = jax.lax.stop_gradient(size)
   limit = jnp.finfo(size.dtype).maxexp - 4
   _, exponent = jnp.frexp(jnp.where(is_usable(size), size, 1))
   exponent = jnp.clip(exponent - 1, -limit, limit)
+  exponent = jnp.where(jnp.abs(exponent) <= bits, 0, exponent)
   return jnp.ldexp(jnp.ones((), size.dtype), exponent)
 
 
