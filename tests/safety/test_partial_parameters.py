@@ -150,6 +150,34 @@ def test_a_leaf_without_a_gradient_is_no_parameter_of_the_step(name):
     comparisons.assert_close(found, expected)
 
 
+@table.every_method(lambda row: 'mask' in row.parameters)
+def test_frozen_labels_around_every_method(name):
+  """The others are trained as if the frozen ones were constants."""
+  row, params, batch = table.ROWS[name], training.params(), training.batch()
+  labels = {'dense': 'frozen', 'norm': 'trained'}
+  mask = optax_sam.trainable(labels, frozen='frozen')
+  sgd = lambda: optax.sgd(0.1)
+  parts = {'frozen': optax.set_to_zero(), 'trained': sgd()}
+  parted = lambda: optax.partition(parts, labels)
+  alone = lambda p, b: training.losses({**params, **p}, b)
+
+  def update(tx, params, losses):
+    given = training.functions(batch, losses)
+    grads = jax.grad(given['value_fn'])(params)
+    step = jax.jit(lambda s: tx.update(grads, s, params, **given))
+    _, state = step(tx.init(params))
+    return step(state)[0]
+
+  found = update(row.whole(base=parted, mask=mask), params, training.losses)
+  live = {'norm': params['norm']}
+  expected = update(row.whole(base=sgd), live, alone)
+  if name not in _DRAWN_AT_INIT:
+    comparisons.assert_close(found['norm'], expected['norm'])
+  comparisons.assert_equal(
+    found['dense'], jax.tree.map(jnp.zeros_like, params['dense'])
+  )
+
+
 def test_averages_keep_what_has_no_update():
   params = {'a': jnp.ones(2), 'b': jnp.full(2, 3.0)}
   tx = optax_sam.swa(1)
