@@ -86,12 +86,9 @@ def hide_arguments(
 def bound(
   name: str, given: Mapping[str, Any], positions: int
 ) -> Callable[..., Any] | None:
-  """Returns a function with the extra arguments that its signature names.
+  """Returns the function of a name with the extra arguments that it names.
 
-  Args:
-    name: that of the function among the extra arguments.
-    given: the extra arguments of `update`.
-    positions: number of arguments that it gets by position.
+  It gets its first arguments, as many as there are positions, by position.
   """
   function = given.get(name)
   if function is None:
