@@ -45,19 +45,17 @@ class _Signature(inspect.Signature):
       return super().bind(*args, **kwargs)
     except TypeError as error:
       required = [
-        f'{key}=...'
-        for key, parameter in self.parameters.items()
-        if parameter.default is inspect.Parameter.empty
+        f'{x.name}=...'
+        for x in self.parameters.values()
+        if x.default is inspect.Parameter.empty
       ]
       msg = (
-        f'{self.name}: {error}. Write optax_sam.{self.name}'
-        f'({", ".join(required)}); its arguments are '
-        f'{", ".join(self.parameters)}.'
+        f'{self.name}: {error}. Write optax_sam.{self.name}('
+        f'{", ".join(required)}); it has {", ".join(self.parameters)}.'
       )
       if sum(isinstance(x, optax.GradientTransformation) for x in args) > 1:
         msg += (
-          ' optax.contrib.sam takes two optimizers; here the radius takes the '
-          'place of the second, and the method stands in front of the first: '
+          ' In place of the two optimizers of optax.contrib.sam write '
           'optax.chain(optax_sam.sam(rho=0.05), optimizer).'
         )
       raise TypeError(msg) from None
@@ -76,12 +74,8 @@ def method(
 ) -> Callable[[Callable[_Given, _Built]], Callable[_Given, _Built]]:
   """Decorates the function that builds a method.
 
-  A call that doesn't fit the signature says what to write. With
-  `optax.inject_hyperparams`, arguments that shape the program stay Python
-  values.
-
-  Args:
-    *static: names of such arguments; `mask` is one always.
+  A call that doesn't fit says what to write. With `optax.inject_hyperparams`,
+  the arguments that are named here, and `mask`, stay Python values.
   """
 
   def decorate(function: Callable[_Given, _Built]) -> Callable[_Given, _Built]:

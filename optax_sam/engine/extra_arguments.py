@@ -15,6 +15,20 @@ ARGUMENTS = ('value_fn', 'grad_fn', 'per_example_value_fn', 'batch', 'losses')
 # Those that Optax's line searches keep to themselves, too.
 _NEVER_HANDED_ON = ('value_fn', 'value', 'grad')
 
+_BY_POSITION = (
+  inspect.Parameter.POSITIONAL_ONLY,
+  inspect.Parameter.POSITIONAL_OR_KEYWORD,
+)
+_BY_NAME = (
+  inspect.Parameter.POSITIONAL_OR_KEYWORD,
+  inspect.Parameter.KEYWORD_ONLY,
+)
+
+
+def _named(signature: inspect.Signature) -> set[str]:
+  """Returns the names of arguments that can be given by name."""
+  return {x.name for x in signature.parameters.values() if x.kind in _BY_NAME}
+
 
 def hide_arguments(
   base: optax.GradientTransformation,
@@ -60,7 +74,7 @@ def hide_arguments(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
   ) -> tuple[Any, Any]:
     value_fn = extra_args.get('value_fn')
-    named = inspect.signature(value_fn).parameters if value_fn else ()
+    named = _named(inspect.signature(value_fn)) if value_fn else ()
     return base.update(
       updates,
       state,
@@ -74,12 +88,9 @@ def hide_arguments(
 def bound(
   name: str, given: Mapping[str, Any], positions: int
 ) -> Callable[..., Any] | None:
-  """Returns a function with the extra arguments that its signature names.
+  """Returns the function of a name with the extra arguments that it names.
 
-  Args:
-    name: that of the function among the extra arguments.
-    given: the extra arguments of `update`.
-    positions: number of arguments that it gets by position.
+  It gets its first arguments, as many as there are positions, by position.
   """
   function = given.get(name)
   if function is None:
@@ -94,30 +105,24 @@ def bound(
     signature = inspect.signature(function)
   except (TypeError, ValueError):  # some functions that are not Python's
     return function
-  kinds = {x.name: x.kind for x in signature.parameters.values()}
-  by_position = (
-    inspect.Parameter.POSITIONAL_ONLY,
-    inspect.Parameter.POSITIONAL_OR_KEYWORD,
-  )
-  by_name = (by_position[1], inspect.Parameter.KEYWORD_ONLY)
-  taken = [x for x, kind in kinds.items() if kind in by_position][:positions]
-  takes_all = inspect.Parameter.VAR_KEYWORD in kinds.values()
+  parameters = list(signature.parameters.values())
+  ours = [x.name for x in parameters if x.kind in _BY_POSITION][:positions]
+  takes_all = any(x.kind is inspect.Parameter.VAR_KEYWORD for x in parameters)
   foreign = {*ARGUMENTS, 'ascend', 'value', 'grad'}
+  named = _named(signature) - {*ours, *_NEVER_HANDED_ON}
   more = {
     key: value
     for key, value in given.items()
-    if key not in taken
-    and key not in _NEVER_HANDED_ON
-    and (kinds.get(key) in by_name or (takes_all and key not in foreign))
+    if key in named or (takes_all and key not in (*foreign, *ours))
   }
   try:
     signature.bind(*[None] * positions, **more)
   except TypeError as error:
-    ours = ('params', 'params, batch')[positions - 1]
+    call = ('params', 'params, batch')[positions - 1]
     msg = (
-      f'{name} is called as {name}({ours}), with further arguments that update '
+      f'{name} is called as {name}({call}), with further arguments that update '
       f'gets by name; its signature is {signature}: {error}. Pass the missing '
-      f'ones to update by name, or write {name}=lambda {ours}: ... . '
+      f'ones to update by name, or write {name}=lambda {call}: ... . '
       f'{OF_MODELS}'
     )
     if name == 'grad_fn':

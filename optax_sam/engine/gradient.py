@@ -15,20 +15,24 @@ import optax
 from optax_sam.engine.partition import fill, keep, name_of, with_gradient
 from optax_sam.trees import tree_math
 
+_ARRAYS = (jax.Array, np.ndarray, np.generic, float)
+_paths = jax.tree_util.tree_leaves_with_path
+
 
 def gradient_like(
-  updates: Any, params: optax.Params, name: str = 'updates'
+  updates: Any,
+  params: optax.Params,
+  name: str = 'updates',
+  needed: Callable[[Any], Any] | None = None,
 ) -> Any:
   """Returns a gradient with one entry for each leaf of the parameters.
 
   Args:
-    updates: a gradient. None, in the place of a leaf or of many, says that
-      there is none.
+    updates: a gradient, None where there is none, for a leaf or for many.
     params: the parameters.
     name: what the user calls the gradient.
-
-  Returns:
-    A tree like `params`, with None where a leaf has no gradient.
+    needed: from the parameters to leaves that must have a gradient, with
+      something else in place of the others; by default any leaf will do.
 
   Raises:
     ValueError: if structures, shapes or types differ, with the path.
@@ -44,78 +48,58 @@ def gradient_like(
   structure = jax.tree.structure(params)
   if jax.tree.structure(updates) != structure:
     try:
-      updates = jax.tree.map(
-        spread, updates, params, is_leaf=lambda node: node is None
-      )
+      is_none = lambda node: node is None
+      updates = jax.tree.map(spread, updates, params, is_leaf=is_none)
     except (ValueError, TypeError, KeyError):
-      raise ValueError(_difference(updates, params, name)) from None
-  leaves = structure.flatten_up_to(updates)
-  for (path, leaf), entry in zip(
-    jax.tree_util.tree_leaves_with_path(params), leaves, strict=True
-  ):
-    # Of other leaves jax.grad has gradients of its own, such as float0.
+      problem = _difference(updates, params)
+      msg = f'{name} must have the structure of the parameters, got {problem}.'
+      raise ValueError(msg) from None
+  entries = structure.flatten_up_to(updates)
+  # Of other leaves jax.grad has gradients of its own, such as float0.
+  for (path, leaf), entry in zip(_paths(params), entries, strict=True):
     if entry is not None and tree_math.is_float(leaf):
-      _check_entry(entry, leaf, name, name_of(path))
-  if leaves and all(entry is None for entry in leaves):
-    msg = f'{name} must hold a gradient, got None for all of the parameters.'
+      _check_entry(entry, leaf, name, f' at {name_of(path)!r}' if path else '')
+  is_absent = jax.tree.map(lambda _, entry: entry is None, params, updates)
+  ours = _paths(is_absent if needed is None else needed(is_absent))
+  absent = [name_of(path) for path, is_none in ours if is_none]
+  if absent and (needed is not None or len(absent) == len(ours)):
+    msg = f'{name} must hold gradients, got None at {absent}.'
     raise ValueError(msg)
   return updates
 
 
-def _check_entry(entry: Any, leaf: Any, name: str, path: str) -> None:
-  at = f' at {path!r}' if path else ''
-  if not isinstance(entry, (jax.Array, np.ndarray, np.generic, float)):
-    msg = (
-      f'{name} must hold arrays, got a {type(entry).__name__}{at}: write '
-      f'jnp.asarray of it.'
-    )
-  elif jnp.shape(entry) != leaf.shape:
-    msg = (
-      f'{name} must have the shapes of the parameters, got '
-      f'{jnp.shape(entry)} for {leaf.shape}{at}.'
-    )
-    if jnp.shape(entry)[1:] == leaf.shape:
-      msg += ' Of gradients of single examples, pass the mean.'
+def _check_entry(entry: Any, leaf: Any, name: str, at: str) -> None:
+  shape = jnp.shape(entry) if isinstance(entry, _ARRAYS) else None
+  if shape is None:
+    problem = f'arrays, got a {type(entry).__name__}{at}'
+  elif shape != leaf.shape:
+    problem = f'arrays like the parameters, got {shape} for {leaf.shape}{at}'
+    if shape[1:] == leaf.shape:
+      problem += ': of gradients of single examples, pass the mean'
   elif not jnp.issubdtype(jnp.result_type(entry), jnp.floating):
-    msg = (
-      f'{name} must be real gradients, got {jnp.result_type(entry)} for '
-      f'parameters of {leaf.dtype}{at}: write jax.grad of a real loss.'
-    )
+    problem = f'real gradients, got {jnp.result_type(entry)}{at}'
   else:
     return
+  msg = f'{name} must hold {problem}.'
   raise ValueError(msg)
 
 
-def _difference(updates: Any, params: optax.Params, name: str) -> str:
+def _difference(updates: Any, params: optax.Params) -> str:
   """Says where the structures of two trees differ first."""
-  paths = jax.tree_util.tree_leaves_with_path
   kind = lambda x: 'n array' if hasattr(x, 'dtype') else f' {type(x).__name__}'
-  ours = {name_of(path): kind(leaf) for path, leaf in paths(updates)}
-  wanted = [name_of(path) for path, _ in paths(params)]
-  extra = [path for path in ours if path not in wanted]
-  missing = [path for path in wanted if path not in ours]
-  found = (
-    f'got a{ours[extra[0]]} at {extra[0]!r}, where they have no leaf'
-    if extra
-    else f'got nothing at {missing[0]!r}'
-    if missing
-    else f'got {jax.tree.structure(updates)}'
-  )
-  return (
-    f'{name} must have the structure of the parameters, {found}: pass what '
-    f'jax.grad returns for these params.'
-  )
+  ours = {name_of(path): kind(leaf) for path, leaf in _paths(updates)}
+  wanted = dict.fromkeys(name_of(path) for path, _ in _paths(params))
+  for path in (x for x in ours if x not in wanted):
+    return f'a{ours[path]} at {path!r}, where they have no leaf'
+  for path in (x for x in wanted if x not in ours):
+    return f'nothing at {path!r}'
+  return str(jax.tree.structure(updates))
 
 
 def without_absent(
   updates: Any, state: Any, params: optax.Params
 ) -> tuple[Any, Callable[[Any], Any]]:
   """Leaves out of a state what belongs to leaves without a gradient.
-
-  Args:
-    updates: the gradient, from `gradient_like`.
-    state: a state that `init` made of all parameters.
-    params: the parameters.
 
   Returns:
     (the state for this step, function from the next such state to one of all
@@ -125,31 +109,39 @@ def without_absent(
   if present is None:
     return state, lambda new: new
   structure = jax.tree.structure(params)
-  shapes = [leaf.shape for leaf in jax.tree.leaves(params)]
 
   def is_like(node: Any) -> bool:
     try:
       entries = structure.flatten_up_to(node)
     except (ValueError, TypeError, KeyError):
       return False
-    pairs = zip(entries, shapes, strict=True)
     return all(
-      isinstance(entry, optax.MaskedNode)
-      or getattr(entry, 'shape', None) == shape
-      for entry, shape in pairs
+      isinstance(x, optax.MaskedNode) or getattr(x, 'shape', None) == leaf.shape
+      for x, leaf in zip(entries, jax.tree.leaves(params), strict=True)
     )
 
-  def widen(new: Any) -> Any:
-    return jax.tree.map(
-      lambda old, new: fill(present, new, old) if is_like(old) else new,
-      state,
-      new,
-      is_leaf=is_like,
-    )
+  def each(function: Callable[..., Any], *states: Any) -> Any:
+    leaf = lambda *of: function(*of) if is_like(of[0]) else of[-1]
+    return jax.tree.map(leaf, *states, is_leaf=is_like)
 
-  narrowed = jax.tree.map(
-    lambda node: keep(present, node) if is_like(node) else node,
-    state,
-    is_leaf=is_like,
+  narrowed = each(lambda node: keep(present, node), state)
+  return narrowed, lambda new: each(
+    lambda old, new: fill(present, new, old), state, new
   )
-  return narrowed, widen
+
+
+def of_present(
+  base: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+  """Hides leaves without a gradient from a base optimizer."""
+  base = optax.with_extra_args_support(base)
+
+  def update(
+    updates: Any, state: Any, params: Any = None, **extra_args: Any
+  ) -> tuple[Any, Any]:
+    present = with_gradient(updates, params)
+    given = keep(present, updates), state, keep(present, params)
+    found, state = base.update(*given, **extra_args)
+    return fill(present, found, updates), state
+
+  return optax.GradientTransformationExtraArgs(base.init, update)

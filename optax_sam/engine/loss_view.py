@@ -13,7 +13,7 @@ import optax
 from optax_sam.engine import devices
 from optax_sam.engine.extra_arguments import bound
 from optax_sam.engine.gradient import gradient_like
-from optax_sam.engine.partition import Leaves, Mask, name_of
+from optax_sam.engine.partition import Leaves, Mask
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], Any]
@@ -164,10 +164,9 @@ class LossView:
   def check_losses(self) -> None:
     """Raises unless the given losses are those of the examples."""
     found, wanted = _shapes(self.clean_losses), '(B,)'
-    if self.batch is not None:
-      # A batch of another kind is none of the examples, and not used as such.
-      with contextlib.suppress(ValueError):
-        wanted = f'({_num_rows(self.batch)},)'
+    # A batch of another kind is none of the examples, and not used as such.
+    with contextlib.suppress(ValueError):
+      wanted = f'({_num_rows(self.batch)},)'
     is_one_each = isinstance(found, tuple) and len(found) == 1
     if str(found) != wanted and not (wanted == '(B,)' and is_one_each):
       msg = (
@@ -255,22 +254,15 @@ def _split_value(
   result: Any, params: optax.Params, leaves: Leaves
 ) -> tuple[jax.Array | None, optax.Updates]:
   """Returns (loss or None, gradient of the leaves that a method works on)."""
-  is_pair = isinstance(result, tuple) and len(result) == 2
-  pairs = [(None, result)]
-  if is_pair and _is_scalar(result[0]):
-    pairs.append(result)
-  problem = ''
-  for value, gradient in pairs:
+  choices, problem = [(None, result)], ''
+  if isinstance(result, tuple) and len(result) == 2 and _is_scalar(result[0]):
+    choices.append(result)
+  for value, gradient in choices:
     try:
-      whole = gradient_like(gradient, params, 'grad_fn')
+      whole = gradient_like(gradient, params, 'the gradient', leaves.split)
+      return value, leaves.split(whole)
     except ValueError as error:
-      problem = str(error)
-      continue
-    ours = leaves.split(whole)
-    absent = _first_absent(ours, leaves.split(params))
-    if absent is None:
-      return value, ours
-    problem = f'there is none at {absent!r}.'
+      problem = error
   msg = (
     f'grad_fn must return a gradient like the parameters, or (loss, '
     f'gradient), got shapes {_shapes(result)} for parameters of shapes '
@@ -281,14 +273,6 @@ def _split_value(
     f'    return value, grads'
   )
   raise ValueError(msg)
-
-
-def _first_absent(gradient: Any, params: optax.Params) -> str | None:
-  """Returns the path of a parameter without a gradient, if there is one."""
-  entries = jax.tree.structure(params).flatten_up_to(gradient)
-  paths = jax.tree_util.tree_leaves_with_path(params)
-  pairs = zip(paths, entries, strict=True)
-  return next((name_of(path) for (path, _), x in pairs if x is None), None)
 
 
 def _is_scalar(value: Any) -> bool:

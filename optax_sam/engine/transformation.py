@@ -96,13 +96,11 @@ def checked(
 ) -> optax.GradientTransformationExtraArgs:
   """Builds a gradient transformation that checks what it is given.
 
-  `update` gets parameters, and updates like them with None where a leaf has no
-  gradient; its state has nothing of such leaves, and what it returns for them
-  is dropped.
-
   Args:
     init: from the parameters to the state.
-    update: from (updates, state, params, **extra_args) to (updates, state).
+    update: from (updates, state, params, **extra_args) to (updates, state);
+      updates are None where a leaf has no gradient, the state has nothing of
+      such leaves, and what is returned for them is dropped.
     kind: class of the state.
     mask: leaves that may be perturbed, so that they must be real.
   """
@@ -125,10 +123,9 @@ def checked(
     given = gradient.gradient_like(updates, params)
     narrowed, widen = gradient.without_absent(given, state, params)
     found, new_state = update(given, narrowed, params, **extra_args)
-    if given is not updates:  # None stood for several leaves, maybe
-      pass_none = lambda entry, below: None if entry is None else below
-      is_none = lambda node: node is None
-      found = jax.tree.map(pass_none, updates, found, is_leaf=is_none)
+    if given is not updates:  # None goes on where it came in
+      none = lambda entry, below: None if entry is None else below
+      found = jax.tree.map(none, updates, found, is_leaf=lambda x: x is None)
     return found, widen(new_state)
 
   return optax.GradientTransformationExtraArgs(checked_init, checked_update)

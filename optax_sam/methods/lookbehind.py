@@ -8,6 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, manual_axes, partition
+from optax_sam.engine.gradient import of_present
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.transformation import accept, checked
@@ -74,7 +75,7 @@ def lookbehind(
   validation.check_number('alpha', alpha, at_least=0, at_most=1)
   validation.check_sync_ascent(sync_ascent, axis_name)
   validation.check_base(base)
-  base = optax.with_extra_args_support(base)
+  base = of_present(base)
 
   def init(params: optax.Params) -> LookbehindState:
     ascent = first_state(partition.Leaves.of(params, mask).split(params))

@@ -8,6 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, manual_axes, partition
+from optax_sam.engine.gradient import of_present
 from optax_sam.engine.info import advance, first_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.transformation import accept, checked
@@ -96,7 +97,7 @@ def sampa(
       f'shapes, got {batch_like!r}: write batch_like=batch.'
     )
     raise ValueError(msg)
-  base = optax.with_extra_args_support(base)
+  base = of_present(base)
 
   def init(params: optax.Params) -> SampaState:
     w = partition.Leaves.of(params, mask).split(params)

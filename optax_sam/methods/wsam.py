@@ -9,6 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.descent import mix
+from optax_sam.engine.gradient import of_present
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.engine.transformation import accept, checked
@@ -121,7 +122,7 @@ def wsam_decoupled(
   if not callable(learning_rate):
     validation.check_number('learning_rate', learning_rate, at_least=0)
   validation.check_base(base)
-  base = optax.with_extra_args_support(base)
+  base = of_present(base)
   perturbation = scale_to_radius(rho)
   sam = sharpness_aware(
     perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent

@@ -27,11 +27,8 @@ def test_metrics_are_what_happened():
 
 
 def test_metrics_of_two_methods():
-  tx = optax.multi_transform(
-    {'a': optax_sam.sam(), 'b': optax_sam.look_sam()},
-    {'dense': 'a', 'norm': 'b'},
-  )
-  found = optax_sam.metrics(tx.init(training.params()))
+  methods = optax_sam.sam(), optax_sam.look_sam()
+  found = optax_sam.metrics([tx.init(training.params()) for tx in methods])
   assert {'0/step_count', '1/step_count', '1/descent/ratio'} <= found.keys()
 
 

@@ -92,8 +92,12 @@ def test_a_gradient_function_without_one_of_the_leaves():
   for missing in ({'base': grads['base']}, {**grads, 'lora': None}):
     with pytest.raises(ValueError, match=r"grad_fn must return .*'lora'"):
       tx.update(grads, tx.init(params), params, grad_fn=lambda _, g=missing: g)
-  with pytest.raises(ValueError, match='None for all of the parameters'):
+  with pytest.raises(ValueError, match='must hold gradients, got None at'):
     tx.update(None, tx.init(params), params, grad_fn=lambda _: grads)
+
+
+def _base():
+  return optax.chain(optax.add_decayed_weights(0.01), optax.sgd(0.1, 0.9))
 
 
 def _trained(name, absent, alone, mask):
@@ -109,7 +113,7 @@ def _trained(name, absent, alone, mask):
   if mask is not None and alone:
     mask = {key: x for key, x in mask.items() if key != absent}
   masked = {} if mask is None else {'mask': mask}
-  tx = row.alone(0.5, base=lambda: optax.sgd(0.1, 0.9), **masked)
+  tx = row.alone(0.5, base=_base, **masked)
   losses = lambda p, b: training.losses({**p, **fixed} if alone else p, b)
 
   @jax.jit
@@ -148,6 +152,34 @@ def test_a_leaf_without_a_gradient_is_no_parameter_of_the_step(name):
     expected = _trained(name, absent, alone=True, mask=mask)
     found = _trained(name, absent, alone=False, mask=mask)
     comparisons.assert_close(found, expected)
+
+
+@table.every_method(lambda row: 'mask' in row.parameters)
+def test_frozen_labels_around_every_method(name):
+  """The others are trained as if the frozen ones were constants."""
+  row, params, batch = table.ROWS[name], training.params(), training.batch()
+  labels = {'dense': 'frozen', 'norm': 'trained'}
+  mask = optax_sam.trainable(labels, frozen='frozen')
+  sgd = lambda: optax.sgd(0.1)
+  parts = {'frozen': optax.set_to_zero(), 'trained': sgd()}
+  parted = lambda: optax.partition(parts, labels)
+  alone = lambda p, b: training.losses({**params, **p}, b)
+
+  def update(tx, params, losses):
+    given = training.functions(batch, losses)
+    grads = jax.grad(given['value_fn'])(params)
+    step = jax.jit(lambda s: tx.update(grads, s, params, **given))
+    _, state = step(tx.init(params))
+    return step(state)[0]
+
+  found = update(row.whole(base=parted, mask=mask), params, training.losses)
+  live = {'norm': params['norm']}
+  expected = update(row.whole(base=sgd), live, alone)
+  if name not in _DRAWN_AT_INIT:
+    comparisons.assert_close(found['norm'], expected['norm'])
+  comparisons.assert_equal(
+    found['dense'], jax.tree.map(jnp.zeros_like, params['dense'])
+  )
 
 
 def test_averages_keep_what_has_no_update():
