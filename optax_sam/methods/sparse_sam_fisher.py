@@ -12,6 +12,7 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.perturbation import on_refresh, scale_to_radius
+from optax_sam.engine.selection import all_examples
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import sparse_masks, tree_math
 
@@ -205,7 +206,10 @@ def sparse_sam_fisher(
     refresh_every=refresh_every,
     pattern=pattern,
   )
-  perturbation = optax.chain(scale_to_radius(rho), keep)
   return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
+    optax.chain(scale_to_radius(rho), keep),
+    selection=all_examples()._replace(needs_examples=True),
+    mask=mask,
+    axis_name=axis_name,
+    sync_ascent=sync_ascent,
   )

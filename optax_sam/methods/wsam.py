@@ -150,4 +150,6 @@ def wsam_decoupled(
     after = accept(whole, WsamDecoupledState(ascent, base_state), state)
     return leaves.join(whole, steps), after
 
-  return checked(init, update, WsamDecoupledState, mask=mask)
+  # `sam` checks the parameters in `init`.
+  update = checked(init, update, WsamDecoupledState, mask=mask).update
+  return optax.GradientTransformationExtraArgs(init, update)

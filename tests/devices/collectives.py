@@ -20,11 +20,9 @@ MEANING = {
   '1 a step': ([GRADIENT, WITH_INFO], [], []),
   '1 a step, joined': ([GRADIENT + WITH_INFO], [], []),
   '1 a step, no norm': ([2 * GRADIENT + 4], [], []),
-  '1 a step, without info': ([INFO, 2 * GRADIENT], [], []),
   '2 a step, 1 joined': ([GRADIENT, GRADIENT + WITH_INFO], [], []),
   # Of two steps, one batch.
   'steps - 1, joined': ([GRADIENT + WITH_INFO], [], []),
-  'steps a step': ([GRADIENT, GRADIENT, WITH_INFO], [], []),
   '1 a product': ([WITH_INFO], [4], [GRADIENT]),
   '1 a step, 1 a product': ([GRADIENT, WITH_INFO], [4], [GRADIENT]),
   # Without it there is but the clean gradient to be averaged, and no info.
@@ -35,8 +33,12 @@ MEANING = {
   '1 a part': ([GRADIENT, WITH_INFO], [], [GRADIENT]),
 }
 # XLA cuts these up as it likes: bytes of all that every step averages. Clean
-# gradient; gradients and losses of two samples.
-IN_PIECES = {'1 a sample': GRADIENT + 2 * (GRADIENT + 4)}
+# gradient; gradients and losses of two samples. Gradients of two steps.
+IN_PIECES = {
+  '1 a sample': GRADIENT + 2 * (GRADIENT + 4),
+  '1 a step, without info': 2 * GRADIENT + INFO,
+  'steps a step': 2 * GRADIENT + WITH_INFO,
+}
 COLLECTIVE = re.compile(
   r' = (?P<result>.*?) (?P<name>all-gather|all-reduce|all-to-all|'
   r'collective-broadcast|collective-permute|ragged-all-to-all|reduce-scatter)'

@@ -397,7 +397,6 @@ def test_a_missing_function_at_a_step_that_skips(name):
   for _ in range(3):
     with pytest.raises(ValueError, match='needs a function to differentiate'):
       tx.update(G, state, W)
-  tx.update(G, state, W, ascend=False)  # the caller's own choice
 
 
 def test_keys_of_the_members_of_an_ensemble():
