@@ -1,11 +1,11 @@
 """Norms, inner products and safe scaling, accumulated in float32 or wider."""
 
 import math
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 STABILIZER = 1e-12
@@ -60,15 +60,16 @@ def zeros_like(tree: optax.Params, dtype: Any = None) -> optax.Params:
   return jax.tree.map(zeros, tree)
 
 
-def _sum(
-  terms: list[jax.Array], dtype: jnp.dtype, shape: tuple[int, ...] = ()
+def _over_leaves(
+  reduce: Callable[..., jax.Array], terms: list[jax.Array], dtype: jnp.dtype
 ) -> jax.Array:
+  """Reduces one scalar a leaf to one."""
   if not terms:
-    return jnp.zeros(shape, dtype)
+    return jnp.zeros((), dtype)
   # As a chain of additions XLA would copy it into each of its uses, one a
   # leaf, so that programs grew with the square of the number of leaves.
   stacked = jnp.stack([term.astype(dtype) for term in terms])
-  return jnp.sum(jax.lax.optimization_barrier(stacked), axis=0)
+  return reduce(jax.lax.optimization_barrier(stacked))
 
 
 def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
@@ -76,42 +77,29 @@ def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
   products = jax.tree.map(
     lambda x, y: jnp.sum(widen(x) * widen(y)), left, right
   )
-  return _sum(jax.tree.leaves(products), accumulator_dtype(left))
+  return _over_leaves(
+    jnp.sum, jax.tree.leaves(products), accumulator_dtype(left)
+  )
 
 
 def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
   """Returns the square of the 2-norm over all leaves, and its unit.
 
   Squares of float32 under- and overflow where the numbers themselves are far
-  from both. So three sums are taken in one pass, in units that are powers of
-  two and change no other bit; a largest entry to divide by would have to be
-  found, on all devices, before the first sum.
+  from both. So they are taken in a unit that the largest entry decides: a power
+  of two, which changes no other bit.
 
   Returns:
     (square, unit): `norm = sqrt(square) * unit`, with the unit 1 if it can be.
   """
   dtype = accumulator_dtype(tree)
-  limits = jnp.finfo(dtype)
-  large = np.ldexp(np.ones((), dtype), 5 * limits.maxexp // 8)
-  units = np.array([1 / large, 1, large], dtype)
-  # Changes nothing. But of constants c XLA makes x * x * (c * c), also behind a
-  # barrier, and that over- and underflows.
-  apart = lambda x: jnp.minimum(x, limits.max)
-
-  def squares(leaf: jax.Array) -> jax.Array:
-    wide = leaf.astype(dtype)
-    # Apart, not as one array of all three, which XLA might write out.
-    scaled = (apart(wide * units[2]), wide, apart(wide * units[0]))
-    return jnp.stack([jnp.sum(jnp.square(x)) for x in scaled])
-
-  terms = [squares(leaf) for leaf in jax.tree.leaves(tree)]
-  small, plain, big = _sum(terms, dtype, (3,))
-  # Below, squares that vanish could add up to a bit, of 2**31 entries.
-  least = np.ldexp(np.ones((), dtype), limits.minexp + limits.nmant + 33)
-  is_small, is_big = plain < least, ~jnp.isfinite(plain)
-  square = jnp.where(is_small, small, jnp.where(is_big, big, plain))
-  unit = jnp.where(is_small, units[0], jnp.where(is_big, units[2], units[1]))
-  return square, unit
+  sizes = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
+  unit = power_of_two(_over_leaves(jnp.max, sizes, dtype), 20)
+  # The minimum changes nothing. But of a constant x XLA makes x * x / unit**2,
+  # also behind a barrier, and that over- and underflows.
+  held = lambda x: jnp.minimum(x, jnp.finfo(x.dtype).max)
+  scaled = jax.tree.map(held, divide(tree, unit))
+  return dot(scaled, scaled), unit
 
 
 @jax.custom_jvp
@@ -167,7 +155,7 @@ def all_finite(tree: optax.Updates) -> jax.Array:
   # Behind a barrier XLA does not compute the tree anew, for the sum alone.
   leaves = jax.lax.optimization_barrier(jax.tree.leaves(tree))
   zeros = [jnp.sum(widen(leaf) * 0) for leaf in leaves]
-  return _sum(zeros, accumulator_dtype(tree)) == 0
+  return _over_leaves(jnp.sum, zeros, accumulator_dtype(tree)) == 0
 
 
 def is_usable(size: jax.Array) -> jax.Array:
