@@ -19,10 +19,7 @@ def scale_to_adaptive_radius(
   eta: float = 0.01,
   scaled: partition.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient to a radius relative to the weights (ASAM).
-
-  See `optax_sam.asam` for the rule and the arguments.
-  """
+  """Scales the ascent gradient to the radius of `optax_sam.asam`."""
   validation.check_number('eta', eta, at_least=0)
 
   def scales(is_scaled: bool, weight: jax.Array) -> jax.Array:
@@ -64,19 +61,18 @@ def asam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adaptive SAM (ASAM): a radius relative to the size of the weights.
 
-  SAM perturbs all weights on one scale; ASAM perturbs large weights more. Its
-  sharpness does not change when a network is rescaled without a change of its
-  outputs, for example with ReLU or normalization layers.
+  ASAM scales the perturbation of each weight by the size of the weight. Then
+  rescaling layers without changing the function does not change the sharpness.
 
   .. math::
     \begin{align*}
       T &= |w| + \eta \text{ on scaled leaves, else } 1 \\
-      \epsilon &= \rho\, T^2 g / (\|T g\| + 10^{-12}) \\
+      \epsilon &= \rho\, T^2 g / (\|T g\| + 10^{-12}), \quad g = \nabla L(w) \\
       \tilde g &= \nabla L(w + \epsilon)
     \end{align*}
 
   Args:
-    rho: radius relative to the weights, at least 0, or a schedule. 0.5 is the
+    rho: length of :math:`\epsilon / T`, at least 0, or a schedule. 0.5 is the
       authors' default, also for CIFAR-10; they use 1.0 for CIFAR-100.
     eta: added to the size of the weights, at least 0. 0.01 is the default of
       the authors' class; their example script passes 0.
@@ -85,13 +81,13 @@ def asam(
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. It costs 2 gradients a step and is stateless.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
 
   .. note::
     By default all leaves are scaled but those named `bias`, `b`, `beta` or
     `offset`; the authors' code scales parameters with "weight" in their name,
-    so they differ for a weight called `w`. `asam(2.0, eta=0.0, scaled=True)` is
+    so a weight called `w` differs. `asam(2.0, eta=0.0, scaled=True)` is
     davda54/sam, which does not perturb a bias of zero; `scaled=True` alone is
     dbahri/universal_sam. The rule `rho * abs(w) * g / norm(g)` is not ASAM. The
     rule and `eta` are unverified against the paper.
