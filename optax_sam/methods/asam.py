@@ -82,7 +82,7 @@ def asam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
   .. note::
     By default all leaves are scaled but those named `bias`, `b`, `beta` or
