@@ -64,7 +64,7 @@ def entropy_sgd(
     inner_steps: calls between two steps of `x`, at least 1.
     inner_learning_rate: :math:`\eta`, at least 0, or a schedule by the call.
     gamma: pull back to `x`, at least 0; the authors' 0.03, and 1e-4 on MNIST.
-    scoping: :math:`\kappa`, growth of that pull per round n = 1, 2, ..., at least 0.
+    scoping: :math:`\kappa`, its growth each round (n from 1), at least 0.
     noise: :math:`\nu`, factor of the noise, at least 0.
     weight_decay: :math:`\lambda`, at least 0; the authors' 0, 1e-3 on CIFAR.
     key: integer seed or typed key, the same on all devices.

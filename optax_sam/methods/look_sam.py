@@ -225,9 +225,9 @@ def look_layer_sam(
 
   .. math::
     \begin{align*}
-      \text{global:} && \rho \min(\|w_l\| / \|g_l\|, r_{\max})\, g_l / \|g\| \\
-      \text{layer:} && \rho\, \|w_l\|\, g_l / \|g_l\|^2 \\
-      \text{unit:} && \rho\, g_l / \|g_l\|
+      \text{global: } &\rho \min(\|w_l\| / \|g_l\|, r_{\max})\, g_l / \|g\| \\
+      \text{layer: } &\rho\, \|w_l\|\, g_l / \|g_l\|^2 \\
+      \text{unit: } &\rho\, g_l / \|g_l\|
     \end{align*}
 
   They are 0 where :math:`\|g_l\|` is, or, except with 'unit', :math:`\|w_l\|`.
