@@ -50,7 +50,7 @@ def anti_pgd(
 
   .. note::
     The noise is drawn again, not stored: parameters and updates should be
-    float32 or wider, or rounding leaves a part of it behind. Unverified:
+    float32 or wider, or rounding leaves a part of it. Unverified:
     whether the paper evaluates `w` or the noise-free iterate, and `sigma`.
 
   References:

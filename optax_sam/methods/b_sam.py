@@ -71,7 +71,7 @@ def b_sam(
       authors use 0.01 on CIFAR-10 and 5e-5 on Tiny-ImageNet.
     b1: weight of the past in `m`, in [0, 1).
     b2: weight of the past in `s`, in [0, 1).
-    damping: `d`, at least 0.
+    damping: `d`, added to the values that `s` averages, at least 0.
     prior_precision: of the Gaussian prior of the parameters, at least 0.
     initial_precision: first value of `s`, above 0.
     micro_batches: number of consecutive parts of the batch of B, an int of at

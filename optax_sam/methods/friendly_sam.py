@@ -106,8 +106,8 @@ def friendly_sam(
     rho: radius, at least 0, or a schedule of it by the step. 0.05 is the
       default of the authors' class; their CIFAR runs use 0.1 to 0.2.
     sigma: part of `m` subtracted, in [0, 1]: 0 is SAM, 1 the paper's (quoted).
-    decay: weight of the past, in [0, 1), above 0 in the order of the paper,
-      whose value is unverified; the authors' class has 0.9, runs 0.6 and 0.95.
+    decay: weight :math:`\delta` of the past, in [0, 1), above 0 with 'paper';
+      the paper's value is unverified; the authors' class 0.9, runs 0.6 and 0.95.
     order: 'paper' subtracts the new `m`, 'official' the old one.
     accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
       `decay=0.9` an `m` within 4 % of the gradient may stop moving.

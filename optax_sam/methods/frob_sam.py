@@ -40,7 +40,7 @@ def frob_sam(
       u &= g + (\lambda / \rho^2)\, c, \quad g = \nabla L(w)
     \end{align*}
 
-  Here :math:`z_i` is standard normal, drawn anew at every step; :math:`\bar L`
+  Here :math:`z_i` is standard normal, redrawn every step; :math:`\bar L`
   and :math:`\bar g` are means over the :math:`n` samples, so :math:`c` is half
   of the gradient of the variance. `rho=0` gives :math:`u = g`. A penalty that
   overflows where losses and gradients are finite is left out.
@@ -48,7 +48,7 @@ def frob_sam(
   Args:
     rho: standard deviation of each entry of a perturbation, at least 0, or a
       schedule of it. With N entries a perturbation is `rho * sqrt(N)` long.
-    penalty: weight of the variance, at least 0; 0 is the base optimizer.
+    penalty: weight :math:`\lambda`, at least 0; 0 is the base optimizer.
     num_samples: number n of directions, at least 2.
     key: integer seed or typed key, the same on all devices.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. With

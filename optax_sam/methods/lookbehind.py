@@ -58,7 +58,8 @@ def lookbehind(
 
   Returns:
     An optimizer that includes the learning rate, whose `update` needs `params`,
-    and `value_fn` or `grad_fn`; state: the base's. Cost: 1 + `steps` gradients.
+    and `value_fn` or `grad_fn`; state: that of `base`. Cost: 1 + `steps`
+    gradients.
 
   .. note::
     The rule was checked against the authors' code, which adds 1e-16 to norms.
@@ -106,7 +107,7 @@ def lookbehind(
       local = optax.tree.cast_like(local, clean)
       if step == steps - 1:
         loss = loss if value is None else jnp.asarray(value, loss.dtype)
-        # One collective for the gradient and what the step reports.
+        # One collective for the gradient and the metrics of the step.
         gradient, norm, loss = devices.average((local, norm, loss), axis_name)
       else:
         gradient = devices.average(local, axis_name)
