@@ -84,7 +84,7 @@ def anti_pgd(
       given = gradient_like(updates, params)
       if partition.with_gradient(given, params) is not None:
         msg = (
-          'updates must have no None: anti_pgd moves all parameters. Leave '
+          'updates must not contain None: anti_pgd moves all parameters. Leave '
           'frozen parameters out of params.'
         )
         raise ValueError(msg)
