@@ -121,7 +121,7 @@ def ae_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adaptive policy to employ SAM (AE-SAM): SAM where the gradient is large.
 
-  A SAM step follows where the squared norm of :math:`g`, averaged over devices,
+  A SAM step is taken if the squared norm of :math:`g`, averaged over devices,
   is large compared with its moving mean and variance, both 0 at first.
 
   .. math::
