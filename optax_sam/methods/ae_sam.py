@@ -16,17 +16,17 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.methods.look_sam import reuse_orthogonal
 from optax_sam.trees import tree_math
 
-# Of norms: their fourth powers have four times as many.
+# Norms from 2**-16 to 2**16 need no unit: their fourth powers fit in float32.
 _USUAL_BITS = 16
 
 
 class SharpGradientsState(NamedTuple):
   """State of `on_sharp_gradients`: `step_count` and five float scalars.
 
-  `mean` and `variance` are the moments of the squared norms, `squared_norm` the
-  last finite one, and `threshold` what it had to reach for an ascent step.
-  Norms are measured in a `unit`, a power of two: 1, unless they are so small or
-  large that their fourth powers would under- or overflow.
+  `mean` and `variance` are moments of the squared gradient norms,
+  `squared_norm` is the last finite norm, and `threshold` its bound for an
+  ascent step. Norms are divided by `unit`, a power of two: 1, unless their
+  fourth powers would underflow or overflow.
   """
 
   step_count: jax.Array
@@ -45,14 +45,14 @@ def on_sharp_gradients(
   lambda_2: float = 1.0,
   initial_variance: float = 0.0,
 ) -> Policy:
-  """Takes an ascent step if the gradient is large for its time: AE-SAM.
+  """Takes an ascent step if the gradient is unusually large (AE-SAM).
 
-  The rule and the arguments are those of `optax_sam.ae_sam`. A gradient that is
-  not finite takes no ascent step and leaves both moments unchanged.
+  See `optax_sam.ae_sam` for the rule and the other arguments. A gradient that
+  is not finite leaves both moments unchanged, without an ascent step.
 
   Args:
     initial_variance: variance before the first step, at least 0. With 0 a
-      factor on the loss changes no decision. A derived program has e^-10.
+      factor on the loss changes no decision. Derived code uses e^-10.
   """
   validation.check_count('total_steps', total_steps)
   validation.check_number('decay', decay, at_least=0, below=1)
@@ -63,7 +63,7 @@ def on_sharp_gradients(
     if is_known and value > (largest := 1 / math.sqrt(1 - decay)):
       warnings.warn(
         f'{name}={value} is above 1 / sqrt(1 - decay) = {largest:.4g}, the '
-        f'most that the moving moments can show: no step ascends then.',
+        f'bound of the moving moments: there are no ascent steps then.',
         stacklevel=2,
       )
 
@@ -78,11 +78,11 @@ def on_sharp_gradients(
     # A decision has no derivative.
     square, unit = tree_math.squared_norm(jax.lax.stop_gradient(grads))
     square, unit = number(square), number(unit) / state.unit
-    # The largest norm that is known, in the last unit.
+    # The largest known norm, in the last unit.
     largest = jnp.maximum(jnp.sqrt(square) * unit, jnp.sqrt(state.mean))
     largest = jnp.maximum(largest, jnp.sqrt(jnp.sqrt(state.variance)))
     change = tree_math.power_of_two(largest, _USUAL_BITS)
-    # One factor after the other, as XLA keeps it: their powers may overflow.
+    # The barrier separates the factors: their powers may overflow.
     over = lambda x: jax.lax.optimization_barrier(x * (1 / change))
     last_mean = over(over(state.mean))
     last_variance = over(over(over(over(state.variance))))
@@ -119,37 +119,40 @@ def ae_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Adaptive policy to employ SAM (AE-SAM): SAM where the gradient is large.
+  r"""Adaptive policy to employ SAM (AE-SAM): SAM where the gradient is large.
 
-  With `g` the gradient at `w`, averaged over the devices, `t` the step from 0,
-  `T = total_steps`, and both moments 0 at first::
+  A SAM step is taken if the squared norm of :math:`g`, averaged over devices,
+  is large compared with its moving mean and variance, both 0 at first.
 
-    x        = norm(g)^2
-    mean     = decay * mean + (1 - decay) * x
-    variance = decay * variance + (1 - decay) * (x - mean)^2   # the new mean
-    c        = (t / T) * lambda_1 + (1 - t / T) * lambda_2     # t / T <= 1
-    u        = SAM's gradient if x >= mean + c * sqrt(variance) else g
+  .. math::
+    \begin{align*}
+      \mu &\leftarrow b \mu + (1 - b)\, x, \quad x = \|g\|^2 \\
+      \sigma^2 &\leftarrow b \sigma^2 + (1 - b) (x - \mu)^2 \\
+      c &= (t / T)\, \lambda_1 + (1 - t / T)\, \lambda_2 \\
+      u &= \tilde g \text{ of SAM if } x \ge \mu + c\, \sigma, \text{ else } g
+    \end{align*}
 
-  For a normally distributed `x` the defaults take 50 % SAM steps: 24, 41, 59
-  and 77 % in the quarters of the training. Real norms are skewed: expect 2 to
-  17 points less. Without bias correction, training starts with a burst of SAM
-  steps. A factor on the loss changes nothing.
-
-  No program is public; the equations are from restatements of the paper that
-  agree. Unverified: the defaults of `decay` and both lambdas, and the initial
-  variance of 0 (`policies.on_sharp_gradients` has an argument for it).
+  For a normally distributed :math:`x` the defaults take 50 % SAM steps: 24, 41,
+  59 and 77 % in the quarters of the training. Real norms are skewed: expect 2
+  to 17 points less. Without bias correction, training starts with a burst of
+  SAM steps. A factor on the loss changes no decision.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    total_steps: T, number of steps of the whole training, at least 1.
-    decay: weight of the past in both moments, in [0, 1); try 0.5 to 0.99.
+    total_steps: number T of steps in all, at least 1; t counts from 0 up to T.
+    decay: weight b of the past in the moments, in [0, 1); try 0.5 to 0.99.
     lambda_1: threshold at the end, in standard deviations above the mean.
     lambda_2: threshold at the start; above `1 / sqrt(1 - decay)` it warns.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 1 gradient, 2 at a SAM step. State: moments.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; state: moments. Cost: 1 gradient, 2 with SAM.
+
+  .. note::
+    No code is public; the equations follow restatements of the paper that
+    agree. Unverified: the defaults of `decay` and both lambdas, and the initial
+    variance of 0 (an argument of `policies.on_sharp_gradients`).
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
@@ -189,28 +192,33 @@ def ae_look_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """AE-LookSAM: the decisions of AE-SAM, with LookSAM's reuse in between.
+  r"""AE-LookSAM: the decisions of AE-SAM, with LookSAM's reuse in between.
 
-  With `g` the gradient at `w`, `gp` the one at SAM's `w + epsilon`, the
-  decision of `ae_sam`, and `gv` 0 at first::
+  Steps that AE-SAM skips cost one gradient and reuse :math:`v`, the part of the
+  last perturbed gradient :math:`\tilde g` that is orthogonal to :math:`g`.
 
-    SAM step:   gv = gp - (dot(g, gp) / norm(g)^2) * g;   u = gp
-    otherwise:  u = g + alpha * (norm(g) / norm(gv)) * gv
-
-  For a normally distributed squared norm the defaults take a SAM step 19.5 % of
-  the time; the paper is quoted with "about 20 %". Unverified: the defaults and
-  the exact algorithm. The first step ascends from `decay=0.75` on.
+  .. math::
+    \begin{align*}
+      u &= \tilde g, \quad v = \tilde g - (g^\top \tilde g / \|g\|^2)\, g
+        && \text{at a SAM step} \\
+      u &= g + \alpha\, (\|g\| / \|v\|)\, v && \text{otherwise; at first } v = 0
+    \end{align*}
 
   Args:
     rho, total_steps, decay, lambda_1, lambda_2: see `ae_sam`.
     alpha: length of the reused part relative to `g`, in [0, 1); see `look_sam`.
     accumulator_dtype: dtype of the stored direction; None: float32 or wider.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `gv` and `u`
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `v` and `u`
       are computed from averages in any case.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`, like `ae_sam`.
-    Cost: 1 gradient, 2 at a SAM step. State: 2 moments, the direction of `gv`.
+    A gradient transformation to place first in `optax.chain`, like `ae_sam`;
+    state: moments, direction of `v`. It costs 1 gradient, 2 at a SAM step.
+
+  .. note::
+    For a normally distributed squared norm the defaults take a SAM step 19.5 %
+    of the time; the paper is quoted with "about 20 %". The first step is one
+    from `decay=0.75` on. Unverified: the defaults and the exact algorithm.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware

@@ -16,7 +16,7 @@ from optax_sam.trees.random_trees import draw_normal
 
 
 class AntiPgdState(NamedTuple):
-  """State of `anti_pgd`: `step_count`, PRNG `key`, `scale` of the noise."""
+  """State of `anti_pgd`: `step_count`, PRNG `key`, noise `scale`."""
 
   step_count: jax.Array
   key: jax.Array
@@ -27,30 +27,31 @@ class AntiPgdState(NamedTuple):
 def anti_pgd(
   sigma: optax.ScalarOrSchedule, *, key: jax.Array | int
 ) -> optax.GradientTransformationExtraArgs:
-  """Anti-PGD: adds noise at every step and removes that of the last step.
+  r"""Anti-PGD: adds noise at every step and removes that of the last step.
 
-  With `t` the step from 0, `z_t` standard normal, drawn from `fold_in(key, t)`,
-  and `update` that of the base optimizer::
+  With :math:`\Delta` the update of the base optimizer, :math:`w - \xi_t` is a
+  noise-free iterate, whose gradients are taken at a random point nearby.
+  `without_noise` returns it.
 
-    xi_0     = 0
-    xi_{t+1} = sigma * z_{t+1}
-    u        = update + xi_{t+1} - xi_t
+  .. math::
+    u = \Delta + \xi_{t+1} - \xi_t, \quad \xi_t = \sigma z_t, \quad \xi_0 = 0
 
-  So `w - xi_t` is a noise-free iterate, and its gradients are taken at a random
-  point nearby; `without_noise` returns it. Unverified: whether the paper
-  evaluates that iterate or `w`, and a value of `sigma`. The noise is not scaled
-  by a learning rate. It is drawn again instead of stored: parameters and
-  updates should be float32 or wider, or rounding leaves a part of it behind.
+  Here :math:`z_t` is standard normal, drawn from `fold_in(key, t)` at step t.
 
   Args:
     sigma: standard deviation of every entry, in the unit of the parameters, at
-      least 0, or a schedule of it by the step.
+      least 0, or a schedule of it by the step. No learning rate scales it.
     key: integer seed or typed key, the same on all devices.
 
   Returns:
-    A gradient transformation, to be placed **last** in `optax.chain`, after the
-    base optimizer. Leaves that are not floating-point are unchanged. Cost: two
-    normal numbers drawn for each parameter. State: the key.
+    A gradient transformation to place **last** in `optax.chain`, after the base
+    optimizer; state: the key. It draws two normal numbers for each parameter.
+    Leaves that are not floating-point are unchanged.
+
+  .. note::
+    The noise is drawn again, not stored: parameters and updates should be
+    float32 or wider, or rounding leaves a part of it. Unverified:
+    whether the paper evaluates `w` or the noise-free iterate, and `sigma`.
 
   References:
     Orvieto, Kersting, Proske, Bach, Lucchi, `Anticorrelated Noise Injection for
@@ -83,8 +84,8 @@ def anti_pgd(
       given = gradient_like(updates, params)
       if partition.with_gradient(given, params) is not None:
         msg = (
-          'updates must hold no None: anti_pgd moves all parameters. Keep '
-          'those that stay out of params.'
+          'updates must not contain None: anti_pgd moves all parameters. Leave '
+          'frozen parameters out of params.'
         )
         raise ValueError(msg)
     leaves = partition.Leaves.of(updates)
@@ -99,7 +100,7 @@ def anti_pgd(
 
 
 def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
-  """Returns the noise-free iterate `w - xi_t` of `anti_pgd`.
+  r"""Returns the noise-free iterate :math:`w - \xi_t` of `anti_pgd`.
 
   Args:
     params: the parameters `w`.

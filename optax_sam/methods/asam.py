@@ -19,10 +19,7 @@ def scale_to_adaptive_radius(
   eta: float = 0.01,
   scaled: partition.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient to a radius relative to the weights: ASAM.
-
-  The rule and the arguments are those of `optax_sam.asam`.
-  """
+  """Scales the ascent gradient to the radius of `optax_sam.asam`."""
   validation.check_number('eta', eta, at_least=0)
 
   def scales(is_scaled: bool, weight: jax.Array) -> jax.Array:
@@ -62,33 +59,38 @@ def asam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Adaptive SAM (ASAM): a radius relative to the size of the weights.
+  r"""Adaptive SAM (ASAM): a radius relative to the size of the weights.
 
-  With `g` the gradient at `w`, `T = abs(w) + eta` on scaled leaves, else 1::
+  ASAM scales the perturbation of each weight by the size of the weight. Then
+  rescaling layers without changing the function does not change the sharpness.
 
-    epsilon = rho * T^2 * g / (norm(T * g) + 1e-12)   # norm(epsilon / T) = rho
-    u       = gradient at w + epsilon
-
-  The default is the authors' program, except for a weight called `w`: they
-  scale the parameters whose name contains "weight", we scale all but those
-  whose last name is `bias`, `b`, `beta` or `offset`. Other programs give other
-  numbers: `asam(2.0, eta=0.0, scaled=True)` is davda54/sam, which does not
-  perturb a bias that is zero; `scaled=True` alone is dbahri/universal_sam. The
-  rule `rho * abs(w) * g / norm(g)` is not ASAM. Unverified: the paper's rule,
-  `eta`.
+  .. math::
+    \begin{align*}
+      T &= |w| + \eta \text{ on scaled leaves, else } 1 \\
+      \epsilon &= \rho\, T^2 g / (\|T g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      \tilde g &= \nabla L(w + \epsilon)
+    \end{align*}
 
   Args:
-    rho: radius relative to the weights, at least 0, or a schedule of it. 0.5 is
-      the default of the authors and theirs for CIFAR-10; 1.0 for CIFAR-100.
+    rho: length of :math:`\epsilon / T`, at least 0, or a schedule. 0.5 is the
+      authors' default, also for CIFAR-10; they use 1.0 for CIFAR-100.
     eta: added to the size of the weights, at least 0. 0.01 is the default of
       the authors' class; their example script passes 0.
-    scaled: which leaves are scaled: a bool, a prefix tree of bools or a
-      function from the parameters to one; None decides by their names.
+    scaled: the leaves to scale: a bool, a prefix tree of bools or a function
+      from the parameters to one; None selects them by name (see the note).
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
+
+  .. note::
+    By default all leaves are scaled but those named `bias`, `b`, `beta` or
+    `offset`; the authors' code scales parameters with "weight" in their name,
+    so a weight called `w` differs. `asam(2.0, eta=0.0, scaled=True)` is
+    davda54/sam, which does not perturb a bias of zero; `scaled=True` alone is
+    dbahri/universal_sam. The rule `rho * abs(w) * g / norm(g)` is not ASAM. The
+    rule and `eta` are unverified against the paper.
 
   References:
     Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for

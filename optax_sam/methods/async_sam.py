@@ -1,4 +1,4 @@
-"""AsyncSAM: perturbs along the gradient of the step before."""
+"""AsyncSAM: perturbs along the gradient of the previous step."""
 
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from optax_sam.trees import tree_math
 
 
 class DelayState(NamedTuple):
-  """State of `delay`: `direction`, the gradient of the step before."""
+  """State of `delay`: `direction`, the gradient of the previous step."""
 
   direction: optax.Updates
 
@@ -20,10 +20,9 @@ class DelayState(NamedTuple):
 def delay(
   *, accumulator_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns the ascent gradient of the step before: AsyncSAM.
+  """Returns the ascent gradient of the previous step, at first 0 (AsyncSAM).
 
-  It returns 0 at the first step. The argument is that of `optax_sam.async_sam`.
-  Place it before a radius.
+  Place it before a radius. See `optax_sam.async_sam` for the argument.
   """
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
 
@@ -47,27 +46,28 @@ def async_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """AsyncSAM: perturbs along the gradient of the step before.
-
-  With `g` the gradient at `w`, the mean over devices, and `last` 0 at first::
-
-    epsilon = rho * last / (norm(last) + 1e-12)
-    u       = gradient at w + epsilon
-    last    = g
+  r"""AsyncSAM: perturbs along the gradient of the previous step.
 
   Neither gradient of a step needs the other, so hardware may compute them in
-  parallel. The rule is from second-hand accounts of the paper. We do not offer
-  ascent gradients of a smaller batch, of which we found no description.
+  parallel. :math:`g_{t-1}` is averaged over devices, and 0 at the first step.
+
+  .. math::
+    \tilde g = \nabla L(w_t + \epsilon), \quad
+    \epsilon = \rho\, g_{t-1} / (\|g_{t-1}\| + 10^{-12})
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    accumulator_dtype: dtype of `last`, e.g. bfloat16; None: float32 or wider.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. The last
-      makes no difference: `last` is an average in any case.
+    accumulator_dtype: dtype of the stored gradient; None: float32 or wider.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `sync_ascent`
+      makes no difference: the stored gradient is an average in any case.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: `last`.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; state: one gradient. It costs 2 gradients.
+
+  .. note::
+    The rule follows second-hand accounts of the paper. Ascent gradients of a
+    smaller batch are not offered: we found no description of them.
 
   References:
     Jo, Lim, Lee, `Asynchronous Sharpness-Aware Minimization For Fast and

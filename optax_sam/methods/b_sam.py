@@ -20,7 +20,7 @@ from optax_sam.trees.random_trees import draw_direction
 
 
 class BSamState(NamedTuple):
-  """State of `b_sam`: `momentum` is m and `precision` is s, float32 or wider.
+  """State of `b_sam`: `momentum` m and `precision` s, float32 or wider.
 
   `ascent` is a `SharpnessAwareState` that counts the steps, `key` a PRNG key.
   """
@@ -46,47 +46,52 @@ def b_sam(
   key: jax.Array | int,
   axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """bSAM: SAM as an optimal relaxation of Bayes.
+  r"""bSAM: SAM as an optimal relaxation of Bayes.
 
-  With `m = 0` and `s = initial_precision` at first, `wd = prior_precision /
-  num_data`, and standard normal `n`, drawn anew for each part of the batch::
+  bSAM learns a precision :math:`s` of each parameter, which sets both the step
+  size and the perturbation, so it replaces the base optimizer.
 
-    g  = gradient at w + n / sqrt(num_data * s)
-    ge = gradient at w + rho * g / s             # from w, of the same part
-    m  = b1 * m + (1 - b1) * (mean of ge + wd * w)
-    update = -learning_rate * m / s              # s as it was
-    s  = b2 * s + (1 - b2) * (sqrt(s) * mean of abs(g) + damping + wd)
+  .. math::
+    \begin{align*}
+      g &= \nabla L(w + z / \sqrt{N s}) \\
+      \tilde g &= \nabla L(w + \rho\, g / s) \\
+      m &\leftarrow \beta_1 m + (1 - \beta_1) (E[\tilde g] + \lambda w) \\
+      u &= -\eta\, m / s \\
+      s &\leftarrow \beta_2 s + (1 - \beta_2) (\sqrt{s}\, E[|g|] + d + \lambda)
+    \end{align*}
 
-  `s` sets both the step size and the perturbation, so this replaces the base
-  optimizer; `wd` is its weight decay. We checked the rule against the authors'
-  program; another port has another rule. A factor on the loss changes the
-  perturbation.
+  :math:`E` averages over parts of the batch, each with its own standard normal
+  :math:`z`. The weight decay is :math:`\lambda` = `prior_precision / num_data`.
+  :math:`m = 0` at first. A factor on the loss changes the perturbation.
 
   Args:
-    learning_rate: factor of the update, at least 0, or a schedule of it by the
-      step. The authors' 0.5 is about SGD with 0.05 and momentum 0.9.
+    learning_rate: factor :math:`\eta` of the update, at least 0, or a schedule.
+      The authors' 0.5 is about SGD with 0.05 and momentum 0.9.
     rho: factor of the perturbation, at least 0, or a schedule of it. The
-      authors take 0.01 on CIFAR-10 and 5e-5 on Tiny-ImageNet.
+      authors use 0.01 on CIFAR-10 and 5e-5 on Tiny-ImageNet.
     b1: weight of the past in `m`, in [0, 1).
     b2: weight of the past in `s`, in [0, 1).
-    damping: added to what `s` averages, at least 0.
+    damping: `d`, added to the values that `s` averages, at least 0.
     prior_precision: of the Gaussian prior of the parameters, at least 0.
     initial_precision: first value of `s`, above 0.
     micro_batches: number of consecutive parts of the batch of B, an int of at
       least 1. They have `ceil(B / micro_batches)` examples, the last one the
-      rest, and count by their examples.
-    num_data: number of training examples, above 0. The authors multiply it by
+      rest, and are weighted by their examples.
+    num_data: number N of training examples, above 0. The authors multiply it by
       a factor for augmentation, 4 on CIFAR-10.
     key: integer seed or typed key, the same on all devices.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
-      Each device splits and perturbs by its own examples, with the same `n`.
+      Each device splits and perturbs by its own examples, with the same `z`.
 
   Returns:
-    An optimizer that returns the whole update: no learning rate follows. Its
-    `update` needs `params`, and `per_example_value_fn` and `batch`, or with one
-    part `value_fn` or `grad_fn`. Cost: 2 gradients (the incoming one is not
-    used), and a normal number for each parameter and part. Batch norm
-    normalizes each part separately. State: `m`, `s` and the key.
+    An optimizer that includes the learning rate, whose `update` needs `params`,
+    and `per_example_value_fn` and `batch`, or with one part `value_fn` or
+    `grad_fn`; state: `m`, `s` and the key. It costs 2 gradients (the incoming
+    one is unused), and a normal number for each parameter and part.
+
+  .. note::
+    The rule was checked against the authors' code; another port has another
+    rule. Batch norm normalizes each part separately.
 
   References:
     Moellenhoff, Khan, `SAM as an Optimal Relaxation of Bayes
@@ -129,7 +134,7 @@ def b_sam(
     step_key = jax.random.fold_in(state.key, count)
 
     def decay(dtype: Any) -> jax.Array:
-      # Restored from a checkpoint, an injected integer has a dtype of its own.
+      # An injected integer from a checkpoint may have another dtype.
       prior, size = (jnp.asarray(x, dtype) for x in (prior_precision, num_data))
       return prior / size
 
@@ -170,7 +175,7 @@ def b_sam(
     move = lambda m, s: -jnp.asarray(rate, s.dtype) * m / s
     step = jax.tree.map(move, momentum, s)
     step = optax.tree.cast_like(step, view.leaves.split(updates))
-    # The first gradient need not show in the second one, nor in the step.
+    # A first gradient that is not finite may leave the step finite.
     step = tree_math.nan_unless(tree_math.all_finite(precision), step)
     info = advance(state.ascent, norm, loss)
     after = BSamState(info, momentum, precision, state.key)

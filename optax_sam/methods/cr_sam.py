@@ -1,4 +1,4 @@
-"""CR-SAM: penalizes curvature by gradients on both sides of the weights."""
+"""CR-SAM: penalizes curvature with gradients on both sides of the weights."""
 
 from typing import Any
 
@@ -15,10 +15,7 @@ from optax_sam.trees import tree_math
 
 
 def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
-  """Adds differences of the gradients on both sides of the weights: CR-SAM.
-
-  The rule and the arguments are those of `optax_sam.cr_sam`.
-  """
+  """Adds the gradient differences of `optax_sam.cr_sam` to SAM's gradient."""
   validation.check_number('gamma', gamma, at_least=0)
   validation.check_number('beta', beta, at_least=0)
 
@@ -44,19 +41,18 @@ def cr_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Curvature regularized SAM (CR-SAM): gradients on both sides of the weights.
+  r"""Curvature regularized SAM (CR-SAM): adds differences of gradients.
 
-  With `g` the gradient at `w`::
+  To lowest order, the last bracket below is :math:`2 H \epsilon`, with the
+  Hessian :math:`H`, and the other one is the change of :math:`H \epsilon` along
+  :math:`\epsilon`.
 
-    epsilon = rho * g / (norm(g) + 1e-12)
-    gp      = gradient at w + epsilon
-    gm      = gradient at w - epsilon
-    u       = gp + gamma * (gp + gm - 2 * g) + beta * (gp - gm)
-
-  To lowest order `gp - gm` is `2 * H epsilon`, with the Hessian H, and the
-  other bracket is the change of `H epsilon` along `epsilon`. This is the rule
-  of the authors' program. Unverified: how it follows from the normalized trace
-  of the Hessian, which the paper regularizes.
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      g_\pm &= \nabla L(w \pm \epsilon) \\
+      u &= g_+ + \gamma\, (g_+ + g_- - 2 g) + \beta\, (g_+ - g_-)
+    \end{align*}
 
   Args:
     rho: radius, at least 0, or a schedule of it. All defaults are the authors'.
@@ -65,8 +61,12 @@ def cr_sam(
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 3 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless. It costs 3 gradients.
+
+  .. note::
+    This is the rule of the authors' code. Unverified: how it follows from the
+    normalized trace of the Hessian, which the paper regularizes.
 
   References:
     Wu, Luo, Wunsch, `CR-SAM: Curvature Regularized Sharpness-Aware Minimization

@@ -34,9 +34,9 @@ def scale_toward_eigenvector(
   key: jax.Array | int,
   accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Turns the ascent gradient toward the Hessian's top eigenvector: Eigen-SAM.
+  """Turns the ascent gradient toward the Hessian's top eigenvector (Eigen-SAM).
 
-  The rule and the arguments are those of `optax_sam.eigen_sam`. Only for use in
+  See `optax_sam.eigen_sam` for the rule and the arguments. It works only inside
   `optax_sam.sharpness_aware`, which passes the loss of the batch. Products with
   the Hessian are derivatives of the gradient, in the dtype of the parameters.
   """
@@ -72,7 +72,7 @@ def scale_toward_eigenvector(
     def refresh() -> optax.Updates:
       if not jax.tree.leaves(params):
         return state.direction
-      # Any device whose gradient isn't finite is noticed by all.
+      # The average is not finite on all devices if it is not on one.
       size = devices.average(tree_math.norm(updates), axis_name)
       usable = tree_math.is_usable(size)
 
@@ -132,27 +132,28 @@ def eigen_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Eigen-SAM: turns the perturbation toward the Hessian's top eigenvector.
+  r"""Eigen-SAM: turns the perturbation toward the Hessian's top eigenvector.
 
-  With `g` the gradient and `H` the Hessian of the batch at `w`, and `v` at
-  first a random direction of length 1::
+  A perturbation toward the top eigenvector :math:`v`, estimated by power
+  iteration, penalizes the top eigenvalue explicitly. It is longer than
+  :math:`\rho`, by a factor of at most :math:`\sqrt{1 + \alpha^2}`.
 
-    every refresh_every steps, t = 0 included, power_steps times:
-      v = H v / norm(H v)
-    h       = g / (norm(g) + 1e-12)
-    epsilon = rho * (h + alpha * sign(dot(g, v)) * (v - dot(h, v) * h))
-    u       = gradient at w + epsilon
+  .. math::
+    \begin{align*}
+      v &\leftarrow H v / \|H v\| \quad \text{(several times at a refresh)} \\
+      h &= g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      \epsilon &= \rho\, (h
+        + \alpha \operatorname{sign}(g^\top v)\, (v - (h^\top v)\, h)) \\
+      \tilde g &= \nabla L(w + \epsilon)
+    \end{align*}
 
-  So `epsilon` is longer than `rho`, by at most `sqrt(1 + alpha^2)`. A gradient
-  or an `H v` that is zero or not finite leaves `v` unchanged. Given `v`, the
-  authors' program gives these numbers. Unlike here, it has no `v` for its first
-  100 steps and perturbs by `rho * g`, not normalized, until then. Unverified:
-  whether its defaults are the paper's.
+  At first :math:`v` is random; step 0 refreshes it. A gradient or an
+  :math:`H v` that is zero or not finite leaves it unchanged.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step.
     alpha: weight of the part of `v` orthogonal to `g`, at least 0; 0 is SAM.
-    refresh_every: steps from one `v` to the next, at least 1; the authors' 100.
+    refresh_every: steps between refreshes, at least 1; the authors' 100.
     power_steps: number of products with the Hessian at a refresh, at least 1.
     key: integer seed or typed key, the same on all devices.
     accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
@@ -160,9 +161,14 @@ def eigen_sam(
       is that of the leaves of `mask`, and `H v` is averaged in any case.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`, and differentiates it once more. Cost: 2 gradients,
-    and about 2 * `power_steps` at a refresh. State: `v`.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs a twice differentiable `value_fn` or a differentiable `grad_fn`;
+    state: `v`. It costs 2 gradients, about 2 * `power_steps` more at a refresh.
+
+  .. note::
+    Given `v`, the authors' code gives the same numbers. But it has no `v` for
+    its first 100 steps and perturbs by `rho * g`, not normalized, until then.
+    Unverified: whether its defaults are the paper's.
 
   References:
     Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware

@@ -1,4 +1,4 @@
-"""Entropy-SGD: walks around a point and moves it toward the walk's average."""
+"""Entropy-SGD: moves toward the average of a noisy inner SGD run."""
 
 from typing import Any, NamedTuple
 
@@ -41,39 +41,43 @@ def entropy_sgd(
   key: jax.Array | int,
   axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Entropy-SGD: descends the local entropy, estimated by a walk at each point.
+  r"""Entropy-SGD: descends the local entropy, estimated by inner SGD steps.
 
-  With `x = mu = w`, `v = 0` and n = 1 at first, `eta` the inner learning rate,
-  and standard normal `z`, drawn anew, every call is a step::
+  Every call is an inner step of the parameters :math:`w`, with noise and a pull
+  toward the outer iterate :math:`x`. The last row follows `inner_steps` calls.
+  Evaluate :math:`x`, `optax_sam.outer_params(w, opt_state)`, not :math:`w`.
 
-    v  = 0.9 * v + g;   d = g + 0.9 * v
-    w  = w - eta * (d - gamma_n * (x - w) + weight_decay * w)
-           + sqrt(2 * eta) * noise * z,     gamma_n = gamma * (1 + scoping)^n
-    mu = 0.75 * mu + 0.25 * w
+  .. math::
+    \begin{align*}
+      v &\leftarrow 0.9\, v + g, \quad d = g + 0.9\, v \\
+      w &\leftarrow w - \eta\, (d - \gamma_n (x - w) + \lambda w)
+        + \sqrt{2 \eta}\, \nu z, \quad \gamma_n = \gamma (1 + \kappa)^n \\
+      \mu &\leftarrow 0.75\, \mu + 0.25\, w \\
+      x &\leftarrow x - \alpha\, (x - \mu), \quad w, \mu \leftarrow x, \quad
+        v \leftarrow 0, \quad n \leftarrow n + 1
+    \end{align*}
 
-  and after each `inner_steps` calls::
-
-    x = x - learning_rate * (x - mu),   w = mu = x,   v = 0,   n = n + 1
-
-  The result is `x`: evaluate `optax_sam.outer_params(w, opt_state)`, not `w`.
-  We read the rule in the authors' Lua program and ran no program. Theirs also
-  takes one gradient that nothing uses; their Python program has another rule.
+  At first :math:`x = \mu = w`, :math:`v = 0`; :math:`z` is standard normal.
 
   Args:
     learning_rate: fraction of the way to `mu`, at least 0, or a schedule of it.
     inner_steps: calls between two steps of `x`, at least 1.
-    inner_learning_rate: `eta`, at least 0, or a schedule of it by the call.
+    inner_learning_rate: :math:`\eta`, at least 0, or a schedule by the call.
     gamma: pull back to `x`, at least 0; the authors' 0.03, and 1e-4 on MNIST.
-    scoping: growth of that pull with each step of `x`, at least 0.
-    noise: factor of the noise of the walk, at least 0.
-    weight_decay: at least 0; the authors' 0, and 1e-3 on CIFAR.
+    scoping: :math:`\kappa`, its growth each round (n from 1), at least 0.
+    noise: :math:`\nu`, factor of the noise, at least 0.
+    weight_decay: :math:`\lambda`, at least 0; the authors' 0, 1e-3 on CIFAR.
     key: integer seed or typed key, the same on all devices.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
 
   Returns:
-    An optimizer that returns the whole update: no learning rate follows. Its
-    `update` needs `params`. Cost: 1 gradient a call, the incoming one, and a
-    normal number for each parameter. State: `x`, `mu`, `v` and the key.
+    An optimizer that includes the learning rate, whose `update` needs `params`;
+    state: `x`, `mu`, `v` and the key. It costs the incoming gradient of each
+    call, and a normal number for each parameter.
+
+  .. note::
+    The rule was read in the authors' Lua code, and no code was run. Theirs also
+    takes one gradient that it does not use; their Python code differs.
 
   References:
     Chaudhari et al., `Entropy-SGD: Biasing Gradient Descent Into Wide Valleys
@@ -101,7 +105,7 @@ def entropy_sgd(
 
   def init(params: optax.Params) -> EntropySgdState:
     w = partition.Leaves.of(params).split(params)
-    # Buffers of their own: the same one can't be donated twice.
+    # Separate buffers: the same one can't be donated twice.
     outer, mean = jax.tree.map(_copy, w), jax.tree.map(_copy, w)
     count, momentum = jnp.zeros((), jnp.int32), tree_math.zeros_like(w)
     return EntropySgdState(count, outer, mean, momentum, validation.as_key(key))
@@ -134,8 +138,8 @@ def entropy_sgd(
       z = draw_direction(jax.random.fold_in(state.key, state.step_count), w)
       return jax.tree.map(step, w, x, gradient, state.momentum, z)
 
-    # Behind a conditional the end is in memory: XLA would compute it, and the
-    # noise with it, anew for everything that depends on it.
+    # The conditional stores the end; otherwise XLA recomputes it, with the
+    # noise, for everything that depends on it.
     end = control_flow.cond(is_finite, move, lambda: w)
     momentum = jax.tree.map(add, state.momentum, gradient)
     mean = jax.tree.map(lambda m, w: 0.75 * m + 0.25 * w, state.mean, end)
@@ -154,10 +158,10 @@ def entropy_sgd(
 
 
 def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
-  """Returns the outer iterate `x` of `entropy_sgd`: evaluate this one.
+  """Returns the outer iterate `x` of `entropy_sgd`, the one to evaluate.
 
   Args:
-    params: the parameters; leaves that are not floating-point are from here.
+    params: the parameters; leaves that are not floating-point are returned.
     opt_state: state of an optimizer with exactly one `entropy_sgd` in it.
 
   Returns:

@@ -1,4 +1,4 @@
-"""ESAM: perturbs some leaves and descends on some examples."""
+"""ESAM: perturbs random leaves and uses the most affected examples."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from optax_sam.trees import tree_math
 
 
 def sharpest(size: float) -> selection.Selection:
-  """Descends on the examples whose loss the perturbation raises most: ESAM.
+  """Selects the examples whose loss the perturbation raises most (ESAM).
 
-  The rule is that of `optax_sam.esam`, with `size` its `gamma`. It costs one
-  forward pass. Padding, with loss 0, ranks before examples whose loss falls.
+  See `optax_sam.esam` for the rule; `size` is its `gamma`. It costs one forward
+  pass. Padding, with loss 0, ranks before examples whose loss falls.
   """
   selection.check_size('size', size)
 
@@ -45,25 +45,22 @@ def esam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Efficient SAM (ESAM): perturbs some leaves, descends on some examples.
+  r"""Efficient SAM (ESAM): perturbs random leaves, uses some of the examples.
 
-  With `g` the gradient at `w` and `l_i` the losses of the batch::
+  ESAM keeps each leaf of :math:`g` with probability :math:`\beta`, which gives
+  :math:`g_A`. Its perturbed gradient is over the examples whose loss
+  :math:`\ell_i` rises most. Dropping leaves saves no time under XLA.
 
-    gA      = g with each leaf kept with probability beta, else zeroed
-    epsilon = (rho / beta) * gA / (norm(gA) + 1e-12)
-    d_i     = l_i(w + epsilon) - l_i(w)
-    u       = gradient of the mean of l_i at w + epsilon over the examples
-              with the largest d_i, for all leaves
+  .. math::
+    \begin{align*}
+      \epsilon &= (\rho / \beta)\, g_A / (\|g_A\| + 10^{-12}) \\
+      d_i &= \ell_i(w + \epsilon) - \ell_i(w) \\
+      \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon)
+        \text{ over the largest } d_i
+    \end{align*}
 
-  If no leaf is kept, `epsilon = 0`. Its length is `rho / beta`, 1.67 times
-  `rho` at 0.6; so it is in published numbers. Ranking is that of `k_sam`.
-  Dropping leaves saves no time under XLA.
-
-  Differences from the authors' program: it takes the examples strictly above
-  the k-th largest rise, so one fewer, and none if all are equal (`gamma=7` are
-  its 7 of 16). It perturbs all leaves at the first step, and fails if it
-  perturbs none. Unverified: whether a fraction `beta` is kept or dropped, and
-  the factor of `rho`. Ports disagree on both, except at 0.5.
+  If no leaf is kept, :math:`\epsilon = 0`. Otherwise it is :math:`\rho / \beta`
+  long, 1.67 times `rho` at 0.6, as in published numbers.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step. The authors use
@@ -77,11 +74,19 @@ def esam(
       device ranks its own examples; the leaves are the same on all.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `per_example_value_fn` and `batch`. All passes must see the same randomness,
-    or the rise is noise; batch norm of the last pass sees only the selected
-    examples. Cost: 4 / 3 + `gamma` gradients, and 1 / 3 more unless you pass
-    the losses at `w` as `losses` or XLA merges their pass. State: the key.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `per_example_value_fn` and `batch`; state: the key. It costs 4 / 3 +
+    `gamma` gradients, and 1 / 3 more unless you pass the losses at `w` as
+    `losses` or XLA merges their pass.
+
+  .. note::
+    Examples rank as in `k_sam`. All passes must see the same randomness, or
+    :math:`d_i` is noise; batch norm of the last pass sees only the selected
+    examples. The authors' code takes examples strictly above the k-th largest
+    rise: one fewer, or none if all are equal (`gamma=7` is its 7 of 16). It
+    perturbs all leaves at the first step, and fails if it perturbs none.
+    Unverified: whether a fraction `beta` is kept or dropped, and the factor of
+    `rho`. Ports disagree on both, except at 0.5.
 
   References:
     Du et al., `Efficient Sharpness-Aware Minimization for Improved Training of

@@ -16,10 +16,7 @@ from optax_sam.trees import tree_math
 def scale_to_fisher_radius(
   rho: optax.ScalarOrSchedule, *, eta: float = 1.0
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient to a radius in the Fisher metric: Fisher SAM.
-
-  The rule and the arguments are those of `optax_sam.fisher_sam`.
-  """
+  """Scales the ascent gradient to the radius of `optax_sam.fisher_sam`."""
   validation.check_number('eta', eta, at_least=0)
 
   def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
@@ -43,18 +40,17 @@ def fisher_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Fisher SAM: measures the perturbation by a Fisher metric.
+  r"""Fisher SAM: measures the perturbation by a Fisher metric.
 
-  With `g` the gradient at `w` and `F = 1 + eta * g^2`, elementwise::
+  The perturbation maximizes the linearized loss within :math:`\sum F \epsilon^2
+  \le \rho^2`, so steep entries move less. A factor on the loss changes it.
 
-    epsilon = rho * (g / F) / (sqrt(sum(g^2 / F)) + 1e-12)
-    u       = gradient at w + epsilon
-
-  This `epsilon` maximizes the linearized loss within `sum(F * epsilon^2) <=
-  rho^2`: steep entries move less. A factor on the loss changes `epsilon`. The
-  defaults are those of a community port; another port rescales `epsilon` to
-  length `rho`. Unverified: the defaults, and the squared batch gradient in
-  place of squared per-example gradients.
+  .. math::
+    \begin{align*}
+      F &= 1 + \eta\, g^2 \text{ elementwise}, \quad g = \nabla L(w) \\
+      \epsilon &= \rho\, (g / F) / (\sqrt{\sum g^2 / F} + 10^{-12}) \\
+      \tilde g &= \nabla L(w + \epsilon)
+    \end{align*}
 
   Args:
     rho: radius in that metric, at least 0, or a schedule of it by the step.
@@ -62,8 +58,13 @@ def fisher_sam(
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
+
+  .. note::
+    The defaults are those of a community port; another port rescales
+    :math:`\epsilon` to length `rho`. Unverified: the defaults, and the squared
+    batch gradient in place of squared per-example gradients.
 
   References:
     Kim, Li, Hu, Hospedales, `Fisher SAM: Information Geometry and Sharpness-

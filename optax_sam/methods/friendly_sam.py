@@ -14,7 +14,7 @@ from optax_sam.trees import tree_math
 
 
 class SubtractEmaState(NamedTuple):
-  """State of `subtract_ema`: the average `ema`, and if it has `started`."""
+  """State of `subtract_ema`: `ema`, and `started` after the first step."""
 
   ema: optax.Updates
   started: jax.Array
@@ -27,11 +27,11 @@ def subtract_ema(
   order: Literal['paper', 'official'] = 'paper',
   accumulator_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Subtracts a moving average from the ascent gradient: Friendly SAM.
+  """Subtracts a moving average from the ascent gradient (Friendly SAM).
 
-  To place before a radius: it returns the `d` of `optax_sam.friendly_sam`,
-  which has the same arguments. A `d` that is only rounding, at most `8 * eps`
-  of `norm(g)`, is 0.
+  Place it before a radius: it returns the `d` of `optax_sam.friendly_sam`,
+  which has the same arguments. A `d` of at most `8 * eps * norm(g)` is rounding
+  and becomes 0.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -85,41 +85,45 @@ def friendly_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Friendly SAM (F-SAM): perturbs along the noise of the gradient only.
+  r"""Friendly SAM (F-SAM): perturbs along the noise of the gradient only.
 
-  With `g` the gradient of the batch at `w`, `gbar` its average over the
-  devices, and `m` an estimate of the full gradient, 0 at first::
+  An average :math:`m` of past gradients estimates the full gradient. F-SAM
+  subtracts it before the ascent step, which follows the noise of the batch.
 
-    m       = decay * m + (1 - decay) * gbar
-    d       = g - sigma * m          # order='official': with the m before, and
-                                     # d = g, m = gbar at the first step
-    epsilon = rho * d / (norm(d) + 1e-12)
-    u       = gradient at w + epsilon
+  .. math::
+    \begin{align*}
+      m &\leftarrow \delta m + (1 - \delta)\, \bar g, \quad d = g - \sigma m \\
+      \epsilon &= \rho\, d / (\|d\| + 10^{-12}) \\
+      \tilde g &= \nabla L(w + \epsilon)
+    \end{align*}
 
-  If `d` is only rounding against `g`, as with full or repeated batches,
-  `epsilon = 0`. The first step of both orders is SAM's. For equal `m` both
-  orders have the same direction at `sigma = 1`; below, the paper's `sigma` is
-  the program's `sigma * decay / (1 - sigma * (1 - decay))`. Their `m` start
-  differently, so the first tens of steps differ.
-
-  'paper' rests on restatements of the paper that agree, 'official' on the
-  authors' program nblt/F-SAM. Both average `g`; a popular port averages `d`. To
-  use ASAM's radius, chain `subtract_ema` and `scale_to_adaptive_radius`.
+  :math:`\bar g` is the average of :math:`g` over devices, and :math:`m = 0` at
+  first. `order='official'` subtracts the old :math:`m`, with :math:`d = g` and
+  :math:`m = \bar g` at the first step. If :math:`d` is only rounding against
+  :math:`g`, as with full or repeated batches, :math:`\epsilon = 0`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step. 0.05 is the
       default of the authors' class; their CIFAR runs use 0.1 to 0.2.
     sigma: part of `m` subtracted, in [0, 1]: 0 is SAM, 1 the paper's (quoted).
-    decay: weight of the past, in [0, 1), above 0 in the order of the paper,
-      whose value is unverified; the authors' class has 0.9, runs 0.6 and 0.95.
-    order: 'paper' subtracts the new `m`, 'official' the one before it.
+    decay: weight :math:`\delta` of the past, in [0, 1), above 0 with 'paper';
+      the paper's value is unverified. The authors' class: 0.9; runs: 0.6, 0.95.
+    order: 'paper' subtracts the new `m`, 'official' the old one.
     accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
       `decay=0.9` an `m` within 4 % of the gradient may stop moving.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: `m`.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; state: `m`. It costs 2 gradients.
+
+  .. note::
+    'paper' follows restatements of the paper that agree, 'official' the
+    authors' code nblt/F-SAM. Both average `g`; a popular port averages `d`. The
+    first step of both orders is SAM's; then `m` differs for tens of steps. For
+    equal `m` both have the same direction at `sigma=1`; below, the paper's
+    `sigma` is the code's `sigma * decay / (1 - sigma * (1 - decay))`. For
+    ASAM's radius, chain `subtract_ema` and `scale_to_adaptive_radius`.
 
   References:
     Li, Zhou, He, Cheng, Huang, `Friendly Sharpness-Aware Minimization

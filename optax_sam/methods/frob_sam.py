@@ -27,34 +27,40 @@ def frob_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Frob-SAM: penalizes the variance of the loss around the weights.
+  r"""Frob-SAM: penalizes the variance of the loss around the weights.
 
-  With `g` the gradient at `w`, standard normal `z_i`, drawn anew at every step,
-  `L_i` and `g_i` the loss and gradient at `w + rho * z_i`, n = `num_samples`::
+  To leading order, :math:`u` is the gradient of :math:`L + \frac{\lambda}{2}
+  \|\nabla L\|^2 + \frac{\lambda \rho^2}{4} \|H\|_F^2`, with the Hessian
+  :math:`H` and its Frobenius norm. A factor on the loss scales the penalty too.
 
-    c = sum over i of (L_i - mean of L) * (g_i - mean of g) / (n - 1)
-    u = g + penalty / rho^2 * c                      # rho = 0: u = g
+  .. math::
+    \begin{align*}
+      L_i &= L(w + \rho z_i), \quad g_i = \nabla L(w + \rho z_i) \\
+      c &= \sum_i (L_i - \bar L) (g_i - \bar g) / (n - 1) \\
+      u &= g + (\lambda / \rho^2)\, c, \quad g = \nabla L(w)
+    \end{align*}
 
-  `c` is half of the gradient of the variance of the losses. To leading order
-  `u` is the gradient of `L + penalty / 2 * norm(grad L)^2 + penalty * rho^2 / 4
-  * norm(H)_F^2`, with the Frobenius norm of the Hessian H. A factor on the loss
-  scales the penalty too. A penalty that overflows where losses and gradients
-  are finite is left out.
-  We read the rule and the defaults and ran no program.
+  Here :math:`z_i` is standard normal, redrawn every step; :math:`\bar L`
+  and :math:`\bar g` are means over the :math:`n` samples, so :math:`c` is half
+  of the gradient of the variance. `rho=0` gives :math:`u = g`. A penalty that
+  overflows where losses and gradients are finite is left out.
 
   Args:
     rho: standard deviation of each entry of a perturbation, at least 0, or a
       schedule of it. With N entries a perturbation is `rho * sqrt(N)` long.
-    penalty: weight of the variance, at least 0; 0 is the base optimizer.
+    penalty: weight :math:`\lambda`, at least 0; 0 is the base optimizer.
     num_samples: number n of directions, at least 2.
     key: integer seed or typed key, the same on all devices.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. With
       `sync_ascent` `L_i` and `g_i` are averaged before they are multiplied.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn`, or a `grad_fn` that returns (loss, gradient). Cost: 1 +
-    `num_samples` gradients, all in memory at once. State: the key.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn`, or a `grad_fn` that returns (loss, gradient); state: the
+    key. It costs 1 + `num_samples` gradients, all in memory at once.
+
+  .. note::
+    The rule and the defaults were read, and no code was run.
 
   References:
     Tahmasebi et al., `A Universal Class of Sharpness-Aware Minimization
@@ -106,7 +112,7 @@ def _value_and_grad(view: LossView, point: Any) -> tuple[Any, Any]:
   value = view.value(point) if value is None else value
   if value is None:
     msg = (
-      'frob_sam needs the loss beside its gradient: let grad_fn return both, '
+      'frob_sam needs the loss and its gradient: let grad_fn return both, '
       'as jax.value_and_grad(loss) does, or pass value_fn as well\n'
       '  updates, opt_state = tx.update(\n'
       '    grads, opt_state, params, value_fn=value_fn, grad_fn=grad_fn)'
@@ -136,8 +142,8 @@ def _penalize(
     return sum(terms[1:], terms[0])
 
   total = jax.tree.map(added, clean, *gradients)
-  # The terms of huge gradients overflow, and their sum may be inf - inf. What
-  # isn't finite by itself must show in the direction.
+  # Terms of huge gradients overflow, and their sum may be inf - inf. Losses or
+  # gradients that are not finite must show in the direction.
   overflows = ~tree_math.all_finite(total)
   overflows &= tree_math.all_finite((values, gradients))
 

@@ -21,28 +21,31 @@ def gradient_norm_penalty(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Gradient norm penalty (GNP), by a finite difference.
+  r"""Gradient norm penalty (GNP), by a finite difference.
 
-  With `g` the gradient at `w`::
+  To first order in :math:`\rho`, :math:`u` is the gradient of :math:`L + \alpha
+  \rho \|\nabla L\|`: a mixture of the gradient and SAM's.
 
-    epsilon = rho * g / (norm(g) + 1e-12)
-    gp      = gradient at w + epsilon
-    u       = g + alpha * (gp - g)
-
-  To first order in `rho`, `u` is the gradient of `L + lambda * norm(grad L)`
-  with `lambda = alpha * rho`. The authors' released configuration scales `g` to
-  unit length in the mix, against their own README: `normalize_clean=True`. The
-  penalty can hurt Adam in the warm-up (arXiv 2406.09723): let `rho` start at 0.
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      u &= g + \alpha\, (\tilde g - g), \quad \tilde g = \nabla L(w + \epsilon)
+    \end{align*}
 
   Args:
     rho: radius, at least 0, or a schedule; the authors' 0.1, 0.05 on ImageNet.
     alpha: in [0, 1]; 0 is the base optimizer, 1 is SAM, 0.8 the authors' value.
-    normalize_clean: whether `u = (1 - alpha) * g / norm(g) + alpha * gp`.
+    normalize_clean: mixes :math:`(1 - \alpha)\, g / \|g\| + \alpha \tilde g`.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
+
+  .. note::
+    The authors' released configuration has `normalize_clean=True`, against
+    their own README. The penalty can hurt Adam in the warm-up (arXiv
+    2406.09723): let `rho` start at 0.
 
   References:
     Zhao et al., `Penalizing Gradient Norm for Efficiently Improving

@@ -15,10 +15,7 @@ from optax_sam.trees import tree_math
 
 
 def surrogate_gap(alpha: float = 0.4, *, minimize_fp: bool = True) -> Descent:
-  """Descends on the perturbed loss and on its gap to the unperturbed one: GSAM.
-
-  The rule and the arguments are those of `optax_sam.gsam`.
-  """
+  """Combines both gradients by the rule of `optax_sam.gsam`."""
   validation.check_number('alpha', alpha, at_least=0)
   validation.check_choice('minimize_fp', minimize_fp, (True, False))
 
@@ -46,7 +43,7 @@ def _scale_by_weights(
     scaled = jax.tree.map(
       lambda w, g: jnp.abs(w.astype(g.dtype)) * g, params, wide
     )
-    # The norm is that of the gradient alone.
+    # The norm is that of the unscaled gradient.
     epsilon = tree_math.scale_to(radius, scaled, tree_math.norm(updates))
     return optax.tree.cast_like(epsilon, updates)
 
@@ -64,43 +61,46 @@ def gsam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Surrogate gap guided SAM (GSAM): also closes the gap to the loss at `w`.
+  r"""Surrogate gap guided SAM (GSAM): also closes the gap to the loss at `w`.
 
-  With `g` the gradient at `w`::
+  GSAM adds to SAM's gradient a part that lowers the gap between perturbed and
+  unperturbed loss, and to first order leaves the perturbed loss unchanged.
 
-    epsilon = rho * g / (norm(g) + 1e-12)         # adaptive: times abs(w)
-    gp      = gradient at w + epsilon
-    perp    = g - (dot(g, gp) / norm(gp)^2) * gp
-    u       = gp - alpha * perp
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      \tilde g &= \nabla L(w + \epsilon) \\
+      p &= g - (g^\top \tilde g / \|\tilde g\|^2)\, \tilde g \\
+      u &= \tilde g - \alpha\, p
+    \end{align*}
 
-    minimize_fp=False:
-    perp    = gp - (dot(g, gp) / norm(g)^2) * g
-    u       = g + alpha * perp
-
-  If `perp` is only rounding, or what it is orthogonal to is 0, it is 0.
-  Published programs give these numbers. The paper couples the radius to the
-  learning rate: pass `rho=rho_like_learning_rate(...)`. The trainer in
-  big_vision, and the linear schedulers of the authors' README, read the radius
-  one step ahead of the rate: see there.
-  Their pairs, for the largest to the smallest rate: ResNet-50 and -101 0.04 to
-  0.02 with `alpha=0.01` (ResNet-152 0.005); ViT-S/32 0.6 to 0 with 0.4, S/16
-  0.6 to 0 with 1.0, B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with 0.4.
+  A :math:`p` that is only rounding is 0, as is one orthogonal to a zero vector.
+  The paper couples the radius to the learning rate by `rho_like_learning_rate`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    alpha: weight of `perp`, at least 0; 0 is SAM, 0.4 as the authors on CIFAR.
+    alpha: weight of `p`, at least 0; 0 is SAM, 0.4 as the authors on CIFAR.
     adaptive: whether each entry of `epsilon` is multiplied by the size of its
       weight, as in big_vision, which finds radii ten times as large usable.
       This is not ASAM: the norm is that of `g`.
     minimize_fp: whether the perturbed loss is minimized with the gap, as in the
-      paper. False minimizes the clean loss with it: fewer spikes of the loss,
+      paper. False minimizes the unperturbed loss with it, :math:`u = g + \alpha
+      (\tilde g - (g^\top \tilde g / \|g\|^2)\, g)`: fewer spikes of the loss,
       says big_vision. Then `alpha=0` is the base optimizer.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. By default
-      each device has its own `perp`, as in the authors' program.
+      each device has its own `p`, as in the authors' code.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
+
+  .. note::
+    Published code gives these numbers. The trainer in big_vision, and the
+    linear schedulers of the authors' README, read the radius one step ahead of
+    the rate: see `rho_like_learning_rate`. The authors' radii, for the largest
+    to the smallest rate: ResNet-50 and -101 0.04 to 0.02 with `alpha=0.01`
+    (ResNet-152 0.005); ViT-S/32 0.6 to 0 with 0.4, S/16 0.6 to 0 with 1.0,
+    B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with 0.4.
 
   References:
     Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
@@ -131,16 +131,16 @@ def rho_like_learning_rate(
   lr_max: float,
   lr_min: float,
 ) -> optax.Schedule:
-  """Couples the radius to the learning rate, as GSAM does.
+  r"""Couples the radius to the learning rate, as GSAM does.
 
-  With `lr_t` the learning rate at step `t`::
+  .. math::
+    \rho_t = \rho_{\min} + (\rho_{\max} - \rho_{\min})
+      \frac{\eta_t - \eta_{\min}}{\eta_{\max} - \eta_{\min}}
 
-    rho_t = rho_min + (rho_max - rho_min) * (lr_t - lr_min) / (lr_max - lr_min)
-
-  clamped to [rho_min, rho_max], as a warm-up may start below `lr_min`. The
-  trainer in big_vision counts from 1 here and from 0 in the optimizer, so its
-  radius is one step ahead: pass `lambda t: lr(t + 1)` for its numbers. It does
-  not clamp.
+  The radius is clamped to its bounds: a warm-up of the learning rate
+  :math:`\eta_t` may start below `lr_min`. The trainer in big_vision does not
+  clamp. It counts from 1 here and from 0 in the optimizer, so its radius is one
+  step ahead: pass `lambda t: lr(t + 1)` for its numbers.
 
   Args:
     learning_rate: schedule of the learning rate, not of a factor in [0, 1].
@@ -162,7 +162,7 @@ def rho_like_learning_rate(
   if not callable(learning_rate):
     msg = (
       f'learning_rate must be a schedule, got {learning_rate!r}: a constant '
-      f'one has a constant radius, so pass that as rho.'
+      f'one has a constant radius, so pass that radius as rho.'
     )
     raise ValueError(msg)
   validation.check_number('rho_min', rho_min, at_least=0)
@@ -174,7 +174,7 @@ def rho_like_learning_rate(
     rate = tree_math.widen(jnp.asarray(learning_rate(count)))
     if lr_max == lr_min:
       return jnp.full_like(rate, rho_max)
-    share = (rate - lr_min) / (lr_max - lr_min)
-    return jnp.clip(rho_min + (rho_max - rho_min) * share, rho_min, rho_max)
+    fraction = (rate - lr_min) / (lr_max - lr_min)
+    return jnp.clip(rho_min + (rho_max - rho_min) * fraction, rho_min, rho_max)
 
   return schedule

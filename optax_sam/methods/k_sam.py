@@ -21,23 +21,23 @@ def k_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """K-SAM: both gradients are over the examples with the largest losses.
+  r"""K-SAM: both gradients are over the examples with the largest losses.
 
-  With `l_i(w)` the losses of the batch, ranked once, at `w`, and `Q1`, `Q2` the
-  `ascent` and the `descent` examples with the largest ones::
+  Small sets make a step as cheap as one of SGD. The losses :math:`\ell_i` are
+  ranked once, at :math:`w`; the sets :math:`Q_1` and :math:`Q_2` have the
+  `ascent` and the `descent` examples with the largest losses.
 
-    g1      = gradient of the mean of l_i over Q1 at w
-    epsilon = rho * g1 / (norm(g1) + 1e-12)
-    u       = gradient of the mean of l_i over Q2 at w + epsilon
+  .. math::
+    \begin{align*}
+      g_1 &= \text{mean of } \nabla \ell_i(w) \text{ over } Q_1 \\
+      \epsilon &= \rho\, g_1 / (\|g_1\| + 10^{-12}) \\
+      \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon) \text{ over } Q_2
+    \end{align*}
 
-  A loss that is not finite ranks last. Equal ones rank by position, so shuffle:
-  a network that fits its data has nearly equal losses. Padding must have a loss
-  of 0. Mislabelled examples dominate both gradients. The incoming gradient is
-  not used: in a jitted step XLA drops its backward pass, and the ranking shares
-  the forward pass of the loss at `w`.
-
-  No program is public. We could not read the paper's sizes. Unverified: the
-  mean, not the sum, over the examples. Random subsets did harm there.
+  A loss that is not finite ranks last. Equal losses rank by position, so
+  shuffle: a network that fits its data has nearly equal losses. Padding must
+  have a loss of 0. The incoming gradient is not used: in a jitted step XLA
+  drops its backward pass, and the ranking shares the forward pass at :math:`w`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -48,12 +48,16 @@ def k_sam(
       device ranks its own examples; under jit the ranking is global.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `per_example_value_fn` and `batch`. Losses that depend on the other
-    examples, such as of normalized advantages, contrastive terms or batch norm,
-    which needs more than one, are other losses in each set; noise by the row
-    is other noise. Cost: 1 / 3 + `ascent` + `descent` gradients, sizes as
-    fractions. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `per_example_value_fn` and `batch`; stateless. It costs 1 / 3 +
+    `ascent` + `descent` gradients, with sizes as fractions.
+
+  .. warning::
+    Mislabelled examples dominate both gradients. Losses that depend on other
+    examples differ in each set: with normalized advantages, contrastive terms
+    or batch norm, which needs more than one example. So does noise drawn by
+    row. No code is public, and the sizes of the paper could not be read.
+    Unverified: the mean, not the sum. Random subsets did harm in the paper.
 
   References:
     Ni, Chiang, Geiping, Goldblum, Wilson, Goldstein, `K-SAM: Sharpness-Aware

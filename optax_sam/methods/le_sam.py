@@ -15,16 +15,16 @@ from optax_sam.trees import tree_math
 def scale_to_loss_rise(
   sigma: optax.ScalarOrSchedule, *, max_radius: float = 0.5
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient to a rise of the linearized loss: LE-SAM.
+  """Scales the ascent gradient to a rise of the linearized loss (LE-SAM).
 
-  The rule is that of `optax_sam.le_sam`, with `max_radius` its `rho_max`.
+  See `optax_sam.le_sam` for the rule; `max_radius` is its `rho_max`.
   """
   validation.check_radius(sigma, 'sigma')
   validation.check_number('max_radius', max_radius, at_least=0)
 
   def perturb(rise: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     size = tree_math.norm(updates)
-    # A norm that can't be divided by makes epsilon 0 whatever the length is.
+    # Otherwise `scale_to` returns 0 for any length.
     divisor = jnp.where(tree_math.is_usable(size), size, 1)
     length = jnp.asarray(rise, size.dtype) / tree_math.stabilized(divisor)
     length = jnp.minimum(length, jnp.asarray(max_radius, size.dtype))
@@ -42,20 +42,18 @@ def le_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Loss-equated SAM (LE-SAM): SAM with a fixed rise of the linearized loss.
+  r"""Loss-equated SAM (LE-SAM): SAM with a fixed rise of the linearized loss.
 
-  With `g` the gradient at `w`::
+  The linearized loss rises by :math:`\sigma`, so the radius :math:`r` grows as
+  gradients shrink. A factor on the loss changes the perturbation.
 
-    r       = min(sigma / (norm(g) + 1e-12), rho_max)
-    epsilon = r * g / (norm(g) + 1e-12)
-    u       = gradient at w + epsilon
-
-  So the linearized loss rises by `sigma`, and the radius grows up to `rho_max`
-  as gradients shrink. A factor on the loss changes `epsilon`. The authors hold
-  `sigma` and decay it to 0 over the last 20 % of the training:
-  `optax.join_schedules([optax.constant_schedule(0.35),
-  optax.cosine_decay_schedule(0.35, T // 5)], [T - T // 5])`. On several devices
-  their program averages the ascent gradient, as `sync_ascent=True` does.
+  .. math::
+    \begin{align*}
+      r &= \min(\sigma / (\|g\| + 10^{-12}),\, \rho_{\max}),
+        \quad g = \nabla L(w) \\
+      \tilde g &= \nabla L(w + \epsilon),
+        \quad \epsilon = r\, g / (\|g\| + 10^{-12})
+    \end{align*}
 
   Args:
     sigma: rise in the unit of the loss, at least 0, or a schedule of it by the
@@ -66,8 +64,14 @@ def le_sam(
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
+
+  .. note::
+    The authors hold `sigma` and decay it to 0 over the last 20 % of the
+    training: `optax.join_schedules([optax.constant_schedule(0.35),
+    optax.cosine_decay_schedule(0.35, T // 5)], [T - T // 5])`. On several
+    devices their code averages the ascent gradient, as `sync_ascent=True` does.
 
   References:
     Wang, Liu, Xie, Gao, `Fix the Loss, Not the Radius: Rethinking the

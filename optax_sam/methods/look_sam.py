@@ -18,8 +18,8 @@ from optax_sam.trees import tree_math
 class ReuseOrthogonalState(NamedTuple):
   """State of `reuse_orthogonal`.
 
-  `direction` is `gv` scaled to length 1 (each leaf with `per_leaf`) or zeros,
-  `ratio` is `norm(gv) / norm(g)` of the last SAM step.
+  `direction` is `v` scaled to length 1 (each leaf with `per_leaf`) or zeros,
+  `ratio` is `norm(v) / norm(g)` of the last SAM step.
   """
 
   direction: optax.Updates
@@ -29,10 +29,10 @@ class ReuseOrthogonalState(NamedTuple):
 def reuse_orthogonal(
   alpha: float = 0.1, *, per_leaf: bool = False, accumulator_dtype: Any = None
 ) -> Descent:
-  """Reuses, at a skipped step, what the last ascent added: LookSAM.
+  """Reuses a part of the last perturbed gradient at skipped steps (LookSAM).
 
-  The rule and the arguments are those of `optax_sam.look_sam`, computed in
-  float32 or wider. A `gv` that is not finite is not stored.
+  See `optax_sam.look_sam` for the rule and the arguments. It computes in at
+  least float32, and does not store a `v` that is not finite.
   """
   validation.check_number('alpha', alpha, at_least=0, below=1)
   validation.check_choice('per_leaf', per_leaf, (True, False))
@@ -90,10 +90,10 @@ def scale_by_trust_ratio_radius(
   rule: Literal['global', 'layer', 'unit'] = 'global',
   max_ratio: float = 20.0,
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales every leaf by the size of its weights: Look-LayerSAM's ascent.
+  """Scales the ascent gradient by the size of each leaf (Look-LayerSAM).
 
-  The rule and the arguments are those of `optax_sam.look_layer_sam`. `epsilon`
-  is 0 if `g` is not finite.
+  See `optax_sam.look_layer_sam` for the rule and the arguments. A gradient that
+  is not finite gives 0.
   """
   validation.check_choice('rule', rule, ('global', 'layer', 'unit'))
   validation.check_number('max_ratio', max_ratio, above=0)
@@ -135,41 +135,47 @@ def look_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """LookSAM: SAM at every k-th step, a part of its gradient reused in between.
+  r"""LookSAM: SAM at every k-th step, a part of its gradient reused in between.
 
-  With `g` the gradient at `w`, `gp` the one at SAM's `w + epsilon`, `t` the
-  step from 0, and `gv` 0 at first::
+  The steps in between cost one gradient. They reuse :math:`v`, the part of the
+  last perturbed gradient :math:`\tilde g` that is orthogonal to :math:`g`.
 
-    t % period == 0:  gv = gp - (dot(g, gp) / norm(g)^2) * g;   u = gp
-    otherwise:        u = g + alpha * (norm(g) / norm(gv)) * gv
+  .. math::
+    \begin{align*}
+      u &= \tilde g, \quad v = \tilde g - (g^\top \tilde g / \|g\|^2)\, g
+        && \text{every k-th step} \\
+      u &= g + \alpha\, (\|g\| / \|v\|)\, v && \text{otherwise}
+    \end{align*}
 
-  A `gv` that is only rounding against `gp` counts as 0, and `gv = 0` gives `u =
-  g`. The added part has the length `alpha * norm(g)` for any `rho`. The ratio
-  `norm(gv) / norm(g)` grows with `rho`: about 0.15 at 0.05, 0.4 to 1.2 at 0.2,
-  and 3 at 1.0. Choose `alpha` close to it; it is
-  `metrics(opt_state)['descent/ratio']`.
-
-  The authors have no public program, and we did not check the text of their
-  algorithm. Ports take norms over all leaves, as is the default here, or leaf
-  by leaf; the latter return NaN where a leaf has no gradient, unlike
-  `per_leaf=True`. Some count from 1, leave the sum out of the inner product, or
-  double the gradient in between; we do not.
+  A :math:`v` that is only rounding against :math:`\tilde g` counts as 0, and
+  :math:`v = 0` gives :math:`u = g`. The added part has the length
+  :math:`\alpha \|g\|` for any `rho`, but :math:`\|v\| / \|g\|` grows with it:
+  about 0.15 at 0.05, 0.4 to 1.2 at 0.2, and 3 at 1.0. Choose `alpha` close to
+  this ratio, `metrics(opt_state)['descent/ratio']`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    period: steps from one SAM step to the next, at least 1; quoted paper: 5.
+    period: steps from one SAM step, at first step 0, to the next, at least 1;
+      the paper is quoted with 5.
     alpha: length of the reused part relative to `g`, in [0, 1). A full search
       found 0.1 and no gain above 0.3; Becker et al. (2024, arXiv 2401.12033)
-      take 0.1 too. The paper is quoted with 0.7, which belongs to ViT with
+      use 0.1 too. The paper is quoted with 0.7, which belongs to ViT with
       `rho=1.0` and hardly trains at a small radius.
-    per_leaf: whether norms and inner products are taken leaf by leaf.
+    per_leaf: whether norms and inner products are those of single leaves.
     accumulator_dtype: dtype of the stored direction; None: float32 or wider.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      `gv` and `u` are computed from averages in any case.
+      `v` and `u` are computed from averages in any case.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 1 + 1 / `period` gradients. State: `gv`.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; state: `v`. Cost: 1 + 1 / `period` gradients.
+
+  .. note::
+    The authors have no public code, and the text of their algorithm is
+    unverified. Ports take norms over all leaves, as by default here, or leaf by
+    leaf; the latter return NaN where a leaf has no gradient, unlike
+    `per_leaf=True`. Some count from 1, leave the sum out of the inner product,
+    or double the gradient in between; we do not.
 
   References:
     Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
@@ -212,19 +218,20 @@ def look_layer_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Look-LayerSAM: LookSAM with an ascent that is scaled layer by layer.
+  r"""Look-LayerSAM: LookSAM with a perturbation scaled layer by layer.
 
-  A layer is a leaf. With `w_l`, `g_l` its weights and gradient, and `g` the
-  gradient of all leaves, `epsilon` of the layer is::
+  A layer is a leaf, with weights :math:`w_l` and gradient :math:`g_l`. Its
+  perturbation depends on `rule`; the rest is `look_sam`.
 
-    'global':  rho * min(norm(w_l) / norm(g_l), max_ratio) * g_l / norm(g)
-    'layer':   rho * norm(w_l) * g_l / norm(g_l)^2
-    'unit':    rho * g_l / norm(g_l)
+  .. math::
+    \begin{align*}
+      \text{global: } &\rho \min(\|w_l\| / \|g_l\|, r_{\max})\, g_l / \|g\| \\
+      \text{layer: } &\rho\, \|w_l\|\, g_l / \|g_l\|^2 \\
+      \text{unit: } &\rho\, g_l / \|g_l\|
+    \end{align*}
 
-  and 0 where `norm(g_l)` is 0, or, except with 'unit', `norm(w_l)` is. The rest
-  is `look_sam`. With the first two rules `epsilon` grows as gradients shrink,
-  and a factor on the loss changes it. Unverified: the paper's formula. 'global'
-  is a second-hand account of it; 'layer' and 'unit' are one port's each.
+  They are 0 where :math:`\|g_l\|` is, or, except with 'unit', :math:`\|w_l\|`.
+  The first two grow as gradients shrink, and a factor on the loss changes them.
 
   Args:
     rho: factor, with 'unit' the length of a layer's epsilon, at least 0, or a
@@ -235,8 +242,12 @@ def look_layer_sam(
     accumulator_dtype, mask, axis_name, sync_ascent: see `look_sam`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 1 + 1 / `period` gradients. State: `gv`.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; state: `v`. Cost: 1 + 1 / `period` gradients.
+
+  .. note::
+    Unverified: the paper's formula. 'global' is a second-hand account of it;
+    'layer' and 'unit' are one port's each.
 
   References:
     Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization

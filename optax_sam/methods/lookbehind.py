@@ -1,4 +1,4 @@
-"""Lookbehind-SAM: several ascent and descent steps, then a part of the way."""
+"""Lookbehind-SAM: several ascent and descent steps, then a fraction of them."""
 
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from optax_sam.trees import tree_math
 
 
 class LookbehindState(NamedTuple):
-  """State of `lookbehind`, and that of the base optimizer."""
+  """State of `lookbehind`: `ascent` counts steps, `base` is the optimizer's."""
 
   ascent: Any
   base: optax.OptState
@@ -33,18 +33,20 @@ def lookbehind(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Lookbehind-SAM: several ascent and descent steps, then a part of the way.
+  r"""Lookbehind-SAM: several ascent and descent steps, then a part of the way.
 
-  With `fast = pert = w` and `h` the gradient at `w`, `steps` times::
+  From :math:`p = f = w` and the gradient :math:`h` at :math:`w`, these rows run
+  `steps` times; then the update is :math:`\alpha (f - w)`. The base optimizer
+  takes `steps` steps a batch, so this wraps it, and its schedules must be
+  `steps` times as long. `steps=1, alpha=1` is SAM.
 
-    pert = pert + rho * h / (norm(h) + 1e-12)     # not projected
-    h    = gradient at pert
-    fast = fast + base.update(h) at fast          # one state of the base
-    then: update = alpha * (fast - w)
-
-  The base optimizer takes `steps` steps a batch, so this wraps it, and its
-  schedules must be `steps` times as long. We checked the rule against the
-  authors' program, which adds 1e-16 to the norm. `steps=1, alpha=1` is SAM.
+  .. math::
+    \begin{align*}
+      p &\leftarrow p + \rho\, h / (\|h\| + 10^{-12})
+        \quad \text{(not projected)} \\
+      h &\leftarrow \nabla L(p) \\
+      f &\leftarrow f + \text{base update of } h \text{ at } f
+    \end{align*}
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
@@ -55,9 +57,12 @@ def lookbehind(
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    An optimizer that returns the whole update: no learning rate follows. Its
-    `update` needs `params`, and `value_fn` or `grad_fn`. Cost: 1 + `steps`
-    gradients. State: that of the base optimizer.
+    An optimizer that includes the learning rate, whose `update` needs `params`,
+    and `value_fn` or `grad_fn`; state: that of `base`. Cost: 1 + `steps`
+    gradients.
+
+  .. note::
+    The rule was checked against the authors' code, which adds 1e-16 to norms.
 
   References:
     Mordido, Malviya, Baratin, Chandar, `Lookbehind-SAM: k steps back, 1 step
@@ -102,12 +107,12 @@ def lookbehind(
       local = optax.tree.cast_like(local, clean)
       if step == steps - 1:
         loss = loss if value is None else jnp.asarray(value, loss.dtype)
-        # One collective for the gradient and what the step reports.
+        # One collective for the gradient and the metrics of the step.
         gradient, norm, loss = devices.average((local, norm, loss), axis_name)
       else:
         gradient = devices.average(local, axis_name)
       ascent = gradient if sync_ascent else local
-      # The base optimizer may hide it, by a sign or by clipping.
+      # The base optimizer may hide a NaN, by a sign or by clipping.
       finite &= tree_math.all_finite(gradient)
       fast = leaves.join(tree_math.move(w, gone), params)
       moved, base_state = base.update(

@@ -166,7 +166,7 @@ def expected_path(rho):
 
 def _is(function, rho, rows, tolerance):
   @pytest.mark.usefixtures('float64')
-  @pytest.mark.filterwarnings('ignore:lambda_.*no step ascends')
+  @pytest.mark.filterwarnings('ignore:lambda_.*no ascent steps')
   @_by(rows, [' '.join(words(row)) for row in rows])
   def test(case):
     if 'rho' in inspect.signature(function).parameters:

@@ -102,7 +102,7 @@ def test_no_deviation_exceeds_what_the_moments_can_show():
   lambdas = {'lambda_1': 0.999 * bound, 'lambda_2': 0.999 * bound}
   assert checks.decisions(SAM(total_steps=200, **lambdas), given)[0]
   lambdas = {'lambda_1': 1.001 * bound, 'lambda_2': 1.001 * bound}
-  with pytest.warns(UserWarning, match='no step ascends'):
+  with pytest.warns(UserWarning, match='no ascent steps'):
     tx = SAM(total_steps=200, **lambdas)
   assert not checks.decisions(tx, given).any()
 
