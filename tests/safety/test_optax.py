@@ -237,7 +237,7 @@ def _lookahead(tx):
 )
 def test_wrappers_that_drop_the_function(wrap, params):
   tx = optax.chain(wrap(optax.chain(optax_sam.sam(), optax.sgd(0.1))))
-  dropped = r'a wrapper has dropped it(.|\n)*optax.lookahead(.|\n)*in front'
+  dropped = r'a wrapper has dropped it(.|\n)*optax.lookahead(.|\n)*before them'
   with pytest.raises(ValueError, match=dropped):
     one(tx, params=params(W), value_fn=loss)
 
