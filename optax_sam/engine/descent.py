@@ -84,9 +84,9 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
   Args:
     alpha: weight of the difference, any number: 0 is the base optimizer, 1 is
       SAM, more extrapolates, as in `optax_sam.wsam`.
-    normalize_clean: whether `g` is normalized to unit length, as in the released
-      configuration of GNP, against its own README. A norm that is zero or not
-      finite then counts as `g = 0`.
+    normalize_clean: whether `g` is normalized to unit length, as in the
+      released configuration of GNP, against its own README. A norm that is zero
+      or not finite then counts as `g = 0`.
 
   Returns:
     A stateless descent.

@@ -123,7 +123,7 @@ def bound(
   except TypeError as error:
     call = ('params', 'params, batch')[positions - 1]
     msg = (
-      f'{name} is called as {name}({call}), with the keyword arguments of update '
+      f'{name} is called as {name}({call}), with the extra arguments of update '
       f'that it names; its signature is {signature}: {error}. Pass the missing '
       f'ones to update by name, or write {name}=lambda {call}: ... . '
       f'{OF_MODELS}'
