@@ -181,8 +181,8 @@ def check_static(name: str, value: Any, kind: str = 'number') -> None:
   """Raises if a value that shapes the compiled function is an array."""
   if isinstance(value, (jax.Array, np.ndarray)):
     msg = (
-      f'{name} shapes the compiled function and must be a Python {kind}, got an '
-      f"array. With optax.inject_hyperparams write static_args=('{name}',)."
+      f'{name} shapes the compiled function and must be a Python {kind}, got '
+      f"an array. With optax.inject_hyperparams write static_args=('{name}',)."
     )
     raise ValueError(msg)
 

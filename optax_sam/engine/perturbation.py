@@ -128,14 +128,10 @@ class RandomState(NamedTuple):
 def keep_random_tensors(
   probability: float, key: jax.Array | int
 ) -> optax.GradientTransformation:
-  r"""Keeps whole leaves at random, one draw per leaf and step: ESAM.
+  """Keeps whole leaves at random, one draw per leaf and step: ESAM.
 
-  With `g` the ascent gradient, and `t` the step and `l` the number of a leaf,
-  both counted from 0, where k is `fold_in(fold_in(key, t), l)`:
-
-  .. math::
-    \epsilon_l = g_l \cdot \text{Bernoulli}(p) \text{ with key } k
-
+  With t the step and l the number of a leaf, both from 0, the leaf is kept if
+  `bernoulli(fold_in(fold_in(key, t), l), p)` is True; otherwise it is set to 0.
   See `optax_sam.esam`, whose radius makes up for the dropped leaves.
 
   Args:

@@ -33,8 +33,7 @@ def m_sam(
 
   .. math::
     \begin{align*}
-      \epsilon_k &= \rho\, g_k / (\|g_k\| + 10^{-12}),
-        \quad g_k = \nabla L_k(w) \\
+      \epsilon_k &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_k(w) \\
       u &= \text{mean of } \nabla L_k(w + \epsilon_k) \text{ over } k
     \end{align*}
 

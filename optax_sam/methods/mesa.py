@@ -43,14 +43,13 @@ def mesa_loss(
   .. math::
     \begin{align*}
       v &\leftarrow \beta v + (1 - \beta)\, w \\
-      y &= \text{logits of } v \text{ in evaluation mode} \\
       D &= (\lambda \tau^2 / B) \sum_i \text{KL}(
         \text{softmax}(y_i / \tau) \,\|\, \text{softmax}(z_i / \tau))
     \end{align*}
 
-  :math:`z` are the logits of :math:`w` in training mode, and :math:`B` is the
-  number of rows of the batch. :math:`v` starts at the first weights. You
-  compute both logits, and call `update` before `loss`::
+  :math:`z` are the logits of :math:`w` in training mode, :math:`y` those of
+  :math:`v` in evaluation mode, for the B rows of the batch. :math:`v` starts at
+  the first weights. You compute both logits, and call `update` before `loss`::
 
     average = mesa.update(params, average)
     targets = model(average.average, batch, train=False)

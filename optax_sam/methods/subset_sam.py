@@ -58,13 +58,11 @@ def subset_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""SAM with an ascent gradient over a subset of the batch.
 
-  The ascent gradient is over a part :math:`A` of the batch, the perturbed
-  gradient over all of it.
+  The ascent gradient is over a part A of the batch, the other over all of it.
 
   .. math::
     \begin{align*}
-      \epsilon &= \rho\, g_A / (\|g_A\| + 10^{-12}),
-        \quad g_A = \nabla L_A(w) \\
+      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_A(w) \\
       \tilde g &= \nabla L(w + \epsilon)
     \end{align*}
 
@@ -82,9 +80,8 @@ def subset_sam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `per_example_value_fn` and `batch`; its state is the key, if given,
-    with 1 + `fraction` gradients a step, and 1 / 3 more if you use the loss at
-    `w`.
+    needs `per_example_value_fn` and `batch`; its state is the key, if given. A
+    step costs 1 + `fraction` gradients, 1 / 3 more if you use the loss at `w`.
 
   .. note::
     Batch norm normalizes A separately. Unverified: whether the paper takes the

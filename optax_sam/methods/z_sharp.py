@@ -86,8 +86,8 @@ def z_sharp(
 ) -> optax.GradientTransformationExtraArgs:
   r"""ZSharp: perturbs only entries whose gradient is an outlier.
 
-  In leaves with at least two axes, entries of the gradient with :math:`|z|` at
-  most the given quantile of the leaf are set to 0.
+  Outliers are the entries of a leaf with at least two axes whose :math:`|z|`
+  is above the given quantile of the leaf.
 
   .. math::
     \begin{align*}
@@ -98,10 +98,10 @@ def z_sharp(
     \end{align*}
 
   Mean and std are of the leaf. The norm is over all leaves, where :math:`f = g`
-  if :math:`f` is 0; with 'per_tensor' it is that of each leaf, and
-  :math:`\|g\|` in leaves with fewer axes. Of n entries without ties
-  `n - 1 - floor((n - 1) * quantile)` are perturbed, found without a sort. All
-  parameters are updated, and no time is saved.
+  if :math:`f` is 0; with 'per_tensor' it is that of the leaf, and that of
+  :math:`g` for leaves with fewer axes. Of n entries without ties `n - 1 -
+  floor((n - 1) * quantile)` are outliers, found without a sort. All parameters
+  are updated, and no time is saved.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
