@@ -180,5 +180,5 @@ def _split(batch: Any, parts: int) -> Any:
 
 
 def _joined(stacked: jax.Array) -> jax.Array:
-  """Undoes `_split` for one number an example."""
+  """Undoes `_split` for one number per example."""
   return stacked.swapaxes(0, 1).reshape(stacked.size)

@@ -31,18 +31,19 @@ def sharpness_aware(
 
   SAM is `scale_to_radius`, `always` and `perturbed_gradient`; AE-SAM has
   another policy, `on_sharp_gradients`; GSAM another descent, `surrogate_gap`.
-  At every step, with both losses over the selected examples:
 
   .. math::
     \begin{align*}
-      g &= \nabla L(w) \text{, the incoming unperturbed gradient} \\
       \epsilon &= \text{perturbation}(\text{ascent gradient}) \\
       \tilde g &= \nabla L(w + \epsilon) \\
-      u &= \text{descent}(g, \tilde g) \text{ if the policy decides to ascend}
+      u &= \text{descent}(g, \tilde g) \text{ at an ascent step of the policy} \\
+      u &= \text{descent}(g) \text{ at a skipped step}
     \end{align*}
 
-  The rest of the chain gets the direction `u` and applies it at `w`: the
-  parameters never stay perturbed, and no copy of them is stored.
+  :math:`g` is the incoming, unperturbed gradient; the ascent gradient, by
+  default :math:`g`, and :math:`\tilde g` are over the selected examples. The
+  rest of the chain gets the direction `u` and applies it at `w`: the parameters
+  never stay perturbed, and no copy of them is stored.
 
   A stateless perturbation is computed at ascent steps only, one with state at
   every step, to keep its statistics complete. Under `jax.jit` a policy branches

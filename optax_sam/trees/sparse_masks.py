@@ -65,7 +65,7 @@ def rank_bits(score: jax.Array) -> jax.Array:
 
 
 def random_bits(key: jax.Array, tree: Any) -> Any:
-  """Returns a tree of 31 random bits an entry, for a uniform choice."""
+  """Returns a tree of 31 random bits per entry, for a uniform choice."""
   leaves, structure = jax.tree.flatten(tree)
 
   def draw(i: int, leaf: jax.Array) -> jax.Array:

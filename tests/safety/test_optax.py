@@ -301,7 +301,7 @@ def test_what_replaces_the_sam_of_optax(ascent, method):
       'optax.contrib.sam',
     ),
     (lambda: optax_sam.sam(0.1, adaptive=True), "'adaptive'.* p, ascent_steps"),
-    (lambda: optax_sam.sam(optax.sgd(0.1)), 'come before the base optimizer'),
+    (lambda: optax_sam.sam(optax.sgd(0.1)), 'before the base optimizer'),
     (
       lambda: optax_sam.sampa(optax.sgd(0.1), batch_like=1.0),
       'batch_like must hold arrays',
