@@ -132,7 +132,7 @@ _SAF = Paper('Du et al.', 2022, '2205.14083')
 _AT_ASCENTS = ('1 an ascent', '1 an ascent')
 _NO_NORM = ('none, no norm', 'none, no norm')
 _NOTHING_AVERAGED = ('none', 'not offered')
-_READ_ONLY = 'agreement with a run: the published program was read, not run'
+_READ_ONLY = 'agreement with a run: the published code was read, not run'
 
 _ROWS = (
   Method(
@@ -527,8 +527,8 @@ _ROWS = (
     needs='',
     collectives=_NOTHING_AVERAGED,
     radius=None,
-    unverified='`tau**2` and the first epoch: the paper and the published '
-    'program differ',
+    unverified='`tau**2` and the first epoch: the paper and the published code '
+    'differ',
   ),
   Method(
     optax_sam.mesa_loss,
@@ -542,8 +542,8 @@ _ROWS = (
     needs='',
     collectives=_NOTHING_AVERAGED,
     radius=None,
-    unverified='`tau**2`: the paper and the published program differ; whether '
-    'the term starts late',
+    unverified='`tau**2`: the paper and the published code differ; whether the '
+    'loss starts late',
   ),
 )
 

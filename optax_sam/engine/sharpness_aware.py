@@ -36,8 +36,8 @@ def sharpness_aware(
     \begin{align*}
       \epsilon &= \text{perturbation}(\text{ascent gradient}) \\
       \tilde g &= \nabla L(w + \epsilon) \\
-      u &= \text{descent}(g, \tilde g) \text{ at an ascent step of the policy} \\
-      u &= \text{descent}(g) \text{ at a skipped step}
+      u &= \text{descent}(g, \tilde g) \text{ if the policy ascends} \\
+      u &= \text{descent}(g) \text{ if it skips the step}
     \end{align*}
 
   :math:`g` is the incoming, unperturbed gradient; the ascent gradient, by
