@@ -93,8 +93,9 @@ def saf_loss(
   .. note::
     :math:`\tau^2` is in the authors' code, not in the paper's equations;
     without it the loss is 25 times weaker. Their code has the weight 0.16,
-    starts an epoch later, and has a table per process but deals examples
-    again every epoch: with 8 processes, 13 % of its targets are of the right age.
+    starts an epoch later, and has a table per process but deals the
+    examples again every epoch: with 8 processes, 13 % of its targets are of the
+    right age.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free
