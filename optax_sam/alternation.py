@@ -1,4 +1,4 @@
-"""Sharpness-aware steps of two calls, for trainers that hide the loss."""
+"""Sharpness-aware steps in two calls, for trainers that hide the loss."""
 
 from typing import Any, NamedTuple
 
@@ -17,8 +17,8 @@ class AlternatingState(NamedTuple):
   """State of `alternating`.
 
   `method` and `base` are the states of both parts, `is_perturbed` whether the
-  parameters are moved. If so, `unperturbed` and `gradient` are where they were,
-  and the gradient there.
+  parameters are perturbed. If so, `unperturbed` and `gradient` are the
+  unperturbed parameters and the gradient there.
   """
 
   method: Any
@@ -31,33 +31,35 @@ class AlternatingState(NamedTuple):
 def alternating(
   method: optax.GradientTransformation, base: optax.GradientTransformation
 ) -> optax.GradientTransformationExtraArgs:
-  """Takes the two gradients of a step from two calls of `update`.
+  r"""Splits each step into two calls of `update`, one for each gradient.
 
-  For trainers that call `tx.update(grads, state, params)` themselves and pass
-  no function of the loss. With `w` the parameters, calls take turns::
+  For trainers that call `tx.update(grads, state, params)` without a function of
+  the loss, as in the transparent mode of `optax.contrib.sam`. Pass each batch
+  twice. The updates of the first and the second call are:
 
-    first: update = epsilon  # of the gradient at w
-    second: update = (w + u) - (w + epsilon)  # u: base.update(direction) at w
+  .. math::
+    \begin{align*}
+      u_1 &= \epsilon \text{, from the gradient at } w \\
+      u_2 &= (w + \text{base}(\text{direction})) - (w + \epsilon)
+    \end{align*}
 
-  where the direction is what `method` makes of both gradients. A step at which
-  a policy takes no second gradient is a single call. Pass each batch twice.
-  After a first call the parameters are perturbed: evaluate and save
-  `optax_sam.unperturbed_params(params, state)`.
+  The direction is the combination of both gradients by `method`. A step that a
+  policy skips is a single call. After a first call the parameters are
+  perturbed: evaluate and save `optax_sam.unperturbed_params(params, state)`.
 
-  What belongs behind the method is a part of `base`; weight decay sees `w`.
-  Nothing may follow in a chain, which would change the way back; before it,
-  clipping sees both gradients. On several devices average the gradients first;
+  Transformations after the method are a part of `base`; weight decay gets `w`.
+  Nothing may follow in a chain, since it would change `u_2`; clipping before it
+  applies to both gradients. On several devices average the gradients first;
   inside `jax.pmap` or `jax.shard_map` build the method with `axis_name=()`.
-  `optax.contrib.sam` calls all this its transparent mode.
 
   Args:
-    method: one that takes one gradient at perturbed parameters and needs no
-      losses of examples: `sam` with one ascent step, `gsam`, `ae_sam`, ...
-    base: base optimizer, with everything that belongs to it in a chain.
+    method: a method with one gradient at perturbed parameters and without
+      per-example losses: `sam` with one ascent step, `gsam`, `ae_sam`, ...
+    base: base optimizer, chained with its weight decay, clipping and so on.
 
   Returns:
-    An optimizer, whose `init` raises a ValueError for other methods. State:
-    those of both parts, and a copy of the parameters and of the gradient.
+    An optimizer, whose `init` raises a ValueError for other methods; its state
+    is the states of both parts, and a copy of parameters and gradient.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.alternating(optax_sam.sam(rho=0.5), optax.sgd(0.1))
@@ -80,7 +82,7 @@ def alternating(
   def init(params: optax.Params) -> AlternatingState:
     _check(method, params)
     w = partition.Leaves.of(params).split(params)
-    # Buffers of their own: the same one can't be donated twice.
+    # Separate buffers: the same one can't be donated twice.
     zeros = lambda: jax.tree.map(jnp.zeros_like, w)
     is_perturbed = jnp.zeros((), bool)
     return AlternatingState(
@@ -110,7 +112,7 @@ def alternating(
       change, theirs = base.update(direction, state.base, w, **extra)
 
       if ascend:
-        # In this order the parameters are the closure's, mostly to the bit.
+        # In this order the result equals that of a closure, mostly bit by bit.
         back = lambda u, w, p: (w + u.astype(w.dtype)) - p
         moved = jax.tree.map(back, *map(leaves.split, (change, w, params)))
         change = leaves.join(moved, change)
@@ -139,7 +141,7 @@ def alternating(
           is_perturbed=jnp.ones((), bool),
         )
 
-      # What isn't finite goes to the base optimizer, which may reject it.
+      # A gradient that isn't finite: the base optimizer may reject it.
       finite = tree_math.all_finite(leaves.split(updates))
       moves = metrics(after)['decided'] & finite
       return _branch(moves, move, lambda: step(updates, params, ascend=False))
@@ -158,7 +160,7 @@ def unperturbed_params(params: optax.Params, opt_state: Any) -> optax.Params:
       `alternating` in it.
 
   Returns:
-    A tree like `params`; these, if they aren't perturbed.
+    A tree like `params`; `params`, if they aren't perturbed.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.alternating(optax_sam.sam(rho=0.5), optax.sgd(0.1))
@@ -184,7 +186,7 @@ def _branch(decision: jax.Array, yes: Any, no: Any) -> Any:
 
 
 def _perturb(method: Any, clean: Any, state: Any, params: Any) -> Any:
-  """Returns where the method takes its second gradient, and its next state."""
+  """Returns the perturbed parameters of the method, and its next state."""
   points = []
 
   def grad_fn(point: Any) -> Any:
@@ -194,40 +196,40 @@ def _perturb(method: Any, clean: Any, state: Any, params: Any) -> Any:
   _, after = method.update(clean, state, params, grad_fn=grad_fn, ascend=True)
   if len(points) != 1:
     msg = (
-      f'method must take one second gradient a step, got one that takes '
+      f'method must take one perturbed gradient a step, got one that takes '
       f'{len(points)}, as sam with ascent_steps=2, cr_sam and eigen_sam do: '
-      f'give these value_fn, in tx.update of optax.chain(method, base).'
+      f'pass value_fn to tx.update, with tx = optax.chain(method, base).'
     )
     raise ValueError(msg)
   return points[0], after
 
 
 def _check(method: Any, params: Any) -> None:
-  """Raises unless a method takes all of a step from one second gradient."""
+  """Raises unless a method needs one perturbed gradient and nothing else."""
   inner = state = jax.eval_shape(method.init, params)
   while hasattr(inner, 'inner_state'):
     inner = inner.inner_state
   if not isinstance(inner, SharpnessAwareState):
     msg = (
       f'method must be one to place before a base optimizer, such as '
-      f'optax_sam.sam(), got one with a {type(inner).__name__}: give a wrapper '
-      f'value_fn in tx.update, and put all else into base.'
+      f'optax_sam.sam(), got one with a {type(inner).__name__}: pass value_fn '
+      f'to tx.update of a wrapper, and put all else into base.'
     )
     raise ValueError(msg)
   zeros = jax.eval_shape(lambda p: jax.tree.map(jnp.zeros_like, p), params)
   point = lambda *given: _perturb(method, *given)[0]
-  program, cause = 'psum', None
+  traced, cause = 'psum', None
   try:
-    program = str(jax.make_jaxpr(point)(zeros, state, params))
+    traced = str(jax.make_jaxpr(point)(zeros, state, params))
   except (NameError, ValueError, jax.errors.UnexpectedTracerError) as error:
     cause = error
     if not isinstance(error, NameError) and 'axis_name' not in str(error):
-      msg = f'method must be one that a second gradient is enough for: {error}'
+      msg = f'method must need one perturbed gradient and no more: {error}'
       raise ValueError(msg) from error
-  if 'psum' in program:
+  if 'psum' in traced:
     msg = (
-      'method must not average over devices, as each would move its parameters '
-      'elsewhere: average the gradients before tx.update, and build the method '
+      'method must not average over devices, whose parameters would then '
+      'differ: average the gradients before tx.update, and build the method '
       'without axis_name, inside jax.pmap and jax.shard_map with axis_name=().'
     )
     raise ValueError(msg) from cause

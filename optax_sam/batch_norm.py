@@ -14,11 +14,11 @@ from optax_sam.trees import tree_math
 
 Variables = Mapping[str, Any]
 
-# A power of two, beside which the statistics of a batch are mere rounding.
+# A power of two that exceeds the statistics of a batch by far.
 _HUGE = 2.0**64
-_NOTHING = 1e-9  # the part of it that is left without momentum
+_NOTHING = 1e-9  # largest remaining fraction of it that counts as no momentum
 _FROZEN = 1.0
-_ODD = 1.2345  # no mean of a batch hits it by chance
+_ODD = 1.2345  # unlikely to be the mean of a batch
 
 
 def reestimate_batch_norm(
@@ -28,20 +28,16 @@ def reestimate_batch_norm(
 ) -> dict[str, Any]:
   """Recomputes the running statistics of batch norm, in one pass over data.
 
-  Averaged or otherwise changed parameters need other running statistics. With
-  `s_i` the mean or the variance of batch i, as the layer computes it in
-  training mode, and n batches::
-
-    statistic = (s_1 + ... + s_n) / n
-
-  Every batch counts the same, so leave out a smaller last one. Means are in
-  float32 or wider. The layer's momentum is removed: `new = momentum * old +
-  (1 - momentum) * s` is solved for it in two further passes of the first batch.
-  Statistics of frozen layers, and integers, are returned unchanged.
+  Averaged or otherwise changed parameters need other running statistics: the
+  mean over batches of the mean or variance that the layer computes in training
+  mode. Every batch counts the same, so leave out a smaller last one. Means are
+  in float32 or wider. The momentum of the layer is removed: `new = momentum *
+  old + (1 - momentum) * s` is solved for it in two further passes of the first
+  batch. Statistics of frozen layers, and integers, are returned unchanged.
 
   Args:
     apply_fn: from variables and a batch to the collections that a pass in
-      training mode changes, as `mutable=` has them::
+      training mode changes, those of `mutable=`::
 
         lambda variables, batch: model.apply(
           variables, batch['inputs'], train=True, mutable=['batch_stats']
@@ -51,7 +47,7 @@ def reestimate_batch_norm(
     batches: batches for `apply_fn`, at least one, in any order.
 
   Returns:
-    The variables, with these collections recomputed.
+    The variables, with recomputed collections.
 
   References:
     Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
@@ -105,7 +101,7 @@ def reestimate_batch_norm(
   return {**variables, **leaves.join(found, kept)}
 
 
-# The function is static, so that another call with it compiles nothing.
+# The function is static, so that another call with it is not recompiled.
 @functools.partial(jax.jit, static_argnums=0)
 def _changed(apply_fn: Any, variables: Any, statistics: Any, batch: Any) -> Any:
   return dict(apply_fn({**variables, **statistics}, batch))
@@ -120,9 +116,9 @@ def _add(mean: Any, new: Any, count: Any) -> Any:
 
 
 def _momenta(run: Callable[[Any], Any], statistics: Any) -> Any:
-  """Returns the momentum of every leaf, 1 for those that don't change."""
+  """Returns the momentum of every leaf, 1 for leaves that don't change."""
   shifted = jax.tree.map(lambda leaf: leaf + _ODD, statistics)
-  # Numbers alone are fetched: statistics may be split over processes.
+  # Only numbers are fetched: statistics may be split over processes.
   is_moved = lambda old, new: bool(jnp.any(old != new))
   moves = jax.tree.map(is_moved, shifted, run(shifted))
   probe = lambda leaf, moving: jnp.full_like(leaf, _HUGE) if moving else leaf

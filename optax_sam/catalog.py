@@ -53,10 +53,10 @@ class Method:
     place: placement relative to the base optimizer. 'chain': before it in
       `optax.chain`; 'after': after it; 'wraps': takes it as an argument;
       'replaces': is an optimizer; 'loss': an auxiliary loss; 'outside': called
-      beside the optimizer.
-    state: its state, beside counters, what it reports for logs, and the state
-      of the base optimizer.
-    needs: what `update` needs beside `params`. 'value_fn': `value_fn` or
+      outside of the optimizer.
+    state: its state, without counters, metrics and the state of the base
+      optimizer.
+    needs: arguments of `update` other than `params`. 'value_fn': `value_fn` or
       `grad_fn`; 'loss': the same, and `grad_fn` must return the loss too;
       'examples': `per_example_value_fn` and `batch`; '': nothing.
     collectives: trees of the size of the gradient that are averaged over
@@ -111,9 +111,9 @@ GROUPS = {
     'Methods that take the base optimizer as an argument or replace it.'
   ),
   'noise and averages': (
-    'Placed after the base optimizer, or called beside it (`swad`).'
+    'Placed after the base optimizer, or called outside of it (`swad`).'
   ),
-  'auxiliary losses': 'Terms that you add to your loss.',
+  'auxiliary losses': 'Losses that you add to yours.',
 }
 
 _ONE_GRADIENT = 'one gradient'
@@ -132,7 +132,7 @@ _SAF = Paper('Du et al.', 2022, '2205.14083')
 _AT_ASCENTS = ('1 an ascent', '1 an ascent')
 _NO_NORM = ('none, no norm', 'none, no norm')
 _NOTHING_AVERAGED = ('none', 'not offered')
-_READ_ONLY = 'agreement with a run: the published program was read, not run'
+_READ_ONLY = 'agreement with a run: the published code was read, not run'
 
 _ROWS = (
   Method(
@@ -261,7 +261,7 @@ _ROWS = (
     title='AsyncSAM',
     paper=Paper('Jo et al.', 2025, '2503.11147'),
     gradients='2, side by side',
-    use_when='two gradients can run at the same time; ascends by an old one',
+    use_when='two gradients can run at the same time; perturbs by an old one',
     state='one direction',
     collectives=('1 a step, joined', '1 a step, without info'),
     unverified='the equation, known from second-hand accounts only',
@@ -527,8 +527,8 @@ _ROWS = (
     needs='',
     collectives=_NOTHING_AVERAGED,
     radius=None,
-    unverified='`tau**2` and the first epoch: the paper and the published '
-    'program differ',
+    unverified='`tau**2` and the first epoch: the paper and the published code '
+    'differ',
   ),
   Method(
     optax_sam.mesa_loss,
@@ -542,8 +542,8 @@ _ROWS = (
     needs='',
     collectives=_NOTHING_AVERAGED,
     radius=None,
-    unverified='`tau**2`: the paper and the published program differ; whether '
-    'the term starts late',
+    unverified='`tau**2`: the paper and the published code differ; whether the '
+    'loss starts late',
   ),
 )
 

@@ -1,4 +1,4 @@
-"""Where the methods of the library stand in a chain, and whether they may."""
+"""Checks of the order of a chain that contains methods of the library."""
 
 import contextlib
 import inspect
@@ -21,20 +21,20 @@ _OPTIMIZERS = (
 )
 _AFTER = (AntiPgdState, SwaState)
 _MASKS = ('MaskedState', 'PartitionState')
-# Those without a state of their own, and where they hold what they wrap.
+# Wrappers without a state, and the variable with the wrapped transformation.
 _HIDDEN = {'with_extra_args_support': 'tx', 'flatten': 'inner'}
-# Wrappers that don't hand on the loss, or the parameters as they are.
+# Wrappers that don't forward the loss, or the parameters unchanged.
 _DROPPING = ('LookaheadState', 'SplitRealAndImaginaryState', *_HIDDEN)
 
 
 class Node(NamedTuple):
-  """A method, or a chain or a wrapper around it.
+  """A method, or a chain or a wrapper that contains it.
 
   Attributes:
     name: class of its state, or name of the function that built it.
-    function: its update function, None if that isn't known.
+    function: its update function, None if unknown.
     parts: (state, update function or None) of each part of a chain.
-    position: which part the method is in.
+    position: index of the part that contains the method.
   """
 
   name: str
@@ -44,15 +44,15 @@ class Node(NamedTuple):
 
 
 def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
-  """Raises if a method of the library can't work where it stands.
+  """Raises if a method of the library is misplaced in an optimizer.
 
-  A method must be first: what stands before it is thrown away, since only the
-  second gradient goes on; behind the base optimizer it climbs. An optimizer has
-  one method at most, not inside of `optax.masked` or `optax.partition`, nor
-  inside of a wrapper that drops the loss. `swa` and `anti_pgd` are last. What
-  returns gradients as they are, such as `optax.identity`, may stand anywhere.
-  `optax_sam.make_step` calls this; with a step of your own, call it once before
-  training. It computes nothing.
+  A method must be first. It forwards the perturbed gradient only, so a
+  transformation before it has no effect, and after the base optimizer the sign
+  is lost (gradient ascent). An optimizer has at most one method, not inside
+  `optax.masked`, `optax.partition` or a wrapper that drops the loss. `swa` and
+  `anti_pgd` are last. Transformations that return gradients unchanged, such as
+  `optax.identity`, may be anywhere. `optax_sam.make_step` calls this; in other
+  training steps, call it once before training. It computes nothing.
 
   Args:
     tx: the optimizer, with or without a method.
@@ -62,15 +62,15 @@ def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
     None.
 
   Raises:
-    ValueError: if the order is wrong; it names what is in the way.
+    ValueError: if the order is wrong; it names the transformation to move.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> check(optax.chain(optax_sam.sam(), optax.sgd(0.1)), jnp.ones(3))
   >>> try:
   ...   check(optax.chain(optax.clip(1.0), optax_sam.sam()), jnp.ones(3))
   ... except ValueError as error:
-  ...   print(str(error)[:64])
-  tx must have the method of optax_sam first, but clip stands befo
+  ...   print(str(error).partition(':')[0])
+  tx must have the method of optax_sam first, got clip before it
   """
   if not isinstance(tx, optax.GradientTransformation):
     msg = (
@@ -91,55 +91,55 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
     if any(name in _MASKS for name in classes):
       yield (
         'tx must not have a method of optax_sam inside of optax.masked or '
-        'optax.partition, which leave out parameters that the loss needs. Put '
-        'it in front, and say by mask= which leaves may be perturbed: '
+        'optax.partition, which exclude parameters that the loss needs. Place '
+        'it before them, with mask= for the leaves that may be perturbed: '
         'optax.chain(optax_sam.sam(mask=mask), optax.masked(base, mask)).'
       )
     if dropping := [node for node in path if node.name in _DROPPING]:
       wrapper = _name(dropping[0].function) or dropping[0].name
       yield (
         f'tx must not have a method of optax_sam inside of {wrapper}, which '
-        f'does not get the loss to hand on, or not the parameters as they are: '
-        f'put the method in front, or leave {wrapper} out. One whose update '
+        f'does not forward the loss, or not the parameters unchanged: place '
+        f'the method before it, or leave {wrapper} out. A wrapper whose update '
         f'takes **extra_args, as that of MultiSteps, gets them if you write '
         f'optax.GradientTransformationExtraArgs(*wrapper).'
       )
     if len(methods) > 1:
       yield (
-        f'tx must have one method of optax_sam, got {len(methods)}: the second '
-        f'gradient of one would be thrown away by the next. Keep one, first in '
-        f'optax.chain, and none in the base= of another.'
+        f'tx must have one method of optax_sam, got {len(methods)}: the '
+        f'perturbed gradient of one would be dropped by the next. Keep one, '
+        f'first in optax.chain, and none in the base= of another.'
       )
     if names := _changing(path, params, before=True):
       yield (
-        f'tx must have the method of optax_sam first, but {names} stands '
-        f'before it: what that does to the gradient is thrown away, since only '
-        f'the second gradient goes on, and behind a base optimizer the sign is '
-        f'lost (gradient ascent). Put it behind the method: '
+        f'tx must have the method of optax_sam first, got {names} before it: '
+        f'its effect on the gradient is dropped, since a method forwards only '
+        f'the perturbed gradient, and after a base optimizer the sign is lost '
+        f'(gradient ascent). Place it after the method: '
         f'optax.chain(optax_sam.sam(), {names}, ...).'
       )
-    behind = [x for node in path for _, x in node.parts[node.position + 1 :]]
-    turned = ', '.join(_name(x) for x in behind if _turns(x))
-    if turned and any(name in _OPTIMIZERS for name in classes):
+    after = [x for node in path for _, x in node.parts[node.position + 1 :]]
+    descending = ', '.join(_name(x) for x in after if _descends(x))
+    if descending and any(name in _OPTIMIZERS for name in classes):
       yield (
-        f'tx must have no base optimizer behind a method that returns the '
-        f'whole update, got {turned}: the sign is lost (gradient ascent). Pass '
-        f'it as base= where there is one, or leave it out.'
+        f'tx must have no base optimizer after a method that returns the whole '
+        f'update, got {descending}: the sign is lost (gradient ascent). Pass '
+        f'it as base= if the method has that, or leave it out.'
       )
   for path in paths(_AFTER, state, tx.update):
     if names := _changing(path, params, before=False):
       yield (
-        f'tx must have swa and anti_pgd last, but {names} stands behind: put '
-        f'it in front, as in optax.chain(base, optax_sam.swa(start=1000)).'
+        f'tx must have swa and anti_pgd last, got {names} after them: place it '
+        f'before, as in optax.chain(base, optax_sam.swa(start=1000)).'
       )
 
 
 def paths(
   kinds: tuple[type, ...], state: Any, function: Any, path: Any = ()
 ) -> Iterator[tuple[Node, ...]]:
-  """Yields the way to each state of some classes, from outside to inside.
+  """Yields the path to each state of some classes, from outside to inside.
 
-  What is inside of a state of these classes is passed over.
+  States inside a state of these classes are skipped.
   """
   while (word := _word(function)) in _HIDDEN:
     inner = getattr(held(function).get(_HIDDEN[word]), 'update', None)
@@ -153,7 +153,7 @@ def paths(
   if not isinstance(state, (tuple, list)):
     return
   functions = _parts(function)
-  # A pair of a number and a state is no chain, but a wrapper of somebody's.
+  # A pair of a number and a state is not a chain, but some wrapper.
   is_chain = not (hasattr(state, '_fields') or any(map(_is_array, state)))
   if not is_chain or len(functions) != len(state):
     only = functions[0] if len(functions) == 1 else None
@@ -165,7 +165,7 @@ def paths(
 
 
 def _changing(path: tuple[Node, ...], params: Any, *, before: bool) -> str:
-  """Returns what changes gradients before or behind a state, by name."""
+  """Names the transformations before or after a state that change gradients."""
   return ', '.join(
     _name(function, number + 1)
     for node in path
@@ -177,7 +177,7 @@ def _changing(path: tuple[Node, ...], params: Any, *, before: bool) -> str:
 
 
 def _passes(state: Any, function: Any, params: optax.Params) -> bool:
-  """Whether a transformation returns the very gradients that it gets."""
+  """Whether a transformation returns its gradients unchanged."""
   found = []
 
   def run(state: Any, params: Any) -> None:
@@ -185,18 +185,18 @@ def _passes(state: Any, function: Any, params: optax.Params) -> bool:
     pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
     found.append(all(x is y for x, y in pairs))
 
-  # A stranger's function, which may not be known, raises what it likes.
+  # A function of the user, or an unknown one, may raise anything.
   with contextlib.suppress(Exception):
     jax.eval_shape(run, state, params)
   return found == [True]
 
 
-def _turns(function: Any) -> bool:
-  """Whether it is known to turn the sign, as a base optimizer does."""
+def _descends(function: Any) -> bool:
+  """Whether it is known to negate gradients, as a base optimizer does."""
   size = held(function).get('step_size', held(function).get('step_size_fn'))
   if _word(function) not in ('scale', 'scale_by_schedule'):
-    return any(map(_turns, _parts(function)))
-  # Not that of step 0, which warms up; an injected one isn't known.
+    return any(map(_descends, _parts(function)))
+  # Not the size of step 0, which may be 0; an injected one isn't known.
   with contextlib.suppress(Exception), jax.ensure_compile_time_eval():
     return bool((size(1) if callable(size) else size) < 0)
   return False
@@ -208,7 +208,7 @@ def _word(function: Any) -> str:
 
 
 def _name(function: Any, number: int = 0) -> str:
-  """Returns what users call a transformation, as far as that can be known."""
+  """Returns the name under which users know a transformation, if possible."""
   if _word(function) in ('with_extra_args_support', 'chain', 'named_chain'):
     words = dict.fromkeys(_name(x, number) for x in _parts(function))
     return ', '.join(word for word in words if word not in ('', 'identity'))
@@ -216,7 +216,7 @@ def _name(function: Any, number: int = 0) -> str:
 
 
 def held(function: Any) -> dict[str, Any]:
-  """Returns what a function, a method or a partial function holds."""
+  """Returns the variables of a closure, a method or a partial function."""
   function = inspect.unwrap(function) if callable(function) else function
   function = getattr(function, 'func', function)  # of a partial function
   found = dict(getattr(getattr(function, '__self__', None), '__dict__', {}))
@@ -224,7 +224,7 @@ def held(function: Any) -> dict[str, Any]:
   names = getattr(getattr(function, '__code__', None), 'co_freevars', ())
   cells = getattr(function, '__closure__', None) or ()
   for name, cell in zip(names, cells, strict=True):
-    with contextlib.suppress(ValueError):  # nothing is in it yet
+    with contextlib.suppress(ValueError):  # an empty cell
       found[name] = cell.cell_contents
   return found
 

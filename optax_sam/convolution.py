@@ -19,29 +19,28 @@ def conv_general_dilated(
   padding: str | Sequence[tuple[int, int]],
   **settings: Any,
 ) -> jax.Array:
-  """Convolves like `jax.lax.conv_general_dilated`, its gradient fast on CPU.
+  """Convolves like `jax.lax.conv_general_dilated`, with fast gradients on CPU.
 
-  Inside `jax.lax.cond` (a method that skips), `jax.lax.scan` or `jax.lax.map`
-  (one with micro-batches) XLA's CPU backend misses its fast kernels for the
-  gradients of convolutions, some twenty times slower. This function writes the
-  gradients in the order of dimensions of these kernels::
+  Inside `jax.lax.cond` (methods that skip), `jax.lax.scan` or `jax.lax.map`
+  (micro-batches), XLA's CPU backend does not use its fast kernels for gradients
+  of convolutions, and is about twenty times slower. This function writes the
+  gradients as convolutions in the order of dimensions of these kernels: dk of x
+  with batch and features swapped and dy, dx of dy and the flipped k with input
+  and output features swapped.
 
-    y = conv(x, k)
-    dk = conv(x with batch and features swapped, dy)
-    dx = conv(dy, k flipped, with input and output features swapped)
-
-  Its values are those of `jax.lax.conv_general_dilated`, and its gradients on
-  other devices. Forward mode (`jax.jvp`) works on its gradients only. In Flax
-  write `nn.Conv(..., conv_general_dilated=optax_sam.conv_general_dilated)`.
+  Its values, and on other devices its gradients, are those of
+  `jax.lax.conv_general_dilated`. Forward mode (`jax.jvp`) works on its
+  gradients only. In Flax write
+  `nn.Conv(..., conv_general_dilated=optax_sam.conv_general_dilated)`.
 
   Args:
     lhs: the inputs, of rank 3 or more.
     rhs: the kernel, of the same rank and dtype.
-    window_strides: stride of each dimension in space.
+    window_strides: stride of each spatial dimension.
     padding: `SAME`, `VALID`, or the entries before and after each dimension.
     **settings: further arguments of `jax.lax.conv_general_dilated`, which is
-      called instead for dilations, groups and dimensions other than `NHWC`,
-      `HWIO`, `NHWC` (with any number of dimensions in space).
+      used for dilations, groups and dimensions other than `NHWC`, `HWIO`,
+      `NHWC` (with any number of spatial dimensions).
 
   Returns:
     The convolution.
@@ -93,7 +92,7 @@ def _convolution(
     return plain(lhs, rhs, strides, padding)
 
   def forward(lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, _Arrays]:
-    # Not `convolve`, which forward mode could not differentiate again.
+    # Not `convolve`, which forward mode can't differentiate.
     return plain(lhs, rhs, strides, padding), (lhs, rhs)
 
   def by_lax(lhs: jax.Array, rhs: jax.Array, cotangent: jax.Array) -> _Arrays:
@@ -109,13 +108,13 @@ def _convolution(
     flipped = jnp.flip(rhs, axis=tuple(range(rhs.ndim - 2)))
     swapped = jnp.swapaxes(flipped, -1, -2)
     of_lhs = plain(cotangent, swapped, ones, to_lhs, lhs_dilation=strides)
-    # The sum over the batch takes the place of the one over input features.
+    # The sum over the batch replaces the one over input features.
     images, kernel = jnp.swapaxes(lhs, 0, -1), jnp.moveaxis(cotangent, 0, -2)
     of_rhs = plain(images, kernel, ones, to_rhs, rhs_dilation=strides)
     return of_lhs, jnp.moveaxis(of_rhs, 0, -2)
 
   def backward(operands: _Arrays, cotangent: jax.Array) -> _Arrays:
-    # On other devices the order gains nothing, and TPUs would copy the inputs.
+    # Other devices gain nothing by the order, and TPUs would copy the inputs.
     return lax.platform_dependent(
       *operands, cotangent, cpu=in_order, default=by_lax
     )
@@ -129,7 +128,7 @@ def _plain(
 ) -> jax.Array:
   """Convolves in the order of the fast kernels."""
   if math.prod(rhs.shape[:-2]) >= math.prod(lhs.shape[1:-1]):
-    # XLA would take the smaller one as the kernel, in another order.
+    # XLA would use the smaller one as the kernel, in another order.
     dilation = settings.pop('lhs_dilation', (1,) * len(padding))
     pads = [(*pair, d - 1) for pair, d in zip(padding, dilation, strict=True)]
     lhs = lax.pad(lhs, jnp.zeros((), lhs.dtype), [(0, 0, 0), *pads, (0, 0, 0)])

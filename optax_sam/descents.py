@@ -1,4 +1,4 @@
-"""Descents: which direction does the base optimizer get?"""
+"""Descents: rules that combine the gradients into the update direction."""
 
 from optax_sam.engine.descent import Descent, mix, perturbed_gradient
 from optax_sam.methods.cr_sam import regularize_curvature

@@ -1,8 +1,7 @@
 """Sharpness-aware steps of Equinox models, stateful ones too.
 
 `init` and `update` take parameters: the arrays of a model, with None in place
-of everything else. The loss of a step takes the model. Needs
-`optax-sam[equinox]`.
+of all other leaves. The loss takes the model. Needs `optax-sam[equinox]`.
 """
 
 from collections.abc import Callable
@@ -28,9 +27,9 @@ def equinox_value_fn(
 ) -> ValueFn:
   """Returns the loss of an Equinox model as a function of its parameters.
 
-  Call it before the first pass, with the same arguments: keys, and the state of
-  stateful layers, which may be used only once, are kept as they are then. The
-  state that the second pass returns is dropped::
+  Call it before the first pass, with the same arguments: it stores the keys and
+  the state of stateful layers, which may be used only once. The state that the
+  second pass returns is dropped::
 
     value_fn = optax_sam.equinox.equinox_value_fn(model, loss_fn, batch, key)
     value, grads = eqx.filter_value_and_grad(loss_fn)(model, batch, key)
@@ -41,17 +40,17 @@ def equinox_value_fn(
   Args:
     model: the whole model, in training mode.
     loss_fn: from (model, *args, **kwargs) to the loss, or to (loss, ...).
-    *args: further arguments of `loss_fn`, pytrees of anything.
+    *args: further arguments of `loss_fn`, any pytrees.
     **kwargs: further keyword arguments of `loss_fn`.
 
   Returns:
     A function from the parameters, such as `eqx.filter(model,
-    eqx.is_inexact_array)`, to the scalar loss. Leaves that are None there are
-    those of `model`.
+    eqx.is_inexact_array)`, to the scalar loss. Where they are None, the leaves
+    of `model` are used.
 
   Raises:
     ValueError: if the state of a stateful layer has been used already; by the
-      function, if the parameters are not made of `model`.
+      function, if the parameters don't have the structure of `model`.
 
   >>> model = eqx.nn.Linear(2, 1, key=jax.random.key(0))
   >>> value_fn = equinox_value_fn(model, lambda m, x: m(x)[0], jnp.zeros(2))
@@ -67,15 +66,16 @@ def equinox_value_fn(
 def equinox_per_example_value_fn(
   model: Any, losses_fn: Callable[..., Any], *args: Any, **kwargs: Any
 ) -> PerExampleValueFn:
-  """Returns the per-example losses of a model, for methods that pick some.
+  """Returns per-example losses of a model, as a function of parameters.
 
-  Call it before the first pass, like `equinox_value_fn`. Write
+  For methods that select examples. Call it before the first pass, like
+  `equinox_value_fn`, and write
   `tx.update(grads, opt_state, params, per_example_value_fn=losses, batch=b)`.
 
   Args:
     model: the whole model, in training mode.
     losses_fn: from (model, batch, *args, **kwargs) to losses or (losses, ...).
-    *args: further arguments of `losses_fn`, pytrees of anything.
+    *args: further arguments of `losses_fn`, any pytrees.
     **kwargs: further keyword arguments of `losses_fn`.
 
   Returns:
@@ -95,7 +95,7 @@ def equinox_per_example_value_fn(
 
 
 def serialise_leaf(file: Any, leaf: Any) -> None:
-  """Writes a leaf of a state, typed keys too, which Equinox alone does not.
+  """Writes a leaf of a state, including typed keys, which Equinox does not.
 
   Write `eqx.tree_serialise_leaves(path, opt_state, filter_spec=serialise_leaf)`
   and read with `deserialise_leaf`.
@@ -105,7 +105,7 @@ def serialise_leaf(file: Any, leaf: Any) -> None:
     leaf: an array, a typed key or any other leaf that Equinox writes.
 
   Returns:
-    Nothing.
+    None.
 
   >>> import io
   >>> file, key = io.BytesIO(), jax.random.key(3)
@@ -126,7 +126,7 @@ def deserialise_leaf(file: Any, leaf: Any) -> Any:
 
   Args:
     file: an open binary file.
-    leaf: a leaf like the one to read, of a state that `init` returns.
+    leaf: a leaf like the one to read, from a state that `init` returns.
 
   Returns:
     The leaf.
@@ -152,12 +152,12 @@ def _of_params(
 ) -> Callable[..., Any]:
   """Returns the loss of the model from its parameters and a batch."""
   try:
-    # A state of Equinox that is put together anew may be used once more.
+    # A state of Equinox that is unflattened again may be used once more.
     leaves, tree = jax.tree.flatten((args, kwargs))
   except ValueError as error:
     msg = (
       f'equinox_value_fn must be called before the first pass, with the state '
-      f'of the model of before it, got one that cannot be used again: {error}'
+      f'that the model has then, got one that cannot be used again: {error}'
     )
     raise ValueError(msg) from error
   structure = _structure(model)

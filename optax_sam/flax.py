@@ -31,9 +31,9 @@ __all__ = [
 class TrainState(train_state.TrainState):
   """Flax's train state, with a step that forwards extra arguments to `tx`.
 
-  For batch norm, subclass it with a field `batch_stats`, and give the new ones
+  For batch norm, subclass it with a field `batch_stats`, and pass the new ones
   to `apply_gradients`. `value_fn` must use the dropout key of the first pass.
-  Scales of 8-bit floats are set by the first gradient, as in Flax: a method
+  Scales of 8-bit floats are set by the incoming gradient, as in Flax: a method
   neither perturbs nor updates them.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -78,7 +78,7 @@ class TrainState(train_state.TrainState):
     for name in changes.keys() - fields:
       msg = (
         f'{name} must be a field of {type(self).__name__} to be replaced; '
-        f'an extra argument for tx goes into extra_args={{{name!r}: ...}}.'
+        f'pass an extra argument of tx as extra_args={{{name!r}: ...}}.'
       )
       raise ValueError(msg)
     own = {'value_fn': value_fn, 'grad_fn': grad_fn, 'batch': batch}
@@ -90,13 +90,13 @@ class TrainState(train_state.TrainState):
         f'apply_gradients(grads=grads, {name}=...).'
       )
       raise ValueError(msg)
-    # None is left out, so that a method that needs the argument says so.
+    # Without None, so that a method can report a missing argument.
     given |= {name: value for name, value in own.items() if value is not None}
     if isinstance(grads, Mapping) and OVERWRITE_WITH_GRADIENT in grads:
       given = self._without_scales(given)
     tx = optax.with_extra_args_support(self.tx)
     update = functools.partial(tx.update, **given)
-    # The step itself is that of Flax, which handles 8-bit floats.
+    # The step of Flax handles 8-bit floats.
     bound = self.replace(tx=optax.GradientTransformation(tx.init, update))
     changes = {'tx': self.tx, **changes}
     return super(TrainState, bound).apply_gradients(grads=grads, **changes)
@@ -129,10 +129,10 @@ def nnx_value_fn(
 ) -> ValueFn:
   """Returns the loss of an NNX model as a function of its parameters.
 
-  Call it before the first pass. The function keeps the model and every NNX
-  object among the arguments, such as `nnx.Rngs`, metrics or other models, as
-  they are at that moment. So both passes draw the same random numbers, and what
-  `loss_fn` changes in the second one is dropped::
+  Call it before the first pass. It copies the model and every NNX object among
+  the arguments, such as `nnx.Rngs`, metrics or other models. So both passes
+  draw the same random numbers, and changes by `loss_fn` in the second pass are
+  dropped::
 
     value_fn = optax_sam.flax.nnx_value_fn(model, loss_fn, batch, rngs)
     value, grads = nnx.value_and_grad(loss_fn)(model, batch, rngs)
@@ -144,7 +144,7 @@ def nnx_value_fn(
     model: the model, in training mode.
     loss_fn: from (model, *args, **kwargs) to the loss, or to (loss, ...). NNX
       objects that it changes must be arguments.
-    *args: further arguments of `loss_fn`, pytrees of anything.
+    *args: further arguments of `loss_fn`, any pytrees.
     wrt: filter of the variables that are parameters, as in `nnx.Optimizer`.
     **kwargs: further keyword arguments of `loss_fn`.
 
@@ -154,8 +154,8 @@ def nnx_value_fn(
   Raises:
     ValueError: by the function, if the parameters aren't those of `wrt`; if
       `loss_fn` changes an NNX object that isn't among its arguments; or if it
-      draws random numbers, and no pass has drawn any since `nnx_value_fn` was
-      called, as it was called too late. Objects that nothing else refers to,
+      draws random numbers, and no pass has drawn any since the call of
+      `nnx_value_fn`, which was too late. Objects without another reference,
       such as `nnx.clone(model)`, need no pass.
 
   >>> import jax.numpy as jnp
@@ -177,16 +177,17 @@ def nnx_per_example_value_fn(
   wrt: Any = nnx.Param,
   **kwargs: Any,
 ) -> PerExampleValueFn:
-  """Returns the per-example losses of an NNX model, for methods that pick some.
+  """Returns per-example losses of an NNX model, as a function of parameters.
 
-  Call it before the first pass, like `nnx_value_fn`. A part of a batch has
-  another dropout mask than the batch, as its shape differs. Write
-  `optimizer.update(model, grads, per_example_value_fn=losses, batch=batch)`.
+  For methods that select examples. Call it before the first pass, like
+  `nnx_value_fn`. A part of a batch has another dropout mask than the batch, as
+  its shape differs. Write `optimizer.update(model, grads,
+  per_example_value_fn=losses, batch=batch)`.
 
   Args:
     model: the model, in training mode.
     losses_fn: from (model, batch, *args, **kwargs) to losses or (losses, ...).
-    *args: further arguments of `losses_fn`, pytrees of anything.
+    *args: further arguments of `losses_fn`, any pytrees.
     wrt: filter of the variables that are parameters, as in `nnx.Optimizer`.
     **kwargs: further keyword arguments of `losses_fn`.
 
@@ -210,18 +211,18 @@ def nnx_per_example_value_fn(
 def _of_params(
   model: nnx.Module, loss_fn: Any, wrt: Any, args: Any, kwargs: Any
 ) -> Callable[..., Any]:
-  """Returns the loss of the model as it is now, from parameters and a batch."""
+  """Returns the loss of the current model, from parameters and a batch."""
   is_object = nnx.graphlib.is_graph_node
   leaves, tree = jax.tree.flatten((args, kwargs), is_leaf=is_object)
   places = [i for i, leaf in enumerate(leaves) if is_object(leaf)]
-  # Split together: what the model shares with an argument stays shared.
+  # Split together, so that shared objects stay shared.
   objects = [model, *(leaves[i] for i in places)]
   leaves = [None if is_object(leaf) else leaf for leaf in leaves]
   is_param = nnx.filterlib.to_predicate(wrt)
   graph, own, others = nnx.split(
     objects, lambda path, x: path[0] == 0 and is_param(path[1:], x), ...
   )
-  # Arrays: the variables are the caller's, and the first pass changes them.
+  # As arrays, since the first pass changes the caller's variables.
   others, expected = nnx.as_pure(others), _names(own.get(0, {}))
   live = [weakref.ref(stream) for stream in _streams(objects)]
   before = [stream.count.get_raw_value() for stream in _streams(objects)]

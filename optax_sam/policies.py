@@ -1,4 +1,4 @@
-"""Policies: is the second gradient taken at this step?"""
+"""Policies: does this step compute the perturbed gradient?"""
 
 from optax_sam.engine.policy import (
   AfterState,

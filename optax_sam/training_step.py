@@ -14,11 +14,11 @@ from optax_sam.engine.batch_loss import BatchLoss
 
 
 class StepOutput(NamedTuple):
-  """What a step of `make_step` reports: `loss`, `aux` and `metrics`.
+  """Output of a step of `make_step`: `loss`, `aux` and `metrics`.
 
-  `loss` is that of the clean pass, a scalar; `aux` what `loss_fn` returned
-  beside it, None without `has_aux`; `metrics` those of `optax_sam.metrics`, an
-  empty dict where `tx` has none.
+  `loss` is the scalar loss at the unperturbed parameters, `aux` the auxiliary
+  output of `loss_fn` there, None without `has_aux`; `metrics` is the dict of
+  `optax_sam.metrics`, empty if `tx` has no method.
   """
 
   loss: jax.Array
@@ -37,40 +37,37 @@ def make_step(
 ) -> Callable[..., tuple[optax.Params, optax.OptState, StepOutput]]:
   """Builds the training step of an optimizer, with any method or none.
 
-  A call takes the gradient, hands `tx.update` what the methods need, and
-  applies the updates::
+  A step computes the gradient, passes the functions that methods need to
+  `tx.update`, and applies the updates::
 
     step(params, opt_state, batch, *args) -> (params, opt_state, StepOutput)
 
   It is a pure function, to be jitted, scanned or mapped by the caller. Both
   passes of a step get the same `*args`: keys, statistics of batch norm, the
-  memory of `saf_loss`. New statistics come as `aux`, from the clean pass. The
-  first call checks `tx` as `optax_sam.check` does.
+  state of `saf_loss`. New statistics are returned as `aux`, from the pass at
+  the unperturbed parameters. The first call checks `tx` by `optax_sam.check`.
 
   Args:
     loss_fn: `loss_fn(params, batch, *args)` returns the scalar loss, or (loss,
-      aux). None takes the mean of `per_example_loss_fn`, whose losses then
-      serve `esam` and `k_sam`, too: that saves a forward pass.
+      aux). None uses the mean of `per_example_loss_fn`, whose losses `esam` and
+      `k_sam` then reuse: that saves a forward pass.
     tx: the optimizer, such as `optax.chain(optax_sam.sam(), optax.sgd(0.1))`.
     has_aux: whether `loss_fn` returns (loss, aux).
     per_example_loss_fn: `per_example_loss_fn(params, batch, *args)` returns
       the loss of each example, shape (B,), for methods that need it.
     accumulate_steps: number k of parts that divides the batch. Both gradients
-      are means over the parts, one part in memory at a time, and `tx` takes one
-      step: for losses that are means, that of the whole batch. Part i has rows
-      i, i + k, ..., so a batch that is split over devices stays there; its
-      `aux` is at index i of a new axis 0. All parts get the same `*args`: keys
-      that should differ belong to the batch. Losses of examples that are
-      differentiated cost a forward pass more.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` whose devices hold
-      different parts of the batch, as the method has it. The loss is averaged,
-      `aux` is the device's. Without a method the gradient is averaged first.
+      are means over the parts, computed one by one to save memory, and `tx`
+      takes one step: for losses that are means, that of the whole batch. Part i
+      has rows i, i + k, ..., so that a batch stays split over devices; its
+      `aux` is at index i of a new axis 0. All parts get the same `*args`: put
+      keys that should differ into the batch. Methods that differentiate
+      per-example losses cost one more forward pass.
+    axis_name: axis of `jax.pmap` or `jax.shard_map` whose devices have
+      different parts of the batch, the same as in the method. The loss is
+      averaged, `aux` is local. Without a method the gradient is averaged first.
 
   Returns:
     The step. Leaves that are not floating-point get gradients of 0.
-
-  Raises:
-    ValueError: here or when a step is traced, if an argument is wrong.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
   >>> loss_fn = lambda w, batch: jnp.mean((batch['x'] * w - batch['y']) ** 2)
@@ -116,7 +113,7 @@ def make_step(
       grads = devices.average(grads, axis_name)
     extra = {'value': value, 'value_fn': loss.value_fn}
     if axis_name is None:
-      extra['grad'] = grads  # else each device would search by its own
+      extra['grad'] = grads  # else line searches would differ by device
     if accumulate_steps > 1:
       extra['grad_fn'] = functools.partial(loss.second, axis_name=axis_name)
     if per_example_loss_fn is not None:
@@ -143,15 +140,15 @@ def _update(tx: Any, grads: Any, state: Any, params: Any, extra: Any) -> Any:
     if needed in extra or needed not in str(error):
       raise
     msg = (
-      'per_example_loss_fn must be given, since a method of tx needs the '
-      'losses of examples: write make_step(None, tx, per_example_loss_fn=f), '
-      'where f(params, batch, *args) returns one loss an example, shape (B,).'
+      'per_example_loss_fn must be given, since a method of tx needs '
+      'per-example losses: write make_step(None, tx, per_example_loss_fn=f), '
+      'where f(params, batch, *args) returns one loss per example, shape (B,).'
     )
     raise ValueError(msg) from error
 
 
 def _check_axes(value: Any, params: Any, axis_name: Any) -> None:
-  """Raises unless a step averages once over the axes that the batch is on."""
+  """Raises unless a step averages once over the axes of the batch."""
   mesh = jax.sharding.get_abstract_mesh()
   named = axis_name if isinstance(axis_name, tuple) else (axis_name,)
   varies = lambda x, over: over in jax.typeof(x).manual_axis_type.varying
@@ -171,13 +168,13 @@ def _check_axes(value: Any, params: Any, axis_name: Any) -> None:
         f'axis_name must name the axes of jax.pmap or jax.shard_map that the '
         f'batch is split over, got axis_name={axis_name!r} inside {axis!r}: '
         f'write axis_name={axis!r} here and in the method, or axis_name=() '
-        f'where devices train independently.'
+        f'if the devices train independently.'
       )
       raise ValueError(msg)
 
 
 def _check_whole(tx: Any, opt_state: Any) -> None:
-  """Raises if an optimizer is right for other training steps only."""
+  """Raises if an optimizer is correct in other training steps only."""
   methods = list(chain_order.paths(chain_order.METHODS, opt_state, tx.update))
   for *around, node in methods:
     alone = all(len(node.parts) == node.position + 1 for node in around)
@@ -194,9 +191,9 @@ def _check_whole(tx: Any, opt_state: Any) -> None:
       accumulates = every is not None and bool(every(0) > 1)
     if accumulates:
       msg = (
-        'tx must not have optax.MultiSteps beside a method: around it the '
-        'descent is by the last batch alone, and behind it the counts, periods '
-        'and schedules of the method run k times too fast. Leave it out, and '
-        'write make_step(..., accumulate_steps=k) for a batch of k parts.'
+        'tx must not have optax.MultiSteps with a method: if it wraps the '
+        'method, the perturbed gradient is of the last batch only; if it is '
+        'after it, step counts, periods and schedules of the method run k times'
+        ' too fast. Leave it out, and write make_step(..., accumulate_steps=k).'
       )
       raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""Checks of Python values; traced values pass, so that they can be injected."""
+"""Checks of arguments; traced values pass, so that they can be injected."""
 
 import dataclasses
 import functools
@@ -18,16 +18,16 @@ _Built = TypeVar('_Built')
 
 @dataclasses.dataclass(frozen=True)
 class _Static:
-  """A value that `optax.inject_hyperparams` takes for no number."""
+  """A value that `optax.inject_hyperparams` does not treat as a number."""
 
   value: Any
 
 
 class _Signature(inspect.Signature):
-  """A signature whose `bind` hides values that shape the program.
+  """A signature whose `bind` hides static values.
 
-  `optax.inject_hyperparams` makes arrays of the numbers that it binds, and
-  schedules of the functions. These arguments stay as they are.
+  `optax.inject_hyperparams` turns the numbers that it binds into arrays, and
+  functions into schedules. Static arguments stay Python values.
   """
 
   name: str = ''
@@ -40,7 +40,7 @@ class _Signature(inspect.Signature):
     return changed
 
   def fit(self, *args: Any, **kwargs: Any) -> inspect.BoundArguments:
-    """Binds arguments; if they don't fit, says what to write."""
+    """Binds arguments; if they don't fit, the error says what to write."""
     try:
       return super().bind(*args, **kwargs)
     except TypeError as error:
@@ -74,8 +74,8 @@ def method(
 ) -> Callable[[Callable[_Given, _Built]], Callable[_Given, _Built]]:
   """Decorates the function that builds a method.
 
-  A call that doesn't fit says what to write. With `optax.inject_hyperparams`,
-  the arguments that are named here, and `mask`, stay Python values.
+  The error of a call that doesn't fit says what to write. The arguments named
+  here, and `mask`, stay Python values in `optax.inject_hyperparams`.
   """
 
   def decorate(function: Callable[_Given, _Built]) -> Callable[_Given, _Built]:
@@ -138,7 +138,7 @@ def _check_scalar(name: str, value: Any) -> None:
   kinds = jnp.floating, jnp.integer
   if isinstance(value, optax.GradientTransformation):
     msg = (
-      f'{name} must be a number, got a gradient transformation. Methods come '
+      f'{name} must be a number, got a gradient transformation. Place a method '
       f'before the base optimizer: write optax.chain(optax_sam.sam(rho=0.05), '
       f'base).'
     )
@@ -178,11 +178,11 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
 
 
 def check_static(name: str, value: Any, kind: str = 'number') -> None:
-  """Raises if a value that shapes the compiled program is an array."""
+  """Raises if a value that shapes the compiled function is an array."""
   if isinstance(value, (jax.Array, np.ndarray)):
     msg = (
-      f'{name} shapes the compiled program and must be a Python {kind}, got an '
-      f"array. With optax.inject_hyperparams write static_args=('{name}',)."
+      f'{name} shapes the compiled function and must be a Python {kind}, got '
+      f"an array. With optax.inject_hyperparams write static_args=('{name}',)."
     )
     raise ValueError(msg)
 
@@ -212,7 +212,7 @@ def as_key(key: Any, name: str = 'key') -> jax.Array:
   if isinstance(key, jax.Array) and key.shape == ():
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
       return jax.random.key(key)  # a seed that optax.inject_hyperparams traced
-    # The state may be donated; the caller's own key must outlive it.
+    # The state may be donated, but the key of the caller must not.
     return jnp.copy(key)
   msg = (
     f'{name} must be an integer seed or a typed key, got {key!r}: write '

@@ -89,7 +89,7 @@ def test_other_methods_are_refused(name):
     'sam in steps': 'takes 2, as sam with ascent_steps=2',
     'cr_sam': 'takes 2, as .* cr_sam and',
     'frob_sam': 'frob_sam needs the loss',
-    'm_sam': 'needs the losses of the examples',
+    'm_sam': 'needs per-example losses',
     'lookbehind': 'got one with a LookbehindState',
     'b_sam': 'got one with a BSamState',
   }

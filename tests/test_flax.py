@@ -299,7 +299,7 @@ def test_train_state_names_a_wrong_argument():
     state.apply_gradients(grads=state.params, value=1.0)
   with pytest.raises(ValueError, match="got 'value_fn': write apply_gradi"):
     state.apply_gradients(grads=state.params, extra_args={'value_fn': jnp.sum})
-  with pytest.raises(ValueError, match='second gradient needs a function'):
+  with pytest.raises(ValueError, match='perturbed gradient needs a function'):
     state.apply_gradients(grads=state.params)
 
 

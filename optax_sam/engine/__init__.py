@@ -1,1 +1,1 @@
-"""What a step of a method needs, whatever the method."""
+"""Components that all methods share."""

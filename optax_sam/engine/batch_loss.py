@@ -1,4 +1,4 @@
-"""The loss of a batch, one part in memory at a time."""
+"""The loss of a batch, computed part by part to save memory."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,12 +18,12 @@ class BatchLoss(NamedTuple):
 
   Attributes:
     loss_fn: from (parameters, batch, *args) to the loss, or to (loss, aux);
-      None for the mean of the losses of examples.
-    per_example_loss_fn: from the same to the losses of examples.
+      None for the mean of the per-example losses.
+    per_example_loss_fn: from the same to the per-example losses.
     has_aux: whether `loss_fn` returns aux.
     batch: the batch.
-    args: what both functions get beside it.
-    parts: number of parts of equal size that it is computed in.
+    args: further arguments of both functions.
+    parts: number of equal parts in which the loss is computed.
   """
 
   loss_fn: Any
@@ -34,7 +34,7 @@ class BatchLoss(NamedTuple):
   parts: int
 
   def of(self, params: optax.Params, batch: Any) -> tuple[jax.Array, Any]:
-    """Returns the loss of some examples, and aux or their losses."""
+    """Returns the loss of some examples, and aux or per-example losses."""
     if self.loss_fn is None:
       losses = self.of_examples(params, batch)
       return jnp.mean(losses), losses
@@ -56,13 +56,13 @@ class BatchLoss(NamedTuple):
     return value, aux
 
   def of_examples(self, params: optax.Params, batch: Any) -> jax.Array:
-    """Returns the losses of some examples."""
+    """Returns the per-example losses of some examples."""
     losses = self.per_example_loss_fn(params, batch, *self.args)
     wanted, got = (_num_examples(batch),), jax.tree.map(jnp.shape, losses)
     if got != wanted:
       msg = (
-        f'per_example_loss_fn must return one loss an example, shape {wanted}, '
-        f'got shape {got}.'
+        f'per_example_loss_fn must return one loss per example, shape {wanted},'
+        f' got shape {got}.'
       )
       raise ValueError(msg)
     return losses
@@ -95,14 +95,14 @@ class BatchLoss(NamedTuple):
     return found, leaves.join(grads, jax.tree.map(jnp.zeros_like, params))
 
   def second(self, params: optax.Params, axis_name: Any) -> tuple[Any, Any]:
-    """Returns (loss, gradient) at the point that a method asks for."""
+    """Returns (loss, gradient) at the parameters that a method passes."""
     (value,), grads = self.value_and_grad(params, axis_name, keep=1)
     return value, grads
 
   def value_fn(
     self,
     params: optax.Params,
-    # What Optax's line searches see in `update` must be arguments here.
+    # Optax's line searches refuse extra arguments that this does not name.
     grad_fn: Any = None,
     per_example_value_fn: Any = None,
     batch: Any = None,
@@ -115,7 +115,7 @@ class BatchLoss(NamedTuple):
     return jnp.mean(_map(lambda x: self.of(params, x)[0], self.split()))
 
   def losses(self, params: optax.Params, batch: Any) -> jax.Array:
-    """Returns the losses of examples, at most a part of them at a time."""
+    """Returns per-example losses, in chunks of at most one part."""
     of = lambda batch: self.of_examples(params, batch)
     rows, size = _num_examples(batch), _num_examples(self.batch) // self.parts
     if self.parts == 1 or rows <= size:
@@ -150,7 +150,7 @@ def _num_examples(batch: Any) -> int:
 
 
 def _scan(add: Callable[..., Any], total: Any, parts: Any) -> tuple[Any, Any]:
-  """Is `jax.lax.scan`, which outside of `jax.jit` compiles at every call."""
+  """Scans; outside of `jax.jit` in Python, as JAX would recompile each call."""
   if isinstance(jnp.zeros(()), jax.core.Tracer):
     return jax.lax.scan(add, total, parts)
   found = []
@@ -161,7 +161,7 @@ def _scan(add: Callable[..., Any], total: Any, parts: Any) -> tuple[Any, Any]:
 
 
 def _map(function: Callable[[Any], jax.Array], parts: Any) -> jax.Array:
-  """Maps over parts, whose intermediate results are not kept."""
+  """Maps over parts without storing their intermediate results."""
   function = jax.checkpoint(function)
   return _scan(lambda _, part: (None, function(part)), None, parts)[1]
 
@@ -173,12 +173,12 @@ def _split(batch: Any, parts: int) -> Any:
     leaf = jnp.asarray(leaf)
     size = leaf.shape[0] // parts
     if size % (jax.typeof(leaf).sharding.mesh.size or 1):
-      leaf = devices.whole(leaf)  # or JAX refuses where axes are explicit
+      leaf = devices.replicated(leaf)  # JAX refuses it on explicit axes
     return leaf.reshape(size, parts, *leaf.shape[1:]).swapaxes(0, 1)
 
   return jax.tree.map(split, batch)
 
 
 def _joined(stacked: jax.Array) -> jax.Array:
-  """Undoes `_split` for one number an example."""
+  """Undoes `_split` for one number per example."""
   return stacked.swapaxes(0, 1).reshape(stacked.size)

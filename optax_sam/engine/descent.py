@@ -1,11 +1,11 @@
-"""Descents: which direction does the base optimizer get?
+"""Descents: rules that combine the gradients into the update direction.
 
-A descent has `init(params)`, `on_ascent(clean, at, state)` for the steps that
-take the second gradient, and `on_skip(clean, state)` for the others. Both
-return (direction, new state). `at(t)` is the gradient at `w + t * epsilon`: SAM
-descends with `at(1)`, and each other multiple costs one gradient more. A
-descent with state gets gradients that are averaged over the devices. Pass one
-to `optax_sam.sharpness_aware`.
+A descent has `init(params)`, `on_ascent(clean, at, state)` for steps with a
+perturbed gradient, and `on_skip(clean, state)` for the others. Both return
+(direction, new state). `clean` is the unperturbed gradient, `at(t)` the one at
+`w + t * epsilon`: SAM returns `at(1)`, and each other multiple costs one more
+gradient. A descent with state gets gradients that are averaged over the
+devices. Pass one to `optax_sam.sharpness_aware`.
 """
 
 from collections.abc import Callable
@@ -23,14 +23,14 @@ At = Callable[[float], optax.Updates]
 
 
 class Descent(NamedTuple):
-  """Combines the clean and the perturbed gradient into a direction.
+  """Combines the unperturbed and the perturbed gradient into a direction.
 
   Attributes:
     init: from the parameters to the state of the descent, a pytree of arrays.
-    on_ascent: from (clean gradient, function from t to the gradient at
+    on_ascent: from (unperturbed gradient, function from t to the gradient at
       `w + t * epsilon`, state) to (direction, new state); the gradients and the
       direction are like the parameters.
-    on_skip: from (clean gradient, state) to (direction, new state).
+    on_skip: from (unperturbed gradient, state) to (direction, new state).
   """
 
   init: Callable[[optax.Params], Any]
@@ -39,24 +39,25 @@ class Descent(NamedTuple):
 
 
 def keep_clean(clean: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:
-  """Descends with the clean gradient."""
+  """Returns the unperturbed gradient and the state as they are."""
   return clean, state
 
 
 def stateless(combine: Callable[[optax.Updates, At], Any]) -> Descent:
-  """Builds a descent from a function of the clean gradient and of `at`."""
+  """Builds a stateless descent from a function of the gradient and `at`."""
   return Descent(
     no_state, lambda clean, at, state: (combine(clean, at), state), keep_clean
   )
 
 
 def perturbed_gradient() -> Descent:
-  """Descends with the gradient at the perturbed parameters: SAM's descent.
+  r"""Uses the perturbed gradient as the direction: the descent of SAM.
 
-  With `g` the clean and `gp` the perturbed gradient::
-
-    on ascent:  u = gp
-    on skip:    u = g
+  .. math::
+    \begin{align*}
+      u &= \nabla L(w + \epsilon) \text{ at an ascent step} \\
+      u &= \nabla L(w) \text{ at a skipped step}
+    \end{align*}
 
   Returns:
     A stateless descent.
@@ -70,19 +71,22 @@ def perturbed_gradient() -> Descent:
 
 
 def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
-  """Mixes the clean and the perturbed gradient: GNP and WSAM.
+  r"""Mixes the unperturbed and the perturbed gradient: GNP and WSAM.
 
-  With `g` the clean and `gp` the perturbed gradient::
-
-    u = g + alpha * (gp - g)
-    normalize_clean: u = (1 - alpha) * g / (norm(g) + 1e-12) + alpha * gp
+  .. math::
+    \begin{align*}
+      g &= \nabla L(w), \quad \tilde g = \nabla L(w + \epsilon) \\
+      u &= g + \alpha (\tilde g - g) \\
+      u &= (1 - \alpha)\, g / (\|g\| + 10^{-12}) + \alpha \tilde g
+        \text{ if normalized}
+    \end{align*}
 
   Args:
     alpha: weight of the difference, any number: 0 is the base optimizer, 1 is
       SAM, more extrapolates, as in `optax_sam.wsam`.
-    normalize_clean: whether the clean gradient has unit length, as in the
-      released configuration of GNP, against its own README. A norm that is
-      zero or not finite then counts as `g = 0`.
+    normalize_clean: whether `g` is normalized to unit length, as in the
+      released configuration of GNP, against its own README. A norm that is zero
+      or not finite then counts as `g = 0`.
 
   Returns:
     A stateless descent.
@@ -101,7 +105,7 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
 
   def mixed(g: jax.Array, gp: jax.Array) -> jax.Array:
     wide = tree_math.widen(g)
-    # Exactly the clean gradient where both are equal.
+    # Exactly the unperturbed gradient where both are equal.
     difference = tree_math.widen(gp) - wide
     return (wide + jnp.asarray(alpha, wide.dtype) * difference).astype(g.dtype)
 
@@ -117,9 +121,9 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
 def orthogonal_part(
   updates: optax.Updates, *, to: optax.Updates, unit: jax.Array
 ) -> tuple[optax.Updates, jax.Array]:
-  """Returns what is left without the direction of `to`, and its norm.
+  """Returns the part of a tree that is orthogonal to `to`, and its norm.
 
-  Both are 0 if that is mere rounding.
+  Both are 0 if the part is within rounding error.
 
   Args:
     updates: a tree like `to`.
@@ -139,7 +143,7 @@ def orthogonal_part(
 
   part = jax.tree.map(leaf, updates, to)
   length = tree_math.norm(part, unit)
-  # That of `updates`, by Pythagoras: one pass over the parameters less.
+  # The norm of `updates`, by Pythagoras: saves a pass over the parameters.
   along = slope * jnp.sqrt(square) * unit.astype(square.dtype)
   whole = jnp.hypot(length, along.astype(length.dtype))
   negligible = tree_math.is_negligible(length, whole)

@@ -1,4 +1,4 @@
-"""Averages over devices, and what is local to a device."""
+"""Averages over devices, and values that are local to a device."""
 
 import math
 from typing import Any, NamedTuple
@@ -25,14 +25,14 @@ def average_ascent(
 class AveragingPlan(NamedTuple):
   """Where a step averages over the devices: every gradient exactly once.
 
-  What a policy decides by, and what a descent stores, must be equal on all
-  devices, so it is averaged before they see it. Otherwise the direction is
-  averaged, together with the scalars that a step reports.
+  Inputs of a policy and of a descent with state must be equal on all devices,
+  so they are averaged first. Otherwise the direction is averaged, together with
+  the scalars that a step reports.
 
   Attributes:
     axis_name: the axis to average over; None or () for none.
     is_synced: whether the ascent gradient is averaged.
-    by_policy: whether the policy looks at the clean gradient.
+    by_policy: whether the policy reads the unperturbed gradient.
     by_descent: whether the descent combines averaged gradients.
   """
 
@@ -42,31 +42,31 @@ class AveragingPlan(NamedTuple):
   by_descent: bool
 
   def ascent(self, tree: Any) -> Any:
-    """Averages an ascent gradient, if that is wanted."""
+    """Averages an ascent gradient, with `sync_ascent`."""
     return average(tree, self.axis_name) if self.is_synced else tree
 
   def clean(self, tree: Any) -> Any:
-    """Averages the clean gradient before anything depends on it."""
+    """Averages the unperturbed gradient before anything depends on it."""
     early = self.by_policy or self.by_descent
     return average(tree, self.axis_name) if early else tree
 
   def perturbed(self, tree: Any) -> Any:
-    """Averages the perturbed gradient before the descent sees it."""
+    """Averages the perturbed gradient before the descent gets it."""
     return average(tree, self.axis_name) if self.by_descent else tree
 
   def ascended(self, tree: Any) -> Any:
-    """Averages what an ascending step returns, in its branch."""
+    """Averages the results of an ascent step, inside its branch."""
     here = self.by_policy and not self.by_descent
     return average(tree, self.axis_name) if here else tree
 
   def output(self, tree: Any) -> Any:
-    """Averages what either branch returns, unless that has been done."""
+    """Averages the results of either branch, unless they are averages."""
     late = not (self.by_policy or self.by_descent)
     return average(tree, self.axis_name) if late else tree
 
 
 def names(axis_name: AxisName | None) -> tuple[Any, ...]:
-  """Returns the names of axes; of `()` all, where devices are independent."""
+  """Returns the names of axes; for `()` (independent devices) all of them."""
   if axis_name is None:
     return ()
   if axis_name == ():
@@ -75,10 +75,10 @@ def names(axis_name: AxisName | None) -> tuple[Any, ...]:
 
 
 def tracked(axes: tuple[Any, ...]) -> tuple[Any, ...]:
-  """Returns the axes of which it is known what varies over them.
+  """Returns the axes for which types say whether an array varies over them.
 
-  Outside of shard_map with check_vma nothing is known to vary, not even the
-  index of the device: then there is nothing to cast or to check.
+  Only types inside shard_map with check_vma say so. Elsewhere not even the
+  index of the device is known to vary, and nothing can be cast or checked.
   """
   known = lambda name: name in array_types.varying(jax.lax.axis_index(name))
   return tuple(name for name in axes if known(name))
@@ -94,8 +94,7 @@ def as_local(tree: Any, axis_name: AxisName | None) -> Any:
   """Marks replicated values as local to a device.
 
   Inside `jax.shard_map` the gradient with respect to a replicated value is
-  summed over the axis behind one's back; with respect to a local one it stays
-  local.
+  automatically summed over the axis; with respect to a local one it is local.
   """
   axes = frozenset(tracked(names(axis_name)))
   return jax.tree.map(lambda leaf: array_types.vary_over(leaf, axes), tree)
@@ -109,17 +108,17 @@ def check_loss(loss: Any, axis_name: AxisName | None) -> None:
   if missing(loss, axis_name):
     msg = (
       f'value_fn must return the loss of this device, got one that is equal on '
-      f'all devices of axis_name={axis_name!r}: leave jax.lax.pmean out, the '
-      f'method averages.'
+      f'all devices of axis_name={axis_name!r}: leave jax.lax.pmean out, as '
+      f'the method averages.'
     )
     raise ValueError(msg)
 
 
-def whole(leaf: Any) -> Any:
-  """Returns an array to pick from, which explicit axes don't split.
+def replicated(leaf: Any) -> Any:
+  """Replicates an array along explicit mesh axes before indexing.
 
-  Where axes of a mesh are part of an array's type, JAX refuses to pick from
-  what is split; else the compiler finds a way.
+  On axes of type `Explicit` JAX refuses to index a split array; on others the
+  compiler handles it.
   """
   split = _explicit_split(leaf)
   if split is None:
@@ -129,9 +128,9 @@ def whole(leaf: Any) -> Any:
 
 
 def split_like(picked: Any, leaf: Any) -> Any:
-  """Splits what was picked from `whole(leaf)` as the leaf was, if it can be.
+  """Splits rows picked from `replicated(leaf)` like the leaf, if possible.
 
-  Otherwise each device computes with all of it.
+  Otherwise each device computes with all rows.
   """
   split = _explicit_split(leaf)
   if split is None or picked.shape[0] % _parts(split):
@@ -145,7 +144,7 @@ def _explicit_split(leaf: Any) -> jax.sharding.NamedSharding | None:
 
 
 def _parts(split: jax.sharding.NamedSharding) -> int:
-  """Returns the number of parts that the first axis of an array is in."""
+  """Returns the number of parts that the first axis is split into."""
   names = split.spec[0] or ()
   names = names if isinstance(names, tuple) else (names,)
   return math.prod(split.mesh.shape[name] for name in names)

@@ -1,4 +1,4 @@
-"""The extra arguments of `update`: who gets which of them."""
+"""The extra arguments of `update`, and the functions that receive them."""
 
 import functools
 import inspect
@@ -9,11 +9,11 @@ import optax
 
 from optax_sam.engine.models import OF_MODELS, explained
 
-# Those that tell the loss.
+# Arguments that define the loss.
 ARGUMENTS = ('value_fn', 'grad_fn', 'per_example_value_fn', 'batch', 'losses')
 
-# Those that Optax's line searches keep to themselves, too.
-_NEVER_HANDED_ON = ('value_fn', 'value', 'grad')
+# Never forwarded, as in Optax's line searches.
+_NEVER_FORWARDED = ('value_fn', 'value', 'grad')
 
 _BY_POSITION = (
   inspect.Parameter.POSITIONAL_ONLY,
@@ -36,14 +36,14 @@ def hide_arguments(
   """Hides the arguments of the methods from a base optimizer.
 
   The line searches of Optax, also that of `optax.lbfgs`, refuse every extra
-  argument that `value_fn` doesn't take. Wrap them where a method in front of
+  argument that `value_fn` doesn't take. Wrap them if a method placed before
   them needs `per_example_value_fn`, `batch`, `losses`, `grad_fn` or `ascend`.
 
   Args:
-    base: what stands behind a method in `optax.chain`.
+    base: the optimizer to place after a method in `optax.chain`.
 
   Returns:
-    The same optimizer. Its `update` passes on all other arguments, and those
+    The same optimizer, whose `update` forwards all other arguments, and those
     that `value_fn` names.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
@@ -88,9 +88,12 @@ def hide_arguments(
 def bound(
   name: str, given: Mapping[str, Any], positions: int
 ) -> Callable[..., Any] | None:
-  """Returns the function of a name with the extra arguments that it names.
+  """Binds to a given function the extra arguments that it names.
 
-  It gets its first arguments, as many as there are positions, by position.
+  Args:
+    name: name of the function among the extra arguments.
+    given: the extra arguments.
+    positions: number of arguments that are passed by position.
   """
   function = given.get(name)
   if function is None:
@@ -98,18 +101,18 @@ def bound(
   if not callable(function):
     msg = (
       f'{name} must be a function of the parameters, got {function!r}: pass '
-      f'the function itself, {name}=lambda p: ..., not what it returns.'
+      f'the function itself, {name}=lambda p: ..., not its result.'
     )
     raise ValueError(msg)
   try:
     signature = inspect.signature(function)
-  except (TypeError, ValueError):  # some functions that are not Python's
+  except (TypeError, ValueError):  # some built-in functions
     return function
   parameters = list(signature.parameters.values())
   ours = [x.name for x in parameters if x.kind in _BY_POSITION][:positions]
   takes_all = any(x.kind is inspect.Parameter.VAR_KEYWORD for x in parameters)
   foreign = {*ARGUMENTS, 'ascend', 'value', 'grad'}
-  named = _named(signature) - {*ours, *_NEVER_HANDED_ON}
+  named = _named(signature) - {*ours, *_NEVER_FORWARDED}
   more = {
     key: value
     for key, value in given.items()
@@ -120,8 +123,8 @@ def bound(
   except TypeError as error:
     call = ('params', 'params, batch')[positions - 1]
     msg = (
-      f'{name} is called as {name}({call}), with further arguments that update '
-      f'gets by name; its signature is {signature}: {error}. Pass the missing '
+      f'{name} is called as {name}({call}), with the extra arguments of update '
+      f'that it names; its signature is {signature}: {error}. Pass the missing '
       f'ones to update by name, or write {name}=lambda {call}: ... . '
       f'{OF_MODELS}'
     )

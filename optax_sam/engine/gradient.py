@@ -1,7 +1,7 @@
-"""Gradients as they come in: like the parameters, or None where there is none.
+"""Incoming gradients: like the parameters, with None for absent gradients.
 
-A leaf without a gradient is left alone: no norm, no decision and no state of
-this step knows it.
+A leaf without a gradient is not updated, and enters no norm, decision or state
+of this step.
 """
 
 from collections.abc import Callable
@@ -28,11 +28,11 @@ def gradient_like(
   """Returns a gradient with one entry for each leaf of the parameters.
 
   Args:
-    updates: a gradient, None where there is none, for a leaf or for many.
+    updates: a gradient, None where absent, for a leaf or a subtree.
     params: the parameters.
-    name: what the user calls the gradient.
-    needed: from the parameters to leaves that must have a gradient, with
-      something else in place of the others; by default any leaf will do.
+    name: name of the gradient in error messages.
+    needed: from a tree like the parameters to the leaves that must have a
+      gradient; by default at least one leaf must.
 
   Raises:
     ValueError: if structures, shapes or types differ, with the path.
@@ -55,7 +55,7 @@ def gradient_like(
       msg = f'{name} must have the structure of the parameters, got {problem}.'
       raise ValueError(msg) from None
   entries = structure.flatten_up_to(updates)
-  # Of other leaves jax.grad has gradients of its own, such as float0.
+  # For other leaves jax.grad has special gradients, such as float0.
   for (path, leaf), entry in zip(_paths(params), entries, strict=True):
     if entry is not None and tree_math.is_float(leaf):
       _check_entry(entry, leaf, name, f' at {name_of(path)!r}' if path else '')
@@ -75,7 +75,7 @@ def _check_entry(entry: Any, leaf: Any, name: str, at: str) -> None:
   elif shape != leaf.shape:
     problem = f'arrays like the parameters, got {shape} for {leaf.shape}{at}'
     if shape[1:] == leaf.shape:
-      problem += ': of gradients of single examples, pass the mean'
+      problem += ': pass the mean of per-example gradients'
   elif not jnp.issubdtype(jnp.result_type(entry), jnp.floating):
     problem = f'real gradients, got {jnp.result_type(entry)}{at}'
   else:
@@ -85,7 +85,7 @@ def _check_entry(entry: Any, leaf: Any, name: str, at: str) -> None:
 
 
 def _difference(updates: Any, params: optax.Params) -> str:
-  """Says where the structures of two trees differ first."""
+  """Describes the first difference between two structures."""
   kind = lambda x: 'n array' if hasattr(x, 'dtype') else f' {type(x).__name__}'
   ours = {name_of(path): kind(leaf) for path, leaf in _paths(updates)}
   wanted = dict.fromkeys(name_of(path) for path, _ in _paths(params))
@@ -99,11 +99,11 @@ def _difference(updates: Any, params: optax.Params) -> str:
 def without_absent(
   updates: Any, state: Any, params: optax.Params
 ) -> tuple[Any, Callable[[Any], Any]]:
-  """Leaves out of a state what belongs to leaves without a gradient.
+  """Removes from a state the parts for leaves without a gradient.
 
   Returns:
-    (the state for this step, function from the next such state to one of all
-    parameters, in which what was left out is unchanged).
+    (state for this step, function from its successor to the state for all
+    parameters, in which the removed parts are unchanged).
   """
   present = with_gradient(updates, params)
   if present is None:

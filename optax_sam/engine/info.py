@@ -1,4 +1,4 @@
-"""What the steps of a method did, and how to read it from a state."""
+"""Counters and metrics of a method, and how to read them from a state."""
 
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,15 +11,15 @@ from optax_sam.trees import tree_math
 
 
 class SharpnessAwareInfo(NamedTuple):
-  """What the last steps did, for logs; equal on all devices.
+  """Metrics of the last steps, for logs; equal on all devices.
 
   Attributes:
-    ascended: whether the last step took the second gradient, a scalar bool.
+    ascended: whether the last step took an ascent step, a scalar bool.
     decided: whether the policy decided so, a scalar bool; the same, unless the
       caller chose the branch with `ascend`.
-    second_gradients: number of steps so far that took it, a scalar int32.
-    ascent_norm: norm of the ascent gradient at the last step that took it, a
-      scalar; 0 before the first.
+    second_gradients: number of steps so far with a perturbed gradient, int32.
+    ascent_norm: norm of the ascent gradient at the last such step, a scalar; 0
+      before the first.
     perturbed_loss: loss at the perturbed parameters at that step, a scalar; 0
       as long as it isn't known, as with a `grad_fn` that returns no loss.
   """
@@ -40,7 +40,7 @@ class SharpnessAwareState(NamedTuple):
     policy: state of the policy.
     descent: state of the descent.
     selection: state of the selection.
-    info: what the last steps did.
+    info: metrics of the last steps.
   """
 
   step_count: jax.Array
@@ -52,13 +52,13 @@ class SharpnessAwareState(NamedTuple):
 
 
 def no_state(params: optax.Params) -> optax.EmptyState:
-  """Returns the state of a choice that is stateless."""
+  """Returns the state of a stateless component."""
   del params
   return optax.EmptyState()
 
 
 def first_state(params: optax.Params) -> SharpnessAwareState:
-  """Returns the state before the first step of a method without choices.
+  """Returns the state before the first step, with stateless components.
 
   Args:
     params: the floating-point leaves of the parameters.
@@ -75,7 +75,7 @@ def first_state(params: optax.Params) -> SharpnessAwareState:
       decided=jnp.zeros((), bool),
       second_gradients=jnp.zeros((), jnp.int32),
       ascent_norm=scalar,
-      # A buffer of its own: the same one can't be donated twice.
+      # A separate buffer: the same one can't be donated twice.
       perturbed_loss=jnp.zeros_like(scalar),
     ),
   )
@@ -89,14 +89,14 @@ def advance(
   ascended: Any = True,
   decided: Any = True,
 ) -> SharpnessAwareState:
-  """Counts a step, and records what it did.
+  """Counts a step, and records its metrics.
 
   Args:
     state: state before the step.
     ascent_norm: norm of the ascent gradient, averaged over the devices.
     perturbed_loss: averaged loss at the perturbed parameters; None if a
       `grad_fn` returned none.
-    ascended: whether the step took the second gradient.
+    ascended: whether the step took an ascent step.
     decided: whether the policy decided so.
   """
   last = state.info
@@ -107,7 +107,7 @@ def advance(
     step_count=tree_math.increment(state.step_count),
     info=SharpnessAwareInfo(
       ascended=ascended,
-      # A buffer of its own: the same one can't be donated twice.
+      # A separate buffer: the same one can't be donated twice.
       decided=jnp.asarray(decided).copy(),
       second_gradients=jnp.where(
         ascended,
@@ -125,23 +125,22 @@ _ARRAYS = (jax.Array, np.ndarray, np.generic)
 
 
 def metrics(opt_state: Any) -> dict[str, Any]:
-  """Returns the scalars of a sharpness-aware element, wherever it sits.
+  """Returns the metrics of the sharpness-aware method in an optimizer state.
 
   Args:
-    opt_state: state of an optimizer that has a method of this library in it,
-      in a chain or wrapped.
+    opt_state: state of an optimizer with a method of this library in it, in a
+      chain or wrapped; for an NNX optimizer write
+      `metrics(nnx.as_pure(optimizer.opt_state))`.
 
   Returns:
     A flat dict of arrays of shape (): `step_count`, the fields of
     `SharpnessAwareInfo` (`ascended`, `decided`, `second_gradients`,
-    `ascent_norm`, `perturbed_loss`), and whatever scalars the choices keep,
-    such as `policy/threshold` of `ae_sam` or `descent/ratio` of `look_sam`.
-    Several elements are told apart by a number in front, as in
-    `0/step_count` and `1/step_count`.
+    `ascent_norm`, `perturbed_loss`), and the scalars in the states of the
+    components, such as `policy/threshold` of `ae_sam` or `descent/ratio` of
+    `look_sam`. Several methods are numbered: `0/step_count`, `1/step_count`.
 
   Raises:
-    ValueError: if there is no such element, or if it holds no arrays, as in
-      an NNX optimizer.
+    ValueError: if there is no method, or if its state contains no arrays.
 
   >>> import jax.numpy as jnp, optax, optax_sam
   >>> tx = optax.chain(optax_sam.look_sam(), optax.sgd(0.1))
@@ -153,7 +152,7 @@ def metrics(opt_state: Any) -> dict[str, Any]:
   if not found:
     msg = (
       'opt_state must hold the state of a method of optax_sam, but has none: '
-      'put one first in the chain, as in optax.chain(optax_sam.sam(), '
+      'place one first in the chain, as in optax.chain(optax_sam.sam(), '
       'optax.sgd(0.1)).'
     )
     raise ValueError(msg)
@@ -181,7 +180,7 @@ def _scalars(state: SharpnessAwareState) -> dict[str, Any]:
 
 
 def _fields(state: Any, prefix: str) -> dict[str, Any]:
-  """Returns the scalar fields of nested states, but no leaf of a tree."""
+  """Returns the scalar fields of nested states, without leaves of trees."""
   if isinstance(state, _ARRAYS):
     is_key = jnp.issubdtype(state.dtype, jax.dtypes.prng_key)
     return {} if state.shape or is_key else {prefix: state}
@@ -203,7 +202,7 @@ def check_state(state: Any, kind: type) -> None:
   if not isinstance(state, kind):
     msg = (
       f'state must be a {kind.__name__}, got a {type(state).__name__}: pass '
-      f'what tx.init(params) or the last tx.update of the same tx returned.'
+      f'the result of tx.init(params) or of the last tx.update of the same tx.'
     )
     raise ValueError(msg)
 
@@ -212,7 +211,7 @@ State = TypeVar('State')
 
 
 def states(opt_state: Any, kind: type[State]) -> list[State]:
-  """Returns the states of one class, in their order.
+  """Returns all states of one class, in order.
 
   Args:
     opt_state: state of an optimizer, of chains and wrappers of any depth.
@@ -229,7 +228,7 @@ def only_state(opt_state: Any, kind: type[State], example: str) -> State:
   Args:
     opt_state: state of an optimizer, of chains and wrappers of any depth.
     kind: a class of named tuples.
-    example: how an optimizer with such a state is written.
+    example: code of an optimizer with such a state.
 
   Raises:
     ValueError: if there is none, or more than one.
@@ -238,7 +237,7 @@ def only_state(opt_state: Any, kind: type[State], example: str) -> State:
   if len(found) != 1:
     msg = (
       f'opt_state must hold one {kind.__name__}, but has {len(found)}: pass '
-      f'that of an optimizer such as {example}.'
+      f'the state of an optimizer such as {example}.'
     )
     raise ValueError(msg)
   return found[0]

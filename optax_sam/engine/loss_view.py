@@ -1,4 +1,4 @@
-"""The loss of a batch, from the functions that `update` was given."""
+"""The loss of the current batch, built from the extra arguments of `update`."""
 
 import contextlib
 import dataclasses
@@ -20,10 +20,10 @@ GradFn = Callable[[optax.Params], Any]
 PerExampleValueFn = Callable[[optax.Params, Any], jax.Array]
 
 _DROPPED = (
-  '\nIf you passed it, a wrapper has dropped it. These hand on no extra '
+  '\nIf you passed it, a wrapper has dropped it. These forward no extra '
   'arguments: the TrainState of Flax (optax_sam.flax.TrainState does), '
   'optax.lookahead, optax.contrib.split_real_and_imaginary, and '
-  'optax.MultiSteps(...).gradient_transformation(). Put the method in front of '
+  'optax.MultiSteps(...).gradient_transformation(). Place the method before '
   'them: optax.chain(method, wrapper(base)).'
 )
 
@@ -35,15 +35,15 @@ class LossView:
   Attributes:
     value_fn: from the parameters to the scalar loss of the batch.
     grad_fn: from the parameters to its gradient, or to (loss, gradient).
-    per_example_value_fn: from the parameters and a batch to its (B,) losses;
-      0 for rows that are no examples and only fill the batch up.
+    per_example_value_fn: from the parameters and a batch to its (B,) losses; 0
+      for rows of padding.
     batch: a pytree whose leaves have the examples on axis 0.
-    clean_losses: (B,) losses at the unperturbed parameters, where the training
+    clean_losses: (B,) losses at the unperturbed parameters, if the training
       step has computed them already.
-    axis_name: the axis that gradients must stay local to.
-    leaves: which leaves the methods below take and return.
+    axis_name: device axis over which gradients stay local.
+    leaves: which leaves the functions below take and return.
     params: the parameters with all their leaves, as the functions of the
-      training step know them.
+      training step take them.
   """
 
   value_fn: ValueFn | None = None
@@ -73,10 +73,7 @@ class LossView:
       given: the extra arguments. The functions get those that they name; the
         others belong to other transformations.
       mask: leaves that may be perturbed.
-      axis_name: the axis that gradients stay local to.
-
-    Raises:
-      ValueError: if one can't be used.
+      axis_name: device axis over which gradients stay local.
     """
     view = cls(
       value_fn=bound('value_fn', given, 1),
@@ -101,7 +98,7 @@ class LossView:
     if self.per_example_value_fn is not None and self.batch is not None:
       return
     msg = (
-      'the second gradient needs a function to differentiate; pass one to '
+      'the perturbed gradient needs a function to differentiate; pass one to '
       'update, for example\n'
       '  value_fn = lambda p: loss(p, batch)\n'
       '  updates, opt_state = tx.update(\n'
@@ -112,7 +109,7 @@ class LossView:
   def value_and_grad(
     self, params: optax.Params
   ) -> tuple[jax.Array | None, optax.Updates]:
-    """Returns the loss, where it is known, and its gradient."""
+    """Returns the loss, None if it is unknown, and its gradient."""
     params = devices.as_local(params, self.axis_name)
     if self.grad_fn is not None:
       whole = self._whole(params)
@@ -126,7 +123,7 @@ class LossView:
     return jax.value_and_grad(self._mean)(params)
 
   def value(self, params: optax.Params) -> jax.Array | None:
-    """Returns the loss, None if there is a function to the gradient alone."""
+    """Returns the loss, None if only a gradient function was given."""
     params = devices.as_local(params, self.axis_name)
     if self.value_fn is not None:
       return _as_scalar(self.value_fn)(self._whole(params))
@@ -144,11 +141,11 @@ class LossView:
     """Returns the loss of every example of the batch, shape (B,)."""
     if self.per_example_value_fn is None or self.batch is None:
       self._needs_examples()
-    wanted = (self.num_examples,)  # looks at the batch before it is used
+    wanted = (self.num_examples,)  # checks the batch before it is used
     losses = self.per_example_value_fn(self._whole(params), self.batch)
     if _shapes(losses) != wanted:
       msg = (
-        f'per_example_value_fn must return one loss an example, shape '
+        f'per_example_value_fn must return one loss per example, shape '
         f'{wanted}, got shape {_shapes(losses)}.'
       )
       raise ValueError(msg)
@@ -162,16 +159,16 @@ class LossView:
     return jnp.asarray(self.clean_losses)
 
   def check_losses(self) -> None:
-    """Raises unless the given losses are those of the examples."""
+    """Raises unless there is one given loss for each example."""
     found, wanted = _shapes(self.clean_losses), '(B,)'
-    # A batch of another kind is none of the examples, and not used as such.
+    # A batch without an axis of examples is not used, so it is not checked.
     with contextlib.suppress(ValueError):
       wanted = f'({_num_rows(self.batch)},)'
     is_one_each = isinstance(found, tuple) and len(found) == 1
     if str(found) != wanted and not (wanted == '(B,)' and is_one_each):
       msg = (
-        f'losses must hold one loss of every example of batch, shape {wanted}, '
-        f'got shape {found}: pass those of the clean pass, or leave it out.'
+        f'losses must hold one loss for each example of batch, shape {wanted}, '
+        f'got shape {found}: pass those at params, or leave it out.'
       )
       raise ValueError(msg)
 
@@ -183,31 +180,31 @@ class LossView:
     return _num_rows(self.batch)
 
   def rows(self, index: jax.Array | slice) -> 'LossView':
-    """Returns the mean loss over some of the examples, gathered first."""
-    _ = self.num_examples  # says what is wrong with the batch, if anything
-    # A NumPy array can't be indexed by what a program has yet to compute.
-    gather = lambda leaf: jnp.asarray(devices.whole(leaf))[index]
+    """Returns a view of the mean loss over some examples, gathered first."""
+    _ = self.num_examples  # checks the batch
+    # A NumPy array can't be indexed by a traced array.
+    gather = lambda leaf: jnp.asarray(devices.replicated(leaf))[index]
     picked = jax.tree.map(gather, self.batch)
     return self.on(jax.tree.map(devices.split_like, picked, self.batch))
 
   def on(self, batch: Any) -> 'LossView':
-    """Returns the mean loss over another batch."""
+    """Returns a view of the mean loss over another batch."""
     return dataclasses.replace(
       self, value_fn=None, grad_fn=None, batch=batch, clean_losses=None
     )
 
   def of_movable_leaves(self) -> 'LossView':
-    """Returns the same loss as a function of what may be perturbed only."""
+    """Returns a view as a function of the leaves that may be perturbed."""
     return dataclasses.replace(self, leaves=self.leaves.only_movable())
 
   def _needs_examples(self) -> NoReturn:
     msg = (
-      'this method needs the losses of the examples of a batch; pass them '
-      'to update, for example\n'
+      'this method needs per-example losses; pass a function of them to '
+      'update, for example\n'
       '  updates, opt_state = tx.update(\n'
       '    grads, opt_state, params,\n'
       '    per_example_value_fn=f, batch=batch)\n'
-      'where f(params, batch) returns one loss an example, shape (B,)'
+      'where f(params, batch) returns one loss per example, shape (B,)'
     )
     raise ValueError(msg + _DROPPED)
 
@@ -253,7 +250,7 @@ def _check_real(name: str, value: Any) -> None:
 def _split_value(
   result: Any, params: optax.Params, leaves: Leaves
 ) -> tuple[jax.Array | None, optax.Updates]:
-  """Returns (loss or None, gradient of the leaves that a method works on)."""
+  """Returns (loss or None, gradient of the leaves of the method)."""
   choices, problem = [(None, result)], ''
   if isinstance(result, tuple) and len(result) == 2 and _is_scalar(result[0]):
     choices.append(result)
@@ -266,8 +263,8 @@ def _split_value(
   msg = (
     f'grad_fn must return a gradient like the parameters, or (loss, '
     f'gradient), got shapes {_shapes(result)} for parameters of shapes '
-    f'{_shapes(params)}: {problem} With has_aux=True, return what is asked '
-    f'for:\n'
+    f'{_shapes(params)}: {problem} With has_aux=True, leave aux '
+    f'out:\n'
     f'  def grad_fn(p):\n'
     f'    (value, _), grads = jax.value_and_grad(loss, has_aux=True)(p)\n'
     f'    return value, grads'

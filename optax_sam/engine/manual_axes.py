@@ -1,8 +1,8 @@
 """Checks of the axes of `jax.pmap` and `jax.shard_map` that a step runs in.
 
-Where `jax.shard_map` checks (`check_vma=True`), the type of an array says over
-which axes it varies, and the gradient with respect to one that doesn't is
-summed over them. Elsewhere nothing is known, and the user has to say it.
+In `jax.shard_map` with `check_vma=True`, the type of an array says over which
+axes it varies, and gradients with respect to other arrays are summed over them.
+Elsewhere types say nothing, and the user has to name the axes.
 """
 
 import dataclasses
@@ -23,17 +23,17 @@ _SPLIT = (
 
 
 def check(view: LossView, updates: Any, axis_name: Any) -> None:
-  """Raises unless a step is known to be right on all devices.
+  """Raises unless a step is known to be correct on all devices.
 
   Args:
     view: the loss of the batch.
-    updates: floating-point leaves of the clean gradient.
-    axis_name: that of the method.
+    updates: floating-point leaves of the incoming gradient.
+    axis_name: the one of the method.
 
   Raises:
-    ValueError: if devices may hold other examples over an axis that the method
-      doesn't average over, if gradients were summed over an axis before they
-      came here, or if parameters are split over one.
+    ValueError: if devices may have different examples along an axis over which
+      the method doesn't average, if incoming gradients were already summed over
+      an axis, or if parameters are split over one.
   """
   _check_bound(axis_name)
   _check_local(updates, axis_name)
@@ -46,7 +46,7 @@ def check(view: LossView, updates: Any, axis_name: Any) -> None:
   if unknown:
     raise ValueError(_left_out(unknown, axis_name, 'axis_name=()'))
   w = jax.tree.leaves(view.leaves.split(view.params))
-  # With axis_name=() `value_and_grad` casts, but not what came in.
+  # With axis_name=() `value_and_grad` casts, but not incoming gradients.
   kept = jax.tree.leaves(updates) if axis_name == () else w
   apart = [x for x in tracked if any(x in varying(leaf) for leaf in w)]
   asked = [x for x in tracked if axis_name == () or x not in covered]
@@ -54,18 +54,18 @@ def check(view: LossView, updates: Any, axis_name: Any) -> None:
   if not apart and not equal:
     return
   depends = set().union(*map(varying, jax.tree.leaves(updates)))
-  for program, is_gradient in _programs(view):
-    if split := [x for x in apart if _communicates(program, x)]:
+  for traced, is_gradient in _traced(view):
+    if split := [x for x in apart if _communicates(traced, x)]:
       msg = (
         f'params vary over {split!r}, and the loss communicates over it: '
-        f'{_SPLIT}. If they are equal on all devices, pass those of before '
-        f"jax.lax.pcast(params, ..., to='varying') to update."
+        f'{_SPLIT}. If they are equal on all devices, pass update the '
+        f"parameters from before jax.lax.pcast(params, ..., to='varying')."
       )
       raise ValueError(msg)
-    variables = program.outvars
-    if is_gradient:  # What it returns has the type of the parameters.
-      inner = (x for eqn in program.eqns for x in eqn.outvars)
-      variables = (*program.constvars, *inner)
+    variables = traced.outvars
+    if is_gradient:  # Its result has the type of the parameters.
+      inner = (x for eqn in traced.eqns for x in eqn.outvars)
+      variables = (*traced.constvars, *inner)
     depends.update(*(varying(x.aval) for x in variables))
   if wrong := [x for x in equal if x in depends]:
     if axis_name == ():
@@ -128,8 +128,8 @@ def _one(axes: Any) -> Any:
   return axes[0] if len(axes) == 1 else axes
 
 
-def _programs(view: LossView) -> Iterator[tuple[Any, bool]]:
-  """Traces what `update` was given; and whether it returns a gradient."""
+def _traced(view: LossView) -> Iterator[tuple[Any, bool]]:
+  """Traces the functions of the loss; yields whether each is of gradients."""
   view = dataclasses.replace(view, axis_name=None)
   w = view.leaves.split(view.params)
   if view.value_fn is not None:
@@ -140,8 +140,8 @@ def _programs(view: LossView) -> Iterator[tuple[Any, bool]]:
     yield jax.make_jaxpr(view.value_and_grad)(w).jaxpr, True
 
 
-def _communicates(program: Any, axis: Any) -> bool:
-  for eqn in program.eqns:
+def _communicates(traced: Any, axis: Any) -> bool:
+  for eqn in traced.eqns:
     found = eqn.params.get('axis_name', eqn.params.get('axes', ()))
     names = found if isinstance(found, tuple) else (found,)
     if axis in names and eqn.primitive.name not in ('axis_index', 'pvary'):

@@ -1,4 +1,4 @@
-"""Sums over parts of a batch, one part in memory at a time."""
+"""Sums over parts of a batch, computed part by part to save memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,12 +15,12 @@ def sum_over_chunks(
   batch: Any,
   chunk_size: int,
 ) -> Any:
-  """Adds up a function of consecutive rows of a batch.
+  """Sums a function over chunks of consecutive rows of a batch.
 
   Args:
     function: from some rows, a pytree like `batch`, to a pytree of arrays.
     batch: pytree whose leaves have the rows on axis 0.
-    chunk_size: rows at a time; the last part is smaller if there is a
+    chunk_size: rows of a chunk; the last one is smaller if there is a
       remainder.
 
   Returns:
@@ -28,7 +28,7 @@ def sum_over_chunks(
   """
   rows = jax.tree.leaves(batch)[0].shape[0]
   chunks, remainder = divmod(rows, chunk_size)
-  whole = jax.tree.map(devices.whole, batch)
+  whole = jax.tree.map(devices.replicated, batch)
 
   def of_rows(chunk: Any) -> Any:
     return function(jax.tree.map(devices.split_like, chunk, batch))
@@ -37,7 +37,7 @@ def sum_over_chunks(
   if remainder:
     total = of_rows(jax.tree.map(lambda x: x[rows - remainder :], whole))
   if chunks == 1:
-    # Not a loop of one turn: XLA's CPU backend is slow at convolutions in it.
+    # No loop for one chunk: in loops XLA's CPU backend convolves slowly.
     only = of_rows(jax.tree.map(lambda x: x[:chunk_size], whole))
     return only if total is None else jax.tree.map(jnp.add, total, only)
   if not chunks:

@@ -1,7 +1,6 @@
-"""What to write where a model stands for its parameters, or they for it.
+"""Advice in error messages if a model is passed for parameters, or vice versa.
 
-Models of Flax NNX and Equinox are known by what they look like: no framework
-is imported here.
+Models of Flax NNX and Equinox are recognized without importing a framework.
 """
 
 import functools
@@ -17,13 +16,13 @@ _EQUINOX = (
 _NNX = 'write value_fn=optax_sam.flax.nnx_value_fn(model, loss_fn, batch)'
 # For a function that needs more arguments than the parameters.
 OF_MODELS = (
-  'Of a loss of a model, optax_sam.flax.nnx_value_fn and '
-  'optax_sam.equinox.equinox_value_fn make such a function.'
+  'For the loss of a model, optax_sam.flax.nnx_value_fn and '
+  'optax_sam.equinox.equinox_value_fn build such a function.'
 )
 
 
 def advice(params: Any) -> str:
-  """Returns what to write instead of parameters that aren't all arrays."""
+  """Returns advice for parameters that aren't all arrays."""
   bases = [base.__module__ for base in type(params).__mro__]
   is_model = any(name.startswith('equinox.') for name in bases)
   if is_model or any(callable(leaf) for leaf in jax.tree.leaves(params)):
@@ -32,7 +31,7 @@ def advice(params: Any) -> str:
 
 
 def explained(function: Any) -> Any:
-  """Returns a function of parameters that says if it wants a model."""
+  """Wraps a function of parameters, to explain errors if it takes a model."""
 
   @functools.wraps(function)
   def call(params: Any, *args: Any, **kwargs: Any) -> Any:
@@ -42,7 +41,7 @@ def explained(function: Any) -> Any:
       hint = _hint(params, str(error))
       if hint is None:
         raise
-      msg = f'the loss was given parameters, and needs a model: {hint}. {error}'
+      msg = f'the loss got parameters, but needs a model: {hint}. {error}'
       raise ValueError(msg) from error
 
   return call

@@ -1,7 +1,7 @@
-"""Which leaves a method works on, and which of them it may perturb.
+"""Which leaves a method updates, and which of them it may perturb.
 
-The leaves that are left out are replaced by `optax.MaskedNode`, as
-`optax.masked` does: norms, counts and states never see them.
+Excluded leaves are replaced by `optax.MaskedNode`, as in `optax.masked`, so
+that norms, counts and states exclude them.
 """
 
 import re
@@ -24,7 +24,7 @@ _NORM_LAYER = re.compile(r'(bn|ln|gn)_?\d*')
 
 
 class Leaves(NamedTuple):
-  """The leaves that a method works on, split off once and joined once.
+  """The leaves that a method updates: splits trees and joins them again.
 
   Attributes:
     floats: tree of bools like the parameters, True at floating-point leaves
@@ -42,8 +42,8 @@ class Leaves(NamedTuple):
   ) -> 'Leaves':
     """Splits parameters by the types of their leaves, and by a mask.
 
-    Leaves whose gradient in `updates` is None, if these are given, are left
-    out too, and so are those that a mask from `trainable` names as frozen.
+    Leaves whose gradient in `updates` is None are excluded too, and so are
+    those that a mask from `trainable` has as frozen.
     """
     floats = float_leaves(params)
     if updates is not None:
@@ -63,7 +63,7 @@ class Leaves(NamedTuple):
     return fill(self.floats, tree, others)
 
   def inside(self, tree: Any) -> Any:
-    """Returns what may be perturbed of the floating-point leaves."""
+    """Returns the floating-point leaves that may be perturbed."""
     return keep(self.movable, tree)
 
   def move(
@@ -112,7 +112,7 @@ def float_leaves(params: optax.Params) -> Any:
 def check_real(params: optax.Params, mask: Mask = None) -> None:
   """Raises if a leaf that may be perturbed is complex.
 
-  No rule says how to perturb one, and to pass it over would go unnoticed.
+  No rule says how to perturb one, and skipping it would go unnoticed.
   """
   _check_arrays(params)
   warn_if_rounded(params, mask)
@@ -125,14 +125,14 @@ def check_real(params: optax.Params, mask: Mask = None) -> None:
     if is_allowed and is_complex(leaf):
       msg = (
         f'params must be real, got complex numbers at {name_of(path)!r}: keep '
-        f'their real and imaginary parts as two leaves, or leave them out by '
-        f'mask= where there is one.'
+        f'their real and imaginary parts as two leaves, or exclude them by '
+        f'mask= if the method has it.'
       )
       raise ValueError(msg)
 
 
 def warn_if_rounded(params: optax.Params, mask: Mask = None) -> None:
-  """Warns, once, of leaves too coarse to hold a small perturbation."""
+  """Warns, once, of dtypes that round a small perturbation away."""
   leaves = Leaves.of(params, mask)
   movable = leaves.inside(leaves.split(params))
   for path, leaf in jax.tree_util.tree_leaves_with_path(movable):
@@ -141,7 +141,7 @@ def warn_if_rounded(params: optax.Params, mask: Mask = None) -> None:
       warnings.warn(
         f'params hold {leaf.dtype} at {where!r}, which rounds most of a small '
         f'perturbation away: keep the parameters in float32 and cast them in '
-        f'the model, or leave such leaves out by mask=.',
+        f'the model, or exclude such leaves by mask=.',
         stacklevel=2,
       )
       return
@@ -157,7 +157,7 @@ def _check_arrays(params: optax.Params) -> None:
       msg = (
         f'params hold optax.MaskedNode at {where!r}: the method is inside '
         f'optax.masked or optax.partition, where the loss would not get all '
-        f'parameters. Write it in front, with mask=:\n'
+        f'parameters. Place it before them, with mask=:\n'
         f'  optax.chain(optax_sam.sam(mask=mask), optax.masked(base, mask))\n'
         f"  mask = optax_sam.trainable(labels, frozen='frozen')\n"
         f'  optax.chain(optax_sam.sam(mask=mask), optax.partition(..., labels))'
@@ -172,7 +172,7 @@ def _check_arrays(params: optax.Params) -> None:
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-  """Returns the path of a leaf in words, '' for that of a tree of one leaf."""
+  """Returns the path of a leaf as text, '' if it is the whole tree."""
   return '/'.join(path_parts(path))
 
 
@@ -190,7 +190,7 @@ def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:
     mask: a tree of bools that is a prefix of `params`, a function from the
       parameters to such a tree, or None for everything.
     params: the parameters.
-    name: what the user calls this argument.
+    name: name of the argument in error messages.
 
   Raises:
     ValueError: if the mask doesn't fit the parameters.
@@ -202,20 +202,20 @@ def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:
   def spread(value: Any, subtree: Any) -> Any:
     if not isinstance(value, (bool, np.bool_)):
       msg = (
-        f'{name} must hold Python bools, one a leaf or for all leaves below, '
-        f'got {value!r}.'
+        f'{name} must hold Python bools, one per leaf or subtree, got '
+        f'{value!r}.'
       )
       raise ValueError(msg)
     return jax.tree.map(lambda _: bool(value), subtree)
 
-  # Checked apart from the mapping, whose own errors must keep their words.
+  # Checked first, so that errors of the mapping keep their messages.
   prefix_tree = jax.tree.structure(prefix)
   try:
     prefix_tree.flatten_up_to(params)
   except (TypeError, KeyError, ValueError) as error:
     msg = (
       f'{name} must be a prefix of the parameters: its structure is '
-      f'{prefix_tree}, theirs {jax.tree.structure(params)}.'
+      f'{prefix_tree}, that of params {jax.tree.structure(params)}.'
     )
     raise ValueError(msg) from error
   return jax.tree.map(spread, prefix, params)
@@ -245,11 +245,11 @@ def fill(chosen: Any, kept: Any, others: Any) -> Any:
 def norm_layers_only(params: optax.Params) -> Any:
   """Chooses the parameters of normalization layers: SAM-ON.
 
-  A leaf is chosen if a part of its path contains 'norm' (in any case) or is
-  `bn`, `ln` or `gn` with an optional number. Pass it as `mask=` to any method;
-  all parameters are updated, only these are perturbed, and the norm is taken
-  over these alone. Usable radii are larger than without it: the default of the
-  authors' class is 0.5, an example of theirs passes 10 to ASAM.
+  Pass it as `mask=` to any method: all parameters are updated, but only these
+  are perturbed and enter the norm. A leaf is chosen if a part of its path
+  contains 'norm' (in any case) or is `bn`, `ln` or `gn` with an optional
+  number. Useful radii are larger than without it: the default of the authors'
+  class is 0.5, and one of their examples passes 10 to ASAM.
 
   Args:
     params: the parameters, a pytree with names, of arrays of any shape.
@@ -283,7 +283,7 @@ def norm_layers_only(params: optax.Params) -> Any:
     names = [name_of(path) for path, _ in paths]
     msg = (
       f'norm_layers_only found no normalization layer among {names}: pass '
-      f'your own mask=, a function from the parameters to a tree of bools.'
+      f'another mask=, a function from the parameters to a tree of bools.'
     )
     raise ValueError(msg)
   return chosen
@@ -311,10 +311,10 @@ class Trainable(NamedTuple):
 def trainable(
   labels: Any, *, frozen: Hashable | Collection[Hashable]
 ) -> Trainable:
-  """Turns labels of `optax.partition` into a mask of what is trained.
+  """Turns labels of `optax.partition` into a mask that excludes frozen leaves.
 
-  Parameters that the base optimizer leaves alone would take their share of the
-  radius all the same. Pass this mask to a method in front of the partition::
+  Without it, parameters that the base optimizer does not train would use up a
+  part of the radius. Pass this mask to a method placed before the partition::
 
     optax.chain(
       optax_sam.sam(mask=optax_sam.trainable(labels, frozen='frozen')),
@@ -323,9 +323,9 @@ def trainable(
       ),
     )
 
-  Frozen leaves are in no norm, in no decision and in no state, and no gradient
-  is taken of them: what came in for them goes on. Leaves that another `mask`
-  leaves out are trained, by the gradient at the perturbed parameters.
+  Frozen leaves enter no norm, decision or state, and are not differentiated:
+  their incoming gradients are returned unchanged. Leaves that any other `mask`
+  excludes are trained, by the gradient at the perturbed parameters.
 
   Args:
     labels: the `param_labels` of `optax.partition`: a tree of labels that is a

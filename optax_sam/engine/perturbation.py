@@ -1,13 +1,13 @@
 """Perturbations: from the ascent gradient to the perturbation epsilon.
 
-Each is an `optax.GradientTransformationExtraArgs`; `optax.chain` joins them.
-`optax_sam.sharpness_aware` calls `update` with the ascent gradient, with the
-parameters that may be perturbed, and with these extra arguments: `axis_name`
-(what enters a state must be averaged over it), `is_synced` (whether the ascent
-gradient is averaged already), `ascent_grad_fn` (from a perturbation to the
-ascent gradient there) and `loss_view` (the loss of the batch as a function of
-these parameters). The perturbation has the shapes and dtypes of the ascent
-gradient; it is computed in float32, or in float64 for float64 leaves.
+Each is an `optax.GradientTransformationExtraArgs`; `optax.chain` composes them.
+`optax_sam.sharpness_aware` calls `update` with the ascent gradient, the
+parameters that may be perturbed, and these extra arguments: `axis_name` (inputs
+of a state must be averaged over it), `is_synced` (whether the ascent gradient
+is averaged already), `ascent_grad_fn` (from a perturbation to the ascent
+gradient there) and `loss_view` (the loss of the batch as a function of these
+parameters). The perturbation has the shapes and dtypes of the ascent gradient;
+it is computed in float32, or in float64 for float64 leaves.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from optax_sam.trees import control_flow, tree_math
 
 
 class RadiusState(NamedTuple):
-  """State of a radius that is a schedule: `step_count` of the steps so far."""
+  """State of a schedule of the radius: `step_count`, the steps so far."""
 
   step_count: jax.Array
 
@@ -30,7 +30,7 @@ class RadiusState(NamedTuple):
 def with_radius(
   rho: optax.ScalarOrSchedule, perturb: Callable[..., optax.Updates]
 ) -> optax.GradientTransformationExtraArgs:
-  """Builds a perturbation whose only state is the count of a schedule.
+  """Builds a perturbation whose only state is the step count of a schedule.
 
   Args:
     rho: radius, at least 0, or a schedule of it.
@@ -63,26 +63,32 @@ def with_radius(
 def scale_to_radius(
   rho: optax.ScalarOrSchedule, *, p: float = 2
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient to length rho: the perturbation of SAM.
+  r"""Scales the ascent gradient to length rho: the perturbation of SAM.
 
-  With `g` the ascent gradient and one norm over all of its leaves::
+  With `g` the ascent gradient and one norm over all of its leaves:
 
-    p = 2:    epsilon = rho * g / (norm(g) + 1e-12)
-    p = inf:  epsilon = rho * sign(g)                  # sign(0) = 0
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, g / (\|g\|_2 + 10^{-12}) \text{ for } p = 2 \\
+      \epsilon &= \rho\, \text{sign}(g) \text{ for } p = \infty
+    \end{align*}
 
-  A norm that is zero or not finite gives `epsilon = 0`. Published programs add
-  1e-12, 1e-16 or 1e-7 to the norm, some nothing, so that a gradient of zero
-  makes NaN. Here, and wherever else a rule has it, 1e-12 is added in float64 to
-  norms of at least 5e-10 only: else `epsilon` would depend on the unit of the
-  loss. See `optax_sam.sam` for usual radii and their evidence.
+  The sign of 0 is 0. A norm that is zero or not finite gives a perturbation
+  of 0. See `optax_sam.sam` for usual radii and their evidence.
 
   Args:
     rho: radius in the unit of the parameters, a scalar of at least 0 or a
       schedule of it by the step, counted from 0.
-    p: 2 or infinity, the norm in which epsilon has length rho.
+    p: 2 or infinity, the norm in which the perturbation has length rho.
 
   Returns:
-    A perturbation; its state is the count of a schedule, if rho is one.
+    A perturbation, stateless unless rho is a schedule.
+
+  .. note::
+    In this and all other rules, 1e-12 is added in float64 to norms of at least
+    5e-10 only: otherwise the perturbation would depend on the unit of the loss.
+    Published code adds 1e-12, 1e-16, 1e-7 or nothing, in which case a gradient
+    of zero gives NaN.
 
   >>> g = jnp.array([3.0, -4.0])
   >>> for p in (2, float('inf')):
@@ -101,9 +107,9 @@ def scale_to_radius(
 
 
 class RandomState(NamedTuple):
-  """State of what draws anew at every step.
+  """State of a component that draws random numbers at every step.
 
-  `step_count` of the steps so far, and the typed `key` of all draws.
+  `step_count` is the number of steps so far, `key` the typed key of all draws.
   """
 
   step_count: jax.Array
@@ -122,18 +128,16 @@ class RandomState(NamedTuple):
 def keep_random_tensors(
   probability: float, key: jax.Array | int
 ) -> optax.GradientTransformation:
-  """Keeps whole leaves at random, by one coin a leaf and step: ESAM.
+  """Keeps whole leaves at random, one draw per leaf and step: ESAM.
 
-  With `t` the step and `l` the number of a leaf, both counted from 0::
-
-    epsilon_l = g_l if bernoulli(fold_in(fold_in(key, t), l), p) else 0
-
-  See `optax_sam.esam`, whose radius makes up for what is dropped.
+  With t the step and l the number of a leaf, both from 0, the leaf is kept if
+  `bernoulli(fold_in(fold_in(key, t), l), p)` is True; otherwise it is set to 0.
+  See `optax_sam.esam`, whose radius makes up for the dropped leaves.
 
   Args:
     probability: chance p that a leaf is kept, in (0, 1].
-    key: integer seed or one typed key, the same on all devices; not that of
-      the dropout.
+    key: integer seed or one typed key, the same on all devices; not the key of
+      dropout.
 
   Returns:
     A perturbation with state (`RandomState`).
@@ -152,15 +156,15 @@ def keep_random_tensors(
 def keep_random_entries(
   probability: float, key: jax.Array | int
 ) -> optax.GradientTransformation:
-  """Keeps single entries at random, by one coin an entry and step.
+  """Keeps single entries at random, one draw per entry and step.
 
-  The keys are those of `keep_random_tensors`, with a coin for every entry of a
-  leaf. This is no published method's: a baseline for masks that choose.
+  A baseline for masks that choose entries, not part of a published method. The
+  keys of leaves are those of `keep_random_tensors`.
 
   Args:
     probability: chance that an entry is kept, in (0, 1].
-    key: integer seed or one typed key, the same on all devices; not that of
-      the dropout.
+    key: integer seed or one typed key, the same on all devices; not the key of
+      dropout.
 
   Returns:
     A perturbation with state (`RandomState`).
@@ -212,18 +216,18 @@ def _keep_at_random(
 def on_refresh(
   count: jax.Array,
   every: Any,
-  renew: Callable[[], Any],
+  refresh: Callable[[], Any],
   keep: Callable[[], Any],
 ) -> Any:
-  """Branches inside a traced program, and in Python outside of one."""
+  """Refreshes at every n-th step, the first included; otherwise keeps."""
   due = count % jnp.asarray(every, jnp.int32) == 0
-  return control_flow.cond(due, renew, keep)
+  return control_flow.cond(due, refresh, keep)
 
 
 def ascent_step(
   radius: Any, gradient: optax.Updates, p: float
 ) -> optax.Updates:
-  """Returns the step of length `radius` in the p-norm that ascends most."""
+  """Returns the steepest ascent step of length `radius` in the p-norm."""
   return (
     tree_math.scale_to(radius, gradient)
     if p == 2

@@ -1,12 +1,12 @@
-"""Policies: is the second gradient taken at this step?
+"""Policies: does this step compute the perturbed gradient?
 
 A policy is a pair of functions. `init(params)` returns its state, and
-`decide(grads, state)` returns whether this step ascends, and the next state;
-it sees the whole clean gradient, averaged over the devices and before any
-mask. A Python `True` says that every step ascends, so that no conditional is
-compiled at all. Pass one as `policy` to `optax_sam.sharpness_aware`. Under
-`jax.vmap` the conditional becomes a select, which computes both branches: scan
-over the members to skip, or pass `ascend=` to `update`.
+`decide(grads, state)` returns whether this step is an ascent step, and the next
+state; it gets the whole unperturbed gradient, averaged over the devices and not
+masked. A Python `True` means every step, so that no conditional is compiled.
+Pass one as `policy` to `optax_sam.sharpness_aware`. Under `jax.vmap` the
+conditional becomes a select, which computes both branches: to skip, scan over
+the members, or pass `ascend=` to `update`.
 """
 
 from collections.abc import Callable
@@ -22,15 +22,15 @@ from optax_sam.trees import tree_math
 
 
 class Policy(NamedTuple):
-  """Decides at which steps the second gradient is taken.
+  """Decides at which steps the perturbed gradient is computed.
 
   Attributes:
     init: from the parameters to the state of the policy, a pytree of arrays.
-    decide: from the clean gradient and the state to (ascend, new state), where
-      `ascend` is a Python bool or a scalar bool array, the same on all
+    decide: from the unperturbed gradient and the state to (ascend, new state),
+      where `ascend` is a Python bool or a scalar bool array, the same on all
       devices.
-    reads_gradient: whether `decide` looks at the gradient, which then has to
-      be averaged over the devices first; by default it may.
+    reads_gradient: whether `decide` uses the gradient, which is then averaged
+      over the devices first.
   """
 
   init: Callable[[optax.Params], Any]
@@ -39,22 +39,22 @@ class Policy(NamedTuple):
 
 
 class EveryState(NamedTuple):
-  """State of `every`: `step_count` of the steps so far."""
+  """State of `every`: `step_count`, the number of steps so far."""
 
   step_count: jax.Array
 
 
 class AfterState(NamedTuple):
-  """State of `after`: `step_count` of the steps, and state of its `policy`."""
+  """State of `after`: `step_count`, and the state of its `policy`."""
 
   step_count: jax.Array
   policy: Any
 
 
 def always() -> Policy:
-  """Takes the second gradient at every step, without a conditional.
+  """Computes the perturbed gradient at every step, without a conditional.
 
-  The default of `optax_sam.sharpness_aware`.
+  This is the default of `optax_sam.sharpness_aware`.
 
   Returns:
     A stateless policy.
@@ -66,18 +66,19 @@ def always() -> Policy:
 
 
 def every(period: int) -> Policy:
-  """Takes the second gradient at every `period`-th step, the first included.
+  r"""Computes the perturbed gradient at every `period`-th step.
 
-  With `t` the step, counted from 0::
+  With `t` the step, counted from 0, a step is an ascent step if:
 
-    ascend = t % period == 0
+  .. math::
+    t \bmod \text{period} = 0
 
-  The period of LookSAM, which some ports count from 1, so that the first steps
-  have nothing to reuse; see `optax_sam.look_sam`.
+  This is the policy of LookSAM. Some ports count from 1, so that the first
+  steps have nothing to reuse; see `optax_sam.look_sam`.
 
   Args:
-    period: number of steps from one ascent to the next, a whole number of at
-      least 1; 1 is every step.
+    period: number of steps from one ascent step to the next, a whole number of
+      at least 1; 1 is every step.
 
   Returns:
     A policy with state (`EveryState`).
@@ -107,18 +108,14 @@ def every(period: int) -> Policy:
 
 
 def after(start: int, policy: Policy | None = None) -> Policy:
-  """Takes no second gradient before step `start`, then follows a policy.
+  """Skips all perturbed gradients before step `start`, then follows a policy.
 
-  With `t` the step, counted from 0::
-
-    ascend = (t >= start) and what the policy decides
-
-  The policy's state advances from the first step on, so that its statistics
-  are warm when it takes over.
+  The state of the policy advances from the first step, counted as 0, so that
+  its statistics are warm at `start`.
 
   Args:
-    start: first step that may ascend, a whole number of at least 0.
-    policy: what to follow from there on, by default `always`.
+    start: first step that may be an ascent step, a whole number of at least 0.
+    policy: the policy from `start` on, by default `always`.
 
   Returns:
     A policy with state (`AfterState`).

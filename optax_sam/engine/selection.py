@@ -1,11 +1,11 @@
-"""Selections: which examples of the batch feed each of the two gradients?
+"""Selections: which examples of the batch enter each of the two gradients?
 
 A selection has `init(params)` for its state, and `select(view, params, state,
 count)`, which returns the loss of the ascent gradient and, given the perturbed
-parameters, that of the second gradient. Chosen examples are gathered before a
-gradient is taken, so that the others cost nothing.
+parameters, the loss of the perturbed gradient. Chosen examples are gathered
+before differentiation, so that the others cost nothing.
 
-Rows that only fill a batch up must have the loss 0, whatever the parameters:
+Rows of padding must have the loss 0 for all parameters:
 `jnp.where(is_example, losses, 0)`. They count as rows in all sizes and means.
 """
 
@@ -29,9 +29,9 @@ class Selected(NamedTuple):
   """The losses of the two gradients.
 
   Attributes:
-    ascent: loss of the ascent gradient; None where the clean gradient serves.
+    ascent: loss of the ascent gradient; None if it is the incoming gradient.
     descent: from the perturbed parameters to the loss of the gradient there.
-    perturbs: whether there is an ascent gradient at all; if not, it is zero.
+    perturbs: whether there is an ascent gradient; if not, it is zero.
   """
 
   ascent: LossView | None
@@ -46,10 +46,10 @@ class Selection(NamedTuple):
     init: from the parameters to the state of the selection.
     select: from (loss of the batch, parameters, state, step from 0) to
       `Selected`.
-    micro_batch_size: number of examples that are perturbed together, each such
-      part of the batch by itself; None for all.
-    needs_examples: whether it needs the losses of single examples, so that a
-      step without them is refused also where no gradient is taken.
+    micro_batch_size: number of examples that are perturbed together, apart from
+      the rest of the batch; None for all.
+    needs_examples: whether it needs per-example losses, so that every step
+      without them is refused, skipped ones too.
   """
 
   init: Callable[[optax.Params], Any]
@@ -59,7 +59,7 @@ class Selection(NamedTuple):
 
 
 def all_examples() -> Selection:
-  """Takes both gradients over the whole batch.
+  """Uses the whole batch for both gradients.
 
   Returns:
     A stateless selection.
@@ -79,22 +79,20 @@ def all_examples() -> Selection:
 
 
 def top_k(ascent: float | None, descent: float) -> Selection:
-  """Takes each gradient over the examples with the largest clean losses.
+  """Uses the examples with the largest unperturbed losses for each gradient.
 
-  With `l_i` the losses at the unperturbed parameters `w`::
-
-    ascent:  gradient of the mean loss over the largest l_i at w
-    descent: gradient of the mean loss over the largest l_i at w + epsilon
-
-  One ranking serves both, so the smaller set is part of the larger one. Losses
-  that aren't finite rank last, equal ones by their position; rows of padding,
-  with a loss of 0, rank after examples with a positive one. On several devices
-  each ranks its own rows. Papers: `optax_sam.k_sam`, `optax_sam.ordered_sgd`.
+  Both gradients are of the mean loss over a set. One ranking, by the losses at
+  the unperturbed parameters, gives both sets, so the larger one contains the
+  smaller one. Losses that aren't finite rank last, equal ones by their
+  position; rows of padding, with a loss of 0, rank after examples with a
+  positive one. On several devices each ranks its own rows. Papers:
+  `optax_sam.k_sam`, `optax_sam.ordered_sgd`.
 
   Args:
-    ascent: size of the first set: examples if an int of at least 1, a share of
-      the batch if a float in (0, 1]. None takes no ascent gradient at all.
-    descent: size of the second set, in the same way.
+    ascent: size of the set of the ascent gradient: a number of examples if an
+      int of at least 1, a fraction of the batch if a float in (0, 1]. None
+      computes no ascent gradient.
+    descent: size of the set of the perturbed gradient, like `ascent`.
 
   Returns:
     A stateless selection.
@@ -130,7 +128,7 @@ def top_k(ascent: float | None, descent: float) -> Selection:
 
 def largest(scores: jax.Array, size: int) -> jax.Array:
   """Returns the positions of the largest scores, the largest first."""
-  scores = tree_math.widen(devices.whole(jax.lax.stop_gradient(scores)))
+  scores = tree_math.widen(devices.replicated(jax.lax.stop_gradient(scores)))
   # lax.top_k alone would rank a NaN before everything else.
   ranked = jnp.where(jnp.isfinite(scores), scores, -jnp.inf)
   return jax.lax.top_k(ranked, size)[1]

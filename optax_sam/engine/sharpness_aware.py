@@ -1,4 +1,4 @@
-"""The one transformation that composes the four choices of a method."""
+"""The transformation that composes a method from four components."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -27,63 +27,65 @@ def sharpness_aware(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Composes a sharpness-aware method from its four choices.
-
-  With `g` the clean gradient that enters, at every step::
-
-    epsilon = perturbation(ascent gradient)     # of the selection, masked
-    at(t)   = gradient at w + t * epsilon       # of the selection
-    u = descent.on_ascent(g, at) if policy decides to ascend else
-        descent.on_skip(g)
+  r"""Composes a sharpness-aware method from four components.
 
   SAM is `scale_to_radius`, `always` and `perturbed_gradient`; AE-SAM has
   another policy, `on_sharp_gradients`; GSAM another descent, `surrogate_gap`.
 
-  The rest of the chain gets `u` and applies it at `w`: the parameters are never
-  left perturbed, and no copy of them is stored.
+  .. math::
+    \begin{align*}
+      \epsilon &= \text{perturbation}(\text{ascent gradient}) \\
+      \tilde g &= \nabla L(w + \epsilon) \\
+      u &= \text{descent}(g, \tilde g) \text{ if the policy ascends} \\
+      u &= \text{descent}(g) \text{ if it skips the step}
+    \end{align*}
 
-  A stateless perturbation is computed only when the step ascends; one with
-  state at every step, so that its statistics miss none. Under `jax.jit` a
-  policy branches by `jax.lax.cond`, outside of it in Python, so that a caller's
-  own jitted `grad_fn` runs or doesn't. `policies.always` has no conditional.
+  :math:`g` is the incoming, unperturbed gradient; the ascent gradient, by
+  default :math:`g`, and :math:`\tilde g` are over the selected examples. The
+  rest of the chain gets the direction `u` and applies it at `w`: the parameters
+  never stay perturbed, and no copy of them is stored.
+
+  A stateless perturbation is computed at ascent steps only, one with state at
+  every step, to keep its statistics complete. Under `jax.jit` a policy branches
+  by `jax.lax.cond`, outside of it in Python, so that a skipped step does not
+  call a jitted `grad_fn`. `policies.always` has no conditional.
 
   Args:
-    perturbation: from the ascent gradient to epsilon, an ordinary gradient
-      transformation or a chain of them; see `optax_sam.perturbations`.
-    policy: whether a step takes the second gradient; by default every step
-      does. See `optax_sam.policies`.
-    descent: what goes on to the base optimizer; by default the perturbed
-      gradient. See `optax_sam.descents`.
-    selection: which examples feed the two gradients; by default all. See
+    perturbation: from the ascent gradient to epsilon, a gradient transformation
+      or a chain of them; see `optax_sam.perturbations`.
+    policy: whether a step computes the perturbed gradient; by default all do.
+      See `optax_sam.policies`.
+    descent: combines the gradients into the direction; by default it is the
+      perturbed gradient. See `optax_sam.descents`.
+    selection: which examples enter the two gradients; by default all. See
       `optax_sam.selections`.
     mask: which leaves may be perturbed: a tree of bools that is a prefix of
-      the parameters, or a function from the parameters to one. Leaves that
-      are left out don't enter the norm, and are updated like all others. For
-      frozen ones see `optax_sam.trainable`.
-    axis_name: axis of `jax.pmap` or `jax.shard_map` whose devices hold
-      different parts of the batch, or a tuple of them; () if the devices train
-      independently. Gradients come in local, the direction goes out averaged.
-      Without it `update` raises in there.
+      the parameters, or a function from the parameters to one. Excluded leaves
+      don't enter the norm, and are updated like all others. For frozen ones see
+      `optax_sam.trainable`.
+    axis_name: axis of `jax.pmap` or `jax.shard_map` whose devices have
+      different parts of the batch, or a tuple of axes; () if the devices train
+      independently. Incoming gradients are local, the direction is averaged.
+      Inside such an axis `update` raises without it.
     sync_ascent: whether the ascent gradient is averaged over that axis first.
-      Otherwise each device perturbs by its own: m-sharpness, at no further
-      communication.
+      Otherwise each device perturbs by its own gradient (m-sharpness), without
+      further communication.
 
   Returns:
-    A transformation whose `update` takes, beside the usual arguments,
-    `value_fn` (from the parameters to the scalar loss of the batch), or
-    `grad_fn` (to its gradient, or to (loss, gradient)), or
-    `per_example_value_fn` and `batch` (to the losses of its examples; with
-    `losses`, those of the clean pass, they aren't computed again). A
-    further `ascend=True` or `False` takes that branch whatever the policy
-    decides, whose statistics go on and whose decision is in the state: for
-    programs that are compiled for one branch each.
+    A transformation whose `update` also takes `value_fn` (from the parameters
+    to the scalar loss of the batch), or `grad_fn` (to its gradient, or to
+    (loss, gradient)), or `per_example_value_fn` and `batch` (to the per-example
+    losses, which `losses`, their values at `params`, saves computing again).
+    `ascend=True` or `False` selects a branch whatever the policy decides, for
+    functions that are compiled for one branch; the statistics of the policy
+    advance, and its decision is in the state.
 
   References:
     Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for
     Efficiently Improving Generalization <https://arxiv.org/abs/2010.01412>`_,
     ICLR 2021.
 
-  A combination that nobody published, noise perturbed in sharp places:
+  An unpublished combination, a perturbation by gradient noise at sharp steps:
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
   >>> method = optax_sam.sharpness_aware(

@@ -19,7 +19,7 @@ from optax_sam.trees.array_types import vary_like
 
 
 class Choices(NamedTuple):
-  """The four choices of a method."""
+  """The four components of a method."""
 
   perturbation: optax.GradientTransformationExtraArgs
   policy: Policy
@@ -28,7 +28,7 @@ class Choices(NamedTuple):
 
 
 class Ascent(NamedTuple):
-  """Where the second gradient is taken, and of which examples.
+  """The point of the perturbed gradient, and its examples.
 
   Attributes:
     epsilon: the perturbation, of the leaves that may be perturbed.
@@ -60,15 +60,15 @@ def take_step(
   ascend: bool | None,
   extra_args: Mapping[str, Any],
 ) -> tuple[optax.Updates, info.SharpnessAwareState]:
-  """Takes one step, on the floating-point leaves alone.
+  """Takes one step, on the floating-point leaves only.
 
   Args:
-    choices: what the method is made of.
+    choices: the components of the method.
     view: the loss of the batch.
     plan: where the step averages over the devices.
-    local: clean gradient, of this device's examples.
+    local: unperturbed gradient of this device's examples.
     state: state before the step.
-    ascend: which branch the caller chose, None to follow the policy.
+    ascend: branch that the caller chose, None to follow the policy.
     extra_args: further arguments for the perturbation.
 
   Returns:
@@ -136,11 +136,11 @@ def take_step(
       weight = part.num_examples / view.num_examples
       return jax.tree.map(lambda x: weight * tree_math.widen(x), second)
 
-    _ = view.num_examples  # says what is missing, if it is
+    _ = view.num_examples  # checks the arguments
     return sum_over_chunks(of_part, view.batch, size)
 
   ascent_gradient = averaged if plan.is_synced else local
-  # Statistics must not miss a step, skipped or not.
+  # Statistics must include every step, skipped or not.
   has_statistics = bool(jax.tree.leaves(state.perturbation))
   advanced = perturb(view, ascent_gradient) if has_statistics else None
 
@@ -169,8 +169,8 @@ def take_step(
   taken = decided if ascend is None else ascend
   *found, descent_state = control_flow.cond(taken, ascending, skipping)
   direction, norm, loss = plan.output(tuple(found))
-  # Unperturbed, the second gradient may be finite, and nobody would notice. To
-  # keep the ascent gradient until here, and to return that, would take memory.
+  # If epsilon is 0 for such a norm, the perturbed gradient may be finite, and
+  # would hide it. Storing the ascent gradient to return it would take memory.
   direction = tree_math.nan_unless(jnp.isfinite(norm), direction)
   return direction, info.advance(
     state._replace(

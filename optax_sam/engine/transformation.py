@@ -1,7 +1,7 @@
-"""The accounting of a method: leaves, devices, counts and what a step reports.
+"""Common parts of all methods: checks, leaves, devices, counters and metrics.
 
-`sharpness_aware` perturbs; this part does not. Methods that choose their own
-points, such as `frob_sam` or `momentum_sam`, need only this part.
+Methods that choose their own points, such as `frob_sam` or `momentum_sam`, use
+this module without `sharpness_aware`.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ from optax_sam.trees import tree_math
 
 State = TypeVar('State')
 
-# From (the loss, the clean gradient of this device, the state, the branch that
-# the caller chose, further extra arguments) to (direction, next state).
+# From (the loss, the unperturbed gradient of this device, the state, the branch
+# that the caller chose, further extra arguments) to (direction, next state).
 Step = Callable[
   [
     LossView,
@@ -44,12 +44,12 @@ def transformation(
   """Builds a gradient transformation from one step on floating-point leaves.
 
   Args:
-    init_choices: from the floating-point leaves, and from which of these may
-      be perturbed, to fields of `SharpnessAwareState`.
-    step: the step, which sees floating-point leaves only.
+    init_choices: from the floating-point leaves and a `Leaves` to fields of
+      `SharpnessAwareState`.
+    step: the step, on floating-point leaves only.
     mask: leaves that may be perturbed.
     axis_name: device axis to average over.
-    needs_examples: whether the step needs the losses of single examples.
+    needs_examples: whether the step needs per-example losses.
 
   Returns:
     A gradient transformation whose state is a `SharpnessAwareState`.
@@ -72,13 +72,13 @@ def transformation(
     view = LossView.open(
       params, updates, extra_args, mask=mask, axis_name=axis_name
     )
-    # Whatever the step decides: what is missing must not show up later.
+    # Whatever the step decides: a missing argument must raise now.
     view.check_given(examples=needs_examples)
     local = view.leaves.split(updates)
     manual_axes.check(view, local, axis_name)
     others = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
     direction, after = step(view, local, state, ascend, others)
-    # By what may be perturbed, so that frozen leaves cost no gradient.
+    # Only leaves that may be perturbed, so that frozen ones cost no gradient.
     is_all_used = bool(jax.tree.leaves(state.descent))
     used = direction if is_all_used else view.leaves.inside(direction)
     after = accept(used, after, state)
@@ -94,15 +94,15 @@ def checked(
   *,
   mask: partition.Mask = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """Builds a gradient transformation that checks what it is given.
+  """Builds a gradient transformation that checks its arguments.
 
   Args:
     init: from the parameters to the state.
     update: from (updates, state, params, **extra_args) to (updates, state);
-      updates are None where a leaf has no gradient, the state has nothing of
-      such leaves, and what is returned for them is dropped.
+      updates are None where a leaf has no gradient, the state excludes such
+      leaves, and returned updates of them are dropped.
     kind: class of the state.
-    mask: leaves that may be perturbed, so that they must be real.
+    mask: leaves that may be perturbed, which must be real.
   """
 
   def checked_init(params: optax.Params) -> Any:
@@ -119,11 +119,11 @@ def checked(
       )
       raise ValueError(msg)
     info.check_state(state, kind)
-    partition.float_leaves(params)  # says what is wrong with them, if anything
+    partition.float_leaves(params)  # checks them
     given = gradient.gradient_like(updates, params)
     narrowed, widen = gradient.without_absent(given, state, params)
     found, new_state = update(given, narrowed, params, **extra_args)
-    if given is not updates:  # None goes on where it came in
+    if given is not updates:  # None is returned where it came in
       none = lambda entry, below: None if entry is None else below
       found = jax.tree.map(none, updates, found, is_leaf=lambda x: x is None)
     return found, widen(new_state)
@@ -132,14 +132,13 @@ def checked(
 
 
 def accept(direction: optax.Updates, after: State, before: State) -> State:
-  """Returns the state after a step, that before it if the step is no use.
+  """Returns the state after a step, or the one before if it must be rejected.
 
-  What stands behind a method rejects a direction that isn't finite, so nothing
-  of such a step may stay.
+  Wrappers such as `optax.apply_if_finite` reject a direction that isn't finite,
+  so such a step must leave the state unchanged.
 
   Args:
-    direction: floating-point leaves of what the method returns, equal on all
-      devices.
+    direction: floating-point leaves of the result, equal on all devices.
     after: the state after the step.
     before: the state before it.
   """
@@ -151,7 +150,7 @@ def accept(direction: optax.Updates, after: State, before: State) -> State:
 def skip(
   view: LossView, local: optax.Updates, state: info.SharpnessAwareState
 ) -> tuple[optax.Updates, info.SharpnessAwareState]:
-  """Takes the base optimizer's step, as `ascend=False` asks for."""
+  """Takes the step of the base optimizer, for `ascend=False`."""
   last = state.info
   direction = devices.average(local, view.axis_name)
   return direction, info.advance(

@@ -11,11 +11,11 @@ _LEVELS = 20
 
 
 def plot_lines(lines: Mapping[str, Line], axes: Any = None) -> Any:
-  """Draws losses along lines, one curve each; a flat minimum is a wide curve.
+  """Plots losses along lines, one curve each; a flat minimum is a wide curve.
 
   Args:
-    lines: by the names of the legend, at least one.
-    axes: of matplotlib, to draw on; None for new ones.
+    lines: at least one line, by the names of the legend.
+    axes: axes of matplotlib to draw on; None for new ones.
 
   Returns:
     The axes.
@@ -37,11 +37,11 @@ def plot_lines(lines: Mapping[str, Line], axes: Any = None) -> Any:
 
 
 def plot_plane(plane: Plane, axes: Any = None) -> Any:
-  """Draws the loss on a plane as contours, closer together where it is low.
+  """Plots the loss on a plane as contours at quantiles of its values.
 
   Args:
     plane: the losses on the plane.
-    axes: of matplotlib, to draw on; None for new ones.
+    axes: axes of matplotlib to draw on; None for new ones.
 
   Returns:
     The axes.
@@ -52,7 +52,7 @@ def plot_plane(plane: Plane, axes: Any = None) -> Any:
   'first direction'
   """
   axes = _new_axes() if axes is None else axes
-  # At equal fractions of the points, as losses span orders of magnitude.
+  # Quantiles, as losses span orders of magnitude.
   finite = plane.losses[np.isfinite(plane.losses)]
   levels = np.unique(np.quantile(finite, np.linspace(0, 1, _LEVELS)))
   if len(levels) < 2:

@@ -37,15 +37,14 @@ class Plane(NamedTuple):
 
 
 def filter_normalized(direction: Any, params: optax.Params) -> optax.Updates:
-  """Scales each filter of a direction to the length of that of the weights.
+  r"""Scales each filter of a direction to the length of that of the weights.
 
-  A filter `f` is all weights of one output, at one index of the last axis of a
-  kernel in Flax::
+  A filter :math:`f` has the weights of one output: one index of the last axis
+  of a kernel in Flax (in the authors' PyTorch code, of the first axis). Leaves
+  of at most one axis, such as biases and scales, are set to 0.
 
-    d_f = d_f * norm(w_f) / (norm(d_f) + 1e-10)
-
-  Leaves of at most one axis, such as biases and scales, are set to 0. The
-  authors' code is for PyTorch, where filters are on the first axis.
+  .. math::
+    d_f \leftarrow d_f\, \|w_f\| / (\|d_f\| + 10^{-10})
 
   Args:
     direction: a pytree of arrays like the parameters.
@@ -77,7 +76,7 @@ def filter_normalized(direction: Any, params: optax.Params) -> optax.Updates:
 def random_direction(params: optax.Params, key: jax.Array) -> optax.Updates:
   """Returns a Gaussian direction in units of the weights, filter by filter.
 
-  One key gives all solutions the same Gaussian, so that slices are comparable.
+  One key gives the same Gaussian at all solutions, so slices are comparable.
 
   Args:
     params: the weights, a pytree of floating-point arrays.
@@ -103,20 +102,18 @@ def line(
   args: tuple[Any, ...] = (),
   batches: Iterable[Any] | None = None,
 ) -> Line:
-  """Returns the loss along a line through the parameters.
+  r"""Returns the loss along a line through the parameters.
 
-  With `L` the loss, at `points` values of `a` from `-radius` to `radius`::
-
-    L(w + a * d)
+  It is :math:`L(w + a d)` at `points` values of a from `-radius` to `radius`.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: the middle of the line, a pytree of floating-point arrays.
     direction: d, like the parameters; see `random_direction`.
     radius: half of the length, in units of the direction, above 0.
-    points: number of positions, at least 2; an odd one has the middle.
+    points: number of positions, at least 2; an odd number has the middle.
     args: arrays that differ from call to call; see `sharpness.sam_sharpness`.
-    batches: data to average over; see there.
+    batches: data to average over; see `sharpness.sam_sharpness`.
 
   Returns:
     Positions and losses (`Line`).
@@ -139,11 +136,9 @@ def plane(
   args: tuple[Any, ...] = (),
   batches: Iterable[Any] | None = None,
 ) -> Plane:
-  """Returns the loss on a plane through the parameters.
+  r"""Returns the loss on a plane through the parameters.
 
-  With `L` the loss, on a grid of `a` and `b` from `-radius` to `radius`::
-
-    L(w + a * d + b * e)
+  It is :math:`L(w + a d + b e)` on a grid of a, b from `-radius` to `radius`.
 
   Args:
     value_fn: as in `line`.
@@ -185,14 +180,12 @@ def path(
   args: tuple[Any, ...] = (),
   batches: Iterable[Any] | None = None,
 ) -> Line:
-  """Returns the loss along the straight path from one solution to another.
+  r"""Returns the loss along the straight path from one solution to another.
 
-  With `L` the loss, at `points` values of `a` from `-beyond` to `1 + beyond`::
-
-    L((1 - a) * start + a * end)
-
-  Running statistics of batch norm belong to one solution only: include them in
-  the parameters, or re-estimate them at every point.
+  It is :math:`L((1 - a) w_0 + a w_1)` at `points` values of a from `-beyond` to
+  `1 + beyond`, with `start` and `end` for the weights. Running statistics of
+  batch norm belong to one solution only: include them in the parameters, or
+  recompute them at every point.
 
   Args:
     value_fn: as in `line`.

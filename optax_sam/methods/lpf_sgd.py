@@ -31,29 +31,30 @@ def lpf_sgd(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Low-pass filtering SGD (LPF-SGD): the gradient of a smoothed loss.
+  r"""Low-pass filtering SGD (LPF-SGD): the gradient of a smoothed loss.
 
-  The batch is split, in order, into M = `micro_batches` parts of nearly equal
-  numbers of examples. With `t` the step from 0, and standard normal `z_k` for
-  part k, drawn anew at every step::
+  LPF-SGD perturbs the weights by noise in place of an ascent step, with
+  separate noise for each of the M consecutive parts of the batch.
 
-    gamma_t = gamma * (1 + (final_ratio - 1)                # constant after
-              * (1 - cos(pi * t / total_steps)) / 2)        # total_steps
-    size    = norm(filter), for each output filter of a leaf with more axes
-              norm(leaf), for a leaf with at most one
-    u       = mean over k of the gradient of part k at w + gamma_t * size * z_k
+  .. math::
+    \begin{align*}
+      \gamma_t &= \gamma\, (1 + (r - 1) (1 - \cos(\pi t / T)) / 2) \\
+      \tilde g_k &= \nabla L_k(w + \gamma_t\, s z_k) \\
+      u &= \text{mean of } \tilde g_k \text{ over } k
+    \end{align*}
 
-  The mean weighs parts by their examples. Output filters are along the last
-  axis, as in Flax. The incoming gradient is not used, so a jitted step computes
-  one gradient in all. We read the rule and ran no program. A batch that M does
-  not divide, and steps after the last one, are our choice.
+  :math:`L_k` is the loss of part k, and the mean weights parts by examples.
+  :math:`z_k` is standard normal, new at every step :math:`t` = 0, 1, ...
+  :math:`s` is the norm of the leaf, or of each output filter (on the last axis,
+  as in Flax) of a leaf with at least two axes. :math:`r` is `final_ratio`, and
+  :math:`\gamma_t` is constant after :math:`T` = `total_steps`.
 
   Args:
-    gamma: noise at the first step, relative to the size of a filter, at least
+    gamma: noise at the first step, relative to the norm of a filter, at least
       0, or a schedule of it; 0 is the base optimizer, up to rounding.
-    micro_batches: number M of parts, at least 1; at most one an example.
+    micro_batches: number M of parts, at least 1; at most one per example.
     final_ratio: factor by which `gamma` grows, at least 0; 1 is constant. The
-      authors take 35 and 25 for WRN-28-10.
+      authors use 35 and 25 for WRN-28-10.
     total_steps: number of steps over which it grows, at least 1.
     key: integer seed or typed key, the same on all devices.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
@@ -61,11 +62,16 @@ def lpf_sgd(
       makes no difference: there is no ascent gradient.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `per_example_value_fn` and `batch`, or with M = 1 `value_fn` or `grad_fn`.
-    Batch norm normalizes each part separately. Cost: 1 gradient, 1 / 3 more if
-    you use the loss at `w`, and M normal numbers for each parameter; the parts
-    run one after the other. State: the key. `info.ascent_norm` is 0.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `per_example_value_fn` and `batch`, or with M = 1 `value_fn` or
+    `grad_fn`; its state is the key, and `info.ascent_norm` is 0. A jitted step
+    costs 1 gradient (the incoming one is unused), 1 / 3 more if you use the
+    loss at `w`, and M normal numbers per parameter; parts run one by one.
+
+  .. note::
+    The rule was read in the authors' code, not run. The split of a batch that M
+    does not divide, and steps after the last one, are our choice. Batch norm
+    normalizes each part separately.
 
   References:
     Bisla, Wang, Choromanska, `Low-Pass Filtering SGD for Recovering Flat Optima

@@ -26,28 +26,33 @@ def m_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """SAM on micro-batches (m-SAM), independent of the number of devices.
+  r"""SAM on micro-batches (m-SAM), independent of the number of devices.
 
-  The batch is split, in order, into parts of `micro_batch_size` examples, the
-  last one smaller if there is a remainder. With `g_k` the gradient of part k at
-  `w`, and means weighted by the number of examples::
+  m-SAM perturbs consecutive parts of the batch by their own gradients, like
+  `sam` on devices with one part each. Parts run one by one, to save memory.
 
-    epsilon_k = rho * g_k / (norm(g_k) + 1e-12)
-    u         = mean over k of the gradient of part k at w + epsilon_k
+  .. math::
+    \begin{align*}
+      \epsilon_k &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_k(w) \\
+      u &= \text{mean of } \nabla L_k(w + \epsilon_k) \text{ over } k
+    \end{align*}
 
-  This is what `sam` does on devices that hold one part each. The parts run one
-  after the other, in the memory of one.
+  :math:`L_k` is the loss of part k, and the mean weights parts by examples. The
+  last part is smaller if there is a remainder.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    micro_batch_size: examples of a part, at least 1; the authors' 32 to 128.
+    micro_batch_size: examples of a part, at least 1; the authors use 32 to 128.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
       Each device splits its own examples.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `per_example_value_fn` and `batch`. Batch norm normalizes parts separately.
-    Cost: 2 gradients, and 1 / 3 if you use the loss at `w`. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `per_example_value_fn` and `batch`; stateless, with 2 gradients a
+    step, and 1 / 3 more if you use the loss at `w`.
+
+  .. note::
+    Batch norm normalizes each part separately.
 
   References:
     Foret et al., `Sharpness-Aware Minimization for Efficiently Improving

@@ -20,10 +20,11 @@ class MesaState(NamedTuple):
 class MesaLoss(NamedTuple):
   """The functions of `mesa_loss`; all of them are pure.
 
-  `init(params)` returns a state that starts at them, `update(params, state)`
-  the next one. `loss(logits, targets, is_example=None)` returns the auxiliary
-  loss: `logits` are those of the step, (B, classes), `targets` those of the
-  average, and `is_example`, bool (B,), is False for padding.
+  `init(params)` returns a state that starts at the parameters,
+  `update(params, state)` the next state. `loss(logits, targets,
+  is_example=None)` returns the auxiliary loss: `logits` of the step and
+  `targets`, the logits of the average, have shape (B, classes); `is_example`,
+  bool (B,), is False for padding.
   """
 
   init: Callable[[optax.Params], MesaState]
@@ -34,39 +35,45 @@ class MesaLoss(NamedTuple):
 def mesa_loss(
   temperature: float = 5.0, weight: float = 0.8, *, decay: float = 0.9998
 ) -> MesaLoss:
-  """Memory-efficient SAF (MESA): agreement with an average of the weights.
+  r"""Memory-efficient SAF (MESA): agreement with an average of the weights.
 
-  With `v` starting at the first weights, tau the temperature, B the rows of the
-  batch, and `z` the logits of `w` in training mode, at each step::
+  MESA adds an auxiliary loss :math:`D` that keeps the outputs of the network
+  close to those of a moving average :math:`v` of its weights.
 
-    v    = decay * v + (1 - decay) * w
-    y    = logits of v in evaluation mode
-    term = weight * tau**2 / B * sum KL(softmax(y / tau) || softmax(z / tau))
+  .. math::
+    \begin{align*}
+      v &\leftarrow \beta v + (1 - \beta)\, w \\
+      D &= (\lambda \tau^2 / B) \sum_i \text{KL}(
+        \text{softmax}(y_i / \tau) \,\|\, \text{softmax}(z_i / \tau))
+    \end{align*}
 
-  You compute both logits; call `update` before `loss`::
+  :math:`z` are the logits of :math:`w` in training mode, :math:`y` those of
+  :math:`v` in evaluation mode, for the B rows of the batch. :math:`v` starts at
+  the first weights. You compute both logits, and call `update` before `loss`::
 
     average = mesa.update(params, average)
     targets = model(average.average, batch, train=False)
-    term = mesa.loss(logits, targets)
+    loss = loss + mesa.loss(logits, targets)
 
   With batch norm, average the running statistics too, in one tree with the
-  parameters, as the authors' program does. Leaves that are not floating-point
-  are copied. Weights that are not finite do not enter the average. On several
-  devices `v` is split as the parameters are, and nothing is sent.
-
-  The weight is the paper's (the program has 0.3); the decay and `tau**2` are
-  the program's: the paper gives a range, and its equations have no `tau**2`.
-  Unverified: whether the term starts late, as SAF's. Ours starts at once, at 0.
+  parameters, as the authors' code does. Other leaves than floating-point ones
+  are copied, and weights that are not finite are skipped. On several devices
+  the average is split like the parameters, without communication.
 
   Args:
-    temperature: tau, above 0; it softens both distributions.
-    weight: of the term, at least 0.
-    decay: weight of the past in `v`, in [0, 1); beta in the paper. The average
-      is over the last 1 / (1 - decay) steps, 5000 by default: take a smaller
-      decay for a short run, or its targets are those of the start.
+    temperature: :math:`\tau`, above 0; it softens both distributions.
+    weight: :math:`\lambda`, at least 0. 0.8 is the paper's.
+    decay: :math:`\beta`, in [0, 1). The average is over the last
+      1 / (1 - decay) steps, 5000 by default: use a smaller decay for a short
+      run, or its targets are those of the start.
 
   Returns:
-    A `MesaLoss`. Cost: 4 / 3 gradients. State: the average.
+    A `MesaLoss`, whose state is the average; a step costs 4 / 3 gradients.
+
+  .. note::
+    The decay and :math:`\tau^2` are those of the authors' code, whose weight is
+    0.3: the paper gives a range, and its equations have no :math:`\tau^2`.
+    Unverified: whether the loss starts late, as SAF's. Ours starts at step 0.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free
@@ -97,7 +104,7 @@ def mesa_loss(
     def leaf(w: jax.Array, v: jax.Array) -> jax.Array:
       if not tree_math.is_float(w):
         return w
-      # So written, what doesn't change stays where it is to the bit.
+      # In this form, an average equal to the weights stays the same bit by bit.
       return v + jnp.asarray(1 - decay, v.dtype) * (w.astype(v.dtype) - v)
 
     average = jax.tree.map(leaf, params, state.average)

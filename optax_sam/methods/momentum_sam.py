@@ -31,34 +31,38 @@ def momentum_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Momentum-SAM (MSAM): perturbs along the momentum, at the cost of SGD.
+  r"""Momentum-SAM (MSAM): perturbs along the momentum, at the cost of SGD.
 
-  With `v` 0 at first::
+  The momentum takes the place of the ascent gradient, so a jitted step computes
+  one gradient; the incoming one is unused. The perturbation points forward
+  along the update. At first :math:`v = 0`.
 
-    epsilon = -rho * v / (norm(v) + 1e-12)      # forward along the update
-    u       = gradient at w + epsilon
-    v       = decay * v + u                     # u averaged over the devices
-
-  The incoming gradient is not used, so a jitted step computes one gradient. `v`
-  is the momentum of a base optimizer with the same decay, up to its scale. The
-  authors store perturbed weights instead, which gives the same numbers unless
-  weight decay enters the momentum. We checked that against their program with
-  AdamW; in their SGD the decay of the perturbed weights enters, here it does
-  not.
+  .. math::
+    \begin{align*}
+      \epsilon &= -\rho\, v / (\|v\| + 10^{-12}) \\
+      \tilde g &= \nabla L(w + \epsilon) \text{, averaged over devices} \\
+      v &\leftarrow \beta v + \tilde g
+    \end{align*}
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; much larger than
       SAM's. The authors find 2.2 to 3 best on CIFAR, 0.3 (the default of their
       class) for ResNet on ImageNet, and 10 for ViT, with 0 in the warm-up.
-    decay: weight of the past in `v`, in [0, 1): SGD's momentum or Adam's b1.
+    decay: :math:`\beta`, in [0, 1): SGD's momentum or Adam's b1.
     accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
       `sync_ascent` makes no difference: `v` is the same on all devices.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 1 gradient, and 1 / 3 if you use the loss at
-    `w`. State: `v`.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; its state is `v`, with 1 gradient a step, and
+    1 / 3 more if you use the loss at `w`.
+
+  .. note::
+    `v` is the momentum of a base optimizer with the same decay, up to its
+    scale. The authors store perturbed weights instead. This gives the same
+    numbers (checked with their AdamW), unless weight decay enters the momentum:
+    in their SGD the decay of the perturbed weights does, here it does not.
 
   References:
     Becker, Altrock, Risse, `Momentum-SAM: Sharpness Aware Minimization without

@@ -1,4 +1,4 @@
-"""Ordered SGD: descends on the examples with the largest losses."""
+"""Ordered SGD: uses the examples with the largest losses."""
 
 from typing import Any
 
@@ -13,30 +13,38 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 def ordered_sgd(
   *, k: float, axis_name: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-  """Ordered SGD: descends on the examples with the largest losses.
+  r"""Ordered SGD: uses the examples with the largest losses.
 
-  With `l_i(w)` the losses of the batch and `Q` the `k` with the largest::
+  Nothing is perturbed. :math:`Q` is the set of the k examples of the batch with
+  the largest losses, ranked as in `k_sam`.
 
-    u = gradient of the mean of l_i over Q at w
+  .. math::
+    \begin{align*}
+      u &= \nabla \tfrac{1}{k} \sum_{i \in Q} \ell_i(w) \\
+      E[u] &= \nabla \tfrac{1}{k} \sum_j c_j\, \ell_{(j)}(w) \\
+      c_j &= \sum_{i < k} \tbinom{j - 1}{i} \tbinom{n - j}{b - i - 1}
+        / \tbinom{n}{b}
+    \end{align*}
 
-  Nothing is perturbed. Ranking is that of `k_sam`. For batches of b out of n
-  examples `u` is an unbiased gradient of `sum_j c_j l_(j) / k` over the
-  training losses in descending order, with `c_j = sum_(i < k) C(j - 1, i) C(n -
-  j, b - i - 1) / C(n, b)`. The authors' program ranks inside a full forward
-  pass, where batch norm sees the whole batch; ours selects first.
+  :math:`E` is over batches of b out of n examples, and :math:`\ell_{(j)}` are
+  the training losses in descending order.
 
   Args:
     k: size of Q: a number of examples if an int of at least 1, a fraction of
       the batch in (0, 1] if a float; 1.0 is the base optimizer. The authors
-      start with all and take 1/2, 1/4, 1/8, 1/16 of the batch once the training
-      accuracy reaches 80, 90, 95, 99.5 %, and never go back. `k` is static.
+      start with all and use 1/2, 1/4, 1/8, 1/16 of the batch once the training
+      accuracy reaches 80, 90, 95, 99.5 %, without going back. `k` is static.
     axis_name: device axis to average over; see `optax_sam.sharpness_aware`.
       Each device ranks its own examples; under jit the ranking is global.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `per_example_value_fn` and `batch`. Cost: 1 / 3 + `k` gradients, k as a
-    fraction. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `per_example_value_fn` and `batch`; stateless, with 1 / 3 + `k`
+    gradients a step, k as a fraction.
+
+  .. note::
+    The authors' code ranks inside a full forward pass, where batch norm sees
+    the whole batch; ours selects the examples first.
 
   References:
     Kawaguchi, Lu, `Ordered SGD: A New Stochastic Optimization Framework for

@@ -12,10 +12,10 @@ from optax_sam.trees import array_types, divergence
 
 
 class SafState(NamedTuple):
-  """State of `saf_loss`: a table with one row an example.
+  """State of `saf_loss`: a table with one row per example.
 
-  `logits` (examples, lag, classes) has those of epoch e in slot `e % lag`,
-  `filled` (examples, lag) is whether a slot was ever written.
+  `logits` (examples, lag, classes) has those of epoch e in slot `e % lag`;
+  `filled` (examples, lag) is True for slots that were written.
   """
 
   logits: jax.Array
@@ -46,26 +46,25 @@ def saf_loss(
   table_dtype: Any = None,
   axis_name: Any = None,
 ) -> SafLoss:
-  """Sharpness-aware training for free (SAF): agreement with earlier epochs.
+  r"""Sharpness-aware training for free (SAF): agreement with earlier epochs.
 
-  With `z` the logits of an example in epoch e, a table of those of earlier
-  epochs, tau the temperature, and B the rows of the batch::
+  SAF adds an auxiliary loss :math:`D`: from epoch `start_epoch`, it penalizes
+  the divergence from an example's logits of `lag` epochs before, in a table.
 
-    y    = table[example, e % lag]                # of epoch e - lag
-    term = weight * tau**2 / B * sum KL(softmax(y / tau) || softmax(z / tau))
-    table[example, e % lag] = z
+  .. math::
+    \begin{align*}
+      y_i &= \text{table}[i, e \bmod \text{lag}] \\
+      D &= (\lambda \tau^2 / B) \sum_i \text{KL}(
+        \text{softmax}(y_i / \tau) \,\|\, \text{softmax}(z_i / \tau)) \\
+      \text{table}[i, e \bmod \text{lag}] &\leftarrow z_i
+    \end{align*}
 
-  The sum is over the examples whose slot was written, and 0 before
-  `start_epoch`. An example that misses an epoch, as those of an incomplete last
-  batch do, has a target that is older by a multiple of `lag`. Logits that are
-  not finite are not written. An id out of range is an error, except under jit,
-  where it has no target and is not written. Don't mix examples, as mixup does.
-
-  The paper's equations have no `tau**2`, the authors' program has it; without
-  it the term is 25 times weaker. The weight is the paper's; the program has
-  0.16, and starts an epoch later. The program has a table for each process but
-  deals examples anew every epoch, so with eight processes 13 % of its targets
-  are of the right age. Here the table belongs to the examples.
+  :math:`z_i` are the logits of example i in epoch :math:`e`, and :math:`B` is
+  the number of rows of the batch. The sum is over the examples whose slot was
+  written. An example that misses an epoch, as in an incomplete last batch, has
+  a target that is older by a multiple of `lag`. Logits that are not finite are
+  not written. An id out of range is an error, except under jit, where it has no
+  target and is not written. Don't mix examples, as mixup does.
 
   **Devices.** Split the state along its first axis: by `P('data')`, in a
   `NamedSharding` under `jax.jit` or in the specs of `jax.shard_map`. With n
@@ -73,23 +72,30 @@ def saf_loss(
   `(d + 1) * m - 1`. A batch may have any example. The table is never sent:
   under `jax.jit` the compiler gathers ids and logits of the batch and sums its
   targets. With `axis_name`, `loss` gathers ids and reduce-scatters the targets,
-  B * classes numbers and B bytes; `update` gathers ids and logits. The term is
-  then the mean over the device's rows: average it like the loss. In
+  B * classes numbers and B bytes; `update` gathers ids and logits. The loss is
+  then the mean over the device's rows, to be averaged like the main loss. In
   `jax.shard_map` without `axis_name` nothing is sent: ids count from the first
   example that the device owns, and a batch has only these.
 
   Args:
-    temperature: tau, above 0; it softens both distributions.
-    weight: of the term, at least 0.
+    temperature: :math:`\tau`, above 0; it softens both distributions.
+    weight: :math:`\lambda`, at least 0. 0.3 is the paper's.
     lag: age of a target in epochs, at least 1.
-    start_epoch: first epoch with a term; the ones before only fill the table.
+    start_epoch: first epoch with the loss; the ones before only fill the table.
     table_dtype: dtype of the table of examples * lag * classes numbers; None
       for float32, 15 GB for ImageNet; bfloat16 stores 2 to 3 digits. A donated
       table is written in place, but XLA on CPU widens one in bfloat16.
-    axis_name: axis of `jax.shard_map` that the table is split over.
+    axis_name: axis of `jax.shard_map` over which the table is split.
 
   Returns:
-    A `SafLoss`. Cost: 1 gradient. State: the table.
+    A `SafLoss`, whose state is the table; a step costs 1 gradient.
+
+  .. note::
+    :math:`\tau^2` is in the authors' code, not in the paper's equations;
+    without it the loss is 25 times weaker. Their code has the weight 0.16,
+    starts an epoch later, and has a table per process but deals the
+    examples again every epoch: with 8 processes, 13 % of its targets are of the
+    right age.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free
@@ -132,7 +138,7 @@ def saf_loss(
     targets = _take_rows(state.logits, where, logits)
     known = where.owned & _take_rows(state.filled, where, where.owned)
     if axis_name:
-      # Of each row one device knows something, and the others give zeros.
+      # Each row is known to one device only; the others contribute zeros.
       zero = jnp.zeros((), targets.dtype)
       targets = jnp.where(known[:, None], targets, zero)
       scatter = lambda x: jax.lax.psum_scatter(x, axis_name, tiled=True)
@@ -148,7 +154,7 @@ def saf_loss(
     where = place(logits, state, ids, epoch)
     values = jax.lax.stop_gradient(logits).astype(dtype)
     if is_example is not None:
-      # Nor is it written then, and nothing more has to be sent.
+      # So it is not written, without sending the mask.
       values = jnp.where(is_example[:, None], values, jnp.nan)
     if axis_name:
       values = jax.lax.all_gather(values, axis_name, tiled=True)
@@ -191,25 +197,25 @@ def _check_batch(
   if values.size and not 0 <= values.min() <= values.max() < examples:
     msg = (
       f'ids must be from 0 to {examples - 1}, one for each row of the table, '
-      f'got {values.min()} to {values.max()}; of rows that only fill a batch '
-      f'up set is_example to False, and their ids to 0.'
+      f'got {values.min()} to {values.max()}; for rows of padding set '
+      f'is_example to False and ids to 0.'
     )
     raise ValueError(msg)
 
 
 class _Place(NamedTuple):
-  """Where the rows of a batch are in this device's part of the table."""
+  """Positions of the rows of a batch in this device's part of the table."""
 
-  rows: jax.Array  # first index, of all devices' rows with an axis name
+  rows: jax.Array  # first index, for the rows of all devices with an axis name
   slot: jax.Array  # second index, a scalar
-  owned: jax.Array  # whether this device has the row, bool (B,)
+  owned: jax.Array  # whether this device owns the row, bool (B,)
 
 
 def _write_rows(
   table: jax.Array, place: _Place, values: jax.Array, wanted: jax.Array
 ) -> jax.Array:
-  """Returns the table with rows replaced where they are wanted and owned."""
-  # Writing depends on reading, or XLA would copy the whole table to read from.
+  """Returns the table with those rows replaced that are wanted and owned."""
+  # Writing depends on reading; otherwise XLA copies the table to read from.
   former = _take_rows(table, place, values)
   wanted = wanted.reshape(-1, *[1] * (values.ndim - 1))
   values = jnp.where(wanted, values, former)

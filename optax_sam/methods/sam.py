@@ -18,7 +18,7 @@ def ascend_repeatedly(
 ) -> optax.GradientTransformationExtraArgs:
   """Takes several ascent steps of length rho in the ball of radius rho: SAM.
 
-  The rule and the arguments are those of `optax_sam.sam`, `steps` its
+  See `optax_sam.sam` for the rule and the arguments; `steps` is its
   `ascent_steps`. Each step after the first costs one gradient, with a schedule
   of `rho` even if a policy skips the step, and needs `ascent_grad_fn`.
   """
@@ -68,36 +68,41 @@ def sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Sharpness-aware minimization (SAM): the gradient at perturbed parameters.
+  r"""Sharpness-aware minimization (SAM): the gradient at perturbed parameters.
 
-  With `g` the gradient at the parameters `w`::
+  SAM perturbs the weights by a step of length rho along the gradient, and
+  descends by the gradient there, with :math:`\epsilon` held constant.
 
-    epsilon = rho * g / (norm(g) + 1e-12)         # p = inf: rho * sign(g)
-    u       = gradient at w + epsilon             # epsilon held constant
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      \tilde g &= \nabla L(w + \epsilon)
+    \end{align*}
 
-  With `ascent_steps` above 1, `epsilon` is the `delta` that so many steps reach
-  from 0, with `h` the gradient at `w + delta`, at first `g`::
-
-    delta = delta + rho * h / (norm(h) + 1e-12)  # p = inf: rho * sign(h)
-    delta = delta * min(1, rho / norm(delta))  # p = inf: clipped to +-rho
-
-  Six published programs agree with this rule. The appendix of the paper prints
-  a squared norm in one place, against its own equation 2. Differentiating
-  through `epsilon` gave the authors worse results. The step length and the
-  projection of several steps are those of Andriushchenko and Flammarion (2022,
-  arXiv 2206.06232); `optax.contrib.sam` does not project.
+  Each further ascent step adds :math:`\rho\, h / (\|h\| + 10^{-12})`, where
+  :math:`h = \nabla L(w + \epsilon)`, and multiplies the sum by
+  :math:`\min(1, \rho / \|\epsilon\|)`. With p = inf, normalized gradients are
+  signs, and sums are clipped to +-rho.
 
   Args:
     rho: radius in the unit of the parameters, at least 0, or a schedule of it
       by the step. 0.05 is the authors' default, also for ImageNet; their grid
       runs from 0.01 to 0.5, and they use 0.1 for noisy labels.
-    p: 2 or infinity, the norm in which `epsilon` has length `rho`.
-    ascent_steps: number of ascent steps, at least 1; those programs take 1.
+    p: 2 or infinity, the norm in which the perturbation has length `rho`.
+    ascent_steps: number of ascent steps, at least 1. Published code uses 1.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 1 + `ascent_steps` gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless, with 1 + `ascent_steps` gradients
+    a step.
+
+  .. note::
+    The code of six publications agrees with the rule. The paper's appendix
+    prints a squared norm in one place, against its own equation 2. The authors
+    report worse results with a differentiated :math:`\epsilon`. Several steps
+    follow Andriushchenko and Flammarion (2022, arXiv 2206.06232);
+    `optax.contrib.sam` does not project.
 
   References:
     Foret et al., `Sharpness-Aware Minimization for Efficiently Improving

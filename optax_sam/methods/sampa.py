@@ -16,7 +16,7 @@ from optax_sam.trees import array_types, tree_math
 
 
 class SampaState(NamedTuple):
-  """State of `sampa`, with the last gradient ahead, float32 or wider."""
+  """State of `sampa`; `gradient` is the predicted one, float32 or wider."""
 
   ascent: Any
   base: optax.OptState
@@ -35,40 +35,45 @@ def sampa(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """SAMPa: perturbs along the gradient ahead, on the batch of the step before.
+  r"""SAMPa: perturbs along a gradient at a predicted point, on the last batch.
 
-  With `gy` the gradient ahead of the step before, 0 at first::
+  Both gradients of a step are independent, so that two devices, or one with
+  free capacity, can compute them in parallel.
 
-    xt = w + rho * gy / (norm(gy) + 1e-12)
-    y  = w + base.update(gy) at w           # its new state is dropped
-    g1 = gradient at xt on the last batch
-    g2 = gradient at y on this batch
-    gy = g2
-    update = base.update((1 - mix) * g1 + mix * g2) at w
+  .. math::
+    \begin{align*}
+      \tilde g &= \nabla L_{t-1}(w + \rho\, h / (\|h\| + 10^{-12})) \\
+      h &\leftarrow \nabla L_t(w + \text{base}(h)) \\
+      u &= \text{base}((1 - \lambda)\, \tilde g + \lambda h)
+    \end{align*}
 
-  At the first step `xt` and `y` are `w`, and both batches are this one. `g1`
-  and `g2` are independent, so two devices, or one with room, can compute them
-  in parallel. With dropout, put the keys into `batch`, or the last batch sees
-  the masks of this one.
-
-  We followed the rule through the authors' program by hand and did not run it:
-  it stores `g1` and `g2` mixed and divides `gy` out of them; we store `gy`.
+  :math:`L_t` is the loss of the batch of step t, and base the update of the
+  base optimizer at :math:`w`; its state after :math:`\text{base}(h)` is
+  dropped. The first line uses the old :math:`h`. At the first step both
+  gradients are at :math:`w`, on this batch.
 
   Args:
-    base: base optimizer, with everything that belongs to it in a chain.
+    base: base optimizer, chained with its weight decay, clipping and so on.
     rho: radius, at least 0, or a schedule of it by the step. 0.1: the authors'.
-    mix: weight of the gradient ahead, in [0, 1]. 0.2 is the authors'.
+    mix: :math:`\lambda`, weight of the predicted gradient, in [0, 1]. 0.2 is
+      the authors'.
     batch_like: a batch, or its shapes and dtypes (`jax.ShapeDtypeStruct`), with
       the same number of examples, along axis 0, at every step.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      `batch`, also that of the state, is local: split it over the devices.
-      `sync_ascent` makes no difference: `gy` is the same on all devices.
+      `batch`, also in the state, is local: split it over the devices.
+      `sync_ascent` makes no difference: `h` is the same on all devices.
 
   Returns:
-    An optimizer that returns the whole update: no learning rate follows. Its
-    `update` needs `params`, and `per_example_value_fn` and `batch`. Cost: 2
-    gradients; the incoming one is not used. State: that of the base optimizer,
-    one gradient and one batch.
+    An optimizer that returns the whole update, without a learning rate after
+    it, whose `update` needs `params`, `per_example_value_fn` and `batch`; its
+    state is that of the base optimizer, one gradient and one batch, with 2
+    gradients a step. The incoming gradient is unused.
+
+  .. note::
+    With dropout, put the keys into `batch`; otherwise the last batch gets the
+    masks of this one. The rule was traced by hand in the authors' code, not
+    run: it stores both gradients mixed and divides :math:`h` out of them; we
+    store :math:`h`.
 
   References:
     Xie, Pethick, Cevher, `SAMPa: Sharpness-aware Minimization Parallelized
@@ -111,7 +116,7 @@ def sampa(
 
   def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
     view = LossView.open(params, updates, extra, mask=mask, axis_name=axis_name)
-    _ = view.num_examples  # says what is missing, if anything
+    _ = view.num_examples  # checks the arguments
     manual_axes.check(view, None, axis_name)
     # Copies: the state may be donated, the batch is the caller's.
     copy = lambda x: jnp.array(x, jnp.result_type(x))  # not weakly typed
@@ -125,7 +130,7 @@ def sampa(
       raise ValueError(msg)
     batch = jax.tree.map(_placed_like, batch, state.batch)
     w, like = leaves.split(params), leaves.split(updates)
-    count, ahead = state.ascent.step_count, state.gradient
+    count, predicted = state.ascent.step_count, state.gradient
     radius = rho(count) if callable(rho) else rho
     is_first = count == 0
 
@@ -133,20 +138,20 @@ def sampa(
       whole = leaves.join(optax.tree.cast_like(gradient, like), updates)
       return base.update(whole, state.base, params, **extra)
 
-    ascent = leaves.inside(ahead)
-    behind = leaves.move(w, tree_math.scale_to(radius, ascent))
-    guess, _ = base_update(ahead)
-    # Momentum and weight decay move at a gradient of zero, too.
+    ascent = leaves.inside(predicted)
+    perturbed = leaves.move(w, tree_math.scale_to(radius, ascent))
+    guess, _ = base_update(predicted)
+    # With a gradient of zero, momentum and weight decay still give updates.
     there = optax.apply_updates(w, leaves.split(guess))
     there = optax.tree.where(is_first, w, there)
     last = optax.tree.where(is_first, batch, state.batch)
-    loss, first = view.on(last).value_and_grad(behind)
+    loss, first = view.on(last).value_and_grad(perturbed)
     _, second = view.on(batch).value_and_grad(there)
     both = jax.tree.map(mixed, first, second)
-    second = tree_math.widen_like(second, ahead)
+    second = tree_math.widen_like(second, predicted)
     both, second, loss = devices.average((both, second, loss), axis_name)
     step, base_state = base_update(both)
-    # The base optimizer may hide it, by a sign or by clipping.
+    # The base optimizer may hide a NaN, by a sign or by clipping.
     moved = tree_math.nan_unless(tree_math.all_finite(both), leaves.split(step))
     ascent_state = advance(state.ascent, tree_math.norm(ascent), loss)
     after = SampaState(ascent_state, base_state, second, batch)
@@ -161,6 +166,6 @@ def _empty(leaf: Any) -> jax.Array:
 
 
 def _placed_like(leaf: jax.Array, kept: jax.Array) -> jax.Array:
-  """Splits an example as the state does, so that its type stays the same."""
+  """Splits a leaf as in the state, so that the type of the state is fixed."""
   split = array_types.explicit(kept)
   return leaf if split is None else jax.sharding.reshard(leaf, split)

@@ -15,7 +15,7 @@ from optax_sam.engine.perturbation import on_refresh, scale_to_radius
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import array_types, sparse_masks, tree_math
 
-_MOST_REFRESHES = 2**20  # that a table has an entry for
+_MOST_REFRESHES = 2**20  # largest size of a table
 
 
 class DynamicState(NamedTuple):
@@ -38,14 +38,14 @@ def keep_dynamic(
 ) -> optax.GradientTransformationExtraArgs:
   """Zeroes entries by dynamic sparse training, flat ones first: SSAM-D.
 
-  The mask and the other arguments are those of `optax_sam.sparse_sam_dynamic`,
-  with scores compared in float32. The mask is refreshed after its use. An
-  update of zeros leaves it unchanged. Order: see `keep_top_fisher`.
+  See `optax_sam.sparse_sam_dynamic` for the mask and the arguments. Scores are
+  compared in float32, and the mask is refreshed after its use. An update of
+  zeros leaves it unchanged. Order: see `keep_top_fisher`.
 
   Args:
-    drop: 'gradient' drops the smallest `abs(g)`, 'weight' the smallest
-      `abs(w)` at the unperturbed parameters; or 'random'.
-    growth: the same for what is grown, where the largest are.
+    drop: 'gradient' drops the entries with the smallest `abs(g)`, 'weight'
+      those with the smallest unperturbed `abs(w)`; or 'random'.
+    growth: like `drop`, but grows the largest.
   """
   sparse_masks.check_fraction('sparsity', sparsity, at_most=1)
   validation.check_number('drop_rate', drop_rate, above=0, at_most=1)
@@ -60,7 +60,7 @@ def keep_dynamic(
     typed = validation.as_key(key)
     active = sparse_masks.num_kept(sparsity, tree_math.size(params))
     mask = sparse_masks.largest(sparse_masks.random_bits(typed, params), active)
-    mask = array_types.vary_like(mask, params)  # as a refreshed one does
+    mask = array_types.vary_like(mask, params)  # like a refreshed one
     return DynamicState(jnp.zeros((), jnp.int32), mask, typed)
 
   def num_moved(step: jax.Array, active: int) -> jax.Array:
@@ -108,24 +108,24 @@ def _moved(
 ) -> np.ndarray:
   """Returns `floor(active * r)` at some steps, exactly.
 
-  On the host: float32 counts to 2**24 only. Whole results come from the cosines
-  that are fractions, at thirds and halves, so those are computed as such; from
-  the others float64 is far enough.
+  On the host: float32 counts to 2**24 only. Cosines at thirds and halves are
+  fractions, which alone can give whole results, so they are computed exactly;
+  for all others float64 is accurate enough.
   """
   progress = np.minimum(np.asarray(steps, np.float64) / total_steps, 1)
   doubled = 2 * np.cos(np.pi * progress)
-  share = fractions.Fraction(str(drop_rate)) * active / 4
-  moved = np.floor(float(share) * (2 + doubled))
+  quarter = fractions.Fraction(str(drop_rate)) * active / 4
+  moved = np.floor(float(quarter) * (2 + doubled))
   for whole, sixths in ((2, 0), (1, 2), (0, 3), (-1, 4), (-2, 6)):
     at = np.minimum(np.asarray(steps) * 6, 6 * total_steps)
-    moved[at == sixths * total_steps] = math.floor(share * (2 + whole))
+    moved[at == sixths * total_steps] = math.floor(quarter * (2 + whole))
   return moved.astype(np.int32)
 
 
 def _nearly_moved(
   step: jax.Array, active: int, drop_rate: Any, total_steps: Any
 ) -> jax.Array:
-  """Returns nearly the same, of traced settings or of very many refreshes."""
+  """Like `_moved`, nearly, for traced settings or very many refreshes."""
   number = lambda x: jnp.asarray(x, jnp.float32)
   progress = jnp.minimum(number(step) / number(total_steps), 1)
   rate = number(drop_rate) / 2 * (1 + jnp.cos(jnp.pi * progress))
@@ -145,31 +145,26 @@ def sparse_sam_dynamic(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Sparse SAM by dynamic sparse training (SSAM-D): drops and grows its mask.
+  r"""Sparse SAM by dynamic sparse training (SSAM-D): drops and grows its mask.
 
-  With `g` the gradient at `w`, `t` the step from 0, `T = total_steps`, `N` the
-  number of entries that may be perturbed, and `a = floor((1 - sparsity) * N)`
-  of them in the mask, at first at random::
+  Of the N entries that may be perturbed, only `a = floor((1 - sparsity) * N)`
+  in a mask :math:`m` are, at first random ones. All parameters are updated, and
+  no time is saved.
 
-    epsilon = mask * rho * g / (norm(g) + 1e-12)
-    u       = gradient at w + epsilon
-    every refresh_every steps, t = 0 included, for the steps that follow:
-      r = drop_rate / 2 * (1 + cos(pi * min(t / T, 1)))
-      d = min(floor(a * r), N - a)    # exactly, unless settings are injected
-      d entries of the mask with the smallest abs(g) are dropped,
-      d that were outside before are grown, uniformly at random
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      \tilde g &= \nabla L(w + \epsilon) \\
+      r &= (c / 2) (1 + \cos(\pi \min(t / T, 1))) \\
+      d &= \min(\lfloor a r \rfloor, N - a)
+    \end{align*}
 
-  The norm is that of the full gradient, so `epsilon` is shorter than `rho`. All
-  parameters are updated, and no time is saved. A gradient that is 0 or not
-  finite leaves the mask unchanged.
-
-  Exactly `a` entries are perturbed at every step. In the authors' program the
-  count drifts by one and, as only growth is limited to what is left, falls
-  below the target where `sparsity < r / (1 + r)`. `keep_dynamic` can also drop
-  and grow by the size of the weights, which that program reads while they are
-  perturbed. The defaults of `sparsity` and `drop_rate`, and to drop by the
-  gradient and grow at random, are those of the authors' command line.
-  Unverified: whether they are the paper's, and its `rho` per data set.
+  After its use in every `refresh_every`-th step, :math:`t = 0` included, the
+  mask drops its :math:`d` entries with the smallest :math:`|g|`, and grows as
+  many others at random. :math:`c` is `drop_rate`, :math:`T` `total_steps`; the
+  floor is exact unless settings are injected. A gradient that is 0 or not
+  finite leaves the mask unchanged. The norm is of the whole gradient, so the
+  perturbation is shorter than `rho`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -183,8 +178,17 @@ def sparse_sam_dynamic(
       Entries are dropped by the average in any case.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: a mask, the key.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; its state is a mask and the key, with 2
+    gradients a step.
+
+  .. note::
+    In the authors' code the size of the mask drifts by one and, as only growth
+    is limited to what is left, falls below the target if `sparsity < r / (1 +
+    r)`; here it is exact. `sparsity`, `drop_rate` and criteria are those of
+    their command line. `keep_dynamic` can also drop and grow by the size of the
+    weights, which their code reads while they are perturbed. Unverified: if the
+    defaults are the paper's, and its `rho` per data set.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified

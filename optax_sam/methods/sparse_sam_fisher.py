@@ -16,11 +16,11 @@ from optax_sam.engine.selection import all_examples
 from optax_sam.engine.sharpness_aware import sharpness_aware
 from optax_sam.trees import sparse_masks, tree_math
 
-_FISHER_CHUNK = 16  # examples whose gradients are in memory at a time
+_FISHER_CHUNK = 16  # number of per-example gradients in memory
 
 
 class TopFisherState(NamedTuple):
-  """State of `keep_top_fisher`: `step_count` of steps and `mask` of bools."""
+  """State of `keep_top_fisher`: `step_count` and `mask`, a tree of bools."""
 
   step_count: jax.Array
   mask: Any
@@ -35,10 +35,10 @@ def keep_top_fisher(
 ) -> optax.GradientTransformationExtraArgs:
   """Zeroes entries with a small empirical Fisher information: SSAM-F.
 
-  The mask and the arguments are those of `optax_sam.sparse_sam_fisher`. Placed
-  after `scale_to_radius`, the norm is that of the full gradient and epsilon is
-  shorter than rho, as in the authors' program; placed before, it is rho long.
-  Only for use in `optax_sam.sharpness_aware`, whose `update` then needs
+  See `optax_sam.sparse_sam_fisher` for the mask and the arguments. Placed after
+  `scale_to_radius`, the norm is of the whole gradient and epsilon is shorter
+  than rho, as in the authors' code; placed before, epsilon is rho long. Only
+  for use in `optax_sam.sharpness_aware`, whose `update` then needs
   `per_example_value_fn` and `batch`.
   """
   sparse_masks.check_fraction('sparsity', sparsity, at_most=1)
@@ -54,12 +54,12 @@ def keep_top_fisher(
     view, axis_name = extra.get('loss_view'), extra.get('axis_name')
     if view is None:
       msg = (
-        'keep_top_fisher needs the gradients of single examples: use it in '
-        'the perturbation of optax_sam.sharpness_aware.'
+        'keep_top_fisher needs per-example gradients: use it in the '
+        'perturbation of optax_sam.sharpness_aware.'
       )
       raise ValueError(msg)
 
-    _ = view.num_examples  # says what is missing, also if nothing is refreshed
+    _ = view.num_examples  # checks the arguments, also without a refresh
 
     def refresh() -> Any:
       scores = _fisher_information(view, params, num_samples, axis_name)
@@ -84,7 +84,7 @@ def keep_top_fisher(
 def _fisher_information(
   loss_view: LossView, params: Any, num_samples: int, axis_name: Any
 ) -> Any:
-  """Sums the squared gradients of the first examples over all devices."""
+  """Sums squared gradients of the first examples, over all devices."""
   if axis_name:
     num_samples = math.ceil(num_samples / jax.lax.psum(1, axis_name))
   samples = loss_view.rows(slice(num_samples))
@@ -107,11 +107,9 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
   """Zeroes all but the n largest of every m consecutive inputs of a unit.
 
   The inputs of a leaf are all of its axes but the last, flattened, as in the
-  kernels of Flax: `(in, out)`, `(height, width, in, out)`. In each group of m::
-
-    epsilon_i = g_i if abs(g_i) is among the n largest else 0   # ties: first
-
-  A leaf with fewer than two axes, or whose inputs m does not divide, is
+  kernels of Flax: `(in, out)`, `(height, width, in, out)`. Of each group of m,
+  the n entries with the largest `abs(g)` are kept, the first ones of ties. A
+  leaf with fewer than two axes, or whose inputs m does not divide, is
   unchanged. The authors group convolutions along another axis.
 
   Args:
@@ -143,50 +141,56 @@ def sparse_sam_fisher(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Sparse SAM by Fisher information (SSAM-F): perturbs what matters most.
+  r"""Sparse SAM by Fisher information (SSAM-F): perturbs what matters most.
 
-  With `g` the gradient at `w`, `l_j` the per-example losses with true labels,
-  `t` the step from 0, and `N` the number of entries that may be perturbed::
+  Of the N entries that may be perturbed, only the `floor((1 - sparsity) * N)`
+  with the largest empirical Fisher information :math:`F` are. All parameters
+  are updated, and no time is saved.
 
-    every refresh_every steps, t = 0 included:
-      F    = sum over the first num_samples examples of (gradient of l_j at w)^2
-      mask = the floor((1 - sparsity) * N) largest of F   # ties by position
-    epsilon = mask * rho * g / (norm(g) + 1e-12)
-    u       = gradient at w + epsilon
+  .. math::
+    \begin{align*}
+      F &= \sum_j (\nabla \ell_j(w))^2 \\
+      m &= 1 \text{ at the largest entries of } F \text{, else } 0 \\
+      \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      \tilde g &= \nabla L(w + \epsilon)
+    \end{align*}
 
-  The norm is that of the full gradient, so `epsilon` is shorter than `rho`. For
-  a constant length chain the two components the other way round:
-  `chain(keep_top_fisher(...), scale_to_radius(rho))`. All parameters are
-  updated, and no time is saved. Scores are compared in float32; one that is not
-  finite leaves the mask unchanged. The first mask is full.
-
-  Rule and count are those of the authors' program, except for the error of its
-  floating-point count, which is 0 of 10 entries at `sparsity=0.9`. Unlike here,
-  it starts with an empty mask and refreshes after a step, so its first step is
-  not perturbed; it draws fresh examples; and it adds the first example's
-  gradient to a leftover one before squaring. Unverified: initial mask, refresh
-  timing, `num_samples` and `rho` of the paper.
+  The mask is recomputed every `refresh_every` steps, step 0 included, from the
+  losses of the first `num_samples` examples with true labels. Scores are
+  compared in float32, ties broken by position; scores that are not finite leave
+  the mask unchanged, at first full. The norm is of the whole gradient, so the
+  perturbation is shorter than `rho`; for a constant length swap the components:
+  `chain(keep_top_fisher(...), scale_to_radius(rho))`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
       authors' README has 0.7 for ImageNet, perhaps a slip for 0.07.
     sparsity: fraction of the entries that is not perturbed, in [0, 1]: 0 is
       SAM, 1 the base optimizer. The authors advertise 0.5 and tried up to 0.99.
-    num_samples: number of examples in F, at least 1; at most those of the batch
-      are taken. The authors' README has 16 and 128, and up to 1024.
+    num_samples: number of examples in F, at least 1, and at most those of the
+      batch. The authors' README has 16 and 128, and up to 1024.
     refresh_every: number of steps from one mask to the next, at least 1. The
       authors' README: one epoch; they tried 1 to 10.
     pattern: 'global', or for any `sparsity` 'n:m', such as '2:4', for the n
       largest of every m inputs of a unit; see `perturbations.keep_n_of_m`.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      Each device takes an equal number of examples in F, from its own.
+      Each device uses an equal number of its own examples in F.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `per_example_value_fn` and `batch`. With batch norm pass a `value_fn` in
-    training mode too, and let the former use the running statistics, as one
-    example has no variance. Cost: 2 + `num_samples` / (batch size *
-    `refresh_every`) gradients, memory for 16 per-example ones. State: a mask.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `per_example_value_fn` and `batch`; its state is a mask, with 2 +
+    `num_samples` / (batch size * `refresh_every`) gradients a step and memory
+    for 16 per-example ones.
+
+  .. note::
+    With batch norm pass a `value_fn` in training mode too, and let the
+    per-example one use running statistics: one example has no variance.
+    Rule and count are those of the authors' code, without the error of its
+    floating-point count (0 of 10 entries at `sparsity=0.9`). Their code starts
+    with an empty mask and refreshes after a step, so that its first step is not
+    perturbed; draws other examples; and adds the first example's gradient to an
+    earlier one before squaring. Unverified: initial mask, refresh timing,
+    `num_samples` and `rho` of the paper.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified

@@ -14,7 +14,7 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
 class BernoulliState(RandomState):
-  """State of `bernoulli`: `step_count` of steps and PRNG `key`."""
+  """State of `bernoulli`: `step_count` and the PRNG `key`."""
 
 
 def bernoulli(
@@ -22,8 +22,8 @@ def bernoulli(
 ) -> Policy:
   """Takes an ascent step at random, the same on all devices: SS-SAM.
 
-  The rule and the arguments are those of `optax_sam.ss_sam`. The values of a
-  schedule are not checked: below 0 means never, above 1 always.
+  See `optax_sam.ss_sam` for the rule and the arguments. Values of a schedule
+  are not checked: below 0 means never, above 1 always.
   """
   if not callable(probability):
     validation.check_number('probability', probability, at_least=0, at_most=1)
@@ -50,33 +50,36 @@ def ss_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Stochastic scheduled SAM (SS-SAM): takes SAM's step at random.
+  r"""Stochastic scheduled SAM (SS-SAM): takes SAM's step at random.
 
-  With `g` the gradient at `w` and `t` the step from 0::
+  At step :math:`t` = 0, 1, ... a draw :math:`b` from Bernoulli(p(t)) with key
+  `fold_in(key, t)` decides between SAM and the base optimizer.
 
-    ascend = bernoulli(fold_in(key, t), probability(t))
-    u      = SAM's gradient if ascend else g
+  .. math::
+    u = b\, \nabla L(w + \epsilon) + (1 - b)\, \nabla L(w)
 
-  Of the paper's families of schedules, constant is a number; piecewise is
-  `lambda t: jnp.where(t < fraction * T, p, 1 - p)`; the trigonometric one, SAM
-  early, is `lambda t: (1 + jnp.cos(jnp.pi * t / T)) / 2`. Its linear one is
-  unverified; use `optax.linear_schedule`.
-
-  The authors' program tosses the coin on the host and runs one of two compiled
-  steps, which has the same distribution. Their later G-RST, also unverified,
-  mixes both gradients at ascents: combine `policies.bernoulli` and
-  `descents.mix`; a weight of 1 / `probability` keeps SAM's strength.
+  Of the paper's schedules, constant is a number; piecewise is `lambda t:
+  jnp.where(t < fraction * T, p, 1 - p)`; trigonometric, SAM early, is
+  `lambda t: (1 + jnp.cos(jnp.pi * t / T)) / 2`; linear is unverified: use
+  `optax.linear_schedule`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    probability: of a SAM step, in [0, 1], or a schedule of it. 0.5 is a quoted
-      "propagation count 1.5" of the paper; the authors' example has 0.6.
+    probability: p, in [0, 1], or a schedule of it. 0.5 is a quoted "propagation
+      count 1.5" of the paper; the authors' example has 0.6.
     key: integer seed or typed key, the same on all devices; not dropout's.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 1 + mean probability. State: the key.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; its state is the key, with 1 + mean
+    probability gradients a step.
+
+  .. note::
+    The authors' code draws on the host and runs one of two compiled steps, with
+    the same distribution. Their later G-RST, also unverified, mixes both
+    gradients at ascent steps: combine `policies.bernoulli` and `descents.mix`;
+    a weight of 1 / `probability` keeps SAM's strength.
 
   References:
     Zhao, Zhang, Hu, `SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization

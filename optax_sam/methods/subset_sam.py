@@ -1,4 +1,4 @@
-"""SAM with a subset of the batch for the ascent gradient."""
+"""SAM with an ascent gradient over a subset of the batch."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from optax_sam.engine.sharpness_aware import sharpness_aware
 
 
 class RandomSubsetState(NamedTuple):
-  """State of `random_subset` if it has a `key`, that all draws derive from."""
+  """State of `random_subset` with a `key`, from which all draws derive."""
 
   key: jax.Array
 
@@ -22,9 +22,9 @@ class RandomSubsetState(NamedTuple):
 def random_subset(
   fraction: float, key: jax.Array | int | None = None
 ) -> selection.Selection:
-  """Takes the ascent gradient over a part of the batch: `subset_sam`.
+  """Computes the ascent gradient over a part of the batch: `subset_sam`.
 
-  The rule and the arguments are those of `optax_sam.subset_sam`.
+  See `optax_sam.subset_sam` for the rule and the arguments.
   """
   selection.check_size('fraction', fraction)
   if key is not None:
@@ -56,16 +56,15 @@ def subset_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """SAM with a subset of the batch: the ascent gradient is over a part.
+  r"""SAM with an ascent gradient over a subset of the batch.
 
-  With `A` the part, and the descent gradient over the whole batch::
+  The ascent gradient is over a part A of the batch, the other over all of it.
 
-    gA      = gradient of the mean loss over A at w
-    epsilon = rho * gA / (norm(gA) + 1e-12)
-    u       = gradient at w + epsilon
-
-  Unverified: whether the paper takes the first rows or a permutation. Pass a
-  key if batches are sorted or packed.
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_A(w) \\
+      \tilde g &= \nabla L(w + \epsilon)
+    \end{align*}
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
@@ -73,16 +72,20 @@ def subset_sam(
     fraction: size of A: a fraction of the batch in (0, 1] if a float, a number
       of examples if an int of at least 1. The authors report a quarter to be
       about 25 % slower than plain descent.
-    key: integer seed or typed key, the same on all devices, to draw A with,
-      without replacement; None takes the first rows.
+    key: integer seed or typed key, the same on all devices, to draw A without
+      replacement; None uses the first rows. Pass a key if batches are sorted or
+      packed.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
       Each device takes A from its own examples.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `per_example_value_fn` and `batch`. Batch norm normalizes A separately.
-    Cost: 1 + `fraction` gradients, and a forward pass if you use the loss at
-    `w`. State: the key, if there is one.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `per_example_value_fn` and `batch`; its state is the key, if given. A
+    step costs 1 + `fraction` gradients, 1 / 3 more if you use the loss at `w`.
+
+  .. note::
+    Batch norm normalizes A separately. Unverified: whether the paper takes the
+    first rows or a permutation.
 
   References:
     Bahri, Mobahi, Tay, `Sharpness-Aware Minimization Improves Language Model

@@ -15,7 +15,7 @@ from optax_sam.trees.running_mean import RunningMean
 
 
 class SwaState(NamedTuple):
-  """State of `swa`: `step_count` and `average` of later parameters."""
+  """State of `swa`: `step_count` and the `average` of later parameters."""
 
   step_count: jax.Array
   average: RunningMean
@@ -23,29 +23,33 @@ class SwaState(NamedTuple):
 
 @validation.method()
 def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
-  """Stochastic weight averaging (SWA): an equal average of later parameters.
+  r"""Stochastic weight averaging (SWA): an equal average of later parameters.
 
-  Updates are returned unchanged. With `s` the number of steps taken, this one
-  included, `w` the parameters after it, and `n` 0 at first::
+  Updates are returned unchanged. Every `every` steps from step `start` on, the
+  parameters after the step enter the average; at first :math:`n = 0`.
 
-    if s >= start and (s - start) % every == 0:
-      average = (n * average + w) / (n + 1)
-      n = n + 1
+  .. math::
+    \begin{align*}
+      \bar w &\leftarrow (n \bar w + w) / (n + 1) \\
+      n &\leftarrow n + 1
+    \end{align*}
 
   Read the average with `averaged_params`. Before you evaluate it, recompute the
-  statistics of batch norm with `optax_sam.flax.reestimate_batch_norm`. The
-  authors average once an epoch, from epoch 161 of 200 to epoch 300. Their
-  learning rate is constant for half of the budget, falls to 0.05 at nine
-  tenths, and stays there: one that goes to 0 leaves little to average.
+  statistics of batch norm with `optax_sam.flax.reestimate_batch_norm`.
 
   Args:
     start: number of steps after which parameters first enter, at least 1.
     every: steps from one entry to the next, at least 1; often an epoch's.
 
   Returns:
-    A gradient transformation, to be placed **last** in `optax.chain`. Its
-    `update` needs `params`. Cost: a pass over the parameters where they enter.
-    State: the average, in float32 or wider.
+    A gradient transformation to place **last** in `optax.chain`, whose `update`
+    needs `params`; its state is the average, in float32 or wider. It costs a
+    pass over the parameters when they enter.
+
+  .. note::
+    The authors average once an epoch, from epoch 161 of 200 to epoch 300. Their
+    learning rate is constant for half of the budget, falls to 0.05 at nine
+    tenths, and stays there: one that goes to 0 leaves little to average.
 
   References:
     Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
@@ -73,7 +77,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     if params is None:
       msg = (
         'params must be given: write tx.update(grads, opt_state, params); swa '
-        'averages what the updates make of them.'
+        'averages the updated parameters.'
       )
       raise ValueError(msg)
     leaves = partition.Leaves.of(params)
@@ -103,7 +107,7 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
       `optax.masked` or `optax.partition`.
 
   Returns:
-    The average, like `params`; these, as long as nothing has entered it.
+    The average, like `params`; `params` themselves while it is empty.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.swa(start=100), jnp.float32(3.0)

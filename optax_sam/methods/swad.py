@@ -60,26 +60,23 @@ class Swad(NamedTuple):
 def swad(
   *, n_converge: int = 3, n_tolerance: int = 6, tolerance: float = 0.3
 ) -> Swad:
-  """Stochastic weight averaging densely (SWAD): where validation says so.
+  r"""Stochastic weight averaging densely (SWAD): where validation says so.
 
   The result is the mean of the parameters after every step of the segments from
-  `first` to `last`. A segment ends at each validation; `L_i` is the loss at the
-  end of segment i, counted from 1, `c = n_converge`, `r = n_tolerance`::
+  :math:`f` to :math:`\ell`. A segment ends at each validation; :math:`L_i` is
+  the loss at the end of segment i = 1, 2, ..., and c is `n_converge`, r
+  `n_tolerance`. SWAD converges at the first i, and ends at the first j, with:
 
-    converged: at the smallest i with L_{i-c+1} = min(L_{i-c+1}, ..., L_i)
-    first     = i - c + 1
-    threshold = (1 + tolerance) * mean(L_{i-c+1}, ..., L_i)
-    ended:     at the smallest j with j - r + 1 >= first
-               and min(L_{j-r+1}, ..., L_j) > threshold
-    last      = j - r; if it never ends, the last with L_last <= threshold
+  .. math::
+    \begin{align*}
+      L_{i-c+1} &= \min(L_{i-c+1}, \ldots, L_i), \quad f = i - c + 1 \\
+      \theta &= (1 + \text{tolerance}) \cdot
+        \text{mean}(L_{i-c+1}, \ldots, L_i) \\
+      \theta &< \min(L_{j-r+1}, \ldots, L_j), \quad j - r + 1 \ge f,
+        \quad \ell = j - r
+    \end{align*}
 
-  The end is that of the authors' program. Its start is up to two segments
-  earlier, as long as their losses are below the threshold, and it weighs early
-  segments two- or threefold; ours does not. Unverified: the indices of the
-  paper. Our choices: without convergence the result is the mean of the last
-  complete segment; a loss that is not finite is above any threshold, and
-  nothing converges at it.
-
+  If it never ends, :math:`\ell` is the last with :math:`L_\ell \le \theta`.
   Use it outside of the chain::
 
     averaging = optax_sam.swad()
@@ -94,13 +91,21 @@ def swad(
   Args:
     n_converge: c, at least 1: the oldest of c losses must be the smallest.
     n_tolerance: r, at least 1: r losses in a row must be above the threshold.
-    tolerance: distance of the threshold above the mean, relative to it, at
-      least 0; for losses of at least 0.
+    tolerance: distance of the threshold :math:`\theta` above the mean, relative
+      to it, at least 0; for losses of at least 0.
 
   Returns:
-    Four functions (`Swad`), which may be called inside `jax.jit`. `result` may
-    be called at any time; it returns `params` where there is no mean. State:
-    `n_converge` averages, at least 2, in float32 or wider.
+    Four functions (`Swad`), which may be called inside `jax.jit`, `result` at
+    any time: it returns `params` if there is no mean. The state is `n_converge`
+    averages, at least 2, in float32 or wider.
+
+  .. note::
+    The end is that of the authors' code. Its start is up to two segments
+    earlier, as long as their losses are below the threshold, and it weights
+    early segments two- or threefold; ours does not. Unverified: the indices of
+    the paper. Our choices: without convergence the result is the mean of the
+    last complete segment; a loss that is not finite is above any threshold, and
+    nothing converges at it.
 
   References:
     Cha, Chun, Lee, Cho, Park, Lee, Park, `SWAD: Domain Generalization by
@@ -162,7 +167,7 @@ def swad(
     return optax.tree.where(state.ended, state, after)
 
   def _converge(state: SwadState) -> SwadState:
-    """Starts again from the first segment that counts."""
+    """Restarts the means at the first segment that counts."""
     segments = (*state.earlier, state.current)[-n_converge:]
     first = state.validations - (n_converge - 1)
     state = state._replace(

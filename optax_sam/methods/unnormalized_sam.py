@@ -17,8 +17,8 @@ def scale_by_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient by rho without its norm: unnormalized SAM.
 
-  The rule and the arguments are those of `optax_sam.unnormalized_sam`. A norm
-  that is not finite gives `epsilon = 0`.
+  See `optax_sam.unnormalized_sam` for the rule and the arguments. A norm that
+  is not finite gives a perturbation of 0.
   """
   validation.check_choice('clip', clip, (True, False))
 
@@ -41,25 +41,27 @@ def unnormalized_sam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Unnormalized SAM (USAM): the perturbation shrinks with the gradient.
+  r"""Unnormalized SAM (USAM): the perturbation shrinks with the gradient.
 
-  With `g` the gradient at `w`::
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, g, \quad g = \nabla L(w) \\
+      \tilde g &= \nabla L(w + \epsilon)
+    \end{align*}
 
-    epsilon = rho * g                # clip=True: rho * g / max(norm(g), 1)
-    u       = gradient at w + epsilon
-
-  The authors' program agrees. A factor on the loss changes `epsilon`.
+  With `clip`, :math:`\epsilon = \rho\, g / \max(\|g\|, 1)`. A factor on the
+  loss changes the perturbation.
 
   Args:
     rho: factor of at least 0, in the unit of the parameters over that of the
       gradient, or a schedule of it by the step. There is no default.
-    clip: whether an `epsilon` longer than `rho` is shortened to it, as on one
-      path of the authors' program tml-epfl/understanding-sam.
+    clip: whether to shorten perturbations to length `rho`, as on one path of
+      the authors' code, tml-epfl/understanding-sam, with which the rule agrees.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
 
   References:
     Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware

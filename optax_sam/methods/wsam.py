@@ -1,4 +1,4 @@
-"""WSAM: weighs the sharpness against the loss, coupled or decoupled."""
+"""WSAM: weights the sharpness against the loss, coupled or decoupled."""
 
 from typing import Any, NamedTuple
 
@@ -25,16 +25,14 @@ def wsam(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Weighted SAM (WSAM), coupled: weighs the sharpness against the loss.
+  r"""Weighted SAM (WSAM), coupled: weights the sharpness against the loss.
 
-  With `g` the gradient at `w` and `a = gamma / (1 - gamma)`::
-
-    epsilon = rho * g / (norm(g) + 1e-12)
-    gp      = gradient at w + epsilon
-    u       = g + a * (gp - g)
-
-  The authors default to `wsam_decoupled`, which adds the second term after the
-  base optimizer; under plain SGD both are equal. Both follow their program.
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      \tilde g &= \nabla L(w + \epsilon) \\
+      u &= g + \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
+    \end{align*}
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -43,8 +41,12 @@ def wsam(
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
+
+  .. note::
+    The authors default to `wsam_decoupled`, which adds the second term after
+    the base optimizer; under plain SGD both are equal. Both follow their code.
 
   References:
     Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
@@ -67,7 +69,7 @@ def wsam(
 
 
 class WsamDecoupledState(NamedTuple):
-  """State of the perturbed gradient, and that of the base optimizer."""
+  """State of `wsam_decoupled`: of the method and of the base optimizer."""
 
   ascent: Any
   base: optax.OptState
@@ -84,28 +86,30 @@ def wsam_decoupled(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Weighted SAM (WSAM), decoupled: the base optimizer sees no sharpness.
+  r"""Weighted SAM (WSAM), decoupled: the base optimizer sees no sharpness.
 
-  With `g` the gradient at `w`, `gp` the one at SAM's `w + epsilon`, `a = gamma
-  / (1 - gamma)`, and `t` the step from 0::
+  The sharpness enters neither momentum nor weight decay nor preconditioning, so
+  this wraps the base optimizer. It is the authors' default; see `wsam`.
 
-    update = base.update(g) - learning_rate(t) * a * (gp - g)
-
-  The second term enters neither momentum nor weight decay nor preconditioning,
-  so this wraps the base optimizer. It is the authors' default; see `wsam`.
+  .. math::
+    \begin{align*}
+      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+      \tilde g &= \nabla L(w + \epsilon) \\
+      u &= \text{base}(g) - \eta_t\, \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
+    \end{align*}
 
   Args:
-    base: base optimizer, with everything that belongs to it in a chain.
+    base: base optimizer, chained with its weight decay, clipping and so on.
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     gamma: weight of the sharpness, in [0, 1); see `wsam`.
-    learning_rate: factor of the second term, at least 0, usually the learning
-      rate of the base optimizer, or a schedule of it.
+    learning_rate: :math:`\eta_t`, at least 0, or a schedule of it by the step
+      from 0; usually the learning rate of the base optimizer.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    An optimizer that returns the whole update: no learning rate follows. Its
-    `update` needs `params`, and `value_fn` or `grad_fn`. Cost: 2 gradients.
-    State: that of the base optimizer.
+    An optimizer that returns the whole update, without a learning rate after
+    it, whose `update` needs `params`, and `value_fn` or `grad_fn`; its state is
+    that of the base optimizer, with 2 gradients a step.
 
   References:
     Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a

@@ -18,10 +18,10 @@ from optax_sam.trees import sparse_masks, tree_math
 def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
   """Zeroes, leaf by leaf, the entries close to the leaf's mean: ZSharp.
 
-  It returns the `f` of `optax_sam.z_sharp`, or `g` if that is 0. Distances are
-  compared in float32. At a tie with the quantile no entry is left, as with a
-  sort. A leaf that is not finite is unchanged, so its norm shows it. Place it
-  before a component that scales to a radius.
+  It returns the `f` of `optax_sam.z_sharp`, or the whole gradient if `f` is 0.
+  Distances are compared in float32. Entries that tie with the quantile are
+  zeroed, as with a sort. A leaf that is not finite is unchanged, so that its
+  norm shows it. Place it before a component that scales to a radius.
   """
   sparse_masks.check_fraction('quantile', quantile, below=1)
 
@@ -37,8 +37,8 @@ def scale_outliers_to_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Perturbs every leaf along its outliers by the full radius: ZSharp.
 
-  The rule is 'per_tensor' of `optax_sam.z_sharp`, with its arguments. A leaf of
-  which nothing is left is not perturbed, nor any if `norm(g)` is not finite.
+  See 'per_tensor' of `optax_sam.z_sharp` for the rule and the arguments. A leaf
+  without outliers is not perturbed, and no leaf is if the norm is not finite.
   """
   sparse_masks.check_fraction('quantile', quantile, below=1)
 
@@ -68,7 +68,7 @@ def _filtered(gradient: jax.Array, quantile: float) -> jax.Array:
   below = fractions.Fraction(str(quantile)) * (gradient.size - 1)
   kept = gradient.size - 1 - math.floor(below)
   farthest = sparse_masks.largest(distance, kept)
-  # Those that tie with one left out are not above the quantile.
+  # Entries that tie with an excluded one are not above the quantile.
   rest = jnp.max(jnp.where(farthest, -1, distance))
   keep = (distance > rest) | ~jnp.isfinite(mean)
   return jnp.where(keep, gradient, 0)
@@ -84,33 +84,41 @@ def z_sharp(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """ZSharp: perturbs only entries whose gradient is an outlier.
+  r"""ZSharp: perturbs only entries whose gradient is an outlier.
 
-  With `g` the gradient at `w`. In leaves with two axes or more, `z = (g - mean)
-  / (std + 1e-12)`, with mean and std of the leaf, and `f = g` where `abs(z)` is
-  above that quantile of its leaf, else 0. In the others `f = g`::
+  Outliers are the entries of a leaf with at least two axes whose :math:`|z|`
+  is above the given quantile of the leaf.
 
-    'global':      epsilon = rho * f / (norm(f) + 1e-12)    # f = 0: g
-    'per_tensor':  epsilon = rho * f / (norm(f) + 1e-12)    # leaf by leaf
-                   epsilon = rho * g / (norm(g) + 1e-12)    # with fewer axes
-    u = gradient at w + epsilon
+  .. math::
+    \begin{align*}
+      z &= (g - \text{mean}) / (\text{std} + 10^{-12}), \quad g = \nabla L(w) \\
+      f &= g \text{ at outliers and in leaves with fewer axes, else } 0 \\
+      \epsilon &= \rho\, f / (\|f\| + 10^{-12}) \\
+      \tilde g &= \nabla L(w + \epsilon)
+    \end{align*}
 
-  'per_tensor' is the author's program: with `norm(f)` of one leaf, `epsilon` is
-  up to `sqrt(number of leaves) * rho` long. 'global' is the default, as `rho`
-  is the radius in all methods here. Unverified: which one the paper means. Of n
-  entries without ties `n - 1 - floor((n - 1) * quantile)` are perturbed, found
-  without a sort. All parameters are updated, and no time is saved.
+  Mean and std are of the leaf. The norm is over all leaves, where :math:`f = g`
+  if :math:`f` is 0; with 'per_tensor' it is that of the leaf, and that of
+  :math:`g` for leaves with fewer axes. Of n entries without ties `n - 1 -
+  floor((n - 1) * quantile)` are outliers, found without a sort. All parameters
+  are updated, and no time is saved.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     quantile: fraction of the entries of a leaf that is not perturbed, a Python
       number in [0, 1). 0.95 is the author's value.
-    radius: whether all leaves together have the length `rho`, or each.
+    radius: 'global' if all leaves together have length `rho`, 'per_tensor' if
+      each has.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`; `update` needs
-    `value_fn` or `grad_fn`. Cost: 2 gradients. State: none.
+    A gradient transformation to place first in `optax.chain`, whose `update`
+    needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
+
+  .. note::
+    'per_tensor' is the author's code, with a perturbation up to `sqrt(number of
+    leaves) * rho` long. 'global' is the default, as `rho` is the radius in all
+    methods here. Unverified: which one the paper means.
 
   References:
     Yun, `Sharpness-Aware Minimization with Z-Score Gradient Filtering for

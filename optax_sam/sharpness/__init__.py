@@ -1,4 +1,4 @@
-"""Measures of sharpness: how far the loss rises nearby, how strongly it curves.
+"""Measures of sharpness: the rise of the loss nearby, and its curvature.
 
 Use evaluation mode, fixed data without augmentation, and float32 or wider.
 """

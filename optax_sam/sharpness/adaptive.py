@@ -14,7 +14,7 @@ from optax_sam.sharpness.mean_loss import MeanLoss
 from optax_sam.trees import tree_math
 
 _CHECK_EVERY = 5  # steps
-_ENOUGH_RISES = 4  # of them, or else the step length is halved
+_ENOUGH_RISES = 4  # of these steps; otherwise the step length is halved
 _BISECTIONS = 60
 
 
@@ -28,34 +28,41 @@ def adaptive_sharpness(
   args: tuple[Any, ...] = (),
   batches: Iterable[Any] | None = None,
 ) -> float:
-  """Returns the largest rise of the loss, relative to each parameter.
+  r"""Returns the largest rise of the loss, relative to each parameter.
 
-  With `L` the loss, a lower bound of::
+  It is a lower bound of :math:`S`, by projected gradient ascent from
+  :math:`\epsilon = 0`, with :math:`h = \nabla L(w + \epsilon)`.
 
-    max over norm_p(e / abs(w)) <= rho of  L(w + e) - L(w)
+  .. math::
+    \begin{align*}
+      S &= \max_{\|\epsilon / |w|\|_p \le \rho} L(w + \epsilon) - L(w) \\
+      \epsilon &\leftarrow \epsilon + s\, |w|\, \text{sign}(h)
+        \text{ for } p = \infty \\
+      \epsilon &\leftarrow \epsilon + s\, |w|\, h / \|h\|
+        \text{ for } p = 2
+    \end{align*}
 
-  by projected gradient ascent. With `h` the gradient at `w + e`, and the step
-  length `s = 2 * rho` at first::
-
-    p = inf:  e = clip(e + s * abs(w) * sign(h), -rho * abs(w), rho * abs(w))
-    p = 2:    e = e + s * abs(w) * h / norm(h), projected onto the ellipsoid
-
-  After every 5 steps of which fewer than 4 raised the loss, `s` is halved and
-  the search continues from the best `e`. The authors' code also mixes a quarter
-  of the previous `e` into each step, and halves at other steps. It measures
-  1024 training examples in batches of 128, optionally with normalized logits.
+  Steps are clipped to +-rho * abs(w) for p = inf, and projected onto the
+  ellipsoid for p = 2. The step length :math:`s` is :math:`2 \rho` at first.
+  After every 5 steps of which fewer than 4 raised the loss, it is halved, and
+  the search continues from the best perturbation.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
     rho: radius relative to the parameters, at least 0.
-    p: of the norm, 2 or infinity.
+    p: norm, 2 or infinity.
     steps: number of ascent steps, at least 1.
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
 
   Returns:
-    The rise in the unit of the loss, at least 0; NaN where the loss is.
+    The rise in the unit of the loss, at least 0; NaN if the loss is.
+
+  .. note::
+    The authors' code also mixes a quarter of the previous perturbation into
+    each step, and halves at other steps. It measures 1024 training examples in
+    batches of 128, optionally with normalized logits.
 
   References:
     Andriushchenko et al., `A Modern Look at the Relationship between Sharpness
@@ -98,14 +105,13 @@ def average_adaptive_sharpness(
   batches: Iterable[Any] | None = None,
   seed: int = 0,
 ) -> float:
-  """Returns the mean rise of the loss, relative to each parameter.
+  r"""Returns the mean rise of the loss, relative to each parameter.
 
-  From the paper of `adaptive_sharpness`: with `L` the loss, the mean over draws
-  of `e` of::
+  From the paper of `adaptive_sharpness`, with normal :math:`z` for p = 2, and
+  :math:`z` uniform in [-1, 1] for p = inf:
 
-    L(w + e) - L(w)
-    p = 2:    e_i ~ rho * abs(w_i) * Normal(0, 1)
-    p = inf:  e_i ~ rho * abs(w_i) * Uniform(-1, 1)
+  .. math::
+    S = \text{mean of } L(w + \rho\, |w| z) - L(w) \text{ over draws of } z
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
@@ -115,10 +121,10 @@ def average_adaptive_sharpness(
     draws: number of draws, at least 1; all batches have the same ones.
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
-    seed: of the draws, an int.
+    seed: seed of the draws, an int.
 
   Returns:
-    The rise in the unit of the loss, of either sign; NaN where the loss is.
+    The rise in the unit of the loss, of either sign; NaN if the loss is.
 
   >>> value = lambda x: jnp.sum(x**2)
   >>> rise = average_adaptive_sharpness(value, jnp.ones(10_000), 0.5, draws=5)

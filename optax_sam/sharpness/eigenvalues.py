@@ -29,14 +29,14 @@ def top_eigenvalue(
   max_iterations: int = 1000,
   seed: int = 0,
 ) -> float:
-  """Returns the largest algebraic eigenvalue of the Hessian of the loss.
+  r"""Returns the largest algebraic eigenvalue of the Hessian of the loss.
 
-  With `H` the Hessian over all leaves together::
+  .. math::
+    \lambda = \max_{\|v\| = 1} v^\top H v, \quad H = \nabla^2 L(w)
 
-    max over norm(v) = 1 of  dot(v, H v)
-
-  A power iteration would return the largest in size. This is SciPy's restarted
-  Lanczos iteration, with 20 vectors in float64 on the host.
+  The Hessian is over all leaves together. SciPy's restarted Lanczos iteration
+  finds it, with 20 vectors in float64 on the host; a power iteration would
+  return the eigenvalue with the largest absolute value.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
@@ -44,11 +44,11 @@ def top_eigenvalue(
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
     tolerance: relative accuracy, above 0.
-    max_iterations: of restarts before a RuntimeError, at least 1.
-    seed: of the start vector, an int.
+    max_iterations: number of restarts before a RuntimeError, at least 1.
+    seed: seed of the start vector, an int.
 
   Returns:
-    The eigenvalue; NaN where the Hessian isn't finite.
+    The eigenvalue; NaN if the Hessian isn't finite.
 
   References:
     Yao, Gholami, Keutzer, Mahoney, `PyHessian: Neural Networks Through the
@@ -77,10 +77,10 @@ def top_eigenvalues(
 ) -> np.ndarray:
   """Returns the largest algebraic eigenvalues of the Hessian of the loss.
 
-  Lanczos iteration by matfree, with full reorthogonalization against spurious
-  copies of eigenvalues. It stores all batches, and a vector for each step, on
-  the device; 32 steps are doubled until the tolerance is reached, at most to
-  512. `max_vectors`, for large models, chooses the restarted iteration of
+  matfree's Lanczos iteration finds them, with full reorthogonalization against
+  spurious copies. It stores all batches, and a vector for each step, on the
+  device; 32 steps are doubled until the tolerance is reached, at most to 512.
+  `max_vectors`, for large models, selects the restarted iteration of
   `top_eigenvalue`. Needs `optax-sam[sharpness]`.
 
   Args:
@@ -89,12 +89,12 @@ def top_eigenvalues(
     k: number of eigenvalues, in [1, P].
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
-    tolerance: accuracy relative to the largest in size, above 0.
+    tolerance: accuracy relative to the largest absolute value, above 0.
     max_vectors: largest number of vectors, at least `k + 2`; None for no bound.
-    seed: of the start vector, an int.
+    seed: seed of the start vector, an int.
 
   Returns:
-    k float64 numbers, the largest first; NaN where the Hessian isn't finite.
+    k float64 numbers, the largest first; NaN if the Hessian isn't finite.
 
   References:
     Krämer et al., `Gradients of Functions of Large Matrices
@@ -121,7 +121,7 @@ def top_eigenvalues(
     if len(values) < steps:
       return _arpack(loss, params, k, tolerance, seed)
     values, errors = values[::-1][:k], residual * np.abs(basis[-1][::-1][:k])
-    # All directions together leave no residual.
+    # With all directions there is no residual.
     if steps == size or (errors <= tolerance * np.abs(values).max()).all():
       return values
     if steps >= _MOST_STEPS:
@@ -157,8 +157,8 @@ def _arpack(
   if not np.all(np.isfinite(first)):
     return np.full(k, np.nan)
   if not np.any(first):
-    return np.zeros(k)  # of a random vector: the Hessian is zero
-  if k + 1 >= flat.size:  # more than ARPACK computes
+    return np.zeros(k)  # H v = 0 for a random v: the Hessian is zero
+  if k + 1 >= flat.size:  # more than ARPACK can compute
     columns = [product(column) for column in np.eye(flat.size)]
     return np.linalg.eigvalsh(np.stack(columns))[::-1][:k]
   operator: Any = linalg.LinearOperator

@@ -23,7 +23,7 @@ class MeanLoss:
   def __post_init__(self) -> None:
     if isinstance(self.batches, Iterator):
       msg = (
-        f'batches must be an iterable to go through again, such as a list, got '
+        f'batches must be an iterable to reuse, such as a list, got '
         f'{type(self.batches).__name__}: write batches=list(...)'
       )
       raise ValueError(msg)
@@ -38,7 +38,7 @@ class MeanLoss:
       shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
       if not shapes or shapes[0] == ():
         msg = (
-          f'batches must hold pytrees whose leaves have one row an example, '
+          f'batches must hold pytrees whose leaves have one row per example, '
           f'got one with leaves of shapes {shapes}: write batches=[batch] for '
           f'a single batch.'
         )
@@ -101,7 +101,7 @@ def _value_and_grad(value_fn: ValueFn, params: optax.Params, args: Any) -> Any:
 
 @jax.jit
 def _add(mean: Any, found: Any, weight: Any) -> Any:
-  """Updates a running mean, which doesn't grow with the number of rows."""
+  """Updates a running mean, which, unlike a sum, doesn't grow with rows."""
   return jax.tree.map(
     lambda m, f: m + jnp.asarray(weight, m.dtype) * (f - m), mean, found
   )

@@ -14,7 +14,7 @@ from optax_sam.sharpness.mean_loss import MeanLoss
 from optax_sam.trees import tree_math
 
 _STEP_LENGTH = 0.1  # of an ascent step, in units of the radius
-_LARGE = 10**7  # parameters, above which SciPy's float64 copies are too many
+_LARGE = 10**7  # parameters, too many for SciPy's float64 copies
 _SIGN_STEP = 0.2  # of a step of sign ascent, in units of the box
 
 
@@ -30,33 +30,34 @@ def sam_sharpness(
   per_batch: bool = False,
   seed: int = 0,
 ) -> float:
-  """Returns the largest rise of the loss within a ball around the parameters.
+  r"""Returns the largest rise of the loss within a ball around the parameters.
 
-  With `L` the loss and norms over all leaves together, a lower bound of::
+  It is a lower bound of :math:`S`, with one norm over all leaves together.
 
-    max over norm(e) <= rho of  L(w + e) - L(w)
+  .. math::
+    S = \max_{\|\epsilon\| \le \rho} L(w + \epsilon) - L(w)
 
-  One step is that of SAM, `e = rho * g / norm(g)`. More steps have the length
-  `0.1 * rho` along the normalized gradient and are projected onto the ball; the
-  largest of their rises counts. The authors use `per_batch`, batches of 128.
+  One step is that of SAM. More steps have the length `0.1 * rho` along the
+  normalized gradient and are projected onto the ball; the result is the largest
+  of their rises. The authors use `per_batch`, with batches of 128.
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
     rho: radius of the ball in the unit of the parameters, at least 0.
     steps: number of ascent steps, at least 1; 20 come close to the maximum.
-    restarts: number of further ascents, from random points of the sphere; at
+    restarts: number of further ascents, from random points on the sphere; at
       least 0, and 0 with one step.
     args: arrays that differ from call to call, such as running statistics or
-      a batch. Nothing is recompiled for the same `value_fn`.
-    batches: data to average over by rows, pytrees with one row an example in
-      every leaf; each is given to `value_fn` after `args`.
-    per_batch: whether to average the rises of single batches, each with its
-      own perturbation, instead of maximizing the rise of the mean.
-    seed: of the random starts, an int.
+      a batch, so that nothing is recompiled for the same `value_fn`.
+    batches: data to average over by rows, pytrees with one row per example in
+      every leaf; each is passed to `value_fn` after `args`.
+    per_batch: whether to average the largest rises of single batches, in place
+      of the largest rise of the mean loss.
+    seed: seed of the random starts, an int.
 
   Returns:
-    The rise in the unit of the loss; NaN where the loss is.
+    The rise in the unit of the loss; NaN if the loss is.
 
   References:
     Andriushchenko, Flammarion, `Towards Understanding Sharpness-Aware
@@ -96,27 +97,28 @@ def epsilon_sharpness(
   args: tuple[Any, ...] = (),
   batches: Iterable[Any] | None = None,
 ) -> float:
-  """Returns Keskar sharpness: the largest rise in a box, in percent.
+  r"""Returns Keskar sharpness: the largest rise in a box, in percent.
 
-  With `L` the loss, a lower bound of::
+  It is a lower bound of :math:`S`, with c for the argument `epsilon`.
 
-    100 * max over abs(d_i) <= epsilon * (abs(w_i) + 1)
-          of (L(w + d) - L(w)) / (1 + L(w))
+  .. math::
+    S = 100 \max_{|\epsilon_i| \le c\, (|w_i| + 1)}
+      (L(w + \epsilon) - L(w)) / (1 + L(w))
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss above -1.
     params: where to measure, a pytree of floating-point arrays.
     epsilon: size of the box relative to the parameters, at least 0. The
       paper's values 1e-3 and 5e-4 are unverified.
-    iterations: of the search, at least 1.
-    optimizer: 'l-bfgs-b' of SciPy, with some 25 vectors in float64 on the host;
-      'sign', this library's projected ascent along the sign of the gradient by
-      a fifth of the box a step; or 'auto', the former below 1e7 parameters.
+    iterations: number of iterations, at least 1.
+    optimizer: 'l-bfgs-b' of SciPy, with about 25 vectors in float64 on the
+      host; 'sign', our projected ascent along the sign of the gradient, a fifth
+      of the box per step; or 'auto', the former below 1e7 parameters.
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
 
   Returns:
-    The relative rise in percent, at least 0; NaN where the loss is.
+    The relative rise in percent, at least 0; NaN if the loss is.
 
   References:
     Keskar et al., `On Large-Batch Training for Deep Learning: Generalization
@@ -156,7 +158,7 @@ def _rise(
       value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
       rises.append(value - start)
     for _ in range(steps):
-      perturbation = _climb(perturbation, grads, rho)
+      perturbation = _step(perturbation, grads, rho)
       value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
       rises.append(value - start)
   return jnp.max(jnp.stack(rises))
@@ -169,7 +171,7 @@ def _on_sphere(key: jax.Array, params: optax.Params, rho: Any) -> Any:
 
 
 @jax.jit
-def _climb(perturbation: Any, grads: Any, rho: Any) -> Any:
+def _step(perturbation: Any, grads: Any, rho: Any) -> Any:
   """One ascent step, projected onto the ball."""
   step = tree_math.scale_to(_STEP_LENGTH * rho, grads)
   moved = tree_math.add(perturbation, step)

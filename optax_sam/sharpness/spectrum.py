@@ -34,7 +34,7 @@ class Density(NamedTuple):
   """A spectral density, as a sum of Gaussians.
 
   Attributes:
-    nodes: centres of the Gaussians, shape (probes, steps).
+    nodes: centers of the Gaussians, shape (probes, steps).
     weights: their weights, which sum to 1 for every probe, in the same shape.
     size: number of eigenvalues of the Hessian.
   """
@@ -46,8 +46,8 @@ class Density(NamedTuple):
   def at(self, values: Any, variance: float | None = None) -> np.ndarray:
     """Returns the density, whose integral is 1, in the shape of `values`.
 
-    `variance` is that of the Gaussians; None for 1e-5 times the larger of 1 and
-    the range of the nodes.
+    `variance` is that of the Gaussians; by default 1e-5 times the larger of 1
+    and the range of the nodes.
     """
     if variance is None:
       variance = _VARIANCE * max(1.0, float(np.ptp(self.nodes)))
@@ -70,25 +70,25 @@ def hessian_trace(
   batches: Iterable[Any] | None = None,
   seed: int = 0,
 ) -> Estimate:
-  """Returns the trace of the Hessian, estimated with a standard error or exact.
+  r"""Returns the trace of the Hessian, exact or with a standard error.
 
-  With `H` the Hessian, and `z` of random signs -1 and 1 (Hutchinson), the mean
-  over probes of::
+  Hutchinson's estimate is the mean over probes :math:`z` of random signs:
 
-    dot(z, H z)
+  .. math::
+    \text{tr}(H) \approx \text{mean of } z^\top H z, \quad H = \nabla^2 L(w)
 
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of floating-point arrays.
     probes: number of draws, at least 1; None for the exact trace, the sum over
-      all unit vectors `z`.
+      all unit vectors.
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
-    seed: of the draws, an int.
+    seed: seed of the draws, an int.
 
   Returns:
-    The mean and its standard error (`Estimate`), which is 0 where the Hessian
-    is diagonal or the trace exact; NaN where the Hessian isn't finite.
+    The mean and its standard error (`Estimate`), which is 0 if the Hessian is
+    diagonal or the trace exact; NaN if the Hessian isn't finite.
 
   References:
     Yao, Gholami, Keutzer, Mahoney, `PyHessian: Neural Networks Through the
@@ -131,15 +131,18 @@ def spectral_density(
   batches: Iterable[Any] | None = None,
   seed: int = 0,
 ) -> Density:
-  """Returns the density of the Hessian's eigenvalues, by Lanczos quadrature.
+  r"""Returns the density of the Hessian's eigenvalues, by Lanczos quadrature.
 
   From a random vector of signs, matfree's Lanczos iteration with full
   reorthogonalization gives a tridiagonal matrix. Its eigenvalues are the nodes
-  `t`, the squared first entries of its eigenvectors the weights `m`; the
-  density at `x` is the mean over such vectors (probes) of::
+  :math:`t_j`, the squared first entries of its eigenvectors the weights
+  :math:`m_j`. The density is the mean over such vectors (probes) of:
 
-    sum_j m_j * Normal(x; mean t_j, variance sigma^2)
-    sigma^2 = 1e-5 * max(1, largest - smallest node)
+  .. math::
+    \begin{align*}
+      \phi(x) &= \sum_j m_j\, \text{Normal}(x; t_j, \sigma^2) \\
+      \sigma^2 &= 10^{-5} \max(1, \max_j t_j - \min_j t_j)
+    \end{align*}
 
   All batches and `steps` vectors are stored on the device: 10 GB for 100 steps
   and 25 million parameters. Needs `optax-sam[sharpness]`.
@@ -147,11 +150,11 @@ def spectral_density(
   Args:
     value_fn: from the parameters, `args` and a batch to a scalar loss.
     params: where to measure, a pytree of P numbers in floating-point arrays.
-    steps: of the iteration, in [1, P].
+    steps: number of steps of the iteration, in [1, P].
     probes: number of random vectors, at least 1.
     args: arrays that differ from call to call; see `sam_sharpness`.
     batches: data to average over; see `sam_sharpness`.
-    seed: of the vectors, an int.
+    seed: seed of the vectors, an int.
 
   Returns:
     Nodes and weights (`Density`), with the density as its method `at`.
@@ -190,7 +193,7 @@ def lanczos(
   calls = loss.stacked_calls()
   found, residual = _tridiagonalize(loss.value_fn, steps, params, calls, start)
   matrix = np.asarray(found, np.float64)
-  # Where no new direction is left, matfree divides by zero from there on.
+  # Once no new direction is left, matfree divides by zero.
   broken = np.argwhere(~np.isfinite(matrix))
   usable = broken.max(axis=1).min(initial=steps)
   values, basis = np.linalg.eigh(matrix[:usable, :usable])

@@ -1,4 +1,4 @@
-"""What the type of an array says about devices.
+"""Device information in the type of an array.
 
 Inside `jax.shard_map` it may say over which axes the array varies; on a mesh
 with axes of type `Explicit` it says how the array is split over them.
@@ -26,7 +26,7 @@ def vary_over(leaf: Any, axes: frozenset[Any]) -> Any:
 def vary_like(tree: Any, reference: Any) -> Any:
   """Casts all leaves to vary wherever a leaf of another tree does.
 
-  What a loop carries, and what two branches return, must agree in this.
+  Carries of a loop, and results of two branches, must agree in this.
   """
   axes = frozenset().union(*map(varying, jax.tree.leaves(reference)))
   return jax.tree.map(lambda leaf: vary_over(leaf, axes), tree)

@@ -1,7 +1,7 @@
-"""Loops and branches: those of JAX where a program is traced, else Python's.
+"""Loops and branches: those of JAX under tracing, else those of Python.
 
-Outside of `jax.jit` a loop of JAX would be compiled anew at every call, as its
-body is another function object each time.
+Outside of `jax.jit` a loop of JAX would be compiled again at every call, since
+its body is a new function object each time.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 
 def is_traced() -> bool:
-  """Whether operations are recorded now, and not run."""
+  """Whether operations are traced now, and not run."""
   return isinstance(jnp.zeros(()), jax.core.Tracer)
 
 

@@ -1,4 +1,4 @@
-"""The mean divergence from a target, which SAF and MESA add to a loss."""
+"""The mean divergence from a target: the auxiliary loss of SAF and MESA."""
 
 from typing import Any
 
@@ -19,17 +19,17 @@ def mean(
   """Returns `weight * tau**2 * mean KL` over the rows that have a target.
 
   Args:
-    logits: of the step, (B, classes).
-    targets: logits that they are to agree with, of the same shape.
-    known: bool (B,), where these are targets; the mean is over all rows.
+    logits: logits of the step, (B, classes).
+    targets: target logits, of the same shape.
+    known: bool (B,), whether a row has a target; the mean is over all rows.
     temperature: tau.
-    weight: of the term.
+    weight: factor of the auxiliary loss.
   """
   dtype = tree_math.wide_dtype(logits, targets)
   tau = jnp.asarray(temperature, dtype)
 
   def soften(values: jax.Array) -> jax.Array:
-    # Not the sum of some rows: those without a target may hold anything.
+    # Rows without a target may contain anything, also NaN.
     return jnp.where(known[:, None], values, 0).astype(dtype) / tau
 
   expected = jax.lax.stop_gradient(jax.nn.log_softmax(soften(targets)))
@@ -46,7 +46,7 @@ def check_settings(temperature: Any, weight: Any) -> None:
 
 
 def check_logits(logits: Any) -> None:
-  """Raises a ValueError unless there is a row of numbers an example."""
+  """Raises a ValueError unless there is one row of numbers per example."""
   if logits.ndim != 2 or not tree_math.is_float(logits):
     msg = (
       f'logits must be floating-point numbers of shape (B, classes), got '

@@ -12,7 +12,7 @@ from optax_sam.trees import array_types, tree_math
 def draw_normal(
   key: jax.Array, count: jax.Array, like: optax.Params
 ) -> optax.Params:
-  """Draws standard normal entries, the same for the same number `count`."""
+  """Draws standard normal entries, the same for the same `count`."""
   return draw_direction(jax.random.fold_in(key, count), like)
 
 
@@ -30,9 +30,9 @@ def draw_direction(key: jax.Array, like: optax.Params) -> optax.Params:
 
 
 def draw_signs(key: jax.Array, zeros: optax.Updates) -> optax.Updates:
-  """Draws a direction of length 1 whose entries are equal in size.
+  """Draws a direction of length 1 whose entries have one absolute value.
 
-  So that it is the same to the bit however it is compiled.
+  So it is the same bit by bit, however it is compiled.
   """
   entry = 1 / math.sqrt(max(tree_math.size(zeros), 1))
   leaves, structure = jax.tree.flatten(zeros)

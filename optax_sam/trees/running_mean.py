@@ -1,4 +1,4 @@
-"""Means of parameters, updated by one member, or by another mean, at a time.
+"""Running means of parameters, updated by parameters or by other means.
 
 All parameters here are floating-point leaves; means are float32 or wider.
 """
@@ -13,11 +13,11 @@ from optax_sam.trees import array_types, tree_math
 
 
 class RunningMean(NamedTuple):
-  """A mean, and of how many.
+  """A mean, and the number of its members.
 
   Attributes:
-    mean: like the parameters, float32 or wider; zeros of none.
-    size: number of parameters in it, a scalar int32.
+    mean: like the parameters, float32 or wider; zeros if it has no member.
+    size: number of members, a scalar int32.
   """
 
   mean: optax.Params
@@ -25,7 +25,7 @@ class RunningMean(NamedTuple):
 
 
 def empty(params: optax.Params) -> RunningMean:
-  """Returns the mean of none."""
+  """Returns a mean without members."""
   size = array_types.vary_like(jnp.zeros((), jnp.int32), params)
   return RunningMean(tree_math.zeros_like(params), size)
 
@@ -45,14 +45,14 @@ def merge(left: RunningMean, right: RunningMean) -> RunningMean:
   is_empty = right.size == 0
 
   def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
-    share = right.size.astype(x.dtype) / jnp.maximum(size, 1).astype(x.dtype)
+    weight = right.size.astype(x.dtype) / jnp.maximum(size, 1).astype(x.dtype)
     # A select, not a product with 0: 0 * nan is nan.
-    return jnp.where(is_empty, x, x + share * (y - x))
+    return jnp.where(is_empty, x, x + weight * (y - x))
 
   return RunningMean(jax.tree.map(leaf, left.mean, right.mean), size)
 
 
 def value(running: RunningMean, params: optax.Params) -> optax.Params:
-  """Returns the mean in the dtypes of the parameters; these, if it has none."""
+  """Returns the mean like the parameters; these, if it has no members."""
   mean = optax.tree.cast_like(running.mean, params)
   return optax.tree.where(running.size > 0, mean, params)

@@ -1,9 +1,9 @@
 """Exact sparse masks over a whole pytree, without sorting or joining leaves.
 
 The bit patterns of non-negative floats order like integers, so the k-th
-largest of all scores is found digit by digit, two bits a pass: at most 16
-counting passes over the leaves, whatever their shapes and however they are
-sharded. As many again break ties, where there are any to be broken.
+largest of all scores is found digit by digit, two bits per pass: at most 16
+counting passes over the leaves, whatever their shapes and sharding, and up to
+16 more to break ties.
 """
 
 import fractions
@@ -18,13 +18,13 @@ import jax.numpy as jnp
 from optax_sam import validation
 from optax_sam.trees import array_types, control_flow, tree_math
 
-EXCLUDED = -1  # a rank below that of every score
+EXCLUDED = -1  # a rank below all scores
 
 
-_MAX_ENTRIES = 2**31 - 1  # those that an int32 can count
+_MAX_ENTRIES = 2**31 - 1  # the largest int32
 
 
-_SMALLEST_NORMAL = 2**23  # bits of the smallest float32 that no device flushes
+_SMALLEST_NORMAL = 2**23  # bits of the smallest normal float32
 
 
 def num_kept(sparsity: float, size: int) -> int:
@@ -53,10 +53,10 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
 
 
 def rank_bits(score: jax.Array) -> jax.Array:
-  """Returns int32 numbers in the order of non-negative scores.
+  """Returns int32 ranks in the order of non-negative scores.
 
-  Scores are compared in float32; negative and subnormal ones count as 0, NaN
-  is never chosen.
+  Scores are compared in float32; negative and subnormal ones (which devices may
+  flush) count as 0, NaN is never chosen.
   """
   score = score.astype(jnp.float32)
   bits = jax.lax.bitcast_convert_type(score, jnp.int32)
@@ -65,7 +65,7 @@ def rank_bits(score: jax.Array) -> jax.Array:
 
 
 def random_bits(key: jax.Array, tree: Any) -> Any:
-  """Returns a tree of 31 random bits an entry, for a uniform choice."""
+  """Returns a tree of 31 random bits per entry, for a uniform choice."""
   leaves, structure = jax.tree.flatten(tree)
 
   def draw(i: int, leaf: jax.Array) -> jax.Array:
@@ -73,7 +73,7 @@ def random_bits(key: jax.Array, tree: Any) -> Any:
     bits = jax.random.bits(draw_key, leaf.shape, jnp.uint32, out_sharding=split)
     bits = (bits >> 1).astype(jnp.int32)
     if isinstance(leaf, jax.core.Tracer):
-      return bits  # equal on all devices, also if the leaf isn't
+      return bits  # equal on all devices, even if the leaf isn't
     # Joined with zeros derived from the leaf, so that sharding follows.
     return bits | jnp.zeros_like(leaf, dtype=jnp.int32)
 
@@ -89,15 +89,14 @@ def count(mask: Any) -> jax.Array:
 def largest(scores: Any, k: Any) -> Any:
   """Chooses exactly the k largest entries of a pytree.
 
-  Equal to `jax.lax.top_k` over all leaves joined: ties go to the entry that
-  comes first, by leaf and then in C order. Needs no memory for ranks of its
-  own.
+  Equal to `jax.lax.top_k` over all leaves joined: ties go to the first entry,
+  by leaf and then in C order. It stores no ranks.
 
   Args:
     scores: floats, compared as by `rank_bits`, or int32 ranks, of which
       `EXCLUDED` is never chosen.
-    k: how many, at most the number of entries that may be chosen; an integer,
-      traced or not.
+    k: number of entries to choose, at most the number of those that may be; an
+      integer, traced or not.
 
   Returns:
     A tree of bools like `scores`.
@@ -109,7 +108,7 @@ def largest(scores: Any, k: Any) -> Any:
   if size > _MAX_ENTRIES:
     msg = (
       f'the leaves that may be perturbed must have at most {_MAX_ENTRIES} '
-      f'entries together for an exact sparse mask, got {size}: leave some out '
+      f'entries together for an exact sparse mask, got {size}: exclude some '
       f'with mask=.'
     )
     raise ValueError(msg)
@@ -132,16 +131,16 @@ def largest(scores: Any, k: Any) -> Any:
 
 
 def drop_and_grow(mask: Any, drop_bits: Any, grow_bits: Any, moved: Any) -> Any:
-  """Moves entries of a mask: as many are grown as are dropped.
+  """Drops entries of a mask, and grows an equal number of others.
 
   Args:
     mask: tree of bools.
     drop_bits: ranks; the chosen entries with the smallest are dropped.
     grow_bits: ranks; the largest of those not chosen before are grown.
-    moved: how many entries to move.
+    moved: number of entries to move.
 
   Returns:
-    A mask with as many entries as before.
+    A mask with an unchanged number of entries.
   """
   keep = jax.tree.map(lambda m, b: jnp.where(m, b, EXCLUDED), mask, drop_bits)
   grow = jax.tree.map(lambda m, b: jnp.where(m, EXCLUDED, b), mask, grow_bits)
@@ -152,16 +151,16 @@ def drop_and_grow(mask: Any, drop_bits: Any, grow_bits: Any, moved: Any) -> Any:
 def n_of_m(score: jax.Array, n: int, m: int) -> jax.Array:
   """Chooses the n largest of every m consecutive entries along the inputs.
 
-  The inputs are all axes but the last, as in the kernels of Flax. A leaf with
-  fewer than two axes, or whose number of inputs m doesn't divide, is chosen
-  whole. A leaf is gathered only where a group lies on several devices.
+  The inputs are all axes but the last, as in the kernels of Flax. All of a leaf
+  is chosen if it has fewer than two axes, or if m doesn't divide its inputs. A
+  leaf is gathered only if a group is on several devices.
   """
   if score.ndim < 2 or math.prod(score.shape[:-1]) % m:
     return jnp.ones(score.shape, bool)
   *outer, inputs, units = score.shape
   if inputs % m:
     outer, inputs = [], math.prod(score.shape[:-1])
-  # Axes are joined only where they must be: a sharded one stays sharded.
+  # Axes are joined only if necessary: a sharded one stays sharded.
   groups = score.reshape(*outer, inputs // m, m, units)
   mine, rival = groups[..., :, None, :], groups[..., None, :, :]
   index = jnp.arange(m)
@@ -180,14 +179,14 @@ def check_fraction(name: str, value: Any, **bound: float) -> None:
 
 
 class _Entries(NamedTuple):
-  """The entries of a leaf, with what to count them from."""
+  """The entries of a leaf, and the offsets of their numbers."""
 
   leaf: jax.Array
   first: jax.Array
   zero: jax.Array
 
   def ranks(self) -> jax.Array:
-    """Returns the leaf if it is one of ranks, else the ranks of its scores."""
+    """Returns the ranks of scores, or the leaf if it contains ranks."""
     is_rank = self.leaf.dtype == jnp.int32
     return self.leaf if is_rank else rank_bits(self.leaf)
 
@@ -211,7 +210,7 @@ def _ahead(
   minus_cut: jax.Array,
   threshold: jax.Array,
 ) -> Any:
-  # Those tied that come late rank below the others.
+  # Late ties rank below the others.
   late = numbers + minus_cut >= 0
   return ranks - late.astype(jnp.int32) >= threshold
 
@@ -226,25 +225,25 @@ def _search(
 ) -> tuple[jax.Array, jax.Array]:
   """Finds the largest x for which at least k entries are chosen.
 
-  The larger x, the fewer are chosen. A pass over memory finds two bits of x,
-  and the search ends once exactly k are chosen.
+  A larger x chooses fewer entries. A pass over memory finds two bits of x, and
+  the search ends once exactly k are chosen.
 
   Args:
     choose: from the ranks of a leaf, its numbers, x and `fixed` to a mask.
     digits: half the bits of x, which is negative if they are below 32.
-    entries: those of all leaves.
-    kept: how many entries the smallest x chooses.
-    k: how many to choose.
+    entries: entries of all leaves.
+    kept: number of entries that the smallest x chooses.
+    k: number of entries to choose.
     *fixed: further arguments of `choose`.
 
   Returns:
-    x and how many entries it chooses.
+    x, and the number of entries that it chooses.
   """
   smallest = jnp.int32(-(2 ** min(31, 2 * digits)))
-  # Whatever is computed from the outputs of a barrier, XLA can't compute before
-  # the loop. Ranks and numbers are to be computed anew in every pass: to write
-  # and read them would take longer. The first barrier hides that `first` is
-  # constant, or a loop for each leaf would be compiled, not one for each shape.
+  # XLA can't move computations on the outputs of a barrier before the loop: to
+  # recompute ranks and numbers in every pass is faster than to write and read
+  # them. The first barrier hides that `first` is constant; otherwise a loop
+  # for each leaf would be compiled, not one for each shape.
   entries = jax.lax.optimization_barrier(entries)
 
   def narrow(state: Any) -> Any:
@@ -266,7 +265,7 @@ def _search(
   return jax.lax.while_loop(ties_left, narrow, state)[1:]
 
 
-# Outside of a program: compiled once, not anew at every call.
+# Outside of `jax.jit`: compiled once, not again at every call.
 _compiled_search = jax.jit(_search, static_argnums=(0, 1))
 
 
@@ -276,10 +275,10 @@ def _counts(
   trials: list[jax.Array],
   fixed: tuple[jax.Array, ...],
 ) -> tuple[jax.Array, ...]:
-  """Counts the entries that every trial chooses.
+  """Counts the entries that each trial chooses.
 
-  In one reduction of several arrays, for which XLA reads a leaf once on all
-  platforms. For a reduction each, it would read and write more on CPUs.
+  One reduction of several arrays reads a leaf once on all platforms; separate
+  reductions would read and write more on CPUs.
   """
 
   def add(x: Any, y: Any) -> Any:

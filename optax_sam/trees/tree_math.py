@@ -15,7 +15,7 @@ Tree = TypeVar('Tree')
 
 
 def is_float(leaf: Any) -> bool:
-  """Returns whether a leaf of the parameters can be perturbed at all."""
+  """Whether a leaf of the parameters can be perturbed."""
   return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
@@ -27,17 +27,17 @@ def wide_dtype(*leaves: Any) -> jnp.dtype:
 
 
 def accumulator_dtype(tree: optax.Params) -> jnp.dtype:
-  """Returns the dtype that sums over a whole tree are taken in."""
+  """Returns the dtype of sums over a whole tree."""
   return wide_dtype(*jax.tree.leaves(tree))
 
 
 def widen(leaf: jax.Array) -> jax.Array:
-  """Casts a leaf to float32, or leaves it float64."""
+  """Casts a leaf to float32, unless it is float64."""
   return leaf.astype(wide_dtype(leaf))
 
 
 def widen_like(tree: Any, reference: Any) -> Any:
-  """Casts every leaf to float32, or to float64 where either leaf is that."""
+  """Casts every leaf to float32, or to float64 if either leaf is float64."""
   return jax.tree.map(lambda x, y: x.astype(wide_dtype(x, y)), tree, reference)
 
 
@@ -46,13 +46,13 @@ def zeros_like(tree: optax.Params, dtype: Any = None) -> optax.Params:
 
   Args:
     tree: arrays, or their shapes and dtypes.
-    dtype: that of the zeros; None for float32 or wider.
+    dtype: dtype of the zeros; None for float32 or wider.
   """
   chosen = dtype
 
   def zeros(leaf: jax.Array) -> jax.Array:
     dtype = wide_dtype(leaf) if chosen is None else chosen
-    # Derived from the leaf where it is an array, so that sharding follows.
+    # Derived from the leaf if it is an array, so that sharding follows.
     if isinstance(leaf, jax.ShapeDtypeStruct):
       return jnp.zeros(leaf.shape, dtype)
     return jnp.zeros_like(leaf, dtype=dtype)
@@ -66,8 +66,8 @@ def _over_leaves(
   """Reduces one scalar a leaf to one."""
   if not terms:
     return jnp.zeros((), dtype)
-  # As a chain of additions XLA would copy it into each of its uses, one a
-  # leaf, so that programs grew with the square of the number of leaves.
+  # XLA would copy a chain of additions into each use, one per leaf, so that
+  # compiled code would grow with the square of the number of leaves.
   stacked = jnp.stack([term.astype(dtype) for term in terms])
   return reduce(jax.lax.optimization_barrier(stacked))
 
@@ -90,15 +90,15 @@ def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
   of two, which changes no other bit.
 
   Returns:
-    (square, unit): `norm = sqrt(square) * unit`, with the unit 1 if it can be.
+    (square, unit): `norm = sqrt(square) * unit`, with the unit 1 if possible.
   """
   dtype = accumulator_dtype(tree)
   sizes = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
   unit = power_of_two(_over_leaves(jnp.max, sizes, dtype), 20)
-  # The minimum changes nothing. But of a constant x XLA makes x * x / unit**2,
-  # also behind a barrier, and that over- and underflows.
-  held = lambda x: jnp.minimum(x, jnp.finfo(x.dtype).max)
-  scaled = jax.tree.map(held, divide(tree, unit))
+  # Changes nothing. But for a constant x XLA computes x * x * unit**-2, even
+  # after a barrier, and that over- and underflows.
+  at_most = lambda x: jnp.minimum(x, jnp.finfo(x.dtype).max)
+  scaled = jax.tree.map(at_most, divide(tree, unit))
   return dot(scaled, scaled), unit
 
 
@@ -135,12 +135,12 @@ def divide(tree: optax.Updates, size: jax.Array) -> optax.Updates:
 
 
 def power_of_two(size: jax.Array, bits: int = 48) -> jax.Array:
-  """Returns the one below a norm, to divide by exactly.
+  """Returns the power of two below a norm, an exact divisor.
 
   Args:
     size: the norm.
-    bits: 1 is returned between `2**-bits` and `2**bits`, whose squares float32
-      can hold, and if the norm is unusable.
+    bits: the result is 1 between `2**-bits` and `2**bits`, whose squares fit in
+      float32, and if the norm is unusable.
   """
   size = jax.lax.stop_gradient(size)
   limit = jnp.finfo(size.dtype).maxexp - 4
@@ -152,7 +152,7 @@ def power_of_two(size: jax.Array, bits: int = 48) -> jax.Array:
 
 def all_finite(tree: optax.Updates) -> jax.Array:
   """Whether no entry of a tree is infinite or NaN."""
-  # Behind a barrier XLA does not compute the tree anew, for the sum alone.
+  # After a barrier XLA does not recompute the tree just for the sum.
   leaves = jax.lax.optimization_barrier(jax.tree.leaves(tree))
   zeros = [jnp.sum(widen(leaf) * 0) for leaf in leaves]
   return _over_leaves(jnp.sum, zeros, accumulator_dtype(tree)) == 0
@@ -169,20 +169,19 @@ def nan_unless(condition: jax.Array, tree: Tree) -> Tree:
 
 
 def is_negligible(difference: jax.Array, reference: jax.Array) -> jax.Array:
-  """Whether the norm of a difference is mere rounding of what it came from.
+  """Whether the norm of a difference is within rounding error.
 
-  Blown up to a fixed length, the rounding noise that remains of two nearly
-  equal vectors would be a direction without meaning.
+  Scaled to a fixed length, the rounding error of two nearly equal vectors would
+  be a meaningless direction.
   """
   return difference <= 8 * jnp.finfo(difference.dtype).eps * reference
 
 
 def stabilized(size: jax.Array) -> jax.Array:
-  """Adds the 1e-12 of published programs to a norm, where it tells nothing.
+  """Adds the 1e-12 of published code to a norm, unless that is small.
 
-  It would make what is divided depend on the unit of the loss. So float32
-  adds nothing, and float64 to no norm below 5e-10; those of published runs,
-  which show it, are above.
+  Otherwise the quotient would depend on the unit of the loss. So nothing is
+  added in float32, or to norms below 5e-10: those of published runs are above.
   """
   if size.dtype != jnp.dtype('float64'):
     return size
@@ -190,12 +189,12 @@ def stabilized(size: jax.Array) -> jax.Array:
 
 
 def scale_to(radius: Any, tree: Tree, size: jax.Array | None = None) -> Tree:
-  """Scales a tree to length `radius`; to zero where its norm is unusable.
+  """Scales a tree to length `radius`; to zero if its norm is unusable.
 
   Args:
-    radius: the length asked for, a scalar.
-    tree: what to scale; each leaf keeps its dtype.
-    size: the norm to divide by, where it isn't the 2-norm of `tree`.
+    radius: the length of the result, a scalar.
+    tree: the tree to scale; dtypes stay.
+    size: the norm to divide by, by default the 2-norm of `tree`.
 
   Returns:
     `radius * tree / stabilized(size)`, or zeros if `size` is 0 or not finite.
@@ -208,7 +207,7 @@ def scale_to(radius: Any, tree: Tree, size: jax.Array | None = None) -> Tree:
 
 
 def multiply_where(condition: jax.Array, scale: jax.Array, tree: Tree) -> Tree:
-  """Returns `scale * tree` where the condition holds, else zeros."""
+  """Returns `scale * tree` if the condition is true, else zeros."""
 
   def multiply(leaf: jax.Array) -> jax.Array:
     wide = widen(leaf)
@@ -220,7 +219,7 @@ def multiply_where(condition: jax.Array, scale: jax.Array, tree: Tree) -> Tree:
 
 
 def add(params: optax.Params, perturbation: optax.Updates) -> optax.Params:
-  """Returns the perturbed parameters; the perturbation is a constant."""
+  """Returns perturbed parameters, with a constant perturbation."""
   return move(params, jax.lax.stop_gradient(perturbation))
 
 
@@ -230,7 +229,7 @@ def move(params: optax.Params, updates: optax.Updates) -> optax.Params:
 
 
 def increment(count: jax.Array) -> jax.Array:
-  """Counts one step more, and stays at the largest integer."""
+  """Adds one to a counter, which stays at the largest integer."""
   return jnp.asarray(optax.safe_increment(count))
 
 

@@ -33,7 +33,7 @@ def test_a_missing_argument_is_asked_for(name):
   asked = {
     'value_fn': r'function to differentiate.*\n.*\n +updates, opt_state = tx',
     'loss': 'value_fn',
-    'examples': r'losses of the examples(.*\n)+.*per_example_value_fn=f, batc',
+    'examples': r'per-example losses(.*\n)+.*per_example_value_fn=f, batc',
     '': None,
   }[method.needs]
   if asked is not None:
@@ -75,8 +75,8 @@ def test_wrong_losses_and_batches(name):
   tx, params = table.ROWS[name].alone(), training.params()
   with_more = lambda p, b: (training.losses(p, b), b['y'])
   for function, message in (
-    (with_more, r'one loss an example, .* shape \(\('),
-    (training.loss, r'one loss an example, shape \(.,\)'),
+    (with_more, r'one loss per example, .* shape \(\('),
+    (training.loss, r'one loss per example, shape \(.,\)'),
   ):
     with pytest.raises(ValueError, match=message):
       _trace(tx, params, per_example_value_fn=function, batch=training.batch())

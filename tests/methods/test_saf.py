@@ -131,7 +131,7 @@ def test_bad_settings_are_named(given, complaint):
     ({'logits': jnp.zeros((4, 3), int)}, 'logits must be floating-point'),
     ({'logits': jnp.zeros((4, 2))}, r'write init\(num_examples, 2\)'),
     ({'ids': np.array([0, 1, 2, 4])}, 'ids must be from 0 to 3, .* got 0 to 4'),
-    ({'ids': np.array([0, 1, -1, 2])}, 'is_example to False, and their ids'),
+    ({'ids': np.array([0, 1, -1, 2])}, 'is_example to False and ids'),
     ({'ids': np.arange(3)}, r'ids must be integers of shape \(4,\)'),
     ({'ids': np.arange(4.0)}, 'ids must be integers of .* got float'),
     ({'epoch': 5.0}, r'epoch must be integers of shape \(\), got float'),

@@ -74,7 +74,7 @@ def test_accumulation_beside_a_method_is_refused(around):
   else:
     accumulating = optax.MultiSteps(sgd, lambda step: jnp.where(step > 9, 8, 4))
     tx = optax.chain(sam, accumulating.gradient_transformation())
-  message = r'optax.MultiSteps beside a method: [\s\S]*accumulate_steps=k'
+  message = r'optax.MultiSteps with a method: [\s\S]*accumulate_steps=k'
   with pytest.raises(ValueError, match=message):
     next(steps(tx, W, [jnp.ones(4)]))
 

@@ -237,7 +237,7 @@ def _lookahead(tx):
 )
 def test_wrappers_that_drop_the_function(wrap, params):
   tx = optax.chain(wrap(optax.chain(optax_sam.sam(), optax.sgd(0.1))))
-  dropped = r'a wrapper has dropped it(.|\n)*optax.lookahead(.|\n)*in front'
+  dropped = r'a wrapper has dropped it(.|\n)*optax.lookahead(.|\n)*before them'
   with pytest.raises(ValueError, match=dropped):
     one(tx, params=params(W), value_fn=loss)
 
@@ -301,7 +301,7 @@ def test_what_replaces_the_sam_of_optax(ascent, method):
       'optax.contrib.sam',
     ),
     (lambda: optax_sam.sam(0.1, adaptive=True), "'adaptive'.* p, ascent_steps"),
-    (lambda: optax_sam.sam(optax.sgd(0.1)), 'come before the base optimizer'),
+    (lambda: optax_sam.sam(optax.sgd(0.1)), 'before the base optimizer'),
     (
       lambda: optax_sam.sampa(optax.sgd(0.1), batch_like=1.0),
       'batch_like must hold arrays',

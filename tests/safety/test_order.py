@@ -68,12 +68,12 @@ RIGHT = {
     lambda params: (jnp.zeros(()), sam.init(params)), doubled
   ),
 }
-FIRST = r'must have the method of optax_sam first, but {} stands before it'
+FIRST = r'must have the method of optax_sam first, got {} before it'
 ONE = r'one method of optax_sam, got 2.*Keep one, first in optax.chain'
 MASKED = r'optax.masked or optax.partition[\s\S]* mask='
-DROPPED = r'inside of {}, which .*(put the method in front|ExtraArgs)'
-TURNED = r'no base optimizer behind .*got {}: .*gradient ascent'
-LAST = r'swa and anti_pgd last, but .*{} stands behind'
+DROPPED = r'inside of {}, which .*(place the method before it|ExtraArgs)'
+TURNED = r'no base optimizer after .*got {}: .*gradient ascent'
+LAST = r'swa and anti_pgd last, got .*{} after them'
 WRONG = {
   'behind adam': (
     chain(optax.adam(0.1), sam),
@@ -82,7 +82,7 @@ WRONG = {
   'behind clipping': (
     chain(optax.clip_by_global_norm(1.0), sam, sgd),
     FIRST.format('clip_by_global_norm')
-    + r'.*thrown away.*optax.chain\(optax_sam.sam\(\), clip_by_global_norm',
+    + r'.*is dropped.*optax.chain\(optax_sam.sam\(\), clip_by_global_norm',
   ),
   'behind decay': (
     chain(optax.add_decayed_weights(10.0), sam, sgd),

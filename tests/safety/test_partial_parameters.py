@@ -205,18 +205,18 @@ def test_inside_masked_and_partition(name):
     optax.masked(method, mask),
     optax.partition({True: method, False: optax.set_to_zero()}, mask),
   ):
-    with pytest.raises(ValueError, match=r"'norm'(.|\n)*in front, with mask="):
+    with pytest.raises(ValueError, match=r"'norm'(.|\n)*before them, with"):
       tx.init(params)
   if name in ('swa', 'anti_pgd'):
     return
   nodes = {**params, 'norm': optax.MaskedNode()}
-  with pytest.raises(ValueError, match=r"'norm'(.|\n)*in front, with mask="):
+  with pytest.raises(ValueError, match=r"'norm'(.|\n)*before them, with"):
     method.update(nodes, method.init(params), nodes, **given)
 
 
 def test_averages_outside_of_the_chain():
   nodes = {'a': optax.MaskedNode(), 'b': jnp.ones(2)}
-  with pytest.raises(ValueError, match=r"'a'(.|\n)*in front"):
+  with pytest.raises(ValueError, match=r"'a'(.|\n)*before them"):
     optax_sam.swad().init(nodes)
 
 
