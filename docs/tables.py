@@ -16,7 +16,7 @@ from typing import Any
 import optax
 
 from optax_sam import descents, perturbations, policies, selections
-from optax_sam.catalog import GROUPS, METHODS, Method
+from optax_sam.catalog import GROUPS, METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (

@@ -1,10 +1,12 @@
 """Makes Markdown of what docstrings have in reStructuredText.
 
 That is: links to papers, formulas (`.. math::` and `:math:`), notes and
-warnings, indented blocks after `::`, and doctests. Arguments that are explained
-together get an entry each.
+warnings, indented blocks after `::`, doctests and public names. Arguments that
+are explained together get an entry each.
 """
 
+import importlib
+import inspect
 import re
 import textwrap
 from typing import Any
@@ -23,7 +25,30 @@ _BLOCK = re.compile(rf'^( *)(.*?)::\n\n{_INDENTED}', re.MULTILINE)
 _SHARED = re.compile(
   r'^( +)(\w+(?:, \w+)+): ((?:.*\n)(?:\1 +.*\n)*)', re.MULTILINE
 )
+# The first line of a result, up to a colon that is no type's.
+_RESULT = re.compile(
+  r'^( *(?:Returns|Yields):\n +[^\n:]* [^\n:]*): ', re.MULTILINE
+)
+_NAME = re.compile(r'`(optax_sam(?:\.\w+)+)`(?!_)')
 _DOCTEST = re.compile(r'^( *)(>>> .*(?:\n\1.+)*)', re.MULTILINE)
+
+MODULES = (
+  'optax_sam',
+  'optax_sam.descents',
+  'optax_sam.flax',
+  'optax_sam.landscape',
+  'optax_sam.perturbations',
+  'optax_sam.policies',
+  'optax_sam.selections',
+  'optax_sam.sharpness',
+)
+PUBLIC = {
+  f'{path}.{name}': getattr(module, name)
+  for path in MODULES
+  for module in [importlib.import_module(path)]
+  for name in module.__all__
+  if not inspect.ismodule(getattr(module, name))
+}
 
 
 class Markdown(griffe.Extension):
@@ -42,7 +67,12 @@ def to_markdown(text: str) -> str:
     lambda formula: f'\\({" ".join(formula[1].split())}\\)', text
   )
   text = _BLOCK.sub(_fenced, text)
+  text = _RESULT.sub(r'\1&#58; ', text)
   text = _SHARED.sub(_one_by_one, text)
+  text = _NAME.sub(
+    lambda name: f'[{name[0]}][{name[1]}]' if name[1] in PUBLIC else name[0],
+    text,
+  )
   text = _DOCTEST.sub(r'\1```pycon\n\1\2\n\1```', text)
   return _LINK.sub(
     lambda link: f'[{" ".join(link[1].split())}]({link[2]})', text

@@ -75,8 +75,7 @@ def time(method: Method) -> str:
   names = [x for x in times() if x.partition(',')[0] == method.name]
   found = times()[method.name if method.name in names else names[0]]
   return (
-    f'{statistics.median(found):.2f} '
-    f'({min(found):.2f} to {max(found):.2f})'
+    f'{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})'
   )
 
 
@@ -92,7 +91,7 @@ def _interval(found: paired.Difference) -> str:
     return center
   low, high = (f'{100 * end:+.1f}' for end in found.interval)
   center = f'**{center}**' if found.resolved else center
-  return f'{center} [{low}, {high}]'.replace('-', '−')
+  return f'{center} [{low}, {high}]'.replace('-', '\N{MINUS SIGN}')
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

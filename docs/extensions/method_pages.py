@@ -41,10 +41,16 @@ _TITLES = {
   'noise and averages': 'Noise and averages',
   'auxiliary losses': 'Auxiliary losses',
 }
-_SYMBOLS = {
-  's': '`s`: fraction of steps that take an ascent step',
-  '(+ 1/3)': '(+ 1/3): a forward pass, if the unperturbed loss is used',
+_GUIDES = {
+  'wraps or replaces the optimizer': 'wrappers',
+  'noise and averages': 'averages',
+  'auxiliary losses': 'auxiliary_losses',
 }
+_LEGENDS = (
+  (r'^1 \+ s$', '`s`: fraction of steps that take an ascent step.'),
+  (r'\(\+ 1/3\)', '(+ 1/3): a forward pass, if the unperturbed loss is used.'),
+  (r'^[14]/3', 'A forward pass counts 1/3, a part of the batch its fraction.'),
+)
 
 
 @functools.cache
@@ -87,8 +93,8 @@ def how_to_choose() -> str:
   """Returns the table of the methods that are compared with each other."""
   lines = [
     (
-      '| method | gradients per step | state | to tune | mean gain, points '
-      '[95 % interval] | unverified against the paper |'
+      '| method | gradients per step | mean gain, points | to tune | state '
+      '| unverified against the paper |'
     ),
     '|---' * 6 + '|',
   ]
@@ -96,8 +102,8 @@ def how_to_choose() -> str:
     if 'tuning' in text:
       row = METHODS[name]
       lines.append(
-        f'| `{name}` | {row.gradients} | {row.state} | {text["tuning"]} | '
-        f'{evidence.mean_gain(row)} | {row.unverified or "nothing"} |'
+        f'| `{name}` | {row.gradients} | {evidence.mean_gain(row)} | '
+        f'{text["tuning"]} | {row.state} | {row.unverified or "nothing"} |'
       )
   return '\n'.join(lines)
 
@@ -183,10 +189,11 @@ def _page(method: Method) -> str:
     f"**Don't use it when** {text['not_when']}.",
     _facts(method),
     f'## Rule\n\n{rule}',
-    '## Code\n\n'
-    + (f'```python\n{code}```' if code else f'{example}'),
+    '## Code\n\n' + (f'```python\n{code}```' if code else example),
     f'## Arguments\n\n{_reference(name)}',
   ]
+  if guide := _GUIDES.get(method.group):
+    parts.insert(-1, f'[How to use it in training](../howto/{guide}.md).')
   parts += [_reference(f'optax_sam.{also}') for also in text.get('also', ())]
   if code and example:
     parts.append(f'## Checked by hand\n\n{example}')
@@ -199,12 +206,12 @@ def _page(method: Method) -> str:
 
 
 def _facts(method: Method) -> str:
-  legend = '. '.join(
+  legend = [
     meaning
-    for symbol, meaning in _SYMBOLS.items()
-    if symbol in method.gradients.split(' + ') or symbol in method.gradients[1:]
-  )
-  gradients = method.gradients + (f'<br>{legend}' if legend else '')
+    for pattern, meaning in _LEGENDS
+    if re.search(pattern, method.gradients)
+  ]
+  gradients = '<br>'.join([method.gradients, *legend])
   rows = {
     'Gradients per step': gradients,
     'Time of a step, SGD = 1': (
@@ -223,7 +230,7 @@ def _facts(method: Method) -> str:
   if method.place == 'loss':
     del rows['Needed by `update`']
   lines = [f'| {key} | {value} |' for key, value in rows.items()]
-  return '\n'.join(['| | |', '|---|---|', *lines]) + '\n{ .facts }'
+  return '\n'.join(['| | |', '|---|---|', *lines])
 
 
 def _reference(name: str) -> str:
@@ -233,7 +240,8 @@ def _reference(name: str) -> str:
     f'::: {name}\n'
     '    options:\n'
     '      heading_level: 3\n'
-    f'      show_docstring_description: {description}'
+    f'      show_docstring_description: {description}\n'
+    f'      show_docstring_examples: {description}'
   )
 
 
@@ -241,24 +249,30 @@ def _docstring(method: Method) -> tuple[str, str, str, str]:
   """Returns rule, notes, references and example of the docstring."""
   text = docstrings.to_markdown(inspect.getdoc(method.function) or '')
   sections = griffe.parse_google(griffe.Docstring(text), warnings=False)
-  prose, boxes, references = [], [], ''
+  kinds = griffe.DocstringSectionKind
+  prose, notes, references, examples = [], [], '', []
   if method.unverified:
-    boxes.append(f'Unverified against the paper: {method.unverified}.')
+    notes.append(f'Unverified against the paper: {method.unverified}.')
   for section in sections:
-    if section.kind is griffe.DocstringSectionKind.text:
+    if section.kind is kinds.text:
       prose.append(section.value)
-    elif section.kind is griffe.DocstringSectionKind.admonition:
+    elif section.kind is kinds.examples:
+      examples += [example for _, example in section.value]
+    elif section.kind is kinds.admonition:
       contents = section.value.contents
       if section.title == 'References':
         references = contents
       else:
-        boxes.append(contents)
-  whole = '\n\n'.join(prose)
-  rule, fence, example = whole.partition('```pycon')
-  # The first line is a title.
-  rule = rule.partition('\n\n')[2].strip()
-  boxes = boxes or ['Nothing in this rule is unverified.']
-  return rule, '\n\n'.join(boxes), references, (fence + example).strip()
+        (examples if 'Example' in section.title else notes).append(contents)
+  # The first line is a title; an example without a section comes last.
+  rule, fence, example = '\n\n'.join(prose).partition('```pycon')
+  examples.append(fence + example)
+  return (
+    rule.partition('\n\n')[2].strip(),
+    '\n\n'.join(notes) or 'Nothing in this rule is unverified.',
+    references,
+    '\n\n'.join(examples).strip(),
+  )
 
 
 def _evidence(method: Method) -> str:

@@ -30,7 +30,7 @@ def _largest_nearby(w: np.ndarray, rho: float) -> np.ndarray:
 class _Axes:
   """From coordinates of the loss to those of the picture."""
 
-  def __init__(self, low: float, high: float, top: float):
+  def __init__(self, low: float, high: float, top: float) -> None:
     self._low, self._high, self._top = low, high, top
 
   def point(self, w: float, loss: float) -> tuple[float, float]:
@@ -45,27 +45,37 @@ class _Axes:
     path = ' '.join(f'{x},{y}' for x, y in points if y > _TOP - 8)
     return f'<polyline class="{kind}" points="{path}"/>'
 
-  def arrow(self, start: tuple, end: tuple, kind: str) -> str:
+  def line(self, start: tuple, end: tuple, kind: str, head: str = '') -> str:
     (x1, y1), (x2, y2) = self.point(*start), self.point(*end)
-    line = f'x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"'
-    return f'<line class="{kind} arrow" {line} marker-end="url(#{kind})"/>'
+    ends = f'x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"'
+    return f'<line class="{kind}" {ends}{head}/>'
+
+  def arrow(self, start: tuple, end: tuple, kind: str) -> str:
+    return self.line(start, end, kind, f' marker-end="url(#{kind})"')
 
   def dot(self, w: float, loss: float, kind: str) -> str:
     x, y = self.point(w, loss)
     return f'<circle class="{kind} dot" cx="{x}" cy="{y}" r="4.5"/>'
 
   def text(
-    self, w: float, loss: float, words: str, kind: str = '', anchor: str = ''
+    self,
+    w: float,
+    loss: float,
+    words: str,
+    kind: str = '',
+    anchor: str = 'middle',
   ) -> str:
     x, y = self.point(w, loss)
-    anchor = anchor or 'middle'
-    return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{words}</text>'
+    place = f'x="{x}" y="{y}" text-anchor="{anchor}"'
+    return f'<text class="{kind}" {place}>{words}</text>'
 
 
 def _frame(title: str, parts: list[str]) -> str:
   axis = f'<path class="axis" d="M{_LEFT} {_TOP - 8}V{_BOTTOM}H{_RIGHT}"/>'
   heading = f'<text class="title" x="{_LEFT}" y="16">{title}</text>'
-  weights = f'<text x="{_RIGHT}" y="{_BOTTOM + 18}" text-anchor="end">weights</text>'
+  weights = (
+    f'<text x="{_RIGHT}" y="{_BOTTOM + 18}" text-anchor="end">weights</text>'
+  )
   markers = ''.join(
     f'<marker id="{kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" '
     f'markerHeight="6" orient="auto"><path class="{kind} dot" '
@@ -85,23 +95,27 @@ def _one_step() -> str:
   slope = ascended  # of the bowl there
   after = w - rate * slope
   here, there = float(_bowl(w)), float(_bowl(ascended))
-  tangent = [
-    (ascended + d, there + slope * d) for d in (-0.28, 0.62)
-  ]
-  (x1, y1), (x2, y2) = (axes.point(*p) for p in tangent)
+  tangent = [(ascended + d, there + slope * d) for d in (-0.28, 0.4)]
+  x, loss = tangent[0][0] + 0.14, tangent[0][1]
   return _frame(
     'One step',
     [
       axes.curve(_bowl, 'loss'),
-      f'<line class="descent tangent" x1="{x1}" y1="{y1}" x2="{x2}" y2="{y2}"/>',
+      axes.line(*tangent, 'descent tangent'),
       axes.arrow((w, here), (ascended + 0.05, there - 0.09), 'ascent'),
       axes.arrow((w, here), (after, here), 'descent'),
       axes.dot(w, here, 'base'),
       axes.dot(ascended, there, 'ascent'),
       axes.dot(after, float(_bowl(after)), 'descent'),
-      axes.text(w - 0.08, here - 0.2, 'w', 'base', 'end'),
-      axes.text(ascended + 0.5, there + 0.2, '1. ascent step of length ρ', 'ascent', 'start'),
-      axes.text(ascended + 0.72, there - 0.42, '2. gradient at w + ε', 'descent', 'start'),
+      axes.text(w - 0.04, here - 0.22, 'w', 'base'),
+      axes.text(
+        w - 0.2,
+        here + 0.36,
+        '1. ascent step of length \N{GREEK SMALL LETTER RHO}',
+        'ascent',
+        'start',
+      ),
+      axes.text(x, loss - 0.08, '2. gradient there', 'descent', 'start'),
       axes.text(w + 0.42, here + 0.1, '3. step from w', 'descent', 'start'),
     ],
   )
@@ -123,14 +137,18 @@ def _objective() -> str:
       axes.dot(best, float(_two_minima(np.array(best))), 'descent'),
       axes.text(sharp, 0.02, 'sharp', 'base'),
       axes.text(best, 0.1, 'flat', 'descent'),
-      axes.text(2.25, 0.93, 'largest loss within ρ', 'descent', 'end'),
-      axes.text(2.25, 0.62, 'loss', 'base', 'end'),
+      axes.text(
+        -0.7,
+        0.86,
+        'largest loss within \N{GREEK SMALL LETTER RHO}',
+        'descent',
+        'start',
+      ),
+      axes.text(1.75, 0.45, 'loss', 'base', 'start'),
     ],
   )
 
 
 def figure() -> str:
   """Returns the picture as a part of a page."""
-  return (
-    f'<figure class="sam-picture">{_one_step()}{_objective()}</figure>'
-  )
+  return f'<figure class="sam-picture">{_one_step()}{_objective()}</figure>'

@@ -15,9 +15,9 @@ import include  # noqa: E402
 import method_pages  # noqa: E402
 import notebook_pages  # noqa: E402
 import sam_picture  # noqa: E402
+import tables  # noqa: E402
 
 import optax_sam  # noqa: E402
-import tables  # noqa: E402
 
 _OPTAX = 'https://optax.readthedocs.io/en/latest/api'
 _PYTHON = 'https://docs.python.org/3/library'
@@ -29,10 +29,14 @@ _TRANSFORMATIONS = (
   'Params',
   'Updates',
 )
-TABLES = tables.BLOCKS | evidence.TABLES | {
-  'how to choose': method_pages.how_to_choose,
-  'picture of SAM': sam_picture.figure,
-}
+TABLES = (
+  tables.BLOCKS
+  | evidence.TABLES
+  | {
+    'how to choose': method_pages.how_to_choose,
+    'picture of SAM': sam_picture.figure,
+  }
+)
 # Where types of other libraries are documented. The inventories of these sites
 # would have to be downloaded at every build.
 TYPES = {
@@ -40,7 +44,9 @@ TYPES = {
     f'optax.{name}': f'{_OPTAX}/transformations.html#optax.{name}'
     for name in _TRANSFORMATIONS
   },
-  'optax.Schedule': f'{_OPTAX}/optimizer_schedules.html#optax.schedules.Schedule',
+  'optax.Schedule': (
+    f'{_OPTAX}/optimizer_schedules.html#optax.schedules.Schedule'
+  ),
   'optax.ScalarOrSchedule': f'{_OPTAX}/optimizer_schedules.html',
   'jax.Array': 'https://docs.jax.dev/en/latest/_autosummary/jax.Array.html',
   'typing.Any': f'{_PYTHON}/typing.html#typing.Any',
@@ -48,7 +54,8 @@ TYPES = {
     f'{_PYTHON}/collections.abc.html#collections.abc.Callable'
   ),
   **{
-    name: f'{_PYTHON}/functions.html#{name}' for name in ('bool', 'float', 'int')
+    name: f'{_PYTHON}/functions.html#{name}'
+    for name in ('bool', 'float', 'int')
   },
   **{name: f'{_PYTHON}/stdtypes.html#{name}' for name in ('str', 'tuple')},
 }
@@ -64,7 +71,7 @@ def on_config(config: Any) -> Any:
     config.edit_uri = f'{repository}/edit/main/docs/'
   for section, pages in (
     ('methods/index.md', method_pages.nav()),
-    ('learn/notebooks.md', notebook_pages.nav()),
+    ('learn/notebooks/index.md', notebook_pages.nav()),
   ):
     _section(config.nav, section).extend(pages)
   return config
