@@ -11,7 +11,7 @@ from benchmarks.evidence.claims import Comparison, Expected
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Runs
 from benchmarks.evidence.variants import BASE, VARIANTS
-from optax_sam.catalog import Method
+from optax_sam.catalog import METHODS, Method
 from optax_sam.train.reports import paired
 
 _RESULTS = pathlib.Path(page.__file__).parents[1] / 'results'
@@ -60,20 +60,23 @@ def mean_gain(method: Method) -> str:
 
 
 @functools.cache
-def times() -> dict[str, list[float]]:
-  """Returns the time of a step relative to SGD, by row, on each network."""
-  found: dict[str, list[float]] = {}
+def _times() -> dict[str, dict[str, float]]:
+  """Returns the time of a step relative to SGD, by row and network."""
+  found: dict[str, dict[str, float]] = {}
   path = _RESULTS / 'speed.csv'
   with path.open(encoding='utf-8', newline='') as file:
-    for row in csv.DictReader(file):
-      found.setdefault(row['row'], []).append(float(row['wall']))
+    for line in csv.DictReader(file):
+      framework, comma, _ = line['group'].partition(', ')
+      name = f'{framework}: {line["row"]}' if comma else line['row']
+      found.setdefault(name, {})[line['problem']] = float(line['wall'])
   return found
 
 
 def time(method: Method) -> str:
   """Returns median and range of the time of a step, relative to SGD."""
-  names = [x for x in times() if x.partition(',')[0] == method.name]
-  found = times()[method.name if method.name in names else names[0]]
+  rows = [x for x in _times() if x.partition(',')[0] == method.name]
+  row = method.name if method.name in rows else rows[0]
+  found = _times()[row].values()
   return (
     f'{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})'
   )
@@ -112,4 +115,40 @@ def _summary() -> str:
   return _table(head, rows)
 
 
-TABLES: dict[str, Callable[[], str]] = {'summary of the evidence': _summary}
+def _by_problem() -> str:
+  """Gains without intervals, with colours from red to green."""
+  rows = []
+  for name in _points():
+    cells = []
+    for runs in _runs().values():
+      found = page.difference(runs, Comparison(name, BASE, Expected.REPORTED))
+      points = 100 * (found.mean or 0)
+      part = max(-1.0, min(points / 3, 1.0))
+      colour = '76, 175, 80' if part > 0 else '229, 57, 53'
+      text = f'{points:+.1f}'.replace('-', '\N{MINUS SIGN}')
+      text = f'<b>{text}</b>' if found.resolved else text
+      cells.append(
+        f'<td style="background: rgba({colour}, {0.6 * abs(part):.2f})">'
+        f'{text}</td>'
+      )
+    rows.append(f'<tr><td>{VARIANTS[name].title}</td>{"".join(cells)}</tr>')
+  titles = ['method', *[PROBLEMS[name].title for name in _runs()]]
+  head = ''.join(f'<th>{title}</th>' for title in titles)
+  return f'<table><tr>{head}</tr>{"".join(rows)}</table>'
+
+
+def _speed() -> str:
+  """Times on the larger network of each kind."""
+  kinds = ('dense', 'conv', 'transformer')
+  rows = []
+  for name, found in _times().items():
+    title = f'`{name}`' if name in METHODS else name
+    rows.append([title, *(f'{found[f"{kind}, large"]:.2f}' for kind in kinds)])
+  return _table(['step', *kinds], rows)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+  'gains by problem': _by_problem,
+  'speed': _speed,
+  'summary of the evidence': _summary,
+}

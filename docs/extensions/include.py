@@ -15,13 +15,14 @@ _LINE = re.compile(r'^\{\{ (\S+?)(?: # (.+?))? \}\}$', re.MULTILINE)
 _ROW = re.compile(r'^\| `(\w+)` \|', re.MULTILINE)
 # Pages for files that included files link to.
 _PAGES = {
-  '../docs/pods.md': 'pods.md',
+  '../docs/pods.md': '../pods.md',
   'docs/conventions.md': 'conventions.md',
-  'results/evidence/evidence.md': 'evidence.md',
+  'evidence.png': '../evidence.png',
+  'results/evidence/evidence.md': '../evidence.md',
 }
 # Files that are not on the site: data and code.
 _LINK_TO_FILE = re.compile(
-  r'\[([^\]]+)\]\((?:results|notebooks|optax_sam|tests|CHANGELOG)[^)]*\)'
+  r'\[([^\]]+)\]\((?:results|notebooks|optax_sam|tests|CHANGELOG|docs/methods)[^)]*\)'
 )
 
 
