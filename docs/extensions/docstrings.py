@@ -5,13 +5,14 @@ warnings, indented blocks after `::`, doctests and public names. Arguments that
 are explained together get an entry each.
 """
 
-import importlib
-import inspect
+import pathlib
 import re
 import textwrap
 from typing import Any
 
 import griffe
+
+from optax_sam.catalog import METHODS
 
 _LINK = re.compile(r'`([^`<]+?)\s*<(https://[^>]+)>`_')
 _INLINE = re.compile(r':math:`([^`]+)`')
@@ -32,23 +33,12 @@ _RESULT = re.compile(
 _NAME = re.compile(r'`(optax_sam(?:\.\w+)+)`(?!_)')
 _DOCTEST = re.compile(r'^( *)(>>> .*(?:\n\1.+)*)', re.MULTILINE)
 
-MODULES = (
-  'optax_sam',
-  'optax_sam.descents',
-  'optax_sam.flax',
-  'optax_sam.landscape',
-  'optax_sam.perturbations',
-  'optax_sam.policies',
-  'optax_sam.selections',
-  'optax_sam.sharpness',
-)
-PUBLIC = {
-  f'{path}.{name}': getattr(module, name)
-  for path in MODULES
-  for module in [importlib.import_module(path)]
-  for name in module.__all__
-  if not inspect.ismodule(getattr(module, name))
-}
+# Names with a place in the reference, or a page as a method.
+_DOCS = pathlib.Path(__file__).parents[1]
+_LISTED = re.compile(r'^::: (\S+)$', re.MULTILINE)
+PUBLIC = {f'optax_sam.{name}' for name in METHODS}
+for _page in _DOCS.rglob('*.md'):
+  PUBLIC.update(_LISTED.findall(_page.read_text(encoding='utf-8')))
 
 
 class Markdown(griffe.Extension):
