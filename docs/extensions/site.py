@@ -20,6 +20,8 @@ import tables  # noqa: E402
 import optax_sam  # noqa: E402
 
 _OPTAX = 'https://optax.readthedocs.io/en/latest/api'
+_MASK = 'fine-tune-a-part-of-the-parameters'
+_FLAX = 'https://flax.readthedocs.io/en/stable/api_reference'
 _PYTHON = 'https://docs.python.org/3/library'
 _TRANSFORMATIONS = (
   'EmptyState',
@@ -49,15 +51,26 @@ TYPES = {
   ),
   'optax.ScalarOrSchedule': f'{_OPTAX}/optimizer_schedules.html',
   'jax.Array': 'https://docs.jax.dev/en/latest/_autosummary/jax.Array.html',
-  'typing.Any': f'{_PYTHON}/typing.html#typing.Any',
-  'collections.abc.Callable': (
-    f'{_PYTHON}/collections.abc.html#collections.abc.Callable'
+  'numpy.ndarray': (
+    'https://numpy.org/doc/stable/reference/generated/numpy.ndarray.html'
   ),
+  'flax.nnx.Module': f'{_FLAX}/flax.nnx/module.html#flax.nnx.Module',
+  'flax.nnx.Param': f'{_FLAX}/flax.nnx/variables.html#flax.nnx.Param',
+  **{
+    f'{module}.{name}': f'{_PYTHON}/{module}.html#{module}.{name}'
+    for module, names in (
+      ('collections.abc', ('Callable', 'Iterable', 'Mapping', 'Sequence')),
+      ('typing', ('Any', 'Literal', 'NamedTuple')),
+    )
+    for name in names
+  },
   **{
     name: f'{_PYTHON}/functions.html#{name}'
     for name in ('bool', 'float', 'int')
   },
-  **{name: f'{_PYTHON}/stdtypes.html#{name}' for name in ('str', 'tuple')},
+  **{
+    name: f'{_PYTHON}/stdtypes.html#{name}' for name in ('dict', 'str', 'tuple')
+  },
 }
 
 
@@ -94,8 +107,13 @@ def on_files(files: Any, config: Any) -> Any:
   return files
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
   """Includes files and tables in a page."""
+  if page.file.src_uri == 'howto/fine_tuning.md':
+    # The page that explains this type.
+    config.plugins['autorefs'].register_anchor(
+      page, 'optax_sam.engine.partition.Mask', _MASK
+    )
   return include.included(markdown, TABLES)
 
 
