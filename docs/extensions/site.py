@@ -36,6 +36,7 @@ TABLES = (
   | evidence.TABLES
   | {
     'how to choose': method_pages.how_to_choose,
+    'notebooks': notebook_pages.gallery,
     'picture of SAM': sam_picture.figure,
   }
 )
