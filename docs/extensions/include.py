@@ -22,7 +22,7 @@ _PAGES = {
 }
 # Files that are not on the site: data and code.
 _LINK_TO_FILE = re.compile(
-  r'\[([^\]]+)\]\((?:results|notebooks|optax_sam|tests|CHANGELOG|docs/methods)[^)]*\)'
+  r'\[([^\]]+)\]\((?:results|notebooks|optax_sam|tests|CHANGELOG|docs/methods|docs/extensions)[^)]*\)'
 )
 
 

@@ -49,8 +49,8 @@ NOTEBOOKS = {
   'many_devices': (
     'Many devices',
     (
-      '`jit`, FSDP and `shard_map` on four CPU devices: what is equal, and what '
-      'each sends.'
+      '`jit`, FSDP and `shard_map` on four CPU devices: what is equal, and '
+      'what each sends.'
     ),
   ),
 }
