@@ -16,15 +16,12 @@ from typing import Any
 import optax
 
 from optax_sam import descents, perturbations, policies, selections
-from optax_sam.catalog import GROUPS, METHODS, Method
+from optax_sam.catalog import GROUPS, METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (
   'README.md',
-  'docs/methods.md',
   'docs/conventions.md',
-  'docs/api/methods.md',
-  'docs/api/losses.md',
 )
 _BLOCK = re.compile(
   r'(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)', re.DOTALL
@@ -34,7 +31,6 @@ _OPTIMIZERS = 'wraps or replaces the optimizer'
 _NOISE = 'noise and averages'
 _LOSSES = 'auxiliary losses'
 _OWN_TABLES = (_OPTIMIZERS, _NOISE, _LOSSES)
-_IN_REFERENCE_OF_METHODS = ('chain', 'wraps', 'replaces')
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -170,14 +166,6 @@ def _collectives() -> str:
   return _table(head, rows)
 
 
-def _reference(wanted: Callable[[Method], bool]) -> str:
-  return '\n\n'.join(
-    f'::: optax_sam.{method.name}'
-    for method in METHODS.values()
-    if wanted(method)
-  )
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
   'methods': _methods,
   'optimizers': lambda: _of_group(_OPTIMIZERS),
@@ -187,12 +175,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'components': _components,
   'use when': _use_when,
   'collectives': _collectives,
-  'reference of methods': lambda: _reference(
-    lambda method: method.place in _IN_REFERENCE_OF_METHODS
-  ),
-  'reference of losses and averages': lambda: _reference(
-    lambda method: method.place not in _IN_REFERENCE_OF_METHODS
-  ),
 }
 
 
@@ -200,25 +182,21 @@ def generate() -> dict[pathlib.Path, tuple[str, str]]:
   """Returns the present and the generated text of each page.
 
   Raises:
-    ValueError: if a block is unknown, or is on no page.
+    ValueError: if a block is unknown.
   """
-  pages, missing = {}, set(BLOCKS)
+  pages = {}
 
   def block(found: re.Match[str]) -> str:
     start, name, end = found.groups()
     if name not in BLOCKS:
       msg = f'unknown block {name!r}; the blocks are {", ".join(BLOCKS)}'
       raise ValueError(msg)
-    missing.discard(name)
     return f'{start}\n{BLOCKS[name]()}\n\n{end}'
 
   for page in PAGES:
     path = ROOT / page
     text = path.read_text(encoding='utf-8')
     pages[path] = text, _BLOCK.sub(block, text)
-  if missing:
-    msg = f'no page has the blocks {", ".join(sorted(missing))}'
-    raise ValueError(msg)
   return pages
 
 
