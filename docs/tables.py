@@ -26,6 +26,15 @@ PAGES = (
 _BLOCK = re.compile(
   r'(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)', re.DOTALL
 )
+# Relative to the base optimizer.
+_PLACEMENTS = {
+  'chain': 'before',
+  'after': 'after',
+  'wraps': 'wraps',
+  'replaces': 'replaces',
+  'loss': 'auxiliary loss',
+  'outside': 'outside of the chain',
+}
 # Groups in a table of their own.
 _OPTIMIZERS = 'wraps or replaces the optimizer'
 _NOISE = 'noise and averages'
@@ -66,6 +75,20 @@ def _methods() -> str:
     for group, description in GROUPS.items()
     if group not in _OWN_TABLES
   )
+
+
+def _all_methods() -> str:
+  """One short row for each method."""
+  rows = (
+    (
+      f'`{method.name}`',
+      _PLACEMENTS[method.place],
+      method.gradients,
+      f'[{method.paper}]({method.paper.link})',
+    )
+    for method in METHODS.values()
+  )
+  return _table(('method', 'placement', 'gradients per step', 'paper'), rows)
 
 
 def _arguments() -> str:
@@ -121,7 +144,7 @@ def _components() -> str:
   rows = (
     (
       'perturbation',
-      'from a gradient, which perturbation?',
+      'in which direction, and how far, are the weights perturbed?',
       members(perturbations, optax.GradientTransformation),
     ),
     (
@@ -130,12 +153,12 @@ def _components() -> str:
       members(policies, policies.Policy),
     ),
     (
-      'descent',
-      'which direction goes to the optimizer?',
+      'combination rule (`descents`)',
+      'how are both gradients combined?',
       members(descents, descents.Descent),
     ),
     (
-      'selection',
+      'batch selection (`selections`)',
       'over which examples are the gradients taken?',
       members(selections, selections.Selection),
     ),
@@ -167,6 +190,7 @@ def _collectives() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+  'all methods': _all_methods,
   'methods': _methods,
   'optimizers': lambda: _of_group(_OPTIMIZERS),
   'losses': lambda: _of_group(_LOSSES),
