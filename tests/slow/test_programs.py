@@ -3,6 +3,7 @@
 Each block of the README is a program. The blocks of a page are one program.
 """
 
+import os
 import pathlib
 import re
 import subprocess
@@ -31,6 +32,12 @@ def blocks(path):
   ]
 
 
+# Without the settings of the tests: one device, usual promotion.
+ENVIRONMENT = {
+  name: value
+  for name, value in os.environ.items()
+  if name != 'XLA_FLAGS' and not name.startswith('JAX_')
+}
 README = blocks(ROOT / 'README.md')
 PAGES = {
   str(path.relative_to(DOCS).with_suffix('')): path
@@ -47,6 +54,7 @@ def run(program, tmp_path):
   done = subprocess.run(
     [sys.executable, str(path)],
     cwd=empty,
+    env=ENVIRONMENT,
     capture_output=True,
     text=True,
     timeout=300,
