@@ -24,10 +24,10 @@ _FENCE = re.compile(r'^```python\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
 def blocks(path):
-  """Returns the Python blocks of a page, each at the line where it stands."""
+  """Returns the Python blocks of a page, each at its line number."""
   text = path.read_text()
   return [
-    '\n' * text[: block.start() + 1].count('\n') + '\n' + block[1]
+    '\n' * text[: block.start()].count('\n') + '\n' + block[1]
     for block in _FENCE.finditer(text)
   ]
 
