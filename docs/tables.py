@@ -16,25 +16,30 @@ from typing import Any
 import optax
 
 from optax_sam import descents, perturbations, policies, selections
-from optax_sam.catalog import GROUPS, METHODS, Method
+from optax_sam.catalog import GROUPS, METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (
   'README.md',
-  'docs/methods.md',
   'docs/conventions.md',
-  'docs/api/methods.md',
-  'docs/api/losses.md',
 )
 _BLOCK = re.compile(
   r'(<!-- generated: ([\w ]+) -->\n).*?(<!-- end -->)', re.DOTALL
 )
+# Relative to the base optimizer.
+_PLACEMENTS = {
+  'chain': 'before',
+  'after': 'after',
+  'wraps': 'wraps',
+  'replaces': 'replaces',
+  'loss': 'auxiliary loss',
+  'outside': 'outside of the chain',
+}
 # Groups in a table of their own.
 _OPTIMIZERS = 'wraps or replaces the optimizer'
 _NOISE = 'noise and averages'
 _LOSSES = 'auxiliary losses'
 _OWN_TABLES = (_OPTIMIZERS, _NOISE, _LOSSES)
-_IN_REFERENCE_OF_METHODS = ('chain', 'wraps', 'replaces')
 
 
 def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
@@ -70,6 +75,20 @@ def _methods() -> str:
     for group, description in GROUPS.items()
     if group not in _OWN_TABLES
   )
+
+
+def _all_methods() -> str:
+  """One short row for each method."""
+  rows = (
+    (
+      f'`{method.name}`',
+      _PLACEMENTS[method.place],
+      method.gradients,
+      f'[{method.paper}]({method.paper.link})',
+    )
+    for method in METHODS.values()
+  )
+  return _table(('method', 'placement', 'gradients per step', 'paper'), rows)
 
 
 def _arguments() -> str:
@@ -125,7 +144,7 @@ def _components() -> str:
   rows = (
     (
       'perturbation',
-      'from a gradient, which perturbation?',
+      'in which direction, and how far, are the weights perturbed?',
       members(perturbations, optax.GradientTransformation),
     ),
     (
@@ -134,12 +153,12 @@ def _components() -> str:
       members(policies, policies.Policy),
     ),
     (
-      'descent',
-      'which direction goes to the optimizer?',
+      'combination rule (`descents`)',
+      'how are both gradients combined?',
       members(descents, descents.Descent),
     ),
     (
-      'selection',
+      'batch selection (`selections`)',
       'over which examples are the gradients taken?',
       members(selections, selections.Selection),
     ),
@@ -170,15 +189,8 @@ def _collectives() -> str:
   return _table(head, rows)
 
 
-def _reference(wanted: Callable[[Method], bool]) -> str:
-  return '\n\n'.join(
-    f'::: optax_sam.{method.name}'
-    for method in METHODS.values()
-    if wanted(method)
-  )
-
-
 BLOCKS: dict[str, Callable[[], str]] = {
+  'all methods': _all_methods,
   'methods': _methods,
   'optimizers': lambda: _of_group(_OPTIMIZERS),
   'losses': lambda: _of_group(_LOSSES),
@@ -187,12 +199,6 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'components': _components,
   'use when': _use_when,
   'collectives': _collectives,
-  'reference of methods': lambda: _reference(
-    lambda method: method.place in _IN_REFERENCE_OF_METHODS
-  ),
-  'reference of losses and averages': lambda: _reference(
-    lambda method: method.place not in _IN_REFERENCE_OF_METHODS
-  ),
 }
 
 
@@ -200,25 +206,21 @@ def generate() -> dict[pathlib.Path, tuple[str, str]]:
   """Returns the present and the generated text of each page.
 
   Raises:
-    ValueError: if a block is unknown, or is on no page.
+    ValueError: if a block is unknown.
   """
-  pages, missing = {}, set(BLOCKS)
+  pages = {}
 
   def block(found: re.Match[str]) -> str:
     start, name, end = found.groups()
     if name not in BLOCKS:
       msg = f'unknown block {name!r}; the blocks are {", ".join(BLOCKS)}'
       raise ValueError(msg)
-    missing.discard(name)
     return f'{start}\n{BLOCKS[name]()}\n\n{end}'
 
   for page in PAGES:
     path = ROOT / page
     text = path.read_text(encoding='utf-8')
     pages[path] = text, _BLOCK.sub(block, text)
-  if missing:
-    msg = f'no page has the blocks {", ".join(sorted(missing))}'
-    raise ValueError(msg)
   return pages
 
 

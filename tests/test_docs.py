@@ -7,10 +7,14 @@ import pathlib
 import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
+from optax_sam.catalog import METHODS
+
 DOCS = pathlib.Path(__file__).parents[1] / 'docs'
+TEXTS = DOCS / 'methods' / 'texts.toml'
 MODULES = (
   'optax_sam',
   'optax_sam.descents',
@@ -59,10 +63,22 @@ def _entries(text, title):
   return [name for entry in entries for name in entry.split(', ')]
 
 
-def test_every_public_name_is_in_the_reference():
-  pages = [path.read_text() for path in (DOCS / 'api').glob('*.md')]
+def test_every_public_name_is_on_exactly_one_page():
+  pages = [path.read_text() for path in DOCS.rglob('*.md')]
   listed = re.findall(r'^::: (\S+)$', '\n'.join(pages), re.MULTILINE)
+  # The pages of the methods are generated from the catalog and these texts.
+  for name, text in tomllib.loads(TEXTS.read_text()).items():
+    listed += [f'optax_sam.{x}' for x in (name, *text.get('also', ()))]
   assert sorted(listed) == sorted(PUBLIC)
+
+
+def test_every_method_has_the_texts_of_its_page():
+  texts = tomllib.loads(TEXTS.read_text())
+  assert list(texts) == list(METHODS)
+  for name, text in texts.items():
+    assert set(text) <= {'idea', 'not_when', 'tuning', 'also'}, name
+    assert len(re.findall(r'\.(?: |$)', text['idea'])) == 2, name
+    assert not text['not_when'].endswith('.'), name
 
 
 def test_tables_of_methods_are_up_to_date():
