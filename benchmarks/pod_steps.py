@@ -85,11 +85,11 @@ def of_task(
   state = jax.eval_shape(lambda: trainer.start(0).state)
   if sync_ascent is None:
     name = config.method
-    taken = train_step.in_one_program(
+    taken = train_step.jitted_step(
       problem,
       trainer.optimizer(seed=0),
       uses_gradient=build.uses_gradient(name),
-      takes_single_examples=build.takes_single_examples(name),
+      takes_per_example_losses=build.takes_per_example_losses(name),
       ema_decay=config.ema_decay,
       sharding=NamedSharding(mesh, P()),
       rows=NamedSharding(mesh, P('data')),

@@ -105,7 +105,7 @@ _COUNTERPARTS = {
 
 def _sgd(problem: Problem, total_steps: int) -> steps.Steps:
   del total_steps
-  return steps.in_one_program(problem, steps.base_optimizer())
+  return steps.jitted_step(problem, steps.base_optimizer())
 
 
 def _swad(problem: Problem, total_steps: int) -> steps.Steps:
@@ -119,7 +119,7 @@ def _swad(problem: Problem, total_steps: int) -> steps.Steps:
 
   behind = optax.GradientTransformation(averaging.init, update)
   both = optax.chain(steps.base_optimizer(), behind)
-  return steps.in_one_program(problem, both)
+  return steps.jitted_step(problem, both)
 
 
 # How to take steps with methods that are no transformation.
@@ -177,7 +177,7 @@ def _row(method: catalog.Method, variant: _Variant) -> Row:
       tx = optax.chain(tx, base)
     if method.place == 'after':
       tx = optax.chain(base, tx)
-    return steps.in_one_program(problem, tx, reports_loss=variant.reports_loss)
+    return steps.jitted_step(problem, tx, reports_loss=variant.reports_loss)
 
   gradients = variant.gradients
   if gradients is None:

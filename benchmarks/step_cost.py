@@ -45,7 +45,7 @@ class Row:
 
   name: str
   method: optax.GradientTransformation
-  build: Callable[..., train_step.Step] = train_step.in_one_program
+  build: Callable[..., train_step.Step] = train_step.jitted_step
   share: float | None = None
 
 
@@ -61,7 +61,7 @@ def _ae_sam(threshold: float) -> optax.GradientTransformation:
 
 def _waited_for(*given, **settings) -> train_step.Step:
   """Returns a step in one program that Python waits for before the next."""
-  step = train_step.in_one_program(*given, **settings)
+  step = train_step.jitted_step(*given, **settings)
 
   def waited_for(state, batch):
     state, metrics = step(state, batch)
@@ -75,7 +75,7 @@ def rows() -> list[Row]:
   """Returns what is measured, SGD first."""
   host = train_step.branching_on_host
   without_gradient = functools.partial(
-    train_step.in_one_program, uses_gradient=False
+    train_step.jitted_step, uses_gradient=False
   )
   third = 1 / 3
   steps = {'total_steps': _TOTAL_STEPS}

@@ -41,7 +41,7 @@ def base_optimizer() -> optax.GradientTransformation:
   return optax.sgd(0.01, momentum=0.9)
 
 
-def in_one_program(
+def jitted_step(
   problem: Problem,
   optimizer: optax.GradientTransformation,
   *,

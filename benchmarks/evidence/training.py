@@ -167,12 +167,12 @@ def _train(
       params,
       value_fn=lambda p: mean(p)[0],
       per_example_value_fn=lambda p, b: (
-        _single_losses(model, p, statistics, b)
-        if variant.takes_single_examples
+        _per_example_losses(model, p, statistics, b)
+        if variant.takes_per_example_losses
         else losses(p, b)[0]
       ),
       batch=batch,
-      losses=None if variant.takes_single_examples else values,
+      losses=None if variant.takes_per_example_losses else values,
     )
     params = optax.apply_updates(params, updates)
     return (params, new_statistics, opt_state, count + 1), None
@@ -208,7 +208,7 @@ def _losses(
   return _cross_entropy(logits, batch), statistics
 
 
-def _single_losses(
+def _per_example_losses(
   model: Any, params: Any, statistics: Any, batch: Any
 ) -> jax.Array:
   """In evaluation mode: one example alone has no variance of its own."""
@@ -220,7 +220,7 @@ def _single_losses(
 def _evaluation_loss(
   model: Any, params: Any, statistics: Any, batch: Any
 ) -> jax.Array:
-  return jnp.mean(_single_losses(model, params, statistics, batch))
+  return jnp.mean(_per_example_losses(model, params, statistics, batch))
 
 
 def _evaluate(

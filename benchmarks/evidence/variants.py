@@ -37,7 +37,7 @@ class Variant:
     length: how many times as many steps as the others it takes.
     batch_share: share of each batch that it sees.
     follows: the variant whose share of second gradients is its probability.
-    takes_single_examples: whether it differentiates losses one by one.
+    takes_per_example_losses: whether it differentiates losses one by one.
   """
 
   title: str
@@ -49,7 +49,7 @@ class Variant:
   length: int = 1
   batch_share: float = 1.0
   follows: str | None = None
-  takes_single_examples: bool = False
+  takes_per_example_losses: bool = False
 
   @property
   def is_method(self) -> bool:
@@ -93,7 +93,7 @@ def _sparse(how: str, sparsity: float) -> Variant:
     f'Sparse SAM, {how}, {sparsity:.0%}'.replace('%', ' %'),
     factory,
     settings={'sparsity': sparsity},
-    takes_single_examples=fisher,
+    takes_per_example_losses=fisher,
   )
 
 

@@ -83,7 +83,7 @@ def joined(batches):
 
 @pytest.mark.parametrize('share', [0.1, 0.25, 0.5])
 def test_what_is_held_out_is_in_no_batch(share):
-  examples = inputs.InMemory(NUMBERED, 9, (0, 1)).holding_out(share)
+  examples = inputs.InMemory(NUMBERED, 9, (0, 1)).with_held_out(share)
   chosen = {}
   for seed in (3, 4, 3):
     held_out = examples.held_out(seed)
@@ -104,7 +104,7 @@ def test_what_is_held_out_is_in_no_batch(share):
 @pytest.mark.parametrize('share', [0.0, 0.1])
 def test_each_process_has_its_rows_of_a_batch(share):
   whole, *halves = (
-    inputs.InMemory(NUMBERED, 10, process).holding_out(share)
+    inputs.InMemory(NUMBERED, 10, process).with_held_out(share)
     for process in ((0, 1), (0, 2), (1, 2))
   )
   for step in (0, 17, 40):

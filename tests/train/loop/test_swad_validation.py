@@ -81,7 +81,7 @@ def test_what_it_trains_is_what_the_base_optimizer_does_with_as_few_examples():
   assert base.averaging is None
   assert base.inputs is base.task.inputs
   assert base.inputs.held_out(0) is None
-  base.inputs = base.task.inputs.holding_out(0.1)
+  base.inputs = base.task.inputs.with_held_out(0.1)
   assert one.epoch_steps == 9
   progress, plain = finished(one), finished(base)
   assert_close(progress.state.params, plain.state.params)

@@ -96,7 +96,7 @@ def test_running_statistics_come_from_the_clean_pass_only():
 
 
 def test_losses_of_single_examples_use_the_running_statistics():
-  assert build.takes_single_examples('sparse_sam_fisher')
+  assert build.takes_per_example_losses('sparse_sam_fisher')
   trainer = problems.trainer('sgd', model='cnn')
   state, _ = run(trainer, 1)  # away from the initial statistics
   batch = trainer.batch(1, 0)
@@ -105,8 +105,8 @@ def test_losses_of_single_examples_use_the_running_statistics():
     return grads, per_example_value_fn(params, batch)
 
   recorder = optax.GradientTransformationExtraArgs(lambda _: (), update)
-  step = train_step.in_one_program(
-    trainer.task, recorder, takes_single_examples=True
+  step = train_step.jitted_step(
+    trainer.task, recorder, takes_per_example_losses=True
   )
   found = step(state._replace(opt_state=()), batch)[0].opt_state
   for i in range(3):
@@ -146,7 +146,9 @@ def test_labels_are_smoothed_in_training_alone(one):
   targets = np.full((50, 10), 0.03)
   targets[np.arange(50), batch['labels']] += 0.7
   expected = -np.sum(targets * jax.nn.log_softmax(logits), axis=-1)
-  np.testing.assert_allclose(smooth.single_losses(*where), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    smooth.per_example_losses(*where), expected, rtol=1e-5
+  )
   assert smooth.loss(*where, state.key)[0] != plain.loss(*where, state.key)[0]
   assert smooth.evaluation_loss(*where) == plain.evaluation_loss(*where)
 

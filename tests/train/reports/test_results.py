@@ -28,7 +28,7 @@ def test_mean_deviation_and_interval_are_those_computed_by_hand():
   half = 0.01 * 3.182446 * math.sqrt(5 / 3 / 4)
   assert sam.difference.mean == pytest.approx(0.025)
   assert sam.difference.interval == pytest.approx((0.025 - half, 0.025 + half))
-  assert sam.difference.resolved
+  assert sam.difference.significant
   assert sam.difference.reason == ''
 
 
@@ -49,7 +49,7 @@ def test_without_a_spread_there_is_no_interval(sgd, sam, reason):
   difference = summarize(of_accuracies(sgd=sgd, sam=sam))[1].difference
   assert difference.mean == pytest.approx(sam[0] - sgd[0], rel=1e-3)
   assert difference.interval is None
-  assert not difference.resolved
+  assert not difference.significant
   assert reason in difference.reason
 
 
