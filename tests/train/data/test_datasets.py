@@ -42,7 +42,7 @@ def test_mnist1d_is_generated_without_a_network(monkeypatch):
 
 
 @pytest.mark.parametrize(('share', 'least'), [(0.2, 8), (1.0, 80)])
-def test_label_noise_replaces_exactly_its_share_by_other_labels(
+def test_label_noise_replaces_exactly_its_fraction_by_other_labels(
   digits, share, least
 ):
   noisy = datasets.load('digits', label_noise=share)
@@ -70,7 +70,7 @@ def test_an_epoch_shows_every_example_once(digits):
 
 CLASSES = 5
 NUMBERED = datasets.Dataset(
-  # Every example is its own number.
+  # Every example is its index.
   train={'inputs': np.arange(203), 'labels': np.arange(203) % CLASSES},
   test={'inputs': np.arange(7), 'labels': np.arange(7) % CLASSES},
   classes=CLASSES,
@@ -82,7 +82,7 @@ def joined(batches):
 
 
 @pytest.mark.parametrize('share', [0.1, 0.25, 0.5])
-def test_what_is_held_out_is_in_no_batch(share):
+def test_held_out_examples_are_in_no_batch(share):
   examples = inputs.InMemory(NUMBERED, 9, (0, 1)).with_held_out(share)
   chosen = {}
   for seed in (3, 4, 3):
@@ -91,7 +91,7 @@ def test_what_is_held_out_is_in_no_batch(share):
     steps = 3 * inputs.steps_per_epoch(examples)
     shown = joined([examples.batch(step, seed) for step in range(steps)])
     assert not set(shown['inputs']) & set(held_out['inputs'])
-    # Some are left out of an epoch as they don't fill a batch, but not of all.
+    # Examples that an epoch leaves out are in another epoch.
     left = len(NUMBERED.train['labels']) - len(held_out['labels'])
     assert len(set(shown['inputs'])) > 0.95 * left
     assert examples.train_examples == left
