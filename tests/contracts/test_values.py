@@ -137,7 +137,7 @@ def test_a_radius_that_is_not_a_scalar_raises(value):
     optax_sam.sam(value)
 
 
-def test_a_method_is_not_a_wrapper_class():
+def test_a_base_optimizer_as_the_radius_raises():
   with pytest.raises(ValueError, match=r'write optax\.chain\(optax_sam\.sam'):
     optax_sam.sam(optax.sgd(0.1))
 
