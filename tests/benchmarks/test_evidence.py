@@ -61,7 +61,7 @@ def test_the_radius_is_chosen_by_validation_and_not_by_test_accuracy(tmp_path):
   ('interval', 'expected', 'said'),
   [
     ((0.01, 0.02), Expected.HIGHER, '**yes**'),
-    ((-0.01, 0.02), Expected.HIGHER, 'not seen'),
+    ((-0.01, 0.02), Expected.HIGHER, 'not significant'),
     ((-0.02, -0.01), Expected.HIGHER, '**no, the opposite**'),
     ((-0.02, -0.01), Expected.LOWER, '**yes**'),
     ((0.01, 0.02), Expected.LOWER, '**no, the opposite**'),
