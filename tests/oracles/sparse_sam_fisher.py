@@ -29,12 +29,12 @@ def one_of_two(step, scores):
 def fisher_mask(step, sparsity, num_samples, refresh_every, pattern='global'):
   """Refreshes the mask in some steps, from the examples of each device."""
   if step.t % refresh_every == 0:
-    share = int(np.ceil(num_samples / len(step.parts)))
+    fraction = int(np.ceil(num_samples / len(step.parts)))
     squares = [
       step.problem.gradient(step.w, {k: v[i : i + 1] for k, v in part.items()})
       ** 2
       for part in step.parts
-      for i in range(min(share, len(part['y'])))
+      for i in range(min(fraction, len(part['y'])))
     ]
     scores = np.sum(squares, axis=0)
     step.memory['mask'] = (

@@ -41,8 +41,8 @@ def test_schedules_count_optimizer_steps():
   batches = jnp.linspace(0.5, 2.0, 12).reshape(3, 4)
   w = np.array(W, np.float64)
   for i, found in enumerate(steps(tx, W, batches, accumulate_steps=4)):
-    share = 1 - i / 10  # of the radius and of the learning rate: 1, 0.9, 0.8
-    w = w - 0.1 * share * sam_by_hand(w, np.mean(batches[i]), share)
+    factor = 1 - i / 10  # of the radius and of the learning rate: 1, 0.9, 0.8
+    w = w - 0.1 * factor * sam_by_hand(w, np.mean(batches[i]), factor)
     np.testing.assert_allclose(found, w, rtol=1e-5)
 
 

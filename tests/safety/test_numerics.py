@@ -150,9 +150,9 @@ def _exactly_moved(active, t, total, rate):
     for k in range(60):
       cosine += term
       term *= -angle * angle / ((2 * k + 1) * (2 * k + 2))
-    share = fractions.Fraction(str(rate)) * active / 2
-    share = decimal.Decimal(share.numerator) / share.denominator
-    moved = share * (1 + cosine)
+    fraction = fractions.Fraction(str(rate)) * active / 2
+    fraction = decimal.Decimal(fraction.numerator) / fraction.denominator
+    moved = fraction * (1 + cosine)
     # Whole numbers have an error of 1e-40.
     return math.floor(moved + decimal.Decimal('1e-35'))
 
@@ -179,7 +179,7 @@ def test_sparse_sam_moves_the_exact_number():
 def test_sparse_sam_moves_whole_numbers(
   entries, step, total, rate, moved, injected
 ):
-  piece = perturbations.keep_dynamic(
+  perturbation = perturbations.keep_dynamic(
     0.5,
     drop_rate=jnp.float32(rate) if injected else rate,
     refresh_every=1,
@@ -187,8 +187,8 @@ def test_sparse_sam_moves_whole_numbers(
     key=0,
   )
   x = jnp.arange(1.0, entries + 1.0)
-  state = piece.init(x)._replace(step_count=jnp.int32(step))
-  _, after = jax.jit(piece.update)(x, state, x)
+  state = perturbation.init(x)._replace(step_count=jnp.int32(step))
+  _, after = jax.jit(perturbation.update)(x, state, x)
   assert int((state.mask & ~after.mask).sum()) == moved
 
 
@@ -239,8 +239,8 @@ def test_sixty_steps_equal_the_trainer_in_big_vision(adaptive, minimize_fp):
   gradient = lambda w: A @ w + 0.3 * w**3
   w, path = W.copy(), []
   for t in range(60):
-    share = (float(rate(t + 1)) - 0.0005) / (0.05 - 0.0005)
-    rho, g = 0.02 + (0.3 - 0.02) * share, gradient(w)
+    fraction = (float(rate(t + 1)) - 0.0005) / (0.05 - 0.0005)
+    rho, g = 0.02 + (0.3 - 0.02) * fraction, gradient(w)
     epsilon = rho * g / np.linalg.norm(g) * (np.abs(w) if adaptive else 1)
     gp = gradient(w + epsilon)
     if minimize_fp:

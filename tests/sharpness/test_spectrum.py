@@ -74,8 +74,8 @@ def test_the_density_has_integral_one_and_peaks_at_the_eigenvalues():
   density = found.at(values)
   spacing = values[1] - values[0]
   assert density.sum() * spacing == pytest.approx(1, rel=1e-3)
-  shares = [
+  fractions = [
     density[np.abs(values - center) < 0.5].sum() * spacing
     for center in (-2, 1, 4)
   ]
-  np.testing.assert_allclose(shares, [0.25, 0.25, 0.5], rtol=1e-3)
+  np.testing.assert_allclose(fractions, [0.25, 0.25, 0.5], rtol=1e-3)

@@ -81,8 +81,8 @@ def test_largest_of_scores_is_that_of_a_stable_sort(values):
     for part, shape in zip(np.split(flat, ends), shapes, strict=True)
   ]
   order = in_order(flat)
-  for share in (0.0, 0.1, 0.5, 0.9, 1.0):
-    k = round(share * order.size)
+  for fraction in (0.0, 0.1, 0.5, 0.9, 1.0):
+    k = round(fraction * order.size)
     expected = np.zeros(flat.size, bool)
     expected[order[:k]] = True
     for found in (largest(scores, k), largest(rank_bits(scores), k)):

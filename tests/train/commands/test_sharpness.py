@@ -83,8 +83,8 @@ def test_numbers_are_measured_at_the_last_checkpoint(solutions, both):
     accuracy = progress.evaluations[-1]['test_accuracy']
     assert float(row['test_accuracy']) == accuracy
     assert float(row['eigenvalue_1']) >= float(row['eigenvalue_2'])
-    figures = [float(row[name]) for name in row if name != 'run']
-    assert np.isfinite(figures).all()
+    numbers = [float(row[name]) for name in row if name != 'run']
+    assert np.isfinite(numbers).all()
     assert f'{accuracy:.4g}' in printed
   assert problems.names(target) == sharpness_report.FILES
   assert str(target / 'report.html') in printed

@@ -64,7 +64,7 @@ def test_the_command_line_overrides_the_file(write):
 
 
 @pytest.mark.parametrize(
-  ('content', 'complaint'),
+  ('content', 'message'),
   [
     ({'stepz': 1}, "unknown flag 'stepz'; choose among base, batch-size"),
     ({'config': 'x'}, "unknown flag 'config'"),
@@ -75,9 +75,9 @@ def test_the_command_line_overrides_the_file(write):
   ],
 )
 def test_an_invalid_file_is_reported_in_one_line(
-  content, complaint, write, capsys
+  content, message, write, capsys
 ):
-  assert complaint in refused(capsys, 'train', '--config', write(content))
+  assert message in refused(capsys, 'train', '--config', write(content))
 
 
 RECIPES = sorted(pathlib.Path(__file__).parents[3].glob('recipes/*/*.json'))

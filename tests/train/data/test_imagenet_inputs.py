@@ -125,7 +125,7 @@ def test_a_corrupt_image_is_skipped_and_reported(
 
 
 @pytest.mark.parametrize(
-  ('changes', 'complaint'),
+  ('changes', 'message'),
   [
     ({'data_dir': None}, '--dataset imagenet needs --data-dir'),
     ({'label_noise': 0.1}, '--label-noise is for digits and mnist1d'),
@@ -139,9 +139,9 @@ def test_a_corrupt_image_is_skipped_and_reported(
   ],
 )
 def test_invalid_flags_raise_before_training(
-  images_config, changes, complaint, tmp_path
+  images_config, changes, message, tmp_path
 ):
   settings = images_config(**changes, output=tmp_path / 'run')
-  with pytest.raises(ValueError, match=complaint):
+  with pytest.raises(ValueError, match=message):
     run(settings)
   assert not list(tmp_path.iterdir())

@@ -110,7 +110,7 @@ def test_every_device_gets_only_its_rows():
 
 
 @pytest.mark.parametrize(
-  ('text', 'batch_size', 'complaint'),
+  ('text', 'batch_size', 'message'),
   [
     ('model=8', 48, "'model=8': 'model=8' must be data or fsdp=N"),
     ('data=4,', 48, "'' must be data or fsdp=N"),
@@ -121,8 +121,8 @@ def test_every_device_gets_only_its_rows():
     ('data=4,fsdp=2', 12, '--batch-size must be a multiple of 8, not 12'),
   ],
 )
-def test_an_invalid_mesh_is_reported_in_one_line(text, batch_size, complaint):
-  with pytest.raises(ValueError, match=complaint):
+def test_an_invalid_mesh_is_reported_in_one_line(text, batch_size, message):
+  with pytest.raises(ValueError, match=message):
     sharding.build(text, batch_size)
 
 

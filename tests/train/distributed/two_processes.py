@@ -236,8 +236,8 @@ def test_a_directory_that_one_process_cannot_read_raises(shared, monkeypatch):
   if not processes.is_first():
     monkeypatch.setattr(output_dir, 'read_config', lambda _: None)
   given = problems.train_config(batch_size=BATCH, output=target)
-  complaint = 'all processes share'
+  message = 'all processes share'
   if processes.is_first():
-    complaint = f'process 1: .* {complaint}'
-  with pytest.raises(processes.RefusedError, match=complaint):
+    message = f'process 1: .* {message}'
+  with pytest.raises(processes.RefusedError, match=message):
     run(given)

@@ -18,25 +18,25 @@ def trainer():
 
 
 def test_the_fraction_falls_at_the_published_accuracies():
-  shares = {0.8: 1.0, 0.9: 1 / 2, 0.95: 1 / 4, 0.995: 1 / 8, 1.01: 1 / 16}
+  fractions = {0.8: 1.0, 0.9: 1 / 2, 0.95: 1 / 4, 0.995: 1 / 8, 1.01: 1 / 16}
   lowest = 0.0
-  for end, share in shares.items():
-    assert RULE.at(lowest) == RULE.at(end - 1e-3) == share
+  for end, fraction in fractions.items():
+    assert RULE.at(lowest) == RULE.at(end - 1e-3) == fraction
     lowest = end
 
 
 def test_an_accuracy_equal_to_the_threshold_counts(trainer, monkeypatch):
   state = trainer.start(0).state
-  for accuracy, share in RULE.then:
+  for accuracy, fraction in RULE.then:
     # The evaluation returns float32, and 0.9 in float32 is below 0.9.
     found = jnp.float32(0.0), jnp.float32(accuracy)
     monkeypatch.setattr(evaluation, 'whole', lambda *_, found=found: found)
-    assert RULE.at(trainer._train_accuracy(state)) == share
+    assert RULE.at(trainer._train_accuracy(state)) == fraction
 
 
-@pytest.mark.parametrize(('accuracy', 'share'), [(0.0, 1.0), RULE.then[0]])
-def test_a_step_uses_the_fraction_of_its_accuracy(accuracy, share, trainer):
-  fixed = problems.trainer('ordered_sgd', given={'k': share}, **LONG)
+@pytest.mark.parametrize(('accuracy', 'fraction'), [(0.0, 1.0), RULE.then[0]])
+def test_a_step_uses_the_fraction_of_its_accuracy(accuracy, fraction, trainer):
+  fixed = problems.trainer('ordered_sgd', given={'k': fraction}, **LONG)
   state, batch = trainer.start(0).state, trainer.batch(0, seed=0)
   # Away from step 0, where the learning rate is 0.
   state, _ = trainer.step(state, batch)
@@ -77,19 +77,19 @@ def test_the_setting_depends_on_the_accuracy_of_the_run(trainer):
     )
     return jnp.sum(jnp.argmax(logits, axis=-1) == train['labels'])
 
-  shares, best = [], 0.0
+  fractions, best = [], 0.0
 
   def after_step(progress):
     nonlocal best
-    shares.append(RULE.at(best))
+    fractions.append(RULE.at(best))
     if progress.step % 10 == 0:
       best = max(best, int(correct(progress.state.params)) / 1000)
 
   progress = finished(trainer, 1, after_step)
-  assert [row['setting_k'] for row in progress.log] == shares
-  assert shares[0] == 1
-  assert len(set(shares)) > 2
-  assert shares == sorted(shares, reverse=True)
+  assert [row['setting_k'] for row in progress.log] == fractions
+  assert fractions[0] == 1
+  assert len(set(fractions)) > 2
+  assert fractions == sorted(fractions, reverse=True)
 
 
 def test_a_given_value_is_constant(monkeypatch):

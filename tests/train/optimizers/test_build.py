@@ -150,7 +150,7 @@ def test_assignments_are_parsed_or_refused_with_what_is_allowed(text, named):
 
 
 @pytest.mark.parametrize(
-  ('name', 'given', 'complaint'),
+  ('name', 'given', 'message'),
   [
     ('friendly_sam', {'decay': 2.0}, 'decay'),
     ('saf', {'lag': 0}, 'lag must be at least 1'),
@@ -160,8 +160,8 @@ def test_assignments_are_parsed_or_refused_with_what_is_allowed(text, named):
     ('swad', {'epochs_per_validation': 0}, 'must be at least 1'),
   ],
 )
-def test_a_value_out_of_range_raises_with_the_method(name, given, complaint):
-  with pytest.raises(ValueError, match=f'{name}: .*{complaint}'):
+def test_a_value_out_of_range_raises_with_the_method(name, given, message):
+  with pytest.raises(ValueError, match=f'{name}: .*{message}'):
     build.optimizer(name, given, CONFIG, seed=0)
 
 

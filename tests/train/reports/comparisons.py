@@ -13,13 +13,15 @@ WORSE = [0.850, 0.871, 0.862]
 SIMILAR = [0.910, 0.910, 0.915]
 
 
-def run(method, seed, accuracy, *, share=0.0, stop=STEPS, loss=0.1, **changes):
+def run(
+  method, seed, accuracy, *, fraction=0.0, stop=STEPS, loss=0.1, **changes
+):
   """A run with given final accuracy, fraction of ascent steps and loss."""
   log = [
     {
       'step': step,
       'loss': loss if step == stop else 2.0 / step,
-      'second_gradients': share * step,
+      'second_gradients': fraction * step,
     }
     for step in range(2, stop + 1, 2)
   ]

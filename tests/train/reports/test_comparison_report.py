@@ -66,7 +66,7 @@ def test_the_headline_claims_no_more_than_the_intervals(accuracies, claims):
 
 
 def test_csv_has_a_row_per_run_in_full_precision(tmp_path):
-  third = run('sam', 1, 1 / 3, share=1 / 7, settings={'period': 5})
+  third = run('sam', 1, 1 / 3, fraction=1 / 7, settings={'period': 5})
   made = comparison([run('sgd', 0, 0.1 + 0.2), run('sam', 0, 0.9), third])
   write_report(made, tmp_path)
   with (tmp_path / 'results.csv').open(newline='', encoding='utf-8') as file:
@@ -74,8 +74,8 @@ def test_csv_has_a_row_per_run_in_full_precision(tmp_path):
   for row, of_run in zip(rows, made.runs, strict=True):
     assert (row['method'], int(row['seed'])) == (of_run.method, of_run.seed)
     assert float(row['test_accuracy']) == of_run.test_accuracy
-    share = float(row['second_gradient_share'])
-    assert share == of_run.second_gradient_share
+    fraction = float(row['second_gradient_share'])
+    assert fraction == of_run.second_gradient_share
     assert float(row['sam_sharpness']) == of_run.sharpness['sam_sharpness']
     assert float(row['seconds']) == of_run.seconds
   assert [row['setting_rho'] for row in rows] == ['', '0.05', '']

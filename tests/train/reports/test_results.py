@@ -101,8 +101,8 @@ def test_cost_and_sharpness():
     comparison(
       [
         run('sgd', 0, 0.9),
-        run('sam', 0, 0.9, share=0.5),
-        run('sam', 1, 0.9, share=1.0),
+        run('sam', 0, 0.9, fraction=0.5),
+        run('sam', 1, 0.9, fraction=1.0),
       ],
       timings=[timing('sam', [1.0, 4.0, 2.0, 3.0, 5.0])],
     )

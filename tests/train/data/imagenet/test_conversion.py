@@ -88,7 +88,7 @@ def test_corrupt_images_are_reported_and_left_out(own_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('changes', 'complaint'),
+  ('changes', 'message'),
   [
     ({'shards': 0}, '--shards must be at least 1, not 0'),
     ({'shards': 109}, 'at most the number of training images, 108, not'),
@@ -96,16 +96,16 @@ def test_corrupt_images_are_reported_and_left_out(own_folder, tmp_path):
     ({'source': pathlib.Path('nothing')}, 'train is missing'),
   ],
 )
-def test_invalid_input_writes_nothing(folder, tmp_path, changes, complaint):
+def test_invalid_input_writes_nothing(folder, tmp_path, changes, message):
   given = {'source': folder, 'target': tmp_path / 'shards'} | changes
-  with pytest.raises(ValueError, match=complaint):
+  with pytest.raises(ValueError, match=message):
     _convert(**given)
   assert not (tmp_path / 'shards').exists()
 
 
-def _refused(source, target, complaint, **changes):
+def _refused(source, target, message, **changes):
   before = _content(target) if target.is_dir() else None
-  with pytest.raises(ValueError, match=complaint) as error:
+  with pytest.raises(ValueError, match=message) as error:
     _convert(source, target, **changes)
   assert str(error.value).startswith(str(target))
   assert '\n' not in str(error.value)
@@ -124,8 +124,8 @@ def test_a_target_that_is_not_a_conversion_raises(own_folder, tmp_path):
 
 
 def test_a_target_with_another_conversion_raises(own_folder, own_shards):
-  complaint = 'is a conversion of other images or into another number of shards'
-  _refused(own_folder, own_shards, complaint, shards=6)
+  message = 'is a conversion of other images or into another number of shards'
+  _refused(own_folder, own_shards, message, shards=6)
   path = own_folder / 'train' / 'n01' / 'n01_00.JPEG'
   path.rename(path.with_name('another.JPEG'))
-  _refused(own_folder, own_shards, complaint)
+  _refused(own_folder, own_shards, message)

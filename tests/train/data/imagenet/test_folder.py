@@ -50,7 +50,7 @@ def _copy(path):
 
 
 @pytest.mark.parametrize(
-  ('damage', 'path', 'complaint'),
+  ('damage', 'path', 'message'),
   [
     (shutil.rmtree, '', 'is not a directory; give that of the images'),
     (_empty, '', 'has neither manifest.json nor the folders train and val'),
@@ -80,10 +80,10 @@ def _copy(path):
   ],
 )
 def test_an_invalid_folder_is_reported_in_one_line(
-  own_folder, damage, path, complaint
+  own_folder, damage, path, message
 ):
   damage(own_folder / path)
-  with pytest.raises(ValueError, match=complaint) as error:
+  with pytest.raises(ValueError, match=message) as error:
     imagenet.open_images(own_folder)
   assert str(error.value).startswith(f'{own_folder / path} ')
   assert '\n' not in str(error.value)

@@ -139,19 +139,17 @@ def test_a_run_resumes_at_its_position(train, step):
 
 
 @pytest.mark.parametrize(
-  ('change', 'complaint'),
+  ('change', 'message'),
   [
     ({'seed': 1}, 'seed is 0 and was 1'),
     ({'batch_size': 6}, 'batch_size is 12 and was 6'),
     ({'examples': 109}, 'examples is 108 and was 109'),
   ],
 )
-def test_resume_with_another_order_raises(train, change, complaint):
+def test_resume_with_another_order_raises(train, change, message):
   with _training(train) as training:
     state = training.get_state()
-    with pytest.raises(
-      ValueError, match=f'cannot resume: {complaint}; use the'
-    ):
+    with pytest.raises(ValueError, match=f'cannot resume: {message}; use the'):
       training.set_state(state | change)
     assert training.get_state() == state
 
@@ -241,7 +239,7 @@ def test_only_corrupt_images_raise(own_folder):
 
 
 @pytest.mark.parametrize(
-  ('options', 'complaint'),
+  ('options', 'message'),
   [
     ({'batch_size': 0}, 'batch_size must be at least 1, not 0'),
     ({'size': 0}, 'size must be at least 1, not 0'),
@@ -252,8 +250,8 @@ def test_only_corrupt_images_raise(own_folder):
     ({'seed': -1}, 'seed must be at least 0, not -1'),
   ],
 )
-def test_invalid_options_are_reported_in_one_line(train, options, complaint):
-  with pytest.raises(ValueError, match=complaint):
+def test_invalid_options_are_reported_in_one_line(train, options, message):
+  with pytest.raises(ValueError, match=message):
     _training(train, **options)
 
 

@@ -31,7 +31,7 @@ def _edit(old, new):
 
 
 @pytest.mark.parametrize(
-  ('damage', 'complaint'),
+  ('damage', 'message'),
   [
     (pathlib.Path.unlink, f'{_FIRST} is missing; it should contain 22'),
     (pictures.truncate, f'{_FIRST} has .* bytes instead of'),
@@ -51,9 +51,9 @@ def _edit(old, new):
     (_edit('{', ''), 'manifest.json is not a manifest'),
   ],
 )
-def test_damage_is_reported_in_one_line(own_shards, damage, complaint):
+def test_damage_is_reported_in_one_line(own_shards, damage, message):
   damage(own_shards / _FIRST)
-  with pytest.raises(ValueError, match=complaint) as error:
+  with pytest.raises(ValueError, match=message) as error:
     imagenet.open_images(own_shards)
   assert str(own_shards) in str(error.value)
   assert '\n' not in str(error.value)

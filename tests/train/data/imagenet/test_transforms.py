@@ -45,21 +45,21 @@ def test_crops_have_the_published_areas_and_ratios():
   assert (left >= 0).all()
   assert (top + crop_height <= height).all()
   assert (left + crop_width <= width).all()
-  share = crop_height * crop_width / (height * width)
+  fraction = crop_height * crop_width / (height * width)
   # Slack because sides are whole pixels.
-  assert share.min() > 0.078
-  assert share.min() < 0.09
-  assert 0.95 < share.max() <= 1
+  assert fraction.min() > 0.078
+  assert fraction.min() < 0.09
+  assert 0.95 < fraction.max() <= 1
   ratio = crop_width / crop_height
   assert ratio.min() > 0.74
   assert ratio.max() < 1.35
   # Crops below 40% of the area always fit, so none is rejected: logarithm of
   # the ratio, area and position are uniform.
-  small = share < 0.4
+  small = fraction < 0.4
   logarithms = np.log(ratio)[small]
   assert abs(logarithms.mean()) < 0.015
   assert abs(logarithms.std() - np.log(16 / 9) / np.sqrt(12)) < 0.01
-  assert abs((share[small] < 0.24).mean() - 0.5) < 0.04
+  assert abs((fraction[small] < 0.24).mean() - 0.5) < 0.04
   for offset, room in ((top, height - crop_height), (left, width - crop_width)):
     assert abs((offset[small] / room[small]).mean() - 0.5) < 0.02
     assert (offset == 0)[small].any()
