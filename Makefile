@@ -1,4 +1,4 @@
-# Both commands set themselves up: they need Python 3.11+ and make, nothing else.
+# The commands create a virtual environment; they need Python 3.11+ and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,11 +12,11 @@ NEWEST ?= $(shell .ci/newest_python)
 help:
 	@echo 'make demo   train digits with several methods, write a report'
 	@echo 'make test   lint, type check, fast tests, doctests'
-	@echo 'make test-all  also notebooks, site, processes, kills, newest Python'
-	@echo 'make tables rewrite the tables that list methods, from the catalog'
-	@echo 'make docs   the documentation as a site, in build/site'
-	@echo 'make bench  tables of what steps cost on this machine, PyTorch beside'
-	@echo 'make evidence CLAIM=1  a claim of the papers, tried from nothing'
+	@echo 'make test-all  also notebooks, site, several processes, newest Python'
+	@echo 'make tables write the tables of methods from the catalog'
+	@echo 'make docs   build the documentation site in build/site'
+	@echo 'make bench  measure the cost of steps here, also with PyTorch'
+	@echo 'make evidence CLAIM=1  rerun one claim of the papers from scratch'
 	@echo 'make clean  remove the virtual environment and caches'
 
 $(BIN)/python:
@@ -48,7 +48,7 @@ lint: $(VENV)/.dev
 tables: $(VENV)/.dev
 	$(BIN)/python docs/tables.py
 
-# Tests of one method run in one process, which compiles its programs once.
+# Tests of one method run in one process, so its step compiles once.
 PYTEST := -m pytest -n 2 --dist loadgroup
 
 test: lint
@@ -59,8 +59,8 @@ test-all: test slow newest
 slow: $(VENV)/.dev
 	$(BIN)/python $(PYTEST) -m slow
 
-# Whether another Python or JAX breaks the library, compiled as users compile:
-# the cheap settings of the tests give way to any that are set.
+# Tests with the newest Python and JAX and the default compiler settings:
+# setting XLA_FLAGS disables the cheap settings of the tests.
 newest:
 	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) .venv-newest/.dev
 	XLA_FLAGS= .venv-newest/bin/python $(PYTEST) -m 'not slow' \
@@ -74,7 +74,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.step_cost
 
-# In a directory of its own, so that nothing that is on record is reused.
+# In a new directory, so that no finished runs are reused.
 evidence: $(VENV)/.train
 	$(BIN)/python -m benchmarks.evidence $(CLAIM) \
 	  --output runs/evidence/$(CLAIM)

@@ -1,1 +1,1 @@
-"""Commands that measure, and print their tables."""
+"""Commands that run measurements and print tables."""

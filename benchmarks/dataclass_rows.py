@@ -8,12 +8,12 @@ from typing import Any
 
 
 def write(path: pathlib.Path, kind: type, rows: Iterable[Any]) -> None:
-  """Writes the rows, whole or not at all.
+  """Writes the rows atomically.
 
   Args:
-    path: of the CSV.
+    path: path of the CSV file.
     kind: the dataclass, whose fields are the columns.
-    rows: objects of it.
+    rows: instances of the dataclass.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_suffix('.partial')

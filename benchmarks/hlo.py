@@ -1,7 +1,7 @@
-"""What a compiled program consists of, read from the text of its HLO.
+"""Structure of a compiled function, from the text of its HLO.
 
-XLA tells operations and memory itself; which collectives there are, and what
-stands inside of a conditional, only the text says.
+XLA reports operations and memory. Collectives, and operations inside
+conditionals, are only in the text.
 """
 
 import collections
@@ -10,16 +10,16 @@ import math
 import re
 from collections.abc import Iterator
 
-# In the order in which tables show them.
+# In the order of the tables.
 COLLECTIVES = (
   'all-reduce',
   'all-gather',
   'reduce-scatter',
   'all-to-all',
   'collective-permute',
-  'send',  # how TPUs reach another slice
+  'send',  # TPU transfers between slices
 )
-# TPUs do matrix products by convolution, CPUs some by calls to a library.
+# TPUs compute matrix products as convolutions, CPUs some by library calls.
 _PRODUCTS = ('convolution', 'dot')
 _LIBRARY_PRODUCTS = re.compile(r'custom_call_target="[^"]*(?:conv|matmul|dot)')
 
@@ -37,7 +37,7 @@ class Instruction:
   """One line of a computation.
 
   Attributes:
-    opcode: what it does.
+    opcode: name of the operation.
     arrays: bytes of each array of its result.
     called: names of the computations that it calls.
     text: the rest of the line.
@@ -54,8 +54,8 @@ class Traffic:
   """Collectives of one kind, or of several.
 
   Attributes:
-    count: how many there are.
-    bytes: of their results on one device.
+    count: number of collectives.
+    bytes: bytes of their results on one device.
   """
 
   count: int = 0
@@ -67,17 +67,17 @@ class Traffic:
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-  """What a program does on one device.
+  """The structure of a compiled function on one device.
 
-  What stands in a loop is counted once.
+  Operations in a loop are counted once.
 
   Attributes:
-    collectives: by kind, those inside of conditionals included.
-    inside: all collectives inside of conditionals.
+    collectives: collectives by kind, including those inside conditionals.
+    inside: all collectives inside conditionals.
     conditionals: number of conditionals.
-    products: convolutions and matrix products, all of them.
-    products_inside: those inside of conditionals.
-    loops: number of loops that have a product or a collective in them.
+    products: number of convolutions and matrix products.
+    products_inside: number of these inside conditionals.
+    loops: number of loops that contain a product or a collective.
   """
 
   collectives: dict[str, Traffic]
@@ -94,13 +94,13 @@ class Structure:
 
 
 def structure(text: str) -> Structure:
-  """Counts what a program consists of.
+  """Returns the structure of a compiled function.
 
   Args:
-    text: of an optimized module, as `compiled.as_text()` returns it.
+    text: text of an optimized module, from `compiled.as_text()`.
 
   Raises:
-    ValueError: if that is no such text.
+    ValueError: if the text is not an optimized module.
   """
   computations, entry = parse(text)
   everything = reachable(computations, [entry])
@@ -152,7 +152,7 @@ def parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 def reachable(
   computations: dict[str, list[Instruction]], roots: list[str]
 ) -> list[str]:
-  """Returns the computations that are called from some, and those."""
+  """Returns some computations and all computations that they call."""
   found: dict[str, None] = {}
   left = list(roots)
   while left:
@@ -165,7 +165,7 @@ def reachable(
 
 
 def _header(line: str) -> tuple[str, bool] | None:
-  """Returns the name of the computation that a line begins, if it does."""
+  """Returns the name of the computation that starts at a line, if any."""
   if not line.rstrip().endswith('{') or line.startswith('HloModule'):
     return None
   is_entry = line.startswith('ENTRY ')
@@ -175,14 +175,14 @@ def _header(line: str) -> tuple[str, bool] | None:
 
 
 def _instruction(text: str) -> Instruction:
-  """Reads what stands after the name: type, opcode, operands, attributes."""
+  """Parses type, opcode, operands and attributes after the name."""
   end = _end_of_type(text)
   arrays = tuple(
     math.prod(int(n) for n in shape.split(',') if n) * _size(dtype)
     for dtype, shape in _ARRAY.findall(text[:end])
   )
   opcode = _OPCODE.match(text, end)
-  # What a program was made of may hold anything, names of others included.
+  # Metadata may contain any text, including names of computations.
   rest = text[end:].partition(', metadata=')[0]
   called = tuple(
     name.strip().lstrip('%')
@@ -193,7 +193,7 @@ def _instruction(text: str) -> Instruction:
 
 
 def _end_of_type(text: str) -> int:
-  """Types of several results have parentheses, as have layouts of TPUs."""
+  """Returns the end of a type; tuples and TPU layouts have parentheses."""
   depth = 0
   for position, character in enumerate(text):
     if character in '({[':
@@ -206,7 +206,7 @@ def _end_of_type(text: str) -> int:
 
 
 def _size(dtype: str) -> int:
-  """Returns the bytes of an entry; those below one are taken for one."""
+  """Returns the bytes of an entry, at least one."""
   if dtype == 'pred':
     return 1
   bits = re.search(r'\d+', dtype)
@@ -223,9 +223,9 @@ def _collectives(
     arrays = instruction.arrays
     starts = instruction.opcode.endswith('-start')
     if starts and kind in ('all-gather', 'collective-permute'):
-      arrays = arrays[1:2]  # operand, result, and perhaps what it waits by
+      arrays = arrays[1:2]  # operand, result, and perhaps a semaphore
     elif kind == 'send':
-      arrays = arrays[:1]  # the rest is what it waits by
+      arrays = arrays[:1]  # the rest are semaphores
     yield kind, Traffic(1, sum(arrays))
 
 

@@ -1,8 +1,8 @@
-"""Images a core decodes and augments: `python -m benchmarks.image_input`.
+"""Throughput of the image input: `python -m benchmarks.image_input`.
 
-The images are parts of the two photographs that scikit-learn ships, of the size
-that images of ImageNet have on average, and about as many bytes. They go
-through the input of the trainer, from shards or a folder, without a model.
+The images are crops of the two photographs in scikit-learn, with the average
+size and about the average number of bytes of ImageNet. They pass through the
+input of the trainer, from shards or a folder, without a model.
 """
 
 import pathlib
@@ -28,15 +28,14 @@ def main(
   threads: int = 16,
   quality: int = 92,
 ) -> None:
-  """Prints images per second, in all and for each core that they took.
+  """Prints images per second, in total and per core.
 
   Args:
     images: number of images.
-    seconds: for how long each row is measured; a few batches before that warm
-      up.
-    size: height and width that the images are brought to.
-    threads: of the input.
-    quality: of the JPEGs.
+    seconds: duration of each measurement, after a few warm-up batches.
+    size: height and width of the resulting images.
+    threads: number of threads of the input.
+    quality: JPEG quality.
   """
   options = imagenet.InputOptions(batch_size=64, size=size, threads=threads)
   with tempfile.TemporaryDirectory() as scratch:
@@ -69,7 +68,7 @@ def _report(name, batches, seconds: float) -> None:
   while time.perf_counter() - start < seconds:
     count += len(next(batches)['labels'])
   elapsed = time.perf_counter() - start
-  # What the threads of this process worked, whoever else uses the machine.
+  # CPU time of this process, independent of other load on the machine.
   work = time.process_time() - start_of_work
   print(
     f'| {name} | {count / elapsed:.0f} | {count / work:.0f} | '
@@ -85,7 +84,7 @@ def _again(batches):
 def _make_folder(
   folder: pathlib.Path, images: int, quality: int
 ) -> tuple[int, int]:
-  """Writes parts of photographs; returns their number and size in bytes."""
+  """Writes crops of photographs; returns their number and size in bytes."""
   photographs = [
     Image.fromarray(photograph)
     for photograph in sklearn.datasets.load_sample_images().images
@@ -93,7 +92,7 @@ def _make_folder(
   random = np.random.default_rng(0)
   total = 0
   for number in range(images):
-    # Half of them for each part.
+    # Half of the images for each split.
     part = 'train' if number % 2 else 'val'
     target = folder / part / f'class_{number // 2 % _CLASSES}'
     target.mkdir(parents=True, exist_ok=True)

@@ -5,9 +5,9 @@
     python -m benchmarks.operations --against before.csv
 
 A step of a small dense network is compiled, not run: on one device under `jit`,
-and on eight under `shard_map` with the ascent local and synced. Printed are
-XLA's operations, the all-reduces of the program with the numbers in them, and
-the temporary memory. `--against` prints only what differs from a table.
+and on eight under `shard_map` with local and synced ascent. The table has XLA's
+operations, the all-reduces with their numbers of entries, and the temporary
+memory. `--against` prints only differences to a table.
 """
 
 import argparse
@@ -32,7 +32,7 @@ DEVICES = 8
 EXAMPLES = 64
 FIELDS = ('operations', 'all_reduces', 'numbers', 'temporary_bytes')
 _PLACES = ('chain', 'wraps', 'replaces')
-# In place of those of the catalog, where these make no small program.
+# Override arguments of the catalog that compile to large functions.
 _EXAMPLES = {
   'refresh_every': 2,
   'power_steps': 2,
@@ -130,7 +130,7 @@ def _of_row(row: catalog.Method) -> Iterator[tuple[str, dict[str, int]]]:
 
 
 def main() -> None:
-  """Prints the table, or what differs from another one."""
+  """Prints the table, or the differences to another one."""
   parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
   parser.add_argument('--output', type=pathlib.Path)
   parser.add_argument('--against', type=pathlib.Path)

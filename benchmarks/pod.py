@@ -1,9 +1,9 @@
-"""The trainer's steps on a TPU pod, without one: `python -m benchmarks.pod`.
+"""Compiles the trainer's steps for TPU pods: `python -m benchmarks.pod`.
 
-The compiler for TPUs runs anywhere: it says how many operations, how much
-memory and which collectives a step takes on every chip, and whether a
-conditional stays one. Nothing is run and nothing is timed. Needs the extra
-`pod`, in a virtual environment of its own: libtpu disturbs other uses of JAX.
+The TPU compiler runs without a TPU. It reports operations, memory and
+collectives of a step per chip, and whether conditionals are preserved. No step
+is run or timed. Needs the extra `pod` in a separate virtual environment,
+because libtpu disturbs other uses of JAX.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import tyro
 
 RESULTS = pathlib.Path(__file__).parent / 'results'
 
-# The compiler asks for no TPU and for no machine's description of one.
+# The compiler needs neither a TPU nor a description of one.
 _ENVIRONMENT = {
   'JAX_PLATFORMS': 'cpu',
   'TPU_SKIP_MDS_QUERY': '1',
@@ -51,33 +51,34 @@ METHODS = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to compile, and where the table goes."""
+  """Options of the command."""
 
   topologies: tuple[str, ...] = TOPOLOGIES
-  """Devices as libtpu names them; `*2` stands for two slices."""
+  """Names of devices in libtpu; `*2` means two slices."""
   models: tuple[str, ...] = ('resnet50', 'vit_s16')
-  """Of the recipes in recipes/imagenet: resnet50, vit_s16."""
+  """Models of the recipes in recipes/imagenet: resnet50, vit_s16."""
   methods: tuple[str, ...] = METHODS
-  """`sgd` for the base optimizer of the recipe alone, or methods; after
-  `shard_map/` by hand, and with `, local ascent` without `sync_ascent`."""
+  """`sgd` for the base optimizer of the recipe alone, or methods; with the
+  prefix `shard_map/` a handwritten step, and with `, local ascent` without
+  `sync_ascent`."""
   optimization: tuple[str, ...] = ('O0',)
-  """Of the compiler: `O0` is fast and gives operations and collectives,
-  `default` takes minutes a row and gives memory."""
+  """Optimization levels: `O0` is fast and gives operations and collectives,
+  `default` takes minutes per row and gives memory."""
   again: bool = False
-  """Compile rows anew that are there with the same versions."""
+  """Recompile rows that exist with the same versions."""
   output: pathlib.Path = RESULTS
-  """Directory of pod.csv and pod.md; other rows stay there as they are."""
+  """Directory of pod.csv and pod.md; other rows are unchanged."""
 
 
 def prepare() -> None:
-  """Sets what has to be set before JAX is loaded.
+  """Sets environment variables before JAX is imported.
 
-  Exits if the compiler isn't there.
+  Exits if libtpu is missing.
   """
   if importlib.util.find_spec('libtpu') is None:
     sys.exit(
-      'libtpu is missing: install the extra `pod` into a virtual environment '
-      "of its own, as in pip install -e '.[pod]'"
+      'libtpu is missing: install the extra `pod` into a separate virtual '
+      "environment: pip install -e '.[pod]'"
     )
   os.environ.update(_ENVIRONMENT)
 
@@ -90,7 +91,7 @@ def rows(options: Options) -> Iterator[tuple[str, str, str, str]]:
 
 
 def main(options: Options) -> int:
-  """Compiles what isn't there yet, and writes the table after every row.
+  """Compiles missing rows, and writes the table after every row.
 
   Returns:
     The number of rows that could not be compiled.
@@ -106,18 +107,18 @@ def main(options: Options) -> int:
     former = entries.get(key)
     now = pod_table.versions()
     if former is not None and former.versions == now and not options.again:
-      print(f'{", ".join(key)}: there already', flush=True)
+      print(f'{", ".join(key)}: exists', flush=True)
       continue
     topology = pod_programs.Topology.parse(key[0])
     try:
-      figures = pod_programs.compile_row(topology, *key[1:])
-    except Exception as error:  # noqa: BLE001 - of the compiler, one row's
+      report = pod_programs.compile_row(topology, *key[1:])
+    except Exception as error:  # noqa: BLE001 - a compiler error of one row
       failed += 1
       print(f'{", ".join(key)}: {error}'.splitlines()[0], flush=True)
       continue
-    found = pod_table.entry(key, topology.mesh().size, figures)
+    found = pod_table.entry(key, topology.mesh().size, report)
     print(f'{", ".join(key)}: {_summary(found)}', flush=True)
-    # Another command may have added rows in the meantime.
+    # Another process may have added rows.
     entries = {e.key: e for e in pod_table.read(path)} | {key: found}
     ordered = in_order(entries.values())
     pod_table.write(path, ordered)
@@ -137,7 +138,7 @@ def _summary(entry) -> str:
 
 
 def in_order(entries) -> list:
-  """Returns rows as the defaults are listed, what isn't there last."""
+  """Returns rows in the order of the defaults, others last."""
 
   def rank(entry) -> tuple:
     listed = zip(

@@ -1,4 +1,4 @@
-"""Published speeds of TPU chips and of the links between them."""
+"""Published speeds of TPU chips and of their links."""
 
 import dataclasses
 
@@ -8,15 +8,15 @@ class Chip:
   """Published speeds of one chip and of its links.
 
   Attributes:
-    name: of the chip.
-    flops: peak operations in bfloat16 each second.
-    link_bytes: bytes each second that one chip sends to its neighbours, over
-      all links together.
+    name: name of the chip.
+    flops: peak operations per second in bfloat16.
+    link_bytes: bytes per second that one chip sends to its neighbours, over all
+      links.
     axes: dimensions of the torus.
-    slice_chips: largest number of chips that links join.
-    network_bytes: bytes each second of one chip over the network of the data
-      center, None where none is published.
-    source: where these numbers stand.
+    slice_chips: largest number of chips in a slice.
+    network_bytes: bytes per second of one chip over the data-center network;
+      None if unpublished.
+    source: source of these numbers.
   """
 
   name: str
@@ -28,7 +28,7 @@ class Chip:
   source: str
 
   def shape(self, chips: int) -> tuple[int, ...]:
-    """Returns the sides of the most compact torus of a power of two."""
+    """Returns the sides of the most compact torus for a power of two."""
     sides = [1] * self.axes
     while chips > 1:
       sides[sides.index(min(sides))] *= 2
@@ -39,7 +39,8 @@ class Chip:
 V5E = Chip(
   name='v5e',
   flops=197e12,
-  # 400 GB/s of both directions; 51.2 TB/s of all-reduce in a pod is 200 a chip.
+  # 400 GB/s in both directions; 51.2 TB/s all-reduce bandwidth of a pod is 200
+  # per chip.
   link_bytes=200e9,
   axes=2,
   slice_chips=256,
@@ -49,7 +50,7 @@ V5E = Chip(
 V4 = Chip(
   name='v4',
   flops=275e12,
-  link_bytes=1.1e15 / 4096,  # of all-reduce in a pod
+  link_bytes=1.1e15 / 4096,  # all-reduce bandwidth of a pod
   axes=3,
   slice_chips=4096,
   network_bytes=None,

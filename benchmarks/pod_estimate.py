@@ -1,8 +1,7 @@
 """Time of a step on up to 2048 chips: `python -m benchmarks.pod_estimate`.
 
-Computed from the operations and collectives of pod.csv, published speeds of
-chips and links, and assumptions that are listed beside the table. No chip was
-timed.
+Computed from operations and collectives in pod.csv, published speeds of chips
+and links, and assumptions that are listed with the table. No chip was timed.
 """
 
 import dataclasses
@@ -24,28 +23,28 @@ _MICROSECOND = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Assumptions:
-  """What is not published, and stands beside the table."""
+  """Assumptions, listed with the table."""
 
   utilization: float = 0.4
-  """Share of the peak that convolutions and products reach."""
+  """Fraction of the peak that convolutions and products reach."""
   hop_seconds: float = 1 * _MICROSECOND
   """Time from one chip to its neighbour."""
   network_seconds: float = 50 * _MICROSECOND
-  """Time of one collective between slices, whatever its size."""
+  """Time of one collective between slices, for any size."""
   share: float = 0.5
-  """Share of the steps of AE-SAM that ascend."""
+  """Fraction of AE-SAM's steps that take an ascent step."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-  """What a step takes of each chip, on average.
+  """The mean work of a step per chip.
 
   Attributes:
     flops: operations.
-    collectives: how many all-reduces.
-    bytes: of these.
-    sent_bytes: what it sends to other slices; None if the step was compiled
-      for one slice only.
+    collectives: number of all-reduces.
+    bytes: bytes of these.
+    sent_bytes: bytes sent to other slices; None if the step was compiled only
+      for one slice.
   """
 
   flops: float
@@ -59,13 +58,13 @@ class Estimate:
   """One cell of the table.
 
   Attributes:
-    chip: what kind.
-    model: what is trained.
+    chip: name of the chip.
+    model: name of the model.
     step: base optimizer or method.
-    chips: how many.
-    seconds: of a step.
-    efficiency: time on one chip over this time, at as many images a chip.
-    relative: to the base optimizer on as many chips.
+    chips: number of chips.
+    seconds: time of a step.
+    efficiency: time on one chip over this time, with equal images per chip.
+    relative: time relative to the base optimizer on as many chips.
   """
 
   chip: str
@@ -82,12 +81,12 @@ def steps(
   of_slices: Mapping[str, pod_table.Entry],
   share: float,
 ) -> Iterator[tuple[str, Work]]:
-  """Returns the work of every step that can be computed from the rows.
+  """Returns the work of all steps for which the rows suffice.
 
   Args:
-    entries: of one model on one slice, by row.
-    of_slices: the same on two slices.
-    share: of the steps of AE-SAM that ascend.
+    entries: entries of one model on one slice, by row.
+    of_slices: entries of the same model on two slices.
+    share: fraction of AE-SAM's steps that take an ascent step.
   """
   sent = {row: float(e.sent_bytes) for row, e in of_slices.items()}
   names = {
@@ -113,7 +112,7 @@ def steps(
         skipped.flops + share * (e.flops - skipped.flops),
         e.collectives - left * e.collectives_inside,
         e.collective_bytes - left * e.collective_bytes_inside,
-        # It ascends as SAM does.
+        # Its ascent steps are those of SAM.
         left * sent['sgd'] + share * sent['sam']
         if {'sgd', 'sam'} <= sent.keys()
         else None,
@@ -124,10 +123,11 @@ def steps(
 def seconds(chip: Chip, chips: int, work: Work, assumed: Assumptions) -> float:
   """Returns the time of a step, communication after computation.
 
-  All-reduces in a slice send every byte twice around, but for the own part.
+  All-reduces in a slice send every byte around the ring twice, except for the
+  own part.
 
   Raises:
-    ValueError: if slices have to be joined and what that takes isn't known.
+    ValueError: if several slices are needed and their traffic is unknown.
   """
   time = work.flops / (chip.flops * assumed.utilization)
   inner = min(chips, chip.slice_chips)
@@ -139,7 +139,7 @@ def seconds(chip: Chip, chips: int, work: Work, assumed: Assumptions) -> float:
     if chip.network_bytes is None or work.sent_bytes is None:
       msg = f'chips must be at most {inner} of {chip.name}, not {chips}'
       raise ValueError(msg)
-    # Compiled for two slices, of which each sends to the other.
+    # Compiled for two slices, which send to each other.
     time += work.sent_bytes * 2 * (slices - 1) / slices / chip.network_bytes
     time += work.collectives * assumed.network_seconds
   return time
@@ -148,7 +148,7 @@ def seconds(chip: Chip, chips: int, work: Work, assumed: Assumptions) -> float:
 def estimates(
   entries: list[pod_table.Entry], assumed: Assumptions
 ) -> list[Estimate]:
-  """Returns the whole table, of both chips and all models that are there."""
+  """Returns the estimates of all chips and available models."""
   found = []
   for model in dict.fromkeys(e.model for e in entries):
     rows, of_slices = (
@@ -177,7 +177,7 @@ def estimates(
 
 
 def page(found: list[Estimate], assumed: Assumptions, source: str) -> str:
-  """Returns the tables with their numbers and assumptions."""
+  """Returns the page: tables, published numbers and assumptions."""
   parts = [_HEADING, _numbers(assumed, source)]
   for chip, model in dict.fromkeys((e.chip, e.model) for e in found):
     rows = [e for e in found if (e.chip, e.model) == (chip, model)]
@@ -208,9 +208,9 @@ def _cell(e: Estimate | None) -> str:
 def _numbers(assumed: Assumptions, source: str) -> str:
   lines = []
   for chip in (V5E, V4):
-    network = 'none published there, and none needed: one slice'
+    network = 'none published, and none needed for one slice'
     if chip.network_bytes is not None:
-      network = f'{chip.network_bytes / 1e9:.3f} GB/s a chip between slices'
+      network = f'{chip.network_bytes / 1e9:.3f} GB/s per chip between slices'
     lines.append(
       f'- {chip.name}: {chip.flops / 1e12:.0f} Tflop/s in bfloat16, '
       f'{chip.link_bytes / 1e9:.0f} GB/s that a chip sends over its links in a '
@@ -229,39 +229,39 @@ def _numbers(assumed: Assumptions, source: str) -> str:
 
 
 _ASSUMPTIONS = """\
-- Work and bytes of a chip are those of {source}, 16 images a chip, on any
-  number of chips: the batch grows with them.
-- Computation reaches {utilization:.0%} of the peak, the same for all steps and
-  both models: assumed, not measured. What memory bandwidth costs is in it.
-- Nothing overlaps: chips compute, then communicate. All links of a chip are in
-  use, and every axis closes to a ring, which those of a smaller slice of v5e
-  don't.
-- A collective in a slice takes {hop:.1f} microseconds a hop beside its bytes,
-  and as many hops as the sides of the torus have chips; one between slices
-  takes {network:.0f} microseconds more: assumed, unconfirmed.
-- Between slices a chip sends what the program compiled for two of them sends
-  (the column of `send`), and with s slices 2 (s - 1) / s times that, all chips
-  at a time; whether the runtime joins or shares out these transfers isn't
-  known. Steps that were compiled for one slice only end there.
-- Reading images, evaluation and checkpoints cost nothing; no chip is slower
-  than another."""
+- Work and bytes per chip are those of {source}, with 16 images per chip, for
+  any number of chips: the batch grows with their number.
+- Computation reaches {utilization:.0%} of the peak for all steps and both
+  models: assumed, not measured. This includes the effect of memory bandwidth.
+- Computation and communication do not overlap. All links of a chip are in use,
+  and every axis is a ring, which is not true for smaller slices of v5e.
+- A collective in a slice takes {hop:.1f} microseconds per hop in addition to
+  the time of its bytes; the hops are the sum of the sides of the torus. A
+  collective between slices takes {network:.0f} microseconds more. Both are
+  assumptions.
+- Between slices a chip sends as much as the step compiled for two slices sends
+  (the column `send`), and with s slices 2 (s - 1) / s times that, all chips
+  concurrently. It is unknown whether the runtime merges or distributes these
+  transfers. Steps that were compiled only for one slice have no estimate beyond
+  it.
+- Input, evaluation and checkpoints take no time; all chips are equally fast."""
 
 _HEADING = """\
 # Time of a step, estimated
 
-Computed, not measured. Each cell: time of a step, efficiency (time on one chip
-over it), and time relative to the base optimizer's in one program (`jit`) on as
-many chips."""
+Computed, not measured. Each cell has the time of a step, the efficiency (time
+on one chip over this time), and the time relative to the base optimizer under
+`jit` on the same number of chips."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What is assumed, and where the tables are."""
+  """Options of the command."""
 
   assumed: Assumptions = dataclasses.field(default_factory=Assumptions)
-  """What is not published."""
+  """Assumptions."""
   output: pathlib.Path = RESULTS
-  """Directory of pod.csv, which is read, and of pod_estimate.md and .csv."""
+  """Directory of the input, pod.csv, and of pod_estimate.md and .csv."""
 
 
 def main(options: Options) -> None:

@@ -1,11 +1,11 @@
-"""Fills the tables of docs/pods.md in: `python -m benchmarks.pod_page`.
+"""Updates the tables of docs/pods.md: `python -m benchmarks.pod_page`.
 
-A table stands between two comments that name its file::
+A table is between two comments, of which the first names its file::
 
   <!-- results/pod.md -->
   <!-- end -->
 
-The title of the file is left out.
+The title of the file is omitted.
 """
 
 import pathlib
@@ -20,14 +20,14 @@ _PLACE = re.compile(
 
 
 def fill(page: str, directory: pathlib.Path) -> str:
-  """Returns a page with the present content of all files that it names.
+  """Returns a page with the present content of the named files.
 
   Args:
     page: Markdown.
-    directory: that their paths start from.
+    directory: base directory of their paths.
 
   Raises:
-    ValueError: if there is no such file.
+    ValueError: if a file is missing.
   """
 
   def replace(place: re.Match) -> str:
@@ -43,7 +43,7 @@ def fill(page: str, directory: pathlib.Path) -> str:
 
 
 def main() -> None:
-  """Brings the page up to date."""
+  """Updates the page."""
   page = PAGE.read_text(encoding='utf-8')
   PAGE.write_text(fill(page, ROOT), encoding='utf-8')
   print(f'Page: {PAGE}')

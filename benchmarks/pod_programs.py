@@ -1,4 +1,4 @@
-"""The trainer's steps on ImageNet, compiled for devices that aren't there."""
+"""The trainer's steps on ImageNet, compiled for absent devices."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from optax_sam.train.data import imagenet
 from optax_sam.train.loop import task
 
 _RECIPES = pathlib.Path(__file__).parents[1] / 'recipes' / 'imagenet'
-# The recipe that a model's other methods differ from in the method alone.
+# The base recipe of a model; other methods differ only in the method.
 BASE_RECIPES = {'resnet50': 'resnet50_sgd', 'vit_s16': 'vit_s16_adamw'}
 _IMAGES = 1_281_167
 
@@ -29,8 +29,8 @@ class Topology:
   """Devices to compile for.
 
   Attributes:
-    name: as libtpu has it, as in `v5e:16x16`.
-    slices: number of slices of it, joined by the network of the data center.
+    name: name in libtpu, such as `v5e:16x16`.
+    slices: number of slices, connected by the data-center network.
   """
 
   name: str
@@ -38,7 +38,7 @@ class Topology:
 
   @classmethod
   def parse(cls, text: str) -> 'Topology':
-    """Reads `v5e:16x16`, or `v5e:16x16*2` for two slices."""
+    """Parses `v5e:16x16`, or `v5e:16x16*2` for two slices."""
     name, _, slices = text.partition('*')
     return cls(name, int(slices or 1))
 
@@ -51,7 +51,7 @@ class Topology:
     if self.slices > 1:
       settings['num_slices'] = self.slices
     if self.name.startswith('v4'):
-      settings['chip_config_name'] = 'megacore'  # one device a chip
+      settings['chip_config_name'] = 'megacore'  # one device per chip
     found = topologies.get_topology_desc(
       topology_name=self.name, platform='tpu', **settings
     )
@@ -59,7 +59,7 @@ class Topology:
 
 
 class Images:
-  """Batches as the loader makes them, without an image."""
+  """Batches with the shapes of the loader's, without images."""
 
   classes = 1000
   train_examples = _IMAGES
@@ -73,7 +73,7 @@ class Images:
     self._dtype = jnp.dtype(config.dtype)
 
   def sample(self) -> dict[str, np.ndarray]:
-    """Returns one pixel that looks like a batch, and takes no memory."""
+    """Returns one pixel, broadcast to the shape of a batch."""
     shape = (self.batch_size, self._side, self._side, 3)
     return {
       'inputs': np.broadcast_to(np.uint8(0), shape),
@@ -81,12 +81,12 @@ class Images:
     }
 
   def normalize(self, values: Any) -> jax.Array:
-    """Brings pixels to mean 0 and standard deviation 1."""
+    """Normalizes each channel to mean 0 and standard deviation 1."""
     return imagenet.normalize(values, self._dtype)
 
 
 def recipe(model: str, method: str) -> configs.TrainConfig:
-  """Returns the flags of the published recipe, or of the base with a method."""
+  """Returns the flags of a recipe, or of the base recipe with a method."""
   base = _read(BASE_RECIPES[model])
   path = _RECIPES / f'{model}_{method}.json'
   flags = _read(path.stem) if path.exists() else base
@@ -112,14 +112,14 @@ def build(model: str, row: str, mesh: Mesh) -> pod_steps.Program:
 
   Args:
     model: `resnet50` or `vit_s16`.
-    row: `sgd` (the base optimizer alone), the name of a method, or either with
-      `shard_map/` before it: by hand, one program a device.
-    mesh: what it will run on.
+    row: `sgd` (the base optimizer alone) or the name of a method; with the
+      prefix `shard_map/` a handwritten per-device step.
+    mesh: the mesh of the step.
   """
   name, sync_ascent = pod_steps.parse_row(row)
   config = recipe(model, name)
   example = (config.image_size, config.image_size, 3)
-  images: Any = Images(config)  # the rest of a run's inputs isn't needed
+  images: Any = Images(config)  # other inputs of a run are not needed
   problem = task.Task(
     models.build(model, Images.classes, example, dtype=jnp.dtype(config.dtype)),
     images,
@@ -129,11 +129,11 @@ def build(model: str, row: str, mesh: Mesh) -> pod_steps.Program:
 
 
 @dataclasses.dataclass(frozen=True)
-class Figures:
-  """What the compiler says of a program, per device.
+class Report:
+  """The compiler's report on a function, per device.
 
   Attributes:
-    flops: operations; of a conditional those of its dearest branch.
+    flops: operations; of a conditional those of its costliest branch.
     peak_bytes: largest use of memory at any time.
     argument_bytes: state and batch.
     structure: collectives, conditionals, products.
@@ -145,10 +145,10 @@ class Figures:
   structure: hlo.Structure
 
 
-def figures(compiled: Any) -> Figures:
-  """Reads what is known of a compiled program."""
+def report(compiled: Any) -> Report:
+  """Returns the report on a compiled function."""
   memory = compiled.memory_analysis()
-  return Figures(
+  return Report(
     flops=compiled.cost_analysis()['flops'],
     peak_bytes=memory.peak_memory_in_bytes,
     argument_bytes=memory.argument_size_in_bytes,
@@ -158,14 +158,14 @@ def figures(compiled: Any) -> Figures:
 
 def compile_row(
   topology: Topology, model: str, row: str, optimization: str
-) -> Figures:
+) -> Report:
   """Compiles one row of the table, which takes minutes."""
   mesh = topology.mesh()
   program = build(model, row, mesh)
   if optimization == 'O0':
     jax.config.update('jax_optimization_level', 'O0')
   try:
-    return figures(program.lower(mesh).compile())
+    return report(program.lower(mesh).compile())
   finally:
     jax.config.update('jax_optimization_level', 'UNKNOWN')
     jax.clear_caches()

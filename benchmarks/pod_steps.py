@@ -1,4 +1,4 @@
-"""Steps on a mesh: the trainer's own, or one written device by device."""
+"""Steps on a mesh: that of the trainer, or a handwritten per-device step."""
 
 import dataclasses
 import functools
@@ -23,17 +23,17 @@ Step = Callable[
 
 AXIS = 'data'
 
-# Of methods whose default follows the accuracy of the run.
+# Settings of methods whose default depends on the accuracy of the run.
 _SETTINGS = {'ordered_sgd': {'k': 0.5}}
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """A step, ready to be lowered.
+  """A step that can be lowered.
 
   Attributes:
     step: from state and batch to the next state and metrics.
-    state: shapes of what it starts from.
+    state: shapes of the initial state.
     batch: shapes of the global batch.
   """
 
@@ -42,7 +42,7 @@ class Program:
   batch: Any
 
   def lower(self, mesh: Mesh) -> Any:
-    """Lowers it with a replicated, donated state and a split batch."""
+    """Lowers the step with a replicated, donated state and a sharded batch."""
     replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
     jitted = jax.jit(
       self.step,
@@ -71,25 +71,25 @@ def of_task(
   *,
   sync_ascent: bool | None = None,
 ) -> Program:
-  """Returns a step of the trainer, or one in `jax.shard_map` of its parts.
+  """Returns the step of the trainer, or one in `jax.shard_map`.
 
   Args:
-    problem: what to train.
-    config: how; its `method` may be the base optimizer.
-    mesh: of one axis.
-    sync_ascent: as of the methods, for a step in `jax.shard_map`; None for the
-      trainer's own step.
+    problem: model and data.
+    config: settings; its `method` may be the base optimizer.
+    mesh: a mesh with one axis.
+    sync_ascent: argument of the method, for a step in `jax.shard_map`; None for
+      the step of the trainer.
   """
   settings = _settings(config)
   trainer = Trainer(config, problem, config.method, settings)
   state = jax.eval_shape(lambda: trainer.start(0).state)
   if sync_ascent is None:
     name = config.method
-    taken = train_step.in_one_program(
+    taken = train_step.jitted_step(
       problem,
       trainer.optimizer(seed=0),
       uses_gradient=build.uses_gradient(name),
-      takes_single_examples=build.takes_single_examples(name),
+      takes_per_example_losses=build.takes_per_example_losses(name),
       ema_decay=config.ema_decay,
       sharding=NamedSharding(mesh, P()),
       rows=NamedSharding(mesh, P('data')),
@@ -119,7 +119,7 @@ def _on_axis(
   config: configs.TrainConfig,
   sync_ascent: bool,
 ) -> optax.GradientTransformation:
-  """Returns an optimizer that averages over the axis itself."""
+  """Returns an optimizer that averages over the axis."""
   if name not in registry.METHODS:
     average = optax.stateless(lambda grads, _: jax.lax.pmean(grads, AXIS))
     return optax.chain(average, base_optimizer(config))
@@ -130,9 +130,9 @@ def _on_axis(
 def _in_shard_map(
   problem: task.Task, tx: optax.GradientTransformation, mesh: Mesh
 ) -> Step:
-  """Returns a step of which every device sees its own part of the batch.
+  """Returns a per-device step on local parts of the batch.
 
-  Batch norm normalizes by each device's own examples; what it remembers is
+  Batch norm normalizes with the local examples; running statistics are
   averaged.
   """
   chain = optax.with_extra_args_support(tx)

@@ -1,4 +1,4 @@
-"""The tables of compiled steps: as CSV, to be added to, and as Markdown."""
+"""The tables of compiled steps, as extensible CSV and as Markdown."""
 
 import csv
 import dataclasses
@@ -20,27 +20,27 @@ _DEFAULT = 'default'
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One compiled step; all figures are of one device.
+  """One compiled step; all numbers are per device.
 
   Attributes:
     topology: devices and slices.
     chips: number of devices.
-    model: what is trained.
-    row: base optimizer or method, with `shard_map/` before it if so.
-    optimization: of the compiler, `default` or `O0`.
-    flops: operations; of a conditional those of its dearest branch.
+    model: name of the model.
+    row: base optimizer or method, possibly with the prefix `shard_map/`.
+    optimization: optimization level, `default` or `O0`.
+    flops: operations; of a conditional those of its costliest branch.
     peak_bytes: largest use of memory at any time.
-    collectives: how many there are.
-    collective_bytes: of their results.
+    collectives: number of collectives.
+    collective_bytes: bytes of their results.
     kinds: number and bytes of each kind.
-    collectives_inside: those inside of conditionals.
+    collectives_inside: number of collectives inside conditionals.
     collective_bytes_inside: bytes of these.
-    conditionals: how many were kept.
-    products: convolutions and matrix products.
-    products_inside: those inside of conditionals.
-    loops: loops around products or collectives, which count once.
-    versions: of the packages.
-    date: of the compilation.
+    conditionals: number of conditionals after compilation.
+    products: number of convolutions and matrix products.
+    products_inside: number of these inside conditionals.
+    loops: number of loops with products or collectives, which count once.
+    versions: versions of the packages.
+    date: date of the compilation.
   """
 
   topology: str
@@ -64,28 +64,28 @@ class Entry:
 
   @property
   def sent_bytes(self) -> float:
-    """What a chip sends to another slice."""
+    """Bytes that a chip sends to another slice."""
     found = re.search(r'send \d+ \(([\d.]+) MB\)', self.kinds)
     return float(found[1]) * 1e6 if found else 0.0
 
   @property
   def key(self) -> tuple[str, ...]:
-    """What a row is known by."""
+    """The key of a row."""
     return (self.topology, self.model, self.row, self.optimization)
 
 
 def entry(
-  key: Sequence[str], chips: int, figures: Any, date: dt.date | None = None
+  key: Sequence[str], chips: int, report: Any, date: dt.date | None = None
 ) -> Entry:
-  """Returns the row of what the compiler said.
+  """Returns the row of a compiled step.
 
   Args:
     key: topology, model, row and optimization.
     chips: number of devices.
-    figures: of `pod_programs`.
+    report: result of `pod_programs.report`.
     date: today if None.
   """
-  found: hlo.Structure = figures.structure
+  found: hlo.Structure = report.structure
   total = found.total
   topology, model, row, optimization = key
   return Entry(
@@ -94,8 +94,8 @@ def entry(
     model=model,
     row=row,
     optimization=optimization,
-    flops=figures.flops,
-    peak_bytes=figures.peak_bytes,
+    flops=report.flops,
+    peak_bytes=report.peak_bytes,
     collectives=total.count,
     collective_bytes=total.bytes,
     kinds='; '.join(
@@ -114,7 +114,7 @@ def entry(
 
 
 def versions() -> str:
-  """Returns the installed versions of what the figures depend on."""
+  """Returns the installed versions on which the numbers depend."""
   found = []
   for package in _PACKAGES:
     try:
@@ -125,7 +125,7 @@ def versions() -> str:
 
 
 def read(path: pathlib.Path) -> list[Entry]:
-  """Returns the rows of an earlier run, none if there is no such file."""
+  """Returns the rows of an earlier run, none without a file."""
   if not path.exists():
     return []
   kinds = {field.name: field.type for field in dataclasses.fields(Entry)}
@@ -141,7 +141,7 @@ def _typed(kind: Any, text: str) -> Any:
 
 
 def write(path: pathlib.Path, entries: Iterable[Entry]) -> None:
-  """Writes the rows, whole or not at all."""
+  """Writes the rows atomically."""
   dataclass_rows.write(path, Entry, entries)
 
 
@@ -172,7 +172,7 @@ def _table(entries: list[Entry]) -> str:
 def _line(
   fast: Entry | None, full: Entry | None, known: dict[tuple[str, ...], Entry]
 ) -> str:
-  """Shows structure at whichever level is there, memory at both."""
+  """Formats structure at any available level, and memory at both."""
   e = fast or full
   assert e is not None  # a row has one of the two
   first = reference(e, known)
@@ -203,7 +203,7 @@ def _memory(e: Entry | None, known: dict[tuple[str, ...], Entry]) -> str:
 
 
 def reference(of: Entry, known: dict[tuple[str, ...], Entry]) -> Entry | None:
-  """Returns SGD in the same kind of program, None if it isn't there."""
+  """Returns SGD in the same kind of step, None if it is missing."""
   manual, slash, _ = of.row.rpartition('/')
   key = (of.topology, of.model, f'{manual}{slash}{REFERENCE}', of.optimization)
   return known.get(key)
@@ -216,7 +216,7 @@ def _ratio(value: float, first: Entry | None, name: str) -> str:
 
 
 def page(entries: Sequence[Entry]) -> str:
-  """Returns all tables with what their columns mean, and the versions."""
+  """Returns all tables with a legend and the versions."""
   stated = sorted({(e.date, e.versions) for e in entries})
   lines = [f'- {date}: {versions}' for date, versions in stated]
   return '\n\n'.join([_HEADING, '\n'.join(lines), markdown(entries)])
@@ -230,13 +230,13 @@ _COLUMNS = (
 _HEADING = """\
 # Steps compiled for TPU pods
 
-Compiled, not run: no chip was there, and no figure is a time. All are of one
-chip, at a global batch of 4096 images of 224 x 224; in brackets relative to
-the base optimizer alone (`sgd`; with vit_s16 that is AdamW) in the same kind of
-program. Flops of a conditional are those of its dearest branch. Peak memory is
-that of the compiler's default optimization where that was compiled, and that
-of O0; the other columns are the same at both. Collectives are listed by kind,
-with the bytes of their results; a `send` goes to another slice, and what stands
-in a loop counts once. Products are convolutions and matrix products. Rows with
-`shard_map/` are no steps of the trainer: they are written by hand from its
-parts, and normalize batches device by device."""
+The steps were compiled, not run, so there are no times. All numbers are per
+chip, for a global batch of 4096 images of 224 x 224. Numbers in brackets are
+relative to the base optimizer alone (`sgd`; for vit_s16 it is AdamW) in the
+same kind of step. Flops of a conditional are those of its costliest branch.
+Peak memory is given for the default optimization, where compiled, and for O0;
+the other columns are the same for both. Collectives are listed by kind, with
+the bytes of their results. A `send` goes to another slice, and operations in a loop
+count once. Products are convolutions and matrix products. Rows with
+`shard_map/` are handwritten per-device steps from parts of the trainer, with
+local batch norm."""

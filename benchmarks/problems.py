@@ -1,7 +1,6 @@
-"""The nets that the benchmarks train: dense, attention, convolutions.
+"""The networks of the benchmarks: dense, attention, convolutions.
 
-Each comes in two sizes, with random examples: what is measured is time, not
-accuracy.
+Each has two sizes and random examples, because only time is measured.
 """
 
 import dataclasses
@@ -24,10 +23,10 @@ Statistics = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-  """A net and its batches.
+  """A network and its batches.
 
   Attributes:
-    name: the kind of net and its size.
+    name: kind and size of the network.
     model: called with inputs and `train`.
     batches: each a mapping with `inputs` and `labels`.
   """
@@ -50,7 +49,7 @@ class Problem:
   def losses(
     self, params: Any, statistics: Statistics, batch: Any, train: bool = True
   ) -> tuple[jax.Array, Statistics]:
-    """Returns one loss an example, and the new running statistics."""
+    """Returns per-example losses and the new running statistics."""
     logits, statistics = self.model.apply(
       {'params': params, **statistics},
       batch['inputs'],
@@ -71,7 +70,7 @@ class Problem:
 
 
 class Dense(nn.Module):
-  """Hidden layers of one width."""
+  """Hidden layers of equal width."""
 
   width: int
   depth: int
@@ -86,7 +85,7 @@ class Dense(nn.Module):
 
 
 class Transformer(nn.Module):
-  """A small encoder of tokens with layer norm in front of every block."""
+  """A small token encoder with layer norm before every block."""
 
   width: int
   depth: int
@@ -109,7 +108,7 @@ class Transformer(nn.Module):
 
 
 class Convolutional(nn.Module):
-  """Convolutions with batch norm; every one but the first halves the image."""
+  """Convolutions with batch norm; all but the first halve the image."""
 
   widths: tuple[int, ...]
 
@@ -129,11 +128,11 @@ class Convolutional(nn.Module):
     return nn.Dense(CLASSES)(jnp.mean(x, axis=(1, 2)))
 
 
-# Of each problem, so that no step sees what the last one saw.
+# Number of batches, so that consecutive steps have different batches.
 _BATCHES = 8
 
-# Sizes that the programs of other frameworks are built from, too. Batches can
-# be divided into thirds, quarters and micro-batches.
+# Sizes, also for the networks of other frameworks. Batch sizes are divisible
+# into thirds, quarters and micro-batches.
 SIZES: dict[str, dict[str, Any]] = {
   'dense, small': {'kind': 'dense', 'width': 256, 'depth': 3, 'batch': 120},
   'dense, large': {'kind': 'dense', 'width': 1024, 'depth': 4, 'batch': 240},

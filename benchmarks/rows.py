@@ -1,4 +1,4 @@
-"""The rows of the table of speed: baselines, and all methods of the catalog."""
+"""The rows of the speed table: baselines and all methods of the catalog."""
 
 import dataclasses
 import inspect
@@ -15,8 +15,8 @@ from optax_sam import catalog
 
 BASELINES = 'baselines'
 
-# No mask is refreshed while the steps are timed; `benchmarks.scaling` measures
-# what a refresh costs.
+# No mask is refreshed during timing; `benchmarks.scaling` measures the cost of
+# a refresh.
 _NEVER = 1_000_000
 _EDGE = 1e9  # a threshold that is always or never reached
 
@@ -27,12 +27,12 @@ class Row:
 
   Attributes:
     name: its name in the table.
-    group: the heading above it.
-    build: from a problem and the number of steps to the way to take them.
-    gradients: gradients that a step should cost, in full ones; None where
-      that depends on the number of second gradients taken.
-    counterpart: the row of another framework to compare its overhead with.
-    share: fraction of second gradients that the row's name promises.
+    group: its heading in the table.
+    build: maps a problem and a number of steps to `steps.Steps`.
+    gradients: expected cost of a step in full gradients; None if it depends on
+      the number of perturbed gradients.
+    counterpart: the row of another framework for the comparison of overhead.
+    share: fraction of perturbed gradients, for rows with a fixed fraction.
   """
 
   name: str
@@ -45,13 +45,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class _Variant:
-  """A method at settings other than those of its first row.
+  """A method with other settings than those of its first row.
 
   Attributes:
     label: appended to the name of the method.
     settings: arguments.
-    gradients: as of `Row`; None if the catalog says it.
-    share: as of `Row`.
+    gradients: see `Row`; None for that of the catalog.
+    share: see `Row`.
     reports_loss: whether the step returns the unperturbed loss.
   """
 
@@ -62,7 +62,7 @@ class _Variant:
   reports_loss: bool = True
 
 
-# Arguments other than the example of the catalog, at all rows of a method.
+# Arguments that override those of the catalog, for all rows of a method.
 _SETTINGS: dict[str, dict[str, Any]] = {
   'b_sam': {'num_data': 50_000},
   'eigen_sam': {'refresh_every': _NEVER},
@@ -82,14 +82,14 @@ _VARIANTS: dict[str, tuple[_Variant, ...]] = {
   'k_sam': (_Variant('a third each'),),
   'look_sam': (
     _Variant(),
-    # The first step is full, and it is not timed.
+    # The first step takes both gradients, and it is not timed.
     _Variant('skipped', {'period': _NEVER}, 1),
     _Variant('full', {'period': 1}, 2, 1),
   ),
   'momentum_sam': (_WITHOUT_LOSS, _Variant()),
   'ss_sam': (
     _Variant(),
-    # XLA would drop the second pass at a probability of 0.
+    # With a probability of 0 XLA would remove the second pass.
     _Variant('skipped', {'probability': 1e-12}, 1, 0),
     _Variant('full', {'probability': 1.0}, 2, 1),
   ),
@@ -105,11 +105,11 @@ _COUNTERPARTS = {
 
 def _sgd(problem: Problem, total_steps: int) -> steps.Steps:
   del total_steps
-  return steps.in_one_program(problem, steps.base_optimizer())
+  return steps.jitted_step(problem, steps.base_optimizer())
 
 
 def _swad(problem: Problem, total_steps: int) -> steps.Steps:
-  """Without validations, which are no part of a step."""
+  """SWAD without validations, which are not part of a step."""
   del total_steps
   averaging = optax_sam.swad()
 
@@ -117,12 +117,12 @@ def _swad(problem: Problem, total_steps: int) -> steps.Steps:
     after = optax.apply_updates(params, updates)
     return updates, averaging.accumulate(state, after)
 
-  behind = optax.GradientTransformation(averaging.init, update)
-  both = optax.chain(steps.base_optimizer(), behind)
-  return steps.in_one_program(problem, both)
+  after = optax.GradientTransformation(averaging.init, update)
+  both = optax.chain(steps.base_optimizer(), after)
+  return steps.jitted_step(problem, both)
 
 
-# How to take steps with methods that are no transformation.
+# Steps of methods that are not transformations.
 _BUILDERS: dict[str, Callable[[Problem, int], steps.Steps]] = {
   'mesa_loss': lambda problem, _: term_steps.with_mesa(problem),
   'saf_loss': lambda problem, _: term_steps.with_saf(problem),
@@ -136,7 +136,7 @@ def count_gradients(
   """Evaluates the gradients per step that the catalog states.
 
   Args:
-    method: of the catalog.
+    method: row of the catalog.
     settings: arguments other than the defaults.
     reports_loss: whether the unperturbed loss is used.
 
@@ -170,14 +170,14 @@ def _row(method: catalog.Method, variant: _Variant) -> Row:
     if method.place == 'wraps':
       given['base'] = base
     with warnings.catch_warnings():
-      # That no step ascends is what a row measures.
+      # The row measures steps without ascent.
       warnings.filterwarnings('ignore', 'lambda_', UserWarning)
       tx = method.function(**given)
     if method.place == 'chain':
       tx = optax.chain(tx, base)
     if method.place == 'after':
       tx = optax.chain(base, tx)
-    return steps.in_one_program(problem, tx, reports_loss=variant.reports_loss)
+    return steps.jitted_step(problem, tx, reports_loss=variant.reports_loss)
 
   gradients = variant.gradients
   if gradients is None:

@@ -1,9 +1,9 @@
 """Cost outside of the gradients: `python -m benchmarks.scaling`.
 
-How an update alone grows with the number of parameters and of leaves, how
-long it takes to compile, and what an exact sparse mask costs beside a sort.
-The gradient at the perturbed parameters is an array that lies ready; the
-perturbed parameters are written all the same, for a gradient to read.
+Measures how the time of an update grows with the numbers of parameters and of
+leaves, the compilation time, and the cost of an exact sparse mask compared to a
+sort. The perturbed gradient is a precomputed array; the perturbed parameters
+are still written to memory.
 """
 
 import dataclasses
@@ -46,7 +46,7 @@ def _tree(entries: int, leaves: int) -> dict[str, jax.Array]:
   }
 
 
-# Those whose steps don't all ascend.
+# Methods with steps without ascent.
 _SKIPPING = ('ae_sam', 'look_sam', 'ae_look_sam')
 
 
@@ -114,7 +114,7 @@ def parameters(sizes: tuple[int, ...], repeats: int) -> None:
     rows += [(name, False) for name in _SKIPPING]
     for name, ascends in rows:
       tx = _METHODS[name]()
-      # The second gradient is the update's to overwrite, as in a whole step.
+      # The perturbed gradient is donated, as in a complete step.
       update = jax.jit(_update(tx, ascends), donate_argnums=3)
       second = jax.tree.map(jnp.copy, tree)
       # From the second step on, where no mask is renewed.
@@ -182,7 +182,7 @@ def leaves(counts: tuple[int, ...], repeats: int) -> None:
 
 
 def _gradient(params: Any) -> Any:
-  """A gradient without a loss, which has no reduction of its own."""
+  """A gradient without a loss, and so without a further reduction."""
   return jax.tree.map(jnp.cos, params)
 
 
@@ -208,10 +208,10 @@ def _by_hand(base: Any) -> Callable[..., Any]:
 
 
 def sparse_masks(entries: int, repeats: int) -> None:
-  """Prints what the exact mask of half of all scores costs.
+  """Prints the cost of the exact mask of half of all scores.
 
-  The others take their threshold from one array of all scores, and keep more
-  than asked for where scores are equal.
+  The others compute a threshold from one array of all scores, and select too
+  many entries for equal scores.
   """
   scores = jax.tree.map(jnp.abs, _tree(entries, leaves=10))
   kept = entries // 2
@@ -242,14 +242,14 @@ def sparse_masks(entries: int, repeats: int) -> None:
     unit = unit or seconds
     temporary = compiled.memory_analysis().temp_size_in_bytes / entries
     lines.append((name, seconds, seconds / unit, temporary))
-  head = ('mask', 's', 'relative', 'temporary bytes an entry')
+  head = ('mask', 's', 'relative', 'temporary bytes per entry')
   _table(f'Masks of {entries:.3g} scores', head, lines)
 
 
 def parts_of_a_batch(names: tuple[str, ...], repeats: int) -> None:
-  """Prints what the gradient over a third or a quarter of a batch costs.
+  """Prints the cost of the gradient over a third or a quarter of a batch.
 
-  Methods that choose examples are no faster than that.
+  It is a lower bound for methods that select examples.
   """
   lines = []
   for name in names:
@@ -268,13 +268,13 @@ def parts_of_a_batch(names: tuple[str, ...], repeats: int) -> None:
       run = functools.partial(gradient, params, rows)
       seconds[part] = _seconds(run, repeats)
     lines.append((name, seconds[3] / seconds[1], seconds[4] / seconds[1]))
-  head = ('net', 'a third', 'a quarter')
+  head = ('network', 'a third', 'a quarter')
   _table('Gradient over a part of a batch, relative to all of it', head, lines)
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to measure."""
+  """Options of the command."""
 
   parameters: tuple[int, ...] = (
     100_000,
@@ -282,15 +282,15 @@ class Options:
     10_000_000,
     100_000_000,
   )
-  """Sizes of the tree whose update alone is measured."""
+  """Numbers of parameters for the time of an update."""
   leaves: tuple[int, ...] = (1, 20, 200, 2000)
-  """Numbers of leaves of the tree whose whole step is measured."""
+  """Numbers of leaves for the time of a step."""
   scores: int = 25_000_000
-  """Number of scores to choose half of."""
+  """Number of scores, of which the mask selects half."""
   nets: tuple[str, ...] = tuple(problems.SIZES)
-  """Nets whose gradient over a part of a batch is measured."""
+  """Networks for the gradient over a part of a batch."""
   repeats: int = 7
-  """Runs of each, of which the median counts."""
+  """Repetitions; the median counts."""
 
 
 def main(options: Options) -> None:

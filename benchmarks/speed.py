@@ -1,10 +1,9 @@
 """Cost of every method relative to SGD: `python -m benchmarks.speed`.
 
-All rows of a problem take turns in one process, so that whatever else the
-machine does hits them alike; a ratio is taken within a round, to SGD of the
-same framework. Operations and memory are those that XLA states for the
-compiled step. Rows of PyTorch run in a process of their own, with the same
-nets on the same machine.
+All rows of a problem alternate in one process, so that load on the machine
+affects all of them; ratios are to SGD of the same framework in the same round.
+Operations and memory are those that XLA reports for the compiled step. Rows of
+PyTorch run in a separate process, with the same networks on the same machine.
 """
 
 import dataclasses
@@ -29,10 +28,10 @@ _RESULTS = pathlib.Path(__file__).parent / 'results'
 
 
 class Runner:
-  """Trains one row on, a few steps at a time."""
+  """Trains one row, a few steps per turn."""
 
   def __init__(self, row: rows.Row, problem: problems.Problem, length: int):
-    """Compiles nothing yet: the first round does."""
+    """Prepares a row; it is compiled in the first round."""
     self.row = row
     self.seconds: list[float] = []
     self._batches = problem.batches
@@ -41,7 +40,7 @@ class Runner:
     self._taken = 0
 
   def turn(self, count: int) -> float:
-    """Takes a few steps, and returns the seconds that one of them took."""
+    """Takes a few steps, and returns the seconds per step."""
     jax.block_until_ready(self._state)
     start = time.perf_counter()
     for position in range(self._taken, self._taken + count):
@@ -52,18 +51,20 @@ class Runner:
     return (time.perf_counter() - start) / count
 
   def share(self) -> float | None:
-    """Returns the share of steps that took a second gradient."""
+    """Returns the fraction of steps that took a perturbed gradient."""
     if not info.states(self._state.opt_state, SharpnessAwareState):
       return None
     found = optax_sam.metrics(self._state.opt_state)
     share = int(found['second_gradients']) / int(found['step_count'])
     if self.row.share not in (None, share):
-      msg = f'{self.row.name} took the second gradient at {share} of its steps'
+      msg = (
+        f'{self.row.name}: {share:.0%} of its steps took a perturbed gradient'
+      )
       raise RuntimeError(msg)
     return share
 
   def compiled(self) -> dict[str, float]:
-    """Returns what XLA says of the programs that a full step consists of."""
+    """Returns XLA's report on the compiled functions of a full step."""
     total = {'flops': 0.0, 'bytes': 0.0}
     for program, arguments in self._steps.programs.values():
       compiled = program.lower(*arguments).compile()
@@ -85,10 +86,10 @@ def measure(
   """Measures all rows on one problem.
 
   Args:
-    name: of the problem.
-    rounds: number of rounds that count; two more before them warm up.
-    count: number of steps that a row takes in a round, not interrupted.
-    only: measure only the rows of these names, and the baselines.
+    name: name of the problem.
+    rounds: number of rounds that count, after two warm-up rounds.
+    count: number of consecutive steps of a row in a round.
+    only: measure only rows with these names, and the baselines.
   """
   problem = problems.build(name)
   length = (rounds + 2) * count
@@ -138,7 +139,7 @@ def _entry(
 def measure_pytorch(
   name: str, *, rounds: int, count: int
 ) -> list[speed_table.Entry]:
-  """Measures the rows of PyTorch, in a process of their own."""
+  """Measures the rows of PyTorch in a separate process."""
   size = problems.SIZES[name] | {
     'features': problems.FEATURES,
     'classes': problems.CLASSES,
@@ -159,25 +160,25 @@ def measure_pytorch(
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to measure, and where the table goes."""
+  """Options of the command."""
 
   rounds: int = 15
-  """Number of rounds that count; two more before them warm up."""
+  """Number of rounds that count, after two warm-up rounds."""
   steps: int = 10
-  """Number of steps that a row takes in a round, not interrupted."""
+  """Number of consecutive steps of a row in a round."""
   problems: tuple[str, ...] = tuple(problems.SIZES)
-  """Which nets, with their size."""
+  """Names of the networks, with their size."""
   only: tuple[str, ...] = ()
-  """Only the rows of these names, and the baselines."""
+  """Measure only rows with these names, and the baselines."""
   pytorch: bool = True
-  """Whether to measure the rows of PyTorch as well."""
+  """Whether to measure the rows of PyTorch."""
   output: pathlib.Path = _RESULTS
-  """Directory of speed.csv, speed.md and speed.png; what isn't measured now
-  stays there as it is."""
+  """Directory of speed.csv, speed.md and speed.png; other rows in it are
+  unchanged."""
 
 
 def main(options: Options) -> None:
-  """Prints the table problem by problem, then writes it in three forms."""
+  """Prints the table by problem, then writes it in three formats."""
   if options.pytorch:
     _check_pytorch()
   print(speed_table.heading())
@@ -201,7 +202,7 @@ def _check_pytorch() -> None:
   if found.returncode:
     sys.exit(
       f'PyTorch or {_PYTORCH} is missing: install the extra `bench`, or '
-      f'leave their rows out with --no-pytorch'
+      f'omit their rows with --no-pytorch'
     )
 
 

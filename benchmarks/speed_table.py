@@ -1,4 +1,4 @@
-"""The table of speed as Markdown, CSV and a plot."""
+"""The speed table as Markdown, CSV and a plot."""
 
 import csv
 import dataclasses
@@ -20,9 +20,9 @@ class Entry:
   """One row of the table, on one problem; ratios are to SGD.
 
   Attributes:
-    problem: kind of net and size.
-    row: what was measured.
-    group: heading that it stands under.
+    problem: kind and size of the network.
+    row: name of the row.
+    group: its heading.
     wall: median ratio of the time of a step.
     low: its lower quartile.
     high: its upper quartile.
@@ -30,8 +30,9 @@ class Entry:
     flops: ratio of the floating-point operations of a full step, if known.
     memory: ratio of peak memory: arguments, results and temporary arrays.
     copies: difference of that memory, in copies of the parameters.
-    share: share of steps that took a second gradient.
-    gradients: gradients that a step should cost; None if its share says so.
+    share: fraction of steps that took a perturbed gradient.
+    gradients: expected cost of a step in gradients; None if it follows from
+      `share`.
     counterpart: row of another framework with the same method.
   """
 
@@ -51,14 +52,14 @@ class Entry:
 
   @property
   def overhead(self) -> float:
-    """Time of a step over what its gradients alone should take."""
+    """Time of a step over the expected time of its gradients."""
     if self.gradients is not None:
       return self.wall / self.gradients
     return self.wall / (1 + (self.share or 0))
 
 
 def heading() -> str:
-  """Returns what the figures depend on."""
+  """Returns date, hardware and versions."""
   found = machine.describe()
   return (
     f'{dt.datetime.now(dt.UTC):%Y-%m-%d}, {found["cores"]} cores of an '
@@ -75,7 +76,7 @@ def markdown(entries: Sequence[Entry]) -> str:
     lines = [
       (
         '| step | time | quartiles | time / gradients | operations | memory '
-        '| copies | second gradients | ms |'
+        '| copies | perturbed gradients | ms |'
       ),
       '|---|---|---|---|---|---|---|---|---|',
     ]
@@ -109,7 +110,7 @@ def _line(entry: Entry) -> str:
 
 
 def overview(entries: Sequence[Entry]) -> str:
-  """Returns one table of the time of a step relative to SGD, by net."""
+  """Returns a table of the time of a step relative to SGD, by network."""
   problems = list(dict.fromkeys(entry.problem for entry in entries))
   rows = dict.fromkeys((entry.group, entry.row) for entry in entries)
   found = {(e.group, e.row, e.problem): e for e in entries}
@@ -139,13 +140,13 @@ def write(
 ) -> None:
   """Writes speed.md, speed.csv and speed.png.
 
-  What is not among the entries is kept as an earlier call wrote it: a ratio is
-  to SGD in turns with it.
+  Other entries of an earlier call are unchanged, because each ratio is to SGD
+  in the same rounds.
 
   Args:
-    directory: made if it is missing.
-    entries: what was measured now.
-    names: of all rows, in the order of the table; others come after them.
+    directory: the output directory, created if it is missing.
+    entries: the new entries.
+    names: names of all rows, in the order of the table; others come last.
   """
   directory.mkdir(parents=True, exist_ok=True)
 
@@ -164,7 +165,7 @@ def write(
     ),
   )
   text = f'# Time of a step relative to SGD\n\n{heading()}\n\n'
-  text += f'{overview(entries)}\n## Net by net\n\n{markdown(entries)}'
+  text += f'{overview(entries)}\n## By network\n\n{markdown(entries)}'
   (directory / 'speed.md').write_text(text, encoding='utf-8')
   with (directory / 'speed.csv').open('w', newline='') as file:
     names = [field.name for field in dataclasses.fields(Entry)]
@@ -175,7 +176,7 @@ def write(
 
 
 def _read(path: pathlib.Path) -> list[Entry]:
-  """Returns the entries of a file of ours, none if there is no file."""
+  """Returns the entries of a CSV file, none without a file."""
   if not path.exists():
     return []
   texts = ('problem', 'row', 'group', 'counterpart')

@@ -1,9 +1,9 @@
 """Cost of one training step relative to SGD: `python -m benchmarks.step_cost`.
 
-The steps are those of the trainer, on its small conv net with batch norm and
-images of the size of its digits. All take turns in one process, so that
-whatever else the machine does hits them alike; a ratio is taken within a
-round, to SGD in one program.
+The steps are those of the trainer, on its small conv network with batch norm
+and on images of the size of its digits. All alternate in one process, so that
+load on the machine affects all of them; ratios are to jitted SGD in the same
+round.
 """
 
 import dataclasses
@@ -36,23 +36,22 @@ class Row:
   """One row of the table.
 
   Attributes:
-    name: what it is called there.
-    method: what stands before the base optimizer.
-    build: how its step is executed.
-    share: share of steps that take the second gradient, where it must be
-      exactly that one.
+    name: its name in the table.
+    method: the transformation before the base optimizer.
+    build: builds the step, under `jit` or with a decision on the host.
+    share: required fraction of steps with a perturbed gradient, if any.
   """
 
   name: str
   method: optax.GradientTransformation
-  build: Callable[..., train_step.Step] = train_step.in_one_program
+  build: Callable[..., train_step.Step] = train_step.jitted_step
   share: float | None = None
 
 
 def _ae_sam(threshold: float) -> optax.GradientTransformation:
-  """Builds AE-SAM with the same threshold from the start to the end."""
+  """Builds AE-SAM with a constant threshold."""
   with warnings.catch_warnings():
-    # That no step ascends is what is measured.
+    # The row measures steps without ascent.
     warnings.simplefilter('ignore', UserWarning)
     return optax_sam.ae_sam(
       total_steps=_TOTAL_STEPS, lambda_1=threshold, lambda_2=threshold
@@ -60,8 +59,8 @@ def _ae_sam(threshold: float) -> optax.GradientTransformation:
 
 
 def _waited_for(*given, **settings) -> train_step.Step:
-  """Returns a step in one program that Python waits for before the next."""
-  step = train_step.in_one_program(*given, **settings)
+  """Returns a jitted step that blocks until its result is ready."""
+  step = train_step.jitted_step(*given, **settings)
 
   def waited_for(state, batch):
     state, metrics = step(state, batch)
@@ -72,10 +71,10 @@ def _waited_for(*given, **settings) -> train_step.Step:
 
 
 def rows() -> list[Row]:
-  """Returns what is measured, SGD first."""
+  """Returns all rows, SGD first."""
   host = train_step.branching_on_host
   without_gradient = functools.partial(
-    train_step.in_one_program, uses_gradient=False
+    train_step.jitted_step, uses_gradient=False
   )
   third = 1 / 3
   steps = {'total_steps': _TOTAL_STEPS}
@@ -94,8 +93,8 @@ def rows() -> list[Row]:
     Row('sam, on the host', optax_sam.sam(), host, 1),
     Row('ae_sam skipped, on the host', _ae_sam(_LARGE), host, 0),
     Row('ae_sam full, on the host', _ae_sam(-_LARGE), host, 1),
-    Row('ae_sam skipped, in one program', _ae_sam(_LARGE), share=0),
-    Row('ae_sam full, in one program', _ae_sam(-_LARGE), share=1),
+    Row('ae_sam skipped, jitted', _ae_sam(_LARGE), share=0),
+    Row('ae_sam full, jitted', _ae_sam(-_LARGE), share=1),
     Row('ss_sam, on the host', optax_sam.ss_sam(key=0), host),
     Row('look_sam, on the host', optax_sam.look_sam(), host),
     Row('ae_sam, on the host', optax_sam.ae_sam(**steps), host),
@@ -104,15 +103,15 @@ def rows() -> list[Row]:
 
 
 class Runner:
-  """Trains one row on, a few steps at a time.
+  """Trains one row, a few steps per turn.
 
   Attributes:
-    row: what it trains.
-    seconds: time per step of every round that counts.
+    row: the row.
+    seconds: time per step in every round that counts.
   """
 
   def __init__(self, row: Row, task: Task, batches: list[datasets.Batch]):
-    """Compiles nothing yet: the first round does."""
+    """Prepares a row; it is compiled in the first round."""
     base = optax.chain(
       optax.add_decayed_weights(5e-4), optax.sgd(0.01, momentum=0.9)
     )
@@ -131,7 +130,7 @@ class Runner:
     )
 
   def turn(self) -> float:
-    """Takes a few steps, and returns the seconds that one of them took."""
+    """Takes a few steps, and returns the seconds per step."""
     jax.block_until_ready(self._state)
     start = time.perf_counter()
     for batch in self._batches:
@@ -140,13 +139,15 @@ class Runner:
     return (time.perf_counter() - start) / len(self._batches)
 
   def check(self) -> None:
-    """Raises if a row didn't do what its name says."""
+    """Raises if the fraction of perturbed gradients is wrong."""
     if self.row.share is None:
       return
     found = optax_sam.metrics(self._state.opt_state)
     share = int(found['second_gradients']) / int(found['step_count'])
     if share != self.row.share:
-      msg = f'{self.row.name} took the second gradient at {share} of its steps'
+      msg = (
+        f'{self.row.name}: {share:.0%} of its steps took a perturbed gradient'
+      )
       raise RuntimeError(msg)
 
 
@@ -181,11 +182,11 @@ def main(
   """Prints a Markdown table of the cost of a step relative to SGD.
 
   Args:
-    rounds: number of rounds that count; two more before them warm up.
-    steps: number of steps that a row takes in a round, not interrupted.
-    batch_size: number of examples of a batch.
-    only: measure only the rows with these words in their name, and SGD.
-    lax_convolutions: convolve by `jax.lax.conv_general_dilated`.
+    rounds: number of rounds that count, after two warm-up rounds.
+    steps: number of consecutive steps of a row in a round.
+    batch_size: number of examples in a batch.
+    only: measure only rows with these words in their names, and SGD.
+    lax_convolutions: use `jax.lax.conv_general_dilated`.
   """
   convolve = (
     jax.lax.conv_general_dilated

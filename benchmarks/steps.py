@@ -1,4 +1,4 @@
-"""Training steps of the benchmarks: bare, without anything that is logged."""
+"""Training steps of the benchmarks, without logging."""
 
 import dataclasses
 from collections.abc import Callable
@@ -14,7 +14,7 @@ _RHO = 0.05
 
 
 class State(NamedTuple):
-  """Everything that a step reads and writes."""
+  """The state that a step reads and writes."""
 
   params: Any
   statistics: Any
@@ -23,12 +23,13 @@ class State(NamedTuple):
 
 @dataclasses.dataclass
 class Steps:
-  """A way to take steps, and the programs that it consists of.
+  """A way to take steps, with its compiled functions.
 
   Attributes:
     init: returns the first state.
-    take: from state and batch to the next state and the clean loss.
-    programs: by name, each with the arguments that it is lowered with.
+    take: maps state and batch to the next state and the unperturbed loss.
+    programs: jitted functions by name, each with the arguments to lower it
+      with.
   """
 
   init: Callable[[], State]
@@ -37,17 +38,17 @@ class Steps:
 
 
 def base_optimizer() -> optax.GradientTransformation:
-  """Returns what every row descends with."""
+  """Returns the base optimizer of every row."""
   return optax.sgd(0.01, momentum=0.9)
 
 
-def in_one_program(
+def jitted_step(
   problem: Problem,
   optimizer: optax.GradientTransformation,
   *,
   reports_loss: bool = True,
 ) -> Steps:
-  """Returns the uniform step of this library, jitted."""
+  """Returns the jitted training step of this library."""
   tx = optax.with_extra_args_support(optimizer)
   descend = _descending(problem, tx)
 
@@ -61,7 +62,7 @@ def in_one_program(
 
 
 def sam_by_hand(problem: Problem) -> Steps:
-  """Returns SAM as one writes it without a library, SGD by Optax."""
+  """Returns handwritten SAM with Optax's SGD."""
   base = base_optimizer()
 
   @jax.jit
@@ -100,7 +101,7 @@ def sam_of_optax(problem: Problem) -> Steps:
 
 
 def _clean_pass(problem: Problem, state: State, batch: Any) -> Any:
-  """Returns the loss and those of all examples, statistics and gradient."""
+  """Returns loss, per-example losses, statistics and gradient."""
 
   def loss(params):
     losses, statistics = problem.losses(params, state.statistics, batch)
@@ -119,7 +120,7 @@ def _descending(problem: Problem, tx: Any) -> Callable[..., State]:
       opt_state,
       params,
       value_fn=lambda p: problem.loss(p, statistics, batch)[0],
-      # One example alone has no variance for batch norm to divide by.
+      # In training mode batch norm has no variance for a single example.
       per_example_value_fn=lambda p, b: problem.losses(
         p, statistics, b, train=len(b['labels']) > 1
       )[0],

@@ -1,4 +1,4 @@
-"""Training steps whose loss has a term that remembers: SAF and MESA."""
+"""Training steps with a stateful auxiliary loss: SAF and MESA."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ import optax_sam
 from benchmarks.problems import CLASSES, Problem
 from benchmarks.steps import State, Steps, base_optimizer
 
-# As in CIFAR; every step is one of the sixth epoch, where targets begin.
+# Size of CIFAR; every step belongs to the sixth epoch, where targets begin.
 _EXAMPLES = 50_000
 _EPOCH = 5
 
 
 def with_saf(problem: Problem) -> Steps:
-  """Returns SGD with the term of `saf_loss`, whose table is donated."""
+  """Returns SGD with the auxiliary loss `saf_loss`; its table is donated."""
   saf = optax_sam.saf_loss()
 
   def ids(batch):
-    # Known to the compiler they would be cheaper than those of a loader.
+    # Not constants, which would be cheaper than the ids of a loader.
     places = jnp.arange(len(batch['labels'])) * 397 + jnp.sum(batch['labels'])
     return places % _EXAMPLES
 
@@ -34,7 +34,7 @@ def with_saf(problem: Problem) -> Steps:
 
 
 def with_mesa(problem: Problem) -> Steps:
-  """Returns SGD with the term of `mesa_loss`."""
+  """Returns SGD with the auxiliary loss `mesa_loss`."""
   mesa = optax_sam.mesa_loss()
 
   def term(logits, memory, batch):

@@ -1,6 +1,6 @@
-"""The same nets in PyTorch: a process of its own, started by `speed`.
+"""The same networks in PyTorch, in a separate process of `speed`.
 
-Takes a request as JSON and prints the rows as one line of JSON.
+Reads a request as JSON and prints the rows as one line of JSON.
 """
 
 import json
@@ -18,7 +18,7 @@ _RATE, _MOMENTUM, _RHO, _PERIOD = 0.01, 0.9, 0.05, 5
 
 
 class Transformer(nn.Module):
-  """An encoder of tokens with layer norm in front of every block."""
+  """A token encoder with layer norm before every block."""
 
   def __init__(self, size: dict[str, Any]) -> None:
     """Builds the layers."""
@@ -46,7 +46,7 @@ class Transformer(nn.Module):
 
 
 def dense(size: dict[str, Any]) -> nn.Module:
-  """Returns hidden layers of one width."""
+  """Returns hidden layers of equal width."""
   layers, inputs = [], size['features']
   for _ in range(size['depth']):
     layers += [nn.Linear(inputs, size['width']), nn.ReLU()]
@@ -154,7 +154,7 @@ _ROWS: dict[str, tuple[float, Callable[..., Any]]] = {
   'SGD': (1.0, _plain),
   'SAM': (2.0, _two_steps(pytorch_optimizer.SAM, rho=_RHO)),
   'GSAM': (2.0, _gsam),
-  # Its step calls the closure whether it perturbs or not: two gradients.
+  # Its step always calls the closure, so it costs two gradients.
   'LookSAM': (
     2.0,
     _two_steps(pytorch_optimizer.LookSAM, rho=_RHO, k=_PERIOD),
@@ -164,7 +164,7 @@ _ROWS: dict[str, tuple[float, Callable[..., Any]]] = {
 
 
 def main(request: dict[str, Any]) -> None:
-  """Measures all rows in turns and prints them."""
+  """Measures all rows alternately and prints them."""
   size, loss = request['size'], nn.CrossEntropyLoss()
   data, count = batches(size), request['count']
   torch.manual_seed(0)

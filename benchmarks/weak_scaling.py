@@ -1,9 +1,9 @@
-"""Work and bytes of each device as devices are added.
+"""Work and bytes per device for 1, 2, 4 and 8 devices.
 
-`python -m benchmarks.weak_scaling` compiles the trainer's step for 1, 2, 4
-and 8 devices of this machine that share its cores, every one with as many
-examples. Both should stay as they are; so many devices on one machine say
-nothing about time, so none is measured.
+`python -m benchmarks.weak_scaling` compiles the trainer's step for fake devices
+on the cores of this machine, with the same number of examples per device. Work
+and bytes per device should be constant. Time is not measured, because fake
+devices say nothing about it.
 """
 
 import dataclasses
@@ -30,30 +30,30 @@ ROWS = (
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to compile, and where the table goes."""
+  """Options of the command."""
 
   devices: tuple[int, ...] = (1, 2, 4, 8)
   """Numbers of devices."""
   rows: tuple[str, ...] = ROWS
-  """Named as by `benchmarks.pod`."""
+  """Rows, named as in `benchmarks.pod`."""
   model: str = 'cnn'
   """The trainer's model: cnn, with batch norm, or mlp."""
   examples: int = 64
-  """Examples of each device."""
+  """Examples per device."""
   output: pathlib.Path = RESULTS
   """Directory of weak_scaling.csv and weak_scaling.md."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-  """One compiled step; all figures are of one device.
+  """One compiled step; all numbers are per device.
 
   Attributes:
-    row: named as by `benchmarks.pod`.
-    devices: how many there are.
+    row: name of the row, as in `benchmarks.pod`.
+    devices: number of devices.
     flops: operations.
-    collectives: how many there are.
-    collective_bytes: of their results.
+    collectives: number of collectives.
+    collective_bytes: bytes of their results.
   """
 
   row: str
@@ -102,13 +102,13 @@ def measure(row: str, devices: int, model: Any, examples: int) -> Entry:
   program = pod_steps.of_task(
     task.build(config), config, mesh, sync_ascent=local
   )
-  figures = pod_programs.figures(program.lower(mesh).compile())
-  total = figures.structure.total
-  return Entry(row, devices, figures.flops, total.count, total.bytes)
+  report = pod_programs.report(program.lower(mesh).compile())
+  total = report.structure.total
+  return Entry(row, devices, report.flops, total.count, total.bytes)
 
 
 def page(entries: list[Entry], model: str, examples: int) -> str:
-  """Returns the table with what it is of."""
+  """Returns the page with heading and table."""
   from benchmarks import pod_table
 
   counts = sorted({e.devices for e in entries})
@@ -120,7 +120,7 @@ def page(entries: list[Entry], model: str, examples: int) -> str:
       date=dt.datetime.now(tz=dt.UTC).date().isoformat(),
       versions=pod_table.versions(),
     ),
-    f'| step | of each device | {" | ".join(map(str, counts))} |',
+    f'| step | per device | {" | ".join(map(str, counts))} |',
     f'|---|---|{"---|" * len(counts)}',
   ]
   for row in dict.fromkeys(e.row for e in entries):
@@ -140,8 +140,8 @@ _COLUMNS: dict[str, Any] = {
 _HEADING = """\
 # Weak scaling of the structure
 
-Of the trainer's model `{model}` on digits, {examples} examples a device, on
-devices that XLA makes of one processor; compiled, not timed.
+Steps of the trainer's model `{model}` on digits, {examples} examples per
+device, on fake devices of one processor; compiled, not timed.
 {date}, {versions}.
 """
 

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -12,11 +14,11 @@
 # ---
 
 # %% [markdown]
-# # When AE-SAM takes the second gradient
+# # When AE-SAM computes the perturbed gradient
 #
-# SAM's second gradient doubles the cost of a step. AE-SAM takes it only where
-# the gradient is large for its time. With `x` the squared norm of the gradient,
-# `t` the step and `T` all steps:
+# SAM's perturbed gradient doubles the cost of a step. AE-SAM computes it only
+# if the gradient is large compared to recent steps. With the squared gradient
+# norm `x`, the step `t` and the total number of steps `T`:
 #
 # ```
 # mean      = 0.9 * mean     + 0.1 * x
@@ -26,8 +28,9 @@
 # ascend    = x >= threshold
 # ```
 #
-# So at the start a gradient has to stand out to get a second one, at the end it
-# must be unusually small not to. This notebook watches the rule at work.
+# So at the start only unusually large gradients lead to an ascent step, and at
+# the end all but unusually small ones. This notebook shows the rule in a
+# training run.
 
 # %%
 import functools
@@ -45,9 +48,9 @@ import optax_sam
 # %% [markdown]
 # ## A run that logs every step
 #
-# Digits with three wrong labels in ten, a network with one hidden layer.
-# `optax_sam.metrics` reads the scalars of a method out of the optimizer's
-# state, also inside of a compiled loop: here it returns a row for every step.
+# The data are digits with 30 % wrong labels, the network has one hidden layer.
+# `optax_sam.metrics` reads the metrics of a method from the optimizer state,
+# also inside a compiled loop: here it returns a row for every step.
 
 # %%
 EPOCHS, BATCH_SIZE = 40, 50
@@ -99,10 +102,10 @@ log = jax.device_get(train(optax_sam.ae_sam(0.1, total_steps=total_steps)))
 print(*sorted(log), sep='\n')
 
 # %% [markdown]
-# ## The rule, once more by hand
+# ## The rule by hand
 #
-# The squared norms alone are enough to get all decisions back. Starting both
-# moments at 0 makes a few more second gradients at first.
+# The squared norms suffice to reproduce all decisions. Both moments start at 0,
+# which causes a few extra ascent steps at first.
 
 # %%
 mean = variance = 0.0
@@ -123,11 +126,11 @@ assert agree > 0.995  # all but ties that rounding decides
 print(f'{agree:.1%} of {total_steps} decisions are the same')
 
 # %% [markdown]
-# ## What it sees
+# ## Gradient norms and threshold
 #
-# Sixty steps early in training and sixty late. The band is one deviation to
-# either side of the mean. The threshold moves from its upper edge to its lower
-# one.
+# The plots show sixty steps early in training and sixty late. The band is one
+# standard deviation around the mean. The threshold moves from its upper edge to
+# its lower edge.
 
 # %%
 norms, ascended = log['policy/squared_norm'], log['ascended']
@@ -145,7 +148,10 @@ for axis, first in zip(axes, (40, total_steps - 100), strict=True):
     linewidth=1,
     label='threshold',
   )
-  for chosen, label in ((ascended, 'second gradient'), (~ascended, 'skipped')):
+  for chosen, label in (
+    (ascended, 'perturbed gradient'),
+    (~ascended, 'skipped'),
+  ):
     inside = steps[part][chosen[part]]
     axis.plot(inside, norms[inside], 'o', markersize=3, label=label)
   axis.set(title=f'Steps {first} to {first + 59}', xlabel='step')
@@ -156,11 +162,11 @@ figure.legend(handles, names, loc='outside right center', frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## How often
+# ## Fraction of ascent steps
 #
-# If squared norms were normally distributed about the mean, a step would ascend
-# with the probability that a normal variable exceeds `c`. Real ones aren't:
-# their distribution has a long upper tail, so the share usually stays below.
+# If squared norms were normally distributed, the probability of an ascent step
+# would be that of a normal variable above `c`. In practice their distribution
+# has a long upper tail, so the fraction is usually smaller.
 
 # %%
 share = ascended.reshape(EPOCHS, -1).mean(axis=1)
@@ -173,10 +179,10 @@ for name, shares in (('taken', share), ('normal', expected)):
   )
 
 # %% [markdown]
-# ## Beside two that don't look
+# ## Comparison with two other policies
 #
-# SS-SAM tosses a coin at each step. LookSAM goes by the count, and reuses in
-# between what the last second gradient added. Neither looks at the gradient.
+# SS-SAM decides at random in each step. LookSAM ascends periodically, and
+# reuses the last direction in between. Neither depends on the gradient.
 
 # %%
 logs = {
@@ -196,7 +202,7 @@ for name, found in logs.items():
   shares = found['ascended'].reshape(EPOCHS, -1).mean(axis=1)
   left.plot(epochs, shares, label=name)
 left.plot(epochs, expected, ':', color='black', label='AE-SAM, normal law')
-left.set(title='Share with a second gradient', xlabel='epoch', ylim=(0, 1.3))
+left.set(title='Steps with a perturbed gradient', xlabel='epoch', ylim=(0, 1.3))
 left.set_yticks(np.linspace(0, 1, 6))
 left.legend(frameon=False, fontsize='small', ncols=2, loc='upper left')
 middle = total_steps // 2
@@ -206,30 +212,32 @@ right.eventplot(
   linelengths=0.7,
   colors=['C0', 'C1', 'C2'],
 )
-right.set(title='Second gradients of 50 steps', xlabel=f'step after {middle}')
+right.set(
+  title='Perturbed gradients of 50 steps', xlabel=f'step after {middle}'
+)
 right.set_yticks([2, 1, 0], logs)
 plt.show()
 
 for name, found in logs.items():
   last = found['loss'][-steps_per_epoch:].mean()
   print(
-    f'{name:8} {1 + found["ascended"].mean():.2f} gradients a step, '
+    f'{name:8} {1 + found["ascended"].mean():.2f} gradients per step, '
     f'training loss of the last epoch {last:.3f}'
   )
 
 # %% [markdown]
 # ## Other thresholds
 #
-# `lambda_2` is where `c` starts and `lambda_1` where it ends. A policy sees
-# nothing but gradients, so it can be replayed over the norms of this run: one
-# number stands for a gradient, whose square is its squared norm. In a run of
-# its own the norms would differ somewhat, since other steps would be taken.
+# `c` starts at `lambda_2` and ends at `lambda_1`. A policy depends only on
+# gradients, so it can be replayed with the norms of this run: a scalar with the
+# same squared norm replaces each gradient. In a real run the norms would differ
+# slightly, because the steps would differ.
 
 
 # %%
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def replay(lambda_1, lambda_2):
-  """Returns the share of second gradients in every quarter."""
+  """Returns the fraction of ascent steps in every quarter."""
   policy = optax_sam.policies.on_sharp_gradients(
     total_steps, lambda_1=lambda_1, lambda_2=lambda_2
   )
@@ -244,7 +252,7 @@ def replay(lambda_1, lambda_2):
   return decisions.reshape(4, -1).mean(axis=1)
 
 
-print('lambda_1  lambda_2   share in the quarters      all')
+print('lambda_1  lambda_2   fraction by quarter        all')
 for lambda_1, lambda_2 in ((-1, 1), (0, 2), (0, 0), (1, -1)):
   quarters = np.asarray(replay(lambda_1, lambda_2))
   print(
@@ -255,8 +263,8 @@ for lambda_1, lambda_2 in ((-1, 1), (0, 2), (0, 0), (1, -1)):
 
 # %% [markdown]
 # `lambda_1=0, lambda_2=2` are the defaults of `ae_look_sam`. Swapping the two
-# moves the second gradients from the end of training to its start.
+# moves the ascent steps from the end of training to its start.
 #
-# If your log shows a share far from what you want to pay for, these two are
-# what to change. `help(optax_sam.policies.on_sharp_gradients)` says which of
-# the defaults could not be confirmed against the paper.
+# If your log shows too many or too few ascent steps, change these two
+# arguments. `help(optax_sam.policies.on_sharp_gradients)` lists the defaults
+# that are unverified against the paper.

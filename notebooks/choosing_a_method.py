@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,14 +16,13 @@
 # %% [markdown]
 # # Which method, and which radius?
 #
-# Every method has one number that you have to find: `rho`, how far the weights
-# are moved before the second gradient is taken. Here SAM and ASAM are trained
-# at several radii, a validation set chooses one of each, and test images that
-# had no part in the choice say what it was worth. At the end is a guide to the
-# other methods.
+# Every method has one hyperparameter that you must tune: the radius `rho`, the
+# size of the perturbation. Here SAM and ASAM are trained with several radii, a
+# validation set selects one for each, and independent test images measure the
+# gain. A guide to the other methods is at the end.
 #
-# The same few steps work for a network of your own: a coarse grid of radii, a
-# factor of two or so apart, and more than one seed.
+# The same procedure works for your network: a coarse grid of radii with a
+# factor of about two between them, and more than one seed.
 
 # %%
 import functools
@@ -38,9 +39,9 @@ import optax_sam
 # %% [markdown]
 # ## The data
 #
-# Handwritten digits of 8 x 8 pixels. Three in ten labels are wrong, for
-# training and for validation: whoever has wrong labels has them in both. Only
-# the test labels are true.
+# The data are handwritten digits of 8 x 8 pixels. 30 % of the training and
+# validation labels are wrong, because in practice wrong labels are in both. All
+# test labels are true.
 
 # %%
 NOISE = 0.3
@@ -67,9 +68,9 @@ print(f'so about {1 - NOISE:.0%} is all that validation can show')
 # %% [markdown]
 # ## One run
 #
-# A network with one hidden layer, SGD with momentum, and a method in front of
-# it. The whole run is one function, so that JAX can train all radii and seeds
-# side by side.
+# The network has one hidden layer. The optimizer is SGD with momentum, with a
+# method before it. The whole run is one function, so JAX can vectorize it over
+# radii and seeds.
 
 # %%
 EPOCHS, BATCH_SIZE, SEEDS = 30, 50, np.arange(4)
@@ -120,9 +121,9 @@ def train(method, rho, seed):
 # %% [markdown]
 # ## The sweep
 #
-# Six radii and four seeds. The first radius is 0, which is plain SGD: the same
-# program, so the comparison is fair. ASAM measures the radius relative to each
-# weight, so its numbers are larger.
+# There are six radii and four seeds. The first radius is 0, which is plain SGD
+# in the same compiled function. ASAM's radius is relative to each weight, so
+# its values are larger.
 
 # %%
 RADII = {
@@ -159,9 +160,9 @@ validated = {
 best = {name: found.mean(axis=1).argmax() for name, found in validated.items()}
 
 # %% [markdown]
-# The line is the mean over the seeds, the band goes from the lowest to the
-# highest. Where the best radius is the last one before a fall, look in between,
-# or take the smaller one if it is as good within the band.
+# The line is the mean over the seeds; the band is the range from the lowest to
+# the highest. If accuracy drops after the best radius, try values in between,
+# or take the smaller radius if its accuracy is within the band.
 
 # %%
 figure, axes = plt.subplots(
@@ -179,12 +180,12 @@ axes[0].legend(frameon=False, loc='lower left')
 plt.show()
 
 # %% [markdown]
-# ## What too large looks like
+# ## Signs of a radius that is too large
 #
-# The loss that you log is that at the weights themselves, without the
-# perturbation. If it stays high, or falls much later than without the method,
-# the radius is too large: the network underfits. With wrong labels a loss that
-# goes to 0 is no good sign either: then they are learnt by heart.
+# The logged loss is that at the unperturbed weights. If it remains high, or
+# falls much later than without the method, the radius is too large: the network
+# underfits. With wrong labels, a loss near 0 is not good either: the network
+# has memorized them.
 
 # %%
 colors = plt.cm.viridis(np.linspace(0, 0.9, 6))
@@ -202,10 +203,10 @@ axes[0].set_ylabel('training loss')
 plt.show()
 
 # %% [markdown]
-# ## What the choice is worth
+# ## The gain on test images
 #
-# The validation accuracy of the winner is too good, since it was chosen for it.
-# The test images weren't asked yet. Runs with one seed start from the same
+# The validation accuracy of the best radius is biased by the selection, so the
+# test images measure the gain. Runs with the same seed start from the same
 # weights and see the same batches, so the differences are paired.
 
 # %%
@@ -221,21 +222,22 @@ for name, (params, _) in runs.items():
   )
 
 # %% [markdown]
-# Four seeds and one split are enough to find a radius, not to rank two methods
-# whose differences overlap. `optax-sam compare` does that with intervals.
+# Four seeds and one split are enough to find a radius, but not to rank two
+# methods with overlapping results. `optax-sam compare` reports confidence
+# intervals.
 #
 # ## Which method?
 #
-# A radius found for SAM is a good start for the methods that skip or pick
-# examples: their perturbation is SAM's. What a method costs is its second
-# gradients, what it keeps is in its state. Both can be asked. LookSAM's share
-# is one in `period`, AE-SAM's comes out of the training:
+# A radius for SAM is a good start for methods that skip steps or select
+# examples, because their perturbation is that of SAM. The cost of a method is
+# its number of perturbed gradients, and its memory is its state. Both can be
+# measured. LookSAM's fraction is 1/`period`; AE-SAM's depends on the training:
 
 
 # %%
 @functools.partial(jax.jit, static_argnums=0)
 def share(method):
-  """Trains once; returns the share of steps with a second gradient."""
+  """Trains once; returns the fraction of steps with a perturbed gradient."""
 
   def step(carry, rows):
     params, state = carry
@@ -266,25 +268,25 @@ for name, method, second in (
   ('ae_sam', ae_sam, float(share(ae_sam))),
 ):
   print(
-    f'{name:12} {1 + second:.2f} gradients a step, '
+    f'{name:12} {1 + second:.2f} gradients per step, '
     f'state {kept(method)} x the parameters'
   )
 
 # %% [markdown]
-# - **Two gradients a step are affordable:** `sam`, at a radius from a sweep.
-# - **They aren't:** `ae_sam`. How many second gradients it takes comes out of
-#   the training.
-# - **They aren't, and the cost must be known before:** `look_sam`, at 1 +
-#   1/`period` gradients. It keeps a direction as large as the weights.
-# - **Small batches:** `friendly_sam` perturbs by the noise of the gradient. It
-#   keeps an average of gradients.
-# - **Layers of very different scale, no normalization:** `asam`. Its radius is
-#   in other units and needs a sweep of its own.
-# - **Cheap forward passes, and examples that differ much:** `k_sam`. With a
-#   third of the batch for each gradient it has about the cost of SGD. It trains
-#   on the examples with the largest losses; with labels like these, many of
-#   them may be the wrong ones.
+# - **You can afford two gradients per step:** `sam`, with a tuned radius.
+# - **You cannot:** `ae_sam`. Its number of perturbed gradients depends on the
+#   training.
+# - **You cannot, and need a fixed cost:** `look_sam`, with 1 + 1/`period`
+#   gradients. Its state is a direction as large as the weights.
+# - **Small batches:** `friendly_sam` perturbs along the noise of the gradient.
+#   Its state is an average of gradients.
+# - **Layers of very different scale, no normalization:** `asam`. Its radius has
+#   other units and must be tuned separately.
+# - **Cheap forward passes, and correct labels:** `k_sam`. With a third of the
+#   batch for each gradient it costs about as much as SGD. It trains on the
+#   examples with the largest losses; with wrong labels, many of these are
+#   mislabelled.
 #
-# None of these is better in general. Tune the radius of each that you compare,
-# compare at equal time if time is what you have little of, and stay with SGD
-# where the difference is within the luck of the seed.
+# None of these is better in general. Tune the radius of each method that you
+# compare. Compare at equal time if time is limited. Stay with SGD if the
+# difference is within the seed-to-seed variance.

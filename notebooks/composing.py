@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -12,20 +14,19 @@
 # ---
 
 # %% [markdown]
-# # A method of your own
+# # Compose your own method
 #
-# Every method of this library answers four questions:
+# Every method of this library consists of four components:
 #
-# | choice | question |
+# | component | question |
 # |---|---|
-# | perturbation | from a gradient, where to? |
-# | policy | is the second gradient taken at this step? |
-# | descent | which direction goes to the optimizer? |
-# | selection | which examples feed the gradients? |
+# | perturbation | which perturbation follows from a gradient? |
+# | policy | does this step compute the perturbed gradient? |
+# | descent | which combination of gradients does the optimizer get? |
+# | selection | which examples does each gradient use? |
 #
-# `optax_sam.sharpness_aware` puts four answers together. Here are a
-# perturbation and a policy that the library doesn't have, each in a few lines,
-# and how to see that they do what they should.
+# `optax_sam.sharpness_aware` combines the four. This notebook defines a new
+# perturbation and a new policy, each in a few lines, and tests them.
 
 # %%
 import functools
@@ -44,13 +45,13 @@ from optax_sam import descents, perturbations, policies, selections
 # %% [markdown]
 # ## A perturbation
 #
-# It is an ordinary gradient transformation: the ascent gradient goes in, the
-# perturbation comes out. So pieces join with `optax.chain`, and Optax's own
-# will do.
+# A perturbation is an ordinary gradient transformation from the ascent gradient
+# to the perturbation. So you can combine perturbations, and Optax's
+# transformations, with `optax.chain`.
 #
-# SAM goes along the gradient, where steep weights move the most. Going along
-# `sign(g) * abs(g)^q` instead is SAM at `q = 1` and moves all weights alike at
-# `q = 0`. The length needs no thought: `scale_to_radius` comes after it.
+# SAM perturbs along the gradient, so weights with large gradients move most.
+# The direction `sign(g) * abs(g)^q` is that of SAM for `q = 1`, and moves all
+# weights equally for `q = 0`. `scale_to_radius` then sets the length.
 
 
 # %%
@@ -70,8 +71,8 @@ def power_sam(rho, q, **choices):
 
 
 # %% [markdown]
-# To see what a method perturbs, give it a `grad_fn` of your own. It is called
-# at the perturbed weights.
+# To inspect a perturbation, pass a custom `grad_fn`. It is called at the
+# perturbed weights.
 
 
 # %%
@@ -102,13 +103,13 @@ for q in (0.0, 0.5, 1.0):
 # ## A policy
 #
 # A policy is a pair of functions: `init(params)` returns its state, and
-# `decide(grads, state)` whether the step takes the second gradient, with the
-# next state. On several devices it is given the averaged gradient, so all
-# decide alike.
+# `decide(grads, state)` returns whether the step computes the perturbed
+# gradient, and the next state. On several devices it gets the averaged
+# gradient, so all devices decide the same.
 #
-# AE-SAM picks steps with large gradients, but how many comes out of training.
-# This one picks them at a fixed share: where more were taken than wanted, the
-# threshold rises, else it falls.
+# AE-SAM ascends in steps with large gradients, but their number depends on the
+# training. This policy ascends in a fixed fraction of steps: the threshold
+# rises after each ascent step and falls otherwise.
 
 
 # %%
@@ -125,7 +126,7 @@ class AtShareState(NamedTuple):
 
 
 def at_share(share, rate=0.05):
-  """Takes the second gradient at a share of the steps, the steepest ones."""
+  """Ascends in a fraction of the steps, those with the largest gradients."""
 
   def init(params):
     del params
@@ -141,13 +142,13 @@ def at_share(share, rate=0.05):
 
 
 # %% [markdown]
-# (A policy that is to last would keep its state where a gradient isn't finite,
-# as those of the library do.)
+# (A policy for production must not change its state if a gradient is not
+# finite, like those of the library.)
 #
 # ## Training with them
 #
-# Digits with three wrong labels in ten, and one step for whatever is composed
-# below. `optax_sam.metrics` finds the fields of the new state by itself.
+# The data are digits with 30 % wrong labels. One step serves all compositions
+# below. `optax_sam.metrics` finds the fields of the new state automatically.
 
 # %%
 EPOCHS, BATCH_SIZE, RHO = 30, 50, 0.1
@@ -207,12 +208,12 @@ def test_accuracy(params):
 
 
 # %% [markdown]
-# ## First, an identity
+# ## Test 1: an identity
 #
-# A new piece mostly has a setting at which it is something known. That is the
-# cheapest test there is. Here SAM must come out of a whole training: going
-# along the first power of the gradient, at every step, with nothing of the
-# clean gradient mixed in.
+# Most new components equal a known one at some setting. That gives the simplest
+# test. Here a training must equal that of SAM: with the first power of the
+# gradient, an ascent step in every step, and no part of the unperturbed
+# gradient.
 
 # %%
 sam, _ = train(optax_sam.sam(RHO))
@@ -224,23 +225,22 @@ assert apart < 1e-3 * optax.tree.norm(sam)
 print(f'it ends at a distance of {apart:.0e} from SAM')
 
 # %% [markdown]
-# And the policy's books must balance: over a run the threshold rises by `rate`
-# times the second gradients that were too many. As long as gradients keep their
-# size it can't go far, so the longer the run, the closer their share comes to
-# what was wanted.
+# The policy has an invariant too: over a run the threshold rises by `rate`
+# times the number of excess ascent steps. While the size of gradients is stable
+# the threshold is bounded, so the fraction converges to the requested one.
 
 # %%
 params, log = jax.device_get(train(power_sam(RHO, 0.5, policy=at_share(0.3))))
 taken, threshold = log['ascended'], log['policy/threshold']
 moved = 0.05 * (taken.sum() - 0.3 * len(taken))
 np.testing.assert_allclose(threshold[-1], moved, atol=1e-3)
-print(f'{taken.mean():.1%} of the steps took the second gradient')
+print(f'{taken.mean():.1%} of the steps took an ascent step')
 
 figure, (left, right) = plt.subplots(
   1, 2, figsize=(9, 3), layout='constrained', width_ratios=(3, 2)
 )
 steps, log_norm = np.arange(len(taken)), log['policy/log_norm']
-for chosen, label in ((taken, 'second gradient'), (~taken, 'skipped')):
+for chosen, label in ((taken, 'perturbed gradient'), (~taken, 'skipped')):
   left.plot(steps[chosen], log_norm[chosen], 'o', markersize=2, label=label)
 left.plot(steps, threshold, color='black', linewidth=1, label='threshold')
 left.set(title='Logarithm of the gradient norm', xlabel='step')
@@ -248,21 +248,20 @@ left.set_ylim(top=left.get_ylim()[1] + 0.2)
 left.legend(frameon=False, fontsize='small', ncols=3, loc='upper center')
 right.bar(np.arange(1, EPOCHS + 1), taken.reshape(EPOCHS, -1).mean(axis=1))
 right.axhline(0.3, color='black', linewidth=1)
-right.set(title='Share with a second gradient', xlabel='epoch', ylim=(0, 1))
+right.set(title='Steps with a perturbed gradient', xlabel='epoch', ylim=(0, 1))
 plt.show()
 
 # %% [markdown]
 # ## Schedules and masks
 #
-# `rho` may be a schedule wherever a number goes, and `mask` says which leaves
-# are perturbed. Those that are left out don't count for the length, and are
-# trained like all others. A radius that follows the learning rate, on kernels
-# alone:
+# `rho` may be a schedule, and `mask` selects the leaves to perturb. Masked
+# leaves are not included in the norm; they are trained as usual. The example
+# has a radius proportional to the learning rate, only on kernels:
 
 
 # %%
 def kernels(params):
-  """Chooses leaves of two axes or more."""
+  """Selects leaves with at least two axes."""
   return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
 
 
@@ -289,12 +288,12 @@ axis.legend(frameon=False, fontsize='small')
 plt.show()
 
 # %% [markdown]
-# ## All four at once
+# ## All four components
 #
-# The new perturbation along an average of past gradients (`optax.ema`), of half
-# of the examples, at the steepest third of the steps, with LookSAM's reuse in
-# between. Nobody says that this is a good idea, and one seed wouldn't; it is
-# one expression.
+# This method applies the new perturbation to an average of past gradients
+# (`optax.ema`) of half of the examples, in a third of the steps, and reuses the
+# direction in between like LookSAM. It only shows that the components combine
+# in one expression; one seed is no evidence that the method is good.
 
 # %%
 method = optax_sam.sharpness_aware(
@@ -311,11 +310,11 @@ assert not log['ascended'][:60].any()
 for name, found in {'SAM': sam, 'composed': params}.items():
   print(f'{name:8} test accuracy {test_accuracy(found):.3f}')
 share = log['ascended'].mean()
-print(f'{share:.0%} of the steps took the second gradient')
+print(f'{share:.0%} of the steps took an ascent step')
 
 # %% [markdown]
-# ## What is left to do
+# ## Next steps
 #
-# Methods that are to stay need a little more: several devices, half precision,
-# gradients that aren't finite. `help(optax_sam.sharpness_aware)` has the
-# contract, `CONTRIBUTING.md` the steps.
+# A method for production must also support several devices, half precision and
+# non-finite gradients. `help(optax_sam.sharpness_aware)` describes the
+# contract, and `CONTRIBUTING.md` the steps to add a method.

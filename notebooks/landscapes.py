@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -12,15 +14,14 @@
 # ---
 
 # %% [markdown]
-# # Looking around two solutions
+# # The loss landscape of two solutions
 #
-# SAM is said to find flatter minima. What does that look like? Here one network
-# is trained with SGD and once more with SAM, and the loss around both solutions
-# is drawn and measured.
+# SAM is expected to find flatter minima. This notebook trains one network with
+# SGD and with SAM, and plots and measures the loss around both solutions.
 #
-# Pictures of a space with thousands of dimensions show very little of it, and a
-# flatter minimum is not by itself a better model. So look at the figures too,
-# and at the accuracy first.
+# Plots of a space with thousands of dimensions show very little of it, and a
+# flatter minimum alone is not a better model. So compare accuracy first, then
+# the numbers, then the plots.
 
 # %%
 import functools
@@ -38,8 +39,8 @@ from optax_sam import landscape, sharpness
 # %% [markdown]
 # ## Two solutions
 #
-# Digits with three wrong training labels in ten, a network with one hidden
-# layer. Both runs start at the same weights and see the same batches.
+# The data are digits with 30 % wrong training labels; the network has one
+# hidden layer. Both runs start at the same weights and see the same batches.
 
 # %%
 EPOCHS, BATCH_SIZE, RHO = 60, 50, 0.2
@@ -110,12 +111,13 @@ for name, params in solutions.items():
 # %% [markdown]
 # ## Along a line
 #
-# A random direction, scaled so that each filter (here: all weights of one unit)
-# is as long as the weights at the solution. Without that a network with larger
-# weights would look flatter, though it computes the same. One key gives both
-# solutions the same Gaussian, so the curves can be compared.
+# A random direction is scaled so that each filter (here: all weights of one
+# unit) has the norm of the weights of the solution. Otherwise a network with
+# larger weights would look flatter even if it computes the same function. With
+# the same key both solutions have the same Gaussian direction, so the curves
+# are comparable.
 #
-# Three keys, because one direction says little.
+# There are three keys, because a single direction says little.
 
 # %%
 figure, axes = plt.subplots(
@@ -140,9 +142,9 @@ plt.show()
 # %% [markdown]
 # ## On a plane
 #
-# The first two of these directions at a time, at the same levels for both: how
-# far the loss has risen above that of the solution. (`landscape.plot_plane`
-# draws a plane by itself.)
+# The contours show the rise of the loss above that of the solution, along the
+# first two directions, with the same levels for both. (`landscape.plot_plane`
+# plots a single plane.)
 
 # %%
 levels = (0.25, 0.5, 1, 2, 3, 4, 5)
@@ -163,12 +165,11 @@ axes[0].set_ylabel('second direction')
 plt.show()
 
 # %% [markdown]
-# ## From one to the other
+# ## The path between the solutions
 #
-# The straight path between the solutions. A barrier on it would say that they
-# lie in different valleys, as far as one can see along this line. The loss is
-# that of the training data, with their wrong labels, the error that of the test
-# images.
+# This is the straight path between the solutions. A barrier would indicate that
+# they are in different valleys along this line. The loss is that of the
+# training data, including wrong labels; the error is that of the test images.
 
 # %%
 ends = solutions['SGD'], solutions['SAM']
@@ -200,11 +201,11 @@ print(
 #
 # - **Top eigenvalues** of the Hessian: how strongly the loss curves in its
 #   steepest directions.
-# - **SAM sharpness**: how far the loss rises at most within a ball, here after
-#   20 steps of ascent.
-# - **Adaptive sharpness**: likewise, with each weight moved relative to its
-#   size. Scaling a layer up and the next one down changes the first two, not
-#   this.
+# - **SAM sharpness**: the largest rise of the loss within a ball, here after 20
+#   steps of gradient ascent.
+# - **Adaptive sharpness**: the largest rise if each weight moves relative to
+#   its size. Scaling a layer up and the next one down changes the first two
+#   measures, but not this one.
 
 # %%
 RADII = (0.05, 0.1, 0.2, 0.4)
@@ -236,12 +237,12 @@ left.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## Before you believe it
+# ## Caveats
 #
-# - **Same data, same radius.** All figures here are of the 600 training images
-#   at once. The mean over batches of their own maxima is a larger number.
-# - **Training loss.** Where one solution has fitted the wrong labels and the
-#   other hasn't, they are at different depths, and the curvature of a loss near
-#   0 is small for that reason alone. Compare with both numbers in view.
-# - **One seed.** `optax-sam compare` measures over several. Of finished runs,
-#   `optax-sam sharpness` draws such pictures.
+# - **Same data, same radius.** All numbers are for the 600 training images at
+#   once. The mean of per-batch maxima would be larger.
+# - **Training loss.** If only one solution has fitted the wrong labels, the
+#   losses differ, and the curvature of a loss near 0 is small for that reason
+#   alone. So compare training losses too.
+# - **One seed.** `optax-sam compare` measures several seeds. `optax-sam
+#   sharpness` makes such plots of finished runs.

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,14 +16,14 @@
 # %% [markdown]
 # # Several devices
 #
-# What is SAM's perturbation when the batch is spread over devices? There are
-# two answers. Of the **global** batch: the same as on one device. Or each
-# device by its **own** part, which sends hardly more than SGD does and is what
-# the SAM paper did.
+# If the batch is split over devices, SAM's perturbation has two definitions. It
+# can use the gradient of the **global** batch, as on one device. Or each device
+# uses the gradient of its **local** part, as in the SAM paper, which
+# communicates hardly more than SGD.
 #
-# This notebook does both on four devices and counts what they send. It needs no
-# accelerator: XLA makes four devices of one processor, if it is asked before
-# JAX starts.
+# This notebook runs both on four devices and counts their communication. It
+# needs no accelerator: a flag of XLA, set before JAX starts, splits one
+# processor into four devices.
 
 # %%
 import os
@@ -51,8 +53,8 @@ print(mesh)
 # %% [markdown]
 # ## The training
 #
-# Thirty steps on digits, 64 images each. To compare the ways, the run returns
-# the parameters after every step.
+# A run takes thirty steps on digits with 64 images each. It returns the
+# parameters after every step for the comparison.
 
 # %%
 STEPS, BATCH_SIZE, RHO = 30, 64, 0.2
@@ -70,7 +72,7 @@ def layer(inputs, outputs):
   return {'kernel': jnp.float32(kernel), 'bias': jnp.zeros(outputs)}
 
 
-# Twelve classes, two of them unused: a number that four devices can share.
+# Twelve classes, two of them unused: a number that four devices divide.
 start = {'first': layer(64, 32), 'second': layer(32, 12)}
 
 
@@ -102,7 +104,7 @@ def train(method, params, batches, axis_name=None):
 
 
 class Run(NamedTuple):
-  """What came out, and the program that computed it."""
+  """The result of a run, and the HLO of its compiled function."""
 
   history: Any
   state: Any
@@ -115,7 +117,7 @@ def run(function, *arrays):
 
 
 def under_jit(method, params=start, batches=batches):
-  """Trains on arrays, wherever they lie."""
+  """Trains on arrays with any sharding."""
   return run(functools.partial(train, method), params, batches)
 
 
@@ -123,7 +125,7 @@ one_device = under_jit(optax_sam.sam(RHO))
 
 
 def distance(found, reference=one_device):
-  """Returns how far two runs are apart after every step, relatively."""
+  """Returns the relative distance of two runs after every step."""
 
   def flat(run):
     leaves = jax.tree.leaves(jax.device_get(run.history))
@@ -134,10 +136,10 @@ def distance(found, reference=one_device):
 
 
 # %% [markdown]
-# ## The first way: `jax.jit` and sharded arrays
+# ## Option 1: `jax.jit` and sharded arrays
 #
-# Nothing changes but where the arrays lie. Gradients under `jit` are those of
-# the global batch, so is the perturbation, and the numbers are those of one
+# Only the sharding of the arrays changes. Gradients under `jit` are those of
+# the global batch, and so is the perturbation. The results equal those of one
 # device.
 
 
@@ -152,17 +154,16 @@ assert distance(data_parallel).max() < 1e-4
 print(f'apart from one device by {distance(data_parallel).max():.0e}')
 
 # %% [markdown]
-# The parameters may be in pieces, too (FSDP), and the state of the optimizer
-# with them.
+# Parameters and optimizer state can be sharded too (FSDP).
 
 # %%
 shards = jax.tree.map(lambda leaf: P(*[None] * (leaf.ndim - 1), 'data'), start)
-pieces = jax.tree.map(lambda leaf, spec: place(leaf, *spec), start, shards)
-fsdp = under_jit(optax_sam.sam(RHO), pieces, spread)
+sharded = jax.tree.map(lambda leaf, spec: place(leaf, *spec), start, shards)
+fsdp = under_jit(optax_sam.sam(RHO), sharded, spread)
 assert distance(fsdp).max() < 1e-4
 momentum = optax.tree.get(fsdp.state, 'trace')
 for name, leaf in {
-  'parameters': pieces['first']['kernel'],
+  'parameters': sharded['first']['kernel'],
   'momentum': momentum['first']['kernel'],
 }.items():
   held = leaf.addressable_shards[0].data.shape
@@ -170,18 +171,17 @@ for name, leaf in {
   print(f'{name}: {leaf.shape}, of which a device holds {held}')
 
 # %% [markdown]
-# ## The second way: `jax.shard_map` and `axis_name`
+# ## Option 2: `jax.shard_map` and `axis_name`
 #
-# Here the program is that of one device, with its own part of the batch, and
-# the method averages over the devices: give it local gradients, and don't
-# average again. One trap: in `shard_map` the gradient with respect to
-# replicated parameters is already a sum over the devices. Hence the `pcast` in
-# `train`.
+# Here the function is that of one device with its local part of the batch, and
+# the method averages over the devices. Pass local gradients and don't average
+# them. Note that in `shard_map` the gradient with respect to replicated
+# parameters is already a sum over the devices, so `train` uses `pcast`.
 
 
 # %%
 def under_shard_map(method):
-  """Trains with a part of every batch on each device."""
+  """Trains with a local part of every batch on each device."""
   program = jax.shard_map(
     functools.partial(train, method, axis_name='data'),
     mesh=mesh,
@@ -203,13 +203,13 @@ print(f'local ascent and one device:  {distance(local).max():.0e}')
 print(f'local ascent and m_sam:       {distance(local, micro).max():.0e}')
 
 # %% [markdown]
-# - **`sync_ascent=True`** averages the ascent gradient, too: one device's
-#   numbers.
-# - **`sync_ascent=False`**, the default, lets each device perturb by the
-#   gradient of its own part. That is another method, m-sharpness, whose result
-#   depends on how many devices there are.
-# - **`m_sam`** says so explicitly, and gives the same on any number of devices:
-#   here those of four, computed on one.
+# - **`sync_ascent=True`** also averages the ascent gradient: the results equal
+#   those of one device.
+# - **`sync_ascent=False`**, the default: each device perturbs with its local
+#   gradient. This is m-sharpness, whose results depend on the number of
+#   devices.
+# - **`m_sam`** makes m-sharpness explicit, with the same results on any number
+#   of devices: here those of four devices, computed on one.
 
 # %%
 curves = {
@@ -229,11 +229,11 @@ figure.legend(frameon=False, loc='outside right center')
 plt.show()
 
 # %% [markdown]
-# ## What they send
+# ## Communication
 #
-# Compiled programs can be read. Every line with an all-reduce has the shapes of
-# what it sums, four bytes a number. The step stands in the program once, as the
-# body of a loop.
+# The HLO of a compiled function is readable. Every line with an all-reduce has
+# the shapes of its arrays, with four bytes per number. The step occurs once, as
+# the body of a loop.
 
 
 # %%
@@ -262,15 +262,15 @@ assert sent(local)[1] == gradient + 8
 assert sent(synced)[1] == 2 * gradient + 8
 
 # %% [markdown]
-# Local ascent sends what SGD sends and 8 bytes of metrics with it. Synced
-# ascent sends a second gradient, and so does `jit`. Which way is faster depends
-# on the network between the devices, and which generalizes better on the task;
-# in the experiments of the SAM paper it was smaller parts.
+# Local ascent communicates as much as SGD plus 8 bytes of metrics. Synced
+# ascent communicates a second gradient, and so does `jit`. The network
+# determines which option is faster. The task determines which generalizes
+# better; in the experiments of the SAM paper smaller parts did.
 #
 # ## Methods that decide
 #
-# A policy sees the averaged gradient, so all devices take the same branch. If
-# they didn't, an all-reduce in one of them would wait for ever.
+# A policy gets the averaged gradient, so all devices take the same branch.
+# Otherwise an all-reduce in one branch would wait forever.
 
 # %%
 ae_sam = optax_sam.ae_sam(RHO, total_steps=STEPS, axis_name='data')
@@ -278,8 +278,8 @@ taken = optax_sam.metrics(under_shard_map(ae_sam).state)['second_gradients']
 by_device = [int(shard.data) for shard in taken.addressable_shards]
 assert len(by_device) == 4
 assert len(set(by_device)) == 1
-print(f'second gradients in {STEPS} steps, by device: {by_device}')
+print(f'perturbed gradients in {STEPS} steps, by device: {by_device}')
 
 # %% [markdown]
-# `docs/conventions.md` has a table of what each method averages, and
-# `docs/pods.md` what the compiler for TPUs makes of it.
+# `docs/conventions.md` lists the all-reduces of each method, and `docs/pods.md`
+# the results of the TPU compiler.

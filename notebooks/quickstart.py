@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -14,12 +16,12 @@
 # %% [markdown]
 # # optax_sam in ten minutes
 #
-# A small network learns handwritten digits three times: with SGD, with SAM,
-# and with AE-SAM, which takes SAM's second gradient only where it seems worth
-# it. Only one line of the program differs.
+# A small network learns handwritten digits three times: with SGD, with SAM, and
+# with AE-SAM, which computes SAM's perturbed gradient only in some steps. Only
+# one line of code differs.
 #
 # A third of the training labels is wrong on purpose. A network that trains long
-# enough learns wrong labels by heart, and that is a case where SAM helps.
+# enough memorizes wrong labels, and SAM helps in this case.
 
 # %%
 import flax.linen as nn
@@ -36,8 +38,8 @@ from optax_sam.flax import TrainState
 # %% [markdown]
 # ## The data
 #
-# 1797 images of 8 x 8 pixels, which come with scikit-learn. Half of them is for
-# training. A wrong label is one of the other nine digits.
+# The data are the 1797 images of 8 x 8 pixels in scikit-learn. Half of them are
+# for training. A wrong label is one of the other nine digits.
 
 # %%
 EPOCHS, BATCH_SIZE, NOISE = 40, 64, 1 / 3
@@ -62,8 +64,8 @@ print(f'{len(x_train)} images, {int(wrong.sum())} with a wrong label')
 # ## One step for every method
 #
 # `value_fn` is the only addition to an ordinary step: the method differentiates
-# it once more, at the perturbed parameters. The rest of the chain doesn't know
-# about it, so any Optax optimizer works.
+# it at the perturbed parameters. The rest of the chain ignores it, so any Optax
+# optimizer works.
 
 
 # %%
@@ -98,9 +100,9 @@ def test_accuracy(state):
 # %% [markdown]
 # ## Training
 #
-# A method is one element of a chain, placed first. `optax.identity()` in its
-# place is plain SGD. All three start from the same parameters and see the same
-# batches.
+# A method is a gradient transformation, placed first in the chain. With
+# `optax.identity()` instead, the chain is plain SGD. All three start from the
+# same parameters and see the same batches.
 
 
 # %%
@@ -123,7 +125,7 @@ def train(method):
 
 
 def method_metrics(opt_state):
-  """What a method says of itself; plain SGD has no method that could."""
+  """Returns the metrics of a method; none for plain SGD."""
   has_method = isinstance(opt_state[0], optax_sam.SharpnessAwareState)
   return optax_sam.metrics(opt_state) if has_method else {}
 
@@ -136,10 +138,10 @@ runs = {
 }
 
 # %% [markdown]
-# ## What came out
+# ## Results
 #
 # Accuracy is measured on test images with true labels, at the end and at its
-# best. *Gradients* counts those of a step on average: 1 is the cost of SGD.
+# best. *Gradients* is the mean number per step: 1 is the cost of SGD.
 
 # %%
 for name, run in runs.items():
@@ -151,8 +153,9 @@ for name, run in runs.items():
   )
 
 # %% [markdown]
-# One seed shows how to use the library; it is no evidence. `make demo` compares
-# methods over several seeds and says which differences are resolved.
+# One seed shows how to use the library; it is not evidence. `make demo`
+# compares methods over several seeds and reports which differences are
+# statistically significant.
 
 # %%
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
@@ -167,15 +170,15 @@ right.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## When does AE-SAM take the second gradient?
+# ## When does AE-SAM compute the perturbed gradient?
 #
-# It keeps a moving mean and variance of the squared gradient norm, and ascends
-# where the norm is large for its time. The threshold starts one standard
-# deviation above the mean and ends one below, so the second gradients gather
+# It tracks a moving mean and variance of the squared gradient norm, and takes
+# an ascent step if the norm is above a threshold. The threshold starts one
+# standard deviation above the mean and ends one below, so most ascent steps are
 # late in training.
 #
-# All of it is in the metrics: `policy/squared_norm`, `policy/threshold`, and
-# whether the step `ascended`.
+# The metrics include `policy/squared_norm`, `policy/threshold`, and whether the
+# step `ascended`.
 
 # %%
 run = runs['AE-SAM']
@@ -186,7 +189,7 @@ window = slice(total_steps // 2, total_steps // 2 + 60)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
 norm, threshold = run['policy/squared_norm'], run['policy/threshold']
 left.plot(steps[window], threshold[window], label='threshold', color='gray')
-for chosen, label in ((took, 'second gradient'), (~took, 'skipped')):
+for chosen, label in ((took, 'perturbed gradient'), (~took, 'skipped')):
   inside = steps[window][chosen[window]]
   left.plot(inside, norm[inside], 'o', markersize=3, label=label)
 left.set(title='Squared gradient norm, 60 steps', xlabel='step', yscale='log')
@@ -194,13 +197,13 @@ left.legend(frameon=False, fontsize='small')
 
 share = took.reshape(EPOCHS, -1).mean(axis=1)
 right.bar(jnp.arange(1, EPOCHS + 1), share, color='gray')
-right.set(title='Share with a second gradient', xlabel='epoch', ylim=(0, 1))
+right.set(title='Steps with a perturbed gradient', xlabel='epoch', ylim=(0, 1))
 plt.show()
 
 # %% [markdown]
 # ## What to read next
 #
 # - `README.md`: the other methods, batch norm and dropout, several devices.
-# - `help(optax_sam.ae_sam)`: the rule, the defaults, and how sure they are.
-# - `help(optax_sam.sharpness_aware)`: composing a method of your own.
+# - `help(optax_sam.ae_sam)`: the rule, the defaults and their sources.
+# - `help(optax_sam.sharpness_aware)`: how to compose a method.
 # - `make demo`: a comparison with intervals, costs and sharpness.

@@ -5,6 +5,8 @@
 #     text_representation:
 #       extension: .py
 #       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -12,18 +14,19 @@
 # ---
 
 # %% [markdown]
-# # What a sparse perturbation leaves out
+# # Masks of sparse perturbations
 #
-# Sparse SAM perturbs only some of the weights. Which ones is a mask, renewed
-# from time to time:
+# Sparse SAM perturbs only some of the weights. A mask selects them and is
+# refreshed periodically:
 #
-# - `sparse_sam_fisher` keeps the weights with the largest empirical Fisher
-#   information: the squared gradients of single examples, summed.
-# - `sparse_sam_dynamic` starts with random weights. At every renewal it drops
-#   those with the smallest gradients and draws as many new ones at random.
+# - `sparse_sam_fisher` selects the weights with the largest empirical Fisher
+#   information, the sum of squared per-example gradients.
+# - `sparse_sam_dynamic` starts with random weights. At every refresh it drops
+#   those with the smallest gradients and draws the same number of new ones at
+#   random.
 #
-# Neither is cheaper than SAM, as all gradients are taken in full. They ask
-# another question: which weights have to be perturbed? So let's look at the
+# Neither is cheaper than SAM, because all gradients are computed in full. The
+# question is which weights must be perturbed, so this notebook inspects the
 # masks.
 
 # %%
@@ -39,10 +42,11 @@ from sklearn.datasets import load_digits
 import optax_sam
 
 # %% [markdown]
-# ## Training, with a mask an epoch
+# ## Training with a mask per epoch
 #
-# Digits, three layers. One weight in five may be perturbed. The mask is part of
-# the optimizer's state, a bool for every weight; `optax.tree.get` finds it.
+# The data are digits, and the network has three layers. One weight in five is
+# perturbed. The mask is part of the optimizer state, a bool for every weight;
+# `optax.tree.get` finds it.
 
 # %%
 EPOCHS, BATCH_SIZE, SPARSITY, RHO = 30, 50, 0.8, 0.1
@@ -122,12 +126,12 @@ masks = {name: jax.device_get(found) for name, (_, found) in runs.items()}
 
 
 # %% [markdown]
-# Over all layers together the number of kept weights is exact, in every epoch.
+# The total number of selected weights is exact in every epoch.
 
 
 # %%
 def flat(masks):
-  """Returns the masks as rows, one an epoch."""
+  """Returns the masks as rows, one per epoch."""
   leaves = [leaf.reshape(EPOCHS, -1) for leaf in jax.tree.leaves(masks)]
   return np.concatenate(leaves, axis=1)
 
@@ -139,10 +143,10 @@ for name, found in masks.items():
 print(f'{active} of {size} weights are perturbed, in each of {EPOCHS} masks')
 
 # %% [markdown]
-# ## Where the kept weights are
+# ## Selected weights by layer
 #
-# How many of each layer are kept is what the masks are free to choose. Biases
-# and kernels apart:
+# The masks determine the number of selected weights of each layer. The plot
+# shows biases and kernels separately:
 
 # %%
 figure, axes = plt.subplots(
@@ -156,17 +160,17 @@ for axis, (name, found) in zip(axes, masks.items(), strict=True):
       axis.plot(epochs, density, style, color=color, label=f'{layer}, {part}')
   axis.axhline(1 - SPARSITY, color='0.7', linewidth=1, label='all')
   axis.set(title=name, xlabel='epoch', ylim=(0, 1))
-axes[0].set_ylabel('share of weights kept')
+axes[0].set_ylabel('fraction of weights selected')
 handles, names = axes[0].get_legend_handles_labels()
 figure.legend(handles, names, loc='outside right center', frameon=False)
 plt.show()
 
 # %% [markdown]
-# ## The first layer as a picture
+# ## The first layer as an image
 #
-# A pixel has 48 weights in the first layer. The brighter it is here, the more
-# of them are kept. Some pixels are blank on nearly every image: their weights
-# have next to no gradient.
+# A pixel has 48 weights in the first layer. Its brightness shows the number of
+# selected weights. Some pixels are blank in nearly all images, so their weights
+# have almost no gradient.
 
 # %%
 shown = (1, 5, EPOCHS)
@@ -189,15 +193,17 @@ axes['mean image'].imshow(mean_image, cmap='gray')
 for title, axis in axes.items():
   axis.set_title(title, fontsize='medium')
   axis.set(xticks=[], yticks=[])
-figure.colorbar(drawn, ax=list(axes.values()), label='share kept', shrink=0.8)
+figure.colorbar(
+  drawn, ax=list(axes.values()), label='fraction selected', shrink=0.8
+)
 plt.show()
 
 # %% [markdown]
-# ## How much a renewal changes
+# ## Changes at a refresh
 #
-# Two random masks of this density would share a fifth of their weights. The
-# Fisher mask goes by the 48 images that it sees at a renewal. The dynamic mask
-# moves at a rate that falls along a cosine to 0, so its overlap is known in
+# Two random masks of this density would overlap in a fifth of their weights.
+# The Fisher mask depends on the 48 images of a refresh. The dynamic mask
+# changes at a rate that decays to 0 along a cosine, so its overlap is known in
 # advance:
 #
 # ```
@@ -215,7 +221,7 @@ difference = np.abs(active - overlap['dynamic'] - moved[1:])
 assert difference.max() <= 1  # single precision may round to the next number
 print(
   f'the dynamic mask moves {active - overlap["dynamic"][0]} weights at the '
-  f'second renewal, {active - overlap["dynamic"][-1]} at the last'
+  f'second refresh, {active - overlap["dynamic"][-1]} at the last'
 )
 
 figure, axis = plt.subplots(figsize=(5, 3), layout='constrained')
@@ -227,18 +233,18 @@ axis.legend(frameon=False, fontsize='small')
 plt.show()
 
 # %% [markdown]
-# ## What is left of the perturbation
+# ## The norm of the masked perturbation
 #
-# The gradient is scaled to length `rho` first and masked then, so a sparse
-# perturbation is shorter than SAM's. How much shorter tells whether the mask
-# found the weights that the gradient is made of. Here for the gradient over all
-# training images at the end:
+# The gradient is first scaled to length `rho` and then masked, so a sparse
+# perturbation is shorter than that of SAM. The ratio shows whether the mask
+# selects the weights with large gradients. The numbers are for the gradient
+# over all training images at the end:
 
 
 # %%
 @jax.jit
 def length_left(params, mask):
-  """Returns the training loss, and how long its masked gradient is."""
+  """Returns the training loss, and the relative norm of its masked gradient."""
   value_fn = lambda p: jnp.mean(losses(p, (images, labels)))
   loss, grads = jax.value_and_grad(value_fn)(params)
   kept = jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, grads)
@@ -251,7 +257,7 @@ for name, (params, found) in runs.items():
   print(f'{name:8} {left:.2f} of rho; training loss {loss:.4f}')
 
 # %% [markdown]
-# To keep the length at `rho`, put the mask first:
+# To preserve the length `rho`, apply the mask first:
 #
 # ```python
 # optax_sam.sharpness_aware(
@@ -262,5 +268,5 @@ for name, (params, found) in runs.items():
 # )
 # ```
 #
-# Masks of whole layers are another matter: every method that perturbs takes
-# `mask=`, such as `mask=optax_sam.norm_layers_only`.
+# To exclude whole layers, pass `mask=`, such as
+# `mask=optax_sam.norm_layers_only`, to any method that perturbs.

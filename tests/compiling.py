@@ -1,9 +1,8 @@
-"""How XLA compiles in tests: cheaply, and each program once.
+"""XLA settings of tests: cheap compilation, and a shared cache.
 
-Next to all of the time of the tests goes into compiling. The cheap settings
-leave out what makes programs fast and not what they compute. Tests that read
-what XLA's optimizer makes of a program, or that ask for equality to the bit as
-users have it, compile as users do.
+Tests spend nearly all of their time compiling. The cheap settings disable
+optimizations but do not change results. Tests that inspect the optimized HLO,
+or that compare results bit for bit, compile with the default settings of users.
 """
 
 import os
@@ -13,8 +12,8 @@ import jax
 _QUICK = {
   'xla_backend_optimization_level': 0,
   'xla_llvm_disable_expensive_passes': True,
-  # Parts of a program are compiled side by side, and linked: small programs
-  # gain nothing, and all cores have work.
+  # Parallel compilation of one function does not help small functions when all
+  # cores are busy.
   'xla_cpu_parallel_codegen_split_count': 1,
 }
 _THOROUGH = {
@@ -25,7 +24,7 @@ _THOROUGH = {
 
 
 def _emitters(used: bool) -> dict[str, bool]:
-  # Later versions don't know it, and would stop.
+  # Later versions reject this flag.
   known = jax.__version_info__ < (0, 11)
   return {'xla_cpu_use_fusion_emitters': used} if known else {}
 
@@ -34,36 +33,35 @@ FLAGS = ' '.join(
   f'--{name}={str(value).lower()}'
   for name, value in (_QUICK | _emitters(used=False)).items()
 )
-# Of one program, for `jax.jit` and `compile`: everything as users have it, or
-# what decides about the optimized program, as far as that can be read.
+# Options of one function for `jax.jit` and `compile`: all defaults of users, or
+# only those that affect the optimized HLO.
 AS_USERS = {'compiler_options': _THOROUGH | _emitters(used=True)}
 READ_AS_USERS = {'compiler_options': _QUICK | _emitters(used=True)}
 
-# Where the processes of one run of the tests find its compiled programs.
+# Environment variable with the directory of the compilation cache.
 _DIRECTORY = 'OPTAX_SAM_TEST_PROGRAMS'
 
 
 def is_set_up() -> bool:
-  """Whether somebody else has decided how this process compiles."""
+  """Whether XLA's flags are already set for this process."""
   return 'XLA_FLAGS' in os.environ
 
 
 def compile_cheaply() -> None:
-  """Compiles cheaply in this process, but not in those that it starts."""
+  """Sets the cheap flags for this process, but not for its children."""
   os.environ['XLA_FLAGS'] = FLAGS
-  jax.devices()  # reads them
+  jax.devices()  # reads the flags
   del os.environ['XLA_FLAGS']
 
 
 def share_programs(directory: str | None = None) -> None:
-  """Keeps compiled programs for all processes of this run of the tests.
+  """Shares compiled functions between all processes of a test run.
 
-  Functions are traced as ever, and tests count these traces; only XLA's part
-  of the work is not repeated.
+  Functions are still traced, and tests count these traces; only XLA's
+  compilation is cached.
 
   Args:
-    directory: an empty one; that of the run which this process belongs to if
-      None.
+    directory: an empty directory; None for that of the present test run.
   """
   if directory is not None:
     os.environ[_DIRECTORY] = directory
@@ -72,10 +70,10 @@ def share_programs(directory: str | None = None) -> None:
 
 
 def environment(*flags: str) -> dict[str, str]:
-  """Returns what a process needs to compile cheaply, and with these flags.
+  """Returns the environment of a process with cheap flags and further ones.
 
-  Such a process has programs of its own: flags are a part of what they are
-  known by.
+  The process does not share compiled functions, because flags are a part of the
+  cache key.
   """
   found = {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ' '.join((FLAGS, *flags))}
   directory = os.environ.get(_DIRECTORY)
@@ -85,8 +83,8 @@ def environment(*flags: str) -> dict[str, str]:
   return found
 
 
-# Two processes write the same program, and a third one reads it half: then it
-# compiles it itself.
+# A process may read a cache entry while others write it; then it compiles the
+# function itself.
 TORN = 'Error reading persistent compilation cache entry'
 
 

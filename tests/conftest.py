@@ -1,4 +1,4 @@
-"""Strictness for the library's own tests, and shared settings."""
+"""Strict promotion for the tests of the library, and shared settings."""
 
 import shutil
 import tempfile
@@ -8,17 +8,17 @@ import pytest
 
 from tests import compiling
 
-# Of a damaged checkpoint: reads that Orbax has given up on.
+# Damaged checkpoints: reads that Orbax has cancelled.
 _ABANDONED = (
   'Exception ignored in. <coroutine object _read_array'
   ':pytest.PytestUnraisableExceptionWarning'
 )
-# Of the tests that train in half precision on purpose.
+# Tests that train in half precision on purpose.
 _ROUNDED = 'params hold .*float.* rounds most of a small perturbation'
 
 
 def pytest_configure(config):
-  """Decides how this process compiles, before it compiles anything."""
+  """Sets XLA's flags before this process compiles anything."""
   jax.config.update('jax_num_cpu_devices', 8)
   for warning in (
     f'{compiling.TORN}:UserWarning',
@@ -38,7 +38,8 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request):
-  """No implicit promotion of dtypes or ranks, unless a module opts out."""
+  """Disables implicit promotion of dtypes and ranks, except in opted-out
+  modules."""
   if not getattr(request.module, 'STRICT', True):
     yield
     return

@@ -1,4 +1,4 @@
-"""Two plain calls of `update` are one step of the closure form."""
+"""Two plain calls of `update` equal one step of the closure form."""
 
 import functools
 
@@ -20,7 +20,7 @@ def is_driven(row):
 
 
 def alternate(tx, number):
-  """Takes steps of one or two calls; yields the parameters between them."""
+  """Takes steps of one or two calls; yields the parameters after each."""
   update = jax.jit(tx.update)
   params, opt_state = training.start(tx)
   before = params
@@ -81,7 +81,7 @@ def test_equals_the_transparent_mode_of_optax():
     or (table.in_chain(row) and not is_driven(row))
   )
 )
-def test_other_methods_are_refused(name):
+def test_other_methods_raise(name):
   tx = optax_sam.alternating(table.ROWS[name].alone(), optax.sgd(0.1))
   with pytest.raises(ValueError, match=r'^method must ') as error:
     tx.init(training.params())
@@ -96,7 +96,7 @@ def test_other_methods_are_refused(name):
   assert error.match(words.get(name, 'method'))
 
 
-def test_other_wrong_use():
+def test_invalid_use_raises():
   base = optax.sgd(0.1)
   with pytest.raises(ValueError, match=r'method must be one such as'):
     optax_sam.alternating(0.05, base)
@@ -124,7 +124,7 @@ def sam_by_hand(w, rho=0.5, rate=0.1):
   return w - rate * quadratic(w + rho * g / jnp.linalg.norm(g))
 
 
-def test_in_a_scan_behind_clipping():
+def test_a_scan_after_clipping_equals_sam_by_hand():
   tx = optax.chain(
     optax.clip(1e3),
     optax_sam.alternating(optax_sam.sam(0.5), optax.sgd(0.1)),
@@ -142,7 +142,7 @@ def test_in_a_scan_behind_clipping():
   np.testing.assert_allclose(params, expected, rtol=1e-6)
 
 
-def test_integers_stay_and_buffers_may_be_donated():
+def test_integers_are_unchanged_and_buffers_can_be_donated():
   tx = optax_sam.alternating(optax_sam.sam(0.5), optax.sgd(0.1))
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
@@ -163,7 +163,7 @@ def test_integers_stay_and_buffers_may_be_donated():
   assert params['n'] == 3
 
 
-def test_in_multi_steps():
+def test_accumulation_in_multi_steps_equals_sam_by_hand():
   """Each call gets the mean of two gradients."""
   tx = optax.MultiSteps(
     optax_sam.alternating(optax_sam.sam(0.5), optax.sgd(0.1)), 2
@@ -180,8 +180,8 @@ def test_in_multi_steps():
 
 @pytest.mark.parametrize('jit', [False, True])
 @pytest.mark.parametrize('bad_call', [0, 1])
-def test_a_gradient_that_is_not_finite(bad_call, jit):
-  """The base optimizer rejects it; the step is over, and nothing moved."""
+def test_a_gradient_that_is_not_finite_changes_nothing(bad_call, jit):
+  """The base optimizer rejects it; the step ends without an update."""
   tx = optax_sam.alternating(
     optax_sam.friendly_sam(0.5), optax.apply_if_finite(optax.sgd(0.1, 0.9), 5)
   )
@@ -200,7 +200,7 @@ def test_a_gradient_that_is_not_finite(bad_call, jit):
 
 
 @pytest.mark.parametrize('sync', [False, True])
-def test_a_method_that_averages_is_refused(sync):
+def test_a_method_with_axis_name_raises(sync):
   method = optax_sam.sam(0.5, axis_name='data', sync_ascent=sync)
   init = optax_sam.alternating(method, optax.sgd(0.1)).init
   w = jnp.ones(2)
@@ -210,7 +210,7 @@ def test_a_method_that_averages_is_refused(sync):
     jax.pmap(init, axis_name='data')(jnp.ones((2, 2)))
 
 
-def test_on_devices_with_averaged_gradients():
+def test_averaged_gradients_on_devices_equal_one_device():
   tx = optax_sam.alternating(optax_sam.sam(0.5, axis_name=()), optax.sgd(0.1))
   w = jnp.array([1.0, -2.0])
   scales = jnp.array([0.5, 1.5])

@@ -1,4 +1,4 @@
-"""Running statistics computed anew, against means taken by hand."""
+"""Recomputed running statistics equal means by hand."""
 
 import functools
 
@@ -14,7 +14,7 @@ BATCH, FEATURES, HIDDEN = 10, 4, 6
 
 
 class Net(nn.Module):
-  """Two layers of batch norm, of other momenta."""
+  """Two layers of batch norm with different momenta."""
 
   @nn.compact
   def __call__(self, x):
@@ -43,7 +43,7 @@ def changed(model):
 
 
 def by_hand(variables, data):
-  """Returns the statistics of both layers, in double precision."""
+  """Returns the statistics of both layers in float64."""
   params = jax.tree.map(np.float64, variables['params'])
   sums = {}
   for batch in data:
@@ -78,7 +78,7 @@ def variables():
 
 
 def spoilt():
-  """Returns the variables with statistics that are of nothing."""
+  """Returns the variables with meaningless statistics."""
   statistics = jax.tree.map(
     lambda leaf: leaf * 100 + 7, variables()['batch_stats']
   )
@@ -94,7 +94,7 @@ def test_statistics_are_means_over_the_batches(count):
   assert after['params'] is before['params']
 
 
-def test_what_is_no_float_stays():
+def test_integer_statistics_are_unchanged():
   before = {**spoilt(), 'other': {'key': jax.random.key(3)}}
 
   def everything(variables, batch):
@@ -107,7 +107,7 @@ def test_what_is_no_float_stays():
   assert after['other']['key'] is before['other']['key']
 
 
-def test_something_that_is_no_running_mean():
+def test_statistics_that_are_not_running_means_raise():
   def squares(variables, batch):
     del batch
     return {'other': {'v': jnp.square(variables['other']['v'])}}
@@ -118,9 +118,9 @@ def test_something_that_is_no_running_mean():
 
 
 @pytest.mark.parametrize('momentum', [0.0, 0.5])
-def test_statistics_without_momentum_or_equal_to_those_before(momentum):
+def test_statistics_without_momentum_or_without_change_are_correct(momentum):
   model = nn.BatchNorm(use_running_average=False, momentum=momentum)
-  data = [jnp.array([[1.0, 2.0], [1.0, 5.0]])]  # a mean of 1, which was 0
+  data = [jnp.array([[1.0, 2.0], [1.0, 5.0]])]  # a mean of 1; it was 0
   before = model.init(jax.random.key(0), data[0])
   after = reestimate_batch_norm(changed(model), before, data)['batch_stats']
   np.testing.assert_allclose(after['mean'], [1.0, 3.5], rtol=1e-6)

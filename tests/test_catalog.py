@@ -1,4 +1,4 @@
-"""The catalog states facts about the code: they are checked here."""
+"""The facts in the catalog agree with the code."""
 
 import inspect
 import pathlib
@@ -40,7 +40,7 @@ def parameters(name):
 
 
 def takes_a_step(name, **given):
-  """Returns whether a step can be traced with these functions of the loss."""
+  """Returns whether a step can be traced with these arguments."""
   tx = optax.with_extra_args_support(build(name))
   step = lambda grads, state: tx.update(grads, state, PARAMS, **given)
   try:
@@ -112,7 +112,7 @@ def test_needs_names_the_missing_function_of_the_loss(name):
   assert takes_a_step(name, per_example_value_fn=losses, batch=BATCH)
 
 
-# How many trees like the parameters each entry of `state` means.
+# Number of parameter-like trees for each entry of `state`.
 SIZES = {
   'average of gradients': 1,
   'average of the weights': 1,
@@ -126,7 +126,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize('name', [n for n in METHODS if n != 'saf_loss'])
-def test_state_is_what_the_row_says(name):
+def test_the_state_agrees_with_the_row(name):
   params = jnp.zeros(7)
   paths, _ = jax.tree.flatten_with_path(build(name).init(params))
   skipped = {'info', 'base'}
@@ -155,4 +155,4 @@ def test_every_method_is_in_the_file_of_its_family():
   assert families == {row.family for row in METHODS.values()}
   for name, row in METHODS.items():
     assert set(row.family.split('_')) <= set(name.split('_'))
-  assert len({x.stem for x in files}) == len(files)  # no name twice
+  assert len({x.stem for x in files}) == len(files)  # unique names

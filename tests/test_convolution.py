@@ -48,7 +48,7 @@ CASES = [
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize(('space', 'side', 'stride', 'padding'), CASES)
-def test_numbers_are_those_of_lax(space, side, stride, padding):
+def test_results_equal_those_of_lax(space, side, stride, padding):
   axes = len(space)
   if padding == 'pairs':
     padding = [(2, 1)] * axes
@@ -78,7 +78,7 @@ def test_numbers_are_those_of_lax(space, side, stride, padding):
     {'preferred_element_type': np.float64},
   ],
 )
-def test_anything_unusual_is_left_to_lax(settings):
+def test_unusual_arguments_use_lax(settings):
   settings = {'dimension_numbers': order(2)} | settings
   operands = arrays((6, 6), (3, 3), (3, 6))
 
@@ -94,7 +94,7 @@ def test_anything_unusual_is_left_to_lax(settings):
   )
 
 
-def test_other_devices_take_the_gradients_of_jax():
+def test_other_platforms_use_the_gradients_of_jax():
   operands = arrays((8, 8), (3, 3), dtype=np.float32)
 
   def text(convolution, platform):
@@ -114,7 +114,7 @@ def test_other_devices_take_the_gradients_of_jax():
   assert text(ours, 'cpu') != text(plain, 'cpu')
 
 
-def test_gradients_inside_a_conditional_are_in_the_order_of_fast_kernels():
+def test_gradients_inside_a_conditional_use_the_layout_of_fast_kernels():
   operands = arrays((8, 8), (3, 3), dtype=np.float32)
 
   def value(lhs, rhs):
@@ -138,7 +138,7 @@ def test_gradients_inside_a_conditional_are_in_the_order_of_fast_kernels():
 
 
 @pytest.mark.usefixtures('float64')
-def test_products_with_the_hessian_agree():
+def test_hessian_vector_products_equal_those_of_lax():
   lhs, rhs = arrays((6, 5), (3, 3))
 
   def product(function):

@@ -1,4 +1,4 @@
-"""The documentation: every public name is in it, and says what it is."""
+"""Every public name is documented and has a docstring."""
 
 import doctest
 import importlib
@@ -33,7 +33,7 @@ PUBLIC = {
   for name in module.__all__
   if not inspect.ismodule(getattr(module, name))
 }
-# Named after what they return, for those who write a selection.
+# Helpers for custom selections, named after their results.
 HELPERS = ('check_size', 'largest', 'num_examples')
 FUNCTIONS = [
   path
@@ -41,7 +41,7 @@ FUNCTIONS = [
   if inspect.isfunction(x) and not path.endswith(HELPERS)
 ]
 TUPLES = [path for path, x in PUBLIC.items() if hasattr(x, '_fields')]
-# Their method explains and shows the rest.
+# Explained in the docstring of their method.
 COMPONENTS = [
   path
   for path in FUNCTIONS
@@ -57,7 +57,7 @@ def _section(text, title):
 
 
 def _entries(text, title):
-  """Returns the names that a section explains, in order."""
+  """Returns the names that a section describes, in order."""
   pattern = re.compile(r'^  \*{0,2}(\w+(?:, \w+)*): \S', re.MULTILINE)
   entries = pattern.findall(_section(text, title))
   return [name for entry in entries for name in entry.split(', ')]
@@ -92,7 +92,7 @@ def test_tables_of_methods_are_up_to_date():
 
 
 @pytest.mark.parametrize('path', PUBLIC)
-def test_everything_public_is_described(path):
+def test_every_public_name_has_a_complete_docstring(path):
   text = inspect.getdoc(PUBLIC[path]) or ''
   assert re.fullmatch(r'\S.+[.?:]', text.split('\n')[0])
   if path in TUPLES:

@@ -1,4 +1,4 @@
-"""Equinox: parameters have holes, losses take models, states are used once."""
+"""Equinox: `None` in parameters, losses of models, states used once."""
 
 import equinox as eqx
 import jax
@@ -23,7 +23,7 @@ ADVICE = r'eqx\.partition\(model.*eqx\.combine\(p, static\).*equinox_value_fn'
 
 
 class Network(eqx.Module):
-  """A network with a buffer of integers, a function, and a layer to freeze."""
+  """A network with an integer buffer, a function, and a layer to freeze."""
 
   first: eqx.nn.Linear
   last: eqx.nn.Linear
@@ -45,7 +45,7 @@ class Network(eqx.Module):
 
 
 class Counting(eqx.Module):
-  """A layer with a state: the loss grows with the number of its uses."""
+  """A layer with a state: the loss grows with the number of its calls."""
 
   weight: jax.Array
   uses: eqx.nn.StateIndex
@@ -86,7 +86,7 @@ def frozen_first(model):
 @pytest.mark.parametrize(
   'chosen', [lambda _: eqx.is_inexact_array, frozen_first]
 )
-def test_both_passes_get_one_model_and_one_key(chosen, filter_jit):
+def test_both_passes_use_the_same_model_and_key(chosen, filter_jit):
   model, keys = Network(), jax.random.split(jax.random.key(2), 6)
   params, static = eqx.partition(model, chosen(model))
   tx = optax.chain(optax_sam.sam(RHO), optax.sgd(RATE))
@@ -94,7 +94,7 @@ def test_both_passes_get_one_model_and_one_key(chosen, filter_jit):
   @filter_jit
   def step(model, params, opt_state, keys):
     value_fn = equinox_value_fn(model, loss_fn, X, keys=keys)
-    # Of the parameters alone: other leaves have no gradient.
+    # Only of the parameters, because other leaves have no gradient.
     loss = lambda p: loss_fn(eqx.combine(p, static), X, keys)[0]
     grads = eqx.filter_grad(loss)(params)
     updates, _ = tx.update(grads, opt_state, params, value_fn=value_fn)
@@ -105,11 +105,11 @@ def test_both_passes_get_one_model_and_one_key(chosen, filter_jit):
   assert by_hand.distance(found, step_by_hand(loss, params)) < 1e-6
 
 
-def test_gradients_are_none_at_arrays_that_have_none():
+def test_gradients_of_integer_arrays_are_none():
   model, keys = Network(), jax.random.split(jax.random.key(2), 6)
   grads, _ = eqx.filter_grad(loss_fn, has_aux=True)(model, X, keys)
   params, static = eqx.partition(model, eqx.is_inexact_array)
-  arrays = eqx.filter(model, eqx.is_array)  # with the integers
+  arrays = eqx.filter(model, eqx.is_array)  # including the integers
   tx = optax.chain(optax_sam.sam(RHO), optax.sgd(RATE))
   value_fn = equinox_value_fn(model, loss_fn, X, keys)
   updates, _ = tx.update(grads, tx.init(arrays), arrays, value_fn=value_fn)
@@ -120,7 +120,7 @@ def test_gradients_are_none_at_arrays_that_have_none():
   assert found.order.tolist() == [2, 0, 1]
 
 
-def test_methods_that_pick_examples_pick_by_the_losses_of_the_model():
+def test_methods_select_examples_by_the_losses_of_the_model():
   model, keys = Network(), jax.random.split(jax.random.key(2), 6)
   model = eqx.nn.inference_mode(model)
   params, static = eqx.partition(model, eqx.is_inexact_array)
@@ -141,7 +141,7 @@ def test_methods_that_pick_examples_pick_by_the_losses_of_the_model():
   assert by_hand.distance(found, step_by_hand(loss, params)) < 1e-6
 
 
-def test_a_state_is_that_of_before_the_first_pass():
+def test_the_state_is_restored_before_the_perturbed_pass():
   model, state = eqx.nn.make_with_state(Counting)()
   params = eqx.filter(model, eqx.is_inexact_array)
   tx = optax.chain(optax_sam.sam(1.0), optax.sgd(0.1))
@@ -149,14 +149,14 @@ def test_a_state_is_that_of_before_the_first_pass():
   grads, new = eqx.filter_grad(of_counting, has_aux=True)(model, state)
   updates, _ = tx.update(grads, tx.init(params), params, value_fn=value_fn)
   found = eqx.apply_updates(model, updates)
-  # The loss is that of one use, |w|^2: w - 0.1 * 2 * (w + w / 5).
+  # The loss is that of one call, |w|^2: w - 0.1 * 2 * (w + w / 5).
   assert jnp.allclose(found.weight, 0.76 * model.weight)
   assert new.get(model.uses) == 2
   with pytest.raises(ValueError, match='called before the first pass'):
     equinox_value_fn(model, of_counting, state)
 
 
-def test_a_whole_model_is_not_parameters():
+def test_a_model_instead_of_parameters_raises():
   model, tx = Network(), optax_sam.sam()
   params = eqx.filter(model, eqx.is_array)
   loss = lambda m: jnp.mean(jax.vmap(m)(X, jax.random.split(KEY, 6)))
@@ -171,13 +171,13 @@ def test_a_whole_model_is_not_parameters():
     tx.update(*given, params, value_fn=loss)
 
 
-def test_parameters_are_those_of_the_model():
+def test_parameters_of_another_model_raise():
   value_fn = equinox_value_fn(Network(), loss_fn, X, None)
   with pytest.raises(ValueError, match='params must be made of the model'):
     value_fn(Network().first)
 
 
-def test_states_with_typed_keys_are_written_and_read(tmp_path):
+def test_states_with_typed_keys_are_saved_and_loaded(tmp_path):
   tx = optax_sam.ss_sam(key=KEY)
   like, path = tx.init(jnp.ones(3)), tmp_path / 'state.eqx'
   _, state = tx.update(jnp.ones(3), like, jnp.ones(3), value_fn=jnp.sum)

@@ -1,4 +1,4 @@
-"""Flax: one dropout mask a step, one update of the running statistics."""
+"""Flax: one dropout mask and one update of running statistics per step."""
 
 import functools
 import subprocess
@@ -134,7 +134,7 @@ def params_of(model):
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def step_by_hand(losses_fn, params, batch, size=None):
-  """SAM by the examples with the largest losses, and plain descent."""
+  """SAM with the ascent gradient of the examples with the largest losses."""
   if size is not None:
     worst = jnp.argsort(-losses_fn(params, batch))[:size]
     batch = jax.tree.map(lambda leaf: leaf[worst], batch)
@@ -162,7 +162,7 @@ by_method = pytest.mark.parametrize('name', METHODS)
 
 
 @by_method
-def test_linen_statistics_are_those_of_one_clean_pass(name):
+def test_linen_statistics_are_updated_in_the_first_pass_only(name):
   state, batch = make_state(METHODS[name]), make_batch()
   for number in range(2):
     key = jax.random.key(number)
@@ -177,7 +177,7 @@ def test_linen_statistics_are_those_of_one_clean_pass(name):
 
 
 @by_method
-def test_nnx_statistics_are_those_of_one_clean_pass(name):
+def test_nnx_statistics_are_updated_in_the_first_pass_only(name):
   (model, optimizer), batch = make_nnx(METHODS[name]), make_batch()
   step, clean_pass = nnx.jit(nnx_step), nnx.jit(nnx_loss)
   for number in range(2):
@@ -193,7 +193,7 @@ def test_nnx_statistics_are_those_of_one_clean_pass(name):
   assert int(metrics['step_count']) == 2
 
 
-def test_both_passes_of_linen_see_one_dropout_mask():
+def test_both_passes_of_linen_use_the_same_dropout_mask():
   state, batch = make_state(METHODS['sam']), make_batch()
   key, other = jax.random.key(7), jax.random.key(8)
 
@@ -208,7 +208,7 @@ def test_both_passes_of_linen_see_one_dropout_mask():
 
 
 @pytest.mark.parametrize(('name', 'size'), [('sam', None), ('k_sam', 4)])
-def test_all_passes_of_nnx_see_one_dropout_mask(name, size):
+def test_all_passes_of_nnx_use_the_same_dropout_mask(name, size):
   (model, optimizer), batch = make_nnx(METHODS[name]), make_batch()
   graph, params, others = nnx.split(nnx.clone(model), nnx.Param, ...)
   others = nnx.as_pure(others)
@@ -221,7 +221,7 @@ def test_all_passes_of_nnx_see_one_dropout_mask(name, size):
   assert distance(params_of(model), expected) < 1e-6
 
 
-def test_nnx_trains_what_wrt_names():
+def test_nnx_trains_only_the_parameters_of_wrt():
   (model, _), batch = make_nnx(optax_sam.sam(RHO)), make_batch()
   wrt = nnx.All(nnx.Param, nnx.PathContains('last'))
   tx = optax.chain(optax_sam.sam(RHO), optax.sgd(LEARNING_RATE))
@@ -275,7 +275,7 @@ def test_normalization_layers_of_nnx_are_found():
   assert not any(jax.tree.leaves(chosen))
 
 
-def test_train_state_passes_further_arguments_on():
+def test_train_state_forwards_extra_arguments():
   seen = {}
 
   def update(updates, opt_state, _, **extra):
@@ -291,7 +291,7 @@ def test_train_state_passes_further_arguments_on():
   assert seen['value'] == 1.0
 
 
-def test_train_state_names_a_wrong_argument():
+def test_train_state_with_an_unknown_argument_raises():
   state = make_state(optax_sam.sam(RHO))
   with pytest.raises(
     ValueError, match=r'value must be a field of State.*extra'

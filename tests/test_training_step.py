@@ -1,4 +1,4 @@
-"""`make_step` is the step that one would write by hand, for every method."""
+"""`make_step` equals the handwritten step for every method."""
 
 import re
 
@@ -15,7 +15,7 @@ SAM = optax.chain(optax_sam.sam(0.5), optax.sgd(0.1, momentum=0.9))
 
 
 def by_hand(tx):
-  """Returns the step that the documentation shows."""
+  """Returns the step of the documentation."""
 
   def step(params, opt_state, batch):
     value_fn = lambda p: training.loss(p, batch)
@@ -34,7 +34,7 @@ def by_hand(tx):
 
 
 def made(tx, loss_fn=training.loss, **kwargs):
-  """Returns the step of `make_step`, and of its output the loss alone."""
+  """Returns the step of `make_step` with only the loss as output."""
   step = optax_sam.make_step(
     loss_fn, tx, per_example_loss_fn=training.losses, **kwargs
   )
@@ -47,8 +47,8 @@ def made(tx, loss_fn=training.loss, **kwargs):
 
 
 @table.every_row()
-def test_the_program_is_that_of_the_step_by_hand(name):
-  """So its results are equal to the bit, and so are its operations."""
+def test_the_hlo_equals_that_of_the_handwritten_step(name):
+  """So its results are bit-identical, and its cost is the same."""
   tx = table.ROWS[name].whole()
   given = (*training.start(tx), training.batch())
   lowered = [jax.jit(step(tx)).lower(*given) for step in (by_hand, made)]
@@ -59,7 +59,7 @@ def test_the_program_is_that_of_the_step_by_hand(name):
 
 
 @table.every_kind(lambda row: row.method.needs == 'examples')
-def test_losses_of_examples_alone_are_enough(name):
+def test_per_example_losses_are_sufficient(name):
   tx = table.ROWS[name].whole()
   given = (*training.start(tx), training.batch())
   steps = [jax.jit(made(tx)), jax.jit(made(tx, None))]
@@ -85,7 +85,7 @@ def sam_by_hand(params, velocity, batch):
 
 @pytest.mark.parametrize('parts', [1, 2])
 @pytest.mark.parametrize('mode', ['eager', 'jit', 'scan', 'vmap'])
-def test_modes(mode, parts):
+def test_all_transformations_give_the_same_steps(mode, parts):
   step = optax_sam.make_step(training.loss, SAM, accumulate_steps=parts)
   params, opt_state = training.start(SAM)
   if mode == 'scan':
@@ -135,8 +135,8 @@ METHODS_OF_DEVICES = {
 @pytest.mark.parametrize('parts', [1, 2])
 @pytest.mark.parametrize('mode', ['pmap', 'checked', 'unchecked'])
 @pytest.mark.parametrize('name', METHODS_OF_DEVICES)
-def test_devices(name, mode, parts):
-  """Four devices with a quarter of the batch each are one with all of it."""
+def test_four_devices_equal_one(name, mode, parts):
+  """Each device has a quarter of the batch."""
   tx = METHODS_OF_DEVICES[name]('data')
   step = optax_sam.make_step(
     lambda p, batch: (training.loss(p, batch), batch['x']),
@@ -184,7 +184,7 @@ def test_devices(name, mode, parts):
 
 
 @pytest.mark.parametrize('mode', ['pmap', 'checked', 'unchecked'])
-def test_an_axis_that_is_not_named(mode):
+def test_a_missing_axis_name_raises(mode):
   tx = optax.sgd(0.1)
   step = optax_sam.make_step(training.loss, tx)
   batch = training.batch()
@@ -204,7 +204,7 @@ def test_an_axis_that_is_not_named(mode):
 
 
 @pytest.mark.parametrize('parts', [1, 2])
-def test_a_loss_that_is_averaged_already(parts):
+def test_an_averaged_loss_raises(parts):
   tx = METHODS_OF_DEVICES['sam']('data')
   averaged = lambda p, b: jax.lax.pmean(training.loss(p, b), 'data')
   step = optax_sam.make_step(
@@ -221,7 +221,7 @@ def test_a_loss_that_is_averaged_already(parts):
 
 
 @pytest.mark.parametrize(('name', 'parts'), [('ae_sam', 2), ('k_sam', 4)])
-def test_nothing_is_compiled_again_outside_of_jit(name, parts):
+def test_steps_outside_of_jit_do_not_recompile(name, parts):
   tx = table.ROWS[name].whole()
   step = optax_sam.make_step(
     training.loss,
@@ -245,8 +245,8 @@ def test_nothing_is_compiled_again_outside_of_jit(name, parts):
   assert sum(compiled) == 0
 
 
-def test_aux_and_keys():
-  """Both passes see one key; aux is that of the clean pass, part by part."""
+def test_both_passes_use_the_same_key_and_aux_is_of_the_first():
+  """With accumulation, aux has an entry per micro-batch."""
 
   def loss_fn(w, batch, key, scale):
     noise = jax.random.normal(key, w.shape)
@@ -274,7 +274,7 @@ def test_aux_and_keys():
 
 
 @pytest.mark.parametrize('parts', [1, 2])
-def test_leaves_that_are_no_floats_and_plain_optimizers(parts):
+def test_integer_leaves_and_plain_optimizers_are_accepted(parts):
   loss_fn = lambda p, batch: jnp.mean(batch) * jnp.sum(p['w'] ** 2)
   params = {'w': jnp.ones(2), 'count': jnp.int32(3)}
   for tx in (SAM, optax.sgd(0.1), optax.polyak_sgd()):
@@ -290,7 +290,7 @@ def test_leaves_that_are_no_floats_and_plain_optimizers(parts):
 
 @pytest.mark.parametrize('parts', [1, 2])
 @pytest.mark.parametrize('method', [None, 'sam', 'k_sam'])
-def test_line_searches(method, parts):
+def test_line_searches_get_their_arguments(method, parts):
   base = optax.lbfgs()
   tx = optax.chain(table.ROWS[method].alone(), base) if method else base
   step = jax.jit(made(tx, accumulate_steps=parts))
@@ -303,8 +303,8 @@ def test_line_searches(method, parts):
   assert losses[-1] < 0.05 < losses[0]
 
 
-def test_a_mesa_loss_fits():
-  """Its average is an argument, its logits come as aux."""
+def test_a_mesa_loss_can_be_used():
+  """Its average is an argument, its logits are the aux."""
   mesa = optax_sam.mesa_loss(temperature=1.0, weight=1.0, decay=0.5)
 
   def loss_fn(w, x, average):
@@ -353,7 +353,7 @@ BAD = {
 
 
 @pytest.mark.parametrize('name', BAD)
-def test_bad_arguments(name):
+def test_invalid_arguments_raise(name):
   (loss_fn, kwargs), message = BAD[name]
   with pytest.raises(ValueError, match=message):
     jax.jit(optax_sam.make_step(loss_fn, SAM, **kwargs))(
@@ -361,7 +361,7 @@ def test_bad_arguments(name):
     )
 
 
-def test_a_method_that_needs_examples_names_the_argument():
+def test_a_missing_per_example_loss_raises_with_the_argument():
   tx = table.ROWS['k_sam'].whole()
   with pytest.raises(ValueError, match='per_example_loss_fn must be given'):
     optax_sam.make_step(LOSS, tx)(*training.start(tx), training.batch())

@@ -1,1 +1,1 @@
-"""What the papers claim, tried at a scale that two cores carry."""
+"""Claims of the papers, tested on problems for two CPU cores."""

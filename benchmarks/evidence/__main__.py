@@ -1,10 +1,10 @@
 """Evidence for the papers' claims: `python -m benchmarks.evidence 1 3`.
 
-The base optimizer chooses its learning rate by the accuracy on validation
-examples, and at that rate every method its radius, each from as many values as
-any other and over as many seeds; with other seeds all are then compared on the
-test examples, seed by seed. A run that is on record isn't run again: a command
-that was stopped goes on where it was. The page is of all that is on record.
+The learning rate of the base optimizer is chosen by validation accuracy. At
+that rate the radius of each method is chosen in the same way, from the same
+number of values and seeds. Then all are compared on the test examples, paired
+over other seeds. Finished runs are not repeated, so an interrupted command
+resumes. The page includes all finished runs.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ _PAGE, _PICTURE = 'evidence.md', 'evidence.png'
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """What to run."""
+  """Options of the command."""
 
   claims: Annotated[tuple[int, ...], tyro.conf.Positional] = tuple(
     claims.CLAIMS
@@ -37,9 +37,9 @@ class Options:
   problems: tuple[str, ...] = tuple(PROBLEMS)
   """Names of the problems."""
   seeds: int = 12
-  """Number of seeds that are compared."""
+  """Number of seeds of the comparison."""
   tuning_seeds: int = 3
-  """Number of seeds for each setting to choose from."""
+  """Number of seeds for each candidate setting."""
   workers: int = 2
   """Number of processes, each on one core."""
   output: pathlib.Path = _RESULTS
@@ -47,7 +47,7 @@ class Options:
 
 
 def main(options: Options) -> None:
-  """Runs what is missing, variant by variant, then writes page and picture."""
+  """Runs missing runs, variant by variant, then writes page and plot."""
   _check(options)
   tasks = [
     (problem, variant)
@@ -57,8 +57,8 @@ def main(options: Options) -> None:
     )
   ]
   if not tasks:
-    sys.exit('none of these claims is tried on these problems')
-  # A variant that follows another one needs its share, all need the rate.
+    sys.exit('none of these claims is tested on these problems')
+  # Some variants need the fraction of another one, all need the rate.
   stages = itertools.groupby(sorted(tasks, key=_stage), key=_stage)
   plan = workers.Plan(options.output, options.seeds, options.tuning_seeds)
   with contextlib.closing(workers.Workers(options.workers)) as pool:

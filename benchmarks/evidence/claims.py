@@ -1,4 +1,4 @@
-"""The claims, and the comparisons that each stands or falls with."""
+"""The claims, and the comparisons that test them."""
 
 import dataclasses
 import enum
@@ -6,12 +6,12 @@ import enum
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.variants import BASE, VARIANTS
 
-# In points of accuracy: what differs by less counts as equal.
+# Points of accuracy; smaller differences count as equal.
 MARGIN = 0.5
 
 
 class Expected(enum.Enum):
-  """What a claim says of the first of two variants."""
+  """The claimed relation of the first of two variants to the second."""
 
   HIGHER = 'higher'
   LOWER = 'lower'
@@ -22,12 +22,12 @@ class Expected(enum.Enum):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Two variants, and what is claimed of their difference.
+  """Two variants and the claim about their difference.
 
   Attributes:
     variant: the first of the two.
     against: the second.
-    expected: how the first should compare.
+    expected: the claimed relation of the first to the second.
     measure: a column of the runs.
   """
 
@@ -39,13 +39,13 @@ class Comparison:
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A sentence, and what would show it.
+  """A claim and its tests.
 
   Attributes:
-    sentence: what is claimed.
-    source: who claims it.
-    comparisons: what it is judged by, on every problem.
-    problems: on which ones; none for all.
+    sentence: the claim.
+    source: papers with the claim.
+    comparisons: comparisons that test it, on every problem.
+    problems: names of the problems; empty for all.
   """
 
   sentence: str
@@ -99,9 +99,9 @@ CLAIMS = {
     ),
   ),
   3: Claim(
-    'AE-SAM is on par with SAM at about half of the second gradients, '
+    'AE-SAM is on par with SAM at about half of the perturbed gradients, '
     'AE-LookSAM at about a fifth; both beat a random and a periodic choice of '
-    'as many steps.',
+    'the same number of steps.',
     'Jiang et al., 2023',
     (
       *_accuracy(_PAR, 'sam', 'ae_sam', 'ae_look_sam'),
@@ -114,7 +114,7 @@ CLAIMS = {
   ),
   4: Claim(
     'Friendly SAM is at least on par with SAM; perturbing along the average '
-    'that it takes away is worse.',
+    'that it subtracts is worse.',
     'Li et al., 2024',
     (
       *_accuracy(_AT_LEAST, 'sam', 'friendly_sam'),
@@ -149,8 +149,8 @@ CLAIMS = {
     _NOISY,
   ),
   7: Claim(
-    "How much of SAM's gain each method keeps for what it costs.",
-    'no paper; the picture',
+    "How much of SAM's gain each method has at its cost.",
+    'no paper; the plot',
     tuple(
       _accuracy(
         Expected.REPORTED,
@@ -173,12 +173,12 @@ CLAIMS = {
 
 
 def problems_of(number: int) -> tuple[str, ...]:
-  """Returns the names of the problems that a claim is tried on."""
+  """Returns the names of the problems of a claim."""
   return CLAIMS[number].problems or tuple(PROBLEMS)
 
 
 def variants_of(numbers: list[int]) -> dict[str, None]:
-  """Returns the names of all variants that some claims need, base first."""
+  """Returns the names of all variants of some claims, base first."""
   names: dict[str, None] = {BASE: None} if numbers else {}
   for number in numbers:
     for comparison in CLAIMS[number].comparisons:
@@ -190,7 +190,7 @@ def variants_of(numbers: list[int]) -> dict[str, None]:
 
 
 def measured() -> set[str]:
-  """Returns the names of the variants whose sharpness is compared."""
+  """Returns the names of the variants with a comparison of sharpness."""
   return {
     name
     for claim in CLAIMS.values()

@@ -1,4 +1,4 @@
-"""The page of the evidence: what was run, and what it says of each claim."""
+"""The page of the evidence: runs, comparisons and verdicts."""
 
 import datetime as dt
 import pathlib
@@ -21,37 +21,36 @@ _MEASURES = {
 _INTRODUCTION = """\
 # Evidence
 
-What the papers claim, tried on problems that two cores carry. Here is what
-came out, also where it doesn't agree with the claim. These are small nets on
-few examples: a claim that shows here may not at another scale, and the other
-way round.
+Claims of the papers, tested on problems for two CPU cores. The results include
+those that contradict a claim. These are small networks on few examples: results
+at another scale may differ in both directions.
 
-Every seed draws its own training and validation examples, initial parameters
-and order; the test examples are the same for all. The base optimizer chose its
-learning rate from {rates} values by the mean accuracy on validation examples
-over {tuning} seeds, and at that rate each method its radius from {radii} values
-in the same way; those that descend on some examples only could also choose a
-third of that rate. The tables compare test accuracies at the last step over
-{seeds} other seeds, in pairs of the same seed; brackets are 95 % Student-t
-intervals of the mean difference. No correction is made for the number of
-comparisons: of twenty without any effect, one is expected to exclude 0.
+Every seed draws training and validation examples, initial parameters and order;
+the test examples are always the same. The learning rate of the base optimizer
+was chosen from {rates} values by the mean validation accuracy over {tuning}
+seeds, and at that rate the radius of each method from {radii} values in the
+same way. For methods that descend only on some examples, a third of that rate
+was a further candidate. The tables compare test accuracies at the last step,
+paired over {seeds} other seeds; brackets are 95 % Student-t intervals of the
+mean difference. There is no correction for multiple comparisons: of twenty
+comparisons without any effect, one interval is expected to exclude 0.
 
-"On par" means here that the whole interval is within {margin} points. Sharpness
-is that of the training loss in evaluation mode: its rise one ascent step of
-length 0.05 away, and the largest eigenvalue of its Hessian.
+"On par" means that the whole interval is within {margin} points. Sharpness is
+that of the training loss in evaluation mode: its rise after one ascent step of
+length 0.05, and the largest eigenvalue of its Hessian.
 
 {heading}.
 
-`make evidence CLAIM=1` runs a claim anew from nothing,
-`python -m benchmarks.evidence` what is missing of all. Every run, with its
-seed, settings and versions, is in `benchmarks/results/evidence`, a file a
+`make evidence CLAIM=1` reruns one claim from scratch;
+`python -m benchmarks.evidence` runs all missing ones. Every run, with its seed,
+settings and versions, is in `benchmarks/results/evidence`, in one file per
 problem.
 
 ![Test accuracy gained against gradients per step]({picture})
 
-The picture: means over the problems, with 95 % intervals over the seeds. A
-gradient over a third of the examples counts a third, a forward pass alone a
-third of a gradient.
+The plot shows means over the problems, with 95 % intervals over the seeds. A
+gradient over a third of the examples counts as a third, and a forward pass as
+a third of a gradient.
 """
 
 
@@ -60,13 +59,13 @@ def write(
   runs: Mapping[str, Runs],
   picture: str,
 ) -> None:
-  """Writes the page, whole or not at all.
+  """Writes the page atomically.
 
   Args:
-    path: of the Markdown file.
-    runs: of every problem that has any; a claim is judged by the problems that
-      all of its variants were run on.
-    picture: name of the picture beside it.
+    path: path of the Markdown file.
+    runs: runs by problem; a claim is tested on problems with runs of all of its
+      variants.
+    picture: file name of the plot, in the same directory.
   """
   parts = [_introduction(runs, picture), _problems(runs)]
   for number, claim in claims.CLAIMS.items():
@@ -84,7 +83,7 @@ def write(
 
 
 def difference(runs: Runs, comparison: Comparison) -> paired.Difference:
-  """Returns the difference of two variants, seed by seed."""
+  """Returns the paired difference of two variants."""
   first, second = (
     runs.by_seed(name, comparison.measure)
     for name in (comparison.variant, comparison.against)
@@ -93,7 +92,7 @@ def difference(runs: Runs, comparison: Comparison) -> paired.Difference:
 
 
 def verdict(found: paired.Difference, comparison: Comparison) -> str:
-  """Says in words whether a difference is what was expected."""
+  """Returns the verdict on a difference: as expected, or not."""
   if found.mean is None:
     return 'not run'
   if found.interval is None:
@@ -108,7 +107,7 @@ def verdict(found: paired.Difference, comparison: Comparison) -> str:
       low, high = -high, -low
     if low > 0:
       return '**yes**'
-    return '**no, the opposite**' if high < 0 else 'not seen'
+    return '**no, the opposite**' if high < 0 else 'not significant'
   if low > -margin and (high < margin or expected is Expected.AT_LEAST_ON_PAR):
     return '**yes**'
   if low > 0:
@@ -192,8 +191,8 @@ def _claim(number: int, claim: Claim, runs: Mapping[str, Runs]) -> str:
     lines += [
       '',
       (
-        f'Of {total} comparisons {seen["yes"]} show what is claimed, '
-        f'{seen["no"]} the opposite, and {seen["neither"]} neither.'
+        f'Of {total} comparisons {seen["yes"]} agree with the claim, '
+        f'{seen["no"]} contradict it, and {seen["neither"]} do neither.'
       ),
     ]
   return '\n'.join(lines) + '\n'
@@ -216,7 +215,7 @@ def _accuracies(runs: Mapping[str, Runs]) -> str:
     (
       'Mean test accuracy in percent; in brackets the chosen radius (of the '
       'base the learning rate), with a star if it is the first or the '
-      'last of its choices, and the share of steps with a second gradient.'
+      'last candidate, and the fraction of steps with a perturbed gradient.'
     ),
     '',
     f'| variant | {" | ".join(PROBLEMS[name].title for name in runs)} |',

@@ -1,4 +1,4 @@
-"""The picture of the evidence: accuracy gained against what it costs."""
+"""The plot of the evidence: gain in accuracy against cost."""
 
 import math
 import pathlib
@@ -37,8 +37,8 @@ def points(
   """Returns cost and gain of every variant that ran on all problems.
 
   The cost is in full gradients per step, or steps, relative to the base
-  optimizer; the gain is that of test accuracy over it, averaged over the
-  problems seed by seed. Both are means.
+  optimizer. The gain is the paired difference in test accuracy, averaged over
+  the problems. Both are means.
   """
   found = {}
   for name in dict.fromkeys(_SHOWN):
@@ -101,7 +101,7 @@ def _side_by_side(places: list[_Place]) -> list[list[_Place]]:
 
 
 def _draw_near(axes: Any, near: list[_Place], gap: float) -> None:
-  """Draws points of nearly equal cost, their labels one above the other."""
+  """Draws points of nearly equal cost with stacked labels."""
   right = max(place.cost for place in near) + _DODGE * (len(near) - 1) + 0.03
   height = -math.inf
   for rank, place in enumerate(sorted(near, key=lambda p: p.gain)):

@@ -1,4 +1,4 @@
-"""What the evidence trains: small nets on few examples, some mislabelled."""
+"""The problems: small networks on few examples, some mislabelled."""
 
 import dataclasses
 import functools
@@ -19,23 +19,22 @@ _MOST_VALIDATING = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A net, what it learns from, and how.
+  """A network with data and training settings.
 
-  A seed draws its own training and validation examples, wrong labels among
-  both, its own initial parameters and its own order; the test examples are
-  always the same, with their true labels.
+  A seed draws training and validation examples, wrong labels in both, initial
+  parameters and order. The test examples are always the same, with true labels.
 
   Attributes:
-    title: how it is called on the page.
+    title: name on the page.
     dataset: `digits` or `mnist1d`.
-    model: from the number of classes to the net.
-    examples: number of training examples; of those left over in the dataset's
-      training part, up to 1000 validate.
+    model: maps the number of classes to the network.
+    examples: number of training examples; up to 1000 of the remaining examples
+      are for validation.
     steps: number of steps.
-    batch_size: number of examples of a batch.
+    batch_size: number of examples in a batch.
     base: name of the base optimizer.
-    learning_rates: what the base optimizer may choose from.
-    label_noise: share of wrong labels.
+    learning_rates: candidate learning rates of the base optimizer.
+    label_noise: fraction of wrong labels.
   """
 
   title: str
@@ -51,7 +50,7 @@ class Problem:
   def optimizer(
     self, learning_rate: jax.Array, steps: int
   ) -> optax.GradientTransformation:
-    """Returns the base optimizer, its learning rate falling to 0."""
+    """Returns the base optimizer, with a learning rate that decays to 0."""
     shape = optax.cosine_decay_schedule(1.0, steps)
     schedule = lambda count: learning_rate * shape(count)
     if self.base == 'adamw':
@@ -68,7 +67,7 @@ _ATTENTION = functools.partial(
   models.ViT, width=32, depth=1, heads=4, hidden=64, patch=2
 )
 _DIGITS = Problem(
-  title='digits, conv net',
+  title='digits, conv network',
   dataset='digits',
   model=_CNN,
   examples=200,
@@ -78,7 +77,7 @@ _DIGITS = Problem(
   learning_rates=(*_SGD_RATES, 3.0),
 )
 _MNIST1D = Problem(
-  title='MNIST-1D, dense net',
+  title='MNIST-1D, dense network',
   dataset='mnist1d',
   model=models.MLP,
   examples=1000,
@@ -136,7 +135,7 @@ def draw(
   last = min(count, problem.examples + _MOST_VALIDATING)
   parts = []
   for start, end in ((0, problem.examples), (problem.examples, last)):
-    # In random order already: the first ones are as good as any.
+    # The examples are already in random order.
     position = jnp.arange(end - start)
     wrong = position < np.round(problem.label_noise * (end - start))
     part = labels[start:end]

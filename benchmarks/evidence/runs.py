@@ -1,4 +1,4 @@
-"""The runs of the evidence: a line each, added as soon as one has ended."""
+"""The runs of the evidence: one line per finished run."""
 
 import csv
 import dataclasses
@@ -13,17 +13,17 @@ from benchmarks.evidence.variants import BASE, VARIANTS
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """What was run, and what came out.
+  """The settings and the outcome of a run.
 
   Attributes:
     problem: name of the problem.
     variant: name of the variant.
-    learning_rate: of the base optimizer.
-    rho: radius, 0 for the base optimizer.
-    seed: of all that was drawn.
-    tuning: whether it was made to choose the settings.
-    versions: of the libraries.
-    outcome: what came out.
+    learning_rate: learning rate of the base optimizer.
+    rho: radius; 0 for the base optimizer.
+    seed: seed of data, parameters and order.
+    tuning: whether the run serves to choose settings.
+    versions: versions of the libraries.
+    outcome: the results.
   """
 
   problem: str
@@ -43,13 +43,13 @@ _COLUMNS = [field.name for field in (*_SETTINGS, *_MEASURES)]
 
 
 class Runs:
-  """The runs of one problem, in a file of its own."""
+  """The runs of one problem, in one file."""
 
   def __init__(self, directory: pathlib.Path, problem: str):
-    """Reads what is there.
+    """Reads the existing runs.
 
     Args:
-      directory: of the files of all problems; made if it is missing.
+      directory: directory of the files of all problems; created if missing.
       problem: name of the problem.
     """
     directory.mkdir(parents=True, exist_ok=True)
@@ -59,9 +59,9 @@ class Runs:
   def find(self, variant: str, *, tuning: bool) -> list[Run]:
     """Returns the runs of a variant.
 
-    Of a method those at the learning rates that it may choose from, and of
-    the final ones those at the chosen settings: more choices may have been
-    added since others were run.
+    Only runs at the present candidate learning rates, and of the final ones
+    only those at the chosen settings, because the candidates may have changed
+    since earlier runs.
     """
     found = [r for r in self.all if (r.variant, r.tuning) == (variant, tuning)]
     if VARIANTS[variant].is_method:
@@ -73,17 +73,17 @@ class Runs:
     return found
 
   def add(self, run: Run) -> None:
-    """Writes a run at the end of the file, rounded."""
+    """Appends a run to the file, with rounded numbers."""
     rounded = {
       name: float(f'{value:.6g}')
       for name, value in dataclasses.asdict(run.outcome).items()
     }
-    # Here too: what is chosen must not depend on whether it was read again.
+    # Rounded in memory too, so that choices don't depend on rereading the file.
     self.all.append(dataclasses.replace(run, outcome=Outcome(**rounded)))
     line = {field.name: getattr(run, field.name) for field in _SETTINGS}
     line |= rounded
     with self._path.open('a', encoding='utf-8', newline='') as file:
-      # Other processes add runs of other variants.
+      # Other processes append runs of other variants.
       fcntl.flock(file, fcntl.LOCK_EX)
       writer = csv.DictWriter(file, _COLUMNS, lineterminator='\n')
       if not file.tell():
@@ -91,10 +91,10 @@ class Runs:
       writer.writerow(line)
 
   def chosen(self, variant: str) -> tuple[float, float]:
-    """Returns the learning rate and the radius that validated best.
+    """Returns the learning rate and the radius with the best validation.
 
-    The mean over the seeds of the tuning counts, and of equal ones the
-    smallest.
+    The criterion is the mean over the tuning seeds; ties give the smallest
+    values.
     """
     found: dict[tuple[float, float], list[float]] = {}
     for run in self.find(variant, tuning=True):
@@ -103,7 +103,7 @@ class Runs:
     return max(sorted(found), key=lambda s: statistics.fmean(found[s]))
 
   def learning_rates(self, variant: str) -> list[float]:
-    """Returns those that a method may choose from."""
+    """Returns the candidate learning rates of a variant."""
     base, _ = self.chosen(BASE)
     return [float(f'{base * rate:.3g}') for rate in VARIANTS[variant].rates]
 
@@ -119,7 +119,7 @@ class Runs:
     return all(self.find(variant, tuning=False) for variant in variants)
 
   def sort(self) -> None:
-    """Writes the file in an order that doesn't depend on who was first."""
+    """Sorts the file, so that its order does not depend on the workers."""
     ordered = sorted(
       self.all,
       key=lambda r: (r.variant, r.tuning, r.learning_rate, r.rho, r.seed),

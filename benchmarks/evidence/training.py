@@ -1,4 +1,4 @@
-"""One training run as one program: seed, learning rate and radius go in."""
+"""A training run as one compiled function of seed, learning rate, radius."""
 
 import dataclasses
 import functools
@@ -14,12 +14,12 @@ from benchmarks.evidence.variants import Variant
 from optax_sam import sharpness
 from optax_sam.train.data import datasets
 
-# Of the sharpness that every run is judged by, whatever radius it used.
+# Radius of the sharpness measure, the same for all runs.
 _MEASURED_RHO = 0.05
 
 
 class Trained(NamedTuple):
-  """A finished run, and what its seed drew for it."""
+  """A finished run and its data."""
 
   params: Any
   statistics: Any
@@ -30,18 +30,19 @@ class Trained(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """What is kept of a run; accuracies are shares, losses natural logarithms.
+  """The results of a run; accuracies are fractions, losses in nats.
 
   Attributes:
-    second_gradients: share of the steps that took one.
-    train_loss: over all training examples in evaluation mode, wrong labels
-      included, as in the accuracy after it.
+    second_gradients: fraction of steps with a perturbed gradient.
+    train_loss: over all training examples in evaluation mode, including wrong
+      labels, like the training accuracy.
     validation_accuracy: over the validation examples.
     test_accuracy: over the test examples.
-    test_loss: over the same.
-    sam_sharpness: rise of the training loss one ascent step of length 0.05
-      away.
-    top_eigenvalue: of the Hessian of the training loss; NaN if not asked for.
+    test_loss: over the test examples.
+    sam_sharpness: rise of the training loss after one ascent step of length
+      0.05.
+    top_eigenvalue: top eigenvalue of the Hessian of the training loss; NaN if
+      not measured.
   """
 
   second_gradients: float
@@ -57,12 +58,13 @@ class Trainer:
   """Trains one variant on one problem, compiled once for all its runs."""
 
   def __init__(self, name: str, variant: Variant, probability: float):
-    """Prepares the program.
+    """Prepares the compiled function.
 
     Args:
-      name: of the problem.
-      variant: what to train with.
-      probability: for a variant that ascends as often as another one does.
+      name: name of the problem.
+      variant: the variant to train with.
+      probability: probability of an ascent step, for variants that match the
+        fraction of another one.
     """
     problem = problems.PROBLEMS[name]
     dataset = problems.load(problem.dataset)
@@ -73,7 +75,7 @@ class Trainer:
         _train, problem, self._model, dataset.classes, variant, probability
       )
     )
-    # One object for all runs, so that the measures compile it once.
+    # One function for all runs, so that the measures compile once.
     self._value_fn = functools.partial(_evaluation_loss, self._model)
     self._evaluate = jax.jit(functools.partial(_evaluate, self._model))
 
@@ -83,10 +85,10 @@ class Trainer:
     """Trains once.
 
     Args:
-      seed: of everything that the run draws.
-      learning_rate: of the base optimizer, before it falls.
+      seed: seed of data, parameters and order.
+      learning_rate: initial learning rate of the base optimizer.
       rho: radius of the method.
-      measured: whether to measure the sharpness as well.
+      measured: whether to measure sharpness.
     """
     trained = self._run(seed, learning_rate, rho, self._pool)
     found = {
@@ -167,12 +169,12 @@ def _train(
       params,
       value_fn=lambda p: mean(p)[0],
       per_example_value_fn=lambda p, b: (
-        _single_losses(model, p, statistics, b)
-        if variant.takes_single_examples
+        _per_example_losses(model, p, statistics, b)
+        if variant.takes_per_example_losses
         else losses(p, b)[0]
       ),
       batch=batch,
-      losses=None if variant.takes_single_examples else values,
+      losses=None if variant.takes_per_example_losses else values,
     )
     params = optax.apply_updates(params, updates)
     return (params, new_statistics, opt_state, count + 1), None
@@ -181,7 +183,7 @@ def _train(
     key = jax.random.fold_in(order_key, number)
     order = jax.random.permutation(key, problem.examples)
     batches = order[: epoch_steps * problem.batch_size]
-    # A share of a shuffled batch is a random choice among its examples.
+    # A fraction of a shuffled batch is a random subset.
     kept = round(variant.batch_share * problem.batch_size)
     batches = batches.reshape(epoch_steps, problem.batch_size)[:, :kept]
     return jax.lax.scan(step, carry, batches)
@@ -208,10 +210,10 @@ def _losses(
   return _cross_entropy(logits, batch), statistics
 
 
-def _single_losses(
+def _per_example_losses(
   model: Any, params: Any, statistics: Any, batch: Any
 ) -> jax.Array:
-  """In evaluation mode: one example alone has no variance of its own."""
+  """Per-example losses in evaluation mode, because of batch norm."""
   variables = {'params': params, **statistics}
   logits = model.apply(variables, batch['inputs'], train=False)
   return _cross_entropy(logits, batch)
@@ -220,7 +222,7 @@ def _single_losses(
 def _evaluation_loss(
   model: Any, params: Any, statistics: Any, batch: Any
 ) -> jax.Array:
-  return jnp.mean(_single_losses(model, params, statistics, batch))
+  return jnp.mean(_per_example_losses(model, params, statistics, batch))
 
 
 def _evaluate(

@@ -1,4 +1,4 @@
-"""What is compared: the base optimizer, methods, and controls for them."""
+"""The variants: the base optimizer, methods, and their controls."""
 
 import dataclasses
 import inspect
@@ -12,7 +12,7 @@ from optax_sam import perturbations
 
 BASE = 'base'
 
-# Every method chooses among as many radii as any other.
+# All methods have the same number of candidate radii.
 RADII = (0.05, 0.1, 0.2, 0.5, 1.0)
 _ADAPTIVE_RADII = tuple(10 * rho for rho in RADII)
 _THIRD, _EIGHTH = 1 / 3, 1 / 8
@@ -24,20 +24,20 @@ class Variant:
   """A method with its settings.
 
   Attributes:
-    title: how it is called on the page.
-    factory: from a radius and settings to the transformation; None for the
-      base optimizer alone.
-    gradients: full gradients that a step costs, from the share of steps that
-      took a second one.
-    settings: what differs from the defaults of the factory.
-    radii: what it may choose from.
-    rates: what it may choose from as its learning rate, in units of that of
-      the base optimizer: less for those that descend on few examples, of which
-      the largest rate that the base bears may be too much.
-    length: how many times as many steps as the others it takes.
-    batch_share: share of each batch that it sees.
-    follows: the variant whose share of second gradients is its probability.
-    takes_single_examples: whether it differentiates losses one by one.
+    title: name on the page.
+    factory: maps a radius and settings to the transformation; None for the base
+      optimizer alone.
+    gradients: cost of a step in full gradients, from the fraction of steps with
+      a perturbed gradient.
+    settings: settings that differ from the defaults of the factory.
+    radii: candidate radii.
+    rates: candidate learning rates, relative to that of the base optimizer;
+      smaller ones for methods that descend on few examples.
+    length: number of steps relative to other variants.
+    batch_share: fraction of each batch that it uses.
+    follows: the variant whose fraction of perturbed gradients is its
+      probability.
+    takes_per_example_losses: whether it differentiates per-example losses.
   """
 
   title: str
@@ -49,22 +49,22 @@ class Variant:
   length: int = 1
   batch_share: float = 1.0
   follows: str | None = None
-  takes_single_examples: bool = False
+  takes_per_example_losses: bool = False
 
   @property
   def is_method(self) -> bool:
-    """Whether there is anything before the base optimizer."""
+    """Whether there is a method before the base optimizer."""
     return self.factory is not None
 
   def build(
     self, rho: Any, *, probability: float, **given: Any
   ) -> optax.GradientTransformation:
-    """Returns what stands before the base optimizer.
+    """Returns the transformation before the base optimizer.
 
     Args:
       rho: the radius.
-      probability: the share of the variant that it follows.
-      **given: arguments that the factory may want.
+      probability: fraction of perturbed gradients of the variant `follows`.
+      **given: further arguments, of which the factory takes some.
     """
     if self.factory is None:
       return optax.identity()
@@ -76,7 +76,7 @@ class Variant:
 
 
 def _sam_along_average(rho: Any) -> optax.GradientTransformation:
-  """SAM along the moving average of the gradient: what F-SAM takes away."""
+  """SAM along the moving average of the gradient, which F-SAM subtracts."""
   return optax_sam.sharpness_aware(
     optax.chain(
       optax.ema(0.9, debias=False), perturbations.scale_to_radius(rho)
@@ -93,7 +93,7 @@ def _sparse(how: str, sparsity: float) -> Variant:
     f'Sparse SAM, {how}, {sparsity:.0%}'.replace('%', ' %'),
     factory,
     settings={'sparsity': sparsity},
-    takes_single_examples=fisher,
+    takes_per_example_losses=fisher,
   )
 
 

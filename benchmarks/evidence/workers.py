@@ -1,4 +1,4 @@
-"""Makes the runs that are missing, several at a time."""
+"""Executes missing runs in parallel."""
 
 import concurrent.futures
 import dataclasses
@@ -18,18 +18,18 @@ from benchmarks.evidence.training import Trainer
 from benchmarks.evidence.variants import VARIANTS
 from optax_sam.train.reports import machine
 
-# Far from the seeds that are compared.
+# Distinct from the seeds of the comparison.
 _FIRST_TUNING_SEED = 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """What is to be on record.
+  """The required runs.
 
   Attributes:
     output: directory of the runs.
-    seeds: number of seeds that are compared.
-    tuning_seeds: number of seeds for each setting to choose from.
+    seeds: number of seeds of the comparison.
+    tuning_seeds: number of seeds for each candidate setting.
   """
 
   output: pathlib.Path
@@ -38,10 +38,10 @@ class Plan:
 
 
 class Workers:
-  """Processes that each keep to one core; no other process if one is asked."""
+  """Processes pinned to one core each; no further process for a count of 1."""
 
   def __init__(self, count: int):
-    """Starts nothing yet."""
+    """Stores the count; processes start in `run`."""
     context = multiprocessing.get_context('spawn')
     self._pool = count > 1 and concurrent.futures.ProcessPoolExecutor(
       count,
@@ -51,7 +51,7 @@ class Workers:
     )
 
   def run(self, tasks: list[tuple]) -> Iterator[str]:
-    """Yields what the tasks say as they end."""
+    """Yields the messages of finished tasks."""
     if not self._pool:
       yield from itertools.starmap(complete, tasks)
       return
@@ -60,14 +60,14 @@ class Workers:
       yield future.result()
 
   def close(self) -> None:
-    """Ends the processes, without what they have not begun."""
+    """Ends the processes without starting further tasks."""
     if self._pool:
       self._pool.shutdown(cancel_futures=True)
 
 
 def _on_one_core(counter) -> None:
-  """Nets this small gain nothing from a second core; another run does."""
-  # A command that was killed leaves nobody behind who goes on writing.
+  """Pins a worker; small networks don't benefit from a second core."""
+  # When the command is killed, its workers must not continue writing.
   threading.Thread(target=_end_with_parent, daemon=True).start()
   with counter.get_lock():
     number = counter.value
@@ -83,7 +83,7 @@ def _end_with_parent() -> None:
 
 
 def complete(name: str, variant: str, plan: Plan) -> str:
-  """Makes all runs of a variant that are missing."""
+  """Executes all missing runs of a variant."""
   start = time.perf_counter()
   runs = Runs(plan.output, name)
   found = VARIANTS[variant]
@@ -128,7 +128,7 @@ def complete(name: str, variant: str, plan: Plan) -> str:
 
 
 def _choices(name: str, variant: str, runs: Runs) -> list[tuple[float, float]]:
-  """Returns the learning rates and radii that a variant chooses from."""
+  """Returns the candidate learning rates and radii of a variant."""
   if not VARIANTS[variant].is_method:
     return [(rate, 0.0) for rate in PROBLEMS[name].learning_rates]
   return list(

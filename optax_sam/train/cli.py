@@ -16,15 +16,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     config = parse(arguments)
     sys.exit(_run(config, shlex.join(['optax-sam', *arguments])))
   except KeyboardInterrupt:
-    errors.complain('interrupted, nothing was written')
+    errors.print_error('interrupted, nothing was written')
     sys.exit(errors.INTERRUPTED)
   except (ValueError, OSError) as error:
-    errors.complain(errors.describe(error))
+    errors.print_error(errors.describe(error))
     sys.exit(errors.USAGE_ERROR)
 
 
 def _run(config: Any, command: str) -> int:
-  """Runs one command, importing what it needs and no more."""
+  """Runs one command; imports only the modules that it needs."""
   from rich.console import Console
 
   console = Console()
@@ -35,7 +35,7 @@ def _run(config: Any, command: str) -> int:
       comparison = compare.run(config, console, command)
       return errors.INTERRUPTED if comparison.interrupted else 0
     case configs.TrainConfig():
-      checks.validate(config)  # rather than wait for the other processes
+      checks.validate(config)  # before waiting for the other processes
       from optax_sam.train.commands import train
       from optax_sam.train.distributed import processes
 

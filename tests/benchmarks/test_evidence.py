@@ -37,7 +37,7 @@ def run(variant, seed, accuracy, *, rho=0.1, tuning=False, validation=0.5):
   )
 
 
-def test_best_validation_chooses_and_the_test_part_does_not(tmp_path):
+def test_the_radius_is_chosen_by_validation_and_not_by_test_accuracy(tmp_path):
   runs = Runs(tmp_path, 'digits')
   runs.add(run(BASE, 1000, 0.5, tuning=True))
   for rho, validation, accuracy in (
@@ -48,7 +48,7 @@ def test_best_validation_chooses_and_the_test_part_does_not(tmp_path):
     for seed, shift in ((1000, -0.1), (1001, 0.1)):
       given = {'rho': rho, 'validation': validation + shift, 'tuning': True}
       runs.add(run('sam', seed, accuracy, **given))
-  assert runs.chosen('sam') == (0.03, 0.05)  # the smaller of two equal ones
+  assert runs.chosen('sam') == (0.03, 0.05)  # a tie: the smaller radius
   for rho in (0.05, 0.1):
     runs.add(run('sam', 0, rho, rho=rho))
   assert runs.by_seed('sam', 'test_accuracy') == {0: 0.05}
@@ -61,7 +61,7 @@ def test_best_validation_chooses_and_the_test_part_does_not(tmp_path):
   ('interval', 'expected', 'said'),
   [
     ((0.01, 0.02), Expected.HIGHER, '**yes**'),
-    ((-0.01, 0.02), Expected.HIGHER, 'not seen'),
+    ((-0.01, 0.02), Expected.HIGHER, 'not significant'),
     ((-0.02, -0.01), Expected.HIGHER, '**no, the opposite**'),
     ((-0.02, -0.01), Expected.LOWER, '**yes**'),
     ((0.01, 0.02), Expected.LOWER, '**no, the opposite**'),
@@ -74,12 +74,12 @@ def test_best_validation_chooses_and_the_test_part_does_not(tmp_path):
     ((-0.02, 0.02), Expected.REPORTED, ''),
   ],
 )
-def test_verdict_is_what_the_interval_says(interval, expected, said):
+def test_the_verdict_follows_from_the_interval(interval, expected, said):
   found = Difference({0: 0.0}, sum(interval) / 2, interval, '')
   assert page.verdict(found, Comparison('sam', BASE, expected)) == said
 
 
-def test_every_comparison_names_what_there_is():
+def test_every_comparison_names_existing_variants_and_problems():
   for number, claim in claims.CLAIMS.items():
     assert set(claims.problems_of(number)) <= set(problems.PROBLEMS)
     for comparison in claim.comparisons:
@@ -89,7 +89,7 @@ def test_every_comparison_names_what_there_is():
   assert set(used) == set(VARIANTS)
 
 
-def test_cost_of_the_picture_is_that_of_the_runs(tmp_path):
+def test_the_cost_in_the_plot_is_that_of_the_runs(tmp_path):
   runs = Runs(tmp_path, 'digits')
   for seed, gain in ((0, 0.1), (1, 0.3)):
     runs.add(run(BASE, seed, 0.5))
@@ -102,7 +102,7 @@ def test_cost_of_the_picture_is_that_of_the_runs(tmp_path):
   assert gain.mean == pytest.approx(0.2)
 
 
-def test_wrong_labels_are_as_many_as_asked_for():
+def test_the_number_of_wrong_labels_is_exact():
   import jax
   import numpy as np
 
@@ -119,7 +119,7 @@ def test_wrong_labels_are_as_many_as_asked_for():
 
 
 @pytest.mark.slow
-def test_a_stopped_command_goes_on(tmp_path, monkeypatch, capsys):
+def test_an_interrupted_command_resumes(tmp_path, monkeypatch, capsys):
   comparison = Comparison('sam', BASE, Expected.HIGHER)
   small = claims.Claim('SAM is better.', 'nobody', (comparison,), ('mnist1d',))
   for module in (problems, evidence, claims, page, workers):
@@ -127,7 +127,7 @@ def test_a_stopped_command_goes_on(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(claims, 'CLAIMS', {1: small})
   options = evidence.Options(
     claims=(1,),
-    problems=('digits', 'mnist1d'),  # the first is none of the claim's
+    problems=('digits', 'mnist1d'),  # the first does not belong to the claim
     seeds=2,
     tuning_seeds=1,
     workers=1,

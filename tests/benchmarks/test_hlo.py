@@ -3,8 +3,8 @@ import jax.numpy as jnp
 
 from benchmarks import hlo
 
-# Laid out as the compiler for TPUs does, with a conditional and pairs of
-# operations that start and finish.
+# In the format of the TPU compiler, with a conditional and with asynchronous
+# operations, which are pairs of start and done.
 PROGRAM = """\
 HloModule jit_step, is_scheduled=true, buffer_donor={ {0}: (0, {}) }
 
@@ -61,14 +61,14 @@ def test_collectives_are_counted_once_with_the_bytes_of_their_results():
   assert hlo.structure(PROGRAM).total == hlo.Traffic(4, 28 + 128 + 16 + 8)
 
 
-def test_what_is_inside_of_a_conditional():
+def test_operations_in_a_conditional_are_counted_by_branch():
   found = hlo.structure(PROGRAM)
   assert found.conditionals == 1
   assert (found.products, found.products_inside) == (3, 2)
   assert found.inside == hlo.Traffic(1, 28)
 
 
-def test_a_compiled_conditional():
+def test_products_of_a_compiled_conditional_are_counted_by_branch():
   def f(x, ascends):
     clean = x @ x
     return jax.lax.cond(ascends, lambda: jnp.tanh(clean @ x), lambda: clean)
@@ -82,7 +82,7 @@ def test_a_compiled_conditional():
   assert found.loops == 0
 
 
-def test_a_compiled_loop_around_products():
+def test_products_of_a_compiled_loop_are_counted():
   def f(x):
     return jax.lax.scan(lambda c, _: (c @ x, None), x, length=20)[0]
 

@@ -12,7 +12,7 @@ CHIP = pod_chips.Chip('made', 1e12, 1e9, 2, 16, 1e8, 'nowhere')
 WORK = Work(flops=1e9, collectives=3, bytes=1e6)
 
 
-def test_slices_add_the_network():
+def test_slices_add_the_time_of_the_network():
   work = dataclasses.replace(WORK, sent_bytes=5e5)
   found = pod_estimate.seconds(CHIP, 64, work, ASSUMED)
   links, hops = 2 * 1e6 * 15 / 16 / 1e9, 3 * 8e-6

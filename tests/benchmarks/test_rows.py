@@ -1,4 +1,4 @@
-"""The rows of the table of speed, without measuring them."""
+"""Rows of the speed table, without measurements."""
 
 from benchmarks import rows
 from optax_sam.catalog import METHODS
@@ -10,7 +10,7 @@ def test_every_method_has_a_row_and_names_are_unique():
   assert {name.partition(',')[0] for name in names} >= set(METHODS)
 
 
-def test_gradients_are_counted_where_the_cost_is_fixed():
+def test_methods_with_fixed_cost_have_a_gradient_count():
   for row in rows.rows():
     name = row.name.partition(',')[0]
     fixed = name not in METHODS or '+ s' not in METHODS[name].gradients

@@ -13,7 +13,7 @@ _VECTORS = pathlib.Path(__file__).parent.parent / 'data' / 'vectors'
 
 
 class Recording:
-  """One recorded run: its problem, and the numbers of every step."""
+  """One recorded run: its problem and the numbers of every step."""
 
   def __init__(self, name):
     problem = name.split('_')[0]
@@ -33,7 +33,7 @@ class Recording:
     return len(self['loss'])
 
   def tree(self, flat):
-    """Turns a flat vector in torch layout into a pytree in Flax layout."""
+    """Converts a flat vector in torch layout to a pytree in Flax layout."""
     flat = jnp.asarray(flat)
     if not self.is_classifier:
       return {'layer': {'kernel': flat.reshape(10, 1)}}
@@ -56,7 +56,7 @@ class Recording:
     return np.concatenate([np.asarray(part).ravel() for part in parts])
 
   def batch(self, step):
-    """The batch of a step; P3 has no data, so one example stands for it."""
+    """The batch of a step; P3 has no data, so it gets one dummy example."""
     if not self.is_classifier:
       return {'x': jnp.zeros((1, 1))}
     return {
@@ -65,7 +65,7 @@ class Recording:
     }
 
   def losses(self, params, batch):
-    """The loss of every example of a batch."""
+    """The per-example losses of a batch."""
     if not self.is_classifier:
       return self._quartic(params)[None]
     hidden = jnp.tanh(
@@ -89,14 +89,14 @@ def base(learning_rate=0.1):
 
 
 class Step(NamedTuple):
-  """What one step did, trees as flat vectors in torch layout.
+  """The results of one step, trees as flat vectors in torch layout.
 
   Attributes:
     start: parameters before the step.
-    clean: gradient there.
-    epsilon: the largest perturbation at which a loss was taken; None where
-      nobody watched.
-    direction: what the method handed on.
+    clean: unperturbed gradient.
+    epsilon: the largest perturbation at which the loss was evaluated; None if
+      not recorded.
+    direction: the update that the method returned.
     params: parameters after the step.
     state: state of the method.
   """
@@ -110,7 +110,7 @@ class Step(NamedTuple):
 
 
 class Replay:
-  """The uniform training step on a recorded problem, compiled once."""
+  """The training step on a recorded problem, compiled once."""
 
   def __init__(self, recording, method, optimizer=None, *, watched=False):
     self._recording = recording
@@ -122,7 +122,7 @@ class Replay:
 
   def _losses(self, params, batch):
     if self._watched:
-      # As integers: a callback may run in a thread without double precision.
+      # As integers, because a callback may run in a thread without float64.
       bits = jax.tree.map(
         lambda x: jax.lax.bitcast_convert_type(x, jnp.uint32), params
       )
@@ -141,7 +141,7 @@ class Replay:
     return grads, direction, params, state, opt_state
 
   def run(self, *, fed=False):
-    """Yields every step; `fed` starts each from the recorded parameters."""
+    """Yields every step; with `fed` each starts at the recorded parameters."""
     recording = self._recording
     params = recording.tree(recording['w'][0])
     state = self._method.init(params)

@@ -1,7 +1,7 @@
 """Whole runs of published programs, reproduced in float64.
 
-Every run is taken twice: as it is, and with each step fed with the recorded
-parameters, where nothing that went before can hide in a difference.
+Every run is reproduced twice: as a whole, and with each step started at the
+recorded parameters, so that errors of earlier steps don't matter.
 """
 
 import math
@@ -65,14 +65,14 @@ _COUPLED = optax_sam.rho_like_learning_rate(
 
 
 class Run(NamedTuple):
-  """Recorded runs, and the call that reproduces them.
+  """Recorded runs and the call that reproduces them.
 
   Attributes:
-    problems: names of the problems that were recorded.
-    name: method and program.
+    problems: names of the recorded problems.
+    name: name of method and published program.
     method: builds the method.
-    tolerance: of the parameters over the whole run.
-    fed: of what a step does that is fed with the recorded parameters.
+    tolerance: tolerance of the parameters over the whole run.
+    fed: tolerance of a step that starts at the recorded parameters.
     optimizer: builds the base optimizer.
   """
 
@@ -97,7 +97,7 @@ RUNS = [
   Run('P1 P3', 'looksam_numpy', _look_sam()),
   Run('P1 P3', 'aesam_numpy', _ae_sam),
   Run('P1', 'ksam_numpy', _k_sam),
-  # 1e-12 added to the denominator of a cosine.
+  # They add 1e-12 to the denominator of a cosine.
   Run('P1 P3 P3z P3t', 'gsam_juntang', _gsam, fed=2e-12),
   Run(
     'P3',
@@ -116,12 +116,12 @@ RUNS = [
     optimizer=optax.identity,
   ),
   Run('P1 P3 P3z P3t', 'usam_tml', lambda: optax_sam.unnormalized_sam(0.05)),
-  # A stabilizer of 1e-16, which tells most at a gradient next to 0.
+  # They have a stabilizer of 1e-16, which matters at a tiny gradient.
   Run('P1 P3', 'asam_samsung', _asam, fed=5e-12),
   Run('P3z', 'asam_samsung', _asam, 2e-9, 2e-8),
-  # One of 1e-8 where the direction is reused.
+  # They have a stabilizer of 1e-8 for a reused direction.
   Run('P1', 'looksam_kozistr', _look_sam(per_leaf=True), 5e-6, 5e-6),
-  # One of 1e-7, and as many examples as its strict comparison keeps.
+  # They have a stabilizer of 1e-7, and a strict comparison of losses.
   Run(
     'P1',
     'esamb1_dydjw9',
@@ -138,7 +138,7 @@ CASES = {
 
 
 def _kept(recording, state):
-  """Returns what programs record of their state, as ours holds it."""
+  """Returns the recorded state in the form of our state."""
   found = optax_sam.metrics(state)
   kept = {
     'ae_gnorm2': 'policy/squared_norm',
@@ -158,7 +158,7 @@ def _kept(recording, state):
 
 
 def _unit(recording, vector, *, per_leaf):
-  """Returns a recorded vector with length 1, which is how ours is kept."""
+  """Returns a recorded vector with norm 1, as in our state."""
   if not per_leaf:
     return vector / (np.linalg.norm(vector) or 1)
   leaves, structure = jax.tree.flatten(recording.tree(vector))
@@ -167,7 +167,7 @@ def _unit(recording, vector, *, per_leaf):
 
 
 @pytest.mark.parametrize('name', CASES)
-def test_reproduces_the_run(name):
+def test_the_recorded_run_is_reproduced(name):
   recording, run = Recording(name), CASES[name]
   replay = Replay(recording, run.method(), run.optimizer(), watched=True)
   for t, step in enumerate(replay.run()):
@@ -189,7 +189,7 @@ def test_reproduces_the_run(name):
       np.testing.assert_allclose(*pair, rtol=0, atol=run.fed, err_msg=key)
 
 
-def test_the_radius_is_read_at_the_step_of_the_learning_rate():
+def test_the_radius_uses_the_step_of_the_learning_rate():
   recording = Recording('P3_gsamprop_juntang')
   for t in range(recording.steps):
     np.testing.assert_allclose(_learning_rate(t), recording['lr'][t])
@@ -197,8 +197,8 @@ def test_the_radius_is_read_at_the_step_of_the_learning_rate():
 
 
 @pytest.mark.parametrize('problem', ['P1', 'P3'])
-def test_another_initial_variance_decides_alike(problem):
-  """A derived program starts at e^-10; ours at 0, whatever the loss's scale."""
+def test_another_initial_variance_makes_the_same_decisions(problem):
+  """A derived program starts at e^-10; ours at 0, for any scale of the loss."""
   recording = Recording(f'{problem}_aesam_numpy')
   method = optax_sam.sharpness_aware(
     perturbations.scale_to_radius(0.05),
@@ -220,8 +220,8 @@ def test_another_initial_variance_decides_alike(problem):
     ('P1_ksam_numpy', _k_sam),
   ],
 )
-def test_float32_decides_as_float64(name, method):
-  """Other decisions would move the parameters by far more."""
+def test_float32_makes_the_decisions_of_float64(name, method):
+  """Other decisions would change the parameters by far more."""
   recording = Recording(name)
   with jax.enable_x64(False):
     for t, step in enumerate(Replay(recording, method()).run()):
@@ -235,7 +235,7 @@ def test_float32_decides_as_float64(name, method):
 
 
 def test_every_recording_is_used():
-  """A file that nothing reads would prove nothing."""
+  """A file that no test reads would prove nothing."""
   folder = pathlib.Path(__file__).parents[1]
   tests = ''.join(path.read_text() for path in folder.rglob('test_*.py'))
   for path in (folder / 'data' / 'vectors').glob('*.npz'):

@@ -1,4 +1,4 @@
-"""How trees of results are compared."""
+"""Comparisons of trees."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def assert_equal(left: Any, right: Any) -> None:
-  """Raises unless two trees are equal in structure, dtype and every bit."""
+  """Raises unless two trees have equal structure, dtypes and bits."""
   assert jax.tree.structure(left) == jax.tree.structure(right)
   for (path, x), y in zip(
     jax.tree.leaves_with_path(left), jax.tree.leaves(right), strict=True
@@ -21,7 +21,7 @@ def assert_equal(left: Any, right: Any) -> None:
 
 
 def are_equal(left: Any, right: Any) -> bool:
-  """Whether two trees of one structure are equal in every bit."""
+  """Whether two trees of equal structure are bit-identical."""
   pairs = jax.tree.map(np.array_equal, *map(without_keys, (left, right)))
   return all(jax.tree.leaves(pairs))
 
@@ -34,7 +34,7 @@ def assert_close(left: Any, right: Any, tolerance: float = 1e-6) -> None:
 
 
 def without_keys(tree):
-  """Returns a tree with keys as the integers that they are made of."""
+  """Returns a tree with typed keys replaced by their key data."""
   return jax.tree.map(
     lambda leaf: np.asarray(
       jax.random.key_data(leaf)
@@ -58,7 +58,7 @@ def is_weak(leaf: Any) -> bool:
 
 
 def all_finite(tree: Any) -> bool:
-  """Whether no number of a tree is infinite or NaN; keys are passed over."""
+  """Whether all numbers of a tree are finite; keys are ignored."""
   return all(
     bool(jnp.all(jnp.isfinite(leaf)))
     for leaf in jax.tree.leaves(tree)

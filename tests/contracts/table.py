@@ -1,8 +1,8 @@
-"""What the contracts run over: methods of the catalog, and some variants.
+"""The rows of the contracts: methods of the catalog and some variants.
 
-A row builds a method alone or with its base optimizer, at settings by which a
-few steps see both branches. All rows have the contracts that differ by method;
-the others run over the representatives, one for each kind of method.
+A row builds a method alone or with its base optimizer, with settings for which
+a few steps execute both branches. Contracts that depend on the method run over
+all rows; the others run over representatives, one for each kind of method.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ BATCH_LIKE = {
   for name, shape in (('weight', ()), ('x', (3,)), ('y', (2,)))
 }
 
-# For every method that has an argument of this name: few steps, a small batch.
+# Values of arguments by name, for few steps and a small batch.
 _SETTINGS = {
   'ascent': 2,
   'batch_like': BATCH_LIKE,
@@ -35,9 +35,9 @@ _SETTINGS = {
   'key': 1,
   'micro_batch_size': 3,
   'micro_batches': 3,
-  # An integer: a checkpoint gives it back as one, which is strict about types.
+  # An integer, because a checkpoint restores it with its type.
   'num_data': 40,
-  # Odd: the mean of three equal gradients is rounded, also of huge ones.
+  # Odd, so that the mean of three equal gradients is rounded.
   'num_samples': 3,
   'period': 3,
   'power_steps': 2,
@@ -47,7 +47,7 @@ _SETTINGS = {
   'total_steps': 20,
 }
 
-# Settings by which `rho=0` is the base optimizer, where not by itself.
+# Settings with which `rho=0` equals the base optimizer, if the defaults don't.
 NEUTRAL = {
   'anti_pgd': {'sigma': 0.0},
   'esam': {'gamma': 1.0},
@@ -57,8 +57,8 @@ NEUTRAL = {
   'lookbehind': {'steps': 1, 'alpha': 1.0},
   'ordered_sgd': {'k': 1.0},
 }
-# The mean over examples is taken in another order than that of the base
-# optimizer, or something is added to its update.
+# Methods that average over examples in another order than the base optimizer,
+# or that add to its update.
 ROUNDS = (
   'anti_pgd',
   'esam',
@@ -69,7 +69,7 @@ ROUNDS = (
   'ordered_sgd',
   'wsam_decoupled',
 )
-# Two gradients of two batches, whatever the radius is.
+# Two gradients of two batches, for any radius.
 NEVER_THE_BASE = ('sampa',)
 
 
@@ -80,13 +80,13 @@ def base() -> optax.GradientTransformation:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """A method at some settings.
+  """A method with some settings.
 
   Attributes:
-    name: of the method, or of the variant.
+    name: name of the method or of the variant.
     method: its row of the catalog.
-    changes: settings that make it a variant.
-    factory: function that builds it, if it is not the method's.
+    changes: settings of the variant.
+    factory: function that builds it, if it differs from the method's.
   """
 
   name: str
@@ -101,27 +101,27 @@ class Row:
 
   @property
   def parameters(self) -> Mapping[str, inspect.Parameter]:
-    """Names of its arguments."""
+    """The arguments of the function."""
     return inspect.signature(self.function).parameters
 
   @property
   def static(self) -> tuple[str, ...]:
-    """Arguments that `optax.inject_hyperparams` must leave alone."""
+    """Static arguments of `optax.inject_hyperparams`."""
     wraps = self.method.place == 'wraps'
     return (*(('base',) if wraps else ()), *self.method.static)
 
   @property
   def place(self) -> str:
-    """Where it stands: chain, wraps, replaces or after."""
+    """Placement relative to the base: chain, wraps, replaces or after."""
     return self.method.place
 
   @property
   def radius(self) -> str | None:
-    """Name of its radius, None if nothing is perturbed."""
+    """Name of the radius, None if the method has none."""
     return self.method.radius
 
   def settings(self, rho: Any = 0.05) -> dict[str, Any]:
-    """Returns the arguments that it is built with."""
+    """Returns the arguments of the function."""
     given = {**self.method.example, **_SETTINGS}
     given = {name: x for name, x in given.items() if name in self.parameters}
     radius = {self.radius: rho} if self.radius else {}
@@ -138,9 +138,9 @@ class Row:
     """Builds the method, without a base optimizer if it wraps none.
 
     Args:
-      rho: the radius, whatever its name is.
-      inject: whether its numbers are in the state, where they can be changed.
-      base: what a wrapper wraps.
+      rho: the radius, for any name of the argument.
+      inject: whether its hyperparameters are injected into the state.
+      base: base optimizer of a wrapper.
       **changes: further arguments.
     """
     given = {**self.settings(rho), **changes}
@@ -167,17 +167,17 @@ class Row:
     return method
 
   def part(self, opt_state: Any) -> Any:
-    """Returns the state of the method within that of the whole optimizer."""
+    """Returns the state of the method within that of the optimizer."""
     if self.place == 'chain':
       return opt_state[0]
     return opt_state[1] if self.place == 'after' else opt_state
 
   def own(self, opt_state: Any) -> Any:
-    """Returns the same without injected numbers, and without the base."""
+    """Returns the same without injected hyperparameters and base state."""
     return self.of_method(self.part(opt_state))
 
   def of_method(self, state: Any) -> Any:
-    """Returns the state of the method alone."""
+    """Returns the state of the method without injected hyperparameters."""
     state = getattr(state, 'inner_state', state)
     return state._replace(base=()) if self.place == 'wraps' else state
 
@@ -189,7 +189,7 @@ class Row:
     return opt_state[1] if self.place == 'chain' else opt_state[0]
 
 
-# All that are elements of an optimizer, or are one.
+# All methods that are part of an optimizer, or are one.
 METHODS = {
   name: Row(name, method)
   for name, method in catalog.METHODS.items()
@@ -204,7 +204,7 @@ def everything(
   descent: float = 0.5,
   mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
-  """A composition in which all four choices have a state or need something."""
+  """A composition in which all four components have a state or requirements."""
   return optax_sam.sharpness_aware(
     optax.chain(
       perturbations.subtract_ema(0.5),
@@ -219,12 +219,12 @@ def everything(
 
 
 def variant(of: str, words: str, **changes: Any) -> dict[str, Row]:
-  """Returns the row of a method at other settings, by its name."""
+  """Returns the row of a method with other settings, by name."""
   name = f'{of} {words}'
   return {name: Row(name, METHODS[of].method, changes)}
 
 
-# Other settings of these that take another way through the code.
+# Settings that take another path through the code.
 VARIANTS = {
   **variant('sam', 'in steps', ascent_steps=2),
   **variant('friendly_sam', 'official', order='official'),
@@ -232,25 +232,25 @@ VARIANTS = {
   **variant('gradient_norm_penalty', 'of unit length', normalize_clean=True),
   **variant('unnormalized_sam', 'clipped', clip=True),
   **variant('look_layer_sam', 'layer', rule='layer'),
-  # Examples are needed, and the sizes static, as in this method.
+  # Needs examples, with static sizes, like this method.
   'everything': Row('everything', METHODS['k_sam'].method, factory=everything),
 }
 ROWS = METHODS | VARIANTS
 
-# One method for each kind of state and of work.
+# One method for each kind of state and computation.
 REPRESENTATIVES = {
   'sam': 'no state',
   'friendly_sam': 'a perturbation with state',
   'eigen_sam': 'a direction that is refreshed at some steps',
-  'sparse_sam_fisher': 'a sparse mask, and losses of examples',
+  'sparse_sam_fisher': 'a sparse mask, and per-example losses',
   'momentum_sam': 'a perturbation by earlier gradients',
   'ss_sam': 'a random policy',
   'ae_sam': 'a policy that reads the gradient',
   'look_sam': 'a direction that is reused',
-  'k_sam': 'some of the examples',
+  'k_sam': 'a subset of the examples',
   'm_sam': 'micro-batches',
-  'cr_sam': 'gradients at both sides',
-  'frob_sam': 'points of its own, and the loss itself',
+  'cr_sam': 'gradients on both sides',
+  'frob_sam': 'its own perturbations, and the loss itself',
   'everything': 'state in all four choices',
   'lookbehind': 'wraps the base optimizer',
   'b_sam': 'replaces the base optimizer',
@@ -258,7 +258,7 @@ REPRESENTATIVES = {
 
 
 def _each(names: Any, wanted: Callable[[Row], Any]) -> pytest.MarkDecorator:
-  # Tests of one method run on one worker, which compiles its program once.
+  # Tests of one method run on one worker, which compiles its step once.
   return pytest.mark.parametrize(
     'name',
     [
@@ -272,14 +272,14 @@ def _each(names: Any, wanted: Callable[[Row], Any]) -> pytest.MarkDecorator:
 def every_row(
   wanted: Callable[[Row], Any] = lambda _: True,
 ) -> pytest.MarkDecorator:
-  """Runs a test for every row for which a function is true."""
+  """Runs a test for every row that satisfies a predicate."""
   return _each(ROWS, wanted)
 
 
 def every_method(
   wanted: Callable[[Row], Any] = lambda _: True,
 ) -> pytest.MarkDecorator:
-  """Runs a test for every row that is no variant."""
+  """Runs a test for every row that is not a variant."""
   return _each(METHODS, wanted)
 
 
@@ -291,5 +291,5 @@ def every_kind(
 
 
 def in_chain(row: Row) -> bool:
-  """Whether a method stands before the base optimizer in a chain."""
+  """Whether a method is placed before the base optimizer in a chain."""
   return row.place == 'chain'

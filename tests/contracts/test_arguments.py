@@ -1,4 +1,4 @@
-"""What `update` takes, ignores and asks for."""
+"""Arguments of `update`: required, accepted and ignored ones."""
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +20,14 @@ def _update(tx, **extra):
 
 
 def _trace(tx, params, **extra):
-  """Raises what a step raises while it is traced."""
+  """Raises the error of a traced step."""
   jax.eval_shape(
     lambda state: tx.update(params, state, params, **extra), tx.init(params)
   )
 
 
 @table.every_row()
-def test_a_missing_argument_is_asked_for(name):
+def test_a_missing_argument_raises_with_its_name(name):
   method, tx = table.ROWS[name].method, table.ROWS[name].alone()
   params = training.params()
   asked = {
@@ -39,7 +39,7 @@ def test_a_missing_argument_is_asked_for(name):
   if asked is not None:
     with pytest.raises(ValueError, match=asked):
       _trace(tx, params)
-  if name == 'anti_pgd':  # which doesn't look at them
+  if name == 'anti_pgd':  # which does not read params
     return
   given = {**training.functions(training.batch()), 'params': None}
   with pytest.raises(ValueError, match=r'params must be given: write tx\.up'):
@@ -55,12 +55,12 @@ def test_unexpected_arguments_are_ignored(name):
 
 
 @table.every_kind(lambda row: row.method.needs != 'examples')
-def test_any_of_the_functions_will_do(name):
+def test_every_form_of_the_loss_gives_the_same_update(name):
   row = table.ROWS[name]
   tx, given = row.alone(), training.functions(training.batch())
   value_fn = given.pop('value_fn')
   by_value, state = _update(tx, value_fn=value_fn)
-  # Beside which a loss may be asked for.
+  # Some methods need the loss in addition to a gradient function.
   loss = given if row.method.needs == 'loss' else {}
   by_grad, _ = _update(tx, **loss, grad_fn=jax.grad(value_fn))
   by_both, both = _update(tx, grad_fn=jax.value_and_grad(value_fn))
@@ -71,7 +71,7 @@ def test_any_of_the_functions_will_do(name):
 
 
 @table.every_kind(lambda row: row.method.needs == 'examples')
-def test_wrong_losses_and_batches(name):
+def test_wrong_losses_and_batches_raise(name):
   tx, params = table.ROWS[name].alone(), training.params()
   with_more = lambda p, b: (training.losses(p, b), b['y'])
   for function, message in (
@@ -85,7 +85,7 @@ def test_wrong_losses_and_batches(name):
       _trace(tx, params, per_example_value_fn=training.losses, batch=wrong)
 
 
-def test_batches_of_another_size_than_the_last():
+def test_a_batch_of_another_size_than_batch_like_raises():
   tx, params = table.ROWS['sampa'].alone(), training.params()
   given = training.functions(jax.tree.map(lambda x: x[:3], training.batch()))
   with pytest.raises(ValueError, match=r'batch must be like batch_like=.*'):

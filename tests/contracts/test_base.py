@@ -1,4 +1,4 @@
-"""Where every method is the base optimizer, and what bad gradients leave."""
+"""Settings with which methods equal the base optimizer; bad gradients."""
 
 import itertools
 
@@ -16,8 +16,8 @@ def test_rho_0_is_the_base_optimizer_bit_for_bit(name):
   row = table.ROWS[name]
   base = training.of_base()
   theirs = training.train(base.step, training.start(base.tx), range(6))
-  # As an argument of the program rather than a constant, so that the
-  # compiler can't drop the perturbation.
+  # The radius is an argument, not a constant, so that the compiler can't remove
+  # the perturbation.
   program = training.neutral(name)
   params, state = training.start(program.tx)
   if row.radius:
@@ -48,7 +48,7 @@ def test_a_zero_gradient_is_the_base_step(name):
 
 
 @table.every_kind()
-def test_a_gradient_that_is_not_finite_leaves_the_state(name):
+def test_a_gradient_that_is_not_finite_does_not_change_the_state(name):
   row, program = table.ROWS[name], training.program(name)
   for warm_up, bad in itertools.product((0, 4), (jnp.inf, -jnp.inf, jnp.nan)):
     start = training.start(program.tx)
@@ -58,7 +58,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_state(name):
     assert not comparisons.all_finite(bad_params)
     comparisons.assert_equal(row.own(after), row.own(state))
 
-    # As if the base optimizer had rejected that step, training goes on.
+    # Training continues as if the base optimizer had rejected the step.
     if row.place == 'chain':
       accepted = params, (after[0], *state[1:])
       later = training.train(program.step, accepted, range(5, 10))
@@ -68,8 +68,10 @@ def test_a_gradient_that_is_not_finite_leaves_the_state(name):
 @table.every_kind(
   lambda row: row.place == 'chain' and row.method.needs == 'value_fn'
 )
-def test_one_infinite_entry_of_the_clean_gradient_alone(name):
-  """With a finite second gradient, as behind a loss scale."""
+def test_an_infinite_entry_of_the_unperturbed_gradient_does_not_enter_the_state(
+  name,
+):
+  """The perturbed gradient is finite, as with loss scaling."""
   tx, params = table.ROWS[name].alone(), training.params()
 
   @jax.jit
@@ -91,7 +93,7 @@ def test_one_infinite_entry_of_the_clean_gradient_alone(name):
 
 
 def _statistics(state):
-  """Returns all that a method stores, but for counts and logs."""
+  """Returns the state of a method without counters and metrics."""
   return [
     leaf
     for path, leaf in jax.tree.leaves_with_path(state)

@@ -1,7 +1,8 @@
-"""Every policy, perturbation, descent and selection goes with every other.
+"""Every policy, perturbation, descent and selection can be combined.
 
-Combinations in which every two members of any two choices meet are traced, as
-most faults need no more than two: a step returns a state of the same types.
+Pairwise coverage: the combinations include every two members of any two
+components, because most faults need only two. Each combination is traced, and a
+step must return a state of the same types.
 """
 
 import inspect
@@ -109,8 +110,8 @@ def _method(combination):
   )
 
 
-def test_no_member_is_left_out():
-  """Members are those that build a transformation or a choice."""
+def test_all_members_are_covered():
+  """Members are functions that build a transformation or a component."""
   words = (
     optax.GradientTransformation,
     optax.GradientTransformationExtraArgs,

@@ -1,13 +1,12 @@
 """Every method minimizes, inside `jax.lax.scan`.
 
-The gradient at `w + epsilon` doesn't vanish at a minimum, so with a constant
-radius every method circles around it at a distance that is proportional to
-the radius. The radius goes to zero by a schedule here; then what remains is
-the base optimizer, and the minimum is reached. The learning rate goes to zero
-last, for the method whose clean gradient has unit length.
+The gradient at `w + epsilon` does not vanish at a minimum, so with a constant
+radius every method stays at a distance proportional to the radius. Here a
+schedule decreases the radius to zero, so that the base optimizer reaches the
+minimum. The learning rate reaches zero last, for the method that normalizes the
+unperturbed gradient.
 
-All examples have the same minimum, so that methods which pick examples have it
-too.
+All examples have the same minimum, also for methods that select examples.
 """
 
 import jax
@@ -23,7 +22,7 @@ STRICT = False
 
 
 @table.every_kind(table.in_chain)
-def test_reaches_the_minimum(name):
+def test_every_method_reaches_the_minimum(name):
   steps = 600
   batch = jnp.asarray(np.sin(np.arange(1, 25)).reshape(8, 3))
 
@@ -52,8 +51,8 @@ def test_reaches_the_minimum(name):
 
 
 @table.every_method(lambda row: row.place in ('wraps', 'replaces'))
-def test_reaches_a_minimum_that_is_wide(name):
-  """With a small radius; for b_sam, whose noise stays, a distance off."""
+def test_every_method_reaches_a_wide_minimum(name):
+  """With a small radius; b_sam only nearly, because its noise remains."""
   target = {'dense': jnp.array([1.0, -2.0]), 'norm': jnp.array([0.5])}
 
   def losses(params, batch):

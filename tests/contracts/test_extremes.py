@@ -1,4 +1,4 @@
-"""Gradients and trees at the edge of what floats and pytrees can hold."""
+"""Extreme gradients and unusual pytrees."""
 
 import jax
 import jax.numpy as jnp
@@ -30,27 +30,27 @@ def steps_of(name, params, losses, batch, steps=3):
 
 
 @every_element
-def test_gradients_whose_squares_no_float32_can_hold(name):
-  """Their norm is 0 or infinite: the perturbation is 0, nothing is NaN."""
+def test_gradients_whose_squares_overflow_or_underflow_give_finite_steps(name):
+  """If the norm is 0 or infinite, the perturbation is 0, without NaN."""
   losses = lambda p, batch: batch * jnp.sum(p['w'])
   params = {'w': jnp.ones((2, 2))}
   for size in (1e-30, 1e30):
     batch = jnp.full(8, size, jnp.float32)
     for direction, state in steps_of(name, params, losses, batch):
-      # The log says what the norm came to, infinity included.
+      # The metrics have the norm as computed, even infinity.
       assert comparisons.all_finite((direction, state._replace(info=())))
       np.testing.assert_allclose(direction['w'], size, rtol=1e-5)
 
 
 @every_element
-def test_a_tree_without_leaves(name):
+def test_a_tree_without_leaves_is_accepted(name):
   losses = lambda _, batch: 0.0 * batch
   for direction, _ in steps_of(name, {'nothing': {}}, losses, jnp.ones(8)):
     assert direction == {'nothing': {}}
 
 
 @every_element
-def test_a_single_number(name):
+def test_a_scalar_parameter_is_accepted(name):
   losses = lambda w, batch: jnp.square(w - batch)
   batch = jnp.linspace(0.5, 1.0, 8)
   for direction, state in steps_of(name, jnp.float32(3.0), losses, batch):
@@ -60,7 +60,7 @@ def test_a_single_number(name):
 
 
 @every_element
-def test_leaves_without_entries(name):
+def test_leaves_without_entries_are_accepted(name):
   losses = lambda p, batch: batch * jnp.sum(p['w'] ** 2) + jnp.sum(p['empty'])
   params = {'empty': jnp.zeros((0, 3)), 'w': jnp.ones((2,))}
   for direction, state in steps_of(name, params, losses, jnp.ones(8)):

@@ -1,4 +1,4 @@
-"""`optax.inject_hyperparams` around every method, and schedules of rho."""
+"""Every method inside `optax.inject_hyperparams`, and schedules of rho."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def _trained(tx, steps=4):
 
 
 @table.every_kind()
-def test_injected_numbers_are_the_same(name):
+def test_injected_hyperparameters_give_the_same_steps(name):
   row, program = table.ROWS[name], training.program(name)
   start = training.start(program.tx)
   params, state = training.train(program.step, start, range(4))
@@ -28,9 +28,9 @@ def test_injected_numbers_are_the_same(name):
 
 @table.every_kind()
 def test_a_schedule_equals_radii_set_by_hand(name):
-  """It is read at the count before the increment, from 0 on.
+  """A schedule gets the step count before the increment, from 0.
 
-  What was injected can be changed without compiling again.
+  Injected hyperparameters can change without recompilation.
   """
   row, program = table.ROWS[name], training.program(name)
   scheduled, state = _trained(row.whole(lambda count: _RADII[count]))
@@ -41,13 +41,13 @@ def test_a_schedule_equals_radii_set_by_hand(name):
   assert program.donating._cache_size() == 1
   comparisons.assert_close(scheduled, params)
   if row.place == 'chain':
-    # A step that skips advances the schedule all the same.
+    # A skipped step advances the schedule too.
     counts = optax.tree.get_all_with_path(state[0].perturbation, 'step_count')
     assert {int(count) for _, count in counts} == {4}
 
 
-def test_a_schedule_of_another_dtype():
-  """As one that is computed from the count alone."""
+def test_a_schedule_may_return_another_dtype():
+  """For example one that is computed only from the count."""
   tx = optax_sam.sam(lambda count: count + 1)
   gradient, radius = jnp.array([3.0, 4.0]), jnp.array([0.6, 0.8])
   state = tx.init(gradient)
@@ -56,7 +56,7 @@ def test_a_schedule_of_another_dtype():
     np.testing.assert_allclose(found, (t + 1) * radius, rtol=1e-6)
 
 
-def test_a_schedule_of_the_probability():
+def test_a_schedule_of_the_probability_is_followed():
   tx = optax_sam.ss_sam(
     0.05, probability=lambda count: jnp.where(count < 2, 1.0, 0.0), key=0
   )

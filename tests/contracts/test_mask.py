@@ -1,4 +1,4 @@
-"""Masks: which leaves are perturbed and counted in the norm."""
+"""Masks: leaves that are perturbed and included in the norm."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ every_masked_kind = table.every_kind(lambda row: 'mask' in row.parameters)
 
 
 def _points(tx, steps=2):
-  """Returns the points at which losses are asked for, and the last step."""
+  """Returns the points at which the loss is evaluated, and the last step."""
   params, batch, points = training.params(), training.batch(), []
 
   def losses(p, b):
@@ -32,7 +32,7 @@ def _points(tx, steps=2):
     )
 
   state = tx.init(params)
-  # The first step of some has nothing yet to perturb by.
+  # Some methods don't perturb in the first step.
   for _ in range(steps):
     updates, state = update(state)
   jax.effects_barrier()
@@ -40,26 +40,26 @@ def _points(tx, steps=2):
 
 
 def _length(points):
-  """Returns how far the normalization layer was moved at most."""
+  """Returns the largest perturbation of the normalization layer."""
   scale = training.params()['norm']['scale']
   return max(np.linalg.norm(point['norm']['scale'] - scale) for point in points)
 
 
 @every_masked_kind
-def test_what_is_left_out_stays_and_is_not_in_the_norm(name):
+def test_masked_leaves_are_not_perturbed_and_not_in_the_norm(name):
   row, params = table.ROWS[name], training.params()
   always = {'probability': 1.0} if 'probability' in row.parameters else {}
   points, updates, state = _points(row.alone(0.5, mask=_ONLY_NORM, **always))
   for point in points:
     comparisons.assert_equal(point['dense'], params['dense'])
-  # Relative to scales close to 1, at a gradient of about that size.
+  # Relative to scales near 1, with a gradient of similar size.
   assert 0 < _length(points) < 1.1
   if row.method.needs == 'value_fn':
     gradient = training.gradient(params, training.batch())['norm']['scale']
     norm = optax_sam.metrics(state)['ascent_norm']
     if row.place == 'chain':
       np.testing.assert_allclose(norm, jnp.linalg.norm(gradient), rtol=1e-6)
-  # All leaves descend, those that are left out too.
+  # All leaves are updated, also masked ones.
   assert all(bool(jnp.all(leaf != 0)) for leaf in jax.tree.leaves(updates))
 
 
@@ -98,7 +98,7 @@ def test_all_false_is_the_base_optimizer(name):
 
 
 @every_masked_kind
-def test_wrong_masks(name):
+def test_wrong_masks_raise(name):
   row, params = table.ROWS[name], training.params()
   for mask, message in (
     ({'dense': True}, r'mask must be a prefix of the param'),
@@ -111,11 +111,11 @@ def test_wrong_masks(name):
 
 
 @table.every_kind()
-def test_integers_and_none_among_the_parameters(name):
+def test_integers_and_none_among_the_parameters_are_ignored(name):
   row = table.ROWS[name]
   tx = row.alone(base=lambda: optax.sgd(0.1))
-  # What jax.grad(allow_int=True) gives for an integer, which base optimizers
-  # don't know.
+  # jax.grad(allow_int=True) returns float0 for an integer, which base
+  # optimizers don't support.
   zero = np.zeros((), jax.dtypes.float0)
   zero = jnp.int32(0) if row.place == 'wraps' else zero
   bare = lambda p: {'dense': p['dense'], 'norm': p['norm']}

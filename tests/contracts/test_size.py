@@ -1,8 +1,8 @@
 """Size of the compiled update: linear in the number of leaves.
 
-XLA copies cheap arithmetic on scalars into every fusion that reads it. A sum
-over all leaves that is copied into the fusion of every leaf makes programs
-that grow with the square of their number, and take minutes to compile.
+XLA duplicates cheap scalar arithmetic into every fusion that reads it. If a sum
+over all leaves is duplicated into the fusion of every leaf, the size of the HLO
+is quadratic in the number of leaves, and compilation takes minutes.
 """
 
 import jax
@@ -15,7 +15,7 @@ _FEW, _MANY = 8, 32
 
 
 def _characters(tx, leaves):
-  """Returns the length of the compiled update as text."""
+  """Returns the length of the optimized HLO of the update."""
   leaf = jax.ShapeDtypeStruct((64,), jnp.float32)
   params = {f'leaf {i}': leaf for i in range(leaves)}
   state = jax.eval_shape(tx.init, params)
@@ -40,7 +40,7 @@ def _characters(tx, leaves):
   return len(compiled.as_text())
 
 
-# Those that differentiate the losses of this test compile them as well.
+# Methods that differentiate the loss also compile the loss of this test.
 @table.every_kind(
   lambda row: (
     row.place == 'chain'
@@ -48,7 +48,7 @@ def _characters(tx, leaves):
     and 'refresh_every' not in row.parameters
   )
 )
-def test_programs_grow_with_the_leaves_and_not_with_their_square(name):
+def test_hlo_size_is_linear_in_the_number_of_leaves(name):
   tx = table.ROWS[name].alone()
   growth = _characters(tx, _MANY) / _characters(tx, _FEW)
   assert growth < 1.2 * _MANY / _FEW

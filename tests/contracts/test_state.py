@@ -10,20 +10,20 @@ from tests.contracts import comparisons, table, training
 
 
 @table.every_row()
-def test_the_state_consists_of_arrays_with_names(name):
+def test_the_state_consists_of_named_arrays(name):
   row = table.ROWS[name]
   state = row.own(row.whole().init(training.params()))
   assert type(state).__name__.endswith('State')
   assert type(state).__module__.startswith('optax_sam.')
   leaves = jax.tree.leaves(state)
   assert all(isinstance(leaf, jax.Array) for leaf in leaves)
-  # Buffers of their own: the same one can't be donated twice.
+  # Distinct buffers, because a buffer can't be donated twice.
   keys = [leaf for leaf in leaves if _is_key(leaf)]
   arrays = [leaf for leaf in leaves if not _is_key(leaf)]
   arrays += map(jax.random.key_data, keys)
   assert len({leaf.unsafe_buffer_pointer() for leaf in arrays}) == len(arrays)
   paths = [path for path, _ in jax.tree.leaves_with_path(state)]
-  # Names that Optax's own tree search takes for something else.
+  # Names with another meaning in Optax's tree search.
   taken = {'value', 'grad', 'learning_rate', 'hyperparams'}
   fields = {
     entry.name for path in paths for entry in path if hasattr(entry, 'name')
@@ -39,8 +39,8 @@ def _is_key(leaf):
 
 
 @table.every_row()
-def test_types_of_the_first_state(name):
-  """Single precision at least, and the same without numbers."""
+def test_the_initial_state_is_at_least_float32_also_when_abstract(name):
+  """The abstract state has the same types."""
   row = table.ROWS[name]
   wide = jnp.dtype('float32')
   chosen = jnp.dtype(row.settings().get('accumulator_dtype', wide))
@@ -57,7 +57,7 @@ def test_types_of_the_first_state(name):
 
 
 @table.every_kind()
-def test_init_under_jit(name):
+def test_init_under_jit_gives_the_same_state(name):
   tx, params = table.ROWS[name].alone(), training.params()
   comparisons.assert_equal(jax.jit(tx.init)(params), tx.init(params))
 
@@ -67,7 +67,7 @@ def _is_like_params(leaf):
 
 
 @table.every_kind(table.in_chain)
-def test_map_over_the_parts_that_are_like_the_parameters(name):
+def test_tree_map_params_covers_state_like_the_parameters(name):
   for mask in (None, {'dense': True, 'norm': False}):
     tx = table.ROWS[name].whole(mask=mask)
     state = tx.init(training.params())
@@ -80,7 +80,7 @@ def test_map_over_the_parts_that_are_like_the_parameters(name):
 
 
 @table.every_kind()
-def test_a_checkpoint_goes_on_bit_for_bit(name, tmp_path):
+def test_a_restored_checkpoint_continues_bit_identically(name, tmp_path):
   program = training.program(name)
   start = training.start(program.tx)
   saved = training.train(program.step, start, range(3))

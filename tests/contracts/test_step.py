@@ -1,4 +1,4 @@
-"""One training step, written once, serves every method."""
+"""The same training step works for every method."""
 
 import jax
 
@@ -6,12 +6,12 @@ from tests.contracts import comparisons, table, training
 
 
 @table.every_row()
-def test_one_program_serves_all_steps_and_leaves_all_types(name):
+def test_all_steps_compile_once_and_preserve_types(name):
   program = training.program(name)
   known = len(program.traces), program.donating._cache_size()
   start = training.start(program.tx)
   state = training.train(program.step, start, range(5))
-  # Other contracts may have run it before, from a checkpoint too.
+  # Other contracts may have called it before, also from a checkpoint.
   assert len(program.traces) == max(known[0], 1)
   assert program.donating._cache_size() == max(known[1], 1)
   assert comparisons.types(state) == comparisons.types(start)
@@ -25,12 +25,12 @@ def test_buffers_can_be_donated(name):
   for _ in range(3):
     given, state = state, program.donating(*state, batch)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
-  # What is the caller's own stays.
+  # Arrays of the caller are not donated.
   assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(batch))
 
 
 @table.every_kind(lambda row: row.name in ('sam', 'everything', 'b_sam'))
-def test_a_donated_step_is_the_step(name):
+def test_a_donating_step_equals_the_step(name):
   tx, program = table.ROWS[name].whole(inject=True), training.program(name)
   plain = training.jit(training.training_step(tx))
   state = training.start(tx)
@@ -49,14 +49,14 @@ def test_the_key_of_the_caller_survives_donation():
 
 
 @table.every_kind()
-def test_a_step_outside_of_jit_is_the_step(name):
+def test_a_step_outside_of_jit_equals_the_step(name):
   program = training.program(name)
   state = training.start(program.tx)
   inside = training.train(program.step, state, range(2))
   outside = training.train(training.training_step(program.tx), state, range(2))
   assert comparisons.types(inside) == comparisons.types(outside)
-  # A direction that is reused is the difference of two close gradients, of
-  # norm 1: it shows their rounding a hundred times larger.
+  # A reused direction is the normalized difference of two close gradients,
+  # which amplifies their rounding a hundred times.
   comparisons.assert_close(
     comparisons.without_keys(inside), comparisons.without_keys(outside), 5e-5
   )

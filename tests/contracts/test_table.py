@@ -1,4 +1,4 @@
-"""What the rows of the contracts have in common."""
+"""Common properties of the rows of the contracts."""
 
 import inspect
 
@@ -11,15 +11,15 @@ def test_public_names_are_sorted_and_exist():
   assert all(hasattr(optax_sam, name) for name in optax_sam.__all__)
 
 
-def test_exceptions_are_rows():
+def test_all_exceptions_are_names_of_rows():
   named = {*table.NEUTRAL, *table.ROUNDS, *table.NEVER_THE_BASE}
   assert named <= set(table.ROWS)
   assert set(table.REPRESENTATIVES) <= set(table.ROWS)
 
 
 @table.every_method()
-def test_arguments_in_common(name):
-  """The radius or the base optimizer first, then names; axes last."""
+def test_arguments_have_the_common_names_and_order(name):
+  """Radius or base optimizer first, then keyword-only; devices last."""
   row = table.METHODS[name]
   parameters = list(row.parameters.values())
   first = {

@@ -1,6 +1,6 @@
-"""Types of the state and of the updates: the same after as before.
+"""A step preserves the types of state and updates.
 
-So that `jax.lax.scan` takes a step as it is, and that nothing compiles twice.
+So `jax.lax.scan` accepts a step, and no function compiles twice.
 """
 
 import jax
@@ -15,7 +15,7 @@ from tests.contracts import comparisons, table, training
 def _stepped(tx, params, grads, state, losses=training.losses):
   """Returns the types of (updates, state) after a step."""
   given = training.functions(training.batch(), losses)
-  # Base optimizers promote where dtypes differ.
+  # Base optimizers promote dtypes.
   with jax.numpy_dtype_promotion('standard'):
     updates, after = jax.eval_shape(
       lambda g, s, p: tx.update(g, s, p, **given), grads, state, params
@@ -40,18 +40,18 @@ def test_types_are_stable(name):
       updates, after = _stepped(tx, params, grads, state)
       expected = comparisons.types((grads, row.of_method(state)))
       assert row.of_method(after) == expected[1]
-      if row.place != 'wraps':  # those of the base optimizer
+      if row.place != 'wraps':  # types of the base optimizer
         assert updates == expected[0]
 
 
 @table.every_kind(table.in_chain)
-def test_double_precision_beside_single(name):
+def test_float64_and_float32_leaves_keep_their_dtypes(name):
   with jax.enable_x64(True):
     tx = table.ROWS[name].alone()
     params = training.params('float32')
     params['norm'] = training.params('float64')['norm']
 
-    # A network that casts its parameters itself.
+    # A network that casts its parameters.
     def losses(p, batch):
       single = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), p)
       return training.losses(single, batch)
@@ -63,7 +63,7 @@ def test_double_precision_beside_single(name):
 
 
 @table.every_kind(table.in_chain)
-def test_weakly_typed_parameters(name):
+def test_weakly_typed_parameters_are_accepted(name):
   tx = table.ROWS[name].alone()
   params = jax.tree.map(
     lambda leaf: jax.lax.full_like(leaf, 0.5) * 1.0, training.params()
@@ -77,7 +77,7 @@ def test_weakly_typed_parameters(name):
 
 
 @table.every_kind(lambda row: row.radius and row.place == 'chain')
-def test_a_schedule_and_an_array_as_the_radius(name):
+def test_schedules_and_arrays_are_accepted_as_radius(name):
   params = training.params()
   for rho in (optax.constant_schedule(0.1), jnp.asarray(0.1, jnp.float16)):
     tx = table.ROWS[name].alone(rho)
@@ -87,7 +87,7 @@ def test_a_schedule_and_an_array_as_the_radius(name):
 
 
 @table.every_method(lambda row: 'accumulator_dtype' in row.parameters)
-def test_what_is_like_the_parameters_is_in_the_chosen_dtype(name):
+def test_state_like_the_parameters_has_the_chosen_dtype(name):
   row, params = table.METHODS[name], {'w': jnp.linspace(0.5, 2.0, 16)}
   state = row.alone(accumulator_dtype=jnp.bfloat16).init(params)
   dtypes = {x.dtype for x in jax.tree.leaves(state) if x.shape == (16,)}
@@ -95,8 +95,8 @@ def test_what_is_like_the_parameters_is_in_the_chosen_dtype(name):
 
 
 @pytest.mark.parametrize(('size', 'count'), [(1e-4, 10), (60.0, 4096)])
-def test_a_norm_that_half_precision_cannot_hold(size, count):
-  """Squares of 1e-4 vanish in float16, and sums of many overflow."""
+def test_norms_of_half_precision_trees_are_accurate(size, count):
+  """In float16, squares of 1e-4 underflow and sums of many overflow."""
   tx = optax_sam.sam(1.0)
   gradient = jnp.full(count, size, jnp.float16)
   params = jnp.zeros(count, jnp.float32)

@@ -1,4 +1,4 @@
-"""Bad values are refused by name, with the value, before anything runs."""
+"""Invalid values raise an error with argument and value before any step."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +9,8 @@ import optax_sam
 from tests.contracts import table
 
 _RADIUS = [-0.1, float('nan'), '0.05', None, True, [0.05], 1j]
-# An argument, bad values of it; checked on every method that has it. Every
-# other argument must refuse a word.
+# Invalid values by argument, for every method that has it. All other arguments
+# must reject a string.
 _BAD = {
   'accumulator_dtype': ['int32', 'half a float', 16],
   'alpha': [-0.1, 1.0, 1.1, float('nan'), None],
@@ -70,7 +70,7 @@ _BAD = {
   'total_steps': [0, -5, 10.5, None],
   'weight_decay': [-0.1],
 }
-# Values that some method takes.
+# Values that some methods accept.
 _GOOD = {
   ('ae_look_sam', 'decay'): [0.0],
   ('ae_sam', 'decay'): [0.0],
@@ -87,23 +87,23 @@ _GOOD = {
   ('wsam', 'gamma'): [0],
   ('wsam_decoupled', 'gamma'): [0],
 }
-# Arguments of every kind, or checked where they meet the parameters.
+# Arguments of any type, or validated together with the parameters.
 _UNCHECKED = {'mask', 'axis_name', 'scaled', 'batch_like'}
 
 
 def _bad(row, argument):
-  """Returns the values of an argument that a method must refuse."""
+  """Returns values of an argument that a method must reject."""
   if argument in _UNCHECKED:
     return []
   is_radius = argument == row.radius
   values = _RADIUS if is_radius else _BAD.get(argument, ['no such value'])
   good = _GOOD.get((row.name, argument), ())
-  # Of two equal numbers, a bool is none.
+  # A bool is rejected even if an equal number is valid.
   return [x for x in values if isinstance(x, bool) or x not in good]
 
 
 @table.every_method()
-def test_bad_values_are_refused(name):
+def test_invalid_values_raise(name):
   row = table.METHODS[name]
   for argument in row.parameters:
     for value in _bad(row, argument):
@@ -116,13 +116,13 @@ def test_bad_values_are_refused(name):
 
 
 @table.every_method(lambda row: 'sync_ascent' in row.parameters)
-def test_averaging_without_an_axis(name):
+def test_sync_ascent_without_an_axis_raises(name):
   with pytest.raises(ValueError, match=r'sync_ascent=True needs axis_name'):
     table.METHODS[name].alone(sync_ascent=True)
 
 
 @table.every_method(lambda row: row.place != 'after')
-def test_parameters_that_are_no_real_arrays_are_refused(name):
+def test_parameters_that_are_not_real_arrays_raise(name):
   init = table.METHODS[name].alone(base=lambda: optax.sgd(0.1)).init
   params = {'layer': {'kernel': jnp.ones(2, jnp.complex64)}, 'b': jnp.ones(2)}
   with pytest.raises(ValueError, match=r"real, got .* at 'layer/kernel'"):
@@ -132,23 +132,23 @@ def test_parameters_that_are_no_real_arrays_are_refused(name):
 
 
 @pytest.mark.parametrize('value', [jnp.ones(2), np.full((1,), 0.05)])
-def test_a_radius_is_one_number(value):
+def test_a_radius_that_is_not_a_scalar_raises(value):
   with pytest.raises(ValueError, match=r'^rho must be one number, got an arr'):
     optax_sam.sam(value)
 
 
-def test_a_method_is_no_wrapper():
+def test_a_base_optimizer_as_the_radius_raises():
   with pytest.raises(ValueError, match=r'write optax\.chain\(optax_sam\.sam'):
     optax_sam.sam(optax.sgd(0.1))
 
 
 @pytest.mark.parametrize('argument', ['lambda_1', 'lambda_2'])
-def test_a_threshold_that_no_step_can_reach(argument):
+def test_a_threshold_that_no_step_can_reach_warns(argument):
   with pytest.warns(UserWarning, match=rf'{argument}=4 is above 1 / sqrt'):
     optax_sam.ae_sam(total_steps=10, decay=0.9, **{argument: 4})
 
 
-def test_a_radius_that_cannot_follow_the_learning_rate():
+def test_a_radius_that_cannot_follow_the_learning_rate_raises():
   good = {'rho_max': 0.6, 'rho_min': 0.1, 'lr_max': 1.0, 'lr_min': 0.0}
   rate = optax.constant_schedule(0.5)
   for argument in good:

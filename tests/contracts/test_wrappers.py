@@ -1,4 +1,4 @@
-"""Inside Optax's wrappers, and what is read out of them."""
+"""Methods inside Optax's wrappers, and their metrics."""
 
 import jax
 import optax
@@ -9,7 +9,7 @@ from tests.contracts import comparisons, table, training
 
 
 def compiled(tx):
-  """Returns the step of an optimizer whose Optax parts promote dtypes."""
+  """Returns the step of an optimizer in which Optax promotes dtypes."""
   step = jax.jit(training.training_step(tx))
 
   def run(*given):
@@ -20,7 +20,7 @@ def compiled(tx):
 
 
 @table.every_kind(table.in_chain)
-def test_before_wrapped_base_optimizers(name):
+def test_methods_work_before_wrapped_base_optimizers(name):
   accumulating = optax.MultiSteps(optax.sgd(0.1), every_k_schedule=2)
   method = table.ROWS[name].alone()
   tx = optax.chain(
@@ -34,8 +34,8 @@ def test_before_wrapped_base_optimizers(name):
   comparisons.assert_equal(rejected, start)
   params, opt_state = step(params, opt_state, training.batch(1))
 
-  # Two directions from the same place, averaged; the bad one between them
-  # leaves nothing behind.
+  # Two directions at the same parameters are averaged; the bad one between them
+  # has no effect.
   update = training.direction(name)
   first, state = update(start, method.init(start), training.batch(0))
   _, state = update(start, state, training.spoilt(7))
@@ -46,7 +46,7 @@ def test_before_wrapped_base_optimizers(name):
 
 
 @table.every_kind()
-def test_inside_wrappers(name):
+def test_methods_work_inside_wrappers(name):
   row = table.ROWS[name]
   whole = row.whole(inject=True, base=lambda: optax.sgd(0.1))
   chain = optax.chain(optax.identity(), whole)
@@ -71,7 +71,7 @@ def test_inside_wrappers(name):
 
 
 @table.every_method(lambda row: row.place in ('wraps', 'replaces'))
-def test_metrics_of_what_is_no_element(name):
+def test_metrics_without_a_method_raise(name):
   row, program = table.ROWS[name], training.program(name)
   start = training.start(program.tx)
   _, state = training.train(program.step, start, range(2))

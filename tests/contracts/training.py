@@ -1,4 +1,4 @@
-"""The one problem that the rows of the table train on, and its steps."""
+"""The training problem of the contracts, and its steps."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ NUM_EXAMPLES = 8
 
 
 def params(dtype: Any = jnp.float32) -> optax.Params:
-  """Returns the parameters of a dense layer and of a scale behind it."""
+  """Returns the parameters of a dense layer and of a scale after it."""
   numbers = np.sin(np.arange(1, 13))
   return {
     'dense': {
@@ -28,7 +28,7 @@ def params(dtype: Any = jnp.float32) -> optax.Params:
 
 
 def batch(step: int = 0) -> dict[str, jax.Array]:
-  """Returns another batch at each of the steps."""
+  """Returns the batch of a step; all differ."""
   numbers = np.sin(np.arange(NUM_EXAMPLES * 5) * 1.7 + step)
   x, y = np.split(numbers.reshape(NUM_EXAMPLES, 5), [3], axis=1)
   return {
@@ -39,13 +39,13 @@ def batch(step: int = 0) -> dict[str, jax.Array]:
 
 
 def spoilt(step: int, bad: float = np.nan) -> dict[str, jax.Array]:
-  """Returns the batch of a step with a label that is no number."""
+  """Returns the batch of a step with a non-finite label."""
   found = batch(step)
   return {**found, 'y': found['y'].at[:, 1].set(bad)}
 
 
 def losses(params: optax.Params, batch: Any) -> jax.Array:
-  """Returns the weighted squared error of every example."""
+  """Returns the weighted per-example squared errors."""
   batch = jax.tree.map(
     lambda leaf: leaf.astype(params['norm']['scale'].dtype), batch
   )
@@ -65,7 +65,7 @@ gradient = jax.jit(jax.grad(loss))
 
 
 def functions(batch: Any, losses: Callable[..., Any] = losses) -> dict:
-  """Returns what a step passes to `update` beside the gradients."""
+  """Returns the extra arguments of `update`."""
   return {
     'value_fn': lambda p: jnp.mean(losses(p, batch)),
     'per_example_value_fn': losses,
@@ -76,7 +76,7 @@ def functions(batch: Any, losses: Callable[..., Any] = losses) -> dict:
 def training_step(
   tx: optax.GradientTransformation, losses: Callable[..., Any] = losses
 ) -> Callable[..., tuple[optax.Params, optax.OptState]]:
-  """Returns the one training step that serves every method."""
+  """Returns the training step of every method."""
 
   def step(
     params: optax.Params, opt_state: optax.OptState, batch: Any
@@ -89,7 +89,7 @@ def training_step(
   return step
 
 
-# Programs that are compared to the bit with others, as users have them.
+# Steps that are compared bit for bit use the default compiler options.
 jit = functools.partial(jax.jit, **compiling.AS_USERS)
 
 
@@ -98,9 +98,9 @@ class Program(NamedTuple):
 
   Attributes:
     tx: the optimizer.
-    step: the step, which leaves what is given to it.
-    donating: the same program: it takes the buffers of parameters and state.
-    traces: one entry for every time that it was traced.
+    step: the step without donation.
+    donating: the same step, which donates parameters and state.
+    traces: one entry per trace.
   """
 
   tx: optax.GradientTransformation
@@ -110,14 +110,14 @@ class Program(NamedTuple):
 
 
 def compiled(tx: optax.GradientTransformation) -> Program:
-  """Returns the program of an optimizer, compiled as users do."""
+  """Returns the step of an optimizer, compiled with default options."""
   traces, step = [], training_step(tx)
 
   def counted(*given: Any) -> Any:
     traces.append(None)
     return step(*given)
 
-  # Kept where unused, so that every single buffer is donated.
+  # Unused arguments are not dropped, so that every buffer is donated.
   donating = jit(counted, donate_argnums=(0, 1), keep_unused=True)
 
   def kept(params: Any, opt_state: Any, batch: Any) -> Any:
@@ -128,13 +128,13 @@ def compiled(tx: optax.GradientTransformation) -> Program:
 
 @functools.cache
 def program(name: str) -> Program:
-  """Returns that of a row with the numbers of the method in the state."""
+  """Returns the step of a row with injected hyperparameters."""
   return compiled(table.ROWS[name].whole(inject=True))
 
 
 @functools.cache
 def neutral(name: str) -> Program:
-  """Returns that by which `rho=0` is the base optimizer."""
+  """Returns the step of a row at settings where `rho=0` is the base."""
   if name not in table.NEUTRAL:
     return program(name)
   return compiled(table.ROWS[name].whole(inject=True, **table.NEUTRAL[name]))
@@ -142,13 +142,13 @@ def neutral(name: str) -> Program:
 
 @functools.cache
 def of_base() -> Program:
-  """Returns that of the base optimizer alone."""
+  """Returns the step of the base optimizer alone."""
   return compiled(optax.with_extra_args_support(table.base()))
 
 
 @functools.cache
 def direction(name: str) -> Callable[..., tuple[optax.Updates, Any]]:
-  """Returns the jitted update of a method alone, at a batch."""
+  """Returns the jitted update of a method without a base optimizer."""
   tx = table.ROWS[name].alone()
 
   @jax.jit
@@ -169,7 +169,7 @@ def start(tx: optax.GradientTransformation) -> tuple[Any, Any]:
 def train(
   step: Callable[..., Any], state: tuple[Any, Any], steps: range
 ) -> tuple[optax.Params, optax.OptState]:
-  """Trains over some of the steps from (params, opt_state) on."""
+  """Takes the given steps from (params, opt_state)."""
   for t in steps:
     state = step(*state, batch(t))
   return state

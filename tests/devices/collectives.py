@@ -1,17 +1,17 @@
-"""What devices tell one another, counted in compiled programs.
+"""Counts the collectives of compiled functions.
 
-Compiled, since that is what runs: written down, an average of a tree is one
-operation a leaf, of which XLA joins those that don't wait for one another into
-one. So bytes are those of all the shapes in a result.
+They are counted after compilation, because XLA merges independent all-reduces,
+such as those of the leaves of a tree. So bytes are those of all shapes in a
+result.
 """
 
 import math
 import re
 
-GRADIENT = 4 * 49  # bytes: one of the problem's
+GRADIENT = 4 * 49  # bytes of a gradient of the problem
 INFO = 4 * 2  # ascent_norm and perturbed_loss
 WITH_INFO = GRADIENT + INFO
-# From what the catalog says to bytes of the all-reduces: of every step, in the
+# Maps the text of the catalog to bytes of the all-reduces: of every step, in a
 # branch of a conditional, in a loop.
 MEANING = {
   'none': ([WITH_INFO], [], []),
@@ -21,19 +21,19 @@ MEANING = {
   '1 a step, joined': ([GRADIENT + WITH_INFO], [], []),
   '1 a step, no norm': ([2 * GRADIENT + 4], [], []),
   '2 a step, 1 joined': ([GRADIENT, GRADIENT + WITH_INFO], [], []),
-  # Of two steps, one batch.
+  # Two ascent steps, one batch.
   'steps - 1, joined': ([GRADIENT + WITH_INFO], [], []),
   '1 a product': ([WITH_INFO], [4], [GRADIENT]),
   '1 a step, 1 a product': ([GRADIENT, WITH_INFO], [4], [GRADIENT]),
-  # Without it there is but the clean gradient to be averaged, and no info.
+  # A step without ascent averages only the unperturbed gradient, and no info.
   '1 an ascent': ([GRADIENT], [WITH_INFO], []),
   '1 a refresh': ([WITH_INFO], [GRADIENT], []),
   '1 a step, 1 a refresh': ([GRADIENT, WITH_INFO], [GRADIENT], []),
-  # Eight examples in parts of three: the remainder stands outside of the loop.
+  # Eight examples in parts of three: the remainder is outside of the loop.
   '1 a part': ([GRADIENT, WITH_INFO], [], [GRADIENT]),
 }
-# XLA cuts these up as it likes: bytes of all that every step averages. Clean
-# gradient; gradients and losses of two samples. Gradients of two steps.
+# XLA splits these, so the bytes are sums over a step: the unperturbed gradient,
+# and gradients and losses of two samples; the gradients of two steps.
 IN_PIECES = {
   '1 a sample': GRADIENT + 2 * (GRADIENT + 4),
   '1 a step, without info': 2 * GRADIENT + INFO,
@@ -47,7 +47,7 @@ COLLECTIVE = re.compile(
 
 
 def assert_meant(found, said):
-  """Raises unless all-reduces are what the words of the catalog mean."""
+  """Raises unless all-reduces agree with the text of the catalog."""
   if said in IN_PIECES:
     assert (sum(found[0]), *found[1:]) == (IN_PIECES[said], [], [])
   else:
@@ -55,9 +55,9 @@ def assert_meant(found, said):
 
 
 def all_reduces(text):
-  """Returns the bytes of every all-reduce of a program, by where it is.
+  """Returns the bytes of all all-reduces of an HLO module, by location.
 
-  Raises if there is any other collective.
+  Raises if there are other collectives.
   """
   branches = re.findall(
     r'(?:true|false)_computation=\S+|branch_computations=\{.*?\}', text

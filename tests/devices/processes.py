@@ -1,4 +1,4 @@
-"""Processes with fake devices of their own."""
+"""Processes with fake devices."""
 
 import os
 import pathlib
@@ -16,9 +16,9 @@ def environment(devices: int, *, patience: int = 60) -> dict[str, str]:
   """Returns the environment of a process with fake devices.
 
   Args:
-    devices: how many.
-    patience: seconds after which XLA ends a process in which some device
-      doesn't come to a collective.
+    devices: number of devices.
+    patience: seconds after which XLA ends a process if a device does not reach
+      a collective.
   """
   flags = (
     f'--xla_force_host_platform_device_count={devices}',
@@ -33,13 +33,13 @@ def environment(devices: int, *, patience: int = 60) -> dict[str, str]:
 def run_together(
   module: str, arguments: list[list[str]], *, devices: int
 ) -> None:
-  """Runs one module in several processes that wait for one another.
+  """Runs a module in several processes with common collectives.
 
   Args:
-    module: what to run.
-    arguments: those of each process, behind the port that all meet at, their
-      number and the index of the process.
-    devices: number of fake devices of each.
+    module: name of the module.
+    arguments: arguments of each process, after the port of the coordinator, the
+      number of processes and the index of the process.
+    devices: number of fake devices per process.
   """
   port, number = str(_free_port()), str(len(arguments))
   running = [
@@ -59,7 +59,7 @@ def run_together(
   finally:
     for process in running:
       if process.poll() is None:
-        # Whoever waits for another process doesn't heed a SIGTERM.
+        # A process that waits for another one ignores SIGTERM.
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
   for process, output in zip(running, outputs, strict=True):

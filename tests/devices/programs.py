@@ -1,4 +1,4 @@
-"""The training step on eight devices: over a named axis, or sharded arrays."""
+"""Training steps on eight devices: named axes or sharded arrays."""
 
 import functools
 from typing import Any, NamedTuple
@@ -15,13 +15,13 @@ from tests.oracles.problems import NETWORK
 
 DEVICES = 8
 CASES = all_cases()
-# The first case of every method with a step that uses devices.
+# The first case of every method whose step uses devices.
 OF_METHODS = [
   name
   for name, case in CASES.items()
   if name in catalog.METHODS and case.takes('axis_name')
 ]
-# How the devices are laid out, and what they hold of every weight.
+# Layout of the devices, and sharding of the weights.
 PLACEMENTS = {
   'explicit': ('data', {}),
   'fsdp': (
@@ -36,13 +36,13 @@ PLACEMENTS = {
 
 
 class Trained(NamedTuple):
-  """What one device holds in the end.
+  """The arrays of one device after training.
 
   Attributes:
     params: the parameters.
-    state: state of the optimizer, without typed keys and without what every
-      device has of its own.
-    ascended: whether each of the steps took the second gradient.
+    state: state of the optimizer, without typed keys and without per-device
+      parts.
+    ascended: for each step, whether it took the perturbed gradient.
   """
 
   params: Any
@@ -51,7 +51,7 @@ class Trained(NamedTuple):
 
 
 def mesh(axes='data', kind=AxisType.Auto):
-  """Returns all devices in a row, or in two columns."""
+  """Returns a mesh of all devices with one or two axes."""
   shape = (-1,) if axes == 'data' else (-1, 2)
   names = (axes,) if axes == 'data' else axes
   devices = np.array(jax.devices()).reshape(shape)
@@ -59,7 +59,7 @@ def mesh(axes='data', kind=AxisType.Auto):
 
 
 def spread(tree, devices, specs):
-  """Lays a tree out over the devices of all processes."""
+  """Shards a tree over the devices of all processes."""
 
   def place(leaf, spec):
     sharding = NamedSharding(devices, spec)
@@ -76,7 +76,7 @@ def spread(tree, devices, specs):
 
 
 def specs_of(state):
-  """Returns how a state is split over the axis 'data': what has a batch."""
+  """Returns the partition specs of a state; batches are split over 'data'."""
 
   def spec(leaf):
     has_examples = leaf.shape[:1] == (NETWORK.examples,)
@@ -86,10 +86,10 @@ def specs_of(state):
 
 
 class OverAxis:
-  """A compiled step of devices that share the axis 'data'.
+  """A compiled step over the named axis 'data'.
 
   Attributes:
-    text: the program.
+    text: the HLO.
   """
 
   def __init__(self, tx, way):
@@ -127,7 +127,7 @@ class OverAxis:
     return spread(batch, mesh(), PartitionSpec('data'))
 
   def train(self, batches=None):
-    """Returns what every device of this process holds in the end."""
+    """Trains and returns the arrays of every device of this process."""
     params, state = self._start
     ascended = []
     for t in range(NETWORK.steps):
@@ -157,7 +157,7 @@ def _without_keys(tree):
 
 
 def _copies(leaf, *, stacked):
-  """Returns what every device of this process has of one leaf."""
+  """Returns the value of one leaf on every device of this process."""
   if not isinstance(leaf, jax.Array) or (not leaf.shape and stacked):
     return [np.asarray(leaf)] * jax.local_device_count()
   if stacked:
@@ -169,7 +169,7 @@ def _copies(leaf, *, stacked):
 
 
 def optimizer(name, *, sync=False, base=None, **given):
-  """Returns a case for devices that share the axis 'data'."""
+  """Returns the optimizer of a case over the named axis 'data'."""
   case = CASES[name]
   if case.takes('sync_ascent'):
     given['sync_ascent'] = sync
@@ -190,7 +190,7 @@ def expected(name, devices=DEVICES, sync=False):
 
 
 def assert_follows(name, found, devices=DEVICES, sync=False):
-  """Raises unless a device holds what the rule gives."""
+  """Raises unless a device agrees with the rule."""
   rule = expected(name, devices, sync)
   np.testing.assert_allclose(
     NETWORK.flat(found.params),
@@ -202,7 +202,7 @@ def assert_follows(name, found, devices=DEVICES, sync=False):
 
 
 def assert_equal_replicas(found):
-  """Raises unless all devices hold the same, to the bit, and finite numbers."""
+  """Raises unless all replicas are bit-identical and finite."""
   first, *others = found
   assert len(others) == jax.local_device_count() - 1
   for other in others:
@@ -213,12 +213,12 @@ def assert_equal_replicas(found):
 
 @functools.cache
 def under_jit(name, placement):
-  """Trains under `jit` on arrays that lie on all devices."""
+  """Trains under `jit` on arrays that are sharded over all devices."""
   case = CASES[name]
   batches = NETWORK.batches()
   tx = case.optimizer(NETWORK.base(), jax.tree.map(lambda x: x[0], batches))
   axes, specs = PLACEMENTS[placement]
-  # As `jax.make_mesh` has them: part of the type of an array.
+  # Explicit axes, the default of `jax.make_mesh`: part of an array's type.
   kind = AxisType.Explicit if placement == 'explicit' else AxisType.Auto
   devices = mesh(axes, kind)
   params = NETWORK.params()

@@ -1,7 +1,7 @@
-"""One branch on all devices, however much their gradients disagree.
+"""All devices take the same branch, even if their gradients disagree.
 
-A conditional that contains an all-reduce and is decided otherwise on another
-device never ends; XLA then ends the process.
+If devices decide differently about a conditional that contains an all-reduce,
+it never finishes, and XLA ends the process.
 """
 
 import functools
@@ -36,24 +36,24 @@ def _marked(*names):
 
 @functools.cache
 def adversarial_batches():
-  """One device has a huge gradient, another one at each step."""
+  """One device has a huge gradient, a different one at each step."""
   device = np.arange(NETWORK.examples) // (NETWORK.examples // 8)
   step = np.arange(NETWORK.steps)[:, None]
-  # The one with the largest takes turns, and is sharper from step to step or
-  # less sharp: no two devices see one history.
+  # The device with the largest gradient changes, and so does its size: no two
+  # devices have the same history.
   exponent = 4.0 * np.cos(2.3 * device[None] * (step + 1))
   weight = jnp.asarray(10.0**exponent, jnp.float32)
   return {**NETWORK.batches(), 'weight': weight}
 
 
 def careful_base():
-  """Takes steps of one length, so that huge gradients do no harm."""
+  """Takes steps of constant length, so that huge gradients do no harm."""
   return optax.chain(optax.normalize_by_update_norm(), optax.sgd(0.05))
 
 
 @_marked('ae_sam', 'ae_look_sam', 'ss_sam', 'everything')
 def test_all_devices_take_one_branch(name):
-  """Unchecked: nothing is known at compile time about what is equal."""
+  """With check_vma=False nothing is known about replicas at compile time."""
   tx = programs.optimizer(name, sync=name == 'ae_sam', base=careful_base())
   found = programs.OverAxis(tx, UNCHECKED).train(adversarial_batches())
   programs.assert_equal_replicas(found)
@@ -67,7 +67,7 @@ def test_all_devices_take_one_branch(name):
   'sparse_sam_fisher',
   'sparse_sam_dynamic',
 )
-def test_one_device_without_a_finite_gradient_is_noticed_by_all(name):
+def test_a_non_finite_gradient_on_one_device_is_detected_by_all(name):
   targets = np.array(NETWORK.batches()['y'])
   targets[4, 9] = np.nan
   batches = {**NETWORK.batches(), 'y': jnp.asarray(targets)}
@@ -79,8 +79,8 @@ def test_one_device_without_a_finite_gradient_is_noticed_by_all(name):
   assert noticed == 1
 
 
-def test_alone_the_devices_would_decide_otherwise():
-  """The same decision, by what one device knows: most steps in disagreement."""
+def test_local_decisions_of_devices_would_differ():
+  """With local gradients the devices would disagree in most steps."""
   batches = jax.tree.map(np.asarray, adversarial_batches())
   moments, disagreements = [(0.0, 0.0)] * 8, 0
   for t in range(NETWORK.steps):
@@ -117,8 +117,8 @@ print(jax.block_until_ready(jax.jit(step)(jax.numpy.arange(8.0))))
 
 
 @pytest.mark.slow
-def test_devices_in_different_branches_are_ended():
-  """So that a decision that isn't shared fails the tests above."""
+def test_devices_in_different_branches_end_the_process():
+  """So the tests above detect a decision that differs between devices."""
   result = subprocess.run(
     [sys.executable, '-c', _DIVERGENT],
     env=processes.environment(8, patience=3),

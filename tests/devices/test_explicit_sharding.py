@@ -1,7 +1,8 @@
-"""Parameters split over axes of type `Explicit`: part of an array's type.
+"""Parameters sharded over axes of type `Explicit`.
 
-As Optax asks of its own: the state has one type from `init` on, in and outside
-of `jax.jit`. And a step gives what one device gives.
+As for Optax's transformations, the state has the same type after `init` and
+after each step, inside and outside of `jax.jit`. A step equals that of one
+device.
 """
 
 import functools
@@ -20,7 +21,7 @@ SPLIT = {
   'norm': {'scale': P('x')},
 }
 STEPS = 3
-# Without a remainder, and with more than one part.
+# More than one part, without a remainder.
 IN_PARTS = {
   'b_sam': {'micro_batches': 4},
   'lpf_sgd': {'micro_batches': 4},
@@ -51,7 +52,7 @@ def start():
 
 
 def batches():
-  """Returns batches of 48 examples, which the axis 'data' splits."""
+  """Returns batches of 48 examples, sharded over the axis 'data'."""
   parts = [[training.batch(6 * t + i) for i in range(6)] for t in range(STEPS)]
   whole = [jax.tree.map(lambda *x: np.concatenate(x), *p) for p in parts]
   stacked = jax.tree.map(lambda *x: np.stack(x), *whole)
@@ -75,7 +76,7 @@ def assert_close(found, wanted):
 
 
 @EVERY_CASE
-def test_state_has_one_type(row, changes):
+def test_the_type_of_the_state_does_not_change(row, changes):
   tx, params = build(row, changes, batches()), start()
   given = training.functions(jax.tree.map(lambda x: x[0], batches()))
   grads = jax.grad(given['value_fn'])(params)
@@ -88,7 +89,7 @@ def test_state_has_one_type(row, changes):
 
 
 @EVERY_CASE
-def test_steps_are_those_of_one_device(row, changes):
+def test_steps_equal_those_of_one_device(row, changes):
   tx, params = build(row, changes, batches()), start()
   step = training.training_step(tx)
 

@@ -1,4 +1,4 @@
-"""Every method on eight devices that share a named axis."""
+"""Every method on eight devices with a named axis."""
 
 import jax
 import numpy as np
@@ -10,11 +10,11 @@ from optax_sam import catalog
 from tests.devices import collectives, programs
 from tests.oracles.problems import NETWORK
 
-# One method of each kind goes all ways: stateless, with a state of the
-# perturbation, a policy by gradients, a direction that is reused, a choice of
-# examples, and around its base optimizer.
+# One method of each kind runs in all ways: stateless, with a stateful
+# perturbation, with a gradient-based policy, with a reused direction, with
+# selected examples, and a wrapper of the base optimizer.
 KINDS = ('sam', 'friendly_sam', 'ae_sam', 'look_sam', 'k_sam', 'lookbehind')
-# Beside the first case of every method, what devices make a difference to.
+# Further cases that depend on devices, in addition to the first of each method.
 OTHERS = (
   'sam ascent_steps=2',
   'friendly_sam order=official',
@@ -41,7 +41,7 @@ CASES = [
 OF_METHODS = [x for x in CASES if x.values[0] in catalog.METHODS]
 
 
-def test_no_method_is_left_out():
+def test_all_methods_are_covered():
   chosen = {x.values[0] for x in OF_METHODS}
   wanted = ('chain', 'wraps', 'replaces')
   assert chosen == {
@@ -51,14 +51,14 @@ def test_no_method_is_left_out():
 
 @pytest.mark.parametrize(('name', 'sync'), CASES)
 def test_devices_follow_the_rule_and_stay_equal(name, sync):
-  """What each device holds of weights and state, read from the device."""
+  """Compares weights and state on every device."""
   found = programs.over_axis(name, sync=sync).train()
   programs.assert_equal_replicas(found)
   programs.assert_follows(name, found[0], sync=sync)
 
 
 @pytest.mark.parametrize(('name', 'sync'), OF_METHODS)
-def test_methods_average_what_the_catalog_says(name, sync):
+def test_collectives_agree_with_the_catalog(name, sync):
   said = catalog.METHODS[name].collectives[sync]
   found = collectives.all_reduces(programs.over_axis(name, sync=sync).text)
   collectives.assert_meant(found, said)
@@ -87,7 +87,7 @@ def test_plain_sgd_averages_one_gradient():
 
 @pytest.mark.parametrize('way', ['pmap', 'shard_map_unchecked'])
 @pytest.mark.parametrize('name', KINDS)
-def test_other_ways_follow_the_rule(name, way):
+def test_other_parallel_transformations_follow_the_rule(name, way):
   found = programs.over_axis(name, way).train()
   programs.assert_equal_replicas(found)
   programs.assert_follows(name, found[0])
@@ -102,8 +102,8 @@ def test_average_of_the_parameters_is_on_all_devices():
   np.testing.assert_allclose(NETWORK.flat(mean), expected, rtol=0, atol=1e-5)
 
 
-def test_the_rules_tell_local_from_synced():
-  """And synced devices ascend as one device with all of the batch."""
+def test_local_and_synced_rules_differ():
+  """And synced devices perturb like one device with the global batch."""
   for name, sync in (x.values for x in OF_METHODS):
     if sync:
       local, synced, alone = (
@@ -113,11 +113,11 @@ def test_the_rules_tell_local_from_synced():
       same_locally = np.allclose(local, alone, rtol=0, atol=2e-4)
       if catalog.METHODS[name].needs != 'examples':
         np.testing.assert_allclose(synced, alone, rtol=0, atol=1e-9)
-        # Methods with a perturbation that all devices know are the exception.
+        # Except methods whose perturbation is the same on all devices.
         assert same_locally == np.allclose(local, synced, rtol=0, atol=2e-4)
 
 
-def test_gradients_that_were_summed_already_are_refused():
+def test_gradients_that_are_already_summed_raise():
   tx = programs.optimizer('sam')
   params = NETWORK.params()
   program = jax.shard_map(

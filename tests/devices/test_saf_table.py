@@ -1,4 +1,4 @@
-"""SAF's table on eight devices, each of which has the rows of its examples."""
+"""SAF's table on eight devices, split by example."""
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def assert_same(one, other):
 
 
 def assert_the_table_stays(program):
-  """Nothing of the size of the table, or of a slot of it, is sent."""
+  """Raises if a collective has the size of the table or of a slot."""
   sizes = [size for _, size in collectives.sizes(program)]
   assert 0 < max(sizes) <= 2 * ROWS * CLASSES
 
@@ -70,7 +70,7 @@ def assert_the_table_stays(program):
     (('data', 'fsdp'), AxisType.Auto),
   ],
 )
-def test_a_sharded_table_stays_where_it_is(axes, kind, alone):
+def test_a_sharded_table_is_not_communicated(axes, kind, alone):
   mesh, saf = programs.mesh(axes, kind), optax_sam.saf_loss()
   split = NamedSharding(mesh, P(mesh.axis_names))
   start = jax.device_put(saf.init(EXAMPLES, CLASSES), split)
@@ -92,7 +92,7 @@ def test_a_sharded_table_stays_where_it_is(axes, kind, alone):
 
 @pytest.mark.parametrize('axis', ['data', ('data', 'model')])
 @pytest.mark.parametrize('check', [True, False])
-def test_over_an_axis_a_batch_may_show_any_example(axis, check, alone):
+def test_over_a_named_axis_a_batch_may_have_any_example(axis, check, alone):
   mesh, saf = programs.mesh(axis), optax_sam.saf_loss(axis_name=axis)
   inner = stepping(saf, lambda term: jax.lax.pmean(term, axis))
   step = jax.jit(
@@ -109,6 +109,6 @@ def test_over_an_axis_a_batch_may_show_any_example(axis, check, alone):
   program = step.lower(start, logits, ids, jnp.int32(epoch)).compile().as_text()
   assert_the_table_stays(program)
   state, terms = train(step, start)
-  # Every device divides by its own rows.
+  # Every device divides by its number of rows.
   terms = [(term, gradient / 8) for term, gradient in terms]
   assert_same((state, terms), alone)

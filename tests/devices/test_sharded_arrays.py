@@ -1,4 +1,4 @@
-"""Methods under `jit` on arrays that lie on eight devices."""
+"""Methods under `jit` on arrays that are sharded over eight devices."""
 
 import numpy as np
 import optax
@@ -8,7 +8,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tests.devices import programs
 from tests.oracles.problems import NETWORK
 
-# One of each kind: what their rules do to arrays.
+# One method of each kind of array operation.
 KINDS = (
   'sam',
   'friendly_sam',
@@ -37,12 +37,12 @@ KINDS = (
   ],
 )
 def test_sharded_arrays_follow_the_rule(name, placement):
-  """As one device that has all of the batch."""
+  """Equals one device with the global batch."""
   found = programs.under_jit(name, placement)
   programs.assert_follows(name, found, devices=1)
 
 
-def test_split_weights_have_split_averages():
+def test_averages_of_sharded_weights_are_sharded():
   found = programs.under_jit('after_base', 'fsdp')
   programs.assert_follows('after_base', found, devices=1)
   mean = optax.tree_utils.tree_get(found.state, 'mean')

@@ -1,4 +1,4 @@
-"""Exact masks of leaves that lie in pieces on eight devices, under jit."""
+"""Exact masks of leaves that are sharded over eight devices, under jit."""
 
 import functools
 
@@ -15,7 +15,7 @@ from tests.devices import collectives, programs
 from tests.oracles.problems import NETWORK
 
 DEVICES = 8
-# Leaves that lie in pieces on the devices, and a number that all have.
+# Sharded leaves and a replicated number.
 SPLIT = {
   'embedding': ('data', 'model'),
   'kernel': (None, 'model', 'data'),
@@ -51,7 +51,7 @@ def shardings():
 
 
 def powers_of_two(step=0):
-  """Many entries are equal, and stay so in whatever order one multiplies."""
+  """Powers of two: many entries are equal, and products are exact."""
   index = {name: np.arange(np.prod(shape)) for name, shape in SHAPES.items()}
   return {
     name: jnp.asarray(
@@ -62,7 +62,7 @@ def powers_of_two(step=0):
 
 
 def elementwise_losses(params, batch):
-  """Needs no leaf as a whole, as a matrix product would."""
+  """Needs no complete leaf, unlike a matrix product."""
   squares = [jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(params)]
   return 0.5 * batch * sum(squares)
 
@@ -84,7 +84,7 @@ def elementwise_step(tx):
 
 
 def assert_no_leaf_travels(compiled):
-  """Counts and losses are added up, or one of every device is gathered."""
+  """Raises unless collectives have only counts, losses and sums."""
   found = collectives.sizes(compiled.as_text())
   assert found
   for name, size in found:
@@ -93,7 +93,7 @@ def assert_no_leaf_travels(compiled):
 
 
 def assert_same(found, expected, wanted):
-  """The same entries, bit for bit, and where they are wanted."""
+  """Raises unless entries are bit-identical and have the expected sharding."""
   for name, sharding in wanted.items():
     np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
     leaf = found[name]
@@ -105,8 +105,8 @@ def masks_of(state):
 
 
 @pytest.mark.parametrize('name', SPARSE)
-def test_sparse_masks_of_split_leaves(name):
-  """No leaf is gathered: what travels are sums, and losses of examples."""
+def test_sparse_masks_of_sharded_leaves_gather_no_leaf(name):
+  """Collectives have only sums and per-example losses."""
   wanted, tx = shardings(), SPARSE[name]()
   step = elementwise_step(tx)
   params = powers_of_two()
@@ -126,12 +126,12 @@ def test_sparse_masks_of_split_leaves(name):
   [
     pytest.param(name, marks=pytest.mark.xdist_group(case.family))
     for name, case in programs.CASES.items()
-    # One of them has batches of the other problem in its state.
+    # One of them has batches of another problem in its state.
     if name in catalog.METHODS and not case.takes('batch_like')
   ],
 )
 def test_no_method_gathers_a_leaf(name):
-  """Norms and inner products of split leaves are sums of sums."""
+  """Norms and inner products of sharded leaves are sums of partial sums."""
   wanted = shardings()
   tx = programs.CASES[name].optimizer(NETWORK.base(), None)
   params = jax.device_put(powers_of_two(), wanted)
@@ -141,7 +141,7 @@ def test_no_method_gathers_a_leaf(name):
 
 
 @pytest.mark.parametrize('name', ['dynamic', 'fisher'])
-def test_first_mask_lies_where_the_parameters_do(name):
+def test_the_first_mask_is_sharded_like_the_parameters(name):
   wanted = shardings()
   tx = SPARSE[name]()
   params = powers_of_two()
@@ -149,8 +149,8 @@ def test_first_mask_lies_where_the_parameters_do(name):
   assert_same(masks_of(found), masks_of(tx.init(params)), wanted)
 
 
-def test_a_sort_of_all_leaves_would_gather_them():
-  """Shows that the collectives of a program are seen."""
+def test_a_sort_of_all_leaves_gathers_them():
+  """Shows that these tests detect collectives."""
 
   def joined(scores):
     flat = jnp.concatenate([jnp.ravel(x) for x in jax.tree.leaves(scores)])

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('two processes')]
 
 @pytest.fixture(scope='module')
 def found(tmp_path_factory):
-  """What both processes found, by method and way."""
+  """The results of both processes, by method and transformation."""
   directory = tmp_path_factory.mktemp('processes')
   files = [directory / f'{index}.pickle' for index in range(2)]
   processes.run_together(

@@ -1,7 +1,7 @@
-"""One of several processes that train methods together.
+"""A process that trains methods together with other processes.
 
-Called as `two_processes PORT NUMBER INDEX FILE`; writes to the file what its
-devices hold in the end.
+Called as `two_processes PORT NUMBER INDEX FILE`; writes the final arrays of its
+devices to the file.
 """
 
 import pathlib
@@ -14,14 +14,15 @@ from jax.experimental import multihost_utils
 
 from tests.devices import programs
 
-# Three ways over an axis and sharded arrays for one method of each kind; the
-# others go one way of each: next to all of the time goes into compiling.
+# One method of each kind runs in all three ways over an axis and with sharded
+# arrays. The others run in one way of each, because compilation takes nearly
+# all of the time.
 ALL_WAYS = ('friendly_sam', 'ae_look_sam', 'esam')
 WAYS = ('shard_map', 'shard_map_unchecked')
 
 
 def results(name):
-  """Returns what each device of this process holds, by the way it trained."""
+  """Returns the arrays of each device of this process, by transformation."""
   ways = WAYS if name in ALL_WAYS else WAYS[:1]
   found = {way: programs.over_axis(name, way).train() for way in ways}
   placements = programs.PLACEMENTS if name in ALL_WAYS else ('fsdp',)

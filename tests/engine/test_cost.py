@@ -1,8 +1,7 @@
 """Cost of one compiled step, counted in floating-point operations.
 
-XLA counts a conditional as its costlier branch. So what a method that skips
-adds to the clean gradient must be one gradient in a branch, and nothing beside
-it.
+XLA counts a conditional as its costlier branch. So a method that skips must add
+exactly one gradient, in a branch, to the unperturbed gradient.
 """
 
 import functools
@@ -17,7 +16,7 @@ from tests import compiling
 
 SGD = optax.sgd(0.1, momentum=0.9)
 
-# So many that what counts by the parameter, as noise does, is next to nothing.
+# So many that costs per parameter, such as noise, are negligible.
 _EXAMPLES = 4096
 
 
@@ -27,9 +26,9 @@ def _losses(params, batch):
 
 
 @functools.cache
-def _flops(*elements, examples=_EXAMPLES, by_example=False):
-  """Returns the operations of a step that asks for no clean loss."""
-  tx = optax.with_extra_args_support(optax.chain(*elements))
+def _flops(*transformations, examples=_EXAMPLES, by_example=False):
+  """Returns the operations of a step that does not return the loss."""
+  tx = optax.with_extra_args_support(optax.chain(*transformations))
 
   def step(params, opt_state, batch):
     value_fn = lambda p: jnp.mean(_losses(p, batch))
@@ -55,7 +54,7 @@ def _lpf_sgd(micro_batches):
 
 
 @pytest.mark.parametrize(
-  'elements',
+  'transformations',
   [
     (optax_sam.momentum_sam(), SGD),
     (_lpf_sgd(1), SGD),
@@ -65,10 +64,10 @@ def _lpf_sgd(micro_batches):
   ],
   ids=['momentum_sam', 'lpf_sgd', 'entropy_sgd', 'anti_pgd', 'swa'],
 )
-def test_methods_of_one_gradient_cost_one(elements):
+def test_methods_of_one_gradient_cost_one(transformations):
   plain = _flops(SGD)
-  assert _flops(*elements) < 1.02 * plain
-  # The measure sees a second one.
+  assert _flops(*transformations) < 1.02 * plain
+  # The measure detects a second gradient.
   assert _flops(optax_sam.sam(), SGD) > 1.9 * plain
 
 
@@ -86,7 +85,7 @@ def test_further_points_cost_a_gradient_each(method, gradients):
 
 
 def _relative(method):
-  """Returns the cost in gradients; here a forward pass is half of one."""
+  """Returns the cost in gradients; here a forward pass costs half of one."""
   return _flops(method, SGD, by_example=True) / _flops(SGD)
 
 
@@ -96,19 +95,19 @@ def _relative(method):
     optax_sam.sam(),
     optax_sam.asam(),
     optax_sam.friendly_sam(),
-    # At most: their costlier branch is counted.
+    # An upper bound: XLA counts the costlier branch.
     optax_sam.ss_sam(key=0),
     optax_sam.look_sam(),
     optax_sam.ae_sam(total_steps=100),
     optax_sam.ae_look_sam(total_steps=100),
   ],
 )
-def test_sam_costs_two_gradients_and_methods_that_skip_no_more(method):
+def test_sam_and_methods_that_skip_cost_at_most_two_gradients(method):
   assert 1.9 < _relative(method) < 2.05
 
 
 @pytest.mark.parametrize('size', [1 / 3, 1 / 4])
-def test_k_sam_costs_what_it_picks_and_the_ranking(size):
-  """The clean gradient is dropped by XLA, its forward pass ranks."""
+def test_k_sam_costs_the_selected_examples_and_the_ranking(size):
+  """XLA removes the unperturbed gradient; its forward pass ranks examples."""
   found = _relative(optax_sam.k_sam(ascent=size, descent=size))
   assert found == pytest.approx(1 / 2 + 2 * size, abs=0.03)

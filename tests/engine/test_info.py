@@ -1,4 +1,4 @@
-"""What is read out of the state of an optimizer."""
+"""Metrics in the state of an optimizer."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ import optax_sam
 from tests.contracts import training
 
 
-def test_metrics_are_what_happened():
+def test_metrics_report_norm_loss_and_count_of_ascents():
   loss = lambda w: jnp.sum(jnp.square(w))
   tx, w = optax_sam.sam(0.5), jnp.array([3.0, 4.0])
   _, state = tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)
@@ -26,12 +26,12 @@ def test_metrics_are_what_happened():
   )
 
 
-def test_metrics_of_two_methods():
+def test_metrics_of_two_methods_have_prefixes():
   methods = optax_sam.sam(), optax_sam.look_sam()
   found = optax_sam.metrics([tx.init(training.params()) for tx in methods])
   assert {'0/step_count', '1/step_count', '1/descent/ratio'} <= found.keys()
 
 
-def test_metrics_without_a_method():
+def test_metrics_without_a_method_raise():
   with pytest.raises(ValueError, match='opt_state must hold the state of a m'):
     optax_sam.metrics(optax.adam(0.1).init(training.params()))

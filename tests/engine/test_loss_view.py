@@ -1,4 +1,4 @@
-"""The functions of the loss that `update` is given, and wrong ones."""
+"""Valid and invalid loss functions in the arguments of `update`."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import optax_sam
 from tests.contracts import comparisons, table, training
 
 
-def test_grad_fn_goes_before_value_fn():
+def test_grad_fn_takes_precedence_over_value_fn():
   def value_fn(_):
     raise AssertionError
 
@@ -21,7 +21,7 @@ def test_grad_fn_goes_before_value_fn():
 
 
 @pytest.mark.parametrize('name', ['sam', 'lookbehind'])
-def test_a_value_that_is_no_scalar(name):
+def test_a_loss_that_is_not_a_scalar_raises(name):
   tx, params = table.ROWS[name].alone(), training.params()
   loss = lambda p: training.loss(p, training.batch())
   for value_fn, message in (
@@ -48,8 +48,8 @@ def with_more(w):
     jnp.sum,
   ],
 )
-def test_what_stands_beside_the_gradient_is_not_taken_for_it(grad_fn):
-  # One array has the structure of any other.
+def test_a_further_output_of_grad_fn_raises(grad_fn):
+  # All single arrays have the same structure.
   w = jnp.array([3.0, 4.0])
   tx = optax_sam.sam()
   with pytest.raises(ValueError, match='grad_fn must return a gradient') as e:

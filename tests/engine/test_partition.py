@@ -1,4 +1,4 @@
-"""Which leaves are perturbed, which only descend, and which are no floats."""
+"""Partition of leaves: perturbed, only updated, and not floating-point."""
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ _MASKS = {
 
 
 @pytest.mark.parametrize('mask', _MASKS)
-def test_ways_to_write_a_mask(mask):
+def test_all_forms_of_a_mask_are_equivalent(mask):
   params = training.params()
   tx = optax_sam.sam(0.5, mask=_MASKS[mask])
   gradient = training.gradient(params, training.batch())
@@ -33,7 +33,7 @@ def test_ways_to_write_a_mask(mask):
   )
 
 
-def test_norm_layers_only_without_one():
+def test_a_norm_layer_mask_without_such_layers_raises():
   with pytest.raises(ValueError, match=r"no normalization layer among \['den"):
     optax_sam.sam(mask=optax_sam.norm_layers_only).init({'dense': jnp.ones(2)})
 
@@ -50,13 +50,13 @@ def test_norm_layers_only_without_one():
     ('lndense', False),
   ],
 )
-def test_names_of_normalization_layers(name, is_norm):
+def test_normalization_layers_are_recognized_by_name(name, is_norm):
   params = {name: {'w': jnp.ones(2)}, 'norm': jnp.ones(2)}
   chosen = optax_sam.norm_layers_only(params)
   assert chosen == {name: {'w': is_norm}, 'norm': True}
 
 
-def test_complex_parameters_that_are_left_out_descend():
+def test_masked_complex_parameters_are_updated():
   loss = lambda p: jnp.sum(p['w'] ** 4) + jnp.sum(jnp.abs(p['c']) ** 2)
   params = {'w': jnp.ones(2), 'c': jnp.ones(2, jnp.complex64)}
   grads = jax.grad(loss)(params)
@@ -68,7 +68,7 @@ def test_complex_parameters_that_are_left_out_descend():
     assert float(updates['w'][0]) > float(grads['w'][0])
 
 
-def test_a_gradient_function_that_knows_all_leaves():
+def test_a_gradient_function_of_all_leaves_is_accepted():
   params = {'weight': jnp.ones(2), 'steps': jnp.asarray(3), 'nothing': None}
   zero = np.zeros((), jax.dtypes.float0)
   grad_fn = lambda p: {'weight': p['weight'], 'steps': zero, 'nothing': None}

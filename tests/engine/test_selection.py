@@ -1,4 +1,4 @@
-"""Which examples feed which gradient."""
+"""The examples of each gradient."""
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,9 @@ def batch_of(targets):
 
 
 def feeds(tx, batch, state=None, w=0.0):
-  """Returns the smaller batches that a step takes losses of, and its state.
+  """Returns the selected sub-batches of a step, and its state.
 
-  They are in no order: the ascent gradient's and the descent gradient's.
+  The order of ascent and descent batch is arbitrary.
   """
   seen = []
 
@@ -35,14 +35,14 @@ def feeds(tx, batch, state=None, w=0.0):
 
 
 def chosen(*given, **settings):
-  """Returns the different sets of rows, the smallest first."""
+  """Returns the distinct sets of rows, the smallest first."""
   parts, _ = feeds(*given, **settings)
   return sorted({tuple(part['index'].tolist()) for part in parts}, key=len)
 
 
 @pytest.mark.parametrize('as_numpy', [False, True])
 def test_all_leaves_of_a_batch_are_gathered(as_numpy):
-  """Also those of a batch that lies on the host when a step is compiled."""
+  """Also those of a batch of NumPy arrays when a step is compiled."""
   generator = np.random.default_rng(0)
   batch = {
     'image': generator.normal(size=(6, 2, 3)).astype(np.float32),
@@ -65,9 +65,9 @@ def test_all_leaves_of_a_batch_are_gathered(as_numpy):
     )
 
 
-def test_top_k_takes_nested_sets_of_one_ranking():
+def test_top_k_selects_nested_sets_of_one_ranking():
   batch = batch_of([1.0, -4.0, 2.0, 3.0, 0.5])
-  # A radius by which the ranking at the perturbed parameters is another one.
+  # With this radius the ranking at the perturbed parameters differs.
   tx = optax_sam.k_sam(100.0, ascent=2, descent=3)
   assert chosen(tx, batch) == [(1, 3), (1, 3, 2)]
 
@@ -83,7 +83,7 @@ def test_random_subset_without_key_takes_the_first_rows():
   assert chosen(tx, batch_of(np.arange(8.0))) == [(0, 1, 2, 3)]
 
 
-def test_random_subset_draws_anew_without_replacement():
+def test_random_subset_draws_a_new_subset_without_replacement():
   tx, batch = optax_sam.subset_sam(fraction=4, key=7), batch_of(np.arange(16.0))
   state, draws = None, []
   for _ in range(6):

@@ -1,4 +1,4 @@
-"""The ascent step of SAM by hand, for programs that write the rest out."""
+"""SAM's ascent step by hand, for handwritten training steps."""
 
 import jax
 import jax.numpy as jnp

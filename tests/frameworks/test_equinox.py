@@ -72,7 +72,7 @@ def train(step, method):
   return eqx.filter((model, state), eqx.is_array)
 
 
-def test_the_program_is_sam_by_hand():
+def test_training_equals_sam_by_hand():
   found = train(train_step, optax_sam.sam(RHO))
   expected = train(step_by_hand, optax.identity())
   assert by_hand.distance(found, expected) < 1e-6

@@ -1,4 +1,4 @@
-"""Parameters split over eight devices by `jit`, against one device."""
+"""Parameters sharded over eight devices by `jit` equal those of one device."""
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +67,6 @@ def train(method, devices):
 
 
 @pytest.mark.parametrize('devices', [1, 8])
-def test_the_program_is_sam_by_hand(devices):
+def test_training_equals_sam_by_hand(devices):
   found = train(optax_sam.sam(RHO), devices)
   assert by_hand.distance(found, train(None, 1)) < 1e-6

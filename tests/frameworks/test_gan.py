@@ -1,4 +1,4 @@
-"""A GAN of plain functions: two networks, two optimizers, two perturbations."""
+"""A GAN of plain functions: two networks, optimizers and perturbations."""
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,6 @@ def train(methods):
   return players
 
 
-def test_the_program_is_sam_by_hand():
+def test_training_equals_sam_by_hand():
   methods = {name: optax_sam.sam(rho) for name, rho in RADII.items()}
   assert by_hand.distance(train(methods), train(None)) < 1e-6

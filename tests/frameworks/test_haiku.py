@@ -1,4 +1,4 @@
-"""Haiku: batch norm through the state, one key for both passes."""
+"""Haiku: batch norm with a state, one key for both passes."""
 
 import haiku as hk
 import jax
@@ -54,5 +54,5 @@ def train(method):
   return params, state
 
 
-def test_the_program_is_sam_by_hand():
+def test_training_equals_sam_by_hand():
   assert by_hand.distance(train(optax_sam.sam(RHO)), train(None)) < 1e-6

@@ -16,7 +16,7 @@ from tests.frameworks import by_hand
 
 STRICT = False  # their libraries need promotion
 RHO, DEVICES = 0.1, 8
-# The first steps overflow in float16, and are not taken.
+# The first steps overflow in float16 and are skipped.
 SCALE = 2.0**19
 
 
@@ -93,7 +93,7 @@ def train(method):
   return state
 
 
-def test_the_program_is_sam_by_hand():
+def test_training_equals_sam_by_hand():
   found = train(optax_sam.sam(RHO, axis_name='batch'))
   expected = train(None)
   for name in ('params', 'batch_stats', 'dynamic_scale'):

@@ -1,6 +1,6 @@
 """PPO as in training on accelerators: a scan of updates, vmapped over seeds.
 
-The environment asks for the action that a fixed matrix picks.
+The environment rewards the action with the largest score of a fixed matrix.
 """
 
 import flax.linen as nn
@@ -29,7 +29,7 @@ def loss_fn(params, minibatch):
   log_probs = jax.nn.log_softmax(logits)
   taken = jnp.take_along_axis(log_probs, minibatch['action'][:, None], 1)[:, 0]
   ratio = jnp.exp(taken - minibatch['log_prob'])
-  # Normalized over the minibatch: the examples of this loss are coupled.
+  # Normalized over the minibatch, so the loss couples examples.
   gain = minibatch['advantage']
   gain = (gain - jnp.mean(gain)) / (jnp.std(gain) + 1e-8)
   clipped = jnp.clip(ratio, 0.8, 1.2) * gain
@@ -91,7 +91,7 @@ def train(key, method):
   return state.params, losses
 
 
-def test_the_program_is_sam_by_hand():
+def test_training_equals_sam_by_hand():
   keys = jax.random.split(jax.random.key(0), SEEDS)
   found, expected, plain = (
     jax.jit(jax.vmap(lambda key, method=method: train(key, method)))(keys)

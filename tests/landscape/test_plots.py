@@ -16,7 +16,7 @@ def _close():
   plt.close('all')
 
 
-def test_lines_are_drawn_and_named():
+def test_lines_are_drawn_with_names():
   lines = {
     name: landscape.Line(POSITIONS, sharpness * POSITIONS**2)
     for name, sharpness in (('SGD', 4.0), ('SAM', 1.0))
@@ -28,11 +28,11 @@ def test_lines_are_drawn_and_named():
   assert [text.get_text() for text in axes.get_legend().texts] == list(lines)
 
 
-def test_contours_lie_where_the_losses_are():
+def test_contours_agree_with_the_losses():
   positions = np.linspace(-1, 1, 101)
   losses = np.add.outer(positions**2, 9 * positions**2)
   axes = landscape.plot_plane(landscape.Plane(positions, losses))
   inner = axes.collections[0].get_paths()[2].vertices
-  # Nine times as steep along the second direction: a narrow ellipse.
+  # Nine times the curvature along the second direction: a narrow ellipse.
   width, height = np.ptp(inner, axis=0)
   assert width == pytest.approx(3 * height, rel=0.05)

@@ -31,7 +31,7 @@ def test_filters_are_on_the_last_axis():
   assert not found['scale'].any()
 
 
-def test_two_solutions_share_the_gaussian_of_a_key():
+def test_solutions_have_the_same_gaussian_for_a_key():
   key = jax.random.key(3)
   one, other = (
     landscape.random_direction(scale * jnp.ones((6, 2)), key)
@@ -60,7 +60,7 @@ def test_the_line_is_the_loss_along_the_direction():
     )
 
 
-def test_the_plane_has_the_first_direction_first():
+def test_the_first_axis_of_the_plane_is_the_first_direction():
   ways = (jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))
   found = landscape.plane(
     lambda w: w[0] ** 2 + 100 * w[1], jnp.zeros(2), ways, points=3, radius=2.0
@@ -85,7 +85,7 @@ def test_the_path_runs_from_start_to_end_and_beyond():
   ('changes', 'message'),
   [({'radius': 0}, 'radius'), ({'points': 1}, 'points')],
 )
-def test_bad_arguments_are_named(changes, message):
+def test_invalid_arguments_raise(changes, message):
   with pytest.raises(ValueError, match=message):
     landscape.line(jnp.sum, jnp.ones(2), jnp.ones(2), **changes)
   with pytest.raises(ValueError, match=message):

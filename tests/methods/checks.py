@@ -1,6 +1,6 @@
-"""What every method is checked by: rule, golden values, identities.
+"""Checks of every method: rule, golden values, identities.
 
-Each function returns a test for a module to name.
+Each function returns a test, which a module assigns to a name.
 """
 
 import functools
@@ -22,12 +22,12 @@ RHO = 0.1
 
 
 class Run(NamedTuple):
-  """What the library leaves behind.
+  """The result of a run of the library.
 
   Attributes:
     path: the parameters after every step, as vectors.
-    ascended: whether each of the steps took the second gradient.
-    state: state of the optimizer in the end.
+    ascended: for each step, whether it took the perturbed gradient.
+    state: final state of the optimizer.
   """
 
   path: np.ndarray
@@ -36,7 +36,7 @@ class Run(NamedTuple):
 
 
 def run(tx, problem=NETWORK):
-  """Takes all steps of a problem, as one program."""
+  """Takes all steps of a problem in one compiled function."""
   one = problem.training_step(tx)
 
   def body(carry, batch):
@@ -59,7 +59,7 @@ def _by(values, ids):
 
 
 def follows(found):
-  """Returns a test of the library against the rules, on one device."""
+  """Returns a test that the library equals the rules on one device."""
 
   @pytest.mark.usefixtures('float64')
   @_by(found, [case.name for case in found])
@@ -75,7 +75,7 @@ def follows(found):
 
 
 def follows_with_a_mask(case):
-  """Returns the same test of one case that may perturb some leaves only."""
+  """Returns the same test of one case with a mask."""
 
   @pytest.mark.usefixtures('float64')
   def test():
@@ -97,13 +97,13 @@ def assert_golden(path, expected):
 
 
 def given_draws(monkeypatch):
-  """Replaces normal entries by those of the golden values.
+  """Replaces random normal entries by those of the golden values.
 
-  They depend on the step and on the sample that a key is folded with.
+  They depend on the step and the sample, with which a key is folded.
   """
 
   def draw(t, sample=None):
-    t = t if sample is not None else t - 1  # one is of the step that follows
+    t = t if sample is not None else t - 1  # the key of the next step
     t, i = jnp.asarray(t, float), jnp.arange(12.0)
     first = jnp.sin(7 * t + i)
     return (
@@ -127,7 +127,7 @@ def given_draws(monkeypatch):
 
 
 def golden(function, rule, *rows, draws=False):
-  """Returns a test of three recorded steps, of the library and of the rule.
+  """Returns a test of three recorded steps of the library and of the rule.
 
   The numbers come from independent programs (those of the authors for SAM,
   ASAM, GSAM, WSAM, ZSharp by the tensor, CR-SAM, Eigen-SAM and the mask) or,
@@ -137,8 +137,8 @@ def golden(function, rule, *rows, draws=False):
   Args:
     function: builds the method.
     rule: the method in NumPy.
-    *rows: arguments, and then `w[0]`, `w[4]`, `w[11]` and `norm(w)`.
-    draws: whether the method draws points, which are given instead.
+    *rows: arguments, followed by `w[0]`, `w[4]`, `w[11]` and `norm(w)`.
+    draws: whether the method draws random points, which are replaced.
   """
   found = [(cases(function, rule, row)[0], row, w) for row, w in rows]
 
@@ -189,7 +189,7 @@ def is_base(function, *rows, tolerance=0.0):
 
 
 def equal(function, arguments, right):
-  """Raises unless a method with these arguments is another optimizer."""
+  """Raises unless a method equals another optimizer."""
   (case,) = cases(function, sam.sam, arguments)
   equal_optimizers(case.optimizer(NETWORK.base(), NETWORK.batch(0)), right)
 
@@ -200,7 +200,7 @@ def equal_optimizers(left, right):
 
 
 def leaf_without_gradient(function, **arguments):
-  """Returns a test that norms of single leaves may be 0."""
+  """Returns a test that norms of individual leaves may be 0."""
 
   @pytest.mark.usefixtures('float64')
   def test():
@@ -222,13 +222,13 @@ def leaf_without_gradient(function, **arguments):
 
 
 def perturbed(method, gradient, params, **given):
-  """Returns w + epsilon, by a gradient that is the point it is taken at."""
+  """Returns w + epsilon, from a gradient function that returns its input."""
   given = given or {'grad_fn': lambda p: p}
   return method.update(gradient, method.init(params), params, **given)[0]
 
 
 def assert_zero_gradient_is_base(name, method):
-  """Raises unless a gradient of exactly 0 perturbs nothing."""
+  """Raises unless a zero gradient gives no perturbation."""
   theirs = Recording(name)
   assert np.isnan(theirs['g_final']).any() or np.isnan(theirs['w']).any()
   steps = list(Replay(theirs, method, watched=True).run())
@@ -238,7 +238,7 @@ def assert_zero_gradient_is_base(name, method):
 
 
 def decisions(tx, gradients, state=None):
-  """Returns at which of these clean gradients a method ascends."""
+  """Returns for which unperturbed gradients a method takes an ascent step."""
   w = jnp.zeros(gradients.shape[1:])
   state = tx.init(w) if state is None else state
 
@@ -258,7 +258,7 @@ def square(params, batch):
 
 
 def first_direction(method, batch=(1.0, -4.0, 2.0, 3.0), **given):
-  """Returns the direction of a first step, for squares of differences."""
+  """Returns the direction of the first step for squared differences."""
   batch, params = jnp.array(batch), jnp.float32(0)
   return method.update(
     jax.grad(lambda p: jnp.mean(square(p, batch)))(params),
@@ -271,21 +271,21 @@ def first_direction(method, batch=(1.0, -4.0, 2.0, 3.0), **given):
 
 
 def losses_of_the_clean_pass(function, **arguments):
-  """Returns a test that losses which are at hand are not computed again."""
+  """Returns a test that given losses are not recomputed."""
 
   def test():
     method = function(**arguments)
     losses = np.array([1.0, 16.0, 4.0, 9.0], np.float32)
     expected = first_direction(method)
     assert first_direction(method, losses=losses) == expected
-    # It is these that rank: others choose other examples.
+    # The given losses rank the examples; other losses select others.
     assert first_direction(method, losses=np.roll(losses, 1)) != expected
 
   return test
 
 
 def with_fields(state, **values):
-  """Returns a state whose fields of these names have other values."""
+  """Returns a state with replaced fields."""
   if hasattr(state, '_asdict'):
     fields = state._asdict().items()
     return type(state)(

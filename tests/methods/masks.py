@@ -1,4 +1,4 @@
-"""What both kinds of sparse SAM are checked by."""
+"""Checks of both variants of sparse SAM."""
 
 import jax
 import jax.numpy as jnp
@@ -20,15 +20,16 @@ def top_of(scores, k):
 
 
 def assert_recorded_perturbations(name, method):
-  """Raises unless epsilon has the norm of the full gradient, masked.
+  """Raises unless the masked epsilon has the norm of the full gradient.
 
-  Theirs has a stabilizer of 1e-7, ours of 1e-12: equal to 1e-6.
+  The published program has a stabilizer of 1e-7, ours of 1e-12, so they are
+  equal to 1e-6.
   """
   recording = Recording(name)
 
   @jax.jit
   def epsilon(params, gradient, mask):
-    # Between two refreshes, where the recorded mask is used as it is.
+    # Between two refreshes, where the recorded mask is unchanged.
     state = checks.with_fields(
       method.init(params), mask=mask, step_count=jnp.int32(1)
     )

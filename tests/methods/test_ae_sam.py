@@ -38,11 +38,11 @@ def normal_norms(seed, steps=STEPS):
   return gradients(100 + 5 * noise)
 
 
-def expected_share(lambda_1, lambda_2, start=0.0, end=1.0):
-  """Returns the mean chance of an ascent over a part of the training.
+def expected_fraction(lambda_1, lambda_2, start=0.0, end=1.0):
+  """Returns the mean probability of an ascent over a part of the training.
 
-  For a normally distributed squared norm with known moments that is the mean
-  of Q(c), its upper tail, while c runs linearly from lambda_2 to lambda_1.
+  For a normally distributed squared norm with known moments it is the mean of
+  the upper tail Q(c), with c linear from lambda_2 to lambda_1.
   """
   c = np.linspace(
     lambda_2 + start * (lambda_1 - lambda_2),
@@ -53,50 +53,52 @@ def expected_share(lambda_1, lambda_2, start=0.0, end=1.0):
 
 
 @pytest.mark.parametrize(
-  ('lambda_1', 'lambda_2', 'share', 'quarters'),
+  ('lambda_1', 'lambda_2', 'fraction', 'quarters'),
   [
     (-1.0, 1.0, 0.500, (0.24, 0.41, 0.59, 0.77)),
     (0.0, 2.0, 0.195, None),
     (-2.0, 0.0, 0.805, None),
   ],
 )
-def test_share_of_second_gradients(lambda_1, lambda_2, share, quarters):
-  # Moments over a thousand steps are the known ones of the formula, nearly.
+def test_fraction_of_perturbed_gradients_equals_its_expectation(
+  lambda_1, lambda_2, fraction, quarters
+):
+  # Moments over a thousand steps are close to the known ones of the formula.
   tx = SAM(total_steps=STEPS, decay=0.999, lambda_1=lambda_1, lambda_2=lambda_2)
   warm = checks.with_fields(
     tx.init(jnp.zeros(1)), mean=jnp.float32(100), variance=jnp.float32(25)
   )
   ascended = checks.decisions(tx, normal_norms(0), warm)
-  np.testing.assert_allclose(ascended.mean(), share, atol=0.01)
+  np.testing.assert_allclose(ascended.mean(), fraction, atol=0.01)
   found = ascended.reshape(4, -1).mean(axis=1)
   expected = [
-    expected_share(lambda_1, lambda_2, i / 4, (i + 1) / 4) for i in range(4)
+    expected_fraction(lambda_1, lambda_2, i / 4, (i + 1) / 4) for i in range(4)
   ]
   np.testing.assert_allclose(found, expected, atol=0.015)
   if quarters:
     np.testing.assert_allclose(found, quarters, atol=0.02)
 
 
-def test_share_at_the_default_decay():
-  # Moments over ten steps only, and from zero on.
+def test_fraction_at_the_default_decay_equals_its_expectation():
+  # Moments over only ten steps, initialized at zero.
   ascended = checks.decisions(SAM(total_steps=STEPS), normal_norms(1))
   np.testing.assert_allclose(ascended.mean(), 0.5, atol=0.02)
   quarters = ascended.reshape(4, -1).mean(axis=1)
   np.testing.assert_allclose(quarters, [0.24, 0.41, 0.59, 0.77], atol=0.04)
 
 
-def test_the_scale_of_the_loss_does_not_matter():
+def test_decisions_do_not_depend_on_the_scale_of_the_loss():
   rng = np.random.default_rng(3)
   given = jnp.asarray(rng.standard_normal((300, 5)), jnp.float32)
   tx = SAM(total_steps=300)
   found = checks.decisions(tx, given)
   assert 0.2 < found.mean() < 0.8
-  # A power of two, so that not even a rounding differs.
+  # A power of two, so that rounding is equal.
   np.testing.assert_array_equal(found, checks.decisions(tx, 8 * given))
 
 
-def test_no_deviation_exceeds_what_the_moments_can_show():
-  # Just below 1 / sqrt(1 - decay) the first step ascends, above none does.
+def test_no_step_ascends_above_the_largest_possible_deviation():
+  # Just below 1 / sqrt(1 - decay) the first step ascends, above it none.
   given = gradients(np.random.default_rng(4).exponential(size=200))
   bound = 10**0.5
   lambdas = {'lambda_1': 0.999 * bound, 'lambda_2': 0.999 * bound}
@@ -107,7 +109,7 @@ def test_no_deviation_exceeds_what_the_moments_can_show():
   assert not checks.decisions(tx, given).any()
 
 
-def test_moments_by_hand():
+def test_moments_equal_those_by_hand():
   tx = SAM(total_steps=2, decay=0.9, lambda_1=0.0, lambda_2=1.0)
   w = jnp.zeros(1)
   state = tx.init(w)

@@ -30,7 +30,7 @@ def test_golden_values_of_given_noise(monkeypatch):
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('case', anti_pgd.CASES, ids=lambda case: case.name)
-def test_parameters_without_their_noise(case):
+def test_without_noise_returns_the_noise_free_iterate(case):
   run = checks.run(case.optimizer(NETWORK.base(), NETWORK.batch(0)))
   rule = step.train(case.rule, NETWORK)
   clean = optax_sam.without_noise(NETWORK.tree(run.path[-1]), run.state)
@@ -38,7 +38,7 @@ def test_parameters_without_their_noise(case):
   np.testing.assert_allclose(NETWORK.flat(clean), expected, rtol=0, atol=1e-10)
 
 
-def test_what_is_no_float_passes():
+def test_integer_leaves_get_no_noise():
   zero = np.zeros((), jax.dtypes.float0)
   params = {'w': jnp.zeros(3), 'steps': jnp.asarray(7), 'nothing': None}
   tx = optax_sam.anti_pgd(0.1, key=1)
@@ -51,7 +51,7 @@ def test_what_is_no_float_passes():
   np.testing.assert_allclose(clean['w'], 0, atol=1e-6)
 
 
-def test_there_must_be_one():
+def test_without_noise_without_an_anti_pgd_state_raises():
   tx = optax.sgd(0.1)
   with pytest.raises(ValueError, match='one AntiPgdState, but has 0'):
     optax_sam.without_noise(jnp.ones(2), tx.init(jnp.ones(2)))

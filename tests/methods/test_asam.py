@@ -32,15 +32,16 @@ GRADIENT = {'w': np.array([1.0, 1.0]), 'bias': np.array([1.0, -1.0])}
 @pytest.mark.parametrize(
   ('arguments', 'scales'),
   [
-    # The authors, by the name "weight": `w` would be plain SAM to them.
+    # The authors scale parameters with "weight" in their names; with the name
+    # `w` their program is SAM.
     ({}, {'w': [3.01, 4.01], 'bias': [1.0, 1.0]}),
     # Their example script.
     ({'eta': 0.0}, {'w': [3.0, 4.0], 'bias': [1.0, 1.0]}),
-    # davda54/sam, where a bias of zero isn't perturbed.
+    # davda54/sam does not perturb a bias of zero.
     ({'eta': 0.0, 'scaled': True}, {'w': [3.0, 4.0], 'bias': [0.0, 2.0]}),
     # dbahri/universal_sam.
     ({'scaled': True}, {'w': [3.01, 4.01], 'bias': [0.01, 2.01]}),
-    # What their program makes of a parameter without "weight" in its name.
+    # The authors' program for a parameter without "weight" in its name.
     ({'scaled': False}, {'w': [1.0, 1.0], 'bias': [1.0, 1.0]}),
   ],
 )
@@ -52,7 +53,7 @@ def test_published_programs_scale_different_leaves(arguments, scales):
   for name, scale in scales.items():
     epsilon = 0.5 * scale**2 * GRADIENT[name] / total
     np.testing.assert_allclose(found[name], WEIGHTS[name] + epsilon, rtol=1e-11)
-  # The length is that of the radius, relative to the weights.
+  # The radius is relative to the weights.
   relative = [
     (found[name] - WEIGHTS[name])[scale > 0] / scale[scale > 0]
     for name, scale in scales.items()

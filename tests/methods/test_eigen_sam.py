@@ -24,7 +24,9 @@ def test_golden_values_along_a_given_eigenvector():
   def init(params):
     return checks.with_fields(
       method.init(params),
-      step_count=jnp.int32(1),  # past the first estimate, before the second one
+      step_count=jnp.int32(
+        1
+      ),  # after the first estimate, before the second one
       direction=QUARTIC.tree(v),
     )
 

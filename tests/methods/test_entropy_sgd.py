@@ -13,7 +13,7 @@ test_follows_the_rule = checks.follows(entropy_sgd.CASES)
 
 
 @pytest.mark.usefixtures('float64')
-def test_what_is_found_is_the_outer_point():
+def test_the_solution_is_the_outer_iterate():
   case = entropy_sgd.CASES[1]
   run = checks.run(case.optimizer(NETWORK.base(), NETWORK.batch(0)))
   outer = optax_sam.outer_params(NETWORK.tree(run.path[-1]), run.state)
@@ -23,7 +23,7 @@ def test_what_is_found_is_the_outer_point():
 
 
 @pytest.mark.usefixtures('float64')
-def test_one_free_step_is_nesterov_from_rest():
+def test_one_inner_step_without_noise_is_nesterov_from_rest():
   tx = optax_sam.entropy_sgd(
     4.0,
     inner_steps=1,

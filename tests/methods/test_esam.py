@@ -41,7 +41,7 @@ def test_rises_of_half_precision_losses_are_not_rounded():
 
 @pytest.mark.usefixtures('float64')
 def test_perturbs_whole_tensors_to_the_full_radius():
-  """Also at the first recorded step, where every tensor is kept."""
+  """Also in the first recorded step, which selects every tensor."""
   recording = Recording('P1_esam_dydjw9')
   scale = perturbations.scale_to_radius(0.05 / 0.6)
   for t in range(recording.steps):
@@ -57,8 +57,8 @@ def test_perturbs_whole_tensors_to_the_full_radius():
 
 
 @pytest.mark.usefixtures('float64')
-def test_keeps_the_example_that_a_strict_comparison_loses():
-  """gamma=0.5 of 16 is 8 examples; the program keeps the 7 above the 8th."""
+def test_the_number_of_selected_examples_is_exact():
+  """gamma=0.5 of 16 is 8 examples; the published program selects only 7."""
   recording = Recording('P1_esamb1_dydjw9')
   for t in range(recording.steps):
     before = recording['esam_losses_before'][t]

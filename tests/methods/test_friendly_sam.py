@@ -32,20 +32,20 @@ test_leaf_without_gradient = checks.leaf_without_gradient(SAM)
 @pytest.mark.parametrize(
   ('sigma', 'official'), [(1.0, 1.0), (0.5, 0.5 * 0.9 / (1 - 0.5 * 0.1))]
 )
-def test_both_orders_have_one_direction(sigma, official):
-  """For an equal average, at sigma = 1 and, translated, below."""
+def test_both_orders_give_the_same_direction(sigma, official):
+  """With equal averages, for sigma = 1 and, with converted sigma, below."""
   assert sigma == 1 or official == pytest.approx(0.4737, abs=5e-5)
   recording = Recording('P1_fsam09_nblt')
   gradient, ema = recording['g'][3], recording['fsam_m'][2]
   found = []
-  for order, share in (('paper', sigma), ('official', official)):
-    piece = perturbations.subtract_ema(0.9, share, order=order)
+  for order, factor in (('paper', sigma), ('official', official)):
+    perturbation = perturbations.subtract_ema(0.9, factor, order=order)
     state = checks.with_fields(
-      piece.init(recording.tree(ema)),
+      perturbation.init(recording.tree(ema)),
       ema=recording.tree(ema),
       started=np.ones((), bool),
     )
-    noise, state = piece.update(recording.tree(gradient), state)
+    noise, state = perturbation.update(recording.tree(gradient), state)
     noise = recording.flat(noise)
     found.append(noise / np.linalg.norm(noise))
     np.testing.assert_allclose(

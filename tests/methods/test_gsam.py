@@ -1,4 +1,4 @@
-"""GSAM, and the radius that follows the learning rate."""
+"""GSAM, and the radius that depends on the learning rate."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,21 +23,21 @@ test_leaf_without_gradient = checks.leaf_without_gradient(optax_sam.gsam)
 
 
 @pytest.mark.usefixtures('float64')
-def test_zero_gradient_perturbs_nothing():
-  """Where a public port divides 0 by 0, ours takes the base step."""
+def test_a_zero_gradient_gives_the_base_step():
+  """A public port divides 0 by 0 here."""
   checks.assert_zero_gradient_is_base('P3z_gsam_samhub', optax_sam.gsam())
 
 
 @pytest.mark.parametrize(
   ('rate', 'lr_min', 'expected'),
   [
-    # A warm-up below lr_min gave others a negative radius.
+    # In other implementations a warm-up below lr_min gives a negative radius.
     (optax.linear_schedule(0.0, 1.0, 10), 0.5, [0.1, 0.1, 0.6]),
     (optax.linear_schedule(0.0, 1.0, 10), 0.0, [0.1, 0.35, 0.6]),
     (lambda _: 1, 0.5, [0.6, 0.6, 0.6]),
   ],
 )
-def test_radius_between_its_bounds(rate, lr_min, expected):
+def test_radius_stays_between_its_bounds(rate, lr_min, expected):
   radius = optax_sam.rho_like_learning_rate(
     rate, rho_max=0.6, rho_min=0.1, lr_max=1.0, lr_min=lr_min
   )
@@ -45,7 +45,7 @@ def test_radius_between_its_bounds(rate, lr_min, expected):
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_radius_of_a_range_without_width():
+def test_radius_of_an_empty_range_is_constant():
   radius = optax_sam.rho_like_learning_rate(
     lambda _: 1, rho_max=0.75, rho_min=0.25, lr_max=1, lr_min=1
   )

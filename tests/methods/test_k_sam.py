@@ -1,4 +1,4 @@
-"""K-SAM, and the choice of the examples with the largest losses."""
+"""K-SAM, and the selection of the examples with the largest losses."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +24,7 @@ def test_without_radius_is_ordered_sgd():
 
 
 @pytest.mark.usefixtures('float64')
-def test_takes_both_sets_of_one_recorded_ranking():
+def test_both_sets_are_selected_from_one_recorded_ranking():
   recording = Recording('P1_ksam_numpy')
   for t in range(recording.steps):
     params, batch = recording.tree(recording['w'][t]), recording.batch(t)
@@ -41,11 +41,11 @@ def test_takes_both_sets_of_one_recorded_ranking():
   ('size', 'batch_size', 'expected'),
   [(3, 7, 3), (9, 7, 7), (0.5, 5, 2), (1 / 3, 8, 3), (0.01, 7, 1)],
 )
-def test_sizes_are_counts_or_rounded_shares(size, batch_size, expected):
+def test_sizes_are_counts_or_rounded_fractions(size, batch_size, expected):
   assert selections.num_examples(size, batch_size) == expected
 
 
-def test_what_is_not_finite_ranks_last_and_ties_by_position():
+def test_non_finite_losses_rank_last_and_ties_by_position():
   scores = jnp.array([np.nan, 2.0, np.inf, 3.0, 2.0, -np.inf, -1.0])
   assert selections.largest(scores, 7).tolist() == [3, 1, 4, 6, 0, 2, 5]
 
@@ -56,7 +56,7 @@ test_losses_of_the_clean_pass = checks.losses_of_the_clean_pass(
 
 
 @pytest.mark.parametrize('shape', [(), (3,), (4, 1)])
-def test_losses_must_be_one_an_example(shape):
+def test_losses_that_are_not_per_example_raise(shape):
   with pytest.raises(ValueError, match=r'losses must hold one .* shape \(4,\)'):
     checks.first_direction(
       optax_sam.k_sam(ascent=1, descent=2), losses=jnp.zeros(shape)

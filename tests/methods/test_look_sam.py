@@ -42,19 +42,19 @@ test_leaf_without_gradient = checks.leaf_without_gradient(
 
 @pytest.mark.parametrize('rule', ['global', 'layer', 'unit'])
 @pytest.mark.usefixtures('float64')
-def test_layer_without_gradient(rule):
+def test_a_layer_without_gradient_is_not_perturbed(rule):
   checks.leaf_without_gradient(LAYER_SAM, rho=0.5, period=2, rule=rule)()
 
 
 @pytest.mark.usefixtures('float64')
-def test_zero_gradient_perturbs_nothing():
-  """Where a public port divides 0 by 0, ours takes the base step."""
+def test_a_zero_gradient_gives_the_base_step():
+  """A public port divides 0 by 0 here."""
   method = SAM(0.1, period=5, alpha=0.7)
   checks.assert_zero_gradient_is_base('P3z_looksam_samhub', method)
 
 
 @pytest.mark.usefixtures('float64')
-def test_radius_and_policy_are_read_before_the_count_goes_on():
+def test_radius_and_policy_use_the_count_before_its_increment():
   radius = lambda t: 0.1 * (t + 1).astype(float)
   replay = Replay(
     Recording('P1_sam_davda54'), SAM(radius, period=3), watched=True

@@ -25,18 +25,18 @@ ONE_STEP = {'steps': 1, 'alpha': 1.0}
 
 
 @pytest.mark.usefixtures('float64')
-def test_one_whole_step_is_sam():
+def test_one_inner_step_with_alpha_1_is_sam():
   right = optax.chain(optax_sam.sam(RHO), NETWORK.base())
   checks.equal(optax_sam.lookbehind, {'rho': RHO, **ONE_STEP}, right)
 
 
 @pytest.mark.usefixtures('float64')
-def test_one_whole_step_of_radius_0_is_the_base():
+def test_one_inner_step_with_alpha_1_and_radius_0_is_the_base():
   checks.equal(optax_sam.lookbehind, {'rho': 0.0, **ONE_STEP}, NETWORK.base())
 
 
 @pytest.mark.usefixtures('float64')
-def test_metrics_are_those_of_the_ascents():
+def test_metrics_have_the_first_norm_and_the_last_loss():
   tx = optax_sam.lookbehind(NETWORK.base(), rho=0.3)
   params, batch = NETWORK.params(), NETWORK.batch(0)
   _, state = NETWORK.training_step(tx)(params, tx.init(params), batch)

@@ -15,8 +15,8 @@ test_is_sam = checks.is_sam(optax_sam.m_sam, {'micro_batch_size': 64})
 
 
 @pytest.mark.parametrize('devices', [2, 8])
-def test_sam_on_devices_is_the_rule_of_their_examples(devices):
-  """As many examples are perturbed together, wherever they lie."""
+def test_sam_on_devices_equals_m_sam_on_their_examples(devices):
+  """The perturbed groups have the same size."""
   rule = functools.partial(m_sam.m_sam, micro_batch_size=64 // devices)
   np.testing.assert_allclose(
     step.train(sam.sam, NETWORK, devices=devices).path,
@@ -27,7 +27,7 @@ def test_sam_on_devices_is_the_rule_of_their_examples(devices):
 
 
 @pytest.mark.usefixtures('float64')
-def test_metrics_are_means_over_parts_of_which_padding_is_one():
+def test_metrics_are_means_over_parts_including_padding():
   tx = optax_sam.m_sam(0.1, micro_batch_size=48)
   batch, params = NETWORK.batch(0), NETWORK.params()
   batch['weight'][48:] = 0

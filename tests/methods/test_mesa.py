@@ -13,22 +13,22 @@ BUILD = optax_sam.mesa_loss
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
-def test_where_nothing_has_changed_there_is_no_gradient(dtype):
+def test_equal_average_and_weights_give_no_gradient(dtype):
   z = jnp.asarray(logits_of(1, rows=64), dtype)
   value, gradient = jax.jit(jax.value_and_grad(BUILD().loss))(z, z)
   assert (value.dtype, gradient.dtype) == (jnp.float32, z.dtype)
-  # But for rounding, against 0.02 of logits that have nothing in common.
+  # Up to rounding; unrelated logits give 0.02.
   np.testing.assert_allclose(value, 0, atol=1e-6)
   np.testing.assert_allclose(gradient.astype('float32'), 0, atol=1e-8)
 
 
-def test_no_gradient_goes_to_the_target():
+def test_the_target_gets_no_gradient():
   mesa, z = BUILD(), jnp.asarray(logits_of(1), 'float32')
   assert not jnp.any(jax.grad(lambda y: mesa.loss(z, y))(2 * z))
 
 
 @pytest.mark.usefixtures('float64')
-def test_follows_the_rule():
+def test_training_follows_the_rule():
   mesa, x = BUILD(2.0, 0.7, decay=0.9), logits_of(0, rows=5)
 
   @jax.jit
@@ -43,14 +43,14 @@ def test_follows_the_rule():
   steps = rule.mesa(x, w, 6, 0.3, 0.9, 2.0, 0.7)
   for number, (term, w, average) in enumerate(steps):
     found, state, value = step(found, state)
-    # The average starts at the weights, and so without a term.
+    # The average starts at the weights, so the first loss is 0.
     assert (value > 0) == (number > 0)
     np.testing.assert_allclose(value, term, rtol=1e-11, atol=1e-15)
     np.testing.assert_allclose(found, w, rtol=0, atol=1e-13)
     np.testing.assert_allclose(state.average, average, rtol=0, atol=1e-14)
 
 
-def test_average_of_any_tree_is_wide():
+def test_the_average_is_float32_for_any_tree():
   mesa = BUILD(decay=0.5)
   tree = {'w': jnp.ones(2, 'bfloat16'), 'n': jnp.int32(1), 'b': jnp.float32(0)}
   state = mesa.init(tree)
@@ -59,7 +59,7 @@ def test_average_of_any_tree_is_wide():
   assert after['w'].dtype == jnp.float32
   assert after['w'].tolist() == [1.5, 1.5]
   assert (int(after['n']), float(after['b'])) == (2, 0.5)
-  # Parameters that do not change leave the average unchanged to the bit.
+  # Constant parameters leave the average bit-identical.
   still = BUILD()
   w = jnp.asarray(logits_of(0), 'float32')
   np.testing.assert_array_equal(still.update(w, still.init(w)).average, w)
@@ -68,7 +68,7 @@ def test_average_of_any_tree_is_wide():
   assert all(map(jnp.array_equal, same.values(), state.average.values()))
 
 
-def test_rows_that_only_fill_a_batch_up_are_masked():
+def test_padding_rows_are_ignored():
   z, y = (jnp.asarray(logits_of(seed), 'float32') for seed in (9, 8))
   is_example, y = np.arange(4) < 2, y.at[3].set(jnp.nan)
   found = BUILD().loss(z.at[2].set(jnp.nan), y, is_example)
@@ -86,19 +86,19 @@ def test_numbers_may_be_traced_and_a_weight_of_zero_is_the_base():
 
 
 @pytest.mark.parametrize(
-  ('given', 'complaint'),
+  ('given', 'message'),
   [
     ({'temperature': -1}, 'temperature must be above 0'),
     ({'weight': -1}, 'weight must be at least 0'),
     ({'decay': 1}, 'decay must be at least 0 and below 1'),
   ],
 )
-def test_bad_settings_are_named(given, complaint):
-  with pytest.raises(ValueError, match=complaint):
+def test_invalid_settings_raise(given, message):
+  with pytest.raises(ValueError, match=message):
     BUILD(**given)
 
 
-def test_targets_of_another_batch_are_named():
+def test_targets_of_another_batch_raise():
   with pytest.raises(
     ValueError, match=r'targets must have the shape .* \(4, 3'
   ):

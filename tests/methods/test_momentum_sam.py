@@ -19,11 +19,11 @@ test_golden_values = checks.golden(
 
 
 @pytest.mark.usefixtures('float64')
-def test_perturbed_weights_could_be_stored_instead():
-  """The authors' form: what is stored is where the gradient is taken.
+def test_storing_perturbed_weights_is_equivalent():
+  """The authors store the weights at which the gradient is computed.
 
-  With plain momentum `m` of decay b, at stored weights `x = w + epsilon`:
-  undo the perturbation, step, perturb along the new momentum.
+  With momentum `m` and stored weights `x = w + epsilon`, a step removes the
+  perturbation, updates, and perturbs along the new momentum.
   """
   rho, decay, rate = 0.3, 0.9, 0.1
   curvature = np.linspace(0.5, 3, 5)
@@ -51,7 +51,7 @@ def test_perturbed_weights_could_be_stored_instead():
     np.testing.assert_allclose(w, stored - epsilon, rtol=0, atol=1e-12)
 
 
-def test_a_step_whose_branch_the_caller_refuses_is_the_base_optimizer():
+def test_a_step_with_ascend_false_is_the_base_optimizer():
   tx, w = optax_sam.momentum_sam(0.5), jnp.array([3.0, 4.0])
   given = {'grad_fn': lambda p: p}
   _, state = tx.update(w, tx.init(w), w, **given)

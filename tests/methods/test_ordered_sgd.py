@@ -23,7 +23,7 @@ test_losses_of_the_clean_pass = checks.losses_of_the_clean_pass(
 
 @pytest.mark.usefixtures('float64')
 def test_is_unbiased_for_the_weighted_sum_of_sorted_losses():
-  """By all batches of b out of n, against the weights in closed form."""
+  """Over all batches of b out of n examples, compared to the closed form."""
   n, b, k = 7, 4, 2
   method, w = optax_sam.ordered_sgd(k=k), jnp.float64(0.2)
   data = jnp.sin(jnp.arange(1.0, n + 1) ** 2)

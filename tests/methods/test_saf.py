@@ -14,7 +14,7 @@ BUILD = optax_sam.saf_loss
 
 
 def filled(saf, examples, epochs, classes=3):
-  """Returns the state after epochs of which every one has logits of its own."""
+  """Returns the state after epochs with distinct logits."""
   state, ids = saf.init(examples, classes), np.arange(examples)
   for epoch in epochs:
     state = saf.update(
@@ -24,8 +24,8 @@ def filled(saf, examples, epochs, classes=3):
 
 
 @pytest.mark.usefixtures('float64')
-def test_eight_epochs_are_those_of_a_transcription():
-  examples, rows = 8, 3  # two of the examples are left out of each epoch
+def test_eight_epochs_equal_those_of_a_transcription():
+  examples, rows = 8, 3  # each epoch leaves out two examples
   generator, batches = np.random.default_rng(0), []
   for epoch in range(8):
     order = generator.permutation(examples)
@@ -48,7 +48,7 @@ def test_eight_epochs_are_those_of_a_transcription():
   assert step._cache_size() == 1
 
 
-def test_rows_that_only_fill_a_batch_up():
+def test_padding_rows_are_ignored():
   saf = BUILD()
   state = filled(saf, 4, range(5))
   ids, is_example = np.array([3, 1, 0, 0]), np.arange(4) < 2
@@ -97,7 +97,7 @@ def test_a_step_writes_the_table_in_place():
   assert temporary < 2**20 < state.logits.size
 
 
-def test_a_table_may_be_of_half_the_size():
+def test_a_table_in_half_precision_has_half_the_size():
   wide = filled(BUILD(), 4, range(3))
   saf = BUILD(table_dtype='bfloat16')
   half = filled(saf, 4, range(3))
@@ -109,7 +109,7 @@ def test_a_table_may_be_of_half_the_size():
 
 
 @pytest.mark.parametrize(
-  ('given', 'complaint'),
+  ('given', 'message'),
   [
     ({'temperature': 0}, 'temperature must be above 0'),
     ({'weight': -1}, 'weight must be at least 0'),
@@ -119,13 +119,13 @@ def test_a_table_may_be_of_half_the_size():
     ({'table_dtype': 'int8'}, 'table_dtype must be None'),
   ],
 )
-def test_bad_settings_are_named(given, complaint):
-  with pytest.raises(ValueError, match=complaint):
+def test_invalid_settings_raise(given, message):
+  with pytest.raises(ValueError, match=message):
     BUILD(**given)
 
 
 @pytest.mark.parametrize(
-  ('changes', 'complaint'),
+  ('changes', 'message'),
   [
     ({'logits': jnp.zeros(4)}, r'shape \(B, classes\), got float32 of shape'),
     ({'logits': jnp.zeros((4, 3), int)}, 'logits must be floating-point'),
@@ -138,7 +138,7 @@ def test_bad_settings_are_named(given, complaint):
     ({'epoch': -1}, 'epoch must be at least 0'),
   ],
 )
-def test_bad_batches_are_named(changes, complaint):
+def test_invalid_batches_raise(changes, message):
   saf = BUILD()
   given = {
     'logits': jnp.zeros((4, 3)),
@@ -147,11 +147,11 @@ def test_bad_batches_are_named(changes, complaint):
     'epoch': 5,
   } | changes
   for function in (saf.loss, saf.update):
-    with pytest.raises(ValueError, match=complaint):
+    with pytest.raises(ValueError, match=message):
       function(**given)
 
 
-def test_ids_out_of_range_have_no_target_inside_a_program():
+def test_ids_out_of_range_have_no_target_under_jit():
   saf = BUILD()
   state = filled(saf, 4, range(5))
   z = jnp.asarray(logits_of(9, rows=3), 'float32')

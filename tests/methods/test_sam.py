@@ -1,4 +1,4 @@
-"""SAM, and what all methods share with it."""
+"""SAM, and properties that all methods share."""
 
 import jax
 import jax.numpy as jnp
@@ -50,7 +50,7 @@ test_after_the_start_is_sam = checks.is_sam(late, {'start': 0})
 
 
 @pytest.mark.usefixtures('float64')
-def test_the_problems_are_those_of_the_expected_numbers():
+def test_the_problems_equal_those_of_the_golden_values():
   batch = problems.QUARTIC.batch(0)
   value = problems.QUARTIC.losses(problems.QUARTIC.start, batch)
   np.testing.assert_allclose(value, 3.662828909879973, rtol=1e-14)
@@ -71,7 +71,7 @@ def test_the_problems_are_those_of_the_expected_numbers():
 
 
 def test_sides_of_the_identities_differ():
-  """Else they would be true of any method."""
+  """Otherwise the identities would hold for any method."""
   sam_path, base_path = (checks.expected_path(rho) for rho in (RHO, None))
   assert np.abs(sam_path[-1] - base_path[-1]).max() > 1e-3
 
@@ -103,7 +103,7 @@ def test_golden_values_with_a_mask():
   ],
 )
 def test_stabilizer_is_1e_12(run, length):
-  """At a gradient of 6.5e-9 other stabilizers give other lengths."""
+  """With a gradient of 6.5e-9 other stabilizers give other lengths."""
   theirs = Recording(run)
   first = np.linalg.norm(theirs['eps'][0])
   np.testing.assert_allclose(first, length, rtol=0.02)
@@ -119,7 +119,8 @@ def test_stabilizer_is_1e_12(run, length):
   ('p', 'expected'), [(2, [0.3, 0.4]), (np.inf, [0.5, 0.5])]
 )
 def test_several_ascent_steps_stay_in_the_ball(p, expected):
-  """`optax.contrib.sam` sums them up: five nearly parallel ones are longer."""
+  """`optax.contrib.sam` adds the steps, so five nearly parallel ones leave
+  it."""
   params, gradient = jnp.zeros(2), jnp.array([3.0, 4.0])
   method = optax_sam.sam(0.5, p=p, ascent_steps=5)
   grad_fn = lambda p: p + gradient
@@ -130,7 +131,7 @@ def test_several_ascent_steps_stay_in_the_ball(p, expected):
 
 
 def test_several_ascent_steps_are_rounded_once():
-  """In half precision too, the steps are added up in single precision."""
+  """Also in half precision, the steps are added in float32."""
   gradients = [jnp.sin(k + jnp.arange(1.0, 65.0)) for k in range(4)]
   gradients = [gradient.astype(jnp.bfloat16) for gradient in gradients]
 
@@ -149,8 +150,8 @@ def test_several_ascent_steps_are_rounded_once():
 
 
 @pytest.mark.usefixtures('float64')
-def test_epsilon_is_held_constant():
-  """Differentiating through it gave the authors worse results."""
+def test_epsilon_is_a_constant_in_derivatives():
+  """The authors report worse results with its derivative."""
   loss = lambda w: jnp.sum(w**4)
   w = jnp.array([1.0, 2.0])
   gradient = jax.grad(loss)(w)

@@ -18,8 +18,8 @@ test_golden_values = checks.golden(
 
 
 @pytest.mark.usefixtures('float64')
-def test_the_first_step_is_that_of_the_base():
-  """All that it knows is its own batch, at `w`."""
+def test_the_first_step_equals_that_of_the_base():
+  """The first step has only its own batch, at `w`."""
   tx = optax_sam.sampa(NETWORK.base(), batch_like=NETWORK.batch(0))
   params, batch = NETWORK.params(), NETWORK.batch(0)
   found, state = NETWORK.training_step(tx)(params, tx.init(params), batch)

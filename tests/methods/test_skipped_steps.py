@@ -1,4 +1,4 @@
-"""Steps that take no second gradient: of all methods that have such steps."""
+"""Steps without a perturbed gradient, for all methods that skip."""
 
 import functools
 
@@ -19,7 +19,7 @@ def _marked(case):
   return pytest.param(case, id=case.name, marks=group)
 
 
-# The first case of each method, if its rule skips some of the steps.
+# The first case of each method whose rule skips some steps.
 CASES = [
   _marked(case)
   for case in all_cases().values()
@@ -27,13 +27,13 @@ CASES = [
 ]
 
 
-def test_some_methods_skip_steps():
+def test_the_methods_that_skip_are_known():
   assert len(CASES) >= 7
 
 
-# One of them ranks examples, for which it takes losses at every step.
+# One of them ranks examples, and so computes losses at every step.
 @pytest.mark.parametrize('case', [x for x in CASES if x.id != 'everything'])
-def test_no_gradient_is_computed_where_a_step_skips(case):
+def test_a_skipped_step_computes_no_gradient(case):
   method = case.method(NETWORK.base(), NETWORK.batch(0))
   calls = []
 
@@ -57,7 +57,7 @@ def test_no_gradient_is_computed_where_a_step_skips(case):
   assert all(called == ascended for called, ascended in noted)
 
 
-# Methods of other kinds ascend at every step, unless the caller refuses.
+# Other methods take an ascent step in every step, unless `ascend=False`.
 REFRESHES = ('sparse_sam_dynamic', 'eigen_sam', 'everything')
 OTHERS = [
   _marked(all_cases()[name])
@@ -66,8 +66,8 @@ OTHERS = [
 
 
 @pytest.mark.parametrize('case', CASES + OTHERS)
-def test_a_branch_of_the_callers_choice(case):
-  """Programs that are compiled for one branch each take the policy's steps."""
+def test_two_functions_for_the_branches_equal_the_policy(case):
+  """Functions compiled for one branch each take the steps of the policy."""
   method = case.method(NETWORK.base(), NETWORK.batch(0))
   params = NETWORK.params()
   state = method.init(params)
@@ -94,10 +94,10 @@ def test_a_branch_of_the_callers_choice(case):
     updates, state = programs[None](params, state, batch)
     decided = bool(optax_sam.metrics(state)['decided'])
     same = comparisons.without_keys((updates, state))
-    # LookSAM scales a small difference to length 1, and its rounding with it.
+    # LookSAM normalizes a small difference, which amplifies rounding.
     taken = comparisons.without_keys(found[decided])
     comparisons.assert_close(taken, same, 1e-5)
-    # The branch that wasn't taken: the statistics went on all the same.
+    # The statistics are updated in the other branch too.
     _, other = found[not decided]
     told = optax_sam.metrics(other)
     assert bool(told['ascended']) != bool(told['decided']) == decided
@@ -107,7 +107,7 @@ def test_a_branch_of_the_callers_choice(case):
     params = optax.apply_updates(params, optax.tree.scale(-0.05, updates))
 
 
-def test_the_choice_of_a_branch_is_a_bool():
+def test_ascend_that_is_not_a_bool_raises():
   tx, w = optax_sam.sam(), jnp.ones(3)
   with pytest.raises(ValueError, match=r'^ascend must be one of None, True'):
     tx.update(w, tx.init(w), w, grad_fn=lambda p: p, ascend='yes')

@@ -1,4 +1,4 @@
-"""Sparse SAM with a mask that is trained."""
+"""Sparse SAM with a dynamic mask."""
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +26,11 @@ test_is_base = checks.is_base(DYNAMIC, {'sparsity': 1.0, **DRAWN})
 test_is_sam = checks.is_sam(DYNAMIC, {'sparsity': 0.0, **DRAWN})
 
 
-def renewed(piece, gradient, weights=None, **changes):
-  """Returns the mask before and after one renewal."""
+def refreshed(perturbation, gradient, weights=None, **changes):
+  """Returns the mask before and after a refresh."""
   like = gradient if weights is None else weights
-  state = checks.with_fields(piece.init(like), **changes)
-  _, after = jax.jit(piece.update)(gradient, state, weights)
+  state = checks.with_fields(perturbation.init(like), **changes)
+  _, after = jax.jit(perturbation.update)(gradient, state, weights)
   return mask_of(state), mask_of(after)
 
 
@@ -40,32 +40,32 @@ def dynamic(sparsity, **given):
 
 
 def test_no_more_entries_are_dropped_than_are_active():
-  """An injected share above 1 can't be refused, but the mask keeps its size."""
-  piece = dynamic(0.75, drop_rate=jnp.float32(2.5), total_steps=10)
-  before, after = renewed(piece, jnp.arange(1.0, 9.0))
+  """An injected rate above 1 can't raise, but the mask keeps its size."""
+  perturbation = dynamic(0.75, drop_rate=jnp.float32(2.5), total_steps=10)
+  before, after = refreshed(perturbation, jnp.arange(1.0, 9.0))
   assert int(after.sum()) == 2
   assert not np.any(before & after)
 
 
-def test_no_density_is_lost_where_little_is_left_to_grow():
-  """The program drops a share of 0.5 of 80 % and can grow but 20 %."""
-  piece = dynamic(0.2, drop_rate=0.5)
-  before, after = renewed(piece, jnp.arange(1.0, 11.0))
+def test_the_density_is_constant_if_few_entries_can_grow():
+  """The published program drops half of 80 % and can grow only 20 %."""
+  perturbation = dynamic(0.2, drop_rate=0.5)
+  before, after = refreshed(perturbation, jnp.arange(1.0, 11.0))
   assert before.sum() == after.sum() == 8
   assert (after & ~before).sum() == 2
 
 
 @pytest.mark.usefixtures('float64')
-def test_share_that_moves_is_computed_in_the_precision_of_the_parameters():
-  """Halfway, a quarter of 4 entries moves; single precision rounds it away."""
-  piece = dynamic(0.5, total_steps=2)
+def test_the_moved_fraction_is_computed_in_the_precision_of_the_parameters():
+  """Halfway, a quarter of 4 entries moves; float32 rounds it to none."""
+  perturbation = dynamic(0.5, total_steps=2)
   gradient = jnp.arange(1.0, 9.0, dtype=jnp.float64)
-  before, after = renewed(piece, gradient, step_count=jnp.int32(1))
+  before, after = refreshed(perturbation, gradient, step_count=jnp.int32(1))
   assert int(np.sum(before & after)) == 3
 
 
-def test_weights_that_decide_are_not_perturbed():
-  _, after = renewed(
+def test_the_mask_is_refreshed_from_unperturbed_weights():
+  _, after = refreshed(
     dynamic(0.5, drop='weight', growth='weight'),
     99 * jnp.ones(4),
     jnp.array([1.0, 2.0, 3.0, 4.0]),
@@ -93,8 +93,8 @@ def test_masked_perturbation_keeps_the_norm_of_the_full_gradient(name):
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('name', RECORDED)
-def test_renewal_with_the_recorded_counts(name):
-  """Drops the smallest of the active, grows the largest of the others."""
+def test_a_refresh_with_recorded_counts_equals_the_recorded_mask(name):
+  """Drops the smallest active entries, grows the largest inactive ones."""
   recording = Recording(name)
   for i, step in enumerate(recording['ssamd_update_step']):
     before = jnp.asarray(recording['mask'][step], bool)
@@ -107,7 +107,7 @@ def test_renewal_with_the_recorded_counts(name):
     if kept + grown == recording['mask'][step].sum():
       found = sparse_masks.drop_and_grow(before, dead, draws, grown)
       np.testing.assert_array_equal(found, after)
-    # With one of its counts off, call by call.
+    # The published program has an error in one count, so counts are given.
     calls = (
       top_of(recording['ssamd_death_scores'][i], kept),
       top_of(recording['ssamd_growth_scores'][i], grown),
@@ -117,24 +117,24 @@ def test_renewal_with_the_recorded_counts(name):
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('name', RECORDED)
-def test_as_many_entries_are_grown_as_recorded(name):
-  """Their rate counts epochs of 4 steps, ours steps: equal at a renewal."""
+def test_the_number_of_grown_entries_equals_the_recorded_one(name):
+  """Their rate counts epochs of 4 steps, ours steps: equal at a refresh."""
   recording = Recording(name)
   settings = recording.settings['settings']
-  piece = dynamic(
+  perturbation = dynamic(
     settings['sparsity'],
     drop_rate=settings['drop_rate'],
     refresh_every=4,
     total_steps=4 * settings['T_end'],
   )
-  state = piece.init(recording.tree(recording['w'][0]))
-  update = jax.jit(piece.update)
+  state = perturbation.init(recording.tree(recording['w'][0]))
+  update = jax.jit(perturbation.update)
   grown = {}
   for t in range(recording.steps):
     before = recording.flat(mask_of(state))
     _, state = update(recording.tree(recording['g'][t]), state)
     after = recording.flat(mask_of(state))
-    # Exactly as many as wanted, where the count of the program drifts.
+    # Our count is exact; that of the published program drifts.
     kept = sparse_masks.num_kept(0.5, after.size)
     assert after.sum() == before.sum() == kept
     if (after & ~before).any():

@@ -35,7 +35,7 @@ test_is_sam = checks.is_sam(FISHER, {'sparsity': 0.0, **OFTEN})
     ('2', 4, "n must be a Python integer, got '2'"),
   ],
 )
-def test_groups_that_cannot_be(n, m, message):
+def test_invalid_groups_raise(n, m, message):
   with pytest.raises(ValueError, match=rf'^{message}'):
     perturbations.keep_n_of_m(n, m)
 
@@ -73,15 +73,15 @@ def test_recorded_groups_run_along_the_inputs():
     recorded = recording.tree(recording['mask_next'][step])
     found = sparse_masks.n_of_m(kernel, 2, 4)
     np.testing.assert_array_equal(found, recorded['fc2']['kernel'].astype(bool))
-  # 6 inputs and groups of 4: theirs straddle two units, ours are none.
+  # 6 inputs and groups of 4: their groups span two units, ours skip the leaf.
   assert recorded['fc1']['kernel'].sum() == 24
   for leaf in recorded['fc1'].values():
     assert sparse_masks.n_of_m(leaf, 2, 4).all()
 
 
 @pytest.mark.usefixtures('float64')
-def test_fisher_information_holds_no_leftover_gradient():
-  """The program squares the first example's gradient with the step's on it."""
+def test_fisher_information_excludes_the_gradient_of_the_step():
+  """The published program adds the step's gradient to the first example's."""
   recording = Recording('P1_ssamf50_mipeng')
   rows = recording['fisher_sample_index'][0]
   x, y = recording.problem['X'].reshape(-1, 6), recording.problem['y'].ravel()

@@ -28,7 +28,7 @@ def test_average_is_that_of_the_parameters_after_these_steps(start, every):
   assert int(optax.tree_utils.tree_get(state, 'size')) == size
 
 
-def test_what_is_no_float_is_not_averaged():
+def test_integer_leaves_are_not_averaged():
   params = {
     **PARAMS,
     'key': jax.random.key(0),
@@ -55,7 +55,7 @@ def test_what_is_no_float_is_not_averaged():
 
 
 def test_the_average_is_single_precision_at_least():
-  # In bfloat16 a mean of many stops at the first ones.
+  # In bfloat16 a running mean would stop changing.
   params = optax.tree.cast(optax.tree.ones_like(PARAMS), jnp.bfloat16)
   tx = optax_sam.swa(1)
   step = jax.jit(tx.update)
@@ -72,7 +72,7 @@ def test_the_average_is_single_precision_at_least():
   assert found['a'].dtype == jnp.bfloat16
 
 
-def test_parameters_that_are_not_finite_do_not_enter():
+def test_parameters_that_are_not_finite_are_not_averaged():
   tx = optax_sam.swa(1)
   zeros = jax.tree.map(jnp.zeros_like, PARAMS)
   _, before = tx.update(zeros, tx.init(PARAMS), PARAMS)
@@ -82,7 +82,7 @@ def test_parameters_that_are_not_finite_do_not_enter():
     comparisons.assert_equal(after, before)
 
 
-def test_the_average_is_found_wherever_it_sits():
+def test_the_average_is_found_anywhere_in_the_state():
   average = optax_sam.swa(1)
   wrapped = optax.apply_if_finite(optax.chain(optax.sgd(0.1), average), 3)
   state = wrapped.init(PARAMS)
@@ -98,6 +98,6 @@ def test_the_average_is_found_wherever_it_sits():
     (optax.chain(optax_sam.swa(1), optax_sam.swa(2)), 2),
   ],
 )
-def test_there_must_be_one(tx, number):
+def test_several_or_no_averages_raise(tx, number):
   with pytest.raises(ValueError, match=rf'one SwaState, but has {number}: '):
     optax_sam.averaged_params(PARAMS, tx.init(PARAMS))

@@ -21,7 +21,7 @@ def averaging(**settings):
 
 
 def run(functions, segments, losses):
-  """Returns the parameters and the state behind the last validation."""
+  """Returns the parameters and the state after the last validation."""
   w = jnp.zeros(2)
   state = functions.init(w)
   for segment, loss in zip(segments, losses, strict=True):
@@ -32,7 +32,7 @@ def run(functions, segments, losses):
   return jnp.asarray(w), state
 
 
-# Quarters, so that there are ties, and threshold and losses are exact.
+# Multiples of 1/4, so that ties occur and numbers are exact.
 _LOSSES = strategies.lists(
   strategies.one_of(
     strategies.integers(0, 12).map(lambda n: n / 4), strategies.just(math.nan)
@@ -50,7 +50,7 @@ _LOSSES = strategies.lists(
   ),
   seed=strategies.integers(0, 2**32 - 1),
 )
-# Ended before it is known to have converged; a later loss doesn't count.
+# The window ends before convergence is detected; later losses don't count.
 @hypothesis.example(losses=[1.0, 3.0, 1.0, 1.0], setting=(4, 1, 0.5), seed=0)
 def test_equals_the_rule(losses, setting, seed):
   random = np.random.default_rng(seed)
@@ -86,8 +86,8 @@ _FLAT = [2.0, 2.1, 2.2]
     pytest.param([2.0, 9.0, 2.0, *[9.0] * 9], (1, 3), id='a high one between'),
   ],
 )
-def test_segments(losses, segments):
-  """With the defaults; the threshold is 2.73, or above."""
+def test_the_average_covers_the_expected_segments(losses, segments):
+  """With the defaults the threshold is at least 2.73."""
   functions = averaging()
   iterates = [[(k, -k)] for k in range(1, len(losses) + 1)]
   w, state = run(functions, iterates, losses)
@@ -104,13 +104,13 @@ def test_before_the_first_validation_there_is_no_average():
   comparisons.assert_equal(functions.result(w, state), w)
 
 
-def test_three_averages_are_kept():
+def test_the_state_has_three_averages():
   state = averaging().init(jnp.zeros(2))
   averages = [leaf for leaf in jax.tree.leaves(state) if leaf.shape == (2,)]
   assert len(averages) == 3
 
 
-def test_parameters_that_are_no_floats_or_not_finite():
+def test_parameters_that_are_not_finite_floats_are_not_averaged():
   functions = averaging()
   params = {'w': jnp.ones(2, jnp.bfloat16), 'steps': jnp.asarray(7)}
   state = functions.init(params)
@@ -136,6 +136,6 @@ def test_parameters_that_are_no_floats_or_not_finite():
     ('tolerance', 'some'),
   ],
 )
-def test_bad_arguments(argument, bad):
+def test_invalid_arguments_raise(argument, bad):
   with pytest.raises(ValueError, match=f'^{argument} must be'):
     optax_sam.swad(**{argument: bad})

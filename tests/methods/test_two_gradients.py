@@ -1,4 +1,4 @@
-"""The part of one gradient that is orthogonal to another, at any size."""
+"""The component of a gradient orthogonal to another, at any magnitude."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +16,7 @@ SIZES = (2.0**-45, 2.0**-20, 1.0, 2.0**45)
 
 
 def first_step(method, clean, perturbed):
-  """Returns what a method makes of two given gradients, and its state."""
+  """Returns update and state of a method for two given gradients."""
   clean, perturbed = jnp.asarray(clean), jnp.asarray(perturbed)
   w = jnp.zeros_like(clean)
   return method.update(clean, method.init(w), w, grad_fn=lambda _: perturbed)
@@ -42,8 +42,8 @@ def test_single_precision_suffices_at_any_size(size, other):
 
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('slope', [-3.7, 0.0, 0.1, 1 / 3, 1.0])
-def test_what_is_parallel_leaves_nothing(slope, size):
-  """The rounding that remains would be a direction without meaning."""
+def test_parallel_gradients_have_no_orthogonal_component(slope, size):
+  """Otherwise normalized rounding errors would be the direction."""
   g = np.float32(size) * CLEAN
   gp = np.float32(slope) * g
   _, state = first_step(LOOK_SAM, g, gp)
@@ -55,7 +55,7 @@ def test_what_is_parallel_leaves_nothing(slope, size):
 def test_parts_of_gradients_whose_squares_overflow():
   long, short = jnp.full(2, 1e30), jnp.array([1e10, 0.0])
   u, _ = first_step(GSAM, long, short)
-  np.testing.assert_array_equal(u, short)  # next to 0 against the other
+  np.testing.assert_array_equal(u, short)  # negligible against the other
   state = checks.with_fields(
     LOOK_SAM.init(long),
     direction=jnp.array([1.0, 0.0]),

@@ -35,10 +35,10 @@ LEAVES = {
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('quantile', [0.0, 0.25, 0.3, 0.6, 0.95, 0.999])
-def test_counting_finds_what_sorting_does(quantile):
-  piece = perturbations.keep_outliers(quantile)
+def test_the_quantile_by_counting_equals_that_by_sorting(quantile):
+  perturbation = perturbations.keep_outliers(quantile)
   gradient = {name: jnp.asarray(leaf) for name, leaf in LEAVES.items()}
-  found, _ = jax.jit(piece.update)(gradient, piece.init(gradient))
+  found, _ = jax.jit(perturbation.update)(gradient, perturbation.init(gradient))
   for name, leaf in LEAVES.items():
     expected = z_sharp.outliers(leaf.ravel(), leaf.shape, quantile)
     np.testing.assert_array_equal(
@@ -49,15 +49,15 @@ def test_counting_finds_what_sorting_does(quantile):
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('bad', [np.nan, np.inf])
 @pytest.mark.parametrize(
-  'piece',
+  'build',
   [
     lambda: perturbations.scale_outliers_to_radius(0.1, 0.5),
     lambda: perturbations.keep_outliers(0.5),
   ],
 )
-def test_a_bad_entry_is_not_filtered_away(piece, bad):
-  piece = piece()
+def test_a_non_finite_entry_is_not_filtered_out(build, bad):
+  perturbation = build()
   gradient = {'a': jnp.asarray([[1.0, bad, 3.0]]), 'b': jnp.ones((2, 2))}
-  found, _ = piece.update(gradient, piece.init(gradient))
+  found, _ = perturbation.update(gradient, perturbation.init(gradient))
   if np.isfinite(np.asarray(found['a'])).all():  # not perturbed at all
     assert not any(np.any(leaf) for leaf in found.values())

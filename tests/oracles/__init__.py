@@ -1,7 +1,7 @@
-"""The rule of every method in NumPy, written from its text alone.
+"""The rule of every method in NumPy, written only from its text.
 
-One file a family, named as the file of the method. A rule is a function of a
-`step.Step` and of the arguments of the method; it returns the gradients that
-the base optimizer gets, or an `step.Update`. What a rule draws, it draws by the
-keys of the library; all else shares no code with it.
+There is a file for each family, named like the file of the method. A rule is a
+function of a `step.Step` and of the arguments of the method. It returns the
+gradients for the base optimizer, or a `step.Update`. Rules use the random keys
+of the library, but no other code of it.
 """

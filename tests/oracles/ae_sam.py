@@ -15,7 +15,7 @@ def moments_and_decision(x, past, factor, decay=0.9):
 
 
 def is_sharp(step, total_steps, decay, low, high):
-  """Decides by the gradient of all devices."""
+  """Returns the decision, based on the gradient of all devices."""
   progress = step.t / total_steps
   step.memory['moments'], ascends = moments_and_decision(
     np.sum(step.gradients().mean(axis=0) ** 2),

@@ -31,10 +31,10 @@ def b_sam(
   for number, first in enumerate(range(0, len(rows), part)):
     noise = step.normal(key, step.t, number) / np.sqrt(num_data * s)
     chosen = rows[first : first + part]
-    some, share = [chosen] * len(step.parts), len(chosen) / len(rows)
+    some, fraction = [chosen] * len(step.parts), len(chosen) / len(rows)
     g = step.gradients(noise, some)
-    ascent = ascent + share * np.abs(g)
-    descent = descent + share * step.gradients(rho * g / s, some)
+    ascent = ascent + fraction * np.abs(g)
+    descent = descent + fraction * step.gradients(rho * g / s, some)
   m = b1 * m + (1 - b1) * (descent.mean(axis=0) + decay * step.w)
   past = np.sqrt(s) * ascent.mean(axis=0) + damping + decay
   step.memory['moments'] = m, b2 * s + (1 - b2) * past

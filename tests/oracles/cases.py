@@ -1,4 +1,4 @@
-"""Which settings of the methods are compared with their rules."""
+"""The settings at which methods are compared to their rules."""
 
 import functools
 import importlib
@@ -15,15 +15,15 @@ from tests import oracles
 
 
 class Case(NamedTuple):
-  """One setting of a method, and its rule.
+  """A setting of a method, and its rule.
 
   Attributes:
-    name: of the method, with what makes this case another than the first.
-    family: the file of the rule.
+    name: name of the method, with the differences to the first case.
+    family: name of the file of the rule.
     function: builds the method.
-    rule: the method in NumPy, with its arguments.
-    arguments: those of both.
-    tolerance: of the parameters; wider where numbers are stored in few bits.
+    rule: the rule in NumPy, with its arguments.
+    arguments: arguments of method and rule.
+    tolerance: tolerance of the parameters; larger for low precision.
   """
 
   name: str
@@ -34,7 +34,7 @@ class Case(NamedTuple):
   tolerance: float
 
   def method(self, base, batch, **given):
-    """Returns the method, around the base optimizer if it takes one."""
+    """Returns the method; it wraps the base optimizer if it takes one."""
     if self.takes('base'):
       given['base'] = base
     if self.takes('batch_like'):
@@ -56,10 +56,10 @@ def cases(function, rule, first, *others, rounded=()):
 
   Args:
     function: builds the method.
-    rule: the method in NumPy, which takes the same arguments.
-    first: arguments of the case that bears the name of the method.
-    *others: what other cases add to them.
-    rounded: the same for those that store numbers in few bits.
+    rule: the rule in NumPy, which takes the same arguments.
+    first: arguments of the first case, which has the name of the method.
+    *others: further arguments of the other cases.
+    rounded: further arguments of cases in low precision.
   """
   family = rule.__module__.rsplit('.', 1)[-1]
   found = []
@@ -80,7 +80,7 @@ def cases(function, rule, first, *others, rounded=()):
 
 
 def words(arguments):
-  """Returns what arguments are called in the names of tests."""
+  """Returns arguments as text, for the names of tests."""
   return [
     f'{key}={"schedule" if callable(value) else value}'
     for key, value in arguments.items()
@@ -88,7 +88,7 @@ def words(arguments):
 
 
 def rising(start, by):
-  """Returns a number that grows from step to step."""
+  """Returns a schedule that increases linearly."""
   return lambda t: start + by * jnp.asarray(t).astype(float)
 
 

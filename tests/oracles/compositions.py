@@ -1,4 +1,4 @@
-"""Choices that no method combines, as the library composes them."""
+"""Compositions of components that no published method combines."""
 
 import optax
 
@@ -35,7 +35,7 @@ def _unpublished(step, rho):
 
 
 def everything(rho, *, axis_name=None, sync_ascent=False):
-  """All four choices keep or need something."""
+  """All four components have a state or a requirement."""
   return optax_sam.sharpness_aware(
     optax.chain(
       perturbations.subtract_ema(0.5),
@@ -62,7 +62,7 @@ def _everything(step, rho):
 
 
 def after_base(base, rho, *, axis_name=None, sync_ascent=False):
-  """What is placed after the base optimizer, with a method before it."""
+  """A transformation after the base optimizer, and a method before it."""
   method = optax_sam.sam(rho, axis_name=axis_name, sync_ascent=sync_ascent)
   noise = optax_sam.anti_pgd(0.01, key=1)
   return optax.chain(method, base, noise, optax_sam.swa(3, every=2))

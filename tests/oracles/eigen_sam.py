@@ -8,7 +8,7 @@ from tests.oracles.step import dot, of_length
 
 
 def top_eigenvector(step, refresh_every, power_steps, key):
-  """Renews it by complex steps: products with the Hessian to the last bit."""
+  """Refreshes it with exact Hessian-vector products by complex steps."""
   v = step.memory.get('eigenvector')
   if v is None:
     v = of_length(1, 2 * step.coins(0.5, key) - 1)

@@ -8,7 +8,7 @@ from tests.oracles.step import of_length, rounded
 
 
 def noise(step, g, decay=0.9, sigma=1.0, order='paper', dtype=None):
-  """Subtracts the average of what all devices saw."""
+  """Subtracts the average over the gradients of all devices."""
   before = step.memory.get('ema', np.zeros(len(step.w)))
   after = decay * before + (1 - decay) * g.mean(axis=0)
   if order == 'official' and not step.t:

@@ -8,7 +8,7 @@ from tests.oracles.step import dot, mean, norm, of_length, rounded
 
 
 def orthogonal(gp, g):
-  """Returns gp without its part along g; 0 where nothing else is in it."""
+  """Returns the component of gp orthogonal to g; 0 if they are parallel."""
   rest = gp - dot(gp, g) / norm(g) ** 2 * g
   return np.where(norm(rest) > 1e-12 * norm(gp), rest, 0)
 
@@ -16,7 +16,7 @@ def orthogonal(gp, g):
 def reuse(
   step, epsilon, ascends, descend=None, *, alpha, per_leaf=False, dtype=None
 ):
-  """Descends as LookSAM does, by averages over the devices."""
+  """Returns LookSAM's directions, from averages over the devices."""
   each = step.by_leaf if per_leaf else lambda function, *rows: function(*rows)
   g, memory = mean(step.gradients()), step.memory
   if step.skips(ascends):

@@ -14,7 +14,7 @@ def lpf_sgd(
   size = np.zeros(len(step.w))
   for name, leaf in step.problem.slices.items():
     w = step.w[leaf].reshape(step.problem.shapes[name])
-    # A filter is what leads to one output.
+    # A filter has the weights of one output.
     filters = w.reshape(-1, w.shape[-1]) if w.ndim > 1 else w.reshape(-1, 1)
     lengths = np.linalg.norm(filters, axis=0)
     size[leaf] = np.tile(lengths, len(filters))

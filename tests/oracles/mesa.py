@@ -1,4 +1,4 @@
-"""MESA on a linear network, whose average is updated before it is used."""
+"""MESA on a linear network; the average is updated before its use."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from tests.oracles.saf import term_and_gradient
 
 
 def mesa(x, w, steps, rate, decay, tau, weight):
-  """Yields (term, weights, average) of every step."""
+  """Yields (auxiliary loss, weights, average) of every step."""
   average = w.copy()
   for _ in range(steps):
     average = decay * average + (1 - decay) * w

@@ -1,4 +1,4 @@
-"""What the rules and the library train on: both sides of two small problems."""
+"""Two small problems, in NumPy for the rules and in JAX for the library."""
 
 from typing import ClassVar
 
@@ -13,8 +13,8 @@ class Problem:
 
   Attributes:
     shapes: shape of every leaf by its name, in the order of JAX.
-    slices: where the leaves lie in a vector of all weights.
-    start: this vector before the first step.
+    slices: slices of the leaves in a vector of all weights.
+    start: the initial vector of all weights.
     steps: number of training steps.
   """
 
@@ -47,7 +47,7 @@ class Problem:
     return self.tree(self.start)
 
   def batches(self):
-    """Returns the batches of all steps, with the steps in front."""
+    """Returns the batches of all steps, stacked along axis 0."""
     batches = [self.batch(t) for t in range(self.steps)]
     return jax.tree.map(
       lambda *leaves: jnp.asarray(np.stack(leaves), float), *batches
@@ -58,18 +58,18 @@ class Problem:
     return 0.05 * 0.95 ** jnp.asarray(t).astype(float)
 
   def base(self):
-    """Returns the base optimizer: momentum, with weight decay."""
+    """Returns the base optimizer: SGD with momentum and weight decay."""
     return optax.chain(
       optax.add_decayed_weights(self.decay),
       optax.sgd(self.rate, momentum=self.momentum),
     )
 
   def training_step(self, tx, cast_over=None):
-    """Returns the one training step; its gradient is local to a device.
+    """Returns the training step, with a gradient that is local to a device.
 
     Args:
       tx: the optimizer.
-      cast_over: axis over which a gradient would be summed otherwise.
+      cast_over: axis over which JAX would sum the gradient otherwise.
     """
     tx = optax.with_extra_args_support(tx)
 
@@ -92,12 +92,12 @@ class Problem:
 
 
 def ascended(opt_state):
-  """Returns whether the last step took the second gradient."""
+  """Returns whether the last step took the perturbed gradient."""
   return optax.tree_utils.tree_get(opt_state, 'ascended', jnp.bool_(True))
 
 
 class Network(Problem):
-  """A network of one hidden layer, and 64 examples a step."""
+  """A network with one hidden layer, and 64 examples per step."""
 
   shapes: ClassVar = {
     'bias': (8,),
@@ -120,13 +120,13 @@ class Network(Problem):
     self._batches = self._draw()
 
   def _draw(self):
-    """Draws batches of which every one of eight devices sees another part."""
+    """Draws batches in which the parts of eight devices differ."""
     random, rows = np.random.default_rng(0), np.arange(self.examples) // 8
     x = random.normal(size=(self.steps, self.examples, 4))
     x += 0.3 * np.sin(rows)[:, None]
     noise = random.normal(size=(self.steps, self.examples))
     y = np.sin(x.sum(axis=2)) + 0.1 * noise + np.cos(2.0 * rows)
-    # Some steps are sharper than others.
+    # The sharpness varies between steps.
     weight = 1 + 0.8 * np.sin(1.9 * np.arange(self.steps))
     batches = {
       'weight': weight[:, None] + np.zeros_like(y),
@@ -139,7 +139,7 @@ class Network(Problem):
     return {k: v[t].astype(np.float64) for k, v in self._batches.items()}
 
   def jax_losses(self, params, batch):
-    """Returns the weighted squared error of every example."""
+    """Returns the weighted per-example squared errors."""
     hidden = jnp.tensordot(batch['x'], params['kernel'], 2)
     hidden = jnp.tanh(hidden + params['bias'][None])
     error = hidden @ params['out'] + params['offset'] - batch['y']
@@ -174,7 +174,7 @@ class Network(Problem):
 
 
 class Quartic(Problem):
-  """The problem of the golden values: one example, another at every step."""
+  """The problem of the golden values: one new example per step."""
 
   shapes: ClassVar = {'fc.bias': (3,), 'fc.weight': (2, 3), 'norm.weight': (3,)}
   slices: ClassVar = {

@@ -1,4 +1,4 @@
-"""SAF: its term, and its table as a dictionary."""
+"""SAF: its auxiliary loss, with a dictionary as its table."""
 
 import numpy as np
 
@@ -13,20 +13,20 @@ def softmax(x):
 
 
 def divergences(z, y, tau):
-  """Returns the divergence of every example from its target."""
+  """Returns the divergence of each example from its target."""
   p, q = softmax(y / tau), softmax(z / tau)
   return np.sum(p * np.log(p / q), axis=-1)
 
 
 def term_and_gradient(z, y, tau, weight):
-  """Returns the term that SAF and MESA add, and its gradient to the logits."""
+  """Returns the auxiliary loss of SAF and MESA, and its gradient."""
   difference = softmax(z / tau) - softmax(y / tau)
   term = weight * tau**2 * divergences(z, y, tau).mean()
   return term, weight * tau * difference / len(z)
 
 
 def saf(batches, tau, weight, lag=3, start=5):
-  """Returns terms and gradients of batches of (epoch, ids, logits)."""
+  """Returns losses and gradients of batches of (epoch, ids, logits)."""
   written, found = {}, []
   for epoch, ids, z in batches:
     gradient, total = np.zeros_like(z), 0.0

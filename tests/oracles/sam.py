@@ -13,7 +13,7 @@ def sam(step, rho=0.05, p=2, ascent_steps=1):
     h = step.ascent(delta)
     if p == 2:
       delta = delta + of_length(rho, h)
-      # A length that is rounded up is no longer than the ball is wide.
+      # Rounding must not move the point out of the ball.
       delta = delta * np.minimum(1, rho / np.maximum(norm(delta), 1e-300))
     else:
       delta = np.clip(delta + rho * np.sign(h), -rho, rho)

@@ -1,4 +1,4 @@
-"""Sparse SAM with a mask that is trained."""
+"""Sparse SAM with a dynamic mask."""
 
 import jax
 import numpy as np
@@ -6,7 +6,7 @@ import numpy as np
 import optax_sam
 from optax_sam.trees import sparse_masks
 from tests.oracles.cases import cases
-from tests.oracles.sparse_sam_fisher import kept_share
+from tests.oracles.sparse_sam_fisher import kept_fraction
 from tests.oracles.step import largest, of_length
 
 
@@ -22,14 +22,14 @@ def sparse_sam_dynamic(
 ):
   key = jax.random.key(key)
 
-  def draw(key):  # the library's, since any draw would do
+  def draw(key):  # the random numbers of the library
     return step.problem.flat(
       sparse_masks.random_bits(key, step.problem.params())
     )
 
   mask = step.memory.get('mask')
   if mask is None:
-    mask = kept_share(draw(key), sparsity)
+    mask = kept_fraction(draw(key), sparsity)
   epsilon = of_length(rho, step.ascent())
   renewed = mask.copy()
   if step.t % refresh_every == 0:  # for the next step

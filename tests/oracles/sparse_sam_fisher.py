@@ -7,7 +7,7 @@ from tests.oracles.cases import cases
 from tests.oracles.step import largest, of_length
 
 
-def kept_share(scores, sparsity):
+def kept_fraction(scores, sparsity):
   kept = len(scores) - int(np.ceil(sparsity * len(scores)))
   mask = np.zeros(len(scores))
   mask[largest(scores, kept)] = 1
@@ -15,7 +15,7 @@ def kept_share(scores, sparsity):
 
 
 def one_of_two(step, scores):
-  """Keeps the larger of every two inputs; leaves without inputs whole."""
+  """Selects the larger of every two inputs, or leaves without inputs."""
   mask = np.ones(len(scores))
   for name, leaf in step.problem.slices.items():
     shape = step.problem.shapes[name]
@@ -27,18 +27,18 @@ def one_of_two(step, scores):
 
 
 def fisher_mask(step, sparsity, num_samples, refresh_every, pattern='global'):
-  """Renews the mask at some steps, from each device's share of examples."""
+  """Refreshes the mask in some steps, from the examples of each device."""
   if step.t % refresh_every == 0:
-    share = int(np.ceil(num_samples / len(step.parts)))
+    fraction = int(np.ceil(num_samples / len(step.parts)))
     squares = [
       step.problem.gradient(step.w, {k: v[i : i + 1] for k, v in part.items()})
       ** 2
       for part in step.parts
-      for i in range(min(share, len(part['y'])))
+      for i in range(min(fraction, len(part['y'])))
     ]
     scores = np.sum(squares, axis=0)
     step.memory['mask'] = (
-      kept_share(scores, sparsity)
+      kept_fraction(scores, sparsity)
       if pattern == 'global'
       else one_of_two(step, scores)
     )

@@ -1,7 +1,7 @@
-"""One training step in NumPy, as all devices see it, and its arithmetic.
+"""One training step in NumPy on all devices, and its arithmetic.
 
-One row of an array is what one device holds: gradients, perturbations and
-directions are of shape (devices, weights), in float64.
+A row of an array belongs to one device: gradients, perturbations and directions
+have shape (devices, weights), in float64.
 """
 
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 
 
 class Update(NamedTuple):
-  """The whole update of a method that contains or replaces the base."""
+  """The update of a method that wraps or replaces the base optimizer."""
 
   value: np.ndarray
 
@@ -25,7 +25,7 @@ class Sgd:
     self._problem, self._trace, self._count = problem, 0.0, 0
 
   def guess(self, gradient, w):
-    """Returns the update that a gradient would give."""
+    """Returns the update of a gradient without changing the state."""
     return -float(self._problem.rate(self._count)) * self._moved(gradient, w)
 
   def update(self, gradient, w):
@@ -40,16 +40,16 @@ class Sgd:
 
 
 class Step:
-  """One step, as all devices see it.
+  """One step on all devices.
 
   Attributes:
-    problem: what is trained.
+    problem: the problem.
     w: the parameters.
     t: number of the step, from 0.
     parts: the batch of every device.
     base: the base optimizer.
-    memory: what a rule remembers from step to step.
-    kept: 1 at the weights that may be perturbed, 0 at the others.
+    memory: state of the rule.
+    kept: the mask: 1 for weights that may be perturbed, 0 for others.
   """
 
   def __init__(self, problem, w, batch, t, memory, base, *, devices, sync):
@@ -61,7 +61,7 @@ class Step:
     memory.setdefault('ascended', []).append(True)
 
   def gradients(self, points=0.0, rows=None):
-    """Returns every device's gradient at its own point, of some of its rows."""
+    """Returns the gradient of each device at its own point, of some rows."""
     points = np.broadcast_to(points, (len(self.parts), len(self.w)))
     rows = [slice(None)] * len(self.parts) if rows is None else rows
     parts = zip(points, self.parts, rows, strict=True)
@@ -75,38 +75,38 @@ class Step:
     )
 
   def shared(self, rows):
-    """Averages over the devices if ascent gradients are."""
+    """Averages over the devices if `sync_ascent` is set."""
     return mean(rows) if self.sync else rows
 
   def ascent(self, points=0.0, rows=None):
-    """Returns the gradients that the devices ascend with."""
+    """Returns the ascent gradients of the devices."""
     return self.kept * self.shared(self.gradients(points, rows))
 
   def losses(self, points=0.0):
-    """Returns the losses of every device's examples at its own point."""
+    """Returns the per-example losses of each device at its own point."""
     points = np.broadcast_to(points, (len(self.parts), len(self.w)))
     pairs = zip(points, self.parts, strict=True)
     return [self.problem.losses(self.w + x, part) for x, part in pairs]
 
   def skips(self, ascends):
-    """Notes the decision; returns whether it is not to ascend."""
+    """Records the decision; returns whether the step is skipped."""
     self.memory['ascended'][-1] = bool(ascends)
     return not ascends
 
   def number(self, value):
-    """Returns a number, or the one of a schedule at this step."""
+    """Returns a number, or the value of a schedule at this step."""
     return float(value(self.t)) if callable(value) else value
 
   def normal(self, key, *numbers):
-    """Returns standard normal entries, by a key folded with numbers."""
+    """Returns standard normal entries, from a key folded with numbers."""
     return self.problem.flat(_normal(key, numbers, self.problem))
 
   def coins(self, chance, key, *numbers):
-    """Returns for every weight whether a coin of its own is heads."""
+    """Returns a Bernoulli draw for every weight."""
     return self.problem.flat(_coins(chance, key, numbers, self.problem))
 
   def coins_of_leaves(self, chance, key, *numbers):
-    """Returns for every weight whether the coin of its leaf is heads."""
+    """Returns for every weight the Bernoulli draw of its leaf."""
     chance = jnp.float32(chance)
     found = _coins(chance, key, numbers, self.problem, of_leaves=True)
     return self.problem.flat(found)
@@ -120,7 +120,7 @@ class Step:
 
 
 def _draw(draw, key, numbers, problem):
-  """Draws every leaf by a key of its own."""
+  """Draws each leaf with its own key."""
   key = functools.reduce(jax.random.fold_in, numbers, jax.random.key(key))
   return {
     name: draw(jax.random.fold_in(key, i), shape)
@@ -144,12 +144,12 @@ def _coins(chance, key, numbers, problem, *, of_leaves=False):
 
 
 class Trained(NamedTuple):
-  """What a run of a rule leaves behind.
+  """The result of a run of a rule.
 
   Attributes:
     path: the parameters after every step.
-    ascended: whether each of the steps took the second gradient.
-    memory: what the rule remembers in the end.
+    ascended: for each step, whether it took the perturbed gradient.
+    memory: the final state of the rule.
   """
 
   path: np.ndarray
@@ -191,19 +191,19 @@ def mean(rows):
 
 
 def largest(scores, size):
-  """Returns the positions of the largest, of equal ones the first."""
+  """Returns the positions of the largest scores; ties by position."""
   return np.argsort(-scores, kind='stable')[:size]
 
 
 def count(size, rows):
-  """Returns a number of examples, which may be given as a share."""
+  """Returns a number of examples, from a number or a fraction."""
   return (
     min(size, rows) if isinstance(size, int) else max(1, round(size * rows))
   )
 
 
 def rounded(rows, dtype):
-  """Returns what is left of numbers that are stored in some dtype."""
+  """Returns numbers rounded to a dtype."""
   if dtype is None:
     return rows
   return rows.astype(jnp.dtype(dtype)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""SAM whose ascent gradient is that of a part of the batch."""
+"""SAM with the ascent gradient of a part of the batch."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""SWAD, from all parameters and losses at the end."""
+"""SWAD, computed at the end from all parameters and losses."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def swad(segments, losses, n_converge, n_tolerance, tolerance):
-  """Returns (first, last, mean), of what the rule says in so many words."""
+  """Returns (first, last, mean) by the literal rule."""
   loss = dict(enumerate(losses, start=1))
 
   def window(end, size):

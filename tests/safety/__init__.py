@@ -1,1 +1,1 @@
-"""Ordinary habits: right, or an error that says what to write."""
+"""Common usage: the correct result, or an error with the fix."""

@@ -1,4 +1,4 @@
-"""Accumulation: schedules of optimizer steps, and gradients of all parts."""
+"""Gradient accumulation: schedules, and gradients of all micro-batches."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ W = jnp.array([3.0, -1.0, 2.0])
 
 
 def loss_fn(w, batch):
-  """Returns the mean over examples with a factor each."""
+  """Returns the mean over examples with individual factors."""
   return jnp.mean(batch) * 0.5 * w @ jnp.asarray(A, jnp.float32) @ w
 
 
@@ -32,7 +32,7 @@ def steps(tx, w, batches, **kwargs):
     yield np.asarray(w)
 
 
-def test_schedules_are_those_of_optimizer_steps():
+def test_schedules_count_optimizer_steps():
   rate = optax.linear_schedule(0.1, 0.0, 10)
   rho = optax_sam.rho_like_learning_rate(
     rate, rho_max=1.0, rho_min=0.0, lr_max=0.1, lr_min=0.0
@@ -41,12 +41,12 @@ def test_schedules_are_those_of_optimizer_steps():
   batches = jnp.linspace(0.5, 2.0, 12).reshape(3, 4)
   w = np.array(W, np.float64)
   for i, found in enumerate(steps(tx, W, batches, accumulate_steps=4)):
-    share = 1 - i / 10  # of the radius and of the learning rate: 1, 0.9, 0.8
-    w = w - 0.1 * share * sam_by_hand(w, np.mean(batches[i]), share)
+    factor = 1 - i / 10  # of the radius and of the learning rate: 1, 0.9, 0.8
+    w = w - 0.1 * factor * sam_by_hand(w, np.mean(batches[i]), factor)
     np.testing.assert_allclose(found, w, rtol=1e-5)
 
 
-def test_periods_are_those_of_optimizer_steps():
+def test_periods_count_optimizer_steps():
   tx = optax.chain(optax_sam.look_sam(period=3), optax.sgd(0.01))
   step = jax.jit(optax_sam.make_step(loss_fn, tx, accumulate_steps=4))
   w, state, ascended = W, tx.init(W), []
@@ -57,7 +57,7 @@ def test_periods_are_those_of_optimizer_steps():
   assert int(output.metrics['step_count']) == 6
 
 
-def test_both_gradients_are_those_of_all_parts():
+def test_both_gradients_include_all_micro_batches():
   tx = optax.chain(optax_sam.sam(0.5), optax.sgd(0.1))
   batch = jnp.array([1.0, 4.0])
   (found,) = steps(tx, W, [batch], accumulate_steps=2)
@@ -66,7 +66,7 @@ def test_both_gradients_are_those_of_all_parts():
 
 
 @pytest.mark.parametrize('around', [True, False])
-def test_accumulation_beside_a_method_is_refused(around):
+def test_multi_steps_with_a_method_raises(around):
   sam, sgd = optax_sam.sam(), optax.sgd(0.1)
   if around:
     accumulating = optax.MultiSteps(optax.chain(sam, sgd), 4)
@@ -79,7 +79,7 @@ def test_accumulation_beside_a_method_is_refused(around):
     next(steps(tx, W, [jnp.ones(4)]))
 
 
-def test_accumulation_without_a_method_and_wrappers_of_one_step():
+def test_multi_steps_of_one_step_or_without_a_method_is_accepted():
   sgd = optax.sgd(0.1)
   accumulating = optax.MultiSteps(sgd, 2).gradient_transformation()
   with jax.numpy_dtype_promotion('standard'):  # of Optax
@@ -98,7 +98,7 @@ def test_accumulation_without_a_method_and_wrappers_of_one_step():
 
 
 def accumulated(name, parts, loss_fn=training.loss):
-  """Compares three steps over parts of the batch with those of the whole."""
+  """Compares three accumulated steps with steps on full batches."""
   program = training.program(name)
   step = jax.jit(
     optax_sam.make_step(
@@ -113,26 +113,26 @@ def accumulated(name, parts, loss_fn=training.loss):
     found = training.train(lambda *given: step(*given)[:2], start, range(3))
   expected = training.train(program.step, start, range(3))
   assert comparisons.types(found) == comparisons.types(expected)
-  # A direction that is reused is the difference of two close gradients, of
-  # norm 1: it shows their rounding a hundred times larger.
+  # A reused direction is the normalized difference of two close gradients,
+  # which amplifies their rounding a hundred times.
   comparisons.assert_close(
     *map(comparisons.without_keys, (found, expected)), 5e-5
   )
 
 
 @table.every_row()
-def test_four_parts_are_the_whole_batch(name):
+def test_four_micro_batches_equal_the_full_batch(name):
   accumulated(name, 4)
 
 
 @table.every_kind()
 @pytest.mark.parametrize('parts', [1, 2, 8])
-def test_parts_are_the_whole_batch(name, parts):
+def test_micro_batches_equal_the_full_batch(name, parts):
   accumulated(name, parts, None)
 
 
-def test_parts_that_do_not_divide_what_a_method_picks():
-  """Five rows in parts of two: two parts, and one row."""
+def test_micro_batches_need_not_divide_the_selected_examples():
+  """Five rows in micro-batches of two: two micro-batches and one row."""
   tx = optax_sam.k_sam(ascent=5, descent=7)
   found = []
   for parts in (1, 4):
@@ -155,7 +155,7 @@ def test_parts_that_do_not_divide_what_a_method_picks():
     optax_sam.k_sam(ascent=1.0, descent=1.0),
   ],
 )
-def test_one_part_is_in_memory_at_a_time(method):
+def test_only_one_micro_batch_is_in_memory_at_a_time(method):
   losses = lambda w, x: jnp.sum(jnp.tanh(x[:, None] * w[None]), axis=1)
   tx, sizes = optax.chain(method, optax.sgd(0.1)), []
   w, x = jnp.ones(256), jnp.ones(4096)
@@ -169,7 +169,7 @@ def test_one_part_is_in_memory_at_a_time(method):
 
 
 @pytest.mark.parametrize('axes', ['Auto', 'Explicit'])
-def test_a_batch_that_is_split_over_devices_stays_there(axes):
+def test_a_sharded_batch_is_not_gathered(axes):
   kind = jax.sharding.AxisType[axes]
   mesh = jax.make_mesh((4,), ('data',), axis_types=(kind,))
   batch = jax.tree.map(lambda x: jnp.concatenate([x, x]), training.batch())
@@ -201,7 +201,7 @@ def test_a_batch_that_is_split_over_devices_stays_there(axes):
     ),
   ],
 )
-def test_batches_that_have_no_such_parts(change, parts, message):
+def test_batches_that_cannot_be_split_raise(change, parts, message):
   tx = optax.chain(optax_sam.sam(), optax.sgd(0.1))
   step = optax_sam.make_step(training.loss, tx, accumulate_steps=parts)
   with pytest.raises(ValueError, match=message):

@@ -1,7 +1,7 @@
-"""Steps inside `jax.pmap` and `jax.shard_map` as people write them.
+"""Typical steps inside `jax.pmap` and `jax.shard_map`.
 
-A step without `axis_name` gives replicas that drift apart, or updates that are
-too long by the number of devices; both are refused before the first step.
+A step without `axis_name` gives replicas that diverge, or updates that are too
+large by the number of devices. Both raise an error before the first step.
 """
 
 import functools
@@ -67,7 +67,7 @@ ALL, DATA = P(), P('data')
 
 
 def over(one, *, axes=None, vma, specs=(ALL, DATA), out=DATA, **given):
-  """Runs one step of eight devices: from (w, x) to an update."""
+  """Runs one step on eight devices; maps (w, x) to an update."""
   devices = mesh(**(axes or {'data': 8}))
   program = jax.shard_map(
     one, mesh=devices, in_specs=specs, out_specs=out, check_vma=vma, **given
@@ -76,14 +76,14 @@ def over(one, *, axes=None, vma, specs=(ALL, DATA), out=DATA, **given):
 
 
 def with_pmean(tx, w, x, *, vma=False, **given):
-  """The habit: average the gradient, and pass the loss of this device."""
+  """Averages the gradient, and passes the local loss, a common mistake."""
   local = cast(w) if vma else w
   g = jax.lax.pmean(jax.grad(loss)(local, x), 'data')
   return step(tx, w, x, g, **given)
 
 
 @pytest.mark.parametrize('vma', [False, True])
-def test_average_by_habit_is_refused(vma):
+def test_an_averaged_gradient_with_a_local_loss_raises(vma):
   one = functools.partial(with_pmean, optax_sam.sam(RHO), vma=vma)
   with pytest.raises(ValueError, match=LEFT_OUT):
     over(one, vma=vma)
@@ -101,7 +101,7 @@ def test_average_by_habit_is_refused(vma):
     ({}, r"jax.pmap\(step, axis_name='data'\) and axis_name='data'"),
   ],
 )
-def test_pmap_is_refused(given, words):
+def test_pmap_without_axis_name_raises(given, words):
   one = lambda w, x: step(optax_sam.sam(), w, x, jax.grad(loss)(w, x))
   with pytest.raises(ValueError, match=words):
     jax.pmap(one, in_axes=(None, 0), **given)(W, XS.reshape(8, 4, 3))
@@ -109,8 +109,8 @@ def test_pmap_is_refused(given, words):
 
 @pytest.mark.parametrize('vma', [False, True])
 @pytest.mark.parametrize('row', INSIDE, ids=lambda row: row.name)
-def test_all_methods_refuse_whatever_they_decide(row, vma):
-  """With gradients that pass the check of summed ones, and at skips."""
+def test_all_methods_raise_for_any_decision(row, vma):
+  """Also with gradients that pass the other check, and in skipped steps."""
   batch = {'x': jnp.ones((8, 3)), 'y': jnp.ones((8, 2)), 'weight': jnp.ones(8)}
   if 'batch_like' in row.parameters:
     tx = row.alone(batch_like=jax.tree.map(lambda x: x[:1], batch))
@@ -135,7 +135,7 @@ def test_all_methods_refuse_whatever_they_decide(row, vma):
     jax.eval_shape(program, W, batch)
 
 
-def test_the_written_fix_is_right():
+def test_the_fix_in_the_message_gives_the_correct_update():
   tx = optax_sam.sam(RHO, axis_name='data')
   wanted = mean_by_hand(W, XS, 8)
   one = lambda w, x: step(tx, w, x, jax.grad(loss)(cast(w), x))
@@ -148,8 +148,8 @@ def test_the_written_fix_is_right():
 
 
 @pytest.mark.parametrize('way', ['pmap', 'unchecked', 'checked', 'cast'])
-def test_devices_that_train_independently(way):
-  """Eight runs in one program, each as one device alone."""
+def test_independent_devices_equal_separate_runs(way):
+  """Eight runs in one compiled function equal eight runs on one device."""
   axis_name = None if way == 'cast' else ()
   tx = optax_sam.look_sam(RHO, period=2, axis_name=axis_name)
   checked = way in ('checked', 'cast')
@@ -166,14 +166,14 @@ def test_devices_that_train_independently(way):
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
-def test_independent_devices_with_summed_gradients_are_refused():
+def test_independent_devices_with_summed_gradients_raise():
   tx = optax_sam.sam(axis_name=())
   one = lambda w, x: step(tx, w, x, jax.grad(loss)(w, x))
   with pytest.raises(ValueError, match=r'updates must be local.*pcast'):
     over(one, vma=True)
 
 
-def test_an_axis_that_does_not_exist_is_refused():
+def test_an_unknown_axis_raises():
   tx = optax_sam.sam(axis_name='data')
   one = lambda w, x: step(tx, w, x, jax.grad(loss)(w, x))
   with pytest.raises(ValueError, match=r'leave it out under jax.jit'):
@@ -182,7 +182,7 @@ def test_an_axis_that_does_not_exist_is_refused():
     jax.pmap(one, 'batch', in_axes=(None, 0))(W, XS.reshape(8, 4, 3))
 
 
-def test_a_loop_of_steps_is_refused():
+def test_a_loop_of_steps_without_axis_name_raises():
   def one(w, x):
     more = lambda w, _: (w - with_pmean(optax_sam.sam(), w, x), None)
     return jax.lax.scan(more, w, jnp.arange(2))[0]
@@ -195,7 +195,7 @@ TWO = {'data': 4, 'model': 2}
 
 
 @pytest.mark.parametrize('vma', [False, True])
-def test_an_axis_that_is_forgotten_is_refused(vma):
+def test_a_missing_second_axis_raises(vma):
   """The batch is split over both axes, and only one is named."""
   axes = ('data', 'model')
   tx = optax_sam.sam(axis_name='data')
@@ -207,7 +207,7 @@ def test_an_axis_that_is_forgotten_is_refused(vma):
 
 
 @pytest.mark.parametrize('axis_names', [{'data', 'model'}, {'data'}])
-def test_an_axis_that_nothing_is_split_over_needs_no_name(axis_names):
+def test_an_axis_that_splits_no_array_needs_no_name(axis_names):
   tx = optax_sam.sam(RHO, axis_name='data')
   one = lambda w, x: step(tx, w, x, jax.grad(loss)(cast(w), x))
   found = over(one, axes=TWO, vma=True, out=P(), axis_names=axis_names)
@@ -228,15 +228,15 @@ def test_one_device_on_an_axis_needs_no_name():
 
 
 def test_a_loss_of_the_whole_batch_needs_no_name():
-  """Averaged inside of what is differentiated: a gradient of all examples."""
+  """The loss is averaged before differentiation, so the gradient is global."""
   f = lambda w, x: jax.lax.pmean(loss(w, x), 'data')
   one = lambda w, x: step(optax_sam.sam(RHO), w, x, jax.grad(f)(w, x), f)
   found = over(one, vma=True, out=P())
   np.testing.assert_allclose(found, by_hand(W, XS), rtol=1e-5)
 
 
-def test_a_loss_that_is_averaged_already_is_refused():
-  """Its gradient at local parameters is too short by the number of devices."""
+def test_an_averaged_loss_with_local_parameters_raises():
+  """Its local gradient is too small by the number of devices."""
   tx = optax_sam.sam(RHO, axis_name='data')
   f = lambda w, x: jax.lax.pmean(loss(w, x), 'data')
   one = lambda w, x: step(tx, w, x, jax.grad(f)(cast(w), x), f)
@@ -245,7 +245,7 @@ def test_a_loss_that_is_averaged_already_is_refused():
 
 
 @pytest.mark.parametrize('has_loss', [False, True])
-def test_a_gradient_function_of_local_examples_is_refused(has_loss):
+def test_a_gradient_function_of_local_examples_raises(has_loss):
   one = lambda w, x: step(
     optax_sam.sam(RHO),
     w,
@@ -261,8 +261,8 @@ def test_a_gradient_function_of_local_examples_is_refused(has_loss):
 
 @pytest.mark.parametrize('axis_name', [None, 'data'])
 @pytest.mark.parametrize('vma', [False, True])
-def test_parameters_that_are_split_by_hand_are_refused(vma, axis_name):
-  """Four norms between 4.4 and 398 in place of one of 430."""
+def test_manually_sharded_parameters_raise(vma, axis_name):
+  """Otherwise four local norms, from 4.4 to 398, replace the norm of 430."""
   tx = optax_sam.sam(axis_name=axis_name)
 
   def fsdp(x):
@@ -278,12 +278,12 @@ def test_parameters_that_are_split_by_hand_are_refused(vma, axis_name):
     check_vma=vma,
   )
   if not vma and axis_name:
-    return  # Nothing is known of arrays there: the documentation says it.
+    return  # Not detectable here, as documented.
   with pytest.raises(ValueError, match=SPLIT):
     jax.jit(program)(jnp.arange(1.0, 17.0) / 4)
 
 
-def test_nothing_is_synced_without_an_axis():
+def test_sync_ascent_without_an_axis_raises():
   for axis_name in (None, ()):
     with pytest.raises(ValueError, match=r'sync_ascent=True needs axis_name'):
       optax_sam.sam(axis_name=axis_name, sync_ascent=True)

@@ -1,4 +1,4 @@
-"""Steps outside of `jax.jit`, and functions that `update` was not given."""
+"""Steps outside of `jax.jit`, and missing arguments of `update`."""
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,10 @@ INSIDE = [row for row in table.METHODS.values() if row.place != 'after']
 
 @pytest.mark.parametrize('ascend', [None, False, True])
 @pytest.mark.parametrize('row', INSIDE, ids=lambda row: row.name)
-def test_a_missing_function_raises_whatever_is_decided(row, ascend):
-  """At steps that skip, too; examples where these are needed."""
+def test_a_missing_function_raises_for_any_decision(row, ascend):
+  """Also in skipped steps, and for missing examples."""
   if row.method.needs == '' or (ascend is not None and row.place != 'chain'):
-    pytest.skip('it needs none, or takes no such argument')
+    pytest.skip('needs no function, or has no such argument')
   tx, given = row.alone(), {} if ascend is None else {'ascend': ascend}
   w, batch = training.params(), training.batch()
   g, functions = training.gradient(w, batch), training.functions(batch)
@@ -33,7 +33,7 @@ def test_a_missing_function_raises_whatever_is_decided(row, ascend):
 
 @pytest.fixture
 def compiles():
-  """Returns the list of what has been compiled so far."""
+  """Returns a list of compilations."""
   found = []
 
   def listen(event, _, **kwargs):
@@ -49,7 +49,7 @@ def compiles():
 
 @pytest.mark.parametrize('row', table.ROWS.values(), ids=lambda row: row.name)
 def test_eager_steps_compile_nothing_new(row, compiles):
-  """With functions that the user has jitted once, as of the fourth step."""
+  """After the third step, if the user's functions are jitted once."""
   many = {'num_samples': 40} if row.name == 'sparse_sam_fisher' else {}
   tx = row.whole(**many)
   params, state = training.params(), tx.init(training.params())

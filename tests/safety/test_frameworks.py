@@ -1,4 +1,4 @@
-"""Habits of Flax, Equinox and others: one loss in both passes, or an error."""
+"""Common usage of Flax, Equinox and others: equal passes, or an error."""
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ X = jax.random.normal(jax.random.key(3), (4, 8))
 
 
 class Network(nnx.Module):
-  """Dropout whose random stream is an argument, or its own."""
+  """Dropout with a random stream as argument, or with an internal one."""
 
   def __init__(self, own=None):
     self.out = nnx.Linear(8, 1, rngs=nnx.Rngs(0))
@@ -43,7 +43,7 @@ def make(method=None):
 
 
 def step_by_hand(model, rngs):
-  """SAM of a copy of the model, with the counters of before both passes."""
+  """SAM on copies of the model, with equal RNG counters in both passes."""
   second, same = nnx.clone((model, rngs))
   grads = nnx.as_pure(nnx.grad(loss_fn)(nnx.clone(model), X, nnx.clone(rngs)))
   params = nnx.as_pure(nnx.state(second, nnx.Param))
@@ -70,7 +70,7 @@ WAYS = {
 
 @pytest.mark.parametrize('jit', [lambda f: f, nnx.jit])
 @pytest.mark.parametrize('way', WAYS)
-def test_all_nnx_objects_are_those_of_before_the_first_pass(way, jit):
+def test_all_nnx_objects_are_restored_before_the_perturbed_pass(way, jit):
   model, optimizer = make()
   rngs, metric = nnx.Rngs(1), nnx.metrics.Average()
 
@@ -87,7 +87,7 @@ def test_all_nnx_objects_are_those_of_before_the_first_pass(way, jit):
     assert int(metric.count[...]) == 4 * (number + 1)
 
 
-def test_what_an_argument_shares_with_the_model_is_perturbed_too():
+def test_parameters_shared_with_an_argument_are_perturbed():
   model = Network()
   loss = lambda model, layer: jnp.sum(model.out.bias[...] * layer.bias[...])
   value_fn = nnx_value_fn(model, loss, model.out)
@@ -99,7 +99,7 @@ def test_what_an_argument_shares_with_the_model_is_perturbed_too():
 @pytest.mark.parametrize('jit', [lambda f: f, nnx.jit])
 @pytest.mark.parametrize('own', [False, True])
 @pytest.mark.parametrize('per_example', [False, True])
-def test_a_call_after_the_first_pass_is_named(jit, own, per_example):
+def test_an_adapter_after_the_first_pass_raises(jit, own, per_example):
   model = Network(nnx.Rngs(2) if own else None)
   losses_fn = lambda model, x, rngs: (model(x, rngs) - 1) ** 2
 
@@ -117,7 +117,7 @@ def test_a_call_after_the_first_pass_is_named(jit, own, per_example):
     jit(step)(model, None if own else nnx.Rngs(1))
 
 
-def test_a_copy_is_asked_for_no_pass():
+def test_a_copied_model_needs_no_first_pass():
   model, rngs = Network(), nnx.Rngs(1)
   value_fn = nnx_value_fn(nnx.clone(model), loss_fn, X, nnx.clone(rngs))
   expected = loss_fn(model, X, rngs)
@@ -125,7 +125,7 @@ def test_a_copy_is_asked_for_no_pass():
   assert jnp.allclose(value_fn(params_of(model)), expected)
 
 
-def test_random_numbers_from_elsewhere_are_named():
+def test_a_random_stream_outside_of_the_arguments_raises():
   (model, optimizer), rngs = make(), nnx.Rngs(1)
   value_fn = nnx_value_fn(model, lambda m, x: loss_fn(m, x, rngs), X)
   grads = nnx.grad(loss_fn)(model, X, rngs)
@@ -134,7 +134,7 @@ def test_random_numbers_from_elsewhere_are_named():
 
 
 @pytest.mark.parametrize('wrt', [nnx.LoRAParam, lambda p, _: 'lora_a' in p])
-def test_adapters_need_the_filter_of_the_optimizer(wrt):
+def test_adapters_with_another_filter_than_the_optimizer_raise(wrt):
   model = nnx.Sequential(
     nnx.LoRA(8, 2, 1, base_module=Network(), rngs=nnx.Rngs(0)),
   )
@@ -167,14 +167,14 @@ def test_adapters_need_the_filter_of_the_optimizer(wrt):
     lambda model, x: jnp.mean(model(x)),
   ],
 )
-def test_a_loss_of_the_nnx_model_is_not_one_of_its_parameters(wrong):
+def test_a_loss_of_an_nnx_model_instead_of_parameters_raises(wrong):
   model, optimizer = make()
   grads = nnx.grad(loss_fn)(model, X, nnx.Rngs(1))
   with pytest.raises(ValueError, match=r'optax_sam\.flax\.nnx_value_fn'):
     optimizer.update(model, grads, value_fn=wrong)
 
 
-def test_the_train_state_of_flax_names_ours():
+def test_the_train_state_of_flax_raises_with_our_replacement():
   tx = optax.chain(optax_sam.sam(), optax.sgd(RATE))
   w = {'w': jnp.ones(3)}
   state = train_state.TrainState.create(apply_fn=None, params=w, tx=tx)
@@ -183,7 +183,7 @@ def test_the_train_state_of_flax_names_ours():
 
 
 @pytest.mark.parametrize('way', ['value_fn', 'grad_fn', 'pair', 'examples'])
-def test_8_bit_floats_of_flax_keep_the_scales_of_the_first_pass(way):
+def test_8_bit_floats_of_flax_use_the_scales_of_the_first_pass(way):
   model = nn.Dense(4, dot_general_cls=fp8_ops.Fp8DirectDotGeneralOp)
   params = model.init(jax.random.key(0), X)
   losses = lambda params, x: jnp.mean(model.apply(params, x) ** 2, axis=1)
@@ -207,7 +207,7 @@ def test_8_bit_floats_of_flax_keep_the_scales_of_the_first_pass(way):
   assert by_hand.distance(found, scales) == 0
 
 
-def test_losses_that_depend_on_the_other_examples_are_others_in_a_subset():
+def test_coupled_per_example_losses_differ_in_a_subset():
   losses = lambda w, x: (x @ w - jnp.mean(x @ w)) ** 2  # of one example: 0
   w, tx = jnp.ones(8), optax_sam.k_sam(ascent=1, descent=1)
   given = {'per_example_value_fn': losses, 'batch': X}

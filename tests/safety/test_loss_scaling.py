@@ -1,4 +1,4 @@
-"""Both passes scaled, in float16, against a SAM by hand in float32."""
+"""Loss scaling of both passes in float16 equals handwritten SAM in float32."""
 
 import functools
 import pathlib
@@ -34,7 +34,7 @@ def batch(step):
 
 
 def loss(p, batch, dtype=jnp.float32, size=1e-4):
-  """So small that float16 rounds its gradients away if they are not scaled."""
+  """A loss so small that its unscaled float16 gradients underflow."""
   p, batch = jax.tree.map(lambda x: jnp.asarray(x, dtype), (p, batch))
   hidden = jnp.tanh(batch['x'] @ p['a'] + p['b'])
   error = (hidden - batch['y']).astype(jnp.float32)
@@ -46,7 +46,7 @@ def half(p, batch):
 
 
 def by_hand(steps, devices=1, rho=RHO):
-  """Each device perturbs by its own gradient; SGD on their mean."""
+  """Each device perturbs with its local gradient; SGD uses the mean."""
   w = params()
   gradient = jax.jit(jax.grad(loss))
   for t in range(steps):
@@ -58,7 +58,7 @@ def by_hand(steps, devices=1, rho=RHO):
       point = jax.tree.map(lambda x, e, s=size: x + rho * e / s, w, g)
       second.append(gradient(point, part))
     mean = jax.tree.map(lambda *x: sum(x) / devices, *second)
-    # The loss is small, so that the rate must be large.
+    # The loss is small, so the learning rate must be large.
     w = jax.tree.map(lambda x, g: x - RATE / 1e-4 * g, w, mean)
   return w
 
@@ -103,7 +103,7 @@ def dynamic_step(tx, p, state, scale, batch):
   return optax.apply_updates(p, updates), state, scale
 
 
-def test_a_constant_scale():
+def test_a_constant_scale_gives_correct_steps():
   tx, p = optimizer(), params()
   state = tx.init(p)
   step = jax.jit(functools.partial(constant_step, tx, 2.0**15))
@@ -117,8 +117,8 @@ def test_a_constant_scale():
   np.testing.assert_allclose(value, metrics['perturbed_loss'], rtol=0.3)
 
 
-def test_a_dynamic_scale_that_finds_its_size():
-  """It starts so high that the first steps overflow and are left out."""
+def test_a_dynamic_scale_decreases_and_gives_correct_steps():
+  """It starts so high that the first steps overflow and are skipped."""
   tx, p, scale = optimizer(), params(), DynamicScale(scale=2.0**33)
   state = tx.init(p)
   step = jax.jit(functools.partial(dynamic_step, tx))
@@ -139,7 +139,7 @@ def test_a_dynamic_scale_that_finds_its_size():
   assert optax_sam.metrics(state)['step_count'] == 5
 
 
-def test_a_dynamic_scale_sees_an_overflow_of_the_second_pass():
+def test_a_dynamic_scale_detects_an_overflow_of_the_perturbed_pass():
   tx = optax.chain(optax_sam.sam(0.5), optax.apply_if_finite(optax.sgd(0.1), 9))
   w, scale = jnp.array([1.0, 2.0]), DynamicScale(scale=4.0)
   moved = lambda p: jnp.sum(jnp.abs(p - w)) > 0
@@ -155,8 +155,8 @@ def test_a_dynamic_scale_sees_an_overflow_of_the_second_pass():
 
 
 @pytest.mark.parametrize('start', [2.0**15, 2.0**33])
-def test_a_dynamic_scale_inside_pmap(start):
-  """Local gradients in; all devices come to one scale."""
+def test_a_dynamic_scale_inside_pmap_is_equal_on_all_devices(start):
+  """The input gradients are local."""
   tx = optimizer(axis_name='data')
   shared = (params(), tx.init(params()), DynamicScale(scale=start))
   step = jax.pmap(
@@ -177,14 +177,14 @@ def test_a_dynamic_scale_inside_pmap(start):
 
 
 def test_a_scale_in_one_pass_only_lengthens_the_step():
-  """The trap that the documentation names: nothing tells the two apart."""
+  """The documentation warns of this undetectable mistake."""
   tx, w, g = optax_sam.sam(0.05), jnp.array([3.0, 4.0]), jnp.array([3.0, 4.0])
   value_fn = lambda w: 2.0**15 * jnp.sum(w**2) / 2
   u, _ = tx.update(g, tx.init(w), w, value_fn=value_fn)
   np.testing.assert_allclose(jnp.linalg.norm(u), 2.0**15 * 5.05, rtol=1e-5)
 
 
-def test_the_steps_of_the_documentation():
+def test_the_steps_of_the_documentation_are_correct():
   page = pathlib.Path(__file__).parents[2] / 'docs' / 'precision.md'
   blocks = re.findall(r'```python\n(.*?)```', page.read_text(), re.DOTALL)
   page = {}

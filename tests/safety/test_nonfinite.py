@@ -1,4 +1,4 @@
-"""A gradient of a step that isn't finite: seen behind, and nothing stays."""
+"""Non-finite gradients reach the base optimizer and do not change state."""
 
 import functools
 
@@ -11,7 +11,7 @@ import pytest
 import optax_sam
 from tests.contracts import comparisons, table, training
 
-# Finite at 0.9, with a finite gradient; NaN beyond 1.
+# Value and gradient are finite at 0.9, and NaN beyond 1.
 EDGE = jnp.array([0.9])
 
 
@@ -20,7 +20,7 @@ def edge_loss(v):
 
 
 def guard(row, method, base=table.base):
-  """Places `apply_if_finite` where the documentation says."""
+  """Places `apply_if_finite` as documented."""
   careful = optax.apply_if_finite(
     base() if row.place == 'chain' else optax.identity(), 5
   )
@@ -29,19 +29,19 @@ def guard(row, method, base=table.base):
 
 
 def kept(row, opt_state):
-  """Returns all states that must be as they were."""
+  """Returns all states that must not change."""
   own = opt_state[1] if row.place == 'after' else opt_state[0]
   return own, opt_state[-1].inner_state
 
 
 @functools.cache
 def trained(name, jit=True):
-  """Returns a guarded optimizer, its step at bad losses, and a warm state."""
+  """Returns a guarded optimizer, its step with bad losses, and a warm state."""
   row = table.ROWS[name]
   tx = guard(row, row.alone(base=table.base))
 
   def step(params, opt_state, batch, factor, clean):
-    """Spoils all gradients off `params`, or the clean ones there."""
+    """Spoils the perturbed gradients, or the unperturbed ones."""
     start = jax.lax.stop_gradient(params)
 
     def losses(p, batch):
@@ -82,28 +82,28 @@ def notfinite(found):
 
 @table.every_row()
 @pytest.mark.parametrize('bad', [jnp.inf, jnp.nan])
-def test_a_bad_clean_gradient_leaves_nothing(name, bad):
+def test_a_bad_unperturbed_gradient_changes_nothing(name, bad):
   row, before, found = take(name, 1.0, bad)
   if notfinite(found):
     assert_rejected(row, before, found)
-  else:  # it isn't used at all
+  else:  # the method does not use it
     comparisons.assert_equal(found, take(name, 1.0, 1.0)[2])
     assert row.method.needs == 'examples' or row.name == 'momentum_sam'
 
 
 @table.every_row(lambda row: row.radius)
 @pytest.mark.parametrize('bad', [jnp.inf, jnp.nan])
-def test_a_gradient_that_is_bad_at_the_perturbed_point_only(name, bad):
+def test_a_bad_perturbed_gradient_changes_nothing(name, bad):
   row, before, found = take(name, bad, 1.0)
   if notfinite(found):
     assert_rejected(row, before, found)
-  else:  # the policy has left it out
+  else:  # the policy has skipped it
     assert not optax_sam.metrics(found[1])['ascended']
     assert row.method.group == 'some steps' or name == 'everything'
 
 
 @table.every_kind(lambda row: row.place == 'chain')
-def test_outside_of_jit(name):
+def test_a_bad_gradient_outside_of_jit_changes_nothing(name):
   for factor, clean in ((jnp.nan, 1.0), (1.0, jnp.inf)):
     row, before, found = take(name, factor, clean, jit=False)
     if notfinite(found):
@@ -112,7 +112,7 @@ def test_outside_of_jit(name):
 
 @pytest.mark.parametrize('name', ['sam', 'friendly_sam', 'ae_sam', 'look_sam'])
 @pytest.mark.parametrize('bad_is_clean', [False, True])
-def test_multi_steps_that_skip(name, bad_is_clean):
+def test_multi_steps_skip_bad_gradients(name, bad_is_clean):
   rule = optax.skip_not_finite
   steps = optax.MultiSteps(optax.adam(0.1), 1, should_skip_update_fn=rule)
   method = table.ROWS[name].alone(0.5)
@@ -129,8 +129,8 @@ def test_multi_steps_that_skip(name, bad_is_clean):
   comparisons.assert_equal(own(after), own(before))
 
 
-def test_all_methods_hand_on_what_is_not_finite():
-  """Also where the second gradient is finite, and at a mask."""
+def test_all_methods_forward_non_finite_gradients():
+  """Also if the perturbed gradient is finite, and with a mask."""
   grads = {'a': jnp.array([jnp.inf, 1.0]), 'b': jnp.ones(2)}
   params = jax.tree.map(jnp.ones_like, grads)
   for name in ('sam', 'gsam', 'asam', 'look_sam', 'gradient_norm_penalty'):
@@ -149,8 +149,8 @@ def test_all_methods_hand_on_what_is_not_finite():
   comparisons.assert_equal(found, grads)
 
 
-def test_large_gradients_are_finite():
-  """Though no float holds their squares; nor is a gradient of zero bad."""
+def test_large_gradients_are_not_rejected():
+  """Their squares overflow. A gradient of zero is not rejected either."""
   params = jnp.array([1.0, 2.0])
   tx = optax_sam.friendly_sam(0.5)
   for grads in (jnp.array([3e30, 4e30]), jnp.zeros(2)):
@@ -164,8 +164,8 @@ def test_large_gradients_are_finite():
     np.testing.assert_allclose(ema, 0.1 * grads, rtol=1e-6)
 
 
-def test_an_ascent_gradient_of_chosen_examples():
-  """K-SAM's is bad, its second gradient of fewer examples isn't."""
+def test_a_bad_ascent_gradient_of_selected_examples_changes_nothing():
+  """K-SAM's ascent gradient is bad, its perturbed gradient is finite."""
   losses = lambda w, batch: batch + jnp.where(batch > 2, w, jnp.sqrt(w))[0]
   batch, w = jnp.array([1.0, 2.0, 3.0]), jnp.zeros(1)
   tx = optax_sam.k_sam(0.1, ascent=2, descent=1)
@@ -177,8 +177,10 @@ def test_an_ascent_gradient_of_chosen_examples():
 
 
 @pytest.mark.parametrize('name', ['lookbehind', 'wsam_decoupled', 'sampa'])
-def test_a_base_optimizer_that_hides_it(name):
-  """A sign, or clipping, makes a finite update of an infinite gradient."""
+def test_bad_gradients_before_a_base_optimizer_that_hides_them_change_nothing(
+  name,
+):
+  """Sign or clipping turns an infinite gradient into a finite update."""
   row = table.ROWS[name]
   sign = lambda: optax.chain(optax.scale_by_sign(), optax.trace(0.9))
   tx = row.alone(base=sign)
@@ -193,8 +195,8 @@ def test_a_base_optimizer_that_hides_it(name):
   comparisons.assert_equal(params, before)
 
 
-def test_frob_sam_shows_a_sample_that_is_not_finite():
-  """Where the loss is finite and its gradient isn't; overflow is left out."""
+def test_frob_sam_forwards_a_sample_that_is_not_finite():
+  """The loss is finite, its gradient is not; overflow is excluded."""
   tx = optax_sam.frob_sam(0.1, key=0)
   w = jnp.ones(3)
   for bad, is_bad in ((jnp.nan, True), (jnp.inf, True), (3e38, False)):
@@ -204,8 +206,8 @@ def test_frob_sam_shows_a_sample_that_is_not_finite():
     assert state.step_count == (0 if is_bad else 1)
 
 
-def test_the_edge_by_hand():
-  """Around the whole optimizer nothing is seen; behind the method it is."""
+def test_apply_if_finite_after_the_method_detects_a_bad_gradient():
+  """Around the whole optimizer it would detect nothing."""
   grads = jax.grad(edge_loss)(EDGE)
   tx = optax.chain(
     optax_sam.sam(0.05), optax.apply_if_finite(optax.sgd(0.1), 5)
@@ -222,7 +224,7 @@ def test_the_edge_by_hand():
 
 @pytest.mark.parametrize('sync', [False, True])
 @pytest.mark.parametrize('name', ['sam', 'friendly_sam', 'ae_sam', 'look_sam'])
-def test_one_bad_device_is_seen_by_all(name, sync):
+def test_a_bad_device_is_detected_by_all_devices(name, sync):
   method = table.ROWS[name].alone(axis_name='data', sync_ascent=sync)
   tx = optax.chain(method, optax.apply_if_finite(optax.sgd(0.1, 0.9), 5))
   w = jnp.array([3.0, 4.0])
@@ -235,7 +237,7 @@ def test_one_bad_device_is_seen_by_all(name, sync):
   good = jnp.ones(4)
   state = jax.tree.map(lambda x: x[0], step(w, tx.init(w), good, good)[1])
   bad = good.at[2].set(jnp.inf)
-  # LookSAM reuses now, and takes no second gradient.
+  # LookSAM reuses its direction here and takes no perturbed gradient.
   for given in ((bad, good), (good, bad))[: 1 if name == 'look_sam' else 2]:
     updates, after = step(w, state, *given)
     assert not updates.any()

@@ -1,4 +1,4 @@
-"""The unit of the loss, precision, counters and radii."""
+"""Scale of the loss, precision, counters and radii."""
 
 import decimal
 import fractions
@@ -21,7 +21,7 @@ from tests.oracles import ae_sam
 
 A = np.diag([4.0, 2.0, 1.0])
 W = np.array([3.0, -1.0, 2.0])
-# A factor on the loss changes the rule as it is published.
+# The published rules depend on the scale of the loss.
 DEPENDS_ON_SCALE = (
   'b_sam',
   'entropy_sgd',
@@ -47,7 +47,7 @@ def _direction(method, factor, dtype=jnp.float32):
 @pytest.mark.parametrize(
   'factor', [1.0, 1e-9, 1e-13, 1e-20, 1e20, 1e-30, 1e30, 1e-36, 1e36]
 )
-def test_the_unit_of_the_loss_changes_no_direction(factor):
+def test_the_scale_of_the_loss_does_not_change_the_direction(factor):
   gradient = A @ W
   expected = A @ (W + 0.5 * gradient / np.linalg.norm(gradient))
   found = _direction(optax_sam.sam(0.5), factor)
@@ -56,7 +56,7 @@ def test_the_unit_of_the_loss_changes_no_direction(factor):
 
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('factor', [1e-300, 1e-200, 1e-20, 1e150, 1e290])
-def test_nor_in_float64(factor):
+def test_the_scale_of_the_loss_does_not_change_the_direction_in_float64(factor):
   gradient = A @ W
   expected = A @ (W + 0.5 * gradient / np.linalg.norm(gradient))
   found = _direction(optax_sam.sam(0.5), factor, jnp.float64)
@@ -64,8 +64,8 @@ def test_nor_in_float64(factor):
 
 
 @table.every_row(lambda row: row.name not in DEPENDS_ON_SCALE)
-def test_no_method_depends_on_the_unit_of_the_loss(name):
-  """From 1e-15 to 1e15, by powers of two, which round nothing else."""
+def test_no_method_depends_on_the_scale_of_the_loss(name):
+  """From 1e-15 to 1e15, by powers of two, so that nothing else is rounded."""
   row, paths = table.ROWS[name], []
   for exponent in (0, -50, 50):
     factor = 2.0**exponent
@@ -82,7 +82,7 @@ def test_no_method_depends_on_the_unit_of_the_loss(name):
 
 
 @pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32'])
-def test_norms_of_all_magnitudes(dtype):
+def test_norms_of_all_magnitudes_are_accurate(dtype):
   rng = np.random.default_rng(0)
   numbers = rng.standard_normal((3, 40)).astype(np.float32)
   limits = jnp.finfo(dtype)
@@ -109,7 +109,7 @@ def _norms(steps):
 
 @pytest.mark.parametrize('scale', SCALES)
 @pytest.mark.parametrize('name', ['ae_sam', 'ae_look_sam'])
-def test_ae_sam_decides_alike_at_any_scale(name, scale):
+def test_ae_sam_makes_the_same_decisions_at_any_scale(name, scale):
   steps, past, expected = 60, (0.0, 0.0), []
   low, high = (-1.0, 1.0) if name == 'ae_sam' else (0.0, 2.0)
   for t, size in enumerate(_norms(steps)):
@@ -122,8 +122,8 @@ def test_ae_sam_decides_alike_at_any_scale(name, scale):
   assert 5 < sum(expected) < 55
 
 
-def test_ae_sam_follows_a_loss_whose_unit_changes():
-  """Its moments hold after a factor of 1e20 up, and forget one of it down."""
+def test_ae_sam_adapts_to_a_loss_whose_scale_changes():
+  """Moments are finite and accurate after factors of 1e-20 and 1e40."""
   policy = policies.on_sharp_gradients(100, initial_variance=math.exp(-10))
   state, decide = policy.init(jnp.zeros(1)), jax.jit(policy.decide)
   for scale in [1.0] * 3 + [1e-20] * 3 + [1e20] * 3 + [0.0] * 3 + [1.0]:
@@ -150,9 +150,9 @@ def _exactly_moved(active, t, total, rate):
     for k in range(60):
       cosine += term
       term *= -angle * angle / ((2 * k + 1) * (2 * k + 2))
-    share = fractions.Fraction(str(rate)) * active / 2
-    share = decimal.Decimal(share.numerator) / share.denominator
-    moved = share * (1 + cosine)
+    fraction = fractions.Fraction(str(rate)) * active / 2
+    fraction = decimal.Decimal(fraction.numerator) / fraction.denominator
+    moved = fraction * (1 + cosine)
     # Whole numbers have an error of 1e-40.
     return math.floor(moved + decimal.Decimal('1e-35'))
 
@@ -179,7 +179,7 @@ def test_sparse_sam_moves_the_exact_number():
 def test_sparse_sam_moves_whole_numbers(
   entries, step, total, rate, moved, injected
 ):
-  piece = perturbations.keep_dynamic(
+  perturbation = perturbations.keep_dynamic(
     0.5,
     drop_rate=jnp.float32(rate) if injected else rate,
     refresh_every=1,
@@ -187,12 +187,12 @@ def test_sparse_sam_moves_whole_numbers(
     key=0,
   )
   x = jnp.arange(1.0, entries + 1.0)
-  state = piece.init(x)._replace(step_count=jnp.int32(step))
-  _, after = jax.jit(piece.update)(x, state, x)
+  state = perturbation.init(x)._replace(step_count=jnp.int32(step))
+  _, after = jax.jit(perturbation.update)(x, state, x)
   assert int((state.mask & ~after.mask).sum()) == moved
 
 
-def test_counters_stay_at_the_largest_integer():
+def test_counters_saturate_at_the_largest_integer():
   most = jnp.int32(2**31 - 1)
   state = checks.with_fields(
     info.first_state(jnp.ones(2)), step_count=most, second_gradients=most
@@ -215,7 +215,7 @@ def test_half_precision_warns_once(name, dtype):
 
 
 @pytest.mark.filterwarnings('error')
-def test_leaves_that_are_not_perturbed_warn_of_nothing():
+def test_leaves_that_are_not_perturbed_do_not_warn():
   params = {
     'half': jnp.ones(2, jnp.bfloat16),
     'eighth': jnp.ones(2, jnp.float8_e4m3fn),
@@ -233,14 +233,14 @@ def test_leaves_that_are_not_perturbed_warn_of_nothing():
   ('adaptive', 'minimize_fp'),
   [(False, True), (True, True), (False, False), (True, False)],
 )
-def test_sixty_steps_of_the_trainer_in_big_vision(adaptive, minimize_fp):
-  """It counts from 1 for the radius, and from 0 in the optimizer."""
+def test_sixty_steps_equal_the_trainer_in_big_vision(adaptive, minimize_fp):
+  """That trainer counts from 1 for the radius, and from 0 in the optimizer."""
   rate = lambda t: 0.05 * (1 - jnp.asarray(t, float) / 61)
   gradient = lambda w: A @ w + 0.3 * w**3
   w, path = W.copy(), []
   for t in range(60):
-    share = (float(rate(t + 1)) - 0.0005) / (0.05 - 0.0005)
-    rho, g = 0.02 + (0.3 - 0.02) * share, gradient(w)
+    fraction = (float(rate(t + 1)) - 0.0005) / (0.05 - 0.0005)
+    rho, g = 0.02 + (0.3 - 0.02) * fraction, gradient(w)
     epsilon = rho * g / np.linalg.norm(g) * (np.abs(w) if adaptive else 1)
     gp = gradient(w + epsilon)
     if minimize_fp:
@@ -271,7 +271,7 @@ def test_sixty_steps_of_the_trainer_in_big_vision(adaptive, minimize_fp):
 
 
 @pytest.mark.parametrize('wrong', ['yes', 2, None])
-def test_choices_of_gsam_are_bools(wrong):
+def test_options_of_gsam_that_are_not_bools_raise(wrong):
   with pytest.raises(ValueError, match='adaptive must be one of True, False'):
     optax_sam.gsam(adaptive=wrong)
   with pytest.raises(ValueError, match='minimize_fp must be one of True'):

@@ -1,4 +1,4 @@
-"""The rest of Optax around a method, and arguments that don't fit."""
+"""Methods with the rest of Optax, and invalid arguments."""
 
 import functools
 
@@ -40,12 +40,12 @@ def one(tx, *, grads=G, params=W, **given):
   return tx.update(grads, tx.init(params), params, **given)
 
 
-# Settings in the state.
+# Injected hyperparameters.
 
 
 @table.every_method()
-def test_injected_without_static_arguments(name):
-  """Defaults and given values that shape the program stay Python's."""
+def test_methods_are_injected_without_listing_static_arguments(name):
+  """Static defaults and arguments remain Python values."""
   row = table.ROWS[name]
   given = row.settings()
   if row.place == 'wraps':
@@ -63,14 +63,14 @@ def test_injected_without_static_arguments(name):
   assert not {*row.method.static} & state.hyperparams.keys()
   if row.radius:
     assert float(state.hyperparams[row.radius]) == np.float32(0.05)
-  # Only what is required, which the catalog has examples of.
+  # Only required arguments, from the examples of the catalog.
   example = {**row.method.example}
   if row.place == 'wraps':
     example['base'] = optax.sgd(0.1)
   optax.inject_hyperparams(row.function)(**example).init(training.params())
 
 
-def test_ways_to_inject():
+def test_all_ways_to_inject_are_equivalent():
   mask = lambda _: {'a': True, 'b': False}
   params = {'a': W, 'b': W}
   for build in (
@@ -94,7 +94,7 @@ def test_ways_to_inject():
 
 
 @table.every_method(lambda row: row.place in ('chain', 'after'))
-def test_the_count_is_that_of_the_schedule(name):
+def test_the_step_count_is_that_of_the_schedule(name):
   tx = table.ROWS[name].whole(base=lambda: optax.sgd(lambda t: 0.1 / (t + 1)))
   state = tx.init(training.params())
   assert int(optax.tree.get(state, 'count')) == 0
@@ -126,7 +126,7 @@ class Scaled:
     lambda k_is_not_mine, *, k: k * loss(k_is_not_mine),
   ],
 )
-def test_functions_get_what_they_name(value_fn):
+def test_functions_get_the_arguments_that_they_name(value_fn):
   k = jnp.float32(2)
   more = {'k': k, 'unheard_of': 'word', 'value': 2.0, 'grad': 2 * G}
   tx = optax_sam.sam(0.05)
@@ -137,7 +137,7 @@ def test_functions_get_what_they_name(value_fn):
   np.testing.assert_allclose(found, sam_by_hand(2.0), rtol=1e-6)
 
 
-def test_functions_of_examples_get_what_they_name():
+def test_per_example_functions_get_the_arguments_that_they_name():
   scaled_losses = lambda w, x, k: k * losses(w, x)
   mean = lambda w: 2 * jnp.mean(losses(w, X))
   g = jax.grad(mean)(W)
@@ -150,7 +150,7 @@ def test_functions_of_examples_get_what_they_name():
   )
   expected = jax.grad(mean)(W + 0.05 * g / jnp.linalg.norm(g))
   np.testing.assert_allclose(found, expected, rtol=1e-5)
-  # The batch, too, as a line search would pass it.
+  # Also the batch, as a line search passes it.
   found, _ = one(
     optax_sam.sam(0.05),
     grads=g,
@@ -161,7 +161,7 @@ def test_functions_of_examples_get_what_they_name():
 
 
 def k_sam_by_hand():
-  """Ascends by the one and descends by the two largest losses at W."""
+  """Ascends on the largest loss and descends on the two largest at W."""
   w, x = np.array(W, np.float64), np.array(X, np.float64)
   order = np.argsort(-np.square(x @ w - 1))
   gradient = lambda w, x: np.mean(2 * (x @ w - 1)[:, None] * x, axis=0)
@@ -182,7 +182,9 @@ _BASES = {
 
 @pytest.mark.parametrize('base', _BASES)
 @pytest.mark.parametrize('value_fn', ['of parameters', 'of the batch'])
-def test_examples_in_front_of_a_line_search(base, value_fn):
+def test_a_per_example_method_before_a_line_search_gets_its_arguments(
+  base, value_fn
+):
   base, mean = _BASES[base](), lambda w: jnp.mean(losses(w, X))
   by_batch = lambda w, batch: jnp.mean(losses(w, batch))
   value, grad = jax.value_and_grad(mean)(W)
@@ -203,7 +205,7 @@ def test_examples_in_front_of_a_line_search(base, value_fn):
     one(optax.chain(method, base), grads=grad, **known, **more)
 
 
-def test_in_front_of_a_line_search_with_an_argument():
+def test_a_method_before_a_line_search_gets_its_arguments():
   tx = optax.chain(optax_sam.sam(0.05), optax.sgd(0.1))
   search = optax.chain(tx, optax.scale_by_backtracking_linesearch(20))
   found, _ = one(
@@ -220,7 +222,7 @@ def test_in_front_of_a_line_search_with_an_argument():
   )
 
 
-# Wrappers that hand on nothing.
+# Wrappers that do not forward extra arguments.
 
 
 def _lookahead(tx):
@@ -235,14 +237,14 @@ def _lookahead(tx):
     (lambda tx: optax.MultiSteps(tx, 1).gradient_transformation(), lambda w: w),
   ],
 )
-def test_wrappers_that_drop_the_function(wrap, params):
+def test_wrappers_that_drop_the_function_raise(wrap, params):
   tx = optax.chain(wrap(optax.chain(optax_sam.sam(), optax.sgd(0.1))))
   dropped = r'a wrapper has dropped it(.|\n)*optax.lookahead(.|\n)*before them'
   with pytest.raises(ValueError, match=dropped):
     one(tx, params=params(W), value_fn=loss)
 
 
-def test_the_train_state_of_flax():
+def test_the_train_state_of_flax_raises():
   state = train_state.TrainState.create(
     apply_fn=nn.Dense(1).apply,
     params={'w': W},
@@ -252,8 +254,8 @@ def test_the_train_state_of_flax():
     state.apply_gradients(grads={'w': G}, value_fn=lambda p: loss(p['w']))
 
 
-def test_gradients_of_single_examples():
-  """As `optax.contrib.differentially_private_aggregate` wants them."""
+def test_per_example_gradients_raise():
+  """`optax.contrib.differentially_private_aggregate` needs such gradients."""
   with pytest.raises(ValueError, match=r'got \(4, 3\) for \(3,\).*the mean'):
     one(optax_sam.sam(), grads=jnp.stack([G] * 4), value_fn=loss)
 
@@ -268,7 +270,7 @@ def test_gradients_of_single_examples():
     (optax.sgd(0.1), optax_sam.unnormalized_sam(0.1)),
   ],
 )
-def test_what_replaces_the_sam_of_optax(ascent, method):
+def test_the_replacement_of_the_sam_of_optax_is_equal(ascent, method):
   base = optax.sgd(optax.linear_schedule(0.1, 0.0, 5), momentum=0.9)
   theirs = optax.contrib.sam(base, ascent, opaque_mode=True)
   ours, (v, w) = optax.chain(method, base), (W, W)
@@ -284,7 +286,7 @@ def test_what_replaces_the_sam_of_optax(ascent, method):
   np.testing.assert_allclose(w, v, rtol=1e-5)
 
 
-# Arguments that don't fit.
+# Invalid arguments.
 
 
 @pytest.mark.parametrize(
@@ -308,7 +310,7 @@ def test_what_replaces_the_sam_of_optax(ascent, method):
     ),
   ],
 )
-def test_calls_that_do_not_fit(build, words):
+def test_invalid_calls_raise(build, words):
   with pytest.raises((TypeError, ValueError), match=words):
     build()
 
@@ -332,7 +334,7 @@ _NORM = {'scale': jnp.ones(3)}
   ],
 )
 @table.every_method(lambda row: row.place != 'after')
-def test_gradients_that_do_not_fit(name, grads, words):
+def test_invalid_gradients_raise(name, grads, words):
   tx = table.ROWS[name].alone()
   with pytest.raises(ValueError, match=f'updates must .*{words}'):
     tx.update(grads, tx.init(_PARAMS), _PARAMS, **_FUNCTIONS)
@@ -356,7 +358,7 @@ def test_gradients_that_do_not_fit(name, grads, words):
   ],
 )
 @table.every_method(lambda row: 'mask' in row.parameters)
-def test_functions_that_do_not_fit(name, given, words):
+def test_invalid_functions_raise(name, given, words):
   tx = table.ROWS[name].alone()
   given = {**_FUNCTIONS, **given}
   with pytest.raises(ValueError, match=words):
@@ -367,14 +369,14 @@ def test_functions_that_do_not_fit(name, given, words):
   ('value', 'words'),
   [(3, 'int'), (jnp.int32(3), 'int32'), ('a', 'str'), (1 + 1j, 'complex')],
 )
-def test_values_that_are_no_losses(value, words):
+def test_values_that_are_not_losses_raise(value, words):
   for name in ('sam', 'lookbehind', 'frob_sam'):
     with pytest.raises(ValueError, match=f'value_fn must return .*{words}'):
       one(table.ROWS[name].alone(), value_fn=lambda _: value)
 
 
 @table.every_method(lambda row: row.method.needs == 'examples')
-def test_an_empty_batch(name):
+def test_an_empty_batch_raises(name):
   tx = table.ROWS[name].alone()
   given = {**_FUNCTIONS, 'batch': jax.tree.map(lambda x: x[:0], _BATCH)}
   with pytest.raises(ValueError, match='batch must hold an example'):
@@ -382,15 +384,15 @@ def test_an_empty_batch(name):
 
 
 @table.every_method()
-def test_the_state_of_another_optimizer(name):
+def test_the_state_of_another_optimizer_raises(name):
   tx, state = table.ROWS[name].alone(), optax.sgd(0.1, 0.9).init(_PARAMS)
   with pytest.raises(ValueError, match=r'state must be .*, got a tuple: pass'):
     tx.update(_GRADS, state, _PARAMS, **_FUNCTIONS)
 
 
 @pytest.mark.parametrize('name', ['ae_sam', 'look_sam', 'ss_sam'])
-def test_a_missing_function_at_a_step_that_skips(name):
-  """Outside of `jax.jit`, where a policy branches in Python."""
+def test_a_missing_function_in_a_skipped_step_raises(name):
+  """Also outside of `jax.jit`, where a policy branches in Python."""
   settings = {'ss_sam': {'probability': 1e-9}, 'look_sam': {'period': 10**6}}
   tx = table.ROWS[name].alone(**settings.get(name, {}))
   _, state = one(tx, value_fn=loss)
@@ -399,8 +401,8 @@ def test_a_missing_function_at_a_step_that_skips(name):
       tx.update(G, state, W)
 
 
-def test_keys_of_the_members_of_an_ensemble():
-  """One seed makes one decision; a key for each member makes its own."""
+def test_each_member_of_an_ensemble_may_have_its_own_key():
+  """With one seed all members make the same decisions."""
   members, keys = jnp.stack([W] * 8), jax.random.split(jax.random.key(0), 8)
   tx = optax_sam.ss_sam(probability=0.5, key=0)
   own = lambda w, key: optax_sam.ss_sam(probability=0.5, key=key).init(w)

@@ -1,4 +1,4 @@
-"""Methods that are not first in their chain are refused, with the fix."""
+"""Methods that are not first in their chain raise, with the fix."""
 
 import functools
 
@@ -47,7 +47,7 @@ RIGHT = {
   'alone': sam,
   'in a nested chain': chain(chain(sam, optax.clip(1.0)), sgd),
   'by name': optax.named_chain(('z', sam), ('a', sgd)),
-  'behind what changes nothing': chain(
+  'after transformations without effect': chain(
     optax.identity(), optax.snapshot('norm', optax.tree.norm), sam, sgd
   ),
   'in wrappers': around(
@@ -55,12 +55,12 @@ RIGHT = {
   ),
   'injected': chain(injected(optax_sam.asam), sgd),
   'injected as a whole': injected(lambda lr: chain(sam, optax.sgd(lr))),
-  'in front of masks': chain(sam, optax.masked(sgd, MASK)),
-  'in front of accumulation': chain(sam, around(sgd, 4)),
-  'in front of a line search': chain(sam, optax.lbfgs()),
+  'before masks': chain(sam, optax.masked(sgd, MASK)),
+  'before accumulation': chain(sam, around(sgd, 4)),
+  'before a line search': chain(sam, optax.lbfgs()),
   'schedule-free': optax.contrib.schedule_free(chain(sam, sgd), 0.1),
   'around the base': optax_sam.wsam_decoupled(sgd, learning_rate=cosine),
-  'in place of the base': chain(
+  'replaces the base': chain(
     b_sam, optax.apply_if_finite(optax.identity(), 5), optax.scale(0.5)
   ),
   'averaged': chain(sam, sgd, swa, optax_sam.anti_pgd(0.1, key=0)),
@@ -104,7 +104,7 @@ WRONG = {
     around(optax.apply_if_finite(chain(optax.clip(1.0), sam, sgd), 5)),
     FIRST.format('clip'),
   ),
-  'behind a wrapper': (
+  'after a wrapper': (
     chain(optax.masked(optax.clip(1.0), MASK), sam, sgd),
     FIRST.format('masked'),
   ),
@@ -112,11 +112,11 @@ WRONG = {
     chain(around(optax.identity(), 2), sam, sgd),
     FIRST.format('MultiSteps'),
   ),
-  "behind a stranger's": (
+  'after a third-party transformation': (
     chain(custom(doubled), sam, sgd),
     FIRST.format('doubled'),
   ),
-  'behind what has no name': (
+  'after an unnamed transformation': (
     chain(custom(functools.partial(doubled)), sam, sgd),
     FIRST.format('the transformation number 1 of the chain'),
   ),
@@ -124,7 +124,7 @@ WRONG = {
     injected(lambda lr: chain(optax.clip(1.0), sam, optax.sgd(lr))),
     FIRST.format('the transformation number 1 of the chain'),
   ),
-  'behind an average': (chain(swa, sam, sgd), FIRST.format('swa')),
+  'after an average': (chain(swa, sam, sgd), FIRST.format('swa')),
   'an optimizer': (
     chain(optax.clip(1.0), optax_sam.entropy_sgd(key=0)),
     FIRST.format('clip'),
@@ -148,8 +148,8 @@ WRONG = {
     chain(around(sam, 2), sgd),
     DROPPED.format('MultiSteps'),
   ),
-  'a base behind an optimizer': (chain(b_sam, sgd), TURNED.format('scale')),
-  'a schedule behind one': (
+  'a base after an optimizer': (chain(b_sam, sgd), TURNED.format('scale')),
+  'a schedule after an optimizer': (
     chain(optax_sam.entropy_sgd(key=0), optax.adam(cosine)),
     TURNED.format('scale_by_adam, scale_by_schedule'),
   ),
@@ -163,13 +163,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize('name', RIGHT)
-def test_what_is_right_passes(name):
+def test_valid_chains_are_accepted(name):
   optax_sam.check(RIGHT[name], PARAMS)
   jax.jit(lambda params: optax_sam.check(RIGHT[name], params))(PARAMS)
 
 
 @pytest.mark.parametrize('name', WRONG)
-def test_what_is_wrong_is_named(name):
+def test_invalid_chains_raise(name):
   tx, message = WRONG[name]
   with pytest.raises(ValueError, match=message):
     optax_sam.check(tx, PARAMS)
@@ -177,7 +177,7 @@ def test_what_is_wrong_is_named(name):
     jax.jit(lambda params: optax_sam.check(tx, params))(PARAMS)
 
 
-def test_lookahead():
+def test_lookahead_raises():
   tx = optax.lookahead(chain(sam, sgd), sync_period=5, slow_step_size=0.5)
   params = optax.LookaheadParams.init_synced(PARAMS)
   with pytest.raises(ValueError, match=DROPPED.format('lookahead')):
@@ -195,7 +195,9 @@ def test_lookahead():
     ),
   ],
 )
-def test_the_step_raises_before_it_is_taken_and_the_fix_descends(tx, fixed):
+def test_an_invalid_chain_raises_before_the_first_step_and_the_fix_descends(
+  tx, fixed
+):
   loss_fn = lambda w, _: loss(w)
   wrong = jax.jit(optax_sam.make_step(loss_fn, tx))
   for _ in range(2):
@@ -207,7 +209,7 @@ def test_the_step_raises_before_it_is_taken_and_the_fix_descends(tx, fixed):
   assert loss(after) < output.loss == loss(W)
 
 
-def test_clipping_and_decay_behind_a_method_are_those_of_the_second_gradient():
+def test_clipping_and_decay_after_a_method_apply_to_the_perturbed_gradient():
   grad = lambda w: np.diag(A) * w
   w = np.array(W, np.float64)
   at = grad(w + 0.05 * grad(w) / np.linalg.norm(grad(w)))
@@ -222,6 +224,6 @@ def test_clipping_and_decay_behind_a_method_are_those_of_the_second_gradient():
 
 
 @pytest.mark.parametrize('tx', [sam, chain(sam), chain(optax.identity(), sam)])
-def test_a_method_without_a_base_optimizer_is_refused_by_the_step(tx):
+def test_a_step_of_a_method_without_a_base_optimizer_raises(tx):
   with pytest.raises(ValueError, match=r'tx must end with a base optimizer'):
     optax_sam.make_step(lambda w, _: loss(w), tx)(W, tx.init(W), None)

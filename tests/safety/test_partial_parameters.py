@@ -1,4 +1,4 @@
-"""Frozen parameters: labels, masks, missing gradients, and what they cost."""
+"""Frozen parameters: labels, masks, missing gradients and cost."""
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ def _loss(p):
 
 
 def _adapters_alone():
-  """Returns the gradient of the adapters, moved by 0.05 along (1, 1, ...)."""
+  """Returns the gradient of the adapters, shifted by 0.05 along (1, 1, ...)."""
   return np.full(5, 4 * (0.1 + 0.05 / 5**0.5) ** 3)
 
 
@@ -35,7 +35,7 @@ def _adapters_alone():
     (lambda _: _LABELS, {'frozen'}),
   ],
 )
-def test_adapters_get_the_whole_radius(labels, frozen):
+def test_only_adapters_are_perturbed_with_the_full_radius(labels, frozen):
   params, grads = _lora(), jax.grad(_loss)(_lora())
   groups = {'frozen': optax.set_to_zero(), 1: optax.set_to_zero()}
   groups |= {'adapters': optax.sgd(1.0), 0: optax.sgd(1.0)}
@@ -49,7 +49,7 @@ def test_adapters_get_the_whole_radius(labels, frozen):
 
 
 @pytest.mark.parametrize('frozen', ['base', ('frozen', 'adapters')])
-def test_labels_that_freeze_nothing_or_all(frozen):
+def test_labels_that_freeze_nothing_or_all_raise(frozen):
   mask = optax_sam.trainable(_LABELS, frozen=frozen)
   with pytest.raises(ValueError, match=r"frozen must name some .*'adapters'"):
     optax_sam.sam(mask=mask).init(_lora())
@@ -57,7 +57,7 @@ def test_labels_that_freeze_nothing_or_all(frozen):
 
 @pytest.mark.parametrize('mask', [None, _MASK])
 @pytest.mark.parametrize('function', ['value_fn', 'grad_fn', 'with None'])
-def test_a_missing_gradient_of_a_float(mask, function):
+def test_a_missing_gradient_freezes_a_float_leaf(mask, function):
   params, grads = _lora(), {**jax.grad(_loss)(_lora()), 'base': None}
   given = {
     'value_fn': {'value_fn': _loss},
@@ -72,7 +72,7 @@ def test_a_missing_gradient_of_a_float(mask, function):
   np.testing.assert_allclose(norm, 0.004 * 5**0.5, rtol=1e-5)
 
 
-def test_a_missing_gradient_of_an_integer():
+def test_a_missing_gradient_of_an_integer_leaf_is_accepted():
   params = {'w': jnp.ones(2), 'steps': jnp.int32(3), 'more': [jnp.int32(1)] * 2}
   tx, none = optax_sam.sam(2**0.5), {'steps': None, 'more': None}
   grad_fn = lambda p: {'w': p['w'], **none}
@@ -86,7 +86,7 @@ def test_a_missing_gradient_of_an_integer():
     assert updates['more'] is None
 
 
-def test_a_gradient_function_without_one_of_the_leaves():
+def test_a_gradient_function_that_omits_a_leaf_raises():
   params, grads = _lora(), jax.grad(_loss)(_lora())
   tx = optax_sam.sam()
   for missing in ({'base': grads['base']}, {**grads, 'lora': None}):
@@ -101,10 +101,9 @@ def _base():
 
 
 def _trained(name, absent, alone, mask):
-  """Returns updates and metrics of some steps in which a part is frozen.
+  """Returns updates and metrics of some steps with a frozen part.
 
-  It is a leaf of the parameters without a gradient, or, if `alone`, no
-  parameter at all.
+  The frozen part is a leaf without a gradient, or, if `alone`, not a parameter.
   """
   row, whole = table.ROWS[name], training.params()
   fixed = {absent: whole[absent]}
@@ -136,12 +135,12 @@ def _trained(name, absent, alone, mask):
   return found, optax_sam.metrics(state) if has_info else None
 
 
-# The masks of these are drawn at `init`, over all parameters.
+# These draw masks over all parameters in `init`.
 _DRAWN_AT_INIT = ('sparse_sam_dynamic',)
 
 
 @table.every_method(lambda row: row.place != 'after')
-def test_a_leaf_without_a_gradient_is_no_parameter_of_the_step(name):
+def test_a_leaf_without_a_gradient_has_no_effect_on_the_step(name):
   masks = [None]
   if 'mask' in table.ROWS[name].parameters:
     masks.append({'dense': {'bias': True, 'kernel': False}, 'norm': True})
@@ -155,8 +154,8 @@ def test_a_leaf_without_a_gradient_is_no_parameter_of_the_step(name):
 
 
 @table.every_method(lambda row: 'mask' in row.parameters)
-def test_frozen_labels_around_every_method(name):
-  """The others are trained as if the frozen ones were constants."""
+def test_frozen_labels_work_with_every_method(name):
+  """The others are trained as if the frozen parameters were constants."""
   row, params, batch = table.ROWS[name], training.params(), training.batch()
   labels = {'dense': 'frozen', 'norm': 'trained'}
   mask = optax_sam.trainable(labels, frozen='frozen')
@@ -182,7 +181,7 @@ def test_frozen_labels_around_every_method(name):
   )
 
 
-def test_averages_keep_what_has_no_update():
+def test_averages_do_not_change_frozen_leaves():
   params = {'a': jnp.ones(2), 'b': jnp.full(2, 3.0)}
   tx = optax_sam.swa(1)
   updates = {'a': jnp.ones(2), 'b': None}
@@ -196,7 +195,7 @@ def test_averages_keep_what_has_no_update():
 
 
 @table.every_method()
-def test_inside_masked_and_partition(name):
+def test_methods_inside_masked_and_partition_raise(name):
   row, params = table.ROWS[name], training.params()
   method, mask = row.alone(), {'dense': True, 'norm': False}
   batch = training.batch()
@@ -214,15 +213,15 @@ def test_inside_masked_and_partition(name):
     method.update(nodes, method.init(params), nodes, **given)
 
 
-def test_averages_outside_of_the_chain():
+def test_an_average_of_masked_parameters_raises():
   nodes = {'a': optax.MaskedNode(), 'b': jnp.ones(2)}
   with pytest.raises(ValueError, match=r"'a'(.|\n)*before them"):
     optax_sam.swad().init(nodes)
 
 
 @table.every_method(lambda row: 'mask' in row.parameters)
-def test_complex_parameters_that_are_left_out(name):
-  """They descend with their gradient; real ones are as if there were none."""
+def test_masked_complex_parameters_are_updated(name):
+  """They do not affect the real parameters."""
   row, batch = table.ROWS[name], training.batch()
   mask = lambda p: {key: key != 'complex' for key in p}
   tx = row.alone(0.5, mask=mask, base=lambda: optax.sgd(0.1))
@@ -251,7 +250,7 @@ def test_complex_parameters_that_are_left_out(name):
 
 @table.every_method(table.in_chain)
 def test_frozen_leaves_cost_nothing(name):
-  """Counted in operations, where the frozen ones are nearly all."""
+  """Counted in operations; nearly all parameters are frozen."""
   row, rows, batch = table.ROWS[name], jnp.ones((64, 256)), jnp.ones((4, 64))
   params, method = {'base': rows, 'lora': jnp.ones((256, 1))}, row.alone()
   labels = {'base': 'frozen', 'lora': 'adapters'}
@@ -275,7 +274,7 @@ def test_frozen_leaves_cost_nothing(name):
   lora = lambda p: {'lora': p['lora']}
   plain = optax.chain(method, optax.sgd(0.1))
   alone = count(plain, lora(params), lora)
-  # One pass over the frozen leaves alone is 16,384 operations.
+  # One pass over the frozen leaves would be 16,384 operations.
   assert count(plain, params, lora) < alone + 1000
   if 'mask' in row.parameters:
     mask = optax_sam.trainable(labels, frozen='frozen')

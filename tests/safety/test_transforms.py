@@ -1,4 +1,4 @@
-"""Steps under `jax.vmap`, and derivatives of them."""
+"""Steps under `jax.vmap`, and derivatives of steps."""
 
 import functools
 
@@ -14,12 +14,12 @@ from tests.contracts import comparisons, table
 POINTS = {
   'two parallel gradients': ([3.0, 4.0], [0.0, 0.0], 0.0),
   'a gradient of zero': ([0.0, 0.0], [1.0, 1.0], 0.0),
-  'a gradient that is none of both': ([0.6, 0.8], [0.1, 0.3], 1.0),
+  'neither parallel nor zero': ([0.6, 0.8], [0.1, 0.3], 1.0),
 }
 
 
 def _losses(p, batch):
-  """A parabola of `w` alone, or a polynomial."""
+  """Per-example losses: a parabola in `w`, or a polynomial."""
   w, b, bend = p['w'], p['b'], jax.lax.stop_gradient(p['bend'])
   bent = jnp.sum(w**4) / 4 + jnp.sum(b**2) * jnp.sum(w)
   return batch['weight'] * (0.5 * jnp.sum(w**2) + bend * bent)
@@ -27,7 +27,7 @@ def _losses(p, batch):
 
 @functools.cache
 def _derivative(name):
-  """Returns that of the parameters and the state after some steps."""
+  """Returns the derivative of parameters and state after some steps."""
   row = table.ROWS[name]
   tx = optax.with_extra_args_support(row.whole(base=lambda: optax.sgd(0.1)))
   batch = optax.tree.ones_like(table.BATCH_LIKE)
@@ -57,7 +57,7 @@ def _derivative(name):
 
 @table.every_row()
 def test_derivatives_of_updates_are_finite(name):
-  """Also where a norm is 0, and of the scalars for logs."""
+  """Also if a norm is 0, and for metrics."""
   for w, b, bend in POINTS.values():
     params = {'w': jnp.array(w), 'b': jnp.array(b), 'bend': jnp.float32(bend)}
     assert comparisons.all_finite(_derivative(name)(params))
@@ -103,8 +103,8 @@ def _lookbehind(w, epsilons):
     (_lookbehind, optax_sam.lookbehind(optax.sgd(1.0), rho=0.3)),
   ],
 )
-def test_derivatives_take_the_perturbation_for_a_constant(rule, method):
-  """They are the finite differences of the rule with its epsilon held."""
+def test_derivatives_treat_the_perturbation_as_constant(rule, method):
+  """They equal finite differences of the rule with constant epsilon."""
   w, direction = np.array([0.7, -0.4, 1.1]), np.array([0.3, 0.9, -0.5])
   epsilons, point = [], w
   for _ in range(2):
@@ -131,15 +131,17 @@ MEMBERS = 3
 @pytest.mark.parametrize(
   ('over_members', 'ascend', 'seconds'),
   [
-    # A conditional of different members becomes a select: both are computed.
+    # Under vmap a conditional becomes a select, which computes both branches.
     ('vmap', None, MEMBERS),
     ('scan', None, 1),
     ('vmap', False, 0),
     ('vmap', True, MEMBERS),
   ],
 )
-def test_second_gradients_of_an_ensemble(over_members, ascend, seconds):
-  """One of three members ascends; what runs, and what is decided."""
+def test_an_ensemble_counts_perturbed_gradients_per_member(
+  over_members, ascend, seconds
+):
+  """One of three members takes an ascent step."""
   tx, ran = optax_sam.look_sam(0.1, period=2), []
 
   def grad_fn(w):

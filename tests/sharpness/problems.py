@@ -1,4 +1,4 @@
-"""Losses whose Hessians are known or small enough to be formed."""
+"""Losses with known or small Hessians."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def network_loss(params, batch):
 
 
 def network(examples=20, inputs=3, width=4, outputs=2):
-  """Returns parameters of a small net, and one batch of all examples."""
+  """Returns parameters of a small network, and one batch of all examples."""
   random = np.random.default_rng(0)
 
   def draw(*shape):
@@ -32,7 +32,7 @@ def network(examples=20, inputs=3, width=4, outputs=2):
 
 
 def unequal_batches(batch):
-  """Splits a batch into three, of which two have one number of rows."""
+  """Splits a batch into three, two of equal size."""
   rows = len(batch['labels'])
   ends = (0, 3, 6, rows)
   return [

@@ -10,15 +10,15 @@ def linear(x, slope):
   return jnp.sum(slope * x)
 
 
-def test_the_worst_corner_of_a_linear_loss():
+def test_a_linear_loss_rises_most_at_a_corner():
   # rho * sum of abs(slope * w).
   params, slope = jnp.array([1.0, -2.0, 0.0]), jnp.array([3.0, 4.0, 99.0])
   found = sharpness.adaptive_sharpness(linear, params, 0.1, args=(slope,))
   assert found == pytest.approx(0.1 * (3 + 8), rel=1e-5)
 
 
-def test_the_worst_point_of_the_ellipsoid_of_a_linear_loss():
-  # rho * norm(slope * w), which takes the Euclidean projection to be reached.
+def test_a_linear_loss_rises_most_at_the_expected_point_of_the_ellipsoid():
+  # rho * norm(slope * w), which needs the Euclidean projection.
   params, slope = jnp.array([1.0, -2.0, 0.0]), jnp.array([3.0, 4.0, 99.0])
   found = sharpness.adaptive_sharpness(
     linear, params, 0.1, p=2, args=(slope,), steps=200
@@ -27,8 +27,8 @@ def test_the_worst_point_of_the_ellipsoid_of_a_linear_loss():
 
 
 @pytest.mark.parametrize('p', [2, np.inf])
-def test_the_scale_of_a_parameter_does_not_matter(p):
-  # The same function of w and c * w, as ReLU nets have it.
+def test_adaptive_sharpness_is_invariant_to_scale(p):
+  # The same function of w and c * w, as in ReLU networks.
   params, batch = problems.network()
   scaled = {'first': params['first'], 'second': 8 * params['second']}
 
@@ -41,7 +41,7 @@ def test_the_scale_of_a_parameter_does_not_matter(p):
   settings = {'p': p, 'steps': 120}
   first = sharpness.adaptive_sharpness(value_fn, params, 0.05, **settings)
   second = sharpness.adaptive_sharpness(of_scaled, scaled, 0.05, **settings)
-  # The set is the same; the path through it is not, for p = 2.
+  # The set is the same, but for p = 2 the path differs.
   assert second == pytest.approx(first, rel=0.1 if p == 2 else 1e-3)
   averages = [
     sharpness.average_adaptive_sharpness(*given, 0.05, p=p)
@@ -50,7 +50,7 @@ def test_the_scale_of_a_parameter_does_not_matter(p):
   assert averages[0] == pytest.approx(averages[1], rel=1e-3)
 
 
-def test_the_average_rise_of_a_quadratic():
+def test_the_average_rise_of_a_quadratic_equals_the_closed_form():
   diagonal = jnp.linspace(0.0, 2.0, 500)
   params = jnp.linspace(-3.0, 3.0, 500)
   expected = 0.5 * 0.1**2 * float(jnp.sum(diagonal * params**2))

@@ -7,7 +7,7 @@ from optax_sam import sharpness
 from tests.sharpness.problems import quadratic
 
 
-def test_one_step_goes_to_the_end_of_the_gradient():
+def test_one_step_has_the_length_of_the_radius():
   # L = (w1^2 + 4 w2^2) / 2 at (2, 1): g = (2, 4), and rho = norm(g) moves to
   # (4, 5), where L = 58 after 4.
   hessian = jnp.diag(jnp.array([1.0, 4.0]))
@@ -18,14 +18,14 @@ def test_one_step_goes_to_the_end_of_the_gradient():
   assert rise == pytest.approx(54.0, rel=1e-5)
 
 
-def test_two_steps_by_hand():
-  # On L = x the gradient is 1: two steps of a tenth of the radius.
+def test_two_steps_equal_those_by_hand():
+  # For L = x the gradient is 1: two steps of a tenth of the radius.
   rise = sharpness.sam_sharpness(lambda x: x[0], jnp.ones(1), 0.5, steps=2)
   assert rise == pytest.approx(0.1, rel=1e-5)
 
 
 def test_many_steps_find_the_sharpest_direction():
-  # Where the gradient points away from it, one step doesn't.
+  # The gradient points away from it, so one step does not find it.
   hessian = jnp.diag(jnp.array([1.0, 10.0]))
   params = jnp.array([1.0, 1e-2])
   one = sharpness.sam_sharpness(quadratic, params, 1.0, args=(hessian,))
@@ -40,8 +40,8 @@ def test_many_steps_find_the_sharpest_direction():
   assert many == pytest.approx(float(largest), rel=1e-2)
 
 
-def test_the_largest_rise_counts_not_the_last():
-  # A narrow ridge within the ball: later steps are past it.
+def test_the_result_is_the_largest_rise_not_the_last():
+  # A narrow ridge inside the ball; later steps overshoot it.
   def ridge(x):
     return jnp.exp(-(((x[0] - 0.25) / 0.08) ** 2)) + 1e-3 * x[0]
 
@@ -50,8 +50,8 @@ def test_the_largest_rise_counts_not_the_last():
   assert rise == pytest.approx(max(values[1:]) - values[0], rel=1e-4)
 
 
-def test_restarts_find_a_hill_behind_a_valley():
-  # From the start the gradient points away from the higher of two hills.
+def test_restarts_find_a_hill_beyond_a_valley():
+  # At the start the gradient points away from the higher hill.
   def hills(x):
     return jnp.exp(-((x[0] + 0.8) ** 2) / 0.08) + 0.1 * x[0]
 

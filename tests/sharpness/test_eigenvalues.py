@@ -8,7 +8,7 @@ from tests.sharpness import problems
 
 @pytest.mark.parametrize('max_vectors', [None, 8])
 @pytest.mark.parametrize('k', [1, 5])
-def test_they_are_those_of_the_dense_hessian(k, max_vectors):
+def test_eigenvalues_equal_those_of_the_dense_hessian(k, max_vectors):
   params, batch = problems.network()
   found = sharpness.top_eigenvalues(
     problems.network_loss,
@@ -31,7 +31,7 @@ def test_they_are_those_of_the_dense_hessian(k, max_vectors):
     ([-1.0, -4.0, -9.0], [-1.0, -4.0]),
   ],
 )
-def test_equal_and_negative_eigenvalues(diagonal, expected):
+def test_equal_and_negative_eigenvalues_are_found(diagonal, expected):
   hessian = jnp.diag(jnp.array(diagonal))
   for max_vectors in (None, 5):
     found = sharpness.top_eigenvalues(

@@ -1,4 +1,4 @@
-"""What all measures have in common: batches, diverged models, bad arguments."""
+"""Properties of all measures: batches, diverged models, invalid arguments."""
 
 import functools
 
@@ -10,7 +10,7 @@ from optax_sam import sharpness
 from tests.sharpness import problems
 
 box = sharpness.epsilon_sharpness
-# A measure at some settings, and bad values of its arguments with the message.
+# Measures with settings, and invalid arguments with messages.
 MEASURES = {
   'sam_sharpness': (
     functools.partial(sharpness.sam_sharpness, rho=0.3, steps=5),
@@ -59,12 +59,12 @@ each = pytest.mark.parametrize('name', MEASURES)
 
 
 def first(found):
-  """Returns the value of an estimate, the nodes of a density."""
+  """Returns the first array of a result."""
   return np.asarray(found[0] if isinstance(found, tuple) else found)
 
 
 @each
-def test_batches_count_by_their_rows(name):
+def test_batches_are_weighted_by_their_rows(name):
   measure, _ = MEASURES[name]
   params, batch = problems.network()
   whole, apart = (
@@ -79,14 +79,14 @@ def test_batches_count_by_their_rows(name):
 
 
 @each
-def test_a_diverged_model_has_no_sharpness(name):
+def test_the_sharpness_of_a_diverged_model_is_nan(name):
   measure, _ = MEASURES[name]
   found = first(measure(lambda x: jnp.sum(x**4), jnp.full(9, jnp.inf)))
   assert np.isnan(found).all()
 
 
 @each
-def test_bad_arguments_are_named(name):
+def test_invalid_arguments_raise(name):
   measure, bad = MEASURES[name]
   params, batch = problems.network()
   for argument, values in bad.items():
@@ -107,7 +107,7 @@ def test_bad_arguments_are_named(name):
     ([()], r'^batches must hold .* shapes \[\]'),
   ],
 )
-def test_bad_batches_are_named(batches, message):
+def test_invalid_batches_raise(batches, message):
   with pytest.raises(ValueError, match=message):
     sharpness.sam_sharpness(
       lambda x, b: jnp.sum(x) + jnp.sum(b), jnp.ones(2), 1.0, batches=batches
@@ -132,7 +132,7 @@ def test_the_rise_of_the_mean_is_not_the_mean_of_rises():
     rise(per_batch=True)
 
 
-def test_other_arguments_compile_nothing_anew():
+def test_other_arguments_do_not_recompile():
   traces = []
 
   def value_fn(params, scale):

@@ -16,12 +16,12 @@ def dense():
 
 
 def standard_error(probes):
-  # Of probes of signs: twice the squares beside the diagonal.
+  # The variance of sign probes is twice the sum of off-diagonal squares.
   beside = dense() - np.diag(np.diag(dense()))
   return np.sqrt(2 * np.sum(beside**2) / probes)
 
 
-def test_the_trace_is_within_its_error():
+def test_the_trace_is_within_its_standard_error():
   found = measure(sharpness.hessian_trace, probes=400)
   expected = np.trace(dense())
   error = standard_error(400)
@@ -40,7 +40,7 @@ def test_the_trace_of_a_diagonal_hessian_is_exact():
 @pytest.mark.parametrize(
   'size', [{}, {'examples': 60, 'inputs': 40, 'width': 40, 'outputs': 9}]
 )
-def test_the_exact_trace_is_that_of_the_dense_hessian(size):
+def test_the_exact_trace_equals_that_of_the_dense_hessian(size):
   params, batch = problems.network(**size)
   found = sharpness.hessian_trace(
     problems.network_loss, params, probes=None, args=(batch,)
@@ -49,19 +49,19 @@ def test_the_exact_trace_is_that_of_the_dense_hessian(size):
   assert found == sharpness.Estimate(pytest.approx(expected, rel=1e-4), 0.0)
 
 
-def test_the_density_of_all_steps_is_the_spectrum():
+def test_the_density_with_all_steps_is_the_spectrum():
   found = measure(sharpness.spectral_density, steps=20, probes=4)
   for nodes, weights in zip(found.nodes, found.weights, strict=True):
     np.testing.assert_allclose(nodes, np.linalg.eigvalsh(dense()), atol=1e-4)
     assert weights.sum() == pytest.approx(1)
 
 
-def test_its_trace_agrees_with_the_dense_hessian():
+def test_the_trace_of_the_density_equals_that_of_the_dense_hessian():
   found = measure(sharpness.spectral_density, steps=10, probes=400)
   assert abs(found.trace() - np.trace(dense())) < 3 * standard_error(400)
 
 
-def test_its_integral_is_one_and_it_is_high_at_the_eigenvalues():
+def test_the_density_has_integral_one_and_peaks_at_the_eigenvalues():
   diagonal = jnp.array([4.0, 4.0, 1.0, -2.0])
   found = sharpness.spectral_density(
     problems.quadratic,
@@ -74,8 +74,8 @@ def test_its_integral_is_one_and_it_is_high_at_the_eigenvalues():
   density = found.at(values)
   spacing = values[1] - values[0]
   assert density.sum() * spacing == pytest.approx(1, rel=1e-3)
-  shares = [
+  fractions = [
     density[np.abs(values - center) < 0.5].sum() * spacing
     for center in (-2, 1, 4)
   ]
-  np.testing.assert_allclose(shares, [0.25, 0.25, 0.5], rtol=1e-3)
+  np.testing.assert_allclose(fractions, [0.25, 0.25, 0.5], rtol=1e-3)

@@ -11,7 +11,7 @@ from tests.sharpness.problems import (
 )
 
 
-def test_the_top_eigenvalue_is_that_of_the_dense_hessian():
+def test_the_top_eigenvalue_equals_that_of_the_dense_hessian():
   params, batch = network()
   expected = np.linalg.eigvalsh(dense_hessian(params, batch))
   found = sharpness.top_eigenvalue(
@@ -20,7 +20,7 @@ def test_the_top_eigenvalue_is_that_of_the_dense_hessian():
   assert found == pytest.approx(expected[-1], rel=1e-4)
 
 
-def test_the_top_eigenvalue_is_the_algebraic_one():
+def test_the_top_eigenvalue_is_the_algebraically_largest():
   # The largest in magnitude is -9.
   hessian = jnp.diag(jnp.array([2.0, -9.0, 0.5]))
   found = sharpness.top_eigenvalue(quadratic, jnp.ones(3), args=(hessian,))
@@ -28,14 +28,14 @@ def test_the_top_eigenvalue_is_the_algebraic_one():
 
 
 @pytest.mark.parametrize('value', [-3.0, 5.0])
-def test_one_parameter(value):
+def test_one_parameter_is_accepted(value):
   found = sharpness.top_eigenvalue(
     quadratic, jnp.ones(1), args=(jnp.array([[value]]),)
   )
   assert found == pytest.approx(value)
 
 
-def test_no_convergence_is_an_error():
+def test_no_convergence_raises():
   generator = np.random.default_rng(0)
   hessian = jnp.diag(jnp.asarray(generator.uniform(0.99, 1, 400), jnp.float32))
   with pytest.raises(RuntimeError, match='max_iterations=1'):

@@ -1,4 +1,4 @@
-"""Notebooks: both files of a pair say the same, and each runs to its end."""
+"""Notebooks: the files of a pair are in sync, and each notebook runs."""
 
 import pathlib
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'notebooks'
 NOTEBOOKS = sorted(FOLDER.glob('*.ipynb'))
-LIMIT = 300  # seconds a cell may take before it counts as stuck
+LIMIT = 300  # seconds per cell
 
 each_notebook = pytest.mark.parametrize(
   'path', NOTEBOOKS, ids=lambda path: path.stem
@@ -22,13 +22,13 @@ def cells(notebook):
   return [(cell.cell_type, cell.source.strip()) for cell in notebook.cells]
 
 
-def test_every_notebook_is_one_of_a_pair():
+def test_every_notebook_has_a_script():
   scripts = {path.stem for path in FOLDER.glob('*.py')}
   assert scripts == {path.stem for path in NOTEBOOKS} != set()
 
 
 @each_notebook
-def test_pair_is_in_sync(path):
+def test_notebook_and_script_are_in_sync(path):
   script = jupytext.read(path.with_suffix('.py'))
   notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)

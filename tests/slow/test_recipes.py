@@ -1,4 +1,4 @@
-"""Mixed precision and gradient accumulation, as users combine them."""
+"""Mixed precision and gradient accumulation, combined."""
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ def problem():
 
 
 def loss(params, batch, dtype=jnp.float32):
-  """Mean squared error, computed in a dtype of one's choice."""
+  """Mean squared error, computed in a given dtype."""
   x, y = jax.tree.map(lambda leaf: leaf.astype(dtype), batch)
   params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
   error = jnp.tanh(x @ params['kernel']) @ params['out'] - y
@@ -38,7 +38,7 @@ def loss(params, batch, dtype=jnp.float32):
 
 
 def train(name, value_fn=None, grad_fn=None):
-  """Trains for six steps, by a loss or by its gradient."""
+  """Trains for six steps, with a loss or with its gradient."""
   params, _ = problem()
   tx = optax.chain(METHODS[name](), optax.sgd(0.1, momentum=0.9))
   given = {'grad_fn': grad_fn} if grad_fn else {'value_fn': value_fn}
@@ -64,7 +64,7 @@ def assert_near(found, expected, tolerance):
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_bfloat16_compute_with_float32_parameters(name):
+def test_bfloat16_compute_with_float32_parameters_is_close_to_float32(name):
   _, batch = problem()
   found = train(name, lambda p: loss(p, batch, jnp.bfloat16))
   assert all(leaf.dtype != jnp.bfloat16 for leaf in jax.tree.leaves(found))
@@ -72,11 +72,11 @@ def test_bfloat16_compute_with_float32_parameters(name):
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_float16_with_a_dynamic_scale_in_both_passes(name):
-  """The scale of the clean pass serves the second one too.
+def test_float16_with_a_dynamic_scale_in_both_passes_is_close_to_float32(name):
+  """Both passes use the same scale.
 
-  The first scales overflow on purpose: those steps must change nothing, and
-  training must then go on as without.
+  The first scales overflow on purpose. Those steps must change nothing, and
+  training must continue as if they had not happened.
   """
   params, batch = problem()
   half_loss = lambda p: loss(p, batch, jnp.float16)
@@ -115,8 +115,8 @@ def test_float16_with_a_dynamic_scale_in_both_passes(name):
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_accumulating_inside_of_grad_fn_is_the_full_batch(name):
-  """Micro-batches one after the other, of one gradient at one point."""
+def test_accumulation_inside_grad_fn_equals_the_full_batch(name):
+  """Micro-batches are processed sequentially at one point."""
   _, batch = problem()
   parts = jax.tree.map(lambda x: x.reshape(4, 4, *x.shape[1:]), batch)
 

@@ -9,7 +9,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
-# Compiled fast, as nothing is run.
+# Cheap compilation, because nothing is run.
 FLAGS = (
   '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 )
@@ -34,7 +34,7 @@ def _measure(directory):
   return {(row.pop('row'), int(row.pop('devices'))): row for row in found}
 
 
-def test_the_structure_of_a_step_on_two_and_four_devices(tmp_path):
+def test_the_collectives_of_a_step_do_not_grow_with_devices(tmp_path):
   rows = _measure(tmp_path)
   assert (tmp_path / 'weak_scaling.md').exists()
   for row in ('sam', 'shard_map/sam, local ascent'):

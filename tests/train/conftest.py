@@ -1,4 +1,4 @@
-"""What tests of several folders use."""
+"""Fixtures for tests of several folders."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from optax_sam import sharpness
 
 @pytest.fixture(scope='module')
 def quick_eigenvalues():
-  """Leaves out the eigenvalues, which take longer than a short run."""
+  """Skips the eigenvalues, which take longer than a short run."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharpness, 'top_eigenvalue', lambda *_, **__: 7.0)
     yield

@@ -1,4 +1,4 @@
-"""Small configurations that the tests of the trainer share."""
+"""Small configurations for the tests of the trainer."""
 
 import jax
 import jax.numpy as jnp
@@ -53,14 +53,14 @@ def trainer(name, *, given=None, **changes):
 
 
 def finished(one, seed=0, after_step=lambda _: None):
-  """Returns a run of a trainer at its end."""
+  """Returns a finished run of a trainer."""
   progress = one.start(seed)
   one.run(progress, seed, after_step)
   return progress
 
 
 def reestimated(one, params, statistics):
-  """Returns batch norm's statistics over the training examples, by hand."""
+  """Returns batch-norm statistics over the training examples, by hand."""
 
   def changed(variables, batch):
     return one.task.model.apply(
@@ -76,7 +76,7 @@ def reestimated(one, params, statistics):
 
 
 def assert_close(found, expected, rtol=1e-4, atol=2e-6):
-  """Compares two pytrees, keys too."""
+  """Compares two pytrees, including keys."""
 
   def compare(one, other):
     if jnp.issubdtype(jnp.asarray(one).dtype, jax.dtypes.prng_key):
@@ -91,7 +91,7 @@ def assert_equal(found, expected):
 
 
 def slow_but(fast, names):
-  """Returns parameters of which only some are in the fast tests."""
+  """Returns test parameters, all but `fast` marked slow."""
   return [
     name if name in fast else pytest.param(name, marks=pytest.mark.slow)
     for name in names

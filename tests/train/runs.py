@@ -1,4 +1,4 @@
-"""Runs of `optax-sam`: started, interrupted, resumed and compared."""
+"""Helpers to start, interrupt, resume and compare runs of `optax-sam`."""
 
 import dataclasses
 import io
@@ -26,7 +26,7 @@ def call(*arguments):
 
 
 def refused(capsys, *arguments):
-  """Returns the only line that a command prints about bad input."""
+  """Returns the one line that a command prints for invalid input."""
   assert call(*arguments) == 2
   captured = capsys.readouterr()
   assert captured.out == ''
@@ -36,21 +36,21 @@ def refused(capsys, *arguments):
 
 
 def run(config):
-  """Trains; returns whether the run came to its end, and what it printed."""
+  """Trains; returns whether the run is finished, and its output."""
   text = io.StringIO()
   finished = train.run(config, Console(file=text, width=200))
   return finished, text.getvalue()
 
 
 def resume(config):
-  """Finishes a run; returns what it printed."""
+  """Finishes a run; returns its output."""
   finished, text = run(dataclasses.replace(config, resume=True))
   assert finished
   return text
 
 
 def interrupt(config, step, sent=signal.SIGINT):
-  """Trains up to the middle of a step, where Ctrl-C or a signal comes."""
+  """Trains until a signal arrives in the middle of a step."""
   original = Trainer.batch
 
   def batch(self, **position):
@@ -88,7 +88,7 @@ def arrays(config):
 
 
 def assert_same_end(config, other):
-  """Compares two finished runs to the bit."""
+  """Raises unless two finished runs are bit-identical."""
   found_progress, found = arrays(config)
   progress, expected = arrays(other)
   for one, two in zip(found, expected, strict=True):
@@ -110,7 +110,7 @@ def files(directory):
 
 
 def damage(config, step):
-  """Cuts the largest file of a checkpoint short."""
+  """Truncates the largest file of a checkpoint."""
   directory = config.output / 'checkpoints' / str(step)
   largest = max(
     (path for path in directory.rglob('*') if path.is_file()),
@@ -120,7 +120,7 @@ def damage(config, step):
 
 
 def steps_of(config):
-  """Returns the steps that there are checkpoints of."""
+  """Returns the steps of all checkpoints."""
   directory = config.output / 'checkpoints'
   return sorted(
     int(path.name) for path in directory.iterdir() if path.name.isdigit()

@@ -23,11 +23,13 @@ from tests.train.runs import call, refused
     (['train', '--method', 'adam'], 'sam, asam'),
     (['train', '--config', 'none.json'], 'none.json cannot be read'),
     (['train', '--model', 'vit_s16'], '--model vit_s16 on digits: patch'),
-    # A place where not even root may write
+    # A directory where not even root may write
     (['compare', '--output', '/proc/optax-sam/out'], 'cannot write'),
   ],
 )
-def test_bad_input_is_one_line_and_status_2(arguments, named, capsys):
+def test_invalid_input_is_reported_in_one_line_with_status_2(
+  arguments, named, capsys
+):
   error = refused(capsys, *arguments)
   assert named in error
   assert '---' not in error

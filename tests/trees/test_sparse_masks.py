@@ -1,4 +1,4 @@
-"""Exact masks: as many entries as asked for, the same as a sort would give."""
+"""Exact masks: the given number of entries, equal to those of a sort."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ SCORES = st.one_of(
   st.sampled_from([0.0, 0.5, 1.0, 2.0**-120, np.inf]),
   st.floats(0, 2.0**100, width=32, allow_subnormal=False),
 )
-# Few structures, since each is compiled for.
+# Few structures, because each is compiled.
 STRUCTURES = [
   [()],
   [(0,)],
@@ -52,13 +52,13 @@ def test_largest_equals_top_k_of_all_leaves_joined(arrays, data):
   np.testing.assert_array_equal(joined(found), expected)
 
 
-# Everything that floats can be; subnormal and negative ones count as 0.
+# All kinds of floats; subnormal and negative ones count as 0.
 SMALL = [0.0, -0.0, 1e-45, -1e-39, 2.0**-126, 1e-30]
 ODD = np.array([*SMALL, 1, 2, -1, np.inf, -np.inf, np.nan, -np.nan], np.float32)
 
 
 def in_order(scores):
-  """Returns the positions that may be chosen, as a stable sort has them."""
+  """Returns the selectable positions in the order of a stable sort."""
   usable = np.where(scores >= np.finfo(np.float32).tiny, scores, 0)
   order = np.argsort(-usable, kind='stable')
   return order[~np.isnan(scores[order])]
@@ -66,7 +66,7 @@ def in_order(scores):
 
 @pytest.mark.parametrize('values', ['odd', 'equal', 'few', 'distinct'])
 def test_largest_of_scores_is_that_of_a_stable_sort(values):
-  """Leaves long enough to be counted by vectors and by several threads."""
+  """Leaves long enough for vectorized and multithreaded counting."""
   generator = np.random.default_rng(0)
   shapes = [(60_001,), (3, 3, 7, 50), (), (0, 3), (200, 11)]
   flat = {
@@ -81,23 +81,23 @@ def test_largest_of_scores_is_that_of_a_stable_sort(values):
     for part, shape in zip(np.split(flat, ends), shapes, strict=True)
   ]
   order = in_order(flat)
-  for share in (0.0, 0.1, 0.5, 0.9, 1.0):
-    k = round(share * order.size)
+  for fraction in (0.0, 0.1, 0.5, 0.9, 1.0):
+    k = round(fraction * order.size)
     expected = np.zeros(flat.size, bool)
     expected[order[:k]] = True
     for found in (largest(scores, k), largest(rank_bits(scores), k)):
       np.testing.assert_array_equal(joined(found), expected)
 
 
-def test_the_largest_rank_is_chosen_only_where_it_is_asked_for():
+def test_exactly_k_entries_of_the_largest_rank_are_selected():
   ranks = jnp.array([2**31 - 1, 5, 2**31 - 1], jnp.int32)
   for k, expected in enumerate([[], [0], [0, 2], [0, 1, 2]]):
     assert np.flatnonzero(largest(ranks, k)).tolist() == expected
 
 
 @pytest.mark.parametrize('to_choose_from', ['scores', 'ranks'])
-def test_no_array_of_the_size_of_a_leaf_is_kept(to_choose_from):
-  """Not even one bool an entry, beside what is given and returned."""
+def test_no_temporary_array_has_the_size_of_a_leaf(to_choose_from):
+  """Not even one bool per entry, in addition to inputs and outputs."""
   tree = {'a': jnp.ones((500, 1000)), 'b': jnp.ones((500_000,))}
   given = tree if to_choose_from == 'scores' else rank_bits(tree)
   compiled = largest.lower(given, 10).compile(**compiling.READ_AS_USERS)
@@ -111,8 +111,8 @@ def test_no_array_of_the_size_of_a_leaf_is_kept(to_choose_from):
     st.integers(0, 10**9), st.integers(0, 10**6).map(lambda n: 1000 * n)
   ),
 )
-def test_number_of_kept_entries_is_that_of_decimals(thousandths, size):
-  """In binary, 1 - 0.9 is a little less than a tenth."""
+def test_the_number_of_entries_is_computed_in_decimals(thousandths, size):
+  """In binary, 1 - 0.9 is slightly less than 0.1."""
   expected = (1000 - thousandths) * size // 1000
   assert sparse_masks.num_kept(thousandths / 1000, size) == expected
 
@@ -122,7 +122,7 @@ drop_and_grow = jax.jit(sparse_masks.drop_and_grow)
 
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from([1, 2, 7, 30]), st.data())
-def test_drop_and_grow_keeps_the_count(size, data):
+def test_drop_and_grow_preserves_the_count(size, data):
   active = data.draw(st.integers(0, size))
   moved = data.draw(st.integers(0, min(active, size - active)))
   generator = np.random.default_rng(data.draw(st.integers(0, 99)))
@@ -138,7 +138,7 @@ def test_drop_and_grow_keeps_the_count(size, data):
     assert grow[grown].min() >= grow[~mask & ~found].max(initial=-1)
 
 
-def test_n_of_m_breaks_ties_and_passes_what_it_cannot_group():
+def test_n_of_m_breaks_ties_and_skips_leaves_without_groups():
   tied = np.asarray(sparse_masks.n_of_m(jnp.zeros((4, 2)), 2, 4))
   np.testing.assert_array_equal(tied[:, 0], [True, True, False, False])
   assert np.asarray(sparse_masks.n_of_m(jnp.zeros((4,)), 2, 4)).all()
@@ -149,7 +149,7 @@ def test_n_of_m_breaks_ties_and_passes_what_it_cannot_group():
   'shape', [(8, 3), (2, 4, 3), (2, 2, 3), (3, 4, 0), (0, 4, 2), (4, 0, 2)]
 )
 def test_n_of_m_groups_the_inputs_as_if_joined(shape):
-  """Whether a group lies within the last axis of inputs, or over several."""
+  """Groups within the last input axis, or over several axes."""
   score = np.random.default_rng(0).integers(0, 5, shape).astype(np.float32)
   found = np.asarray(sparse_masks.n_of_m(jnp.asarray(score), 3, 4))
   units = score.reshape(int(np.prod(shape[:-1])), shape[-1]).T
@@ -161,7 +161,7 @@ def test_n_of_m_groups_the_inputs_as_if_joined(shape):
   np.testing.assert_array_equal(found, expected.T.reshape(shape))
 
 
-def test_more_entries_than_can_be_counted_are_refused():
+def test_more_entries_than_int32_raise():
   leaf = jax.ShapeDtypeStruct((2**16, 2**14), jnp.int32)
   jax.eval_shape(sparse_masks.largest, {'a': leaf}, 5)
   with pytest.raises(ValueError, match=r'at most 2147483647 .* got 2147483648'):
@@ -169,7 +169,7 @@ def test_more_entries_than_can_be_counted_are_refused():
 
 
 @pytest.mark.parametrize('pattern', ['2', '0:4', '5:4', 'a:b', '', 4])
-def test_wrong_patterns_are_refused(pattern):
+def test_invalid_patterns_raise(pattern):
   with pytest.raises(ValueError, match='pattern must be'):
     sparse_masks.parse_pattern(pattern)
 

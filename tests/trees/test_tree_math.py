@@ -13,7 +13,7 @@ from optax_sam.trees import tree_math
 FLOATS = st.floats(-1e3, 1e3, width=32).filter(
   lambda x: x == 0 or abs(x) > 1e-3
 )
-# Few structures, since each is compiled for.
+# Few structures, because each is compiled.
 STRUCTURES = [
   [],
   [()],
@@ -28,7 +28,7 @@ TREES = st.sampled_from(STRUCTURES).flatmap(
 )
 
 
-# Few structures, so that few programs serve all examples.
+# Few structures, so that few functions are compiled.
 norm, dot, scale_to = map(
   jax.jit, (tree_math.norm, tree_math.dot, tree_math.scale_to)
 )
@@ -41,7 +41,7 @@ def flat(tree):
 
 @settings(max_examples=40, deadline=None)
 @given(TREES)
-def test_norm_and_dot_are_those_of_one_vector(arrays):
+def test_norm_and_dot_equal_those_of_one_vector(arrays):
   tree = [jnp.asarray(x) for x in arrays]
   np.testing.assert_allclose(norm(tree), np.linalg.norm(flat(tree)), rtol=1e-5)
   np.testing.assert_allclose(
@@ -51,7 +51,7 @@ def test_norm_and_dot_are_those_of_one_vector(arrays):
 
 @settings(max_examples=40, deadline=None)
 @given(TREES, st.floats(0, 10, width=32))
-def test_scale_to_has_the_length_asked_for(arrays, radius):
+def test_scale_to_gives_the_requested_length(arrays, radius):
   tree = [jnp.asarray(x) for x in arrays]
   scaled = scale_to(radius, tree)
   expected = radius if np.any(flat(tree)) else 0
@@ -62,7 +62,7 @@ def test_scale_to_has_the_length_asked_for(arrays, radius):
 
 @pytest.mark.parametrize('dtype', [jnp.bfloat16, jnp.float16, jnp.float32])
 def test_norm_accumulates_in_float32(dtype):
-  """A sum of 4096 squares in bfloat16 would stop growing at 256."""
+  """In bfloat16 a sum of 4096 squares would stop growing at 256."""
   tree = {'x': jnp.full((4096,), 1.0, dtype)}
   assert norm(tree).dtype == jnp.float32
   assert float(norm(tree)) == 64.0
@@ -78,7 +78,7 @@ def test_float16_squares_do_not_underflow():
 
 
 @pytest.mark.usefixtures('float64')
-def test_mixed_dtypes_add_up_in_the_widest():
+def test_mixed_dtypes_accumulate_in_the_widest():
   tree = {
     'half': jnp.full((2,), 2.0, jnp.bfloat16),
     'single': jnp.full((2,), 2.0, jnp.float32),
@@ -99,7 +99,7 @@ def test_unusable_norms_scale_to_zero(value):
   np.testing.assert_array_equal(flat(scaled), np.zeros(5))
 
 
-def test_empty_tree_and_none_leaves():
+def test_empty_tree_and_none_leaves_have_norm_zero():
   assert float(norm({})) == 0
   assert scale_to(1.0, {'x': None}) == {'x': None}
   assert tree_math.accumulator_dtype({}) == jnp.float32

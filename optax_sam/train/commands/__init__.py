@@ -1,1 +1,1 @@
-"""The subcommands of `optax-sam`, and what they print while they run."""
+"""The subcommands of `optax-sam` and their progress output."""

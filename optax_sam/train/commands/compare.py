@@ -39,16 +39,16 @@ def run(
   """Compares methods and writes a report.
 
   Args:
-    config: what to compare.
-    console: where progress and the table of results go.
+    config: methods, seeds and settings to compare.
+    console: console for progress and the table of results.
     command: the command line, for the report.
 
   Returns:
-    What was measured; `interrupted` after Ctrl-C, with the runs that were
-    finished by then. Nothing is written if there are none.
+    The measured comparison. After Ctrl-C it is marked `interrupted` and has
+    only the finished runs; if there are none, nothing is written.
 
   Raises:
-    ValueError: before anything is trained, if the configuration is unusable.
+    ValueError: if the configuration is invalid; raised before any training.
     OSError: if the output cannot be written.
   """
   checks.validate(config)
@@ -78,7 +78,7 @@ def _with_base_first(config: configs.CompareConfig) -> list[str]:
 def _method_settings(
   config: configs.CompareConfig, names: list[str]
 ) -> dict[str, dict[str, Any]]:
-  """Returns complete settings by method, each proven to build a method."""
+  """Returns the complete settings of each method, after building it once."""
   given = build.parse_settings(config.set, names)
   settings = {
     name: build.complete_settings(name, given.get(name, {}), config.rho)
@@ -96,7 +96,7 @@ def _measure(
   console: Console,
   command: str,
 ) -> results.Comparison:
-  """Trains and times everything, as far as Ctrl-C lets it."""
+  """Trains and times all methods, until the end or Ctrl-C."""
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
   problem = task.build(config)
   runs: list[results.Run] = []
@@ -156,9 +156,10 @@ def _train(
   runs: list[results.Run],
   reporter: progress.Reporter,
 ) -> dict[str, list[Progress]]:
-  """Appends the runs one by one; returns points of seed 0 for the timing.
+  """Appends finished runs; returns states of seed 0 to time steps from.
 
-  One seed after the other, so that an interruption leaves complete pairs.
+  All methods are trained with one seed before the next seed starts, so an
+  interrupted comparison has complete pairs.
   """
   starts: dict[str, list[Progress]] = {name: [] for name in trainers}
   points = timing.points(config.steps)
@@ -172,7 +173,7 @@ def _train(
       ) -> None:
         phase.advance()
         if keeps:
-          # Copies: the run goes on with its own, in the same memory.
+          # A copy, because the next step donates the buffers of the state.
           for _ in range(points.count(current.step)):
             state = train_step.copy(current.state)
             starts[name].append(dataclasses.replace(current, state=state))
@@ -207,10 +208,10 @@ def _one_run(
 def _landscape(
   trainer: Trainer, state: TrainingState
 ) -> list[dict[str, float]]:
-  """Returns the loss around a solution, on what sharpness is measured on."""
+  """Returns the loss around a solution, on the examples of sharpness."""
   batch = trainer.task.inputs.fixed(trainer.config.sharpness_examples)
   params, statistics = trainer.solution(state)
-  # The loss of the task, not of the trainer: compiled once for all methods.
+  # The loss of the task, not of the trainer, compiles once for all methods.
   line = random_lines.measure(
     trainer.task.evaluation_loss,
     params,

@@ -1,4 +1,4 @@
-"""A folder of images, converted to shards."""
+"""The command that converts a folder of images to shards."""
 
 from rich.console import Console
 
@@ -9,8 +9,8 @@ def run(config: configs.ConvertConfig, console: Console) -> int:
   """Converts a folder of images and returns the exit status.
 
   Args:
-    config: the folder and the directory of its shards.
-    console: where progress goes.
+    config: the image folder and the output directory.
+    console: console for progress.
 
   Raises:
     ValueError: if a package is missing or the folder cannot be converted.
@@ -34,9 +34,9 @@ def run(config: configs.ConvertConfig, console: Console) -> int:
       say=say,
     )
   except KeyboardInterrupt:
-    errors.complain(
-      'interrupted; finished shards stay, and the same command goes on with '
-      'the others'
+    errors.print_error(
+      'interrupted; finished shards are complete; run the same command '
+      'again to continue'
     )
     return errors.INTERRUPTED
   say(f'Shards: {config.output}')

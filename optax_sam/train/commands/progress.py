@@ -1,4 +1,4 @@
-"""What a command says while it works: bars on a terminal, lines elsewhere."""
+"""Progress output: bars on a terminal, plain lines elsewhere."""
 
 import contextlib
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from rich.console import Console
 class Reporter:
   """Shows phases and their progress.
 
-  On a terminal each phase is a bar; into a file or a pipe go plain lines, one
-  when a phase begins and one for everything that is finished in it.
+  On a terminal each phase has a bar. A file or a pipe gets plain lines: one
+  when a phase begins, and one for each finished item.
   """
 
   def __init__(self, console: Console) -> None:
-    """Shows nothing yet.
+    """Creates a reporter that shows nothing yet.
 
     Args:
-      console: where to.
+      console: console to print on.
     """
     self.console = console
     self._bars = rich_progress.Progress(
@@ -49,7 +49,7 @@ class Reporter:
 
   @contextlib.contextmanager
   def phase(self, text: str, total: int) -> Iterator['Phase']:
-    """Announces a phase of `total` units of work."""
+    """Starts a phase of `total` units of work."""
     if not self.console.is_terminal:
       self.line(text)
     yield Phase(self._bars, self._bars.add_task(text, total=total, detail=''))
@@ -61,11 +61,11 @@ class Phase:
   def __init__(
     self, bars: rich_progress.Progress, task: rich_progress.TaskID
   ) -> None:
-    """Wraps a bar of rich.
+    """Wraps a progress bar of rich.
 
     Args:
-      bars: all bars.
-      task: this one.
+      bars: the progress display with all bars.
+      task: identifier of this bar.
     """
     self._bars = bars
     self._task = task
@@ -75,5 +75,5 @@ class Phase:
     self._bars.advance(self._task, amount)
 
   def detail(self, text: str) -> None:
-    """Shows what is being worked on."""
+    """Shows the name of the current item."""
     self._bars.update(self._task, detail=text)

@@ -1,4 +1,4 @@
-"""Sharpness of finished runs, and the landscape around them, side by side."""
+"""Compares finished runs: sharpness and loss landscape."""
 
 import contextlib
 import dataclasses
@@ -27,19 +27,19 @@ from optax_sam.train.reports import (
 )
 from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
 
-# What must be one and the same for figures to be comparable.
+# Settings that must agree for the numbers to be comparable.
 _DATA = ('dataset', 'label_noise', 'image_size')
 _VECTORS = 20
 
 
 @dataclasses.dataclass(frozen=True)
 class _Solution:
-  """What a run ended with, and its loss on fixed examples.
+  """The final parameters of a run, and its loss on fixed examples.
 
   Attributes:
-    test_accuracy: at the end of the run.
-    params: the parameters.
-    args: what else its loss takes.
+    test_accuracy: test accuracy at the end of the run.
+    params: the final parameters.
+    args: further arguments of `value_fn`.
     value_fn: mean loss in evaluation mode.
   """
 
@@ -55,13 +55,13 @@ def run(
   """Measures finished runs of `optax-sam train` and writes a report.
 
   Args:
-    config: which runs, and what to measure.
-    console: where progress and the table go.
+    config: directories of the runs, and settings of the measures.
+    console: console for progress and the table.
     command: the command line, for the report.
 
   Raises:
-    ValueError: if a run hasn't finished or isn't one, if they are of different
-      data, or a value is out of range.
+    ValueError: if a directory is not a finished run, if the runs use different
+      data, or if a value is out of range.
     OSError: if the output cannot be written.
   """
   checks.validate_sharpness(config)
@@ -87,13 +87,13 @@ def _measure_all(
   command: str,
 ) -> Measurements:
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
-  figures, lines = {}, {}
+  numbers, lines = {}, {}
   names = checks.run_names(config)
   with progress.Reporter(console) as reporter:
     for name, path, given in zip(names, config.runs, settings, strict=True):
       with reporter.phase(f'Measuring {path}', 1) as phase:
         solution = _load(path, given, config.examples, reporter)
-        figures[name] = _measure(solution, config)
+        numbers[name] = _measure(solution, config)
         lines[name] = random_lines.measure(
           solution.value_fn, solution.params, solution.args, seed=config.seed
         )
@@ -105,7 +105,7 @@ def _measure_all(
       name: _complete(given)
       for name, given in zip(names, settings, strict=True)
     },
-    figures=figures,
+    numbers=numbers,
     lines=lines,
     versions=machine.versions(),
     machine=machine.describe(),
@@ -115,9 +115,9 @@ def _measure_all(
 
 
 def _complete(config: configs.TrainConfig) -> dict[str, Any]:
-  """Returns the settings of a run with what was left to defaults."""
+  """Returns the settings of a run, defaults filled in."""
   settings = configs.settings(config)
-  # Those of the method say what these two set.
+  # The settings of the method include the effect of these two flags.
   del settings['rho'], settings['set']
   method = {
     'method': settings.pop('method'),
@@ -139,7 +139,7 @@ def _settings(
     msg = f'{path} is not a run of `optax-sam train`'
     raise ValueError(msg)
   if not (path / train.METRICS).exists():
-    msg = f'{path} has not finished; go on with --output {path} --resume'
+    msg = f'{path} has not finished; continue with --output {path} --resume'
     raise ValueError(msg)
   given: dict[str, Any] = {
     name: tuple(value) if isinstance(value, list) else value
@@ -158,8 +158,8 @@ def _check_one_dataset(
       value, first = getattr(given, name), getattr(settings[0], name)
       if value != first:
         msg = (
-          f'the runs must be of the same data: {name} is {first!r} in '
-          f'{paths[0]} and {value!r} in {path}; measure them apart'
+          f'the runs must use the same data: {name} is {first!r} in '
+          f'{paths[0]} and {value!r} in {path}; measure them separately'
         )
         raise ValueError(msg)
 
@@ -179,7 +179,7 @@ def _load(
         trainer.start(config.seed).state, reporter.line, goes_on=False
       )
     if found is None or found.step != config.steps:
-      msg = f'{path} has lost the checkpoint of its last step, {config.steps}'
+      msg = f'{path} lacks the checkpoint of its last step, {config.steps}'
       raise ValueError(msg)
     if examples > problem.inputs.train_examples:
       msg = (
@@ -211,7 +211,7 @@ def _measure(
       seed=config.seed,
       **args,
     )
-  except RuntimeError:  # did not converge: better no figure than a wrong one
+  except RuntimeError:  # no convergence: report NaN, not a wrong number
     eigenvalues = [math.nan] * config.eigenvalues
   trace = sharpness.hessian_trace(
     *given, probes=config.probes, seed=config.seed, **args

@@ -1,4 +1,4 @@
-"""Time per step, measured with all methods taking turns in one process."""
+"""Time per step: methods alternate in one process."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,15 +9,15 @@ from optax_sam.train.loop import train_step
 from optax_sam.train.loop.trainer import Progress, Trainer
 from optax_sam.train.reports.results import Timing
 
-# A turn is long enough for a periodic method to show its period.
+# Long enough to cover the period of a periodic method.
 STEPS_A_TURN = 10
-# From so many points of a run, since a method may skip more often early than
-# late, and a setting may change.
+# Steps are timed from several points of a run: a method may skip more often
+# early than late, and a setting may change.
 POINTS = 4
 
 
 def points(steps: int) -> tuple[int, ...]:
-  """Returns the steps of a run from which steps are timed."""
+  """Returns the points of a run, in steps, at which timing starts."""
   return tuple(
     max(1, round(steps * (point + 0.5) / POINTS)) for point in range(POINTS)
   )
@@ -33,16 +33,16 @@ def measure(
 ) -> list[Timing]:
   """Times the steps of several methods.
 
-  In each round every method runs a few steps from each of its starts, and the
-  methods take turns at every start, so that whatever else the machine does
-  hits them alike. Methods that skip are timed as they run, skips included, and
-  those with a setting that changes with its value at each start.
+  In each round every method runs a few steps from each of its starts. The
+  methods alternate at every start, so that load on the machine affects all of
+  them. Skipped steps are included. A setting that changes during training has
+  its value at each start.
 
   Args:
     trainers: the compiled trainers, by method.
-    starts: for each method several points of its own training.
-    base: the method that the others are relative to.
-    rounds: number of rounds that count; one more before them warms up.
+    starts: for each method, several states of its own training.
+    base: the method whose time is the unit of the relative times.
+    rounds: number of rounds that count; a warm-up round precedes them.
     after_round: called after every round that counts.
 
   Returns:
@@ -74,13 +74,13 @@ def measure(
 
 
 def _turn(trainer: Trainer, start: Progress) -> float:
-  """Returns the seconds that a few steps take from a point on."""
+  """Returns the seconds that a few steps from a start take."""
   batches = [
     trainer.batch(step=step, seed=0)
     for step in range(start.step, start.step + STEPS_A_TURN)
   ]
   step = trainer.compile(start.best_train_accuracy)
-  state = train_step.copy(start.state)  # whose memory the step takes
+  state = train_step.copy(start.state)  # the step donates its input
   jax.block_until_ready(state)
   began = time.perf_counter()
   for batch in batches:

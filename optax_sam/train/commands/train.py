@@ -1,7 +1,8 @@
 """One run of one method, with checkpoints and resume.
 
-Several processes may be one run (`optax_sam.train.distributed.processes`). Then
-the first one writes and reports.
+Several processes may train one model together
+(`optax_sam.train.distributed.processes`). Then only the first one writes and
+reports.
 """
 
 import contextlib
@@ -36,15 +37,15 @@ def run(config: configs.TrainConfig, console: Console) -> bool:
   """Trains one model, from the start or from the last checkpoint.
 
   Args:
-    config: what to train.
-    console: where progress goes.
+    config: model, data, method and settings of the run.
+    console: console for progress.
 
   Returns:
-    Whether the run came to its end; False after Ctrl-C, with a checkpoint.
+    True if the run is finished; False after Ctrl-C, with a checkpoint saved.
 
   Raises:
-    ValueError: before anything is trained, if the configuration is unusable or
-      isn't that of the run to resume.
+    ValueError: if the configuration is invalid, or differs from that of the run
+      to resume; raised before any training.
     OSError: if the output cannot be written.
   """
   checks.validate(config)
@@ -72,8 +73,8 @@ def run(config: configs.TrainConfig, console: Console) -> bool:
       finished = _train(config, trainer, current, checkpoints, reporter)
     if not finished:
       reporter.line(
-        f'Interrupted after step {current.step} of {config.steps}; go on with '
-        f'--output {target} --resume.'
+        f'Interrupted after step {current.step} of {config.steps}; continue '
+        f'with --output {target} --resume.'
       )
       return False
     sharpness = trainer.measure_sharpness(current.state)
@@ -89,7 +90,7 @@ def run(config: configs.TrainConfig, console: Console) -> bool:
 
 
 def _check_alike(config: configs.TrainConfig) -> None:
-  """Raises a ValueError if processes were told to make different runs."""
+  """Raises a ValueError if the processes have different configurations."""
   values = configs.settings(config)
   for name in ('output', 'overwrite', 'resume', 'mesh', 'epochs'):
     value = getattr(config, name)
@@ -98,7 +99,7 @@ def _check_alike(config: configs.TrainConfig) -> None:
 
 
 def _check_output(config: configs.TrainConfig) -> None:
-  # Before images are listed, which may take minutes.
+  # Checked before images are listed, which may take minutes.
   if config.output is not None and not config.resume:
     output_dir.check(config.output, overwrite=config.overwrite, known=FILES)
 
@@ -106,8 +107,8 @@ def _check_output(config: configs.TrainConfig) -> None:
 def _with_steps(
   config: configs.TrainConfig, problem: task.Task, settings: dict[str, Any]
 ) -> configs.TrainConfig:
-  """Returns the configuration with its length in steps, if it can be run."""
-  # How many of them are in an epoch is for the method to say as well.
+  """Returns the configuration with its length in steps; checks the method."""
+  # A method that holds examples out has fewer steps in an epoch.
   trainer = Trainer(config, problem, config.method, settings)
   if config.epochs is None:
     return config
@@ -115,14 +116,14 @@ def _with_steps(
 
 
 def _warn(reporter: progress.Reporter) -> Callable[[str], None]:
-  """Returns what tells of examples that this process cannot read."""
+  """Returns a function that prints a warning on this process."""
   if processes.is_first():
     return reporter.line
   return lambda text: print(text, file=sys.stderr)
 
 
 def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
-  """Returns the method's complete settings, proven to build it."""
+  """Returns the method's complete settings, after building it once."""
   name = config.method
   build.check_names([name], config.base)
   given = build.parse_settings(config.set, [name]).get(name, {})
@@ -130,9 +131,9 @@ def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
   build.optimizer(name, settings, config, seed=config.seed)
   if build.averaging(name, settings) and config.dataset == 'imagenet':
     msg = (
-      f'--method {name} validates on training examples that it holds out, '
-      f'which there are none of on {config.dataset}; train on digits or '
-      f'mnist1d, or call optax_sam.{name} in a training loop of your own'
+      f'--method {name} validates on held-out training examples, '
+      f'which {config.dataset} does not have; train on digits or '
+      f'mnist1d, or call optax_sam.{name} in your own training loop'
     )
     raise ValueError(msg)
   followed = accuracy_schedule.following(settings, 0.0)
@@ -147,9 +148,9 @@ def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
 
 
 def _prepare(config: configs.TrainConfig) -> pathlib.Path:
-  """Returns the directory of the run, new or to be resumed."""
+  """Returns the directory of the run, new or existing."""
   default = output_dir.dated(f'{config.method}-{config.dataset}')
-  target = pathlib.Path(processes.share(str(config.output or default)))
+  target = pathlib.Path(processes.broadcast(str(config.output or default)))
   action = _check_resumable if config.resume else _create
   processes.on_first(lambda: action(config, target))
   processes.together(lambda: _check_shared(target))
@@ -165,16 +166,16 @@ def _create(config: configs.TrainConfig, target: pathlib.Path) -> None:
 
 def _check_resumable(config: configs.TrainConfig, target: pathlib.Path) -> None:
   if config.output is None:
-    msg = '--resume needs --output, the directory of the run to go on with'
+    msg = '--resume needs --output, the directory of the run to resume'
     raise ValueError(msg)
   if not target.is_dir():
-    msg = f'--output {target}: there is no such run to resume'
+    msg = f'--output {target}: there is no run to resume'
     raise ValueError(msg)
   former = output_dir.read_config(target)
   if former is None or former.get(output_dir.MARK) != 'train':
     msg = f'--output {target} is not a run of `optax-sam train`'
     raise ValueError(msg)
-  # A run from before a flag was there had what is its default now.
+  # A flag that is younger than the run had its present default.
   defaults = configs.settings(configs.TrainConfig())
   _check_same(defaults | former['settings'], configs.settings(config))
 
@@ -182,14 +183,14 @@ def _check_resumable(config: configs.TrainConfig, target: pathlib.Path) -> None:
 def _check_shared(target: pathlib.Path) -> None:
   if output_dir.read_config(target) is None:
     msg = (
-      f'--output {target} of process 0 is not to be seen from here; give a '
-      f'directory that all processes share'
+      f'--output {target} of process 0 is not visible to this process; give a '
+      f'directory on a file system that all processes share'
     )
     raise ValueError(msg)
 
 
 def _check_same(former: dict[str, Any], now: dict[str, Any]) -> None:
-  """Raises a ValueError that shows every setting that differs."""
+  """Raises a ValueError that lists every setting that differs."""
   different = [
     f'{name} was {former.get(name)!r} and is now {now.get(name)!r}'
     for name in sorted(former.keys() | now.keys())
@@ -229,7 +230,7 @@ def _train(
   checkpoints: Checkpoints,
   reporter: progress.Reporter,
 ) -> bool:
-  """Trains to the end, saving on the way; returns whether it got there."""
+  """Trains and saves checkpoints; returns whether the run is finished."""
   with reporter.phase('Compiling', 1) as phase:
     trainer.compile(current.best_train_accuracy)
     phase.advance()
@@ -254,16 +255,16 @@ def _train(
     try:
       trainer.run(current, config.seed, after_step)
     except KeyboardInterrupt:
-      return False  # unsaved after a second Ctrl-C, perhaps within a step
+      return False  # a second Ctrl-C: not saved, the step may be incomplete
     checkpoints.save(current)
     return True
 
 
 @contextlib.contextmanager
 def _interrupts_between_steps() -> Iterator[threading.Event]:
-  """Yields an event that Ctrl-C or a SIGTERM sets; a second one stops at once.
+  """Yields an event that Ctrl-C or SIGTERM sets; a second one stops at once.
 
-  A step that is half recorded would make a checkpoint that resumes wrongly.
+  A checkpoint of a step that is only partly recorded would resume wrongly.
   """
   event = threading.Event()
 
@@ -277,7 +278,7 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
   if threading.current_thread() is not threading.main_thread():
     yield event  # only the main thread may install a handler
     return
-  # Of several processes JAX hears a SIGTERM itself, and tells the others.
+  # With several processes JAX handles SIGTERM and notifies the others.
   heard = [signal.SIGINT]
   if jax.process_count() == 1:
     heard.append(signal.SIGTERM)
@@ -292,7 +293,7 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
 def _write_metrics(
   path: pathlib.Path, current: Progress, sharpness: Row
 ) -> None:
-  """Writes one JSON object a line, whole or not at all."""
+  """Writes one JSON object per line, atomically."""
   rows = [
     *({'kind': 'log', **row} for row in current.log),
     *({'kind': 'validation', **row} for row in current.validations),
@@ -324,7 +325,7 @@ def _evaluation(current: Progress) -> str:
   )
   if 'ema_test_loss' in last:
     line += (
-      f'; of the averaged weights {100 * last["ema_test_accuracy"]:.2f} %, '
+      f'; with averaged weights {100 * last["ema_test_accuracy"]:.2f} %, '
       f'{last["ema_test_loss"]:.4f}'
     )
   return line
@@ -335,8 +336,8 @@ def _summary(
 ) -> str:
   taken = int(current.log[-1]['second_gradients'])
   return (
-    f'{config.method}: {taken} of {current.step} steps took a second gradient; '
-    f'SAM sharpness at rho={config.sharpness_radius}: '
+    f'{config.method}: {taken} of {current.step} steps took a perturbed '
+    f'gradient; SAM sharpness at rho={config.sharpness_radius}: '
     f'{sharpness["sam_sharpness"]:.3g}; '
     f'top eigenvalue: {sharpness["top_eigenvalue"]:.3g}'
   )

@@ -1,1 +1,1 @@
-"""What a command is told: its flags, their checks and its directory."""
+"""Configuration of the commands: flags, checks and output directories."""

@@ -14,12 +14,12 @@ def parse(arguments: Sequence[str]) -> Any:
   """Returns the configuration of a command.
 
   Raises:
-    ValueError: with tyro's complaint in one line.
+    ValueError: with tyro's error message in one line.
   """
   arguments = files.expand(arguments)
-  complaint = io.StringIO()
+  lines = io.StringIO()
   try:
-    with contextlib.redirect_stderr(complaint):
+    with contextlib.redirect_stderr(lines):
       return tyro.extras.subcommand_cli_from_dict(
         {
           'compare': configs.CompareConfig,
@@ -36,11 +36,11 @@ def parse(arguments: Sequence[str]) -> Any:
   except SystemExit as stop:
     if stop.code == 0:
       raise  # --help
-    raise ValueError(_first_lines(complaint.getvalue())) from None
+    raise ValueError(_first_lines(lines.getvalue())) from None
 
 
 def _first_lines(box: str) -> str:
-  """Takes the complaint, and tyro's guess at what was meant, out of a box."""
+  """Extracts the error message and tyro's suggestion from a box."""
   sections: list[list[str]] = [[]]
   for line in box.splitlines():
     text = line.strip('│╭╮╰╯ ')
@@ -48,12 +48,10 @@ def _first_lines(box: str) -> str:
       sections.append([])
     elif not text.startswith('─'):  # the title of the box
       sections[-1].append(text.strip())
-  if (
-    '╭' not in box
-  ):  # as where the output is ASCII: there the title is a section
+  if '╭' not in box:  # ASCII output has the title as a section
     sections.pop(0)
-  complaint, *more = [section for section in sections if section]
-  message = ' '.join(complaint).rstrip('.')
+  lines, *more = [section for section in sections if section]
+  message = ' '.join(lines).rstrip('.')
   for section in more:
     if section[0].startswith('Perhaps you meant'):
       message += f'; perhaps you meant {section[1]}'

@@ -1,4 +1,4 @@
-"""What the commands refuse before they do anything."""
+"""Validation of command-line flags."""
 
 import math
 from typing import Any, get_args, get_type_hints
@@ -9,12 +9,12 @@ from optax_sam.train.config.configs import (
   TrainConfig,
 )
 
-# Both share the batch; the second one the parameters and their states, too.
+# Both axes split the batch; `fsdp` also splits parameters and states.
 MESH_AXES = ('data', 'fsdp')
 
 
 def validate(config: Experiment) -> None:
-  """Raises a ValueError that names the first value that cannot be used."""
+  """Raises a ValueError that names the first invalid value."""
   choices = get_type_hints(type(config))
   for name in ('dataset', 'model', 'dtype', 'base', 'execution'):
     value, allowed = getattr(config, name), get_args(choices[name])
@@ -39,7 +39,7 @@ def validate(config: Experiment) -> None:
 
 
 def validate_sharpness(config: SharpnessConfig) -> None:
-  """Raises a ValueError that names the first value that cannot be used."""
+  """Raises a ValueError that names the first invalid value."""
   if not config.runs:
     msg = (
       'name at least one run, a directory that `optax-sam train` has written'
@@ -57,7 +57,7 @@ def validate_sharpness(config: SharpnessConfig) -> None:
 
 
 def run_names(config: SharpnessConfig) -> list[str]:
-  """Returns how the runs to measure are called: by their directories."""
+  """Returns the names of the runs to measure: those of their directories."""
   return [path.resolve().name for path in config.runs]  # `.` has none
 
 
@@ -65,7 +65,7 @@ def axes(mesh: str) -> dict[str, int]:
   """Returns the axes that `--mesh` names, with their sizes.
 
   Raises:
-    ValueError: if it cannot be read, in one line.
+    ValueError: if it cannot be parsed, in one line.
   """
   found: dict[str, int] = {}
   for part in mesh.split(','):
@@ -94,7 +94,7 @@ def _validate_data(config: TrainConfig) -> None:
   if images and config.label_noise:
     msg = '--label-noise is for digits and mnist1d; leave it out for imagenet'
     raise ValueError(msg)
-  # A number of steps that is the default is not seen here, but in files.py.
+  # `--steps` with its default value is not detected here, but in files.py.
   if config.epochs is not None and config.steps != Experiment.steps:
     msg = '--steps and --epochs both give the length; leave one of them out'
     raise ValueError(msg)
@@ -107,7 +107,7 @@ def _validate_processes(config: TrainConfig) -> None:
     return
   if config.distributed:
     msg = (
-      '--distributed finds the other processes by itself; leave it out, or '
+      '--distributed finds the other processes automatically; omit it, or omit '
       + ', '.join(map(_flag, together))
     )
     raise ValueError(msg)

@@ -1,4 +1,4 @@
-"""What a run of the trainer is told: one dataclass per command."""
+"""Configuration of the commands: one dataclass for each."""
 
 import dataclasses
 import pathlib
@@ -8,7 +8,7 @@ import tyro
 
 Dataset = Literal['digits', 'mnist1d']
 TrainDataset = Literal['digits', 'mnist1d', 'imagenet']
-# Those of optax_sam.train.models, which this module mustn't load.
+# The names in optax_sam.train.models, which is slow to import.
 Model = Literal[
   'mlp', 'cnn', 'resnet18', 'resnet50', 'wideresnet28x10', 'vit_s16'
 ]
@@ -25,15 +25,14 @@ DEFAULT_METHODS = (
   'k_sam',
 )
 
-# What the base optimizers start from unless --learning-rate, --weight-decay
-# say otherwise.
+# Defaults of --learning-rate and --weight-decay.
 LEARNING_RATES = {'sgd': 0.1, 'adamw': 0.003}
 WEIGHT_DECAYS = {'sgd': 5e-4, 'adamw': 0.05}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Experiment:
-  """What `compare` and `train` have in common."""
+  """Flags that `compare` and `train` have in common."""
 
   dataset: str = 'digits'
 
@@ -42,7 +41,7 @@ class Experiment:
   others take images."""
 
   dtype: Dtype = 'float32'
-  """What the model computes in; parameters are always float32."""
+  """Dtype of the computation; parameters are always float32."""
 
   base: Base = 'sgd'
   """The base optimizer (sgd: with momentum 0.9)."""
@@ -57,24 +56,24 @@ class Experiment:
   """Peak of the cosine schedule [default: 0.1 for sgd, 0.003 for adamw]."""
 
   weight_decay: float | None = None
-  """On kernels only [default: 0.0005 for sgd, 0.05 for adamw]."""
+  """Weight decay, on kernels only [default: 0.0005 for sgd, 0.05 for adamw]."""
 
   clip_norm: float | None = None
-  """Largest norm of what a method hands on to the base optimizer [default: not
-  limited]."""
+  """Largest norm of the gradient that a method forwards to the base optimizer
+  [default: not limited]."""
 
   label_smoothing: float = 0.0
-  """Share of a training label that is spread over all classes."""
+  """Fraction of a training label that is spread over all classes."""
 
   ema_decay: float | None = None
-  """Weight of the past in an average of the weights, which is evaluated beside
-  the weights themselves [default: no average]."""
+  """Decay of an exponential moving average of the weights, which is evaluated
+  in addition to the weights [default: no average]."""
 
   warmup: float = 0.1
-  """Share of the steps in which the learning rate rises."""
+  """Fraction of the steps in which the learning rate rises."""
 
   label_noise: float = 0.0
-  """Share of the training labels that are replaced by a wrong one."""
+  """Fraction of the training labels that are replaced by a wrong one."""
 
   rho: float | None = None
   """Radius for all methods [default: each method's own]."""
@@ -83,9 +82,9 @@ class Experiment:
   """One setting of one method, as in ae_sam.lambda_2=2."""
 
   execution: Execution = 'auto'
-  """Where a method decides to skip the second gradient: inside the compiled
-  step (jit), or on the host, between two compiled parts of it; auto takes the
-  faster, which with these models is jit."""
+  """Where a method decides to skip the perturbed gradient: inside the compiled
+  step (jit), or on the host, between two compiled functions; auto takes the
+  faster one, which is jit with these models."""
 
   evaluations: int = 6
   """Evaluations in a run, evenly spaced."""
@@ -94,7 +93,7 @@ class Experiment:
   """Steps from one row of the log to the next."""
 
   sharpness_radius: float = 0.05
-  """Radius at which sharpness is measured, the same for all methods."""
+  """Radius of the SAM sharpness, the same for all methods."""
 
   sharpness_examples: int = 256
   """Training examples on which sharpness is measured."""
@@ -128,44 +127,45 @@ class TrainConfig(Experiment):
   """Trains one model with one method, with checkpoints."""
 
   config: pathlib.Path | None = None
-  """JSON file of these flags; what is also given here is taken from here."""
+  """JSON file of these flags; flags of the command line override it."""
 
   dataset: TrainDataset = 'digits'
   """Digits ships with scikit-learn; mnist1d is generated on this machine;
   imagenet: any images in its layout, or shards of them, in --data-dir."""
 
   data_dir: pathlib.Path | None = None
-  """Of imagenet: directory with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or
-  the output of `optax-sam convert`."""
+  """ImageNet: directory with train/CLASS/*.JPEG and val/CLASS/*.JPEG, or the
+  output of `optax-sam convert`."""
 
   image_size: int = 224
-  """Of imagenet: height and width of the images in pixels."""
+  """ImageNet: height and width of the images in pixels."""
 
   input_threads: int = 16
-  """Of imagenet: batches that are made at a time."""
+  """ImageNet: batches that are prepared concurrently."""
 
   prefetch: int = 16
-  """Of imagenet: batches that are made ahead, each of them held in memory."""
+  """ImageNet: batches that are prepared in advance, held in memory."""
 
   epochs: int | None = None
   """Passes over the training examples, in place of --steps."""
 
   mesh: str | None = None
-  """Devices that share each batch, as in data=8, or data=4,fsdp=2 if groups of
-  two also share the parameters and their states [default: data=N with all
-  devices; in a single process, one device if they don't divide the batch]."""
+  """Devices over which each batch is split, as in data=8, or data=4,fsdp=2 if
+  parameters and states are also split over groups of two [default: data=N with
+  all devices; in a single process, one device if they don't divide the
+  batch]."""
 
   distributed: bool = False
-  """One of several processes that find each other, as on the hosts of a pod."""
+  """One of several processes that find each other, as on a TPU pod."""
 
   coordinator: str | None = None
-  """Where they find each other otherwise: HOST:PORT of the first process."""
+  """Address of the first process, HOST:PORT, where --distributed fails."""
 
   num_processes: int | None = None
   """Number of processes that meet at --coordinator."""
 
   process_id: int | None = None
-  """Which of them this is, from 0."""
+  """Index of this process, from 0."""
 
   method: str = 'sam'
   """The method, or the name of the base optimizer."""
@@ -180,7 +180,7 @@ class TrainConfig(Experiment):
   """Directory of the run [default: runs/METHOD-DATASET-DATE-TIME]."""
 
   resume: bool = False
-  """Go on from the last checkpoint in the output directory."""
+  """Resume from the last checkpoint in the output directory."""
 
   overwrite: bool = False
   """Replace an earlier run."""
@@ -197,21 +197,21 @@ class ConvertConfig:
   """Directory of the shards; an interrupted conversion is continued."""
 
   shards: int = 256
-  """Shards of the training images; as large ones hold the validation images."""
+  """Shards of the training images; validation shards are as large."""
 
   threads: int = 16
-  """Images that are read and checked at a time."""
+  """Images that are read and checked concurrently."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SharpnessConfig:
-  """Measures finished runs of `train` side by side."""
+  """Measures the sharpness of finished runs of `train`."""
 
   runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-  """Directories of the runs, all of the same data."""
+  """Directories of the runs, all on the same data."""
 
   examples: int = 512
-  """Training examples on which is measured, the first ones."""
+  """Number of training examples to measure on, the first ones."""
 
   rho: float = 0.05
   """Radius of the SAM sharpness."""
@@ -226,10 +226,10 @@ class SharpnessConfig:
   """Random vectors for the trace of the Hessian."""
 
   seed: int = 0
-  """Of everything random."""
+  """Seed of random vectors and directions."""
 
   data_dir: pathlib.Path | None = None
-  """Of runs on imagenet: where the images are."""
+  """ImageNet: directory of the images."""
 
   output: pathlib.Path | None = None
   """Directory of the report [default: runs/sharpness-DATE-TIME]."""
@@ -243,8 +243,8 @@ class MethodsConfig:
   """Prints the table of methods: cost, state, paper."""
 
 
-# What says where to read and write, and by what means, not what to compute. A
-# run may go on with other devices, or with the shards of its images.
+# Flags that do not change the numbers: paths, devices, threads. A run may
+# resume with other devices, or with the shards of its images.
 _NOT_SETTINGS = (
   'output',
   'overwrite',
@@ -258,12 +258,12 @@ _NOT_SETTINGS = (
   'coordinator',
   'num_processes',
   'process_id',
-  'epochs',  # the number of steps says it
+  'epochs',  # implied by the number of steps
 )
 
 
 def settings(config: Experiment) -> dict[str, Any]:
-  """Returns everything that decides the numbers, ready for JSON."""
+  """Returns all settings that affect the numbers, ready for JSON."""
   fields = dataclasses.asdict(config)
   return {
     name: list(value) if isinstance(value, tuple) else value
@@ -273,14 +273,14 @@ def settings(config: Experiment) -> dict[str, Any]:
 
 
 def learning_rate(config: Experiment) -> float:
-  """Returns the peak learning rate, the base optimizer's own by default."""
+  """Returns the peak learning rate; the default depends on the base."""
   if config.learning_rate is None:
     return LEARNING_RATES[config.base]
   return config.learning_rate
 
 
 def weight_decay(config: Experiment) -> float:
-  """Returns the weight decay, the base optimizer's own by default."""
+  """Returns the weight decay; the default depends on the base."""
   if config.weight_decay is None:
     return WEIGHT_DECAYS[config.base]
   return config.weight_decay

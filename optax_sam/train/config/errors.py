@@ -1,4 +1,4 @@
-"""How the command says that something is wrong, and its exit status."""
+"""Error messages of the command, and its exit status."""
 
 import sys
 
@@ -8,14 +8,14 @@ INTERRUPTED = 130
 
 
 def describe(error: ValueError | OSError) -> str:
-  """Returns what a refusal says to the user."""
+  """Returns the message of an error for the user."""
   if isinstance(error, OSError):
     where = f'{error.filename}: ' if error.filename else ''
     return f'cannot write the output: {where}{error.strerror or error}'
   return str(error)
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
   """Prints an error in one line."""
   one_line = ' '.join(message.split())
   print(f'optax-sam: error: {one_line}', file=sys.stderr, flush=True)

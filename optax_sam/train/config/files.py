@@ -4,8 +4,8 @@
 
   {'about': 'any text', 'dataset': 'imagenet', 'batch-size': 4096}
 
-What such a file gives is put before the flags of the command line, so that
-these have the last word, and both are checked alike.
+The flags of the file come before those of the command line. So the latter
+override them, and both pass the same checks.
 """
 
 import dataclasses
@@ -19,19 +19,19 @@ from optax_sam.train.config import configs
 
 _FLAG = '--config'
 _COMMENT = 'about'
-# Either one says how long to train.
+# Either one sets the length of training.
 _LENGTHS = ('steps', 'epochs')
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
-  """Returns the arguments of a command with those of its file before them.
+  """Returns the arguments of a command, preceded by those of its file.
 
   Args:
-    arguments: of the command line, the command first.
+    arguments: those of the command line, the command first.
 
   Raises:
-    ValueError: if the file cannot be read or has a key that is no flag, or if
-      one of them gives the length of the run twice.
+    ValueError: if the file cannot be read, has an unknown key, or if file or
+      command line give the length of the run twice.
   """
   command, flags = list(arguments[:1]), list(arguments[1:])
   if command != ['train']:
@@ -46,7 +46,7 @@ def expand(arguments: Sequence[str]) -> list[str]:
     _check_lengths(lengths)
     return [*command, *flags]
   given = _read(path)
-  if lengths:  # in place of what the file says
+  if lengths:  # override those of the file
     given = {key: given[key] for key in given if key not in _LENGTHS}
   _check_lengths(
     lengths or [name for name in _LENGTHS if given.get(name) is not None]
@@ -78,7 +78,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
     msg = f'{_FLAG} {path} is not JSON: {error}'
     raise ValueError(msg) from None
   if not isinstance(content, dict):
-    msg = f'{_FLAG} {path} must hold one object, from flags to values'
+    msg = f'{_FLAG} {path} must be one object that maps flags to values'
     raise ValueError(msg)
   known = {field.name for field in dataclasses.fields(configs.TrainConfig)}
   flags = sorted(name.replace('_', '-') for name in known - {'config'})
@@ -87,7 +87,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   for key in given:
     if key not in flags:
       msg = (
-        f'{_FLAG} {path}: {key!r} is no flag; choose among {", ".join(flags)}'
+        f'{_FLAG} {path}: unknown flag {key!r}; choose among {", ".join(flags)}'
       )
       raise ValueError(msg)
   return given

@@ -1,4 +1,4 @@
-"""Output directories that appear whole or not at all."""
+"""Output directories that are created atomically."""
 
 import contextlib
 import datetime as dt
@@ -15,7 +15,7 @@ MARK = 'optax_sam'
 
 
 def dated(name: str) -> pathlib.Path:
-  """Returns a directory for an output that was given none."""
+  """Returns the default output directory, named with date and time."""
   now = dt.datetime.now().astimezone()
   return pathlib.Path('runs') / f'{name}-{now:%Y%m%d-%H%M%S}'
 
@@ -23,14 +23,14 @@ def dated(name: str) -> pathlib.Path:
 def write_config(
   directory: pathlib.Path, command: str, settings: dict[str, Any]
 ) -> None:
-  """Writes the file by which an output of ours is recognized later."""
+  """Writes `config.json`, which marks an output of optax-sam."""
   content = {MARK: command, 'settings': settings}
   text = json.dumps(content, indent=2, sort_keys=True) + '\n'
   (directory / CONFIG).write_text(text, encoding='utf-8')
 
 
 def read_config(directory: pathlib.Path) -> dict[str, Any] | None:
-  """Returns the content of `config.json`, None if it isn't one of ours."""
+  """Returns the content of `config.json`, None if it has another format."""
   try:
     content = json.loads((directory / CONFIG).read_text(encoding='utf-8'))
   except (OSError, ValueError):

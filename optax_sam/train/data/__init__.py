@@ -1,1 +1,1 @@
-"""The data that a run trains on and is evaluated on."""
+"""Training and evaluation data."""

@@ -1,4 +1,4 @@
-"""Datasets, and the order in which a run goes through one."""
+"""Datasets and the order of their batches."""
 
 import dataclasses
 import functools
@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 # Fixes the split, the generated data and the wrong labels: every run of every
-# method sees the same dataset, whatever its own seed.
+# method uses the same dataset, for any seed.
 _DATA_SEED = 0
 _DIGITS_TEST_EXAMPLES = 797
 
@@ -35,11 +35,11 @@ def load(name: str, *, label_noise: float = 0.0) -> Dataset:
 
   Args:
     name: `digits` or `mnist1d`.
-    label_noise: share of the training labels replaced by another class, which
-      is drawn uniformly. The test part keeps its labels.
+    label_noise: fraction of the training labels replaced by another class,
+      which is drawn uniformly. The test part keeps its labels.
 
   Returns:
-    The dataset, the same one at every call.
+    The dataset, the same at every call.
   """
   if name not in _LOADERS:
     msg = f'dataset {name!r} is unknown; choose one of {", ".join(_LOADERS)}'
@@ -52,9 +52,9 @@ def load(name: str, *, label_noise: float = 0.0) -> Dataset:
 def batch_at(train: Batch, step: int, batch_size: int, seed: int) -> Batch:
   """Returns the batch of one step.
 
-  A pure function of its arguments, so the step alone is the position in the
-  data. Each epoch has an order of its own; examples that don't fill a batch
-  are left out of that epoch.
+  A pure function of its arguments, so the step determines the position in the
+  data. Each epoch has a different order; examples that don't fill a batch are
+  left out of that epoch.
   """
   examples = len(train['labels'])
   epoch, position = divmod(step, examples // batch_size)
@@ -63,25 +63,25 @@ def batch_at(train: Batch, step: int, batch_size: int, seed: int) -> Batch:
   return {name: values[chosen] for name, values in train.items()}
 
 
-def hold_out(train: Batch, share: float, seed: int) -> tuple[Batch, Batch]:
-  """Splits training examples, with the same share of every class.
+def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
+  """Splits training examples, with the same fraction of every class.
 
   Args:
     train: the examples.
-    share: of each class that is held out, rounded to whole examples, so that
+    fraction: of each class that is held out, rounded to whole examples, so that
       their number is the same for all seeds.
-    seed: decides which ones.
+    seed: seed of the choice.
 
   Returns:
-    The examples that are left, and those held out, each in their order.
+    The remaining examples and the held-out ones, in their original order.
   """
   labels = train['labels']
-  # With a third number: epochs are ordered by two.
+  # A third number keeps this seed apart from those of the epochs.
   generator = np.random.default_rng((seed, 0, 1))
   is_held_out = np.zeros(len(labels), bool)
   for label in np.unique(labels):
     of_class = generator.permutation(np.flatnonzero(labels == label))
-    is_held_out[of_class[: round(share * len(of_class))]] = True
+    is_held_out[of_class[: round(fraction * len(of_class))]] = True
   left = {name: values[~is_held_out] for name, values in train.items()}
   return left, {name: values[is_held_out] for name, values in train.items()}
 
@@ -91,9 +91,11 @@ def _order(examples: int, seed: int, epoch: int) -> np.ndarray:
   return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
-def _with_noise(labels: np.ndarray, classes: int, share: float) -> np.ndarray:
+def _with_noise(
+  labels: np.ndarray, classes: int, fraction: float
+) -> np.ndarray:
   generator = np.random.default_rng(_DATA_SEED)
-  wrong = generator.permutation(len(labels))[: round(share * len(labels))]
+  wrong = generator.permutation(len(labels))[: round(fraction * len(labels))]
   shift = generator.integers(1, classes, len(wrong))
   labels = labels.copy()
   labels[wrong] = (labels[wrong] + shift) % classes
@@ -121,8 +123,8 @@ def _digits() -> Dataset:
 
 
 def _mnist1d() -> Dataset:
-  # make_dataset computes its examples; get_dataset would download them. It
-  # seeds Python's and NumPy's global generators, which are not its own.
+  # make_dataset computes the examples; get_dataset would download them. It
+  # seeds the global generators of Python and NumPy, so they are restored.
   from mnist1d.data import get_dataset_args, make_dataset
 
   python_state, numpy_state = random.getstate(), np.random.get_state()

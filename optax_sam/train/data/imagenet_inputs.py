@@ -1,4 +1,4 @@
-"""ImageNet, or any images in its layout, as the data of a run."""
+"""Inputs of a run from ImageNet, or from any images in its layout."""
 
 import pathlib
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from optax_sam.train.data.inputs import Batch
 
 
 class ImageInputs:
-  """Images that are read, decoded and cropped as the run needs them."""
+  """Images that are read, decoded and cropped on demand."""
 
   def __init__(
     self,
@@ -22,16 +22,16 @@ class ImageInputs:
     dtype: Any,
     say: Callable[[str], None],
   ) -> None:
-    """Lists the images without reading one.
+    """Lists the images without reading them.
 
     Args:
       directory: an image folder, or the shards of one.
-      options: how batches are made.
-      dtype: what the model computes in.
-      say: told about every image that cannot be decoded.
+      options: options of the input pipeline.
+      dtype: dtype of the computation.
+      say: called with a message for every corrupt image.
 
     Raises:
-      ValueError: if the directory or the options cannot be used, in one line.
+      ValueError: if the directory or an option is invalid, in one line.
     """
     options.process()
     self._images = imagenet.open_images(directory)
@@ -49,7 +49,7 @@ class ImageInputs:
 
   @property
   def skipped(self) -> int:
-    """Images that were met and could not be decoded."""
+    """Number of images that could not be decoded."""
     trained_on = self._training[1].skipped if self._training else 0
     return trained_on + self._evaluation.skipped
 
@@ -63,7 +63,7 @@ class ImageInputs:
     }
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
-    """Returns the batch of a step, made ahead if it is the next one."""
+    """Returns the batch of a step; the next one is prefetched."""
     training = self._training_of(seed)
     state = training.get_state()
     if state['step'] != step:
@@ -72,7 +72,7 @@ class ImageInputs:
     return batch if ids else {k: batch[k] for k in batch if k != 'ids'}
 
   def normalize(self, values: Any) -> jax.Array:
-    """Brings pixels to mean 0 and standard deviation 1."""
+    """Normalizes each channel to mean 0 and standard deviation 1."""
     return imagenet.normalize(values, self._dtype)
 
   def test(self) -> imagenet.EvaluationInput:
@@ -80,27 +80,27 @@ class ImageInputs:
     return self._evaluation
 
   def train(self) -> None:
-    """Returns None: a pass over all would cost a third of an epoch."""
+    """Returns None: a pass over all images would cost a third of an epoch."""
 
   def held_out(self, seed: int) -> None:
     """Returns None: a run trains on all images."""
 
   def fixed(self, count: int) -> Batch:
-    """Returns evenly spaced training images, as an evaluation sees them."""
+    """Returns evenly spaced training images, cropped as for evaluation."""
     chosen = _Chosen(self._images.train, count)
     options = imagenet.InputOptions(
       batch_size=count,
       size=self._options.size,
       threads=self._options.threads,
       prefetch=self._options.prefetch,
-      process_index=0,  # all of them on every process
+      process_index=0,  # every process loads all of them
       process_count=1,
     )
     (batch,) = imagenet.EvaluationInput(chosen, options, say=self._say)
     return batch
 
   def close(self) -> None:
-    """Stops making batches."""
+    """Stops the threads that make batches."""
     if self._training:
       self._training[1].close()
 
@@ -117,7 +117,7 @@ class ImageInputs:
 class _Chosen:
   """Some of the images of a source.
 
-  Evenly spaced, as neighbours are of one class.
+  They are evenly spaced, because neighbours belong to the same class.
   """
 
   def __init__(self, source: Any, count: int) -> None:

@@ -1,4 +1,4 @@
-"""The data that a run steps through, wherever the examples are."""
+"""The interface of a run's data, and datasets in memory."""
 
 from collections.abc import Iterable
 from typing import Any, Protocol
@@ -15,10 +15,10 @@ State = dict[str, int]
 class Inputs(Protocol):
   """Batches for training, for evaluation and for measuring.
 
-  A training batch is a function of step and seed, so the step is all that a
-  checkpoint has to know; beside it stands what the order depends on. Of one
-  every process makes its own rows, and so of test batches with `is_example`;
-  any other batch is the same on every process.
+  A training batch is a function of step and seed. So a checkpoint stores only
+  the step, and the settings that determine the order. Each process loads its
+  own rows of a training batch, and of test batches with `is_example`; any other
+  batch is the same on every process.
 
   Attributes:
     classes: number of classes.
@@ -34,35 +34,35 @@ class Inputs(Protocol):
 
   @property
   def skipped(self) -> int:
-    """Examples that were met and could not be read."""
+    """Number of examples that could not be read."""
     ...
 
   def sample(self) -> Batch:
-    """Returns rows of the shape of those of a training batch."""
+    """Returns an example batch with the shapes of a training batch."""
     ...
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
-    """Returns the rows of a step; those after the last ones come fastest.
+    """Returns the rows of a step; consecutive steps are fastest.
 
-    If asked for them, with the `ids` of its examples, int32 (B,): from 0 on,
-    the same ones in every epoch.
+    With `ids`, the batch includes the `ids` of its examples, int32 (B,):
+    numbers from 0, the same in every epoch.
     """
     ...
 
   def normalize(self, values: Any) -> jax.Array:
-    """Makes of `inputs` what a model takes, inside the compiled step."""
+    """Converts `inputs` to model inputs, inside the compiled step."""
     ...
 
   def test(self) -> Iterable[Batch]:
     """Returns the test examples, once.
 
-    Either one batch of all, or batches with `is_example`, bool: false where a
-    row only fills its batch up.
+    Either one batch of all, or batches with `is_example`, bool, which is false
+    for padding.
     """
     ...
 
   def train(self) -> Batch | None:
-    """Returns all training examples, None if they are too many for that."""
+    """Returns all training examples, None if they are too many."""
     ...
 
   def held_out(self, seed: int) -> Batch | None:
@@ -70,21 +70,21 @@ class Inputs(Protocol):
     ...
 
   def fixed(self, count: int) -> Batch:
-    """Returns training examples that are the same ones at every call."""
+    """Returns `count` training examples, the same at every call."""
     ...
 
   def close(self) -> None:
-    """Stops whatever makes batches ahead."""
+    """Stops prefetching."""
     ...
 
 
 class InMemory:
-  """A dataset that is small enough to be held and evaluated as a whole.
+  """A dataset in memory, evaluated in one batch.
 
-  Every process holds all of it, and takes its rows of each batch.
+  Every process has all of it, and takes its own rows of each batch.
 
-  If runs hold training examples out, the seed of each chooses them, and its
-  batches have none of them. `train` and `fixed` are of all training examples.
+  If runs hold out training examples, the seed of a run chooses them, and its
+  batches exclude them. `train` and `fixed` include all training examples.
   """
 
   def __init__(
@@ -94,17 +94,17 @@ class InMemory:
     process: tuple[int, int] | None = None,
     held_out: float = 0.0,
   ) -> None:
-    """Holds the dataset.
+    """Stores the dataset.
 
     Args:
       dataset: its examples.
       batch_size: examples in a step, over all processes.
       process: index of this process and number of processes; None for JAX's.
-      held_out: share of the training examples that a run doesn't train on.
+      held_out: fraction of the training examples that a run holds out.
     """
     self._process = process
-    self._share = held_out
-    self._parts: tuple[int, Batch, Batch] | None = None  # of the latest seed
+    self._fraction = held_out
+    self._parts: tuple[int, Batch, Batch] | None = None  # for the latest seed
     self.dataset = dataset
     self.classes = dataset.classes
     self.batch_size = batch_size
@@ -113,7 +113,7 @@ class InMemory:
 
   @property
   def skipped(self) -> int:
-    """None: all of them could be read."""
+    """Zero: all examples can be read."""
     return 0
 
   def sample(self) -> Batch:
@@ -134,7 +134,7 @@ class InMemory:
     }
 
   def normalize(self, values: Any) -> Any:
-    """Returns them as they are: the dataset is normalized already."""
+    """Returns `values`: the dataset is already normalized."""
     return values
 
   def test(self) -> list[Batch]:
@@ -146,12 +146,12 @@ class InMemory:
     return self.dataset.train
 
   def held_out(self, seed: int) -> Batch | None:
-    """Returns what the run of this seed holds out."""
-    return self._split(seed)[1] if self._share else None
+    """Returns the examples that the run with this seed holds out."""
+    return self._split(seed)[1] if self._fraction else None
 
-  def holding_out(self, share: float) -> 'InMemory':
-    """Returns the same data for runs that don't train on a share of it."""
-    return InMemory(self.dataset, self.batch_size, self._process, share)
+  def with_held_out(self, fraction: float) -> 'InMemory':
+    """Returns the same data for runs that hold out a fraction of it."""
+    return InMemory(self.dataset, self.batch_size, self._process, fraction)
 
   def fixed(self, count: int) -> Batch:
     """Returns the first training examples."""
@@ -162,30 +162,30 @@ class InMemory:
     """Does nothing."""
 
   def _trained_on(self, seed: int) -> Batch:
-    return self._split(seed)[0] if self._share else self.dataset.train
+    return self._split(seed)[0] if self._fraction else self.dataset.train
 
   def _split(self, seed: int) -> tuple[Batch, Batch]:
     if self._parts is None or self._parts[0] != seed:
-      parts = datasets.hold_out(self.dataset.train, self._share, seed)
+      parts = datasets.hold_out(self.dataset.train, self._fraction, seed)
       self._parts = (seed, *parts)
     return self._parts[1:]
 
 
 def steps_per_epoch(inputs: Inputs) -> int:
-  """Returns the steps in which every example is shown once.
+  """Returns the number of steps in an epoch.
 
-  Those that don't fill a batch are left out.
+  Examples that don't fill a batch are left out.
   """
   return max(1, inputs.train_examples // inputs.batch_size)
 
 
 def state(inputs: Inputs, step: int, seed: int) -> State:
-  """Returns where a run is in its data, ready for JSON.
+  """Returns the position of a run in its data, ready for JSON.
 
   Args:
     inputs: the data.
-    step: steps taken.
-    seed: of the order.
+    step: number of steps taken.
+    seed: seed of the order.
   """
   return {
     'step': step,
@@ -196,13 +196,13 @@ def state(inputs: Inputs, step: int, seed: int) -> State:
 
 
 def check_state(inputs: Inputs, former: State, step: int, seed: int) -> None:
-  """Raises a ValueError if a run would go on with other data.
+  """Raises a ValueError if a run would resume with other data.
 
   Args:
-    inputs: the data now.
-    former: from `state`; empty in checkpoints that don't have one.
-    step: steps that the run has taken.
-    seed: of the order now.
+    inputs: the present data.
+    former: earlier result of `state`; empty in checkpoints without one.
+    step: number of steps that the run has taken.
+    seed: present seed of the order.
   """
   now = state(inputs, step, seed)
   for name, value in former.items():

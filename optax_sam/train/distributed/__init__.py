@@ -1,1 +1,1 @@
-"""Many devices and many processes in one run."""
+"""Runs on several devices and processes."""

@@ -1,10 +1,10 @@
-"""Several processes that train one model, and what they agree on.
+"""Several processes that train one model together.
 
-All of them run the same program on the same flags. They must not part ways: a
-process that waits in a collective for one that has stopped waits for ever. So
-what may be refused is refused by all (`together`), what only one can know is
-told to the others (`share`), and a process that ends before its time takes the
-others with it (`optax_sam.train.distributed.vigil`).
+All processes must execute the same collectives in the same order: a process in
+a collective waits forever for one that has stopped. So an error on one process
+is raised on all (`together`), a value that only the first process knows is
+broadcast (`broadcast`), and when a process ends early the others end too
+(`optax_sam.train.distributed.vigil`).
 """
 
 import contextlib
@@ -25,35 +25,34 @@ from optax_sam.train.config import configs, errors
 from optax_sam.train.distributed import vigil
 
 _MEETING_SECONDS = 300
-# After so long without a sign of life JAX ends the other processes, where the
-# vigil hasn't.
+# Timeout after which JAX ends the other processes, if the vigil has not.
 _HEARTBEAT_TIMEOUT_SECONDS = 30
-# For the vigil to say which process has ended, before a collective that fails
-# for it is reported.
+# Gives the vigil time to report which process has ended, before the failure of
+# a collective is reported.
 _PATIENCE_SECONDS = 5
-# What is gathered is padded to a multiple, as each length is a program.
+# Gathered texts are padded to a multiple, because each length is compiled.
 _PADDING = 1024
 
 Result = TypeVar('Result')
 
 
 class RefusedError(ValueError):
-  """What every process refuses, because one of them does."""
+  """An error that is raised on every process because one has failed."""
 
 
 @contextlib.contextmanager
 def joined(config: configs.TrainConfig) -> Iterator[None]:
-  """Makes this process one of several for as long as the block runs.
+  """Context in which this process is one of several.
 
-  Must be entered before anything else uses a device. Does nothing if the flags
-  ask for a single process. If the block fails on this process alone, the
-  others may be waiting for it anywhere: it says why and exits at once.
+  Must be entered before any device is used. Does nothing for a single process.
+  If the block fails on this process alone, the others may be waiting in a
+  collective, so this process prints the error and exits at once.
 
   Args:
-    config: with the flags, validated.
+    config: the validated flags.
 
   Raises:
-    RefusedError: from the block.
+    RefusedError: raised by the block.
     ValueError: if the processes cannot find each other.
   """
   if not config.distributed and config.coordinator is None:
@@ -66,18 +65,18 @@ def joined(config: configs.TrainConfig) -> Iterator[None]:
   except RefusedError:
     _leave(watch)
     raise
-  except BaseException as error:  # noqa: BLE001 (whatever it is, it's the end)
+  except BaseException as error:  # noqa: BLE001 (any error ends the process)
     _give_up(error)
   _leave(watch)
 
 
 def is_first() -> bool:
-  """Returns whether this is the process that writes and reports."""
+  """Whether this is the process that writes and reports."""
   return jax.process_index() == 0
 
 
 def gather(text: str) -> list[str]:
-  """Returns what every process gave, in their order."""
+  """Returns the texts of all processes, in their order."""
   if jax.process_count() == 1:
     return [text]
   from jax.experimental import multihost_utils
@@ -94,47 +93,47 @@ def gather(text: str) -> list[str]:
   ]
 
 
-def share(value: Any) -> Any:
-  """Returns what the first process gave; it must be ready for JSON."""
+def broadcast(value: Any) -> Any:
+  """Returns the value of the first process; it must be ready for JSON."""
   return json.loads(gather(json.dumps(value) if is_first() else '')[0])
 
 
 def together(action: Callable[[], Result]) -> Result:
-  """Runs what any process may refuse; if one does, all do.
+  """Runs an action on every process; if it fails on one, all raise.
 
   Args:
-    action: what to run; it must not wait for other processes.
+    action: a function that does not wait for other processes.
 
   Raises:
     RefusedError: if the action raises a ValueError or an OSError anywhere.
-    ValueError: that of the action, if there is one process only.
-    OSError: likewise.
+    ValueError: that of the action, if there is only one process.
+    OSError: that of the action, if there is only one process.
   """
   result: Any = None
-  complaint = ''
+  message = ''
   try:
     result = action()
   except (ValueError, OSError) as error:
     if jax.process_count() == 1:
       raise
-    complaint = errors.describe(error) or type(error).__name__
-  for index, other in enumerate(gather(complaint)):
+    message = errors.describe(error) or type(error).__name__
+  for index, other in enumerate(gather(message)):
     if other:
-      raise RefusedError(complaint or f'process {index}: {other}')
+      raise RefusedError(message or f'process {index}: {other}')
   return result
 
 
 def on_first(action: Callable[[], Any]) -> None:
-  """Runs on the first process what all refuse if it does."""
+  """Runs an action on the first process; if it fails, all raise."""
   together(lambda: action() if is_first() else None)
 
 
 def check_alike(what: str, values: dict[str, Any]) -> None:
-  """Raises a RefusedError that names what is not the same on all processes.
+  """Raises a RefusedError that names a value that differs between processes.
 
   Args:
-    what: plural noun for the values.
-    values: of this process, ready for JSON.
+    what: plural noun for the values, for the message.
+    values: the values of this process, ready for JSON.
   """
   given = [json.loads(text) for text in gather(json.dumps(values))]
   for index, other in enumerate(given):
@@ -148,22 +147,24 @@ def check_alike(what: str, values: dict[str, Any]) -> None:
 
 
 def interrupt() -> None:
-  """Asks all other processes to stop after the same step as this one.
+  """Makes all processes stop after the same step as this one.
 
-  They find that step as if this machine were about to be taken away.
+  The step is found as for a preemption of this machine.
   """
   if jax.process_count() > 1:
     signal.raise_signal(signal.SIGTERM)
 
 
 def should_stop(step: int, interrupted: bool) -> bool:
-  """Returns whether this is the step after which all processes stop.
+  """Whether all processes stop after this step.
 
-  Several do for `interrupt`, or a SIGTERM, of any of them, a step or two later.
+  After `interrupt`, or a SIGTERM, of any process they stop one or two steps
+  later.
 
   Args:
-    step: that was taken; every process must ask after every step.
-    interrupted: whether this process was.
+    step: the step that was taken; every process must call this after every
+      step.
+    interrupted: whether this process was interrupted.
   """
   if jax.process_count() == 1:
     return interrupted
@@ -173,7 +174,7 @@ def should_stop(step: int, interrupted: bool) -> bool:
 
 
 def stop_at_once() -> NoReturn:
-  """Raises a KeyboardInterrupt, or with several processes just exits."""
+  """Raises a KeyboardInterrupt; with several processes it exits instead."""
   if jax.process_count() == 1:
     raise KeyboardInterrupt
   _give_up(KeyboardInterrupt())
@@ -186,13 +187,13 @@ def _initialize(config: configs.TrainConfig) -> None:
     how = f'--coordinator {config.coordinator}'
 
   def end() -> None:
-    errors.complain(
-      f'{how}: the other processes did not come within {_MEETING_SECONDS} '
-      f'seconds; start all of them, and let them reach the first one'
+    errors.print_error(
+      f'{how}: the other processes did not connect within {_MEETING_SECONDS} '
+      f'seconds; start all of them and let them reach the first one'
     )
     os._exit(errors.FAILED)
 
-  # JAX would abort.
+  # Without this JAX would abort.
   limit = threading.Timer(_MEETING_SECONDS, end)
   limit.daemon = True
   limit.start()
@@ -216,14 +217,14 @@ def _initialize(config: configs.TrainConfig) -> None:
 def _watch(config: configs.TrainConfig) -> vigil.Vigil:
   index, count = jax.process_index(), jax.process_count()
   server = vigil.Server(count) if index == 0 else None
-  address = share(None if server is None else server.address)
+  address = broadcast(None if server is None else server.address)
   if config.coordinator is not None:
     address['host'] = config.coordinator.rpartition(':')[0].strip('[]')
 
   def end(other: int) -> NoReturn:
-    errors.complain(
-      f'process {other} of {count} has ended and process {index} cannot go on '
-      f'without it; see what it printed, then start all of them with --resume'
+    errors.print_error(
+      f'process {other} of {count} has ended and process {index} cannot '
+      f'continue without it; see its output, then start all with --resume'
     )
     os._exit(errors.FAILED)
 
@@ -239,17 +240,17 @@ def _leave(watch: vigil.Vigil) -> None:
 
 
 def _give_up(error: BaseException) -> NoReturn:
-  """Exits without waiting for the others, as what waits would hang."""
+  """Exits without waiting for the other processes, which could hang."""
   status = errors.FAILED
   if isinstance(error, KeyboardInterrupt):
-    errors.complain('interrupted; other processes stop too')
+    errors.print_error('interrupted; other processes stop too')
     status = errors.INTERRUPTED
   elif isinstance(error, ValueError | OSError):
-    errors.complain(errors.describe(error))
+    errors.print_error(errors.describe(error))
     status = errors.USAGE_ERROR
   elif isinstance(error, jax.errors.JaxRuntimeError):
     time.sleep(_PATIENCE_SECONDS)
-    errors.complain(f'the devices failed: {error}')
+    errors.print_error(f'the devices failed: {error}')
   else:
     traceback.print_exception(error)
   sys.stdout.flush()

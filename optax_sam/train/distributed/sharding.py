@@ -1,9 +1,8 @@
-"""Where the arrays of a run are: on one device, or on all of them.
+"""Placement of the arrays of a run on one device or on a mesh.
 
-Under a mesh a step stays one program for the global batch: its rows are split
-over all devices, parameters and states are whole on each of them or split over
-the axis `fsdp`, and the compiler puts the sums over devices, and the fetching
-of what is split, where they are needed.
+Under a mesh a step is one compiled function of the global batch. Its rows are
+split over all devices; parameters and states are replicated, or split over the
+axis `fsdp`. The compiler inserts the collectives.
 """
 
 import math
@@ -21,7 +20,7 @@ from optax_sam.train.config import checks
 from optax_sam.train.data.datasets import Batch
 
 _FSDP = 'fsdp'
-# Smaller arrays cost less to hold than to fetch.
+# Smaller arrays cost less to replicate than to gather.
 _LEAST_TO_SPLIT = 2**10
 
 
@@ -29,17 +28,17 @@ class Placement:
   """Puts states and batches onto devices."""
 
   def __init__(self, mesh: Mesh | None = None) -> None:
-    """Holds the mesh.
+    """Stores the mesh.
 
     Args:
-      mesh: of the axes `data`, `fsdp` or both; None leaves everything to JAX,
-        which uses its default device.
+      mesh: a mesh with the axes `data`, `fsdp` or both; None places everything
+        on JAX's default device.
     """
     self.mesh = mesh
 
   @property
   def replicated(self) -> NamedSharding | None:
-    """The sharding of what every device holds whole."""
+    """The sharding of replicated arrays."""
     return None if self.mesh is None else NamedSharding(self.mesh, P())
 
   @property
@@ -50,17 +49,17 @@ class Placement:
     return NamedSharding(self.mesh, P(self.mesh.axis_names))
 
   def shardings(self, abstract_state: Any) -> Any:
-    """Returns how the arrays of a state are split over the devices.
+    """Returns the shardings of the arrays of a state.
 
     With `n` the size of the axis `fsdp`, an array is split along its largest
-    axis that `n` divides, the first of those that are equally long. It is
-    whole on every device if there is none, or if it has less than 1024
-    elements. Over `data` nothing is split.
+    axis that `n` divides, the first one if several are equally long. It is
+    replicated if there is none, or if it has fewer than 1024 entries. States
+    are never split over `data`.
 
-    The shape alone decides, so what has the shape of a parameter (momentum, an
-    average, a stored direction) is split as the parameter is. But SAF's table,
-    which may be larger than all that, is split by example over all devices if
-    they divide it.
+    Only the shape matters, so an array with the shape of a parameter (momentum,
+    average, stored direction) is split like the parameter. SAF's table, which
+    may be the largest array, is split by example over all devices if they
+    divide it.
 
     Args:
       abstract_state: pytree of arrays or of `jax.ShapeDtypeStruct`.
@@ -76,17 +75,17 @@ class Placement:
     return jax.tree.map(of, abstract_state, is_leaf=_is_table)
 
   def state(self, tree: Any) -> Any:
-    """Puts a state, the same one on every process, onto the devices."""
+    """Places a state, which is the same on every process, on the devices."""
     if self.mesh is None:
       return tree
     return jax.tree.map(_put, tree, self.shardings(tree))
 
   def made(self, make: Callable[..., Any], *args: Any) -> Any:
-    """Returns a part of a state that is made where it is to be.
+    """Returns a part of a state, created with its final sharding.
 
     Args:
-      make: the function that makes it, one object for one program.
-      *args: its arguments, on the devices.
+      make: the function that creates it; each new object is compiled anew.
+      *args: arguments of `make`, on the devices.
     """
     if self.mesh is None:
       return jax.jit(make)(*args)
@@ -94,9 +93,9 @@ class Placement:
     return jax.jit(make, out_shardings=shardings)(*args)
 
   def batch(self, batch: Batch) -> Batch:
-    """Splits a batch, of which every process gives its own rows.
+    """Splits a batch of which every process passes its own rows.
 
-    The rows of the first process come first, then those of the second one.
+    The rows are in the order of the processes.
     """
     if self.mesh is None:
       return batch
@@ -106,9 +105,9 @@ class Placement:
     }
 
   def whole(self, batch: Batch) -> Batch:
-    """Splits a batch, of which every process gives all rows.
+    """Splits a batch of which every process passes all rows.
 
-    One that the devices don't divide, as a test set, is put onto each.
+    A batch that the devices don't divide, such as a test set, is replicated.
     """
     if self.mesh is None:
       return batch
@@ -133,11 +132,11 @@ class Placement:
 
 
 def build(text: str | None, batch_size: int) -> Placement:
-  """Returns the placement that `--mesh` asks for.
+  """Returns the placement for a value of `--mesh`.
 
   Args:
-    text: `data=8`, `data=4,fsdp=2` or the like; None takes all devices if they
-      divide the batch. If they don't, a single process takes one.
+    text: for example `data=8` or `data=4,fsdp=2`. None uses all devices if they
+      divide the batch; otherwise a single process uses one.
     batch_size: examples in a step.
 
   Raises:
@@ -152,8 +151,8 @@ def build(text: str | None, batch_size: int) -> Placement:
     axes = checks.axes(text)
   if math.prod(axes.values()) != count:
     msg = (
-      f'--mesh {text} must be of all devices: their numbers multiply to '
-      f'{math.prod(axes.values())}, and here are {count}, as in data={count}'
+      f'--mesh {text} must use all devices: its sizes multiply to '
+      f'{math.prod(axes.values())}, and there are {count}; try data={count}'
     )
     raise ValueError(msg)
   if batch_size % count:
@@ -165,7 +164,7 @@ def build(text: str | None, batch_size: int) -> Placement:
     raise ValueError(msg)
   if count == 1:
     return Placement()
-  # The devices of a process are neighbours, and so are its rows of a batch.
+  # The devices of a process are adjacent, and so are its rows of a batch.
   devices = sorted(jax.devices(), key=lambda one: (one.process_index, one.id))
   shaped = np.asarray(devices).reshape(list(axes.values()))
   return Placement(Mesh(shaped, tuple(axes)))
@@ -176,7 +175,7 @@ def _is_table(node: Any) -> bool:
 
 
 def _put(leaf: Any, sharding: Any) -> jax.Array:
-  """Puts what every process has onto all devices, without comparing it."""
+  """Places an array that every process has; does not compare the copies."""
   if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
     data = _put(jax.random.key_data(leaf), sharding)
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))

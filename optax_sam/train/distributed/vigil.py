@@ -1,9 +1,9 @@
-"""Notices at once when another process of a run ends before its time.
+"""Detects at once when another process of a run ends early.
 
-JAX notices it too, but after half a minute, and tells by aborting. Here every
-process holds a connection to the first one, which the system closes when
-either end dies. A process that has finished waits for the others to finish
-before it leaves, so that by then none of them watches any more.
+JAX detects it too, but only after half a minute, and then aborts. Here every
+process has a connection to the first one, which the operating system closes
+when either process dies. A finished process waits for the others before it
+exits, so that none of them reports it as dead.
 """
 
 import contextlib
@@ -17,23 +17,23 @@ from typing import Any, Protocol
 _TOKEN_BYTES = 16
 _INDEX_BYTES = 4
 _CONNECT_SECONDS = 20.0
-# A machine that is lost closes nothing: it stops answering.
+# A lost machine does not close its connections: it stops responding.
 _KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 3}
 
-# Told which process has ended; doesn't return.
+# Called with the index of the process that has ended; does not return.
 End = Callable[[int], Any]
 
 
 class Vigil(Protocol):
-  """One end of the connections, or all those of the first process."""
+  """A connection to the first process, or all connections of that one."""
 
   def close(self) -> None:
-    """Watches no longer: this process has finished."""
+    """Stops watching, because this process has finished."""
     ...
 
 
 class Server:
-  """The first process, watching all others."""
+  """The watcher on the first process, connected to all others."""
 
   def __init__(self, processes: int) -> None:
     """Opens a port.
@@ -53,7 +53,7 @@ class Server:
 
   @property
   def address(self) -> dict[str, Any]:
-    """Where others connect, ready for JSON."""
+    """The address for clients, ready for JSON."""
     return {
       'host': socket.gethostname(),
       'port': self._socket.getsockname()[1],
@@ -61,16 +61,16 @@ class Server:
     }
 
   def watch(self, end: End) -> 'Server':
-    """Starts to watch the processes that connect.
+    """Starts watching the processes that connect.
 
     Args:
-      end: told if one of them has ended.
+      end: called with the index of a process that has ended.
     """
     threading.Thread(target=self._run, args=(end,), daemon=True).start()
     return self
 
   def close(self) -> None:
-    """Watches no longer: this process has finished."""
+    """Stops watching, because this process has finished."""
     self._closing.set()
 
   def _run(self, end: End) -> None:
@@ -85,7 +85,7 @@ class Server:
               connection, index = accepted
               others[connection] = index
               selector.register(connection, selectors.EVENT_READ)
-          elif not self._closing.is_set():  # nobody ever sends anything
+          elif not self._closing.is_set():  # clients never send data
             end(others[key.fileobj])
 
   def _accept(self) -> tuple[socket.socket, int] | None:
@@ -98,24 +98,24 @@ class Server:
       hello = b''
     token, index = hello[:_TOKEN_BYTES], hello[_TOKEN_BYTES:]
     if not secrets.compare_digest(token, self._token):
-      connection.close()  # somebody else's
+      connection.close()  # not a process of this run
       return None
     _keep_alive(connection)
     return connection, int.from_bytes(index)
 
 
 class Client:
-  """Any other process, watching the first one."""
+  """The watcher on any other process, connected to the first one."""
 
   def __init__(self, address: dict[str, Any], index: int, end: End) -> None:
     """Connects in the background.
 
-    Where that is impossible nothing is watched, and JAX must notice.
+    If the connection fails, only JAX detects dead processes.
 
     Args:
-      address: of the server.
-      index: of this process.
-      end: told if the first process has ended.
+      address: address of the server.
+      index: index of this process.
+      end: called if the first process has ended.
     """
     self._address = address
     self._hello = bytes.fromhex(address['token']) + index.to_bytes(_INDEX_BYTES)
@@ -124,7 +124,7 @@ class Client:
     threading.Thread(target=self._run, daemon=True).start()
 
   def close(self) -> None:
-    """Watches no longer: this process has finished."""
+    """Stops watching, because this process has finished."""
     self._closing.set()
 
   def _run(self) -> None:
@@ -136,7 +136,7 @@ class Client:
       return
     _keep_alive(connection)
     with contextlib.suppress(OSError):
-      connection.recv(1)  # returns when the other end dies
+      connection.recv(1)  # returns when the server dies
     if not self._closing.is_set():
       self._end(0)
 

@@ -1,7 +1,7 @@
-"""Checkpoints of a run with Orbax: everything needed to go on bit by bit.
+"""Checkpoints of a run with Orbax, for bit-identical resumption.
 
-Several processes write one checkpoint together, into a directory that all of
-them see. They may be read by other processes, on other devices.
+Several processes write one checkpoint together, into a directory on a shared
+file system. Another number of processes or devices can read it.
 """
 
 import contextlib
@@ -27,11 +27,11 @@ class Checkpoints:
   """The checkpoints in one directory, written in the background."""
 
   def __init__(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Opens the directory, creating it where it is missing.
+    """Opens the directory; creates it if it is missing.
 
     Args:
-      directory: of the checkpoints, one subdirectory each.
-      settings: of the run, kept with every checkpoint.
+      directory: directory of the checkpoints, with a subdirectory for each.
+      settings: settings of the run, stored with every checkpoint.
     """
     self._directory = directory.absolute()
     self._settings = settings
@@ -40,22 +40,22 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=_KEPT,
         enable_async_checkpointing=True,
-        cleanup_tmp_directories=True,  # of processes that were killed
+        cleanup_tmp_directories=True,  # left by killed processes
       ),
     )
 
   def __enter__(self) -> Self:
-    """Does nothing more."""
+    """Returns itself."""
     return self
 
   def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-    """Waits until everything is on disk."""
+    """Waits until all checkpoints are on disk."""
     alone = jax.process_count() == 1
     if alone or error is None or issubclass(error, processes.RefusedError):
-      self._manager.close()  # which waits for the others
+      self._manager.close()  # waits for the other processes
 
   def save(self, progress: Progress) -> None:
-    """Saves a run as it is now, unless this step is saved already.
+    """Saves the present state of a run, unless this step is already saved.
 
     Every process must call it, after the same step.
     """
@@ -63,7 +63,7 @@ class Checkpoints:
       return
     record = {
       'step': progress.step,
-      # Copies: the run adds rows while these are written in the background.
+      # Copies, because the run appends rows while these are being written.
       'log': list(progress.log),
       'evaluations': list(progress.evaluations),
       'validations': list(progress.validations),
@@ -87,22 +87,23 @@ class Checkpoints:
     *,
     goes_on: bool = True,
   ) -> Progress | None:
-    """Returns the latest checkpoint that is whole, None if there is none.
+    """Returns the latest intact checkpoint, None if there is none.
 
-    A damaged one is reported and, once an older one is read, removed if the run
-    goes on, so that it can write it anew. All processes must call it, and take
-    the same one: that which all of them can read.
+    Damaged checkpoints are reported. If an older one is read and the run
+    resumes, they are removed, so that the run can write them again. All
+    processes must call this; they get the latest checkpoint that all of them
+    can read.
 
     Args:
-      like: a state of the same run, for shapes and types.
-      say: told about every damaged checkpoint.
-      goes_on: whether the run goes on from there; if not, nothing is removed.
+      like: a state of the same run, for shapes and dtypes.
+      say: called with a message for every damaged checkpoint.
+      goes_on: whether the run resumes from there; if not, nothing is removed.
 
     Raises:
       ValueError: if there are checkpoints and none can be read.
     """
     self._manager.wait_until_finished()
-    steps = processes.share(sorted(self._manager.all_steps(), reverse=True))
+    steps = processes.broadcast(sorted(self._manager.all_steps(), reverse=True))
     damaged: list[int] = []
     for step in steps:
       try:
@@ -120,7 +121,7 @@ class Checkpoints:
     return None
 
   def _read(self, step: int, like: TrainingState) -> Progress:
-    """Returns a checkpoint; a ValueError on all processes if one cannot."""
+    """Returns a checkpoint; if one process fails, all raise a ValueError."""
     kept = ('step', 'log', 'evaluations', 'best_train_accuracy')
 
     def read() -> tuple[Progress, int]:
@@ -143,17 +144,17 @@ class Checkpoints:
 
     progress, fingerprint = processes.together(read)
     if int(_fingerprint(progress.state)) != fingerprint:
-      msg = 'its arrays are not those that were saved'
+      msg = 'its arrays differ from those that were saved'
       raise ValueError(msg)
     return progress
 
 
 @contextlib.contextmanager
 def _alone() -> Iterator[ocp.Checkpointer]:
-  """Yields what reads without waiting for other processes.
+  """Yields a checkpointer that does not wait for other processes.
 
-  The manager waits for them after reading, and so for ever if one of them
-  could not read its part.
+  The manager waits for them after reading, and would wait forever if one of
+  them could not read its part.
   """
   index = jax.process_index()
   options = ocp.options.MultiprocessingOptions(
@@ -169,7 +170,7 @@ def _alone() -> Iterator[ocp.Checkpointer]:
 
 
 def _stored(state: TrainingState) -> dict[str, Any]:
-  """Leaves out what there is none of, as older checkpoints do."""
+  """Returns the fields that are not empty, as in older checkpoints."""
   return {
     name: value
     for name, value in state._asdict().items()
@@ -179,20 +180,20 @@ def _stored(state: TrainingState) -> dict[str, Any]:
 
 @jax.jit
 def _fingerprint(state: TrainingState) -> jax.Array:
-  """A checksum over all bits, as the files carry none over whole arrays."""
+  """Returns a checksum over all bits; Orbax has none over whole arrays."""
   total = jnp.zeros((), jnp.uint32)
   for leaf in jax.tree.leaves(state):
     words = _words(leaf)
-    # Odd factors, so that a change of one word or a swap of two shows.
+    # Odd factors detect a change of one word or a swap of two.
     factors = 2 * _positions(words.shape) + 1
     total = total * jnp.uint32(31) + jnp.sum(words * factors)
   return total
 
 
 def _positions(shape: tuple[int, ...]) -> jax.Array:
-  """Numbers the elements of an array, without making it flat.
+  """Numbers the entries of an array without flattening it.
 
-  One that is split over devices would have to be put together for that.
+  To flatten an array that is split over devices would gather it.
   """
   numbers = jnp.zeros(shape, jnp.uint32)
   for axis, length in enumerate(shape):
@@ -212,10 +213,10 @@ def _words(leaf: jax.Array) -> jax.Array:
 
 @contextlib.contextmanager
 def _without_echo() -> Iterator[None]:
-  """Keeps one failure from being printed once for each array.
+  """Prevents one failure from being printed once for each array.
 
-  Orbax reads all arrays at once and gives up at the first that fails; Python
-  would print the failures of the others as they are collected.
+  Orbax reads all arrays concurrently and stops at the first failure. Python
+  would print the failures of the others when they are garbage-collected.
   """
   former = sys.unraisablehook
   sys.unraisablehook = lambda _: None
@@ -223,7 +224,7 @@ def _without_echo() -> Iterator[None]:
     try:
       yield
     except Exception as error:  # noqa: BLE001 (as in restore)
-      # Without the traceback, which holds what has to be collected here.
+      # Without the traceback, which refers to the objects to collect here.
       raise ValueError(_sentence(error)) from None
     finally:
       gc.collect()

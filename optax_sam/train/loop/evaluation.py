@@ -1,4 +1,4 @@
-"""Means over test examples, each of which counts once."""
+"""Loss and accuracy over test examples."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from optax_sam.train.data.datasets import Batch
 from optax_sam.train.distributed.sharding import Placement
 from optax_sam.train.loop.task import Collections, Task
 
-# Means over so many examples hardly change with more of them.
+# More examples would hardly change the means.
 _EXAMPLES = 4096
 
 
@@ -26,16 +26,16 @@ def evaluate(
   """Returns mean loss and accuracy in evaluation mode.
 
   Args:
-    task: the model and its losses.
-    params: where to evaluate.
-    statistics: of batch norm, of the same model.
-    batches: one batch of all examples, the same on every process; or batches
-      with `is_example`, in which the other rows count nothing, and of which
-      every process has its rows.
+    task: model and losses.
+    params: the parameters to evaluate.
+    statistics: running statistics of batch norm.
+    batches: either one batch of all examples, the same on every process, or
+      batches with `is_example`, of which every process has its own rows. Rows
+      with false `is_example` have weight 0.
     placement: of the batches.
 
   Returns:
-    Both means; NaN if there is no example at all.
+    Both means; NaN if there are no examples.
   """
   losses, right, examples = [], 0, 0
   for batch in batches:
@@ -54,14 +54,15 @@ def evaluate(
 def statistics(
   task: Task, params: Any, former: Collections, placement: Placement
 ) -> Collections:
-  """Returns running statistics of batch norm for parameters without any.
+  """Returns running statistics of batch norm for averaged parameters.
 
-  Over fixed training examples, by the batch.
+  They are computed batch by batch over fixed training examples.
 
   Args:
-    task: the model and its data.
-    params: that no step of a run has seen.
-    former: statistics of other parameters; none if the model has none.
+    task: model and data.
+    params: parameters that have no running statistics.
+    former: statistics of other parameters, for the shapes; empty if the model
+      has none.
     placement: of the batches.
   """
   if not former:
@@ -71,7 +72,7 @@ def statistics(
   count = max(1, min(inputs.train_examples, _EXAMPLES) // rows)
   examples = inputs.fixed(count * rows)
   batches = (
-    # Neighbours may be of one class: every batch takes one of every so many.
+    # Neighbours may belong to one class, so batches are strided.
     placement.whole({k: x[first::count] for k, x in examples.items()})
     for first in range(count)
   )

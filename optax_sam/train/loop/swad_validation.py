@@ -1,7 +1,7 @@
-"""Runs that validate: their data, and what a validation does.
+"""Runs that hold out training examples for validation.
 
-They don't train on the examples that they validate on, while other methods of a
-comparison train on all of them: data is what such a method costs.
+They don't train on the validation examples, while other methods of a comparison
+train on all examples. So such a method costs training data.
 """
 
 from optax_sam.train.data.datasets import Batch
@@ -14,18 +14,18 @@ from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
 
 
 def inputs(whole: Inputs, averaging: ValidatedAveraging, name: str) -> Inputs:
-  """Returns the data of runs that hold examples out.
+  """Returns the data of runs that hold out examples.
 
   Args:
-    whole: that of runs that train on all examples, which are in memory.
-    averaging: that the method is.
-    name: of the method.
+    whole: data of runs that train on all examples, in memory.
+    averaging: the averaging of the method.
+    name: name of the method.
 
   Raises:
     ValueError: if no example is held out, or too few are left.
   """
-  assert isinstance(whole, InMemory)  # checked before the run
-  parts = whole.holding_out(averaging.held_out)
+  assert isinstance(whole, InMemory)  # checked before
+  parts = whole.with_held_out(averaging.held_out)
   if parts.train_examples == whole.train_examples:
     msg = (
       f'{name}: a validation_share of {averaging.held_out} holds out none of '
@@ -48,19 +48,19 @@ def validate(
   held_out: Batch,
   placement: Placement,
 ) -> tuple[TrainingState, dict[str, float]]:
-  """Tells an average what the loss of the held-out examples is.
+  """Updates an average with the loss on the held-out examples.
 
-  In evaluation mode, with the running statistics of the run.
+  The loss is in evaluation mode, with the running statistics of the run.
 
   Args:
-    task: what is trained.
-    averaging: that the method is.
-    state: behind a step.
+    task: model and data.
+    averaging: the averaging of the method.
+    state: state after a step.
     held_out: examples that the run doesn't train on.
-    placement: of all arrays.
+    placement: placement of all arrays.
 
   Returns:
-    The state to go on with, and a row of what was found.
+    The next state, and a row of metrics.
   """
   loss, accuracy = evaluation.evaluate(
     task, state.params, state.statistics, [held_out], placement

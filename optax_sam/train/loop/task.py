@@ -1,4 +1,4 @@
-"""What is trained: a model, a dataset, and the losses between the two."""
+"""The task of a run: model, data and losses."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -22,7 +22,8 @@ class Task:
   Attributes:
     model: a linen module, called with `train=True` or `train=False`.
     inputs: its training and test examples.
-    label_smoothing: share of a training label that is spread over all classes.
+    label_smoothing: fraction of a training label that is spread over all
+      classes.
   """
 
   model: models.Model
@@ -30,7 +31,7 @@ class Task:
   label_smoothing: float = 0.0
 
   def close(self) -> None:
-    """Stops whatever makes batches ahead."""
+    """Stops prefetching."""
     self.inputs.close()
 
   def init(self, key: jax.Array) -> tuple[optax.Params, Collections]:
@@ -46,7 +47,7 @@ class Task:
     batch: datasets.Batch,
     key: jax.Array,
   ) -> tuple[jax.Array, Collections]:
-    """Returns one loss an example in training mode, and new statistics."""
+    """Returns per-example losses in training mode, and new statistics."""
     logits, statistics = self.logits(params, statistics, batch, key)
     return self.losses_of(logits, batch), statistics
 
@@ -76,23 +77,23 @@ class Task:
   def changed_statistics(
     self, variables: Mapping[str, Any], batch: datasets.Batch
   ) -> Collections:
-    """Returns what a pass in training mode makes of running statistics.
+    """Returns the running statistics after a pass in training mode.
 
     Args:
-      variables: these, and `params`.
-      batch: examples to pass.
+      variables: the present statistics and `params`.
+      batch: examples of the pass.
     """
     statistics = {k: x for k, x in variables.items() if k != 'params'}
-    key = jax.random.key(0)  # of a dropout, the same at every evaluation
+    key = jax.random.key(0)  # the same dropout at every evaluation
     return self.losses(variables['params'], statistics, batch, key)[1]
 
-  def single_losses(
+  def per_example_losses(
     self, params: optax.Params, statistics: Collections, batch: datasets.Batch
   ) -> jax.Array:
-    """Returns one loss an example in evaluation mode.
+    """Returns per-example losses in evaluation mode.
 
-    So that no example depends on another: one alone has no variance that batch
-    norm could divide by.
+    In training mode batch norm makes the losses depend on each other, and a
+    single example has no variance to divide by.
     """
     logits = self.evaluation_logits(params, statistics, batch)
     return self.losses_of(logits, batch)
@@ -120,9 +121,9 @@ class Task:
   def evaluation_sums(
     self, params: optax.Params, statistics: Collections, batch: datasets.Batch
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns summed loss, right answers and examples in evaluation mode.
+    """Returns summed losses, correct predictions and number of examples.
 
-    Rows of which `is_example` is false count nothing.
+    In evaluation mode. Rows with false `is_example` have weight 0.
     """
     logits = self.evaluation_logits(params, statistics, batch)
     counts = batch['is_example']
@@ -139,7 +140,7 @@ class Task:
   ) -> jax.Array:
     """Returns the mean loss in evaluation mode.
 
-    Without weight decay and without smoothed labels.
+    It excludes weight decay and label smoothing.
     """
     if 'is_example' in batch:
       total, _, examples = self.evaluation_sums(params, statistics, batch)
@@ -147,7 +148,7 @@ class Task:
     return self.evaluate(params, statistics, batch)[0]
 
   def losses_of(self, logits: jax.Array, batch: datasets.Batch) -> jax.Array:
-    """Returns one training loss an example, with smoothed labels."""
+    """Returns per-example training losses, with smoothed labels."""
     if not self.label_smoothing:
       return _cross_entropy(logits, batch['labels'])
     labels = optax.smooth_labels(
@@ -173,11 +174,11 @@ def build(
   """Returns the task of a configuration.
 
   Args:
-    config: what to train.
-    say: told about every example that cannot be read.
+    config: configuration of the run.
+    say: called with a message for every example that cannot be read.
 
   Raises:
-    ValueError: if the dataset is missing or too small, or not for this model.
+    ValueError: if the dataset is missing, too small, or does not fit the model.
   """
   examples = _inputs(config, say)
   for name in ('batch_size', 'sharpness_examples'):

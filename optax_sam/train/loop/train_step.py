@@ -1,4 +1,4 @@
-"""One training step, written once for every method, and where it runs."""
+"""The training step of all methods, in one or two compiled functions."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -11,25 +11,23 @@ import optax
 import optax_sam
 from optax_sam.train.data import datasets
 from optax_sam.train.loop.task import Collections, Task
-from optax_sam.train.loop.trajectory_loss import Term
+from optax_sam.train.loop.trajectory_loss import AuxiliaryLoss
 
 Metrics = Mapping[str, jax.Array]
 
 
 class TrainingState(NamedTuple):
-  """Everything that a step reads and writes.
+  """The state that a step reads and writes.
 
   Attributes:
-    step: number of steps taken, a scalar int32.
+    step: number of steps taken, scalar int32.
     params: the parameters, never perturbed between steps.
-    statistics: running statistics of batch norm, empty without.
-    opt_state: state of the optimizer, method and base together.
-    key: typed PRNG key of the run, always the same; dropout folds the step
-      in.
-    average: moving averages of params and statistics, () where none is asked
-      for.
-    memory: what a term of the loss or an average beside the optimizer keeps,
-      () where there is neither.
+    statistics: running statistics of batch norm; empty without batch norm.
+    opt_state: state of the optimizer, that is method and base optimizer.
+    key: typed PRNG key of the run, constant; dropout folds in the step.
+    average: moving averages of params and statistics, () without `--ema-decay`.
+    memory: state of an auxiliary loss or of an external average, () without
+      either.
   """
 
   step: jax.Array
@@ -45,55 +43,54 @@ Step = Callable[[TrainingState, datasets.Batch], tuple[TrainingState, Metrics]]
 
 
 def copy(state: Any) -> Any:
-  """Returns a state, or a part of one, in memory of its own."""
+  """Returns a copy of a state, or of a part of one, in new buffers."""
   return jax.tree.map(lambda leaf: leaf.copy(), state)
 
 
-class _CleanPass(NamedTuple):
-  """What the gradient at the unperturbed parameters leaves to the rest."""
+class _FirstPass(NamedTuple):
+  """Results of the pass at the unperturbed parameters."""
 
   loss: jax.Array
   statistics: Collections
   grads: optax.Updates
   losses: jax.Array | None = None
   memory: Any = ()
-  term: jax.Array | None = None
+  auxiliary_loss: jax.Array | None = None
 
 
-def in_one_program(
+def jitted_step(
   task: Task,
   optimizer: optax.GradientTransformation,
   *,
   uses_gradient: bool = True,
-  takes_single_examples: bool = False,
-  term: Term | None = None,
+  takes_per_example_losses: bool = False,
+  auxiliary_loss: AuxiliaryLoss | None = None,
   accumulate: Callable[[Any, optax.Params], Any] | None = None,
   ema_decay: float | None = None,
   sharding: Any = None,
   rows: jax.sharding.Sharding | None = None,
   donates: bool = False,
 ) -> Step:
-  """Returns a jitted step; a method that skips does so inside the program.
+  """Returns a step as one compiled function; skipping is a conditional in it.
 
   Args:
     task: what to train.
-    optimizer: the whole of it, method and base.
-    uses_gradient: whether the method reads the clean gradient. If not, the
-      step doesn't log its norm either, and XLA drops that backward pass.
-    takes_single_examples: whether the method differentiates the losses of
-      examples one by one; these are then losses in evaluation mode.
-    term: what is added to the loss that is trained on, but not to that which is
-      logged.
-    accumulate: what an average beside the optimizer makes of its memory and of
-      the parameters after a step.
-    ema_decay: weight of the past in the moving averages, None for no averages.
-    sharding: of the next state: one for all leaves, or a state of them, whose
-      that of `step` is also that of the metrics; None for the compiler's
-      choice.
-    rows: how examples that a method picks are split; None likewise, for which
-      a compiler may choose to have all of them on every device.
-    donates: whether the next state takes the memory of the one that the step
-      is given; what reads that one later must `copy` it first.
+    optimizer: the complete optimizer, method and base.
+    uses_gradient: whether the method reads the unperturbed gradient. If not,
+      its norm is not logged and XLA removes that backward pass.
+    takes_per_example_losses: whether the method differentiates per-example
+      losses one by one; these are then in evaluation mode.
+    auxiliary_loss: an additional loss, not part of the logged loss.
+    accumulate: update of an external average, from its state and the parameters
+      after a step.
+    ema_decay: decay of the moving averages; None for no averages.
+    sharding: sharding of the next state: one for all leaves, or a state of
+      shardings, of which that of `step` also applies to the metrics. None
+      leaves the choice to the compiler.
+    rows: sharding of the examples that a method selects. None leaves the choice
+      to the compiler, which may replicate them.
+    donates: whether the step donates the buffers of its input state; callers
+      that read that state later must `copy` it first.
 
   Returns:
     The step, from state and batch to the next state and metrics.
@@ -102,7 +99,7 @@ def in_one_program(
     task,
     optimizer,
     uses_gradient=uses_gradient,
-    takes_single_examples=takes_single_examples,
+    takes_per_example_losses=takes_per_example_losses,
     ema_decay=ema_decay,
     rows=rows,
   )
@@ -110,9 +107,13 @@ def in_one_program(
   def step(
     state: TrainingState, batch: datasets.Batch
   ) -> tuple[TrainingState, Metrics]:
-    if term is not None:
-      return descend(state, batch, _pass_with_term(task, term, state, batch))
-    after, metrics = descend(state, batch, _clean_pass(task, state, batch))
+    if auxiliary_loss is not None:
+      return descend(
+        state,
+        batch,
+        _pass_with_auxiliary_loss(task, auxiliary_loss, state, batch),
+      )
+    after, metrics = descend(state, batch, _first_pass(task, state, batch))
     if accumulate is not None:
       memory = accumulate(state.memory, after.params)
       after = after._replace(memory=memory)
@@ -130,19 +131,19 @@ def branching_on_host(
   ema_decay: float | None = None,
   sharding: Any = None,
 ) -> Step:
-  """Returns the same step as two programs, the method's choice in between.
+  """Returns the same step as two compiled functions and a choice on the host.
 
-  The first program takes the step as if the method skipped, and says what the
-  method decided; if it is to ascend, the second one takes the step anew from
-  the same clean gradient. Here is no conditional, inside of which XLA's CPU
-  backend would be slow at the convolutions of JAX itself; but Python waits
-  for every decision.
+  The first function takes the step as if the method skipped, and returns the
+  decision of the method. If the method takes an ascent step, the second
+  function repeats the step from the same unperturbed gradient. So there is no
+  conditional, inside of which JAX's convolutions are slow on XLA's CPU backend,
+  but Python waits for every decision.
 
   Args:
     task: what to train.
-    optimizer: the whole of it, with a method that may skip.
-    ema_decay: as of `in_one_program`.
-    sharding: as of `in_one_program`.
+    optimizer: the complete optimizer, with a method that may skip.
+    ema_decay: see `jitted_step`.
+    sharding: see `jitted_step`.
 
   Returns:
     The step, from state and batch to the next state and metrics.
@@ -151,22 +152,23 @@ def branching_on_host(
   of = _shardings(sharding)
   results = (_without_key(of), of.step)
 
-  # A typed key is slow to come out of a program, and while a decision is
-  # waited for nothing else runs: the key of the run goes around them.
+  # A typed key is slow to return from a compiled function, and nothing else
+  # runs while Python waits for a decision. So neither function returns the key
+  # of the run.
   @functools.partial(jax.jit, out_shardings=(of.step, of.params, *results))
   def skip(
     state: TrainingState, batch: datasets.Batch
   ) -> tuple[jax.Array, optax.Updates, TrainingState, Metrics]:
-    clean = _clean_pass(task, state, batch)
-    skipped, metrics = descend(state, batch, clean, ascend=False)
+    first = _first_pass(task, state, batch)
+    skipped, metrics = descend(state, batch, first, ascend=False)
     decided = optax_sam.metrics(skipped.opt_state)['decided']
-    return decided, clean.grads, _without_key(skipped), metrics
+    return decided, first.grads, _without_key(skipped), metrics
 
   @functools.partial(jax.jit, out_shardings=results)
   def ascend(
-    state: TrainingState, batch: datasets.Batch, clean: _CleanPass
+    state: TrainingState, batch: datasets.Batch, first: _FirstPass
   ) -> tuple[TrainingState, Metrics]:
-    ascended, metrics = descend(state, batch, clean, ascend=True)
+    ascended, metrics = descend(state, batch, first, ascend=True)
     return _without_key(ascended), metrics
 
   held: list[Any] = []
@@ -175,12 +177,11 @@ def branching_on_host(
     state: TrainingState, batch: datasets.Batch
   ) -> tuple[TrainingState, Metrics]:
     decided, grads, after, metrics = skip(state, batch)
-    # Arrays that nobody needs any more are freed while this program runs,
-    # rather than between two of them.
+    # Frees unused arrays while this function runs, not between two calls.
     held[:] = [state, grads, metrics]
     if decided:
-      clean = _CleanPass(metrics['loss'], after.statistics, grads)
-      after, metrics = ascend(state, batch, clean)
+      first = _FirstPass(metrics['loss'], after.statistics, grads)
+      after, metrics = ascend(state, batch, first)
     return after._replace(key=state.key), metrics
 
   return step
@@ -197,10 +198,10 @@ def _without_key(state: TrainingState) -> TrainingState:
   return state._replace(key=nothing)
 
 
-def _clean_pass(
+def _first_pass(
   task: Task, state: TrainingState, batch: datasets.Batch
-) -> _CleanPass:
-  """The logged loss, and the only update of batch norm's statistics."""
+) -> _FirstPass:
+  """Returns the logged loss, its gradient and new batch-norm statistics."""
 
   def mean(params: optax.Params) -> tuple[jax.Array, Any]:
     losses, statistics = task.losses(
@@ -211,29 +212,35 @@ def _clean_pass(
   (loss, (losses, statistics)), grads = jax.value_and_grad(mean, has_aux=True)(
     state.params
   )
-  return _CleanPass(loss, statistics, grads, losses)
+  return _FirstPass(loss, statistics, grads, losses)
 
 
-def _pass_with_term(
-  task: Task, term: Term, state: TrainingState, batch: datasets.Batch
-) -> _CleanPass:
-  """The same with a term added to the loss, which reads and then writes."""
-  read = term.before(state.params, state.statistics, state.memory)
+def _pass_with_auxiliary_loss(
+  task: Task,
+  auxiliary_loss: AuxiliaryLoss,
+  state: TrainingState,
+  batch: datasets.Batch,
+) -> _FirstPass:
+  """Returns the same with an auxiliary loss, whose state is updated."""
+  read = auxiliary_loss.before(state.params, state.statistics, state.memory)
 
   def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
     logits, statistics = task.logits(
       params, state.statistics, batch, _dropout_key(state)
     )
     losses = task.losses_of(logits, batch)
-    loss, added = jnp.mean(losses), term.loss(logits, read, batch, state.step)
+    loss, added = (
+      jnp.mean(losses),
+      auxiliary_loss.loss(logits, read, batch, state.step),
+    )
     found = (loss, statistics, losses, added, logits)
     return loss + added.astype(loss.dtype), found
 
   grads, (loss, statistics, losses, added, logits) = jax.grad(
     total, has_aux=True
   )(state.params)
-  memory = term.after(logits, read, batch, state.step)
-  return _CleanPass(loss, statistics, grads, losses, memory, added)
+  memory = auxiliary_loss.after(logits, read, batch, state.step)
+  return _FirstPass(loss, statistics, grads, losses, memory, added)
 
 
 def _dropout_key(state: TrainingState) -> jax.Array:
@@ -245,63 +252,63 @@ def _descending(
   optimizer: optax.GradientTransformation,
   *,
   uses_gradient: bool = True,
-  takes_single_examples: bool = False,
+  takes_per_example_losses: bool = False,
   ema_decay: float | None = None,
   rows: jax.sharding.Sharding | None = None,
 ) -> Callable[..., tuple[TrainingState, Metrics]]:
-  """Returns the rest of a step, from the clean pass to the next state."""
+  """Returns the rest of a step, from the first pass to the next state."""
   tx = optax.with_extra_args_support(optimizer)
 
   def descend(
     state: TrainingState,
     batch: datasets.Batch,
-    clean: _CleanPass,
+    first: _FirstPass,
     **branch: bool,
   ) -> tuple[TrainingState, Metrics]:
-    # Later passes see the same batch, the same statistics, the same dropout.
+    # Later passes use the same batch, statistics and dropout key.
     statistics, key = state.statistics, _dropout_key(state)
 
     def losses(params: optax.Params, batch: datasets.Batch) -> jax.Array:
       if rows is not None:
         batch = jax.lax.with_sharding_constraint(batch, rows)
-      if takes_single_examples:
-        return task.single_losses(params, statistics, batch)
+      if takes_per_example_losses:
+        return task.per_example_losses(params, statistics, batch)
       return task.losses(params, statistics, batch, key)[0]
 
     updates, opt_state = tx.update(
-      clean.grads,
+      first.grads,
       state.opt_state,
       state.params,
       value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
       per_example_value_fn=losses,
       batch=batch,
-      # Those of single examples are of another mode.
-      losses=None if takes_single_examples else clean.losses,
+      # Per-example losses are in evaluation mode.
+      losses=None if takes_per_example_losses else first.losses,
       **branch,
     )
     params = optax.apply_updates(state.params, updates)
     metrics = {
-      'loss': clean.loss,
+      'loss': first.loss,
       'parameter_norm': optax.tree.norm(params),
       'update_norm': optax.tree.norm(updates),
     }
     if uses_gradient:
-      metrics['gradient_norm'] = optax.tree.norm(clean.grads)
-    if clean.term is not None:
-      metrics['trajectory_loss'] = clean.term
+      metrics['gradient_norm'] = optax.tree.norm(first.grads)
+    if first.auxiliary_loss is not None:
+      metrics['trajectory_loss'] = first.auxiliary_loss
     average: Any = state.average
     if ema_decay is not None:
       average = optax.incremental_update(
-        (params, clean.statistics), average, 1 - ema_decay
+        (params, first.statistics), average, 1 - ema_decay
       )
     return TrainingState(
       state.step + 1,
       params,
-      clean.statistics,
+      first.statistics,
       opt_state,
       state.key,
       average,
-      clean.memory,
+      first.memory,
     ), metrics
 
   return descend

@@ -1,4 +1,4 @@
-"""The training loop of one run, and the evaluation of what it trained."""
+"""The training loop of one run and its evaluations."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ Row = dict[str, float]
 
 @dataclasses.dataclass
 class Progress:
-  """How far a run has come.
+  """The progress of a run.
 
   Attributes:
     state: parameters, optimizer state, keys.
@@ -42,9 +42,9 @@ class Progress:
     log: rows of training metrics so far.
     evaluations: rows of test metrics so far.
     best_train_accuracy: highest training accuracy at the end of an epoch so
-      far; 0 where no setting follows it.
-    validations: rows of what was found on held-out examples so far.
-    inputs: where the run is in its data, as `inputs.state` has it.
+      far; 0 if no setting depends on it.
+    validations: rows of metrics on held-out examples so far.
+    inputs: position in the data, from `inputs.state`.
   """
 
   state: TrainingState
@@ -67,23 +67,23 @@ class Trainer:
     settings: Mapping[str, Any],
     placement: Placement | None = None,
   ) -> None:
-    """Prepares a method without compiling anything yet.
+    """Prepares a method; nothing is compiled yet.
 
     Args:
-      config: the common settings.
-      task: what to train.
+      config: the settings common to all methods.
+      task: model and data.
       name: a method of the registry, or the base optimizer.
       settings: the method's complete settings.
-      placement: of all arrays; JAX's default device if None.
+      placement: placement of all arrays; JAX's default device if None.
 
     Raises:
-      ValueError: if a method that holds examples out leaves too few.
+      ValueError: if a method holds out too many examples.
     """
     self.config = config
     self.placement = placement or Placement()
     self.averaging = build.averaging(name, settings)
     self.task = task
-    # What is evaluated and measured is the same for all methods: the task's.
+    # Evaluation and measures use the task, the same for all methods.
     self.inputs = task.inputs
     if self.averaging is not None:
       self.inputs = swad_validation.inputs(task.inputs, self.averaging, name)
@@ -92,8 +92,8 @@ class Trainer:
     self.on_host = config.execution == 'host' and build.skips(name)
     self.temporary_bytes: int | None = None
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
-    self.term = trajectory_loss.term(
-      build.term(name, settings), task, self.epoch_steps
+    self.auxiliary_loss = trajectory_loss.auxiliary_loss(
+      build.auxiliary_loss(name, settings), task, self.epoch_steps
     )
     self._schedule = schedule(config, self.settings.get('learning_rate'))
     self._compiled: dict[tuple[float, ...], Any] = {}
@@ -110,9 +110,9 @@ class Trainer:
     state = self.placement.state(
       TrainingState(step, params, statistics, opt_state, run_key, average)
     )
-    if self.term is not None:
+    if self.auxiliary_loss is not None:
       memory = self.placement.made(
-        self.term.init, state.params, state.statistics
+        self.auxiliary_loss.init, state.params, state.statistics
       )
       state = state._replace(memory=memory)
     if self.averaging is not None:
@@ -124,11 +124,11 @@ class Trainer:
     )
 
   def compile(self, accuracy: float = 0.0) -> Any:
-    """Returns the step, compiled once for all seeds, and notes its memory.
+    """Returns the step, compiled once for all seeds, and records its memory.
 
     Args:
-      accuracy: best training accuracy so far; settings that follow it shape
-        the program, so that there is one for each of their values.
+      accuracy: best training accuracy so far. Settings that depend on it are
+        static, so each of their values is compiled once.
 
     Returns:
       The step, from state and batch to the next state and metrics.
@@ -143,13 +143,13 @@ class Trainer:
   ) -> tuple[TrainingState, train_step.Metrics]:
     """Takes one step, from state and batch to the next state and metrics.
 
-    In one program the next state takes the memory of the one that is given.
+    A step that is one compiled function donates the given state.
     """
     return self.compile(accuracy)(state, self.placement.batch(batch))
 
   def batch(self, step: int, seed: int) -> datasets.Batch:
     """Returns the batch of a step."""
-    if self.term is not None and self.term.by_example:
+    if self.auxiliary_loss is not None and self.auxiliary_loss.by_example:
       return self.inputs.batch(step, seed, ids=True)
     return self.inputs.batch(step, seed)
 
@@ -159,11 +159,11 @@ class Trainer:
     seed: int,
     after_step: Callable[[Progress], None] = lambda _: None,
   ) -> None:
-    """Trains from where `progress` is to the last step.
+    """Trains from the step of `progress` to the last one.
 
     Args:
-      progress: of this run; brought up to date after every step.
-      seed: of the order of the data.
+      progress: progress of this run, updated after every step.
+      seed: seed of the order of the data.
       after_step: called after every step.
     """
     config = self.config
@@ -174,7 +174,7 @@ class Trainer:
       state, metrics = self.step(
         progress.state, batch, progress.best_train_accuracy
       )
-      # So that batches don't pile up on the devices.
+      # Limits the number of batches on the devices.
       jax.block_until_ready(former)
       former = metrics
       progress.state, progress.step = state, progress.step + 1
@@ -205,7 +205,7 @@ class Trainer:
       eigenvalue = sharpness.top_eigenvalue(
         loss, params, args=args, tolerance=_EIGENVALUE_TOLERANCE
       )
-    except RuntimeError:  # did not converge: better no figure than a wrong one
+    except RuntimeError:  # no convergence: report NaN, not a wrong number
       eigenvalue = math.nan
     rise = sharpness.sam_sharpness(
       loss, params, self.config.sharpness_radius, args=args
@@ -216,7 +216,7 @@ class Trainer:
     self, params: Any, statistics: Collections, batch: datasets.Batch
   ) -> jax.Array:
     if self.placement.mesh is not None:
-      # The gradients too then: the host reads them on every process.
+      # Then gradients are replicated too, so every process can read them.
       params = jax.lax.with_sharding_constraint(
         params, self.placement.replicated
       )
@@ -226,7 +226,7 @@ class Trainer:
     optimizer = self.optimizer(seed=0, accuracy=accuracy)
     state = self.start(seed=0).state
     sample = dict(self.task.inputs.sample())
-    if self.term is not None and self.term.by_example:
+    if self.auxiliary_loss is not None and self.auxiliary_loss.by_example:
       sample['ids'] = np.zeros_like(sample['labels'])
     batch = self.placement.batch(sample)
     mesh, averaging = self.placement.mesh, self.averaging
@@ -235,18 +235,18 @@ class Trainer:
       'sharding': None if mesh is None else self.placement.shardings(state),
     }
     if self.on_host:
-      # Several programs, compiled as the steps call them.
+      # Two functions, compiled at their first calls.
       step = train_step.branching_on_host(self.task, optimizer, **how)
       for _ in range(_WARM_UP_STEPS):
         state, _ = step(state, batch)
       jax.block_until_ready(state)
       return step
-    step: Any = train_step.in_one_program(
+    step: Any = train_step.jitted_step(
       self.task,
       optimizer,
       uses_gradient=build.uses_gradient(self.name),
-      takes_single_examples=build.takes_single_examples(self.name),
-      term=self.term,
+      takes_per_example_losses=build.takes_per_example_losses(self.name),
+      auxiliary_loss=self.auxiliary_loss,
       accumulate=None if averaging is None else averaging.functions.accumulate,
       rows=self.placement.rows,
       donates=True,
@@ -259,10 +259,10 @@ class Trainer:
     return compiled
 
   def solution(self, state: TrainingState) -> tuple[Any, Collections]:
-    """Returns the parameters that a run has found by now, and statistics.
+    """Returns the solution of a run so far: parameters and statistics.
 
-    Where those parameters are others than it trains, the running statistics of
-    batch norm are computed anew, over fixed training examples.
+    If these parameters are not the trained ones, the running statistics of
+    batch norm are recomputed over fixed training examples.
     """
     read, kept = build.solution(self.name), state.opt_state
     if self.averaging is not None:
@@ -277,7 +277,7 @@ class Trainer:
   def optimizer(
     self, seed: int, accuracy: float = 0.0
   ) -> optax.GradientTransformation:
-    """Returns method and base; of the seed depends what `init` draws."""
+    """Returns method and base; the seed determines random initial state."""
     inputs = self.inputs
     return build.optimizer(
       self.name,
@@ -297,7 +297,7 @@ class Trainer:
 
   def _log_row(self, progress: Progress, metrics: train_step.Metrics) -> Row:
     values: dict[str, Any] = {
-      'gradient_norm': math.nan,  # of methods that need no clean gradient
+      'gradient_norm': math.nan,  # for methods without an unperturbed gradient
       **metrics,
       'learning_rate': self._schedule(progress.step - 1),
       **self._method_metrics(progress.state),
@@ -308,7 +308,7 @@ class Trainer:
       values |= {f'setting_{name}': value for name, value in followed.items()}
     row = {name: float(value) for name, value in values.items()}
     if not row['second_gradients']:
-      row['perturbed_loss'] = math.nan  # not known before the first ascent
+      row['perturbed_loss'] = math.nan  # unknown before the first ascent step
     return {'step': progress.step, **row}
 
   def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
@@ -322,16 +322,16 @@ class Trainer:
   def _train_accuracy(self, state: TrainingState) -> float:
     train = self.task.inputs.train()
     assert train is not None  # checked before the run
-    _, share = self._evaluate(*self.solution(state), [train])
-    # Nine tenths in float32 are below 0.9.
+    _, accuracy = self._evaluate(*self.solution(state), [train])
+    # 0.9 in float32 is below the Python float 0.9.
     examples = len(train['labels'])
-    return round(share * examples) / examples
+    return round(accuracy * examples) / examples
 
   def _validate(
     self, progress: Progress, averaging: ValidatedAveraging, seed: int
   ) -> None:
     held_out = self.inputs.held_out(seed)
-    assert held_out is not None  # as there is such an average
+    assert held_out is not None  # the average needs it
     progress.state, row = swad_validation.validate(
       self.task, averaging, progress.state, held_out, self.placement
     )
@@ -367,7 +367,7 @@ class Trainer:
     )
 
 
-# Enough that a method that skips has met both of its branches.
+# Enough for a skipping method to run both of its branches.
 _WARM_UP_STEPS = 3
 _EIGENVALUE_TOLERANCE = 1e-2
 

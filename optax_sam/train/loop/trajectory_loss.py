@@ -1,4 +1,4 @@
-"""SAF and MESA in the form in which the step of the trainer takes them."""
+"""SAF and MESA as auxiliary losses of the training step."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -10,23 +10,23 @@ from optax_sam import MesaLoss, SafLoss
 from optax_sam.train.data.datasets import Batch
 from optax_sam.train.loop.task import Collections, Task
 
-# Tables are as long as a multiple of it, so that any number of devices that
-# divides it may split them, and a run may go on with another such number.
+# Lengths of tables are multiples of this number, so that any number of devices
+# that divides it can split them, also after a resume.
 _LENGTHS = 1024
 
 
-class Term(NamedTuple):
-  """A term that is added to the loss, and what it keeps from step to step.
+class AuxiliaryLoss(NamedTuple):
+  """An auxiliary loss with a state.
 
   Attributes:
-    init: from parameters and running statistics to what it keeps.
-    before: from (parameters, running statistics, what it keeps) to what the
-      step reads of it.
-    loss: from (logits in training mode, what the step reads, batch, number of
-      the step) to the term, a scalar.
-    after: from the same to what is kept for the next step.
-    by_example: whether it keeps something of every example, and so needs the
-      `ids` of those in a batch.
+    init: maps parameters and running statistics to the initial state.
+    before: maps (parameters, running statistics, state) to the state that the
+      loss of this step reads.
+    loss: maps (logits in training mode, state, batch, number of the step) to a
+      scalar.
+    after: maps the same arguments to the state of the next step.
+    by_example: whether it has a state for every example, and so needs the `ids`
+      of the examples in a batch.
   """
 
   init: Callable[[optax.Params, Collections], Any]
@@ -36,22 +36,22 @@ class Term(NamedTuple):
   by_example: bool
 
 
-def term(
+def auxiliary_loss(
   built: SafLoss | MesaLoss | None, task: Task, epoch_steps: int
-) -> Term | None:
-  """Returns a term of the loss of a task.
+) -> AuxiliaryLoss | None:
+  """Returns the auxiliary loss of a task.
 
   Args:
-    built: what the library offers; None for no term.
-    task: what is trained.
-    epoch_steps: steps in an epoch.
+    built: the auxiliary loss of the library; None for none.
+    task: model and data.
+    epoch_steps: number of steps in an epoch.
   """
   if isinstance(built, SafLoss):
     return _saf(built, task, epoch_steps)
   return None if built is None else _mesa(built, task)
 
 
-def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> Term:
+def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> AuxiliaryLoss:
   examples = -(-task.inputs.train_examples // _LENGTHS) * _LENGTHS
 
   def loss(
@@ -64,7 +64,7 @@ def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> Term:
   ) -> Any:
     return saf.update(logits, memory, batch['ids'], step // epoch_steps)
 
-  return Term(
+  return AuxiliaryLoss(
     init=lambda *_: saf.init(examples, task.inputs.classes),
     before=lambda *given: given[-1],
     loss=loss,
@@ -73,8 +73,8 @@ def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> Term:
   )
 
 
-def _mesa(mesa: MesaLoss, task: Task) -> Term:
-  """Averages the running statistics of batch norm as it does the weights."""
+def _mesa(mesa: MesaLoss, task: Task) -> AuxiliaryLoss:
+  """Averages the running statistics of batch norm like the weights."""
 
   def before(params: optax.Params, statistics: Collections, memory: Any) -> Any:
     return mesa.update((params, statistics), memory)
@@ -86,7 +86,7 @@ def _mesa(mesa: MesaLoss, task: Task) -> Term:
     params, statistics = memory.average
     return mesa.loss(logits, task.evaluation_logits(params, statistics, batch))
 
-  return Term(
+  return AuxiliaryLoss(
     init=lambda *given: mesa.init(given),
     before=before,
     loss=loss,

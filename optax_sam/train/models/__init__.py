@@ -39,9 +39,9 @@ def build(
   """Returns a model by name.
 
   All are called as `model.apply(variables, inputs, train=..., ...)` and return
-  float32 logits. Those with batch norm have the collection `batch_stats`; only
-  the rate of dropout asks for the key `dropout`. Other fields are changed by
-  `model.clone(field=...)`.
+  float32 logits. Models with batch norm have the collection `batch_stats`;
+  dropout needs the key `dropout`. `model.clone(field=...)` changes other
+  fields.
 
   >>> import jax
   >>> from optax_sam.train import models
@@ -55,20 +55,20 @@ def build(
   Args:
     name: one of `NAMES`.
     classes: number of classes.
-    input_shape: shape of one example, channels last. `mlp` takes any, `cnn`
-      images or 1-D signals, the others images of any number of channels, and
-      `vit_s16` only such whose sides are multiples of 16.
-    dtype: what all but the head computes in; parameters and statistics are
-      float32.
-    axis_name: of the mapped axis whose batches share the statistics of batch
-      norm. Without `jax.shard_map` or the like there is none, and the batch of
-      all devices is one.
+    input_shape: shape of one example, channels last. `mlp` takes any shape,
+      `cnn` images or 1-D signals, the others images with any number of
+      channels; the sides for `vit_s16` must be multiples of 16.
+    dtype: dtype of the computation except for the head; parameters and
+      statistics are float32.
+    axis_name: name of the mapped axis over which batch norm averages its
+      statistics. Needed only inside `jax.shard_map` and the like; under
+      `jax.jit` the batch is global.
 
   Returns:
     The model.
 
   Raises:
-    ValueError: if there is no such model, or it doesn't take such examples.
+    ValueError: if the model is unknown or doesn't take such examples.
   """
   norms = {'dtype': dtype, 'axis_name': axis_name}
   if name == 'mlp':

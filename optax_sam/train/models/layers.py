@@ -1,4 +1,4 @@
-"""What all layers of one residual network have in common."""
+"""Common settings of the layers of a residual network."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,19 +8,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Twice the variance, of which a ReLU leaves half.
+# Twice the variance, because a ReLU halves it.
 _HE_NORMAL = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
 @dataclasses.dataclass(frozen=True)
 class Layers:
-  """Makes the layers of a network, which differ in little.
+  """Creates the layers of a network with common settings.
 
   Attributes:
-    train: whether batch norm takes the statistics of the batch.
-    dtype: what the layers compute in; parameters and statistics are float32.
-    axis_name: of the mapped axis whose batches share their statistics.
-    convolve: what convolves.
+    train: whether batch norm uses the statistics of the batch.
+    dtype: dtype of the computation; parameters and statistics are float32.
+    axis_name: name of the mapped axis over which statistics are averaged.
+    convolve: the convolution.
   """
 
   train: bool
@@ -31,7 +31,7 @@ class Layers:
   def convolution(
     self, features: int, side: int, stride: int = 1, **settings: Any
   ) -> nn.Conv:
-    """Returns a convolution that pads both ends of a side alike."""
+    """Returns a convolution with symmetric padding."""
     return nn.Conv(
       features,
       (side, side),
@@ -59,8 +59,8 @@ class Layers:
 def logits_of_images(x: jax.Array, classes: int) -> jax.Array:
   """Returns the logits of features (examples, height, width, channels).
 
-  In float32 throughout: it costs next to nothing, and a loss has to resolve
-  the small difference that an ascent makes.
+  All in float32: it is cheap, and the loss must resolve the small difference
+  that an ascent step makes.
   """
   x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
   return nn.Dense(classes, dtype=jnp.float32, name='head')(x)

@@ -12,12 +12,12 @@ from optax_sam.train.models.layers import Layers, logits_of_images
 
 
 class BasicBlock(nn.Module):
-  """Two convolutions of 3 x 3 around which the inputs pass.
+  """Two convolutions of 3 x 3 with a residual connection.
 
   Attributes:
     width: channels of the convolutions and of the result.
-    stride: of the first convolution.
-    layers: what makes them.
+    stride: stride of the first convolution.
+    layers: settings of the layers.
   """
 
   width: int
@@ -35,12 +35,12 @@ class BasicBlock(nn.Module):
 
 
 class BottleneckBlock(nn.Module):
-  """Like `BasicBlock`, of 1 x 1, 3 x 3 and 1 x 1, the first two narrow.
+  """Convolutions of 1 x 1, 3 x 3 and 1 x 1 with a residual connection.
 
   Attributes:
-    width: channels of the narrow convolutions, a quarter of the result's.
-    stride: of the convolution of 3 x 3.
-    layers: what makes them.
+    width: channels of the first two convolutions, a quarter of the output's.
+    stride: stride of the convolution of 3 x 3.
+    layers: settings of the layers.
   """
 
   width: int
@@ -60,17 +60,17 @@ class BottleneckBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-  """A residual network in its version 1.5.
+  """A residual network, version 1.5.
 
-  The defaults are those of 18 layers; `blocks=(3, 4, 6, 3), bottleneck=True`
-  are those of 50. The paper halves the sides in the first convolution of a
-  bottleneck; here it is that of 3 x 3, which sees every pixel. As in later
-  work (Goyal et al., https://arxiv.org/abs/1706.02677, 2017) the last scale of
-  each block starts at zero, so that a block starts as the identity. Images
-  below 64 pixels lose no resolution in the first convolution.
+  The defaults give 18 layers; `blocks=(3, 4, 6, 3), bottleneck=True` gives 50.
+  In a bottleneck the paper puts the stride into the first convolution; here it
+  is in that of 3 x 3, which reads every pixel. As in later work (Goyal et al.,
+  https://arxiv.org/abs/1706.02677, 2017) the last scale of each block starts at
+  zero, so that a block starts as the identity. For images below 64 pixels the
+  first convolution has no stride.
 
-  Parameters, with the statistics of batch norm left aside: 11,689,512 with 18
-  layers and 25,557,032 with 50, for 1000 classes of large color images.
+  Number of parameters, without batch-norm statistics, for 1000 classes of large
+  color images: 11,689,512 with 18 layers and 25,557,032 with 50.
 
   References:
     He, Zhang, Ren, Sun, Deep Residual Learning for Image Recognition,
@@ -81,15 +81,15 @@ class ResNet(nn.Module):
     blocks: number of blocks of each stage; all but the first stage halve the
       sides and double the channels.
     bottleneck: whether the blocks are bottlenecks.
-    width: channels of the first convolution, and of the first stage's (in a
-      bottleneck the narrow ones).
-    small_images: whether the first convolution is of 3 x 3 without a stride
-      or pooling, rather than of 7 x 7 with both.
-    dtype: what all but the head computes in; parameters, statistics and logits
-      are float32.
-    axis_name: of the mapped axis whose batches share their statistics, needed
-      inside of `jax.shard_map` or `jax.vmap` only.
-    convolve: what convolves; that of JAX is slow inside a conditional on CPU.
+    width: channels of the first convolution and of the first stage (in a
+      bottleneck, of the narrow convolutions).
+    small_images: whether the first convolution is 3 x 3 without stride and
+      pooling, instead of 7 x 7 with both.
+    dtype: dtype of the computation; parameters, statistics and logits are
+      float32.
+    axis_name: name of the mapped axis over which statistics are averaged,
+      needed only inside `jax.shard_map` or `jax.vmap`.
+    convolve: the convolution; that of JAX is slow inside a conditional on CPU.
   """
 
   classes: int
@@ -107,7 +107,8 @@ class ResNet(nn.Module):
 
     Args:
       inputs: normalized images, shape (examples, height, width, channels).
-      train: whether to take, and to learn, the statistics of the batch.
+      train: whether to use the statistics of the batch and to update the
+        running statistics.
     """
     layers = Layers(train, self.dtype, self.axis_name, self.convolve)
     side, stride = (3, 1) if self.small_images else (7, 2)
@@ -127,7 +128,7 @@ class ResNet(nn.Module):
 def _joined(
   inputs: jax.Array, branch: jax.Array, stride: int, layers: Layers
 ) -> jax.Array:
-  """Ends a block, its inputs projected where they don't fit the branch."""
+  """Adds the residual connection, projected if shapes differ."""
   branch = layers.batch_norm(scale_init=nn.initializers.zeros)(branch)
   if inputs.shape != branch.shape:
     inputs = layers.convolution(branch.shape[-1], 1, stride, name='projection')(

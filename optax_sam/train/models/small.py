@@ -1,4 +1,4 @@
-"""Models small enough for two cores and a minute."""
+"""Models that train on two cores in a minute."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,8 +16,8 @@ class MLP(nn.Module):
   Attributes:
     classes: number of classes.
     widths: width of each hidden layer.
-    dropout: share of the units that are dropped in training.
-    dtype: what the hidden layers compute in.
+    dropout: fraction of the units that are dropped in training.
+    dtype: dtype of the hidden layers.
   """
 
   classes: int
@@ -36,15 +36,15 @@ class MLP(nn.Module):
 
 
 class CNN(nn.Module):
-  """Convolutions with batch norm, over images or over 1-D signals.
+  """Convolutions with batch norm, for images or 1-D signals.
 
   Attributes:
     classes: number of classes.
     widths: channels of each convolution; all but the first halve the sides.
     kernel: side of the kernels.
-    dtype: what all but the head computes in.
-    axis_name: of the mapped axis whose batches share their statistics.
-    convolve: what convolves; that of JAX is slow inside a conditional on CPU.
+    dtype: dtype of the computation except for the head.
+    axis_name: name of the mapped axis over which statistics are averaged.
+    convolve: the convolution; that of JAX is slow inside a conditional on CPU.
   """
 
   classes: int

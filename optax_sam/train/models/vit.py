@@ -13,12 +13,12 @@ import optax_sam
 
 
 class EncoderBlock(nn.Module):
-  """Self-attention and a perceptron, each after its layer norm.
+  """Self-attention and an MLP, each after a layer norm.
 
   Attributes:
     heads: number of heads of the attention.
-    hidden: width of the perceptron's hidden layer.
-    dtype: what it computes in, but for layer norm and softmax.
+    hidden: width of the hidden layer of the MLP.
+    dtype: dtype of the computation except for layer norm and softmax.
   """
 
   heads: int
@@ -36,13 +36,13 @@ class EncoderBlock(nn.Module):
       kernel_init=nn.initializers.xavier_uniform(),
     )
     x = norm(name='attention_norm')(inputs)
-    # Three layers for all heads together, as biases of several axes would be
-    # taken for kernels and decay.
+    # Query, key and value are dense layers over all heads, so that their biases
+    # have one axis and get no weight decay.
     query, key, value = (
       dense(width, name=name)(x).reshape(*x.shape[:-1], self.heads, -1)
       for name in ('query', 'key', 'value')
     )
-    # The kernels of cuDNN have no second derivative, which sharpness needs.
+    # cuDNN's attention has no second derivative, which sharpness needs.
     x = jax.nn.dot_product_attention(query, key, value, implementation='xla')
     attended = inputs + dense(width, name='out')(x.reshape(inputs.shape))
     x = norm(name='perceptron_norm')(attended)
@@ -53,11 +53,11 @@ class EncoderBlock(nn.Module):
 class ViT(nn.Module):
   """A vision transformer: S/16 by default.
 
-  In the plain form of Beyer et al.: fixed positions, the mean of all tokens
-  in place of one of their own for the class, a head of one layer that starts
-  at zero, no dropout. The other papers learn positions and have that token,
-  which makes 22,050,664 parameters for 1000 classes of images of 224 pixels;
-  here they are 21,974,632.
+  This is the plain form of Beyer et al.: fixed positions, the mean of all
+  tokens instead of a class token, a linear head that starts at zero, no
+  dropout. The other papers have learned positions and a class token, and so
+  22,050,664 parameters for 1000 classes of images of 224 pixels; this model has
+  21,974,632.
 
   References:
     Dosovitskiy et al., An Image is Worth 16x16 Words: Transformers for Image
@@ -73,11 +73,11 @@ class ViT(nn.Module):
     width: channels of a token, a multiple of 4 and of `heads`.
     depth: number of blocks.
     heads: number of heads of the attention.
-    hidden: width of the hidden layer of each block's perceptron.
-    patch: side of a patch in pixels; those of the images are multiples of it.
-    dtype: what all but the head computes in; parameters, layer norm, softmax
-      and logits are float32.
-    convolve: what convolves; that of JAX is slow inside a conditional on CPU.
+    hidden: width of the hidden layer of each MLP.
+    patch: side of a patch in pixels; it must divide the sides of the images.
+    dtype: dtype of the computation; parameters, layer norm, softmax and logits
+      are float32.
+    convolve: the convolution; that of JAX is slow inside a conditional on CPU.
   """
 
   classes: int
@@ -95,10 +95,10 @@ class ViT(nn.Module):
 
     Args:
       inputs: normalized images, shape (examples, height, width, channels).
-      train: changes nothing, as nothing is dropped.
+      train: unused, because there is no dropout.
 
     Raises:
-      ValueError: if patches don't tile the images, or heads the width.
+      ValueError: if `patch` doesn't divide the images, or `heads` the width.
     """
     del train
     if any(side % self.patch for side in inputs.shape[1:3]):
@@ -139,7 +139,7 @@ class ViT(nn.Module):
 
 
 def _positions(rows: int, columns: int, width: int) -> np.ndarray:
-  """Waves along both sides, from a period of 2 pi patches to 10,000 times it.
+  """Sines and cosines with periods from 2 pi to 20,000 pi patches.
 
   Shape (rows, columns, width): a quarter of the channels each for the sine and
   cosine along a row, and along a column.

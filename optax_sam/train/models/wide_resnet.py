@@ -1,4 +1,4 @@
-"""Wide residual networks, for images as small as those of CIFAR."""
+"""Wide residual networks, for images as small as CIFAR."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,13 +14,13 @@ _STAGES = 3
 
 
 class WideBlock(nn.Module):
-  """Two convolutions of 3 x 3, each after its batch norm and ReLU.
+  """Two convolutions of 3 x 3, each after batch norm and ReLU.
 
   Attributes:
     width: channels of the convolutions and of the result.
-    stride: of the first convolution.
-    dropout: share of the units that are dropped between the two.
-    layers: what makes them.
+    stride: stride of the first convolution.
+    dropout: fraction of the units that are dropped between the convolutions.
+    layers: settings of the layers.
   """
 
   width: int
@@ -46,13 +46,13 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
   """A wide residual network: WRN-28-10 by default.
 
-  Of that name several networks are in use, which differ in how the inputs of
-  a stage's first block get their new number of channels, and in biases. Here
-  as in the code of the authors they take a convolution of 1 x 1, after the
-  batch norm and ReLU that they share with the branch, and no convolution has
-  a bias: 36,479,194 parameters for 10 classes of color images, the 36.5
-  million of the paper. Channels filled up with zeros instead would make it
-  36,220,634, and biases on all convolutions 36,489,290.
+  Several variants are in use; they differ in biases and in the projection in
+  the first block of a stage. This one is that of the authors' code: the
+  projection is a convolution of 1 x 1 after the block's first batch norm and
+  ReLU, and no convolution has a bias. It has 36,479,194 parameters for 10
+  classes of color images, the 36.5 million of the paper. With zero-padded
+  channels instead of a projection it would have 36,220,634, and with biases on
+  all convolutions 36,489,290.
 
   References:
     Zagoruyko, Komodakis, Wide Residual Networks,
@@ -61,13 +61,13 @@ class WideResNet(nn.Module):
   Attributes:
     classes: number of classes.
     depth: number of layers, 6 blocks + 4.
-    widening: factor of the channels, which are 16, 32 and 64 without.
-    dropout: share of the units that are dropped inside of each block.
-    dtype: what all but the head computes in; parameters, statistics and logits
-      are float32.
-    axis_name: of the mapped axis whose batches share their statistics, needed
-      inside of `jax.shard_map` or `jax.vmap` only.
-    convolve: what convolves; that of JAX is slow inside a conditional on CPU.
+    widening: factor of the channels, which are 16, 32 and 64 at 1.
+    dropout: fraction of the units that are dropped inside each block.
+    dtype: dtype of the computation; parameters, statistics and logits are
+      float32.
+    axis_name: name of the mapped axis over which statistics are averaged,
+      needed only inside `jax.shard_map` or `jax.vmap`.
+    convolve: the convolution; that of JAX is slow inside a conditional on CPU.
   """
 
   classes: int
@@ -84,11 +84,11 @@ class WideResNet(nn.Module):
 
     Args:
       inputs: normalized images, shape (examples, height, width, channels).
-      train: whether to drop units, and to take, and to learn, the statistics
-        of the batch.
+      train: whether to drop units, to use the statistics of the batch, and to
+        update the running statistics.
 
     Raises:
-      ValueError: if the depth is none that blocks of two layers make up.
+      ValueError: if the depth is not 4 more than a multiple of 6.
     """
     blocks, rest = divmod(self.depth - 4, 2 * _STAGES)
     if rest or blocks < 1:

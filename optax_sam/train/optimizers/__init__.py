@@ -1,1 +1,1 @@
-"""The methods that the trainer knows, and the optimizers it builds."""
+"""The methods of the trainer, and their optimizers."""

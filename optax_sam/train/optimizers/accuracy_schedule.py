@@ -7,26 +7,26 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class ByTrainingAccuracy:
-  """A setting that follows the best training accuracy of a run so far.
+  """A setting that depends on the best training accuracy of a run so far.
 
-  It stands in the place of the setting's value::
+  It replaces the value of the setting::
 
     value = the last of `then` whose accuracy was reached, else `start`
     accuracy = highest one at the end of an epoch so far, so no value returns
 
-  The accuracy is that of the whole training set, with its wrong labels if
-  there are any, in evaluation mode, after the last step of an epoch. It is
-  then a property of the model alone: dropout and the order of the data add
-  nothing, and it is the `train_accuracy` of the evaluations. It costs a forward
-  pass over the training set an epoch, which is a third of a gradient a step and
-  not part of the time of a step. With batch norm it lags in the first epochs,
-  as the running statistics do.
+  The accuracy is that of the whole training set, including wrong labels, in
+  evaluation mode, after the last step of an epoch. So it does not depend on
+  dropout or on the order of the data, and it equals the `train_accuracy` of the
+  evaluations. It costs a forward pass over the training set per epoch, that is
+  a third of a gradient per step, which the measured time of a step excludes.
+  With batch norm it lags in the first epochs, because the running statistics
+  lag.
 
-  The method's state must not depend on the setting, as it is kept.
+  The method's state must not depend on the setting, because it is not reset.
 
   Attributes:
-    start: value until the first of these accuracies is reached.
-    then: pairs of an accuracy, as a fraction, and the value from there on, in
+    start: value until the first accuracy in `then` is reached.
+    then: pairs of an accuracy, as a fraction, and the value from then on, in
       ascending order.
   """
 
@@ -42,7 +42,7 @@ class ByTrainingAccuracy:
     return value
 
   def __str__(self) -> str:
-    """Writes it for the report."""
+    """Returns a description for the report."""
     later = ', '.join(
       f'{value} from {100 * accuracy:g}%' for accuracy, value in self.then
     )
@@ -50,7 +50,7 @@ class ByTrainingAccuracy:
 
 
 def following(settings: Mapping[str, Any], accuracy: float) -> dict[str, float]:
-  """Returns the settings that follow the training accuracy, at this one."""
+  """Returns the values of accuracy-dependent settings at an accuracy."""
   return {
     name: value.at(accuracy)
     for name, value in settings.items()

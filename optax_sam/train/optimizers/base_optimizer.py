@@ -9,11 +9,11 @@ from optax_sam.train.config import configs
 def schedule(
   config: configs.Experiment, highest: float | None = None
 ) -> optax.Schedule:
-  """Returns the learning rate of each step: a linear rise, then a cosine.
+  """Returns the learning-rate schedule: linear warm-up, then cosine decay.
 
   Args:
-    config: how long they take.
-    highest: learning rate between the two, None for that of the base.
+    config: lengths of training and warm-up.
+    highest: peak learning rate, None for that of the base optimizer.
   """
   if highest is None:
     highest = configs.learning_rate(config)
@@ -30,12 +30,12 @@ def base_optimizer(
 ) -> optax.GradientTransformation:
   """Returns SGD with momentum or AdamW, with weight decay on kernels only.
 
-  With `--clip-norm`, gradients are clipped first: those that a sharpness-aware
-  method hands on, so that its own norms and decisions are of unclipped ones.
+  With `--clip-norm` it first clips the gradients that it receives from a
+  sharpness-aware method. So the method itself uses unclipped gradients.
 
   Args:
-    config: which of the two, and its settings.
-    steps: number of its steps that one step of training takes.
+    config: name and settings of the base optimizer.
+    steps: number of its steps in one training step.
   """
   decay = configs.weight_decay(config)
   of_training = schedule(config)
@@ -55,5 +55,5 @@ def base_optimizer(
 
 
 def _is_kernel(params: optax.Params) -> optax.Params:
-  """Marks what has more than one axis: not biases, not batch norm."""
+  """Marks parameters with more than one axis: no biases, no batch norm."""
   return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -1,4 +1,4 @@
-"""Methods by name: their settings, and the optimizers that they are part of."""
+"""Methods by name: their settings and optimizers."""
 
 import ast
 import inspect
@@ -15,8 +15,7 @@ from optax_sam.train.optimizers.base_optimizer import base_optimizer, schedule
 from optax_sam.train.optimizers.registry import METHODS
 from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
 
-# Arguments that the trainer fills or that describe how it runs, rather than
-# what the method is.
+# Arguments that the trainer sets, or that describe devices, not the method.
 _NOT_SETTABLE = frozenset(
   {
     'base',
@@ -58,13 +57,13 @@ def parse_settings(
 
   Args:
     assignments: texts of the form METHOD.SETTING=VALUE.
-    names: the methods of this run; a setting of another one is an error.
+    names: the methods of this run; a setting of another method is an error.
 
   Returns:
-    For each method the settings that were given, perhaps none.
+    The given settings by method, possibly none.
 
   Raises:
-    ValueError: if anything in an assignment is unknown, naming what is known.
+    ValueError: if an assignment is invalid; lists the valid names.
   """
   parsed: dict[str, dict[str, Any]] = {
     name: {} for name in names if name in METHODS
@@ -77,7 +76,7 @@ def parse_settings(
       raise ValueError(msg)
     if name not in parsed:
       allowed = ', '.join(parsed) or 'none, the base optimizer has no settings'
-      msg = f'--set {text}: {name!r} is no method of this run ({allowed})'
+      msg = f'--set {text}: {name!r} is not a method of this run ({allowed})'
       raise ValueError(msg)
     allowed = settable(name)
     if setting not in allowed:
@@ -93,7 +92,7 @@ def parse_settings(
 def complete_settings(
   name: str, given: Mapping[str, Any], rho: float | None
 ) -> dict[str, Any]:
-  """Returns every setting of a method: given ones, --rho, then defaults."""
+  """Returns all settings of a method: given ones, --rho, then defaults."""
   if name not in METHODS:
     return {}
   method = METHODS[name]
@@ -117,17 +116,19 @@ def optimizer(
   batch_like: Any = None,
   num_data: int = 1,
 ) -> optax.GradientTransformation:
-  """Returns a whole optimizer; any other name is the base alone.
+  """Returns the optimizer of a method, or the base optimizer alone.
 
   Args:
-    name: a name in the registry, or that of the base optimizer.
-    settings: as `complete_settings` returns them.
-    config: of the base optimizer, its learning rate and the length of training.
-    seed: for methods that draw; it enters the state in `init` only.
-    epoch_steps: for methods that renew something once an epoch.
-    accuracy: the training accuracy, for settings that follow it.
-    batch_like: shapes and dtypes of a batch, for methods that keep one.
-    num_data: number of training examples, for methods that weigh by it.
+    name: name of a method in the registry, or of the base optimizer.
+    settings: result of `complete_settings`.
+    config: base optimizer, learning rate and length of training.
+    seed: seed of stochastic methods; used only in `init`.
+    epoch_steps: steps in an epoch, for methods that refresh their state once an
+      epoch.
+    accuracy: training accuracy, for settings that depend on it.
+    batch_like: shapes and dtypes of a batch, for methods with a batch in their
+      state.
+    num_data: number of training examples, for methods that depend on it.
   """
   if name not in METHODS:
     return optax.chain(optax.identity(), base_optimizer(config))
@@ -161,10 +162,10 @@ def optimizer(
   return optax.chain(base, built) if place == 'after' else built
 
 
-def term(
+def auxiliary_loss(
   name: str, settings: Mapping[str, Any]
 ) -> optax_sam.SafLoss | optax_sam.MesaLoss | None:
-  """Returns the term that a method adds to the loss, if it is one."""
+  """Returns the auxiliary loss that a method is, None for other methods."""
   if name not in METHODS or METHODS[name].row.place != 'loss':
     return None
   return METHODS[name].factory(**settings)
@@ -173,40 +174,40 @@ def term(
 def averaging(
   name: str, settings: Mapping[str, Any]
 ) -> ValidatedAveraging | None:
-  """Returns the average beside the optimizer that a method is, if it is one."""
+  """Returns the external average that a method is, None for other methods."""
   if name not in METHODS or METHODS[name].row.place != 'outside':
     return None
   return METHODS[name].factory(**settings)
 
 
 def skips(name: str) -> bool:
-  """Whether some steps of a method take no second gradient."""
+  """Whether a method skips the perturbed gradient in some steps."""
   return name in METHODS and METHODS[name].skips
 
 
 def reports(name: str) -> bool:
-  """Whether there are metrics in the state of a method."""
+  """Whether the state of a method contains metrics."""
   return name in METHODS and METHODS[name].reports
 
 
 def uses_gradient(name: str) -> bool:
-  """Whether a method, or the base optimizer, reads the clean gradient."""
+  """Whether a method, or the base optimizer, reads the unperturbed gradient."""
   return name not in METHODS or METHODS[name].uses_gradient
 
 
 def solution(
   name: str,
 ) -> Callable[[optax.Params, Any], optax.Params] | None:
-  """Returns what reads the parameters that a run has found; None for its own.
+  """Returns the function that computes the solution of a run, if any.
 
-  From the parameters that it trains, and the state of its optimizer.
+  It maps trained parameters and optimizer state to the parameters to evaluate.
   """
   return METHODS[name].solution if name in METHODS else None
 
 
-def takes_single_examples(name: str) -> bool:
-  """Whether a method differentiates the losses of examples one by one."""
-  return name in METHODS and METHODS[name].takes_single_examples
+def takes_per_example_losses(name: str) -> bool:
+  """Whether a method differentiates per-example losses."""
+  return name in METHODS and METHODS[name].takes_per_example_losses
 
 
 def _parse_value(text: str, name: str, setting: str, value: str) -> Any:

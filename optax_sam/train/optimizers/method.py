@@ -1,4 +1,4 @@
-"""What the trainer knows of a method."""
+"""The trainer's description of a method."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,29 +15,29 @@ class Method:
 
   Attributes:
     row: the row of the catalog.
-    factory: the function that builds it. The trainer fills arguments named
+    factory: the function that builds it. The trainer sets the arguments named
       `total_steps`, `refresh_every`, `key`, `base`, `batch_like` and
       `num_data`, and `learning_rate` with a schedule: if the method wraps the
       base optimizer, that of the base; if it replaces it, a schedule up to the
       setting `learning_rate`. A method outside of the optimizer returns a
       `ValidatedAveraging`.
     uses_gradient: whether it reads the unperturbed gradient of the batch.
-    takes_single_examples: whether it differentiates per-example losses one by
-      one, for which batch norm must use its running statistics.
+    takes_per_example_losses: whether it differentiates per-example losses, for
+      which batch norm must use its running statistics.
     defaults: the trainer's values of arguments that have no default. A value
       may be a rule that follows the training accuracy.
-    base_steps: the setting that says how many steps of the base optimizer one
-      step takes; None for one.
-    reports: whether `optax_sam.metrics` finds something in its state.
-    solution: from the parameters and the state of the optimizer to the
-      parameters that the run has found, if these are not the trained ones. A
-      `ValidatedAveraging` has its own function for that.
+    base_steps: the setting with the number of base optimizer steps in a step;
+      None for one.
+    reports: whether `optax_sam.metrics` finds metrics in its state.
+    solution: maps the parameters and the optimizer state to the solution of the
+      run, if it differs from the trained parameters. A `ValidatedAveraging` has
+      its own function for that.
   """
 
   row: catalog.Method
   factory: Callable[..., Any]
   uses_gradient: bool = True
-  takes_single_examples: bool = False
+  takes_per_example_losses: bool = False
   defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   base_steps: str | None = None
   reports: bool = True
@@ -45,5 +45,5 @@ class Method:
 
   @property
   def skips(self) -> bool:
-    """Whether some of its steps take no ascent step."""
+    """Whether it skips the ascent step in some steps."""
     return self.row.group == 'some steps'

@@ -1,4 +1,4 @@
-"""The registry: the methods of the catalog, and what the trainer adds to them.
+"""The registry: methods of the catalog with properties for the trainer.
 
 A new method of the catalog needs a row here only if a default of
 `optax_sam.train.optimizers.method.Method` is wrong for it.
@@ -13,11 +13,11 @@ from optax_sam import catalog
 from optax_sam.train.optimizers import accuracy_schedule, weight_averaging
 from optax_sam.train.optimizers.method import Method
 
-# The authors' rule. What it leaves open, and where their programs differ:
-# - It doesn't say how training accuracy is measured. One program passes over
-#   the training set after each epoch, another averages over the batches of the
-#   epoch as it trains on them, both in training mode. Here: after the epoch, in
-#   evaluation mode; see the class for why.
+# The authors' rule. Open points, and differences to their code:
+# - The rule does not define the training accuracy. One of their programs passes
+#   over the training set after each epoch, another averages over the training
+#   batches of the epoch, both in training mode. Here it is measured after the
+#   epoch in evaluation mode; the docstring of the class explains why.
 # - They round k down; a fraction of the batch is rounded to the nearest here.
 # - They also halve the learning rate when k falls at 99.5 %, which the rule
 #   doesn't mention; here all methods of a comparison share one schedule.
@@ -49,7 +49,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
   },
   'saf_loss': {'reports': False},
   'sampa': {'uses_gradient': False},
-  'sparse_sam_fisher': {'takes_single_examples': True},
+  'sparse_sam_fisher': {'takes_per_example_losses': True},
   'subset_sam': {'uses_gradient': False},
   'swa': {
     'factory': weight_averaging.swa,
@@ -67,7 +67,7 @@ def _method(row: catalog.Method) -> Method:
   return Method(row, **given)
 
 
-# Auxiliary losses go by their names without the ending.
+# Auxiliary losses are registered without the ending of their names.
 METHODS: dict[str, Method] = {
   name.removesuffix('_loss'): _method(row)
   for name, row in catalog.METHODS.items()

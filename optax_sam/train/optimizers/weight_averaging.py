@@ -1,4 +1,4 @@
-"""Averages of the weights of a run, with settings that fit the trainer."""
+"""Averages of the weights of a run, with settings for the trainer."""
 
 from typing import NamedTuple
 
@@ -10,15 +10,15 @@ from optax_sam.methods.swad import Swad
 
 
 class ValidatedAveraging(NamedTuple):
-  """An average that losses of held-out examples lead.
+  """An average that depends on validation losses.
 
   Attributes:
-    functions: what it is, as `optax_sam.swad` has it. `accumulate` is part of
-      each step, `validate` follows the last one of an epoch, and `result` is
-      what a run has found.
-    held_out: share of the training examples that a run validates on, and
-      doesn't train on.
-    epochs: from one validation to the next.
+    functions: the functions of `optax_sam.swad`. `accumulate` is part of each
+      step, `validate` is called after the last step of an epoch, and `result`
+      returns the solution of a run.
+    held_out: fraction of the training examples that are held out for
+      validation.
+    epochs: number of epochs between validations.
   """
 
   functions: Swad
@@ -29,16 +29,16 @@ class ValidatedAveraging(NamedTuple):
 def swa(
   *, start: float = 0.75, total_steps: int, refresh_every: int
 ) -> optax.GradientTransformationExtraArgs:
-  """Averages the weights once an epoch in the last part of a run.
+  """Averages the weights of the last epochs of a run, once an epoch.
 
-  The authors average over about the last half of theirs, at a high learning
-  rate; under the schedule that all methods of a comparison share, those of the
-  last quarter are near enough to one another.
+  The authors average over about the last half of a run, at a high learning
+  rate. All methods of a comparison have the same schedule, under which the
+  weights of the last quarter are close enough to each other.
 
   Args:
-    start: share of the run after which the first weights enter.
-    total_steps: length of the run.
-    refresh_every: steps of an epoch.
+    start: fraction of the run before averaging starts.
+    total_steps: length of the run in steps.
+    refresh_every: number of steps in an epoch.
   """
   validation.check_number('start', start, at_least=0, at_most=1)
   first = max(1, round(start * total_steps))
@@ -53,21 +53,21 @@ def swad(
   validation_share: float = 0.1,
   epochs_per_validation: int = 1,
 ) -> ValidatedAveraging:
-  """Averages the weights of all steps while held-out examples say so.
+  """Averages the weights of all steps, from start to end by validation loss.
 
-  They are chosen among the training examples by the seed of the run, with the
-  same share of every class, and with wrong labels if there are any. That is the
-  price of the method: other methods of a comparison train on these examples
-  too. Their number, and how often they are asked, are choices of the trainer.
+  The seed of the run chooses the held-out examples among the training examples,
+  with the same fraction of every class, and including wrong labels. Other
+  methods of a comparison train on these examples too. Their number and the
+  interval between validations are choices of the trainer.
 
   Args:
-    n_converge: as of `optax_sam.swad`.
-    n_tolerance: likewise.
-    tolerance: likewise.
-    validation_share: share of the training examples that is held out, above 0
-      and at most 0.5.
-    epochs_per_validation: epochs from one validation to the next, at least 1;
-      an epoch passes over the other examples.
+    n_converge: see `optax_sam.swad`.
+    n_tolerance: see `optax_sam.swad`.
+    tolerance: see `optax_sam.swad`.
+    validation_share: fraction of the training examples that is held out, above
+      0 and at most 0.5.
+    epochs_per_validation: number of epochs between validations, at least 1; an
+      epoch excludes the held-out examples.
   """
   functions = optax_sam.swad(
     n_converge=n_converge, n_tolerance=n_tolerance, tolerance=tolerance

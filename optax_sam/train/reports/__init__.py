@@ -1,1 +1,1 @@
-"""Reports: pages, their plots and words, and tables for a terminal."""
+"""Reports: HTML pages, plots, sentences and terminal tables."""

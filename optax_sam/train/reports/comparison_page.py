@@ -1,4 +1,4 @@
-"""The page of a comparison."""
+"""The HTML page of a comparison."""
 
 from optax_sam.train.reports import formats, page, wording
 from optax_sam.train.reports.pictures import picture_groups
@@ -10,7 +10,7 @@ def render_page(comparison: Comparison) -> str:
   """Renders the report of a comparison as a page of HTML.
 
   Args:
-    comparison: What was measured.
+    comparison: The measured comparison.
 
   Returns:
     The page; see `page.render`.

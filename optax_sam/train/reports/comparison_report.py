@@ -1,4 +1,4 @@
-"""The report of a comparison: a page, the raw numbers, a terminal's table."""
+"""The files of a comparison: HTML page, CSV and JSON lines."""
 
 import csv
 import io
@@ -16,11 +16,11 @@ __all__ = ['metrics_jsonl', 'print_table', 'results_csv', 'write_report']
 def write_report(comparison: Comparison, directory: pathlib.Path) -> None:
   """Writes report.html, results.csv and metrics.jsonl into a directory.
 
-  All three are made before the first is written, and each appears whole or
-  not at all.
+  All three are rendered before the first is written; each is written
+  atomically.
 
   Args:
-    comparison: What was measured.
+    comparison: The measured comparison.
     directory: An existing directory; files of these names are replaced.
 
   Raises:
@@ -47,13 +47,13 @@ def write_report(comparison: Comparison, directory: pathlib.Path) -> None:
 
 
 def results_csv(comparison: Comparison) -> str:
-  """Writes a row a run, in full precision.
+  """Returns a CSV table with a row per run, in full precision.
 
   Args:
-    comparison: What was measured.
+    comparison: The measured comparison.
 
   Returns:
-    Comma-separated values; a number that was not measured is empty.
+    Comma-separated values; missing numbers are empty.
   """
   rows = [
     {
@@ -78,7 +78,7 @@ def results_csv(comparison: Comparison) -> str:
   columns += ['test_accuracy', 'test_loss', 'train_accuracy']
   columns += ['second_gradient_share', 'sam_sharpness', 'top_eigenvalue']
   columns += ['seconds']
-  # The columns of a dict keep their order: common ones first, settings last.
+  # Dicts are ordered: common columns first, settings last.
   columns = list(dict.fromkeys(columns + [key for row in rows for key in row]))
   buffer = io.StringIO()
   writer = csv.DictWriter(buffer, columns, restval='', lineterminator='\n')
@@ -88,15 +88,15 @@ def results_csv(comparison: Comparison) -> str:
 
 
 def metrics_jsonl(comparison: Comparison) -> str:
-  """Writes a line for every logged step, evaluation and point of a landscape.
+  """Returns a line for every logged step, evaluation and landscape point.
 
   Args:
-    comparison: What was measured.
+    comparison: The measured comparison.
 
   Returns:
     Lines of JSON with `method`, `seed` and `kind`: 'log', 'validation',
-    'evaluation', or 'landscape' with `position` and `loss`. JSON knows no NaN
-    and no infinity: they are null.
+    'evaluation', or 'landscape' with `position` and `loss`. NaN and infinity,
+    which JSON lacks, are null.
   """
   lines = []
   for run in comparison.runs:

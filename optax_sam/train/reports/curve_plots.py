@@ -29,7 +29,7 @@ def training_loss(
   def finish(axes: 'Axes', shown: list[curves.Curve]) -> None:
     values = [value for curve in shown for value in finite(curve.low)]
     values += [value for curve in shown for value in finite(curve.high)]
-    # One run on its way to infinity must not flatten all others.
+    # A diverging run must not flatten all other curves.
     limit = 3 * max(abs(float(curve.high[0])) for curve in shown)
     values = [value for value in values if value <= limit]
     low, high = min(values), max(values)
@@ -50,10 +50,10 @@ def test_accuracy(
 ) -> str | None:
   """Plots the test accuracy over steps; None if nothing was evaluated.
 
-  The axis is fitted to what comes after the first quarter of the steps.
+  The range of the axis ignores the first quarter of the steps.
 
   Args:
-    comparison: What was measured.
+    comparison: The measured comparison.
     styles: Style by method.
 
   Returns:
@@ -61,7 +61,7 @@ def test_accuracy(
   """
 
   def finish(axes: 'Axes', shown: list[curves.Curve]) -> None:
-    # A diverged run's curve may leave the axis: the others are the question.
+    # The curve of a diverged run may leave the axis.
     shown = [curve for curve in shown if not curve.diverged] or shown
     end = max(float(curve.steps[-1]) for curve in shown)
     low = min(
@@ -83,12 +83,12 @@ def test_accuracy(
 def second_gradients(
   comparison: Comparison, styles: dict[str, Style]
 ) -> str | None:
-  """Plots the share of steps with a second gradient over steps."""
+  """Plots the fraction of steps with a perturbed gradient over steps."""
 
   def finish(axes: 'Axes', shown: list[curves.Curve]) -> None:
     top = max([1.0, *(float(max(curve.high)) for curve in shown)])
     axes.set_ylim(-0.04 * top, 1.04 * top)
-    _percent_axis(axes, 'steps with a second gradient, %')
+    _percent_axis(axes, 'steps with a perturbed gradient, %')
 
   return _plot(
     'second-gradients',
@@ -102,16 +102,17 @@ def second_gradients(
 def accuracy_against_time(
   rows: Sequence[Summary], styles: dict[str, Style]
 ) -> str | None:
-  """Plots test accuracy against the time of a step.
+  """Plots test accuracy against time per step.
 
-  Methods with a diverged run are left out: they would flatten the others.
+  Methods with a diverged run are left out because they would flatten the
+  others.
 
   Args:
     rows: The summary.
     styles: Style by method.
 
   Returns:
-    The plot; None if fewer than two methods have both.
+    The plot; None if fewer than two methods have both numbers.
   """
   shown = [
     (row, row.accuracy, row.relative_time, row.relative_time_quartiles)
@@ -138,7 +139,7 @@ def accuracy_against_time(
       linewidth=1,
     )
   axes.margins(0.1)
-  axes.set_xlabel('time of a step, base optimizer = 1')
+  axes.set_xlabel('time per step, base optimizer = 1')
   axes.set_ylabel('test accuracy, %')
   add_legend(figure, used)
   return to_svg(figure, 'accuracy-time')
@@ -155,14 +156,14 @@ def draw_curve(
   """Draws a curve with a few markers.
 
   Args:
-    axes: What to draw on.
+    axes: The axes.
     x: Positions.
     y: Values.
-    style: Its style.
-    index: Which of the curves it is.
+    style: The style of the method.
+    index: Index of the curve.
     count: Number of the curves.
   """
-  # Staggered markers keep curves apart that lie on each other.
+  # Staggered markers make overlapping curves visible.
   size = len(x)
   every = max(count, size // MARKERS_PER_CURVE)
   first = index * every // count % size

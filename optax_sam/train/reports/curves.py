@@ -47,16 +47,16 @@ def test_accuracy(comparison: Comparison, method: str) -> Curve | None:
 
 
 def second_gradient_share(comparison: Comparison, method: str) -> Curve | None:
-  """Returns the share of steps with a second gradient, in spans of steps.
+  """Returns the fraction of steps with a perturbed gradient, by span of steps.
 
-  The cumulative count gives it exactly, however rarely rows are logged.
+  It is exact for any logging interval, because the count is cumulative.
 
   Args:
-    comparison: What was measured.
+    comparison: The measured comparison.
     method: Name of the method.
 
   Returns:
-    The share, between 0 and 1, at the middle of each span.
+    The fraction, between 0 and 1, at the middle of each span.
   """
   runs = _runs(comparison, method)
   counts = [_points(run.log, 'second_gradients') for run in runs]
@@ -65,12 +65,12 @@ def second_gradient_share(comparison: Comparison, method: str) -> Curve | None:
   spans = min(SHARE_SPANS, *map(len, counts))
   edges = np.linspace(0, min(max(of_run) for of_run in counts), spans + 1)
   middles = (edges[:-1] + edges[1:]) / 2
-  shares = []
+  fractions = []
   for of_run in counts:
     steps, taken = [0.0, *of_run], [0.0, *of_run.values()]
-    share = np.diff(np.interp(edges, steps, taken)) / np.diff(edges)
-    shares.append(dict(zip(middles, share, strict=True)))
-  return _over_seeds(runs, shares)
+    fraction = np.diff(np.interp(edges, steps, taken)) / np.diff(edges)
+    fractions.append(dict(zip(middles, fraction, strict=True)))
+  return _over_seeds(runs, fractions)
 
 
 def _runs(comparison: Comparison, method: str) -> list[Run]:
@@ -105,10 +105,10 @@ def _averaged(
 def _over_seeds(
   runs: Sequence[Run], points: Sequence[dict[float, float]]
 ) -> Curve | None:
-  """Combines the points of the runs where all of them have one.
+  """Combines the points that all runs have.
 
-  A mean over changing seeds would jump, so a curve ends where its first run
-  diverges or stops.
+  A mean over a changing set of seeds would jump, so a curve ends where its
+  first run diverges or stops.
   """
   steps = sorted(set(points[0]).intersection(*points)) if points else []
   if not steps:

@@ -1,4 +1,4 @@
-"""Numbers of a comparison as text, for page and terminal."""
+"""Formats numbers of a comparison for page and terminal."""
 
 from collections.abc import Sequence
 
@@ -11,28 +11,28 @@ TIMES = '\N{MULTIPLICATION SIGN}'
 
 
 def number(value: float | None) -> str:
-  """Writes a number with three significant digits."""
+  """Formats a number with three significant digits."""
   return MISSING if value is None else _minus(f'{value:.3g}')
 
 
 def percent(value: float | None, digits: int = 2) -> str:
-  """Writes a fraction in percent, without the sign."""
+  """Formats a fraction in percent, without the sign."""
   return MISSING if value is None else f'{100 * value:.{digits}f}'
 
 
 def points(value: float) -> str:
-  """Writes a difference of fractions in percentage points, with its sign."""
+  """Formats a difference of fractions in percentage points, with its sign."""
   text = f'{100 * value:+.2f}'
   return '0.00' if float(text) == 0 else _minus(text)
 
 
 def ratio(value: float | None) -> str:
-  """Writes a ratio, as in 1.93 times."""
+  """Formats a ratio such as 1.93."""
   return MISSING if value is None else f'{value:.2f}{TIMES}'
 
 
 def duration(seconds: float) -> str:
-  """Writes a duration in the two largest units that it needs."""
+  """Formats a duration in the two largest units that it needs."""
   seconds = round(seconds)
   if seconds < 60:
     return f'{seconds} s'
@@ -44,12 +44,12 @@ def duration(seconds: float) -> str:
 
 
 def memory(size: int | None) -> str:
-  """Writes a number of bytes in MiB."""
+  """Formats a number of bytes in MiB."""
   return MISSING if size is None else f'{size / 2**20:,.1f} MiB'
 
 
 def interval(difference: Difference) -> str:
-  """Writes the interval of a difference, in percentage points."""
+  """Formats the interval of a difference, in percentage points."""
   if difference.interval is None:
     return 'no interval'
   low, high = difference.interval
@@ -64,28 +64,28 @@ def join(names: Sequence[str]) -> str:
 
 
 def count(size: int, noun: str) -> str:
-  """Writes a number of things: 1 seed, 3 seeds."""
+  """Formats a count with its noun: 1 seed, 3 seeds."""
   return f'{size:,} {noun}' + ('' if size == 1 else 's')
 
 
 def verdict_of(difference: Difference) -> str:
-  """Says what an interval allows to say."""
+  """Returns the verdict of an interval."""
   if difference.interval is None:
     return 'no interval'
-  if not difference.resolved:
+  if not difference.significant:
     return 'interval contains 0'
   more = (difference.mean or 0.0) > 0
   return 'more accurate' if more else 'less accurate'
 
 
 def cells(row: Summary) -> dict[str, str]:
-  """Writes a row of the summary as text, cell by cell.
+  """Formats the cells of a row of the summary.
 
   Args:
     row: The row.
 
   Returns:
-    The text of each cell; empty where a part of it does not exist.
+    The text of each cell; empty if the number is missing.
   """
   difference = row.difference
   shown, verdict, verdict_class = '', '', 'open'
@@ -96,7 +96,7 @@ def cells(row: Summary) -> dict[str, str]:
   else:
     shown = points(difference.mean)
     verdict = verdict_of(difference)
-    verdict_class = 'resolved' if difference.resolved else 'open'
+    verdict_class = 'significant' if difference.significant else 'open'
   deviation = row.accuracy_deviation
   low, high = row.relative_time_quartiles or (None, None)
   notes = [f'{row.diverged} diverged'] if row.diverged else []

@@ -1,4 +1,4 @@
-"""What the figures of a report depend on: versions and the machine."""
+"""Versions and hardware, on which the numbers of a report depend."""
 
 import importlib.metadata
 import os
@@ -20,18 +20,18 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-  """Returns the versions of Python and of the packages that matter."""
+  """Returns the versions of Python and of relevant packages."""
   found = {'python': platform.python_version()}
   for package in _PACKAGES:
     try:
       found[package] = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-      continue  # run from a source tree, or not needed for this dataset
+      continue  # a source tree, or a package for another dataset
   return found
 
 
 def describe() -> dict[str, str]:
-  """Returns the device, the processor, its cores and the system."""
+  """Returns device, processor, number of cores and operating system."""
   device = jax.devices()[0]
   return {
     'device': f'{jax.device_count()} x {device.device_kind}',

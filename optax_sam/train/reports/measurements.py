@@ -1,4 +1,4 @@
-"""What was measured of finished runs."""
+"""Measurements of finished runs."""
 
 import dataclasses
 from typing import Any
@@ -6,29 +6,29 @@ from typing import Any
 from optax_sam.landscape import Line
 from optax_sam.train.config.configs import SharpnessConfig
 
-ASCENT_STEPS = 20  # of the SAM sharpness that comes close to the maximum
+ASCENT_STEPS = 20  # for a SAM sharpness close to the maximum
 
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-  """Everything `optax-sam sharpness` measured.
+  """The results of `optax-sam sharpness`.
 
   Attributes:
-    config: What to measure.
-    command: The command that repeats it.
-    settings: Of the runs, by name.
-    figures: `test_accuracy` and the measures, by name of the run.
+    config: The configuration of the command.
+    command: The command line.
+    settings: Settings of the runs, by name.
+    numbers: `test_accuracy` and the measures, by name of the run.
     lines: The loss along one random direction, by name of the run.
     versions: Versions of Python and of the libraries.
-    machine: The machine: device, cores, operating system, ...
-    started: When it started, as an ISO date.
+    machine: Device, processor, cores and operating system.
+    started: Start time, as an ISO date.
     seconds: Wall time.
   """
 
   config: SharpnessConfig
   command: str
   settings: dict[str, dict[str, Any]]
-  figures: dict[str, dict[str, float]]
+  numbers: dict[str, dict[str, float]]
   lines: dict[str, Line]
   versions: dict[str, str]
   machine: dict[str, str]
@@ -36,7 +36,7 @@ class Measurements:
   seconds: float
 
   def differing(self) -> dict[str, list[Any]]:
-    """Returns the settings in which the runs differ, a value a run."""
+    """Returns the settings that differ, with a value per run."""
     return {
       name: values
       for name, values in self._values().items()
@@ -44,7 +44,7 @@ class Measurements:
     }
 
   def common(self) -> dict[str, Any]:
-    """Returns the settings that all runs have in common."""
+    """Returns the settings that all runs share."""
     return {
       name: values[0]
       for name, values in self._values().items()

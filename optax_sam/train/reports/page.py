@@ -1,4 +1,4 @@
-"""What the pages share: each is one file of HTML that needs no other."""
+"""Rendering of self-contained HTML pages."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -17,13 +17,12 @@ def render(
   """Renders a template as a page of HTML.
 
   Args:
-    template: Name of its file, which extends page.html.
-    groups: The plots under their headings; those without a plot are left out.
-    **values: What else the template shows.
+    template: File name of a template that extends page.html.
+    groups: The plots under their headings; missing plots are left out.
+    **values: Further variables of the template.
 
   Returns:
-    The page. It loads nothing from elsewhere and follows the light or dark
-    colours that its reader prefers.
+    The page. It loads no external files and supports light and dark mode.
   """
   import jinja2
   import markupsafe
@@ -64,18 +63,18 @@ def marker(style: Style) -> Any:
 
 
 def pairs(settings: Mapping[str, object]) -> dict[str, str]:
-  """Writes each setting as text."""
+  """Formats each setting as text."""
   return {name: in_words(value) for name, value in settings.items()}
 
 
 def in_one_line(settings: Mapping[str, object]) -> str:
-  """Writes the settings of a method as one text."""
+  """Formats the settings of a method as one text."""
   named = [f'{name} = {value}' for name, value in pairs(settings).items()]
   return ', '.join(named) or 'none'
 
 
 def in_words(value: object) -> str:
-  """Writes a setting as text."""
+  """Formats a setting as text."""
   if value is None or value == [] or value == ():
     return 'none'
   if isinstance(value, bool):

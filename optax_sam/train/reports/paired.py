@@ -1,4 +1,4 @@
-"""Paired differences between methods, seed by seed."""
+"""Paired differences between methods over common seeds."""
 
 import dataclasses
 
@@ -9,13 +9,13 @@ CONFIDENCE = 0.95
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Test accuracy of a method minus the base optimizer's, seed by seed.
+  """Paired difference in test accuracy to the base optimizer.
 
   Attributes:
-    by_seed: The difference for each seed that both have.
-    mean: Their mean; None without a common seed.
+    by_seed: The difference for each common seed.
+    mean: The mean difference; None without a common seed.
     interval: 95% Student-t interval of the mean; None if it does not exist.
-    reason: Why there is no interval; empty if there is one.
+    reason: The reason for a missing interval; empty if there is one.
   """
 
   by_seed: dict[int, float]
@@ -24,8 +24,8 @@ class Difference:
   reason: str
 
   @property
-  def resolved(self) -> bool:
-    """Whether there is an interval and it leaves out zero."""
+  def significant(self) -> bool:
+    """Whether there is an interval and it excludes zero."""
     return self.interval is not None and not (
       self.interval[0] <= 0 <= self.interval[1]
     )
@@ -34,14 +34,14 @@ class Difference:
 def paired_difference(
   method: dict[int, float], base: dict[int, float]
 ) -> Difference:
-  """Compares two sets of accuracies on the seeds that both have.
+  """Compares two sets of accuracies on their common seeds.
 
   Args:
     method: Accuracy of the method by seed.
     base: Accuracy of the base optimizer by seed.
 
   Returns:
-    The differences, their mean and its 95% Student-t interval.
+    The differences, with mean and 95% Student-t interval.
   """
   shared = [seed for seed in method if seed in base]
   by_seed = {seed: method[seed] - base[seed] for seed in shared}
@@ -51,13 +51,13 @@ def paired_difference(
     return Difference(by_seed, None, None, reason)
   center = float(differences.mean())
   if len(shared) == 1:
-    reason = 'one seed says nothing about the spread between seeds'
+    reason = 'one seed gives no estimate of the seed-to-seed variance'
     return Difference(by_seed, center, None, reason)
-  # Equal differences come out of the coarse grid of accuracies (whole
-  # examples), not out of a spread of zero; an interval of no width would lie.
-  # Equal up to the rounding of float32, which accuracies are measured in.
+  # Equal differences are an artifact of accuracies in whole examples, not a
+  # variance of zero, and an interval of zero width would be wrong. Equality is
+  # up to the rounding of float32, the dtype of accuracies.
   if np.ptp(differences) < 1e-6:
-    reason = 'all seeds differ by the same amount: no spread to estimate'
+    reason = 'all seeds differ by the same amount: no variance to estimate'
     return Difference(by_seed, center, None, reason)
   from scipy import stats
 

@@ -1,4 +1,4 @@
-"""The plots of the pages, with their words."""
+"""The plots of the pages with captions."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,13 @@ from optax_sam.train.reports.svg import Style
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """A plot with its words.
+  """A plot with its texts.
 
   Attributes:
-    title: What it shows.
-    caption: How to read it.
-    alternative: The same in words, for who cannot see it.
-    svg: The plot; None if there is nothing to plot.
+    title: Title of the plot.
+    caption: Explanation of the plot.
+    alternative: Text alternative for screen readers.
+    svg: The plot as SVG; None if there is no data.
   """
 
   title: str
@@ -37,8 +37,8 @@ def picture_groups(
   """Draws all plots.
 
   Args:
-    comparison: What was measured.
-    rows: Its summary.
+    comparison: The measured comparison.
+    rows: The summary of the comparison.
     styles: Style by method.
 
   Returns:
@@ -50,7 +50,7 @@ def picture_groups(
     pointing = ' An arrow points to a diverged method outside the axis.'
     left_out = ' Methods with a diverged run are left out.'
     ends = ' A curve ends where its first run diverged.'
-    leaves = ' A diverged method may leave it.'
+    leaves = ' A diverged method may leave the axis.'
   radius = formats.number(comparison.sharpness_radius)
   by_method = {row.method: formats.cells(row) for row in rows}
 
@@ -66,9 +66,9 @@ def picture_groups(
       [
         Picture(
           f'Difference to {base}',
-          'Mean of the differences seed by seed, with its 95% interval; small'
-          ' dots are seeds. Filled marker and thick line: the interval leaves'
-          ' out 0. Open marker and thin line: it contains 0, or there is none.'
+          'Mean of the paired differences, with its 95% interval; small'
+          ' dots are seeds. Filled marker and thick line: the interval excludes'
+          ' 0. Open marker and thin line: it contains 0, or there is none.'
           + pointing,
           'Difference in test accuracy, percentage points: '
           + values('difference', 'interval', 'verdict'),
@@ -78,7 +78,7 @@ def picture_groups(
           'Accuracy against time',
           'Up is more accurate, left is faster. Lines: standard deviation over'
           ' seeds, quartiles of the time.' + left_out,
-          'Test accuracy in percent and time of a step: '
+          'Test accuracy in percent and time per step: '
           + values('accuracy', 'time'),
           curve_plots.accuracy_against_time(rows, styles),
         ),
@@ -97,8 +97,8 @@ def picture_groups(
         ),
         Picture(
           'Test accuracy',
-          'Mean over seeds, shaded from the smallest to the largest. The axis'
-          ' is fitted to what follows the first quarter of the steps.' + leaves,
+          'Mean over seeds, shaded from the smallest to the largest. The range'
+          ' of the axis ignores the first quarter of the steps.' + leaves,
           'Test accuracy over steps. At the end, in percent: '
           + values('accuracy'),
           curve_plots.test_accuracy(comparison, styles),
@@ -110,16 +110,16 @@ def picture_groups(
       [
         Picture(
           'Second gradients',
-          'Share of the steps that computed a second gradient.',
-          'Share of steps with a second gradient. Of all steps, in percent: '
+          'Fraction of the steps that computed a perturbed gradient.',
+          'Fraction of steps with a perturbed gradient. In total, in percent: '
           + values('second_gradients'),
           curve_plots.second_gradients(comparison, styles),
         ),
         Picture(
-          'Time of a step',
+          'Time per step',
           f'Relative to {base} in the same round: median, and a line from the'
           ' first to the third quartile.',
-          f'Time of a step relative to {base}: ' + values('time', 'quartiles'),
+          f'Time per step relative to {base}: ' + values('time', 'quartiles'),
           row_plots.step_time(rows, styles),
         ),
       ],
@@ -162,19 +162,19 @@ def along_one_line(
   """Draws the loss along one random direction through several solutions.
 
   Args:
-    lines: By name.
-    styles: By name.
-    examples: What the loss is of.
-    of_whom: Whose line each curve is, after 'for'.
-    caveat: What the picture can't tell.
+    lines: The lines by name.
+    styles: The styles by name.
+    examples: The examples of the loss, for the caption.
+    of_whom: The owner of each curve, after 'for', for the caption.
+    caveat: The limits of the plot, for the caption.
 
   Returns:
     The plot.
   """
   return Picture(
     'Loss along one random direction',
-    f'Training loss on {examples}, in evaluation mode, for {of_whom}: at its'
-    ' solution in the middle, and around it along one and the same random'
+    f'Training loss on {examples}, in evaluation mode, for {of_whom}: at the'
+    ' solution in the middle, and around it along the same random'
     ' direction, scaled filter by filter to its own weights. At a distance of'
     ' 1 each filter has moved by its own length. A wide curve is flat along'
     f' this direction; curves may leave the plot at the top. {caveat}',

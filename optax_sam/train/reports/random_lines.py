@@ -1,4 +1,4 @@
-"""The loss along one random line through solutions: numbers, words, a plot."""
+"""The loss along a random line through solutions: data, text, plot."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +17,7 @@ from optax_sam.train.reports.svg import (
 )
 
 POINTS = 41  # odd, so that the solution is one of them
-# One program instead of one for each operation on each shape.
+# Jitted, so that not every operation on every shape compiles separately.
 _direction = jax.jit(landscape.random_direction)
 
 
@@ -26,14 +26,14 @@ def measure(
 ) -> landscape.Line:
   """Returns the loss along a random direction, in units of the weights.
 
-  Nets of one shape get the same Gaussian for the same seed, each in units of
-  its own weights, filter by filter: their lines are comparable.
+  Networks with equal shapes get the same Gaussian direction for the same seed,
+  scaled filter by filter to their own weights. So their lines are comparable.
 
   Args:
-    value_fn: from the parameters and `args` to a scalar loss.
+    value_fn: maps the parameters and `args` to a scalar loss.
     params: the solution, the middle of the line.
-    args: of the loss; for one `value_fn` nothing is compiled anew.
-    seed: of the direction.
+    args: further arguments of `value_fn`; each `value_fn` is compiled once.
+    seed: seed of the direction.
   """
   direction = _direction(params, jax.random.key(seed))
   return landscape.line(value_fn, params, direction, points=POINTS, args=args)
@@ -48,7 +48,7 @@ def rows(line: landscape.Line) -> list[dict[str, float]]:
 
 
 def from_rows(points: Sequence[Mapping[str, float]]) -> landscape.Line:
-  """Returns the line of such rows."""
+  """Returns the line from the result of `rows`."""
   return landscape.Line(
     np.array([point['position'] for point in points]),
     np.array([point['loss'] for point in points]),
@@ -56,7 +56,7 @@ def from_rows(points: Sequence[Mapping[str, float]]) -> landscape.Line:
 
 
 def in_words(lines: Mapping[str, landscape.Line]) -> str:
-  """Says the losses at five places of each line, for who cannot see them."""
+  """Lists the losses at five positions of each line, as text alternative."""
   if not lines:
     return ''
   positions = next(iter(lines.values())).positions
@@ -70,9 +70,10 @@ def in_words(lines: Mapping[str, landscape.Line]) -> str:
 
 
 def top(lines: Mapping[str, landscape.Line]) -> float:
-  """Returns a height at which the curves differ to the eye.
+  """Returns an upper limit of the axis at which curves are distinguishable.
 
-  They rise steeply far from the solutions, so it is that of their inner halves.
+  Curves rise steeply far from the solutions, so it depends on their inner
+  halves.
   """
   inner = [
     loss
@@ -86,11 +87,11 @@ def top(lines: Mapping[str, landscape.Line]) -> float:
 def plot(
   lines: Mapping[str, landscape.Line], styles: Mapping[str, Style]
 ) -> str | None:
-  """Plots the lines; None if there is none to be seen.
+  """Plots the lines; returns None if there are no finite points.
 
   Args:
-    lines: by name.
-    styles: by name.
+    lines: the lines by name.
+    styles: the styles by name.
   """
   seen = {
     name: landscape.Line(

@@ -1,4 +1,4 @@
-"""What a comparison measured, and the statistics drawn from it."""
+"""The results of a comparison and their statistics."""
 
 import dataclasses
 import math
@@ -17,11 +17,11 @@ class Run:
     method: Name of the method.
     seed: Seed of the initial parameters and of the order of the examples.
     settings: The method's own settings (radius, period, ...).
-    log: Rows of training metrics, every few steps: `step` (steps done, 1
-      after the first), `loss` (clean training loss), `perturbed_loss`,
-      `ascended`, `second_gradients` (how many steps so far took a second
-      gradient), `gradient_norm`, `parameter_norm`, `update_norm`,
-      `learning_rate`.
+    log: Rows of training metrics, every few steps: `step` (number of steps
+      taken), `loss` (training loss at the unperturbed parameters),
+      `perturbed_loss`, `ascended`, `second_gradients` (number of steps so far
+      with a perturbed gradient), `gradient_norm`, `parameter_norm`,
+      `update_norm`, `learning_rate`.
     evaluations: Rows of `step`, `test_loss`, `test_accuracy` (a fraction) and
       `train_accuracy`; the last one is at the end of the run.
     sharpness: `sam_sharpness` and `top_eigenvalue` at the end of the run;
@@ -29,10 +29,10 @@ class Run:
     seconds: Wall time of the run.
     landscape: Rows of `position` and `loss` along a random direction through
       the solution (`random_lines`); empty if they were not measured.
-    validations: Rows of `step`, `validation_loss`, `validation_accuracy`, on
-      examples that the run doesn't train on, and of the `first_segment` and
-      `last_segment` between validations that count by then; empty if the
-      method holds no examples out.
+    validations: Rows of `step`, `validation_loss`, `validation_accuracy` on
+      held-out examples, and of `first_segment` and `last_segment`, the first
+      and last segment between validations that the average includes; empty if
+      the method holds out no examples.
   """
 
   method: str
@@ -60,7 +60,7 @@ class Run:
 
   @property
   def second_gradient_share(self) -> float | None:
-    """Share of the logged steps that took a second gradient."""
+    """Fraction of the logged steps that took a perturbed gradient."""
     if not self.log or 'second_gradients' not in self.log[-1]:
       return None
     steps = self.log[-1]['step']
@@ -68,15 +68,15 @@ class Run:
     return taken / steps if steps > 0 and math.isfinite(taken) else None
 
   @property
-  def figures(self) -> list[float]:
-    """Training and test losses and test accuracies, as they were logged."""
+  def numbers(self) -> list[float]:
+    """Logged training and test losses and test accuracies."""
     names = ('loss', 'test_loss', 'test_accuracy')
     rows = (*self.log, *self.evaluations)
     return [row[name] for row in rows for name in names if name in row]
 
   @property
   def diverged(self) -> bool:
-    """Whether the training loss or the test loss ended non-finite."""
+    """Whether the last training or test loss is not finite."""
     last = [row.get('loss', 0.0) for row in self.log[-1:]]
     last += [row.get('test_loss', 0.0) for row in self.evaluations[-1:]]
     return not all(math.isfinite(loss) for loss in last)
@@ -88,10 +88,10 @@ class Timing:
 
   Attributes:
     method: Name of the method.
-    milliseconds: Time of a step, one entry a round.
-    relative: The same, divided by the base optimizer's in the same round.
-    temporary_bytes: Memory the compiled step needs besides its inputs and
-      outputs; None where the device does not tell.
+    milliseconds: Time per step, one entry per round.
+    relative: Time per step divided by the base optimizer's in the same round.
+    temporary_bytes: Memory of the compiled step in addition to inputs and
+      outputs; None if the device does not report it.
   """
 
   method: str
@@ -102,19 +102,19 @@ class Timing:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """Everything `optax-sam compare` measured.
+  """The results of `optax-sam compare`.
 
   Attributes:
     settings: Settings common to all runs (dataset, model, batch size, ...).
-    command: The command that repeats the comparison.
+    command: The command line.
     base: Method name of the base optimizer, 'sgd' or 'adamw'.
-    runs: The runs, in the order in which the methods were asked for.
+    runs: The runs, in the order of `--methods`.
     timings: Time per step of the methods that were timed.
     versions: Versions of Python and of the libraries.
-    machine: The machine: device, cores, operating system, ...
-    started: When it started, as an ISO date.
+    machine: Device, processor, cores and operating system.
+    started: Start time, as an ISO date.
     seconds: Wall time of the whole comparison.
-    interrupted: Whether it was stopped before its end.
+    interrupted: Whether the comparison was interrupted.
     total_steps: Steps of a complete run.
     test_examples: Number of test examples.
     sharpness_radius: Radius of the SAM sharpness at the end of the runs.
@@ -136,13 +136,13 @@ class Comparison:
 
   @property
   def methods(self) -> list[str]:
-    """The methods that have a run, base optimizer first."""
+    """The methods with a run, base optimizer first."""
     names = list(dict.fromkeys(run.method for run in self.runs))
     return sorted(names, key=lambda name: name != self.base)
 
   @property
   def seeds(self) -> list[int]:
-    """The seeds that have a run."""
+    """The seeds with a run."""
     return sorted({run.seed for run in self.runs})
 
   def runs_of(self, method: str) -> list[Run]:
@@ -150,23 +150,23 @@ class Comparison:
     return [run for run in self.runs if run.method == method]
 
   def is_complete(self, run: Run) -> bool:
-    """Whether a run counts: it reached its last step, or it diverged."""
+    """Whether a run counts: it is finished or diverged."""
     return run.diverged or run.steps >= self.total_steps
 
   def did_nothing(self, method: str) -> bool:
-    """Whether a method was its base: equal figures, or a term that stayed 0."""
-    terms = [
+    """Whether a method equals its base: same numbers, or auxiliary loss 0."""
+    losses = [
       row['trajectory_loss']
       for run in self.runs_of(method)
       for row in run.log
       if 'trajectory_loss' in row
     ]
-    if terms:
-      return not any(terms)
-    base = {run.seed: run.figures for run in self.runs_of(self.base)}
-    found = {run.seed: run.figures for run in self.runs_of(method)}
+    if losses:
+      return not any(losses)
+    base = {run.seed: run.numbers for run in self.runs_of(self.base)}
+    found = {run.seed: run.numbers for run in self.runs_of(method)}
     return any(found.values()) and all(
-      figures == base.get(seed) for seed, figures in found.items()
+      numbers == base.get(seed) for seed, numbers in found.items()
     )
 
   def accuracies(self, method: str) -> dict[int, float]:
@@ -182,20 +182,20 @@ class Comparison:
 class Summary:
   """One method's row of the results.
 
-  A number that cannot be had is None.
+  Missing numbers are None.
 
   Attributes:
     method: Name of the method.
     is_base: Whether this is the base optimizer.
-    seeds: Number of complete runs, those that the accuracy is taken from.
-    unfinished: Number of runs stopped before their end, which don't count.
-    diverged: Number of runs whose loss ended non-finite.
+    seeds: Number of complete runs, over which the accuracy is averaged.
+    unfinished: Number of interrupted runs, which don't count.
+    diverged: Number of runs whose last loss is not finite.
     accuracy: Mean test accuracy at the end.
-    accuracy_deviation: Its standard deviation over seeds.
+    accuracy_deviation: Standard deviation of the accuracy over seeds.
     difference: Paired difference to the base optimizer.
-    second_gradients: Share of steps that took a second gradient.
-    relative_time: Median time of a step relative to the base optimizer.
-    relative_time_quartiles: Its first and third quartile.
+    second_gradients: Fraction of steps that took a perturbed gradient.
+    relative_time: Median time per step relative to the base optimizer.
+    relative_time_quartiles: First and third quartile of the relative time.
     sam_sharpness: Mean SAM sharpness at the end.
     top_eigenvalue: Mean top Hessian eigenvalue at the end.
     temporary_bytes: Temporary memory of the compiled step.
@@ -218,7 +218,7 @@ class Summary:
 
 
 def finite(values: Iterable[float | None]) -> list[float]:
-  """Returns the finite ones of the values, as Python floats."""
+  """Returns the finite values as Python floats."""
   return [
     float(value)
     for value in values
@@ -233,16 +233,15 @@ def mean(values: Iterable[float | None]) -> float | None:
 
 
 def summarize(comparison: Comparison) -> list[Summary]:
-  """Summarizes a comparison, one row a method, base optimizer first.
+  """Summarizes a comparison, one row per method, base optimizer first.
 
-  Runs that were stopped before their end don't count; diverged ones do, with
-  the accuracy they ended at.
+  Interrupted runs don't count; diverged ones do, with their last accuracy.
 
   Args:
-    comparison: What was measured.
+    comparison: The measured comparison.
 
   Returns:
-    The rows; the base optimizer's first, then the others in run order.
+    The rows, the base optimizer first, then the others in run order.
   """
   base = comparison.accuracies(comparison.base)
   timings = {timing.method: timing for timing in comparison.timings}

@@ -1,4 +1,4 @@
-"""Plots with a row a method: differences, time of a step, sharpness."""
+"""Plots with a row per method: differences, time per step, sharpness."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -28,8 +28,8 @@ def differences(
 ) -> str | None:
   """Plots the differences to the base optimizer with their intervals.
 
-  An open marker and a thin line mean: the interval contains zero, or there
-  is none. Small dots are the seeds.
+  An open marker and a thin line mean that the interval contains zero or is
+  missing. Small dots are seeds.
 
   Args:
     rows: The summary.
@@ -49,7 +49,8 @@ def differences(
     [row.method for row, *_ in shown],
     [formats.points(center) for *_, center in shown],
   )
-  # A diverged run would flatten all other rows: its row may leave the axis.
+  # The row of a diverged run may leave the axis, or it would flatten all
+  # others.
   fitted = [row.difference for row, *_ in shown if not row.diverged]
   fitted = fitted or [difference for _, difference, _ in shown]
   extent = [0.0]
@@ -61,19 +62,19 @@ def differences(
   axes.set_xlim(low, high)
   axes.axvline(0, color=INK, linewidth=1.2)
   for index, (row, difference, center) in enumerate(shown):
-    style, resolved = styles[row.method], difference.resolved
+    style, significant = styles[row.method], difference.significant
     if difference.interval is not None:
       axes.plot(
         [100 * bound for bound in difference.interval],
         [index, index],
         color=style.color,
-        linewidth=3.5 if resolved else 1.4,
+        linewidth=3.5 if significant else 1.4,
         solid_capstyle='butt',
         marker='|',
         markersize=9,
       )
     _seeds(axes, index, [100 * x for x in difference.by_seed.values()])
-    _marker(axes, index, 100 * center, style, filled=resolved)
+    _marker(axes, index, 100 * center, style, filled=significant)
     if not low <= 100 * center <= high:
       axes.annotate(
         '',
@@ -87,7 +88,7 @@ def differences(
 
 
 def step_time(rows: Sequence[Summary], styles: dict[str, Style]) -> str | None:
-  """Plots the time of a step relative to the base optimizer's.
+  """Plots the time per step relative to the base optimizer.
 
   Args:
     rows: The summary.
@@ -119,17 +120,17 @@ def step_time(rows: Sequence[Summary], styles: dict[str, Style]) -> str | None:
     )
     _marker(axes, index, median, styles[method])
   axes.set_xlim(left=0)
-  axes.set_xlabel('time of a step, base optimizer = 1')
+  axes.set_xlabel('time per step, base optimizer = 1')
   return to_svg(figure, 'step-time')
 
 
 def sharpness(
   comparison: Comparison, styles: dict[str, Style], key: str, label: str
 ) -> str | None:
-  """Plots a measure of sharpness at the end of the runs, a dot a seed.
+  """Plots a measure of sharpness at the end of the runs, a dot per seed.
 
   Args:
-    comparison: What was measured.
+    comparison: The measured comparison.
     styles: Style by method.
     key: Name of the measure in `Run.sharpness`.
     label: Label of the axis.
@@ -183,7 +184,7 @@ def _row_axes(
 
 
 def _seeds(axes: 'Axes', row: int, values: Sequence[float]) -> None:
-  # Below the row's line, where they don't hide the marker of the mean.
+  # Below the line of the row, so that the marker of the mean is visible.
   axes.plot(
     values,
     np.full(len(values), row + 0.3),

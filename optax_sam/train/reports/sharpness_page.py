@@ -1,4 +1,4 @@
-"""The page on the sharpness of finished runs."""
+"""The HTML page on the sharpness of finished runs."""
 
 import math
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from optax_sam.train.reports import formats, page, pictures, sharpness_wording
 from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
 from optax_sam.train.reports.svg import method_styles, page_style
 
-# From the figures of a run to a number and its standard error, if it has one.
+# Maps the numbers of a run to texts of a value and its standard error.
 _Cell = Callable[[dict[str, float]], tuple[str, str]]
 
 
@@ -15,12 +15,12 @@ def render_page(measured: Measurements) -> str:
   """Renders the report on finished runs as a page of HTML.
 
   Args:
-    measured: What was measured.
+    measured: The measurements.
 
   Returns:
     The page; see `page.render`.
   """
-  styles = method_styles(list(measured.figures), base='')
+  styles = method_styles(list(measured.numbers), base='')
   with page_style():
     picture = pictures.along_one_line(
       measured.lines,
@@ -53,7 +53,7 @@ def render_page(measured: Measurements) -> str:
 
 
 def _measures(measured: Measurements) -> list[dict[str, object]]:
-  """Returns the rows of the table: a measure, how it was taken, its values."""
+  """Returns the rows of the table: name, settings and values of a measure."""
   config = measured.config
   radius = f'radius {formats.number(config.rho)}'
   adaptive_radius = f'radius {formats.number(config.adaptive_rho)}'
@@ -74,21 +74,21 @@ def _measures(measured: Measurements) -> list[dict[str, object]]:
     {
       'name': name,
       'note': note,
-      'cells': [cell(figures) for figures in measured.figures.values()],
+      'cells': [cell(numbers) for numbers in measured.numbers.values()],
     }
     for name, note, cell in rows
   ]
 
 
 def _number(key: str, error: str | None = None) -> _Cell:
-  return lambda figures: (
-    formats.number(_finite(figures[key])),
-    formats.number(_finite(figures[error])) if error else '',
+  return lambda numbers: (
+    formats.number(_finite(numbers[key])),
+    formats.number(_finite(numbers[error])) if error else '',
   )
 
 
-def _test_accuracy(figures: dict[str, float]) -> tuple[str, str]:
-  return formats.percent(_finite(figures['test_accuracy'])), ''
+def _test_accuracy(numbers: dict[str, float]) -> tuple[str, str]:
+  return formats.percent(_finite(numbers['test_accuracy'])), ''
 
 
 def _facts(

@@ -1,4 +1,4 @@
-"""The report on finished runs: a page, raw numbers, a terminal's table."""
+"""The report on finished runs: HTML page, CSV files, terminal table."""
 
 import csv
 import pathlib
@@ -14,9 +14,9 @@ from optax_sam.train.reports import random_lines
 from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
 from optax_sam.train.reports.sharpness_page import render_page
 
-_FIGURES, _POINTS, _PLOT = 'sharpness.csv', 'landscape.csv', 'landscape.png'
+_NUMBERS, _POINTS, _PLOT = 'sharpness.csv', 'landscape.csv', 'landscape.png'
 _PAGE = 'report.html'
-FILES = frozenset({output_dir.CONFIG, _FIGURES, _POINTS, _PLOT, _PAGE})
+FILES = frozenset({output_dir.CONFIG, _NUMBERS, _POINTS, _PLOT, _PAGE})
 
 
 def write(measured: Measurements, directory: pathlib.Path) -> None:
@@ -24,8 +24,8 @@ def write(measured: Measurements, directory: pathlib.Path) -> None:
   from matplotlib.figure import Figure
 
   _write_table(
-    directory / _FIGURES,
-    ({'run': name} | figures for name, figures in measured.figures.items()),
+    directory / _NUMBERS,
+    ({'run': name} | numbers for name, numbers in measured.numbers.items()),
   )
   _write_table(
     directory / _POINTS,
@@ -44,7 +44,7 @@ def write(measured: Measurements, directory: pathlib.Path) -> None:
 
 
 def print_table(measured: Measurements, console: Console) -> None:
-  """Prints the figures, a column a run."""
+  """Prints the numbers, a column per run."""
   config = measured.config
   table = Table(
     title='Sharpness',
@@ -54,12 +54,12 @@ def print_table(measured: Measurements, console: Console) -> None:
     f'p=infinity; trace by {config.probes} probes.',
   )
   table.add_column('', no_wrap=True)
-  for name in measured.figures:
+  for name in measured.numbers:
     table.add_column(name, justify='right', overflow='fold')
-  by_run = list(measured.figures.values())
+  by_run = list(measured.numbers.values())
   for key in by_run[0]:
     table.add_row(
-      key.replace('_', ' '), *[f'{figures[key]:.4g}' for figures in by_run]
+      key.replace('_', ' '), *[f'{numbers[key]:.4g}' for numbers in by_run]
     )
   console.print(table)
 

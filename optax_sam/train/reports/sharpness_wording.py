@@ -1,4 +1,4 @@
-"""The sharpness of finished runs in words: findings, warnings, how to read."""
+"""Sentences of the sharpness report: findings, warnings, explanations."""
 
 import math
 
@@ -18,35 +18,35 @@ _SHARPER = 'A larger number is sharper.'
 
 
 def headline(measured: Measurements) -> str:
-  """Says what this is; which run is the flattest is no headline."""
-  return f'Sharpness of {count(len(measured.figures), "finished run")}'
+  """Returns the headline; it does not name the flattest run."""
+  return f'Sharpness of {count(len(measured.numbers), "finished run")}'
 
 
 def examples(measured: Measurements) -> str:
-  """Says what was measured on."""
+  """Describes the examples."""
   return f'the first {count(measured.config.examples, "training example")}'
 
 
 def setup(measured: Measurements) -> str:
-  """Says in one sentence what was measured."""
+  """Describes the measurements in one sentence."""
   common = measured.common()
   model = f' with the model {common["model"]}' if 'model' in common else ''
-  whose = 'each run' if len(measured.figures) > 1 else 'the run'
+  whose = 'each run' if len(measured.numbers) > 1 else 'the run'
   return (
-    f'{join(list(measured.figures))} on {common["dataset"]}{model}: the'
+    f'{join(list(measured.numbers))} on {common["dataset"]}{model}: the'
     f' parameters at the end of {whose}, measured on {examples(measured)} in'
     ' evaluation mode, without weight decay and label smoothing.'
   )
 
 
 def findings(measured: Measurements) -> list[str]:
-  """Says which run is the flattest by each measure, and how far that goes.
+  """Names the flattest run by each measure, with a caution.
 
   Args:
-    measured: What was measured.
+    measured: The measurements.
 
   Returns:
-    Sentences; none if there is nothing to compare.
+    Sentences; empty if there is nothing to compare.
   """
   flattest: dict[str, list[str]] = {}
   for key, measure in _COMPARED.items():
@@ -61,7 +61,7 @@ def findings(measured: Measurements) -> list[str]:
     said = f'Measures differ in which run is the flattest: {"; ".join(each)}.'
   return [
     said,
-    'Each run is one solution: with other seeds the order may be another.',
+    'Each run is one solution: other seeds may give another order.',
     (
       'Flatness alone does not make a model better. Read it together with the'
       ' test accuracy.'
@@ -70,11 +70,11 @@ def findings(measured: Measurements) -> list[str]:
 
 
 def _flattest(measured: Measurements, key: str) -> str | None:
-  """Returns the run with the lowest value, None if that could be chance."""
+  """Returns the run with the lowest value, None if it is within the error."""
   values = {
-    name: figures[key]
-    for name, figures in measured.figures.items()
-    if math.isfinite(figures[key])
+    name: numbers[key]
+    for name, numbers in measured.numbers.items()
+    if math.isfinite(numbers[key])
   }
   if len(values) < 2:
     return None
@@ -82,42 +82,40 @@ def _flattest(measured: Measurements, key: str) -> str | None:
   error = 0.0
   if key == 'trace':  # the only one that is an estimate
     errors = [
-      measured.figures[name]['trace_standard_error'] for name in (best, second)
+      measured.numbers[name]['trace_standard_error'] for name in (best, second)
     ]
     error = math.hypot(*errors)
   return best if values[second] - values[best] > 2 * error else None
 
 
 def warnings(measured: Measurements) -> list[str]:
-  """Says which figures are missing."""
+  """Lists missing numbers."""
   each = []
-  for name, figures in measured.figures.items():
+  for name, numbers in measured.numbers.items():
     missing = [
       key.replace('_', ' ')
-      for key, value in figures.items()
+      for key, value in numbers.items()
       if not math.isfinite(value)
     ]
     if missing:
       each.append(f'{name} ({", ".join(missing)})')
   if not each:
     return []
-  return [
-    f'Missing, as they are not finite or were not found: {"; ".join(each)}.'
-  ]
+  return [f'Missing, not finite or not converged: {"; ".join(each)}.']
 
 
 def landscape_caveat(measured: Measurements) -> str:
-  """Says what the plot of the landscape can't tell."""
+  """Describes the limits of the landscape plot."""
   if 'model' in measured.differing():
     return (
-      "But nets of different shapes have different directions: don't compare"
-      ' their curves closely.'
+      'But networks of different shapes have different directions: do not'
+      ' compare their curves closely.'
     )
   return 'One direction: others may look different.'
 
 
 def reading(measured: Measurements) -> list[tuple[str, str]]:
-  """Explains in plain words what the page shows, term by term."""
+  """Explains the terms of the page."""
   config = measured.config
   return [
     (
@@ -126,7 +124,7 @@ def reading(measured: Measurements) -> list[tuple[str, str]]:
         'How much the loss rises within a distance of'
         f' {number(config.rho)} from the weights. In 1 step: at that distance'
         f' along the gradient, as SAM does. In {ASCENT_STEPS} steps: the'
-        ' largest rise on a way that follows the gradient uphill, closer to'
+        ' largest rise along a path of gradient ascent, closer to'
         f' the worst case. {_SHARPER}'
       ),
     ),
@@ -136,7 +134,7 @@ def reading(measured: Measurements) -> list[tuple[str, str]]:
         'How much the loss rises at worst if each weight may change by'
         f' {number(100 * config.adaptive_rho)}% of its own size. If one layer'
         ' is scaled up and the next one down, so that the function stays the'
-        f' same, this measure does too; the other numbers change. {_SHARPER}'
+        f' same, this measure is unchanged, unlike the others. {_SHARPER}'
       ),
     ),
     (
@@ -164,8 +162,8 @@ def reading(measured: Measurements) -> list[tuple[str, str]]:
     (
       'Flatness',
       (
-        'A flatter minimum is not by itself a better model: nets that are'
-        ' equally accurate can differ much in sharpness. Judge by the test'
+        'A flatter minimum alone is not a better model: networks that are'
+        ' equally accurate can differ much in sharpness. Judge by test'
         ' accuracy, over several seeds.'
       ),
     ),

@@ -1,4 +1,4 @@
-"""Figures that follow the colours of the page they stand in."""
+"""SVG plots that use the colours of their page."""
 
 import dataclasses
 import io
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-# A figure is drawn once and must be legible on a light and on a dark page:
-# these colours stand for CSS variables and are replaced by them.
+# A plot is drawn once for light and dark pages: these placeholder colours are
+# replaced by CSS variables.
 INK, MUTED, GRID, PANEL = '#010201', '#010202', '#010203', '#010204'
 _NAMED = {'01': 'ink', '02': 'muted', '03': 'grid', '04': 'panel'}
 _FIRST_HUE = 0x10
 HUES = 6
 MARKERS = ('s', 'o', '^', 'D', 'v', 'P', 'X', '<', '>', 'p', 'h', '*')
-# An axis is logarithmic where its values span more than this.
+# An axis is logarithmic if its values span more than this factor.
 LOGARITHMIC = 8
-# Axes overflow where a diverging run comes near the largest float.
+# Axes overflow near the largest float.
 LARGEST = 1e30
 WIDTH = 5.6  # inches of 72 units: about a phone, so text stays legible
 
@@ -57,12 +57,12 @@ _RC = {
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """How a method looks in every figure.
+  """The style of a method in every plot.
 
   Attributes:
-    color: Colour that stands for the CSS variable.
+    color: Placeholder colour of the CSS variable.
     variable: Name of the CSS variable.
-    marker: Marker, a different one for each method.
+    marker: Marker, different for each method.
     line: Line style; a dashed line marks the second round of hues.
   """
 
@@ -75,8 +75,8 @@ class Style:
 def method_styles(methods: Sequence[str], base: str) -> dict[str, Style]:
   """Gives each method a colour, a marker and a line style.
 
-  The base optimizer has the colour of the text; the others take turns among
-  hues that colour-blind readers tell apart.
+  The base optimizer has the colour of the text. The others cycle through hues
+  that colour-blind readers can distinguish.
 
   Args:
     methods: The methods, base optimizer first.
@@ -104,7 +104,7 @@ def method_styles(methods: Sequence[str], base: str) -> dict[str, Style]:
 
 @contextmanager
 def page_style() -> Iterator[None]:
-  """Draws in the style of the page."""
+  """Context in which plots have the style of the page."""
   import matplotlib as mpl
 
   with mpl.rc_context(_RC):
@@ -112,7 +112,7 @@ def page_style() -> Iterator[None]:
 
 
 def new_figure(height: float) -> tuple['Figure', 'Axes']:
-  """Returns an empty figure of the given height, in inches."""
+  """Returns an empty figure with a height in inches."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(WIDTH, height), dpi=72, layout='constrained')
@@ -120,7 +120,7 @@ def new_figure(height: float) -> tuple['Figure', 'Axes']:
 
 
 def add_legend(figure: 'Figure', styles: dict[str, Style]) -> None:
-  """Puts the legend of all methods under a figure."""
+  """Adds the legend of all methods below a plot."""
   from matplotlib.lines import Line2D
 
   handles: list[Any] = [
@@ -148,10 +148,10 @@ def scale(axes: 'Axes', direction: str, values: Sequence[float]) -> bool:
   Args:
     axes: The axes.
     direction: 'x' or 'y'.
-    values: What is shown along it.
+    values: The values along this axis.
 
   Returns:
-    Whether it is logarithmic now.
+    Whether the axis is logarithmic.
   """
   from matplotlib.ticker import LogLocator, NullLocator
 
@@ -168,14 +168,14 @@ def scale(axes: 'Axes', direction: str, values: Sequence[float]) -> bool:
 
 
 def to_svg(figure: 'Figure', name: str) -> str:
-  """Turns a figure into an SVG element to be put into a page.
+  """Returns a figure as an inline SVG element.
 
   Args:
     figure: The figure.
-    name: Prefix of all identifiers, different for each figure of a page.
+    name: Prefix of all identifiers, unique within a page.
 
   Returns:
-    The element, with the colours as CSS variables.
+    The SVG element, with CSS variables as colours.
   """
   import matplotlib as mpl
 
@@ -187,20 +187,20 @@ def to_svg(figure: 'Figure', name: str) -> str:
   text = text[text.index('<svg') :]
   text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.DOTALL)
   head, body = text.split('>', 1)
-  # The size is the page's business, and namespaces are HTML's.
+  # The page sets the size, and HTML needs no namespaces.
   box = re.findall(r'viewBox="[^"]*"', head)[0]
   body = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{name}-', body)
   return f'<svg {box}>' + re.sub(r'#0102([0-9a-f]{2})', _variable, body)
 
 
 def marker_svg(style: Style) -> str:
-  """Draws a method's marker as a small SVG element, for tables."""
+  """Returns a method's marker as a small SVG element, for tables."""
   from matplotlib.markers import MarkerStyle
 
   marker = MarkerStyle(style.marker)
   path = marker.get_path().transformed(marker.get_transform())
   outline = np.asarray(path.to_polygons()[0], dtype=float)
-  # The markers come in a box of about one unit, with y upwards.
+  # Matplotlib's markers have a size of about 1, with y upwards.
   corners = ' '.join(f'{6 + 10 * x:.1f},{6 - 10 * y:.1f}' for x, y in outline)
   return (
     '<svg class="marker" viewBox="-1 -1 14 14" aria-hidden="true">'

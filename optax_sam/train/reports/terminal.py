@@ -28,18 +28,18 @@ OPEN = '~'
 def print_table(
   comparison: Comparison, console: 'rich.console.Console'
 ) -> None:
-  """Prints the results, what they say, and what is missing.
+  """Prints headline, table, findings and warnings.
 
   Args:
-    comparison: What was measured.
-    console: Where to print.
+    comparison: The measured comparison.
+    console: The console.
   """
   from rich import box
   from rich.table import Table
   from rich.text import Text
 
   rows = summarize(comparison)
-  # What is left beside the columns that the question is about.
+  # The width that remains for optional columns.
   room = console.width - NARROW - max(map(len, comparison.methods), default=0)
   extra = EXTRA[: max(0, room // EXTRA_WIDTH)]
   table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
@@ -67,7 +67,7 @@ def print_table(
   if any(row.difference.interval for row in rows):
     console.print(
       Text(
-        f'{HIGHER}{LOWER} the 95% interval leaves out 0; {OPEN} it contains 0.',
+        f'{HIGHER}{LOWER} the 95% interval excludes 0; {OPEN} it contains 0.',
         style='dim',
       )
     )
@@ -84,7 +84,7 @@ def _difference(row: Summary, cells: dict[str, str]) -> 'Text':
   if difference.interval is None:
     return Text(cells['difference'], style='dim')
   text = f'{cells["difference"]} ({cells["interval"]})'
-  if not difference.resolved:
+  if not difference.significant:
     return Text(f'{OPEN} {text}', style='dim')
   higher = (difference.mean or 0.0) > 0
   sign, style = (HIGHER, 'bold green') if higher else (LOWER, 'bold red')

@@ -1,20 +1,20 @@
-"""Numbers and findings of a comparison in words, for page and terminal."""
+"""Sentences of the comparison report, for page and terminal."""
 
 from collections.abc import Sequence
 
 from optax_sam.train.reports.formats import count, interval, join, points
 from optax_sam.train.reports.results import Comparison, Summary
 
-# Above this many names a sentence counts instead of listing.
+# A sentence lists at most this many names.
 NAMES_IN_SENTENCE = 4
 
 
 def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
-  """Says in one sentence what came out; claims no more than the intervals.
+  """Returns the main result in one sentence, based on the intervals.
 
   Args:
-    comparison: What was measured.
-    rows: Its summary.
+    comparison: The measured comparison.
+    rows: The summary of the comparison.
 
   Returns:
     The sentence, without a full stop.
@@ -22,7 +22,7 @@ def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
   base = comparison.base
   others = [row for row in rows if not row.is_base]
   if not any(row.seeds for row in rows):
-    return 'No run came to its end: there is nothing to compare'
+    return 'No run finished: there is nothing to compare'
   if not comparison.accuracies(base):
     return f'No comparison: {base} has no complete run'
   if not others:
@@ -30,8 +30,8 @@ def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
   judged = [row for row in others if row.difference.interval is not None]
   if not judged:
     if max(len(row.difference.by_seed) for row in others) == 1:
-      return f'With one seed no difference to {base} can be judged'
-    return f'No difference to {base} can be judged'
+      return f'With one seed no difference to {base} can be tested'
+    return f'No difference to {base} can be tested'
   better = [row for row in judged if _sign(row) > 0]
   worse = [row for row in judged if _sign(row) < 0]
   if not better and not worse:
@@ -43,7 +43,7 @@ def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
     else:
       subject = f"No method's difference to {base}"
     verb = 'is not' if len(others) == 1 else 'is'
-    return f'{subject} {verb} resolved with {seeds}'
+    return f'{subject} {verb} statistically significant with {seeds}'
   parts = [
     _claim(group, adjective, base, len(others))
     for group, adjective in ((better, 'more'), (worse, 'less'))
@@ -52,12 +52,12 @@ def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
   rest = len(others) - len(better) - len(worse)
   if rest:
     others_are = f'{rest} others are' if rest > 1 else '1 other is'
-    parts.append(f'{others_are} not resolved')
+    parts.append(f'{others_are} not significantly different')
   return '; '.join(parts)
 
 
 def _sign(row: Summary) -> int:
-  if not row.difference.resolved or row.difference.mean is None:
+  if not row.difference.significant or row.difference.mean is None:
     return 0
   return 1 if row.difference.mean > 0 else -1
 
@@ -79,7 +79,7 @@ def _claim(
 
 
 def setup(comparison: Comparison) -> str:
-  """Says in one sentence what was compared."""
+  """Describes the comparison in one sentence."""
   methods = comparison.methods
   if not methods:
     return 'Nothing ran.'
@@ -91,18 +91,18 @@ def setup(comparison: Comparison) -> str:
     sentence += f' with the model {settings["model"]}'
   seeds = count(len(comparison.seeds), 'seed')
   steps = count(comparison.total_steps, 'step')
-  return f'{sentence}: {seeds}, {steps} a run.'
+  return f'{sentence}: {seeds}, {steps} per run.'
 
 
 def findings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
-  """Says what the headline leaves out: sizes, cost, the role of luck."""
+  """Returns further findings: sizes, cost, chance of false positives."""
   sentences = []
   judged = [row for row in rows if row.difference.interval is not None]
-  unclear = [row for row in judged if not row.difference.resolved]
+  unclear = [row for row in judged if not row.difference.significant]
   if unclear:
     row = max(unclear, key=lambda row: abs(row.difference.mean or 0.0))
     sentences.append(
-      f'The largest difference that is not resolved: {row.method} with'
+      f'The largest difference that is not significant: {row.method} with'
       f' {points(row.difference.mean or 0.0)} points; its 95% interval, '
       f'{interval(row.difference)}, contains 0.'
     )
@@ -110,8 +110,8 @@ def findings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
     chance = min(100, 5 * len(judged))
     sentences.append(
       f'There are {len(judged)} intervals: if no method differed from'
-      f' {comparison.base}, the chance that luck alone puts 0 outside one of'
-      f' them could still be up to {chance}%.'
+      f' {comparison.base}, the probability that at least one of them excludes'
+      f' 0 by chance could still be up to {chance}%.'
     )
   timed = [
     (row.relative_time, row.method)
@@ -129,13 +129,10 @@ def findings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
 
 
 def warnings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
-  """Says what is wrong or missing: stopped and diverged runs, no interval."""
+  """Lists problems: interrupted and diverged runs, missing intervals."""
   sentences = []
   if comparison.interrupted:
-    sentences.append(
-      'Interrupted: this comparison was stopped before its end and is'
-      ' incomplete.'
-    )
+    sentences.append('Interrupted: this comparison is incomplete.')
   asked = comparison.settings.get('methods')
   names = asked if isinstance(asked, list | tuple) else []
   absent = [str(name) for name in names if name not in comparison.methods]
@@ -151,8 +148,8 @@ def warnings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
   if diverged:
     names = join([f'{row.method} ({row.diverged})' for row in diverged])
     sentences.append(
-      f'Diverged, the loss is not a finite number: {names}. Such a run counts'
-      ' with the accuracy it ended at.'
+      f'Diverged, the loss is not finite: {names}. Such a run counts with its'
+      ' last accuracy.'
     )
   idle = [
     row.method
@@ -161,8 +158,8 @@ def warnings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
   ]
   if idle:
     sentences.append(
-      f'{join(idle)} did what {comparison.base} does: with these settings and'
-      ' so many steps there was nothing else to do.'
+      f'{join(idle)} did the same as {comparison.base}: with these settings and'
+      ' this number of steps the method had no effect.'
     )
   reasons: dict[str, list[str]] = {}
   for row in rows:
@@ -176,7 +173,7 @@ def warnings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
 
 
 def reading(comparison: Comparison) -> list[tuple[str, str]]:
-  """Explains in plain words what the page shows, term by term."""
+  """Explains the terms of the page."""
   base = comparison.base
   size = ''
   if comparison.test_examples > 0:
@@ -193,52 +190,52 @@ def reading(comparison: Comparison) -> list[tuple[str, str]]:
   others = ''
   if holding_out:
     others = (
-      f' Not those of {join(holding_out)}: training examples are held out'
-      ' there to validate on, and only the others are trained on.'
+      f' {join(holding_out)} trains on fewer examples, because it holds out'
+      ' training examples for validation.'
     )
   return [
     (
       'Test accuracy',
-      'Measured at the end of training, not at its best.' + size,
+      'Measured at the end of training, not the best of the run.' + size,
     ),
     (
       f'Difference to {base}',
       (
         'Runs with the same seed start from the same parameters and see the'
-        ' examples in the same order, so they are compared seed by seed. The'
-        ' interval says where the mean difference over all possible seeds'
-        ' plausibly lies. It covers the luck of the seed, not the luck of which'
-        ' test examples there are.' + others
+        ' examples in the same order, so their differences are paired. The'
+        ' interval is a 95% confidence interval of the mean difference over'
+        ' seeds. It covers the seed-to-seed variance, not the choice of test'
+        ' examples.' + others
       ),
     ),
     (
-      'Resolved',
+      'Statistically significant',
       (
-        'The interval leaves out 0. If it contains 0, this comparison does not'
-        ' show which of the two is more accurate; that is not the same as'
-        ' showing that they are equal. More seeds make the interval narrower.'
+        'The 95% interval excludes 0. If it contains 0, this comparison does'
+        ' not show which of the two is more accurate, and does not show that'
+        ' they are equal. More seeds make the interval narrower.'
       ),
     ),
     (
-      'Second gradients',
+      'Perturbed gradients',
       (
-        'A sharpness-aware step takes a second gradient, at perturbed'
-        ' parameters; it is most of the extra cost. Some methods skip it at'
+        'A sharpness-aware step computes a second gradient, at perturbed'
+        ' parameters, which is most of the extra cost. Some methods skip it in'
         ' some steps.'
       ),
     ),
     (
-      'Time of a step',
+      'Time per step',
       (
-        f'Methods take turns with {base} in the same process, so that a slow'
-        ' moment of the machine hits both. It holds for this machine.'
+        f'Methods alternate with {base} in one process, so load on the machine'
+        ' affects both. The times hold for this machine.'
       ),
     ),
     (
       'SAM sharpness, top eigenvalue',
       (
-        'Two measures of how sharp the minimum is. A flatter minimum is not by'
-        ' itself a better model: compare them together with the accuracy.'
+        'Two measures of the sharpness of the minimum. A flatter minimum alone'
+        ' is not a better model: compare them together with the accuracy.'
       ),
     ),
   ]

@@ -45,14 +45,14 @@ def test_every_method_runs_with_every_seed(small):
   k_sam = comparison.runs_of('k_sam')[0].settings
   assert k_sam == {'rho': 0.1, 'ascent': 1 / 3, 'descent': 1 / 3}
   assert comparison.runs_of('sgd')[0].settings == {}
-  # They are timed relative to the base.
+  # Times are relative to the base.
   timings = comparison.timings
   assert [one.method for one in timings] == ['sgd', 'k_sam']
   assert all(value > 0 for one in timings for value in one.milliseconds)
   assert timings[0].relative == [1.0, 1.0]
 
 
-def test_the_output_holds_the_report_and_the_configuration(small):
+def test_the_output_has_report_and_configuration(small):
   config, _, text = small
   assert problems.names(config.output) == compare.FILES
   assert problems.names(config.output.parent) == {config.output.name}
@@ -98,7 +98,7 @@ def test_bad_input_is_refused_before_training(
 
 
 def interrupt_at(monkeypatch, number):
-  """Ctrl-C comes at one of the starts."""
+  """Raises KeyboardInterrupt at the start with this number."""
   original, started = Trainer.start, []
 
   def start(self, seed):
@@ -133,7 +133,7 @@ class Named:
   temporary_bytes: int = 7
 
 
-def test_timing_takes_turns_and_is_relative_to_the_same_round(monkeypatch):
+def test_timing_alternates_methods_and_is_relative_within_a_round(monkeypatch):
   turns, rounds = [], []
 
   def turn(trainer, start):
@@ -149,7 +149,7 @@ def test_timing_takes_turns_and_is_relative_to_the_same_round(monkeypatch):
     after_round=lambda: rounds.append(len(turns)),
   )
   one_round = [('sgd', 0), ('sam', 2), ('sgd', 1), ('sam', 3)]
-  assert turns == 4 * one_round  # the first round warms up
+  assert turns == 4 * one_round  # with the warm-up round
   assert rounds == [8, 12, 16]
   assert [timing.method for timing in found] == ['sgd', 'sam']
   assert found[0].relative == [1.0] * 3

@@ -50,14 +50,14 @@ def read(path):
 
 @pytest.fixture(scope='module')
 def both(runs, tmp_path_factory):
-  """Both measured: where, the figures, and what was printed."""
+  """Both runs measured: directory, numbers and output."""
   target = tmp_path_factory.mktemp('measured') / 'out'
   return target, *measured(runs, target, rho=0.2, seed=3)
 
 
 @pytest.fixture(scope='module')
 def solutions(runs):
-  """The end of each run, its loss and the arguments of the loss."""
+  """Final parameters of each run, its loss and the arguments of the loss."""
   train = datasets.load('digits').train
   batch = {name: jax.numpy.asarray(x[:64]) for name, x in train.items()}
   found = []
@@ -68,7 +68,7 @@ def solutions(runs):
   return found
 
 
-def test_the_figures_are_those_of_the_last_checkpoints(solutions, both):
+def test_numbers_are_measured_at_the_last_checkpoint(solutions, both):
   target, rows, printed = both
   assert [row['run'] for row in rows] == ['sgd', 'sam']
   line = read(target / 'landscape.csv')
@@ -83,14 +83,14 @@ def test_the_figures_are_those_of_the_last_checkpoints(solutions, both):
     accuracy = progress.evaluations[-1]['test_accuracy']
     assert float(row['test_accuracy']) == accuracy
     assert float(row['eigenvalue_1']) >= float(row['eigenvalue_2'])
-    figures = [float(row[name]) for name in row if name != 'run']
-    assert np.isfinite(figures).all()
+    numbers = [float(row[name]) for name in row if name != 'run']
+    assert np.isfinite(numbers).all()
     assert f'{accuracy:.4g}' in printed
   assert problems.names(target) == sharpness_report.FILES
   assert str(target / 'report.html') in printed
 
 
-def test_the_page_has_the_figures_and_the_command(both):
+def test_the_page_shows_numbers_and_command(both):
   target, rows, _ = both
   page = Page((target / 'report.html').read_text('utf-8'))
   page.assert_complete_in_itself(
@@ -134,7 +134,7 @@ def test_only_finished_runs_of_one_dataset_are_measured(runs, tmp_path, capsys):
     assert named in refused(capsys, 'sharpness', *paths)
 
 
-def test_a_damaged_checkpoint_is_reported_and_left_alone(
+def test_a_damaged_checkpoint_is_reported_and_not_deleted(
   runs, tmp_path, capsys
 ):
   path = shutil.copytree(runs[0].output, tmp_path / 'run')
@@ -145,6 +145,6 @@ def test_a_damaged_checkpoint_is_reported_and_left_alone(
   assert call('sharpness', path, '--output', tmp_path / 'out') == 2
   captured = capsys.readouterr()
   assert f'checkpoint of step {runs[0].steps} is damaged' in captured.out
-  assert 'has lost the checkpoint' in captured.err
+  assert 'lacks the checkpoint' in captured.err
   assert last.exists()
   assert not (tmp_path / 'out').exists()

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures('quick_eigenvalues')
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory, quick_eigenvalues):
-  """A run that nothing interrupted; a method with a key in its state."""
+  """An uninterrupted run of a method with a key in its state."""
   del quick_eigenvalues
   config = problems.train_config(
     method='ss_sam', output=tmp_path_factory.mktemp('train') / 'whole'
@@ -45,16 +45,16 @@ def copy(whole, tmp_path):
   return dataclasses.replace(config, output=tmp_path / 'copy', resume=True)
 
 
-def test_it_leaves_three_checkpoints_and_its_metrics(whole):
+def test_a_run_writes_three_checkpoints_and_metrics(whole):
   config, text = whole
   assert steps_of(config) == [6, 9, 12]
   kinds = [row['kind'] for row in metrics(config)]
   assert kinds == ['log'] * 12 + ['evaluation'] * 2 + ['sharpness']
   assert problems.names(config.output) == train.FILES
-  assert 'steps took a second gradient' in text
+  assert 'steps took a perturbed gradient' in text
 
 
-def test_resume_is_exact_to_the_bit(whole, tmp_path):
+def test_resume_is_bit_identical(whole, tmp_path):
   first = dataclasses.replace(whole[0], output=tmp_path / 'run')
   assert 'Interrupted after step 7 of 12' in interrupt(first, 7)
   assert not (first.output / 'metrics.jsonl').exists()
@@ -64,7 +64,7 @@ def test_resume_is_exact_to_the_bit(whole, tmp_path):
 
 @pytest.fixture(scope='module')
 def following(tmp_path_factory, quick_eigenvalues):
-  """An uninterrupted run, one of whose settings follows the accuracy."""
+  """An uninterrupted run with a setting that depends on the accuracy."""
   del quick_eigenvalues
   config = problems.train_config(
     method='ordered_sgd',
@@ -83,7 +83,7 @@ def following(tmp_path_factory, quick_eigenvalues):
 @pytest.mark.parametrize(
   ('step', 'sent'), [(20, signal.SIGINT), (24, signal.SIGTERM)]
 )
-def test_resume_goes_on_with_the_value_that_was_reached(
+def test_resume_restores_a_setting_that_depends_on_accuracy(
   step, sent, following, tmp_path
 ):
   config = dataclasses.replace(following, output=tmp_path / 'run')
@@ -93,7 +93,9 @@ def test_resume_goes_on_with_the_value_that_was_reached(
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_saves_no_half_step(following, tmp_path, monkeypatch):
+def test_a_second_ctrl_c_saves_no_partial_step(
+  following, tmp_path, monkeypatch
+):
   original = Trainer._train_accuracy
 
   def accuracy(self, state):
@@ -118,12 +120,14 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, copy):
   assert_same_end(copy, whole[0])
 
 
-def test_other_arrays_than_were_saved_count_as_damage(copy):
+def test_a_checkpoint_with_changed_arrays_is_damaged(copy):
   checkpoint = copy.output / 'checkpoints'
   shutil.rmtree(checkpoint / '12' / 'state')
   shutil.copytree(checkpoint / '9' / 'state', checkpoint / '12' / 'state')
   text = resume(copy)
-  assert 'step 12 is damaged: its arrays are not those that were saved' in text
+  assert (
+    'step 12 is damaged: its arrays differ from those that were saved' in text
+  )
   assert 'Resuming from the checkpoint of step 9' in text
 
 
@@ -135,7 +139,7 @@ def test_nothing_is_deleted_if_no_checkpoint_can_be_read(copy):
   assert steps_of(copy) == [6, 9, 12]
 
 
-def test_another_configuration_is_refused_and_shown(copy):
+def test_resume_with_another_configuration_raises_and_lists_differences(copy):
   before = files(copy.output)
   changed = dataclasses.replace(copy, rho=0.2, steps=24)
   with pytest.raises(
@@ -147,7 +151,7 @@ def test_another_configuration_is_refused_and_shown(copy):
   assert files(copy.output) == before
 
 
-def test_a_run_from_before_a_flag_existed_ends_as_it_did(whole, copy):
+def test_a_run_older_than_a_flag_resumes_with_its_default(whole, copy):
   path = copy.output / 'config.json'
   content = json.loads(path.read_text())
   del content['settings']['label_smoothing']
@@ -163,7 +167,7 @@ def test_resume_needs_a_run_of_this_command(tmp_path):
   with pytest.raises(ValueError, match='--resume needs --output'):
     run(config)
   missing = dataclasses.replace(config, output=tmp_path / 'missing')
-  with pytest.raises(ValueError, match='no such run'):
+  with pytest.raises(ValueError, match='there is no run'):
     run(missing)
   assert not (tmp_path / 'missing').exists()
   with pytest.raises(ValueError, match='not a run'):
@@ -173,7 +177,7 @@ def test_resume_needs_a_run_of_this_command(tmp_path):
     run(dataclasses.replace(config, output=tmp_path))
 
 
-def test_rows_added_while_a_checkpoint_is_written_are_not_in_it(tmp_path):
+def test_rows_added_during_a_write_are_not_in_the_checkpoint(tmp_path):
   start = problems.trainer('sam').start(seed=0)
   with checkpoints.Checkpoints(tmp_path, {}) as saved:
     for step in range(1, 21):
@@ -181,7 +185,7 @@ def test_rows_added_while_a_checkpoint_is_written_are_not_in_it(tmp_path):
       start.log.append({'step': float(step)})
       start.evaluations.append({'step': float(step)})
       saved.save(start)
-      # Written in the background, from what these lists hold by then.
+      # The background writer reads these lists later.
       start.log.append({'step': -1.0})
       start.evaluations.append({'step': -1.0})
       start.log.pop(-2)

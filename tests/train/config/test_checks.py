@@ -30,7 +30,7 @@ from tests.train.runs import refused
     ('data_dir', pathlib.Path('x'), '--data-dir is for --dataset imagenet'),
   ],
 )
-def test_a_bad_value_is_named_with_what_is_allowed(field, value, named):
+def test_an_invalid_flag_raises_with_name_and_range(field, value, named):
   changed = dataclasses.replace(configs.TrainConfig(), **{field: value})
   with pytest.raises(ValueError, match=named):
     checks.validate(changed)
@@ -68,7 +68,7 @@ def test_each_base_has_its_own_defaults():
   assert configs.weight_decay(given) == 0
 
 
-def test_places_devices_and_processes_are_no_settings():
+def test_paths_devices_and_processes_are_not_settings():
   changed = configs.TrainConfig(
     output=pathlib.Path('out'),
     overwrite=True,

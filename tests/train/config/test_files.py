@@ -24,7 +24,7 @@ def parse(*arguments):
   return arguments_lib.parse(['train', *arguments])
 
 
-def test_a_file_gives_flags(write):
+def test_flags_are_read_from_a_file(write):
   path = write(
     {
       'about': ['Any text.'],
@@ -52,7 +52,7 @@ def test_a_file_gives_flags(write):
   assert (found.overwrite, found.resume) == (True, False)
 
 
-def test_the_command_line_has_the_last_word(write):
+def test_the_command_line_overrides_the_file(write):
   path = write({'method': 'sam', 'epochs': 90, 'set': ['sam.rho=1']})
   found = parse('--method', 'asam', '--config', path, '--batch-size', '7')
   assert (found.method, found.epochs, found.batch_size) == ('asam', 90, 7)
@@ -64,27 +64,29 @@ def test_the_command_line_has_the_last_word(write):
 
 
 @pytest.mark.parametrize(
-  ('content', 'complaint'),
+  ('content', 'message'),
   [
-    ({'stepz': 1}, "'stepz' is no flag; choose among base, batch-size"),
-    ({'config': 'x'}, "'config' is no flag"),
+    ({'stepz': 1}, "unknown flag 'stepz'; choose among base, batch-size"),
+    ({'config': 'x'}, "unknown flag 'config'"),
     ({'steps': 'many'}, 'many'),
     ({'steps': {'a': 1}}, "'steps' must be text, a number or true or false"),
-    ([1], 'must hold one object'),
+    ([1], 'must be one object'),
     ('{', 'is not JSON'),
   ],
 )
-def test_a_wrong_file_is_one_line(content, complaint, write, capsys):
-  assert complaint in refused(capsys, 'train', '--config', write(content))
+def test_an_invalid_file_is_reported_in_one_line(
+  content, message, write, capsys
+):
+  assert message in refused(capsys, 'train', '--config', write(content))
 
 
 RECIPES = sorted(pathlib.Path(__file__).parents[3].glob('recipes/*/*.json'))
-# Of the training set, at the batch that all recipes have
+# Steps per epoch on ImageNet at the batch size of all recipes
 STEPS_PER_EPOCH = 1_281_167 // 4096
 
 
 @pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
-def test_recipes_are_complete_but_for_the_images(path, tmp_path):
+def test_recipes_need_only_the_images(path, tmp_path):
   found = parse('--config', str(path), '--data-dir', str(tmp_path))
   checks.validate(found)
   train.method_settings(found)

@@ -18,7 +18,7 @@ def write(target, text, *, overwrite=False):
 
 @pytest.fixture
 def target(tmp_path):
-  """An output that is there already, and alone."""
+  """An existing output in an otherwise empty directory."""
   write(tmp_path / 'run', 'old')
   yield tmp_path / 'run'
   assert names(tmp_path) == {'run'}
@@ -28,7 +28,7 @@ def text(target):
   return (target / 'report.html').read_text()
 
 
-def test_it_appears_whole(tmp_path):
+def test_output_is_created_atomically(tmp_path):
   target = tmp_path / 'a' / 'b'
   with new_directory(target) as directory:
     assert not target.exists()
@@ -37,13 +37,13 @@ def test_it_appears_whole(tmp_path):
 
 
 @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
-def test_an_error_leaves_nothing(tmp_path, error):
+def test_after_an_error_no_output_exists(tmp_path, error):
   with pytest.raises(error), new_directory(tmp_path / 'a' / 'b'):
     raise error
   assert names(tmp_path) == set()
 
 
-def test_an_error_leaves_the_former_output(target):
+def test_after_an_error_the_former_output_is_unchanged(target):
   with (
     pytest.raises(OSError, match='full'),
     new_directory(target, overwrite=True),

@@ -1,4 +1,4 @@
-"""One made set of images, as folder and as shards."""
+"""A generated set of images, as folder and as shards."""
 
 import shutil
 
@@ -10,7 +10,7 @@ from tests.train.data.imagenet import pictures
 
 @pytest.fixture(scope='session')
 def folder(tmp_path_factory):
-  """An image folder, not to be changed."""
+  """An image folder that tests must not change."""
   return pictures.make_folder(tmp_path_factory.mktemp('images') / 'folder')
 
 
@@ -22,7 +22,7 @@ def own_folder(folder, tmp_path):
 
 @pytest.fixture(scope='session')
 def shards(folder, tmp_path_factory):
-  """The folder as shards, not to be changed."""
+  """The folder as shards that tests must not change."""
   target = tmp_path_factory.mktemp('shards') / 'shards'
   imagenet.convert(folder, target, shards=5, threads=2, say=lambda _: None)
   return target
@@ -36,5 +36,5 @@ def own_shards(shards, tmp_path):
 
 @pytest.fixture
 def said():
-  """A list whose `append` is told everything."""
+  """A list that collects all messages."""
   return []

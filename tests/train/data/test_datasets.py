@@ -18,11 +18,11 @@ def test_digits_are_scaled_and_split_by_class(digits):
   assert digits.test['inputs'].shape == (797, 8, 8, 1)
   assert digits.train['inputs'].min() == 0
   assert digits.train['inputs'].max() == 1
-  shares = [
+  fractions = [
     np.bincount(part['labels'], minlength=10) / len(part['labels'])
     for part in (digits.train, digits.test)
   ]
-  np.testing.assert_allclose(*shares, atol=0.002)
+  np.testing.assert_allclose(*fractions, atol=0.002)
   train, test = (
     {image.tobytes() for image in part['inputs']}
     for part in (digits.train, digits.test)
@@ -41,14 +41,14 @@ def test_mnist1d_is_generated_without_a_network(monkeypatch):
   assert set(dataset.train['labels']) == set(range(10))
 
 
-@pytest.mark.parametrize(('share', 'least'), [(0.2, 8), (1.0, 80)])
-def test_label_noise_replaces_exactly_its_share_by_other_labels(
-  digits, share, least
+@pytest.mark.parametrize(('fraction', 'least'), [(0.2, 8), (1.0, 80)])
+def test_label_noise_replaces_exactly_its_fraction_by_other_labels(
+  digits, fraction, least
 ):
-  noisy = datasets.load('digits', label_noise=share)
+  noisy = datasets.load('digits', label_noise=fraction)
   shift = (noisy.train['labels'] - digits.train['labels']) % 10
   counts = np.bincount(shift, minlength=10)
-  assert counts[0] == 1000 * (1 - share)
+  assert counts[0] == 1000 * (1 - fraction)
   assert counts[1:].min() > least  # 22 and 111 expected of each
   assert set(noisy.train['labels']) == set(range(10))
   np.testing.assert_array_equal(noisy.test['labels'], digits.test['labels'])
@@ -70,7 +70,7 @@ def test_an_epoch_shows_every_example_once(digits):
 
 CLASSES = 5
 NUMBERED = datasets.Dataset(
-  # Every example is its own number.
+  # Every example is its index.
   train={'inputs': np.arange(203), 'labels': np.arange(203) % CLASSES},
   test={'inputs': np.arange(7), 'labels': np.arange(7) % CLASSES},
   classes=CLASSES,
@@ -81,9 +81,9 @@ def joined(batches):
   return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
-@pytest.mark.parametrize('share', [0.1, 0.25, 0.5])
-def test_what_is_held_out_is_in_no_batch(share):
-  examples = inputs.InMemory(NUMBERED, 9, (0, 1)).holding_out(share)
+@pytest.mark.parametrize('fraction', [0.1, 0.25, 0.5])
+def test_held_out_examples_are_in_no_batch(fraction):
+  examples = inputs.InMemory(NUMBERED, 9, (0, 1)).with_held_out(fraction)
   chosen = {}
   for seed in (3, 4, 3):
     held_out = examples.held_out(seed)
@@ -91,26 +91,26 @@ def test_what_is_held_out_is_in_no_batch(share):
     steps = 3 * inputs.steps_per_epoch(examples)
     shown = joined([examples.batch(step, seed) for step in range(steps)])
     assert not set(shown['inputs']) & set(held_out['inputs'])
-    # Some are left out of an epoch as they don't fill a batch, but not of all.
+    # Examples that an epoch leaves out are in another epoch.
     left = len(NUMBERED.train['labels']) - len(held_out['labels'])
     assert len(set(shown['inputs'])) > 0.95 * left
     assert examples.train_examples == left
     count = np.bincount(held_out['labels'], minlength=CLASSES)
     whole = np.bincount(NUMBERED.train['labels'])
-    np.testing.assert_array_equal(count, np.rint(share * whole))
+    np.testing.assert_array_equal(count, np.rint(fraction * whole))
   assert set(chosen[3]['inputs']) != set(chosen[4]['inputs'])
 
 
-@pytest.mark.parametrize('share', [0.0, 0.1])
-def test_each_process_has_its_rows_of_a_batch(share):
+@pytest.mark.parametrize('fraction', [0.0, 0.1])
+def test_each_process_has_its_rows_of_a_batch(fraction):
   whole, *halves = (
-    inputs.InMemory(NUMBERED, 10, process).holding_out(share)
+    inputs.InMemory(NUMBERED, 10, process).with_held_out(fraction)
     for process in ((0, 1), (0, 2), (1, 2))
   )
   for step in (0, 17, 40):
     parts = [half.batch(step, 5, ids=True) for half in halves]
     assert_equal(joined(parts), whole.batch(step, 5, ids=True))
-  if share:
+  if fraction:
     assert_equal(*(half.held_out(5) for half in halves))
 
 

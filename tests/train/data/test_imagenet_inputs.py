@@ -40,7 +40,7 @@ def images_config(folder):
 
 @pytest.fixture(scope='module')
 def whole(images_config, tmp_path_factory, quick_eigenvalues):
-  """A run that nothing interrupted."""
+  """An uninterrupted run."""
   del quick_eigenvalues
   settings = images_config(
     method='ss_sam',
@@ -53,7 +53,7 @@ def whole(images_config, tmp_path_factory, quick_eigenvalues):
   return settings, text
 
 
-def test_it_evaluates_the_weights_and_their_average(whole):
+def test_weights_and_their_average_are_evaluated(whole):
   settings, text = whole
   rows = metrics(settings)
   steps = 2 * STEPS_PER_EPOCH
@@ -65,10 +65,10 @@ def test_it_evaluates_the_weights_and_their_average(whole):
     right = 24 * row['test_accuracy'], 24 * row['ema_test_accuracy']
     assert all(abs(value - round(value)) < 1e-9 for value in right)
     assert 'train_accuracy' not in row
-  assert 'of the averaged weights' in text
+  assert 'with averaged weights' in text
 
 
-def test_shards_go_on_where_their_folder_was(whole, shards, tmp_path):
+def test_a_run_on_a_folder_resumes_on_its_shards(whole, shards, tmp_path):
   first = dataclasses.replace(whole[0], output=tmp_path / 'run')
   interrupt(first, STEPS_PER_EPOCH + 2)
   text = resume(dataclasses.replace(first, data_dir=shards))
@@ -76,8 +76,8 @@ def test_shards_go_on_where_their_folder_was(whole, shards, tmp_path):
   assert metrics(first) == metrics(whole[0])
 
 
-def test_other_images_are_not_gone_on_with(images_config, own_folder, tmp_path):
-  # Steps, so that the number of them does not differ already.
+def test_resume_with_other_images_raises(images_config, own_folder, tmp_path):
+  # --steps, because --epochs would already give another number of steps.
   first = images_config(
     method='ss_sam', steps=18, ema_decay=0.5, output=tmp_path / 'run'
   )
@@ -103,7 +103,7 @@ def test_a_batch_is_a_function_of_step_and_seed(images_config):
     assert inputs.steps_per_epoch(one) == STEPS_PER_EPOCH
 
 
-def test_sharpness_is_of_fixed_images_of_all_classes(images_config):
+def test_sharpness_uses_fixed_images_of_all_classes(images_config):
   one = task.build(images_config(), pytest.fail).inputs
   first, second = one.fixed(6), one.fixed(6)
   np.testing.assert_array_equal(first['inputs'], second['inputs'])
@@ -111,7 +111,7 @@ def test_sharpness_is_of_fixed_images_of_all_classes(images_config):
   assert first['is_example'].all()
 
 
-def test_corrupt_images_are_named_and_counted(
+def test_a_corrupt_image_is_skipped_and_reported(
   images_config, own_folder, tmp_path
 ):
   path = next(own_folder.glob('val/n03/*'))
@@ -125,23 +125,23 @@ def test_corrupt_images_are_named_and_counted(
 
 
 @pytest.mark.parametrize(
-  ('changes', 'complaint'),
+  ('changes', 'message'),
   [
     ({'data_dir': None}, '--dataset imagenet needs --data-dir'),
     ({'label_noise': 0.1}, '--label-noise is for digits and mnist1d'),
     ({'batch_size': 200}, '--batch-size must be at most 108'),
     ({'method': 'ordered_sgd'}, r'give --set ordered_sgd\.k='),
-    ({'method': 'swad'}, 'imagenet; train on digits or mnist1d, or call'),
+    ({'method': 'swad'}, 'imagenet does not have; train on digits or mnist1d'),
     (
       {'model': 'vit_s16', 'image_size': 40},
       '--model vit_s16 on imagenet: patch must divide the sides',
     ),
   ],
 )
-def test_what_cannot_be_done_is_said_before_anything(
-  images_config, changes, complaint, tmp_path
+def test_invalid_flags_raise_before_training(
+  images_config, changes, message, tmp_path
 ):
   settings = images_config(**changes, output=tmp_path / 'run')
-  with pytest.raises(ValueError, match=complaint):
+  with pytest.raises(ValueError, match=message):
     run(settings)
   assert not list(tmp_path.iterdir())

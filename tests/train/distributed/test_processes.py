@@ -29,9 +29,9 @@ from tests.train.runs import (
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[3]
-# For what takes less than a minute on an idle machine.
+# Timeout for work of less than a minute on an idle machine.
 TIMEOUT = 900
-# From the end of the first process to that of the second one.
+# Timeout from the end of the first process to that of the second one.
 GRACE = 60
 
 
@@ -42,7 +42,7 @@ def free_port():
 
 
 class Pair:
-  """Two running processes, with their output so far in files."""
+  """Two running processes, with their output in files."""
 
   def __init__(self, directory, commands, **environment):
     directory.mkdir(parents=True, exist_ok=True)
@@ -65,19 +65,19 @@ class Pair:
     return self
 
   def __exit__(self, *_):
-    """Both have ended for certain afterwards."""
+    """Ends both processes."""
     for process in self.processes:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
       process.wait()
 
   def output(self, index):
-    """Returns what a process printed, without the notes of its collectives."""
+    """Returns the output of a process without messages of its collectives."""
     lines = self._outputs[index].read_text().splitlines(keepends=True)
     return ''.join(line for line in lines if '[Gloo]' not in line)
 
   def wait_until(self, holds):
-    """Waits for something that happens while both run."""
+    """Waits until a condition holds while both run."""
     deadline = time.monotonic() + TIMEOUT
     while not holds():
       for index, process in enumerate(self.processes):
@@ -86,7 +86,7 @@ class Pair:
       time.sleep(0.05)
 
   def statuses(self):
-    """Waits for both to end, for the second one not long."""
+    """Waits for both to end, and only briefly for the second one."""
     deadline = time.monotonic() + TIMEOUT
     waits = [process.poll for process in self.processes]
     while all(wait() is None for wait in waits):
@@ -95,7 +95,7 @@ class Pair:
     return [process.wait(timeout=GRACE) for process in self.processes]
 
   def finish(self):
-    """Waits for both to end well."""
+    """Waits for both to end with status 0."""
     assert self.statuses() == [0, 0], self.output(0) + self.output(1)
 
 
@@ -121,7 +121,7 @@ def _flags(config):
 
 
 def run_tests(directory, file):
-  """Runs the tests of a file in two processes in step; returns how it went.
+  """Runs the tests of a file in two processes; returns their statuses.
 
   They find each other by COORDINATOR and PROCESS.
   """
@@ -147,19 +147,19 @@ def _environment():
   return inherited | own
 
 
-# With five steps from one checkpoint to the next, and far from the end.
+# Five steps between checkpoints, far from the end.
 LONG = {'steps': 150, 'log_every': 1, 'checkpoint_every': 5, 'batch_size': 48}
 
 
-def test_in_two_processes(tmp_path):
+def test_tests_pass_in_two_processes(tmp_path):
   file = 'tests/train/distributed/two_processes.py'
   for text in run_tests(tmp_path, file):
     assert int(re.search(r'(\d+) passed', text)[1]) >= 13
     assert 'skipped' not in text
 
 
-def test_a_run_of_one_process_is_finished_by_two(tmp_path):
-  # Four devices divide 52 examples, the eight of this process don't.
+def test_a_run_of_one_process_resumes_in_two(tmp_path):
+  # Four devices divide a batch of 52, the eight of this process don't.
   whole = problems.train_config(output=tmp_path / 'whole', batch_size=52)
   assert run(whole)[0]
   given = dataclasses.replace(whole, output=tmp_path / 'run')
@@ -195,7 +195,7 @@ def test_ctrl_c_in_one_process_stops_both_after_the_same_step(tmp_path):
 
 @pytest.fixture(scope='module')
 def whole(tmp_path_factory):
-  """A run in two processes, of a method with a state, that nobody killed."""
+  """An uninterrupted run in two processes, of a method with a state."""
   directory = tmp_path_factory.mktemp('whole')
   given = problems.train_config(
     method='ae_look_sam', output=directory / 'run', **LONG
@@ -206,11 +206,11 @@ def whole(tmp_path_factory):
 
 
 @pytest.mark.parametrize('killed', [0, 1])
-def test_a_killed_run_ends_and_resumes_to_the_bit(killed, whole, tmp_path):
+def test_a_killed_run_ends_and_resumes_bit_identically(killed, whole, tmp_path):
   given = dataclasses.replace(whole, output=tmp_path / 'run')
   with started(tmp_path / 'pair', given) as pair:
     pair.wait_until((given.output / 'checkpoints' / '5').exists)
-    time.sleep(random.uniform(0, 1))  # perhaps while a checkpoint is written
+    time.sleep(random.uniform(0, 1))  # possibly during a write
     os.kill(pair.processes[killed].pid, signal.SIGKILL)
     statuses = pair.statuses()
     left = pair.output(1 - killed)

@@ -1,4 +1,4 @@
-"""Runs on eight devices against the same runs on one of them."""
+"""Runs on eight devices equal runs on one device."""
 
 import dataclasses
 import functools
@@ -25,7 +25,7 @@ GIVEN = {
 
 
 def trainer(name, mesh=None, **changes):
-  """Returns a trainer on few examples: two steps an epoch."""
+  """Returns a trainer with two steps per epoch."""
   config = problems.train_config(
     model='cnn', batch_size=48, method=name, **changes
   )
@@ -78,7 +78,7 @@ def test_eight_devices_train_as_one_does(name, execution, mesh):
     kept = (state.params, state.statistics, state.average, state.memory)
     results.append((kept, metrics, evaluation))
   assert_close(*results)
-  if name == 'saf':  # whose table of examples is shared by the devices
+  if name == 'saf':  # its table is split over the devices
     assert metrics['trajectory_loss'] > 0
     for leaf in state.memory:
       assert leaf.addressable_shards[0].data.shape[0] == 1024 // 8
@@ -89,7 +89,7 @@ def test_eight_devices_validate_as_one_does():
   ends = []
   for mesh in (None, 'data=8', 'data=4,fsdp=2'):
     one = trainer('swad', mesh, steps=4, evaluations=1)
-    assert one.epoch_steps == 1  # without the examples that are held out
+    assert one.epoch_steps == 1  # without the held-out examples
     progress = problems.finished(one)
     params, statistics = one.solution(progress.state)
     ends.append((progress.validations, params, statistics))
@@ -98,31 +98,31 @@ def test_eight_devices_validate_as_one_does():
     assert_close(found, ends[0])
 
 
-def test_every_device_gets_its_rows_alone():
+def test_every_device_gets_only_its_rows():
   one = trainer('sgd', mesh='data=8')
   batch = one.placement.batch(one.batch(0, seed=0))
   shards = batch['inputs'].addressable_shards
   assert {shard.data.shape for shard in shards} == {(6, 8, 8, 1)}
   np.testing.assert_array_equal(batch['labels'], one.batch(0, seed=0)['labels'])
-  # The metrics of the test set must not depend on what divides it.
+  # Test metrics must not depend on whether the devices divide the test set.
   whole = one.placement.whole(next(iter(one.task.inputs.test())))
   assert whole['inputs'].addressable_shards[0].data.shape[0] == 797
 
 
 @pytest.mark.parametrize(
-  ('text', 'batch_size', 'complaint'),
+  ('text', 'batch_size', 'message'),
   [
     ('model=8', 48, "'model=8': 'model=8' must be data or fsdp=N"),
     ('data=4,', 48, "'' must be data or fsdp=N"),
     ('fsdp=0', 48, "'fsdp=0' must be data or fsdp=N"),
     ('data=4,data=2', 48, 'names data twice'),
-    ('data=4', 48, '--mesh data=4 must be of all devices: .* as in data=8'),
-    ('data=2,fsdp=2', 48, 'multiply to 4, and here are 8'),
+    ('data=4', 48, '--mesh data=4 must use all devices: .* try data=8'),
+    ('data=2,fsdp=2', 48, 'multiply to 4, and there are 8'),
     ('data=4,fsdp=2', 12, '--batch-size must be a multiple of 8, not 12'),
   ],
 )
-def test_a_mesh_that_does_not_fit_is_one_line(text, batch_size, complaint):
-  with pytest.raises(ValueError, match=complaint):
+def test_an_invalid_mesh_is_reported_in_one_line(text, batch_size, message):
+  with pytest.raises(ValueError, match=message):
     sharding.build(text, batch_size)
 
 
@@ -137,7 +137,7 @@ def test_a_mesh_that_does_not_fit_is_one_line(text, batch_size, complaint):
     ((), ()),
   ],
 )
-def test_the_shape_alone_says_how_an_array_is_split(shape, expected):
+def test_sharding_depends_only_on_the_shape(shape, expected):
   for mesh, held in (('data=4,fsdp=2', expected), ('data=8', shape)):
     abstract = jax.ShapeDtypeStruct(shape, 'float32')
     split = sharding.build(mesh, 48).shardings(abstract)
@@ -151,10 +151,10 @@ def test_all_devices_are_used_if_they_divide_the_batch():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['k_sam', 'subset_sam', 'esam', 'm_sam'])
-def test_examples_that_are_picked_are_shared_by_the_devices(name):
+def test_selected_examples_are_split_over_the_devices(name):
   flops = {}
   for method in ('sgd', name):
     analysis = trainer(method, 'data=8').compile().cost_analysis()
     flops[method] = analysis['flops']
-  # All of them on every device would be eight times as much.
+  # Replicated examples would cost eight times as much.
   assert flops[name] < 2.6 * flops['sgd']

@@ -1,4 +1,4 @@
-"""One process of two that run these tests in step, on two devices each."""
+"""Tests that run in two processes together, with two devices each."""
 
 import contextlib
 import functools
@@ -35,7 +35,7 @@ def joined():
     process_id=int(os.environ['PROCESS']),
   )
   checks.validate(given)
-  jax.config.update('jax_num_cpu_devices', 2)  # rather than eight
+  jax.config.update('jax_num_cpu_devices', 2)  # instead of eight
   with processes.joined(given):
     assert jax.device_count() == 2 * jax.local_device_count() == 4
     yield
@@ -43,7 +43,7 @@ def joined():
 
 @pytest.fixture
 def shared(request):
-  """A directory that both processes see."""
+  """A directory that is visible to both processes."""
   path = pathlib.Path(os.environ['SHARED']) / request.node.name
   path.mkdir(exist_ok=True)
   return path
@@ -51,7 +51,7 @@ def shared(request):
 
 @functools.cache
 def task(alone):
-  """Returns one task for all trainers: evaluation is compiled once."""
+  """Returns one task for all trainers, so evaluation is compiled once."""
   return problems.small_task('mlp', BATCH, (0, 1) if alone else None)
 
 
@@ -69,7 +69,7 @@ def trainer(name, mesh, **changes):
 
 
 def whole(tree):
-  """Returns all elements, of arrays that are split over processes too."""
+  """Returns full arrays, also of arrays that are split over processes."""
 
   def fetch(leaf):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -82,7 +82,7 @@ def whole(tree):
 
 
 def ending(one):
-  """Returns all that a run leaves behind."""
+  """Returns state, metrics and sharpness at the end of a run."""
   state, metrics = one.start(seed=0).state, {}
   for number in range(STEPS):
     state, metrics = one.step(state, one.batch(number, seed=0))
@@ -114,7 +114,7 @@ def test_two_processes_train_as_one_does(name, mesh, execution):
   assert_close(ending(one), reference(name), atol=1e-5)
 
 
-def test_images_come_in_the_same_rows_as_to_one_process(shared):
+def test_rows_of_images_equal_those_of_one_process(shared):
   if processes.is_first():
     pictures.make_folder(shared / 'images')
   multihost_utils.sync_global_devices('images')
@@ -181,7 +181,9 @@ def test_a_checkpoint_is_read_on_any_mesh(mesh, saved):
   assert all(x.sharding == y.sharding for x, y in zip(*leaves, strict=True))
 
 
-def test_what_one_process_cannot_read_none_takes(saved, monkeypatch):
+def test_a_checkpoint_that_one_process_cannot_read_is_skipped_by_both(
+  saved, monkeypatch
+):
   path, _ = saved
   original = checkpoints._alone
   reads = []
@@ -208,11 +210,11 @@ def test_what_one_process_cannot_read_none_takes(saved, monkeypatch):
 @pytest.mark.parametrize(
   ('arguments', 'named'),
   [
-    (['--mesh', 'data=3'], '--mesh data=3 must be of all devices'),
-    (['--resume', '--output', 'missing'], 'there is no such run'),
+    (['--mesh', 'data=3'], '--mesh data=3 must use all devices'),
+    (['--resume', '--output', 'missing'], 'there is no run'),
   ],
 )
-def test_what_is_refused_is_refused_by_both(
+def test_an_error_on_one_process_is_raised_by_both(
   arguments, named, capsys, shared, monkeypatch
 ):
   monkeypatch.chdir(shared)
@@ -220,7 +222,7 @@ def test_what_is_refused_is_refused_by_both(
   assert problems.names(shared) == set()
 
 
-def test_different_flags_are_refused_by_both():
+def test_different_flags_raise_on_both():
   rho = 0.1 * (1 + jax.process_index())
   given = problems.train_config(batch_size=BATCH, rho=rho)
   with pytest.raises(
@@ -229,13 +231,13 @@ def test_different_flags_are_refused_by_both():
     run(given)
 
 
-def test_a_directory_that_only_one_sees_is_refused(shared, monkeypatch):
+def test_a_directory_that_one_process_cannot_read_raises(shared, monkeypatch):
   target = shared / 'run'
   if not processes.is_first():
     monkeypatch.setattr(output_dir, 'read_config', lambda _: None)
   given = problems.train_config(batch_size=BATCH, output=target)
-  complaint = 'all processes share'
+  message = 'all processes share'
   if processes.is_first():
-    complaint = f'process 1: .* {complaint}'
-  with pytest.raises(processes.RefusedError, match=complaint):
+    message = f'process 1: .* {message}'
+  with pytest.raises(processes.RefusedError, match=message):
     run(given)

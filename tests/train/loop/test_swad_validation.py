@@ -26,7 +26,7 @@ def trainer(model='mlp', *, steps=60, batch_size=100, **given):
   )
 
 
-def test_the_solution_is_that_of_a_loop_of_ones_own():
+def test_the_solution_equals_that_of_a_handwritten_loop():
   settings = {'n_converge': 2, 'n_tolerance': 2, 'tolerance': 0.1}
   one = trainer(
     'cnn', validation_share=0.5, epochs_per_validation=2, **settings
@@ -67,7 +67,7 @@ def test_the_solution_is_that_of_a_loop_of_ones_own():
   params, statistics = one.solution(progress.state)
   expected = averaging.result(progress.state.params, state)
   assert_close(params, expected)
-  # It could be told from what is trained.
+  # It differs from the trained parameters.
   distance = optax.tree.norm(optax.tree.sub(params, progress.state.params))
   assert distance > 1e-3
   by_hand = reestimated(one, params, progress.state.statistics)
@@ -76,12 +76,12 @@ def test_the_solution_is_that_of_a_loop_of_ones_own():
   assert progress.evaluations[-1]['test_loss'] == loss
 
 
-def test_what_it_trains_is_what_the_base_optimizer_does_with_as_few_examples():
+def test_trained_parameters_equal_the_base_optimizer_on_the_same_examples():
   one, base = trainer(steps=12), problems.trainer('sgd', batch_size=100)
   assert base.averaging is None
   assert base.inputs is base.task.inputs
   assert base.inputs.held_out(0) is None
-  base.inputs = base.task.inputs.holding_out(0.1)
+  base.inputs = base.task.inputs.with_held_out(0.1)
   assert one.epoch_steps == 9
   progress, plain = finished(one), finished(base)
   assert_close(progress.state.params, plain.state.params)
@@ -90,10 +90,10 @@ def test_what_it_trains_is_what_the_base_optimizer_does_with_as_few_examples():
 
 
 @pytest.mark.slow
-def test_resume_is_exact_to_the_bit(tmp_path):
+def test_resume_is_bit_identical(tmp_path):
   config = problems.train_config(
     method='swad',
-    steps=300,  # which is no length beside epochs
+    steps=300,  # the default, ignored with --epochs
     epochs=9,
     batch_size=250,
     set=('swad.n_converge=2', 'swad.validation_share=0.25'),
@@ -111,7 +111,7 @@ def test_resume_is_exact_to_the_bit(tmp_path):
   assert_same_end(again, config)
 
 
-def test_a_share_must_hold_examples_out_and_leave_a_batch():
+def test_a_validation_share_that_is_too_small_or_large_raises():
   with pytest.raises(ValueError, match='holds out none of 1000 training exam'):
     trainer(validation_share=0.0001)
   with pytest.raises(ValueError, match='--batch-size must be at most 502'):

@@ -30,7 +30,7 @@ def run(trainer, steps):
     pytest.param('ae_look_sam', 'cnn', {}, marks=pytest.mark.slow),
   ],
 )
-def test_host_and_program_give_the_same_numbers(name, model, given):
+def test_host_and_jit_execution_give_the_same_numbers(name, model, given):
   results = {}
   for execution in ('host', 'jit'):
     trainer = problems.trainer(
@@ -45,7 +45,7 @@ def test_host_and_program_give_the_same_numbers(name, model, given):
   np.testing.assert_allclose(host[1], program[1], rtol=1e-4)
 
 
-def test_the_step_is_sam_written_out():
+def test_the_step_equals_handwritten_sam():
   trainer = problems.trainer('sam')
   problem, config = trainer.task, trainer.config
   state = trainer.start(seed=0).state
@@ -74,18 +74,18 @@ def test_the_step_is_sam_written_out():
 
 
 @pytest.mark.parametrize('name', ['ae_look_sam', 'saf', 'swad'])
-def test_a_step_takes_the_memory_of_the_state_before(name):
+def test_a_step_donates_its_input_state(name):
   trainer = problems.trainer(name, ema_decay=0.9)
   state, batch = trainer.start(seed=0).state, trainer.batch(0, seed=0)
   given = jax.tree.leaves(state)
   aliased = trainer.compile().memory_analysis().alias_size_in_bytes
-  # What only reports on the step before isn't read: two bools, two numbers.
+  # Metrics of the previous step are not read: two bools, two numbers.
   assert 0 <= sum(leaf.nbytes for leaf in given) - aliased <= 10
   trainer.step(state, batch)
   assert all(leaf.is_deleted() for leaf in given if leaf.size > 1)
 
 
-def test_running_statistics_come_from_the_clean_pass_only():
+def test_running_statistics_come_from_the_first_pass_only():
   trainer = problems.trainer('sam', model='cnn', rho=1.0)
   state, batch = trainer.start(seed=0).state, trainer.batch(0, seed=0)
   key = jax.random.fold_in(state.key, state.step)
@@ -95,8 +95,8 @@ def test_running_statistics_come_from_the_clean_pass_only():
   assert_close(found.statistics, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_losses_of_single_examples_use_the_running_statistics():
-  assert build.takes_single_examples('sparse_sam_fisher')
+def test_per_example_losses_use_the_running_statistics():
+  assert build.takes_per_example_losses('sparse_sam_fisher')
   trainer = problems.trainer('sgd', model='cnn')
   state, _ = run(trainer, 1)  # away from the initial statistics
   batch = trainer.batch(1, 0)
@@ -105,8 +105,8 @@ def test_losses_of_single_examples_use_the_running_statistics():
     return grads, per_example_value_fn(params, batch)
 
   recorder = optax.GradientTransformationExtraArgs(lambda _: (), update)
-  step = train_step.in_one_program(
-    trainer.task, recorder, takes_single_examples=True
+  step = train_step.jitted_step(
+    trainer.task, recorder, takes_per_example_losses=True
   )
   found = step(state._replace(opt_state=()), batch)[0].opt_state
   for i in range(3):
@@ -115,9 +115,9 @@ def test_losses_of_single_examples_use_the_running_statistics():
     assert found[i] == pytest.approx(float(loss), rel=1e-4)
 
 
-def test_both_passes_see_the_same_dropout():
-  # With rho=0 the second gradient is the first one, if and only if the same
-  # units are dropped in both passes.
+def test_both_passes_use_the_same_dropout():
+  # With rho=0 the perturbed gradient equals the first one if and only if both
+  # passes drop the same units.
   state, _ = run(problems.trainer('sam', rho=0.0), 1)
   expected, _ = run(problems.trainer('sgd'), 1)
   assert_close(state.params, expected.params, rtol=1e-6, atol=1e-8)
@@ -137,7 +137,7 @@ def one():
   return problems.trainer('sgd')
 
 
-def test_labels_are_smoothed_in_training_alone(one):
+def test_labels_are_smoothed_only_in_training(one):
   plain = one.task
   smooth = dataclasses.replace(plain, label_smoothing=0.3)
   state, batch = one.start(0).state, one.batch(0, 0)
@@ -146,12 +146,14 @@ def test_labels_are_smoothed_in_training_alone(one):
   targets = np.full((50, 10), 0.03)
   targets[np.arange(50), batch['labels']] += 0.7
   expected = -np.sum(targets * jax.nn.log_softmax(logits), axis=-1)
-  np.testing.assert_allclose(smooth.single_losses(*where), expected, rtol=1e-5)
+  np.testing.assert_allclose(
+    smooth.per_example_losses(*where), expected, rtol=1e-5
+  )
   assert smooth.loss(*where, state.key)[0] != plain.loss(*where, state.key)[0]
   assert smooth.evaluation_loss(*where) == plain.evaluation_loss(*where)
 
 
-def test_rows_that_are_no_examples_count_nothing(one):
+def test_padding_rows_have_weight_zero(one):
   state, batch = one.start(0).state, one.batch(0, 0)
   counts = np.arange(50) < 20
   part = {name: values[:20] for name, values in batch.items()}
@@ -170,7 +172,7 @@ def test_rows_that_are_no_examples_count_nothing(one):
   assert np.isnan(one._evaluate(*where, [])).all()
 
 
-def test_the_method_sees_gradients_that_are_not_clipped():
+def test_the_method_gets_unclipped_gradients():
   clipped, free = (
     problems.trainer('sam', clip_norm=norm, log_every=1)
     for norm in (1e-3, None)

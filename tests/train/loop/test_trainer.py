@@ -17,7 +17,7 @@ from tests.train.problems import (
 SLOW = pytest.mark.slow
 
 
-def test_the_log_says_what_happened():
+def test_the_log_has_loss_and_ascent_of_each_step():
   given = {'lambda_1': 1, 'lambda_2': 2.5}
   trainer = problems.trainer('ae_sam', given=given, execution='host')
   assert trainer.on_host
@@ -29,14 +29,14 @@ def test_the_log_says_what_happened():
   for row in log:
     assert math.isnan(row['perturbed_loss']) == (not row['second_gradients'])
     assert all(isinstance(value, float | int) for value in row.values())
-    # Ascent raises the loss, to first order by rho times the norm.
+    # An ascent step raises the loss, to first order by rho times the norm.
     assert not row['ascended'] or row['perturbed_loss'] > row['loss']
   for name in ('loss', 'gradient_norm', 'parameter_norm', 'update_norm'):
     assert all(row[name] > 0 for row in log[1:])
   rates = [row['learning_rate'] for row in log]
   assert rates[0] == 0
   assert rates[1] == max(rates)
-  # Only one program knows what memory it takes.
+  # Only a single compiled function reports its memory.
   assert trainer.temporary_bytes is None
 
 
@@ -50,7 +50,7 @@ def test_the_log_says_what_happened():
     ),
   ],
 )
-def test_the_solution_is_evaluated_with_statistics_of_its_own(
+def test_the_solution_is_evaluated_with_recomputed_statistics(
   name, given, read
 ):
   trainer = problems.trainer(
@@ -64,21 +64,21 @@ def test_the_solution_is_evaluated_with_statistics_of_its_own(
   assert_close(statistics['batch_stats'], by_hand, atol=1e-5)
   found = progress.evaluations[-1]['test_loss']
   assert found == trainer._evaluate(params, statistics, test)[0]
-  # It could be told from what is trained, and from the statistics of that.
+  # It differs from the trained parameters and their statistics.
   for other in ((state.params, statistics), (params, state.statistics)):
     assert found != trainer._evaluate(*other, test)[0]
-  if name == 'swa':  # an average an epoch from the eleventh step on
+  if name == 'swa':  # averages each epoch from the eleventh step
     assert int(state.opt_state[-1].average.size) == 2
-  if name == 'entropy_sgd':  # whose own learning rate is logged
+  if name == 'entropy_sgd':  # its own learning rate is logged
     assert max(row['learning_rate'] for row in progress.log) == 1.0
     assert progress.log[-1]['second_gradients'] == 0
 
 
-def test_the_base_optimizer_takes_no_second_gradient():
+def test_the_base_optimizer_takes_no_perturbed_gradient():
   trainer = problems.trainer('sgd', log_every=5)
   state = trainer.start(0).state
   assert trainer.solution(state) == (state.params, state.statistics)
-  assert trainer.term is trainer.averaging is None
+  assert trainer.auxiliary_loss is trainer.averaging is None
   assert state.memory == ()
   log = finished(trainer).log
   assert [row['step'] for row in log] == [5, 10, 12]
@@ -96,7 +96,7 @@ def test_training_learns():
   assert 0.8 < evaluations[-1]['train_accuracy'] <= 1
 
 
-def test_all_methods_start_alike_and_seeds_differ():
+def test_methods_start_from_equal_parameters_and_seeds_differ():
   sam, sgd = problems.trainer('sam'), problems.trainer('sgd')
   first, other, second = (
     one.start(seed).state.params['Dense_0']['kernel']
@@ -112,7 +112,7 @@ def test_sharpness_is_measured_in_evaluation_mode_on_fixed_examples():
   first = trainer.measure_sharpness(state)
   assert first['sam_sharpness'] > 0
   assert first['top_eigenvalue'] > 0
-  # Dropout would make another key count.
+  # Dropout would make the result depend on the key.
   other = state._replace(key=jax.random.key(9), step=state.step + 7)
   assert trainer.measure_sharpness(other) == first
   broken = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.params)

@@ -1,4 +1,4 @@
-"""SAF and MESA in the trainer: the steps, their memory, and resuming."""
+"""SAF and MESA in the trainer: steps, state and resuming."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from tests.train import problems
 from tests.train.problems import assert_close
 from tests.train.runs import metrics, resume, run
 
-STEPS = 14  # of two an epoch, so that the sixth and the seventh are in it
+STEPS = 14  # two per epoch, so they include epochs six and seven
 GIVEN = {'saf': {'weight': 2.0}, 'mesa': {'weight': 2.0, 'decay': 0.8}}
 
 
@@ -30,7 +30,7 @@ def divergence(logits, targets, known):
 
 
 def by_hand(one, batch, targets, known, params, statistics, state, number):
-  """Takes one step; targets are given."""
+  """Takes one step with given targets."""
   key = jax.random.fold_in(one.start(seed=0).state.key, number)
 
   def total(params):
@@ -46,7 +46,7 @@ def by_hand(one, batch, targets, known, params, statistics, state, number):
   return optax.apply_updates(params, updates), state, found
 
 
-def test_saf_is_its_rule_written_out():
+def test_saf_equals_its_handwritten_rule():
   one = trainer('saf')
   state = one.start(seed=0).state
   params, opt_state = state.params, state.opt_state
@@ -63,7 +63,7 @@ def test_saf_is_its_rule_written_out():
     written.update(zip(places, np.asarray(logits), strict=True))
     state, metrics = one.step(state, batch)
     assert_close(state.params, params)
-    # The loss that is logged has no term in it.
+    # The logged loss excludes the auxiliary loss.
     np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-4)
     np.testing.assert_allclose(metrics['trajectory_loss'], term, rtol=1e-3)
     terms.append(float(term))
@@ -75,7 +75,7 @@ def test_saf_is_its_rule_written_out():
   assert int(jnp.sum(state.memory.filled)) == 3000
 
 
-def test_mesa_is_its_rule_written_out():
+def test_mesa_equals_its_handwritten_rule():
   one = trainer('mesa', 'cnn')
   state = one.start(seed=0).state
   params, statistics = state.params, state.statistics
@@ -109,7 +109,7 @@ def test_mesa_is_its_rule_written_out():
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['saf', 'mesa'])
-def test_resume_is_exact_to_the_bit(name, tmp_path):
+def test_resume_is_bit_identical(name, tmp_path):
   config = problems.train_config(
     method=name,
     batch_size=500,

@@ -37,13 +37,13 @@ def abstract_variables(model, *shape):
 @functools.cache
 def tiny_variables(name):
   init = functools.partial(TINY[name].init, train=False)
-  # Threefry takes long to compile.
+  # Threefry is slow to compile.
   key = jax.random.key(1, impl='rbg')
   return jax.jit(init)(key, jnp.zeros((1, 8, 8, 3)))
 
 
 def labeled_images(count):
-  """Noise around a color of each of ten labels."""
+  """Noise around a color for each of ten labels."""
   random = np.random.default_rng(0)
   labels = np.arange(count) % 10
   colors = random.normal(size=(10, 1, 1, 3))[labels]
@@ -62,7 +62,7 @@ def training_pass(model, variables, images):
 
 
 def abstract_results(model, shape, *, train):
-  """Returns logits, statistics and what every module returns, by name."""
+  """Returns logits, statistics and the outputs of all modules by name."""
 
   def apply(variables, images):
     return model.apply(
@@ -93,11 +93,13 @@ def named_leaves(tree):
     ('resnet18', 1000, (64, 64, 3), 11_689_512),
     ('resnet50', 1000, (224, 224, 3), 25_557_032),
     ('wideresnet28x10', 10, (32, 32, 3), 36_479_194),
-    # Without the token for the class and the learned positions of the papers
+    # Without the class token and learned positions of the papers
     ('vit_s16', 1000, (224, 224, 3), 22_050_664 - 198 * 384),
   ],
 )
-def test_parameters_are_as_many_as_in_other_code(name, classes, shape, count):
+def test_the_number_of_parameters_equals_that_of_other_code(
+  name, classes, shape, count
+):
   model = models.build(name, classes, shape)
   params = abstract_variables(model, *shape)['params']
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
@@ -110,7 +112,7 @@ def dtypes(tree):
 @pytest.mark.parametrize(
   'name', slow_but(('mlp', 'cnn', 'vit_s16'), models.NAMES)
 )
-def test_only_parameters_statistics_and_logits_stay_float32(name):
+def test_only_parameters_statistics_and_logits_are_float32(name):
   shape = BIG.get(name, (8, 8, 1))
   model = models.build(name, 7, shape, dtype=jnp.bfloat16)
   variables = abstract_variables(model, *shape)
@@ -122,7 +124,7 @@ def test_only_parameters_statistics_and_logits_stay_float32(name):
   in_float32 = [k for k, leaf in results.items() if leaf.dtype == jnp.float32]
   assert logits.dtype == jnp.float32
   assert dtypes(changed) <= {'float32'}
-  assert len(in_float32) == 2  # the head and the whole, none in between
+  assert len(in_float32) == 2  # the head and the whole model
   assert dtypes(results) == {'float32', 'bfloat16'}
 
 
@@ -136,7 +138,7 @@ def test_a_block_starts_as_the_identity(block):
   np.testing.assert_array_equal(result, images)
 
 
-def test_the_stride_of_a_bottleneck_is_in_its_middle():
+def test_the_stride_of_a_bottleneck_is_in_the_3x3_convolution():
   model = TINY['bottleneck'].clone(blocks=(1, 1))
   _, _, results = abstract_results(model, (64, 64, 3), train=False)
   shapes = {name: leaf.shape for name, leaf in results.items()}
@@ -146,7 +148,7 @@ def test_the_stride_of_a_bottleneck_is_in_its_middle():
 
 
 @pytest.mark.parametrize('name', slow_but('basic', TINY))
-def test_sam_trains_it_in_one_program(name):
+def test_sam_trains_the_model_in_a_jitted_step(name):
   model, variables = TINY[name], tiny_variables(name)
   images, labels = labeled_images(20)
   params, statistics = variables['params'], variables.get('batch_stats', {})
@@ -174,7 +176,7 @@ def test_sam_trains_it_in_one_program(name):
   assert int(optax_sam.metrics(state)['second_gradients']) == 10
 
 
-def test_positions_tell_rows_from_columns():
+def test_positions_distinguish_rows_from_columns():
   waves = vit._positions(14, 13, 384)
   in_a_row, in_a_column = waves[:, 0], waves[0]
   np.testing.assert_array_equal(waves[..., :192] - in_a_column[:, :192], 0)
@@ -187,7 +189,7 @@ def test_positions_tell_rows_from_columns():
 
 
 @pytest.mark.parametrize('name', sorted({*models.NAMES} - {'mlp'}))
-def test_all_convolutions_are_those_of_the_field(name):
+def test_all_convolutions_use_the_field_convolve(name):
   called = []
 
   def convolve(*args, **settings):
@@ -201,7 +203,7 @@ def test_all_convolutions_are_those_of_the_field(name):
   assert sorted(called) == sorted(kernels)
 
 
-def test_unknown_names_and_signals_are_refused():
+def test_unknown_names_and_signals_raise():
   with pytest.raises(ValueError, match="'lenet' is unknown; choose"):
     models.build('lenet', 10, (8, 8, 1))
   for name in BIG:
@@ -217,6 +219,6 @@ def test_unknown_names_and_signals_are_refused():
     (models.WideResNet(10, depth=27), (8, 8, 1), r'multiple of 6, not 27'),
   ],
 )
-def test_sizes_that_do_not_fit_are_refused(model, shape, message):
+def test_invalid_sizes_raise(model, shape, message):
   with pytest.raises(ValueError, match=message):
     abstract_variables(model, *shape)

@@ -45,14 +45,14 @@ def test_every_row_builds_an_optimizer(name):
       batch=batch,
     )
 
-  # A conditional is compiled where steps are skipped, where a mask is renewed
-  # now and then, and in a walk that goes on while the gradient is finite.
+  # A conditional is compiled if steps are skipped, if a mask is refreshed
+  # periodically, and in Entropy-SGD, which checks for finite gradients.
   program = jax.make_jaxpr(update)(PARAMS, state, BATCH)
   others = bool({'refresh_every', 'inner_steps'} & set(parameters))
   assert str(program).count(' cond[') == build.skips(name) + others
 
 
-def test_an_explicit_setting_beats_rho_which_beats_the_default():
+def test_a_setting_overrides_rho_which_overrides_the_default():
   assert build.complete_settings('asam', {}, None)['rho'] == 0.5
   assert build.complete_settings('asam', {}, 0.2)['rho'] == 0.2
   assert build.complete_settings('asam', {'rho': 1}, 0.2)['rho'] == 1
@@ -62,7 +62,7 @@ def test_an_explicit_setting_beats_rho_which_beats_the_default():
 
 @pytest.fixture
 def replaced(monkeypatch):
-  """Changes the row of a method."""
+  """Returns a function that changes the row of a method."""
 
   def replaced(name, **changes):
     row = dataclasses.replace(registry.METHODS[name], **changes)
@@ -75,7 +75,7 @@ def replaced(monkeypatch):
   ('name', 'given', 'highest'),
   [('wsam_decoupled', {}, 0.1), ('b_sam', {'learning_rate': 0.7}, 0.7)],
 )
-def test_learning_rates_are_of_the_base_or_of_the_method_instead_of_it(
+def test_learning_rate_is_the_schedule_of_base_or_replacing_method(
   name, given, highest, replaced
 ):
   found = []
@@ -93,7 +93,7 @@ def test_learning_rates_are_of_the_base_or_of_the_method_instead_of_it(
   assert found == pytest.approx([0.0, highest, 0.0])
 
 
-def test_schedules_of_a_base_that_steps_more_often_last_as_long():
+def test_schedules_account_for_several_base_steps_per_step():
   config = problems.compare_config(steps=8, warmup=0.5, weight_decay=0.0)
   given = {'steps': 3, 'alpha': 1.0}
   settings = build.complete_settings('lookbehind', given, 0.0)
@@ -111,7 +111,7 @@ def test_schedules_of_a_base_that_steps_more_often_last_as_long():
   ('place', 'expected'),
   [('chain', -0.2), ('after', 0.9), ('wraps', 1.0), ('replaces', 1.0)],
 )
-def test_a_method_stands_where_its_row_says(place, expected, replaced):
+def test_a_method_is_placed_as_its_row_says(place, expected, replaced):
   """It adds 1; the base multiplies by -0.1."""
   add = optax.stateless(lambda g, _: jax.tree.map(lambda x: x + 1, g))
   one = optax.stateless(lambda g, _: jax.tree.map(jnp.ones_like, g))
@@ -134,8 +134,8 @@ def test_a_method_stands_where_its_row_says(place, expected, replaced):
   ('text', 'named'),
   [
     ('sam.rho', 'METHOD.SETTING=VALUE'),
-    ('asam.rho=1', r"'asam' is no method of this run \(sam, ae_sam\)"),
-    ('sgd.rho=1', "'sgd' is no method of this run"),
+    ('asam.rho=1', r"'asam' is not a method of this run \(sam, ae_sam\)"),
+    ('sgd.rho=1', "'sgd' is not a method of this run"),
     ('ae_sam.lamda=1', 'choose among rho, decay, lambda_1, lambda_2'),
     ('ae_sam.decay=slow', "must be a number, not 'slow'"),
     ('ae_sam.decay=True', "must be a number, not 'True'"),
@@ -150,7 +150,7 @@ def test_assignments_are_parsed_or_refused_with_what_is_allowed(text, named):
 
 
 @pytest.mark.parametrize(
-  ('name', 'given', 'complaint'),
+  ('name', 'given', 'message'),
   [
     ('friendly_sam', {'decay': 2.0}, 'decay'),
     ('saf', {'lag': 0}, 'lag must be at least 1'),
@@ -160,13 +160,13 @@ def test_assignments_are_parsed_or_refused_with_what_is_allowed(text, named):
     ('swad', {'epochs_per_validation': 0}, 'must be at least 1'),
   ],
 )
-def test_a_value_out_of_range_names_the_method(name, given, complaint):
-  with pytest.raises(ValueError, match=f'{name}: .*{complaint}'):
+def test_a_value_out_of_range_raises_with_the_method(name, given, message):
+  with pytest.raises(ValueError, match=f'{name}: .*{message}'):
     build.optimizer(name, given, CONFIG, seed=0)
 
 
 @pytest.mark.parametrize('base', ['sgd', 'adamw'])
-def test_what_the_base_optimizer_gets_is_clipped(base):
+def test_gradients_of_the_base_optimizer_are_clipped(base):
   grads = {'bias': jnp.asarray([3.0, 4.0])}
   params = {'bias': jnp.zeros(2)}
   updates = []
@@ -178,7 +178,7 @@ def test_what_the_base_optimizer_gets_is_clipped(base):
 
 
 @pytest.mark.parametrize('base', ['sgd', 'adamw'])
-def test_weight_decay_spares_biases(base):
+def test_weight_decay_excludes_biases(base):
   params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones(2)}
   tx = base_optimizer(problems.compare_config(base=base, weight_decay=1.0))
   state = tx.init(params)

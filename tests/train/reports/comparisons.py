@@ -1,4 +1,4 @@
-"""Small comparisons with numbers chosen by the tests, and a reader of pages."""
+"""Small comparisons with given numbers, and a parser of pages."""
 
 import html.parser
 import math
@@ -13,13 +13,15 @@ WORSE = [0.850, 0.871, 0.862]
 SIMILAR = [0.910, 0.910, 0.915]
 
 
-def run(method, seed, accuracy, *, share=0.0, stop=STEPS, loss=0.1, **changes):
-  """A run that ends at the given accuracy, share and loss."""
+def run(
+  method, seed, accuracy, *, fraction=0.0, stop=STEPS, loss=0.1, **changes
+):
+  """A run with given final accuracy, fraction of ascent steps and loss."""
   log = [
     {
       'step': step,
       'loss': loss if step == stop else 2.0 / step,
-      'second_gradients': share * step,
+      'second_gradients': fraction * step,
     }
     for step in range(2, stop + 1, 2)
   ]
@@ -43,13 +45,13 @@ def run(method, seed, accuracy, *, share=0.0, stop=STEPS, loss=0.1, **changes):
 
 
 def diverged(method, seed, accuracy=0.1):
-  """A run whose loss ends as NaN, with sharpness that is NaN as well."""
+  """A run whose final loss and sharpness are NaN."""
   sharpness = {'sam_sharpness': math.nan, 'top_eigenvalue': math.nan}
   return run(method, seed, accuracy, loss=math.nan, sharpness=sharpness)
 
 
 def comparison(runs, **changes):
-  """A comparison of the runs, without timings unless they are given."""
+  """A comparison of runs, by default without timings."""
   values = {
     'settings': {'dataset': 'digits', 'model': 'cnn'},
     'command': 'optax-sam compare --seeds 3',
@@ -91,7 +93,7 @@ def usual():
 
 
 def pair(**changes):
-  """One run of sgd that is usual, and one of sam with changes."""
+  """One regular run of sgd, and one of sam with changes."""
   return comparison([run('sgd', 0, 0.9), run('sam', 0, 0.9, **changes)])
 
 
@@ -130,7 +132,7 @@ class Page(html.parser.HTMLParser):
       self.text += data
 
   def assert_complete_in_itself(self, links):
-    """Nothing is loaded, and links are to these files."""
+    """Raises if the page loads a file or links to other files."""
     assert not {'script', 'link', 'img', 'iframe', 'object'} & set(self.tags)
     assert not {name for name, _ in self.attributes} & _LOADING
     assert not re.search(r'https?:|@import|url\((?!#)', self.html)

@@ -30,7 +30,7 @@ from tests.train.reports.comparisons import (
 )
 
 
-def test_the_page_is_complete_in_itself():
+def test_the_page_is_self_contained():
   page = Page(render_page(usual()))
   page.assert_complete_in_itself({'results.csv', 'metrics.jsonl'})
   for fact in ('optax-sam compare --seeds 3', '0.10.0', '1 min 15 s', 'digits'):
@@ -38,7 +38,7 @@ def test_the_page_is_complete_in_itself():
 
 
 @pytest.mark.parametrize('name', ODD)
-def test_odd_comparisons_have_a_page_and_files(name, tmp_path):
+def test_unusual_comparisons_have_page_and_files(name, tmp_path):
   write_report(ODD[name], tmp_path)
   page = Page((tmp_path / 'report.html').read_text('utf-8'))
   rows = summarize(ODD[name])
@@ -65,8 +65,8 @@ def test_the_headline_claims_no_more_than_the_intervals(accuracies, claims):
   assert re.findall(r'(more|less) accurate than sgd', said) == claims
 
 
-def test_csv_has_a_row_a_run_in_full_precision(tmp_path):
-  third = run('sam', 1, 1 / 3, share=1 / 7, settings={'period': 5})
+def test_csv_has_a_row_per_run_in_full_precision(tmp_path):
+  third = run('sam', 1, 1 / 3, fraction=1 / 7, settings={'period': 5})
   made = comparison([run('sgd', 0, 0.1 + 0.2), run('sam', 0, 0.9), third])
   write_report(made, tmp_path)
   with (tmp_path / 'results.csv').open(newline='', encoding='utf-8') as file:
@@ -74,8 +74,8 @@ def test_csv_has_a_row_a_run_in_full_precision(tmp_path):
   for row, of_run in zip(rows, made.runs, strict=True):
     assert (row['method'], int(row['seed'])) == (of_run.method, of_run.seed)
     assert float(row['test_accuracy']) == of_run.test_accuracy
-    share = float(row['second_gradient_share'])
-    assert share == of_run.second_gradient_share
+    fraction = float(row['second_gradient_share'])
+    assert fraction == of_run.second_gradient_share
     assert float(row['sam_sharpness']) == of_run.sharpness['sam_sharpness']
     assert float(row['seconds']) == of_run.seconds
   assert [row['setting_rho'] for row in rows] == ['', '0.05', '']
@@ -108,7 +108,7 @@ def test_jsonl_has_every_row_and_is_strict_json(tmp_path):
   assert any(row.get('loss', 0) is None for row in rows)
 
 
-def test_files_are_replaced_and_nothing_else_is_left(tmp_path):
+def test_files_are_replaced_without_leftovers(tmp_path):
   (tmp_path / 'report.html').write_text('old', encoding='utf-8')
   write_report(usual(), tmp_path)
   assert names(tmp_path) == {'metrics.jsonl', 'report.html', 'results.csv'}
@@ -117,7 +117,7 @@ def test_files_are_replaced_and_nothing_else_is_left(tmp_path):
     write_report(usual(), tmp_path / 'absent')
 
 
-def test_the_table_shows_the_base_first_and_what_is_resolved():
+def test_the_table_shows_the_base_first_and_marks_significance():
   stream = io.StringIO()
   print_table(usual(), rich.console.Console(file=stream, width=100))
   text = stream.getvalue()

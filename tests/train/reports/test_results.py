@@ -17,7 +17,7 @@ SGD = [0.90, 0.92, 0.91, 0.93]
 SAM = [0.93, 0.94, 0.95, 0.94]
 
 
-def test_mean_deviation_and_interval_are_those_computed_by_hand():
+def test_mean_deviation_and_interval_equal_those_by_hand():
   base, sam = summarize(of_accuracies(sam=SAM, sgd=SGD))  # the base first
   assert (base.method, base.is_base, base.seeds) == ('sgd', True, 4)
   assert base.accuracy == pytest.approx(0.915)
@@ -28,7 +28,7 @@ def test_mean_deviation_and_interval_are_those_computed_by_hand():
   half = 0.01 * 3.182446 * math.sqrt(5 / 3 / 4)
   assert sam.difference.mean == pytest.approx(0.025)
   assert sam.difference.interval == pytest.approx((0.025 - half, 0.025 + half))
-  assert sam.difference.resolved
+  assert sam.difference.significant
   assert sam.difference.reason == ''
 
 
@@ -41,15 +41,15 @@ def in_float32(*right):
   [
     ([0.9], [0.92], 'one seed'),
     ([0.9, 0.8], [0.92, 0.82], 'same amount'),
-    # One example more each time, in the rounding of float32.
+    # Accuracies differ by one example, rounded to float32.
     (in_float32(788, 787), in_float32(789, 788), 'same amount'),
   ],
 )
-def test_without_a_spread_there_is_no_interval(sgd, sam, reason):
+def test_without_variance_there_is_no_interval(sgd, sam, reason):
   difference = summarize(of_accuracies(sgd=sgd, sam=sam))[1].difference
   assert difference.mean == pytest.approx(sam[0] - sgd[0], rel=1e-3)
   assert difference.interval is None
-  assert not difference.resolved
+  assert not difference.significant
   assert reason in difference.reason
 
 
@@ -64,7 +64,7 @@ def test_without_a_common_seed_there_is_no_difference():
   assert 'sgd has no complete run' in sam.difference.reason
 
 
-def test_only_seeds_that_both_have_are_paired():
+def test_only_common_seeds_are_paired():
   runs = [run('sgd', seed, value) for seed, value in enumerate(SGD)]
   runs += [run('sam', 3, 0.96), run('sam', 1, 0.94), run('sam', 9, 0.5)]
   sam = summarize(comparison(runs))[1]
@@ -101,8 +101,8 @@ def test_cost_and_sharpness():
     comparison(
       [
         run('sgd', 0, 0.9),
-        run('sam', 0, 0.9, share=0.5),
-        run('sam', 1, 0.9, share=1.0),
+        run('sam', 0, 0.9, fraction=0.5),
+        run('sam', 1, 0.9, fraction=1.0),
       ],
       timings=[timing('sam', [1.0, 4.0, 2.0, 3.0, 5.0])],
     )

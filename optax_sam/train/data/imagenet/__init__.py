@@ -7,9 +7,9 @@
   training = imagenet.TrainingInput(images.train, options, seed=0, say=print)
   evaluation = imagenet.EvaluationInput(images.val, options, say=print)
 
-Batches hold pixels as `uint8`; `normalize` belongs into the compiled step.
-`convert` turns a folder into shards, which a run on several machines or from a
-network disk should read. Needs `optax-sam[imagenet]`.
+Batches contain pixels as `uint8`; call `normalize` inside the compiled step.
+`convert` turns a folder into shards, which are faster to read on several
+machines or from a network disk. Needs `optax-sam[imagenet]`.
 """
 
 from optax_sam.train.data.imagenet.conversion import convert

@@ -1,13 +1,13 @@
-"""From an image folder to shards, once.
+"""Conversion of an image folder to shards.
 
-A million small files are slow to list and slow to read from a network disk;
-a few hundred large ones are neither. Every image is decoded on the way, so
-that a training run on the shards meets no corrupt one: they are left out,
-named, and listed in the manifest.
+A million small files are slow to list and to read from a network disk; a few
+hundred large ones are fast. Every image is decoded during the conversion.
+Corrupt ones are reported, left out and listed in the manifest, so a training
+run on the shards has none.
 
-A conversion can be interrupted at any time and run again. Shards appear under
-their names when they are whole; `unfinished.json` lists them, with what the
-conversion is of, and becomes `manifest.json` when all have been counted.
+A conversion can be interrupted at any time and resumed. A shard gets its final
+name when it is complete. `unfinished.json` lists the shards and describes the
+conversion; it is renamed to `manifest.json` when all shards have been counted.
 """
 
 import collections
@@ -36,7 +36,7 @@ from optax_sam.train.data.imagenet.manifest import (
 from optax_sam.train.data.imagenet.sources import CorruptImage, Example
 
 _OPTIONS = 'group_size:1,uncompressed'
-# Images that are read ahead of the one that is written.
+# Images that are read before they are written.
 _AHEAD = 256
 
 
@@ -48,22 +48,22 @@ def convert(
   threads: int = 16,
   say: Callable[[str], None],
 ) -> Manifest:
-  """Converts an image folder, or goes on with that.
+  """Converts an image folder, or resumes an interrupted conversion.
 
   Args:
     source: the image folder.
-    target: a new or empty directory, or one of an earlier run.
-    shards: number of shards of the training images, at most one per image. As
-      many images to a shard hold those of the validation.
-    threads: images that are read and checked at a time, at least 1.
-    say: told about every shard, and every image that is left out.
+    target: a new or empty directory, or that of an interrupted conversion.
+    shards: number of shards of the training images, at most one per image.
+      Validation shards have as many images each.
+    threads: images that are read and checked concurrently, at least 1.
+    say: called with a message for every shard and every omitted image.
 
   Returns:
-    What has been written.
+    The manifest that was written.
 
   Raises:
-    ValueError: if something is wrong with the folder, the number of shards, or
-      what is already in `target`; in one line.
+    ValueError: if the folder, the number of shards or the content of `target`
+      is invalid; in one line.
     OSError: if the shards cannot be written.
   """
   for flag, value in (('--shards', shards), ('--threads', threads)):
@@ -113,15 +113,15 @@ def _plan(
 def _earlier(
   target: pathlib.Path, plan: Manifest, say: Callable[[str], None]
 ) -> Manifest | None:
-  """Returns what an earlier run has done, None if there was none.
+  """Returns the manifest of an interrupted conversion, None without one.
 
-  Shards that aren't whole any more are taken off it.
+  Shards that are no longer complete are removed from it.
 
   Raises:
-    ValueError: if the directory isn't ours to write into.
+    ValueError: if the directory has other files.
   """
   if target.is_symlink() and not target.exists():
-    msg = f'{target} is a link to nothing; choose another directory'
+    msg = f'{target} is a broken link; choose another directory'
     raise ValueError(msg)
   if not target.exists():
     return None
@@ -134,7 +134,7 @@ def _earlier(
   found = [name for name in (UNFINISHED, MANIFEST) if name in entries]
   if not found:
     msg = (
-      f'{target} holds {entries[0]!r} and is no conversion of ours; '
+      f'{target} contains {entries[0]!r} and is not a conversion; '
       f'choose an empty or new directory'
     )
     raise ValueError(msg)
@@ -150,7 +150,7 @@ def _earlier(
     for file, shard in list(split.shards.items()):
       difference = shards_lib.difference(target / file, shard)
       if difference is not None:
-        say(f'{target / file} {difference}; it is written again')
+        say(f'{target / file} {difference}; it is rewritten')
         del split.shards[file]
   return earlier
 
@@ -164,7 +164,7 @@ def _refuse_foreign(
   foreign = set(entries) - {*ours, *(f'{name}.partial' for name in ours)}
   if foreign:
     msg = (
-      f'{target} also holds {min(foreign)!r}, which is none of the shards; '
+      f'{target} also contains {min(foreign)!r}, which is not a shard; '
       f'remove it or choose another directory'
     )
     raise ValueError(msg)
@@ -185,13 +185,13 @@ def _convert_split(
   for number, (file, part) in enumerate(zip(files, parts, strict=True), 1):
     progress = f'{name} {number}/{split.shard_count}: {file}'
     if file in split.shards:
-      say(f'{progress} is there, {split.shards[file].examples} images')
+      say(f'{progress} exists, {split.shards[file].examples} images')
       continue
     shard = _write(source, part, target / file, pool, say)
     split.shards[file] = shard
     write_manifest(target / UNFINISHED, manifest)
     say(f'{progress}, {shard.examples} images')
-  # The order of the shards is that of their records.
+  # Shards are listed in the order of their records.
   split.shards = {file: split.shards[file] for file in files}
   write_manifest(target / UNFINISHED, manifest)
 
@@ -203,7 +203,7 @@ def _write(
   pool: futures.Executor,
   say: Callable[[str], None],
 ) -> Shard:
-  """Writes a shard, which appears under its name when it is whole."""
+  """Writes a shard, which gets its final name when it is complete."""
   temporary = path.with_name(f'{path.name}.partial')
   corrupt: dict[str, int] = {}
   examples = 0
@@ -225,7 +225,7 @@ def _write(
       msg = f'{difference}; is there room on the disk?'
       raise OSError(0, msg, str(path))
     temporary.replace(path)
-  except RuntimeError as error:  # what ArrayRecord raises if it cannot write
+  except RuntimeError as error:  # ArrayRecord could not write
     raise OSError(0, str(error), str(path)) from error
   finally:
     temporary.unlink(missing_ok=True)
@@ -235,10 +235,10 @@ def _write(
 def _checked(
   source: FolderSource, places: np.ndarray, pool: futures.Executor
 ) -> Iterator[tuple[int, Example | None]]:
-  """Yields places and their images in order, None for those that are corrupt.
+  """Yields indices with their images in order, None for corrupt ones.
 
-  A fixed number is read ahead, so that the threads never wait for the writer
-  and memory stays bounded.
+  A fixed number is read in advance, so that the threads never wait for the
+  writer and memory is bounded.
   """
 
   def load(place: int) -> Example | None:
@@ -266,10 +266,10 @@ def _checked(
 
 
 def _verify(target: pathlib.Path, name: str, split: Split) -> None:
-  """Counts everything once more.
+  """Checks the shards and counts their images.
 
   Raises:
-    ValueError: if a shard is not what was written, or an image is missing.
+    ValueError: if a shard has changed or an image is missing.
   """
   for file, shard in split.shards.items():
     difference = shards_lib.difference(target / file, shard)

@@ -1,4 +1,4 @@
-"""Images of either kind, by what is in the directory."""
+"""Opens a directory of images, either a folder or shards."""
 
 import pathlib
 
@@ -11,10 +11,10 @@ def open_images(directory: pathlib.Path) -> Images:
   """Opens a directory of shards or an image folder.
 
   Args:
-    directory: with `manifest.json`, or with `train` and `val`.
+    directory: a directory with `manifest.json`, or with `train` and `val`.
 
   Raises:
-    ValueError: in one line, with the path that is wrong and what to do.
+    ValueError: if it has neither; in one line, with path and remedy.
   """
   if not directory.is_dir():
     msg = f'{directory} is not a directory; give that of the images'

@@ -1,4 +1,4 @@
-"""Elements of a batch: what is shown at one position."""
+"""Examples of a batch: the image at one position."""
 
 import dataclasses
 import itertools
@@ -10,7 +10,7 @@ from optax_sam.train.data.imagenet import transforms
 from optax_sam.train.data.imagenet.order import TrainingOrder
 from optax_sam.train.data.imagenet.sources import CorruptImage, Source
 
-# The entry that tells a loader which image was found to be corrupt.
+# The entry with the index of a corrupt image.
 CORRUPT = 'corrupt'
 _NOT_CORRUPT = np.int64(-1)
 _MOST_CORRUPT_IN_A_ROW = 100
@@ -18,7 +18,7 @@ _MOST_CORRUPT_IN_A_ROW = 100
 
 @dataclasses.dataclass(frozen=True)
 class TrainingExample:
-  """From a position to an example, or to one that stands in for it."""
+  """Maps a position to its example, or to a substitute for a corrupt image."""
 
   source: Source
   order: TrainingOrder
@@ -27,7 +27,7 @@ class TrainingExample:
   def __call__(
     self, position: int, generator: np.random.Generator
   ) -> dict[str, Any]:
-    """Reads what is shown at a position, over all epochs and processes."""
+    """Reads the example at a position, counted over epochs and processes."""
     corrupt = _NOT_CORRUPT
     candidates = self.order.at(position)
     for index in itertools.islice(candidates, _MOST_CORRUPT_IN_A_ROW):
@@ -45,7 +45,7 @@ class TrainingExample:
         CORRUPT: corrupt,
       }
     msg = (
-      f'{self.source.where(int(corrupt))} and all images tried in its place '
+      f'{self.source.where(int(corrupt))} and all its substitutes '
       f'cannot be decoded; check whether these are JPEG files'
     )
     raise ValueError(msg)
@@ -53,7 +53,7 @@ class TrainingExample:
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationExample:
-  """From a place to an example; beyond the last one, to filling."""
+  """Maps an index to an example, or to padding beyond the last one."""
 
   source: Source
   size: int

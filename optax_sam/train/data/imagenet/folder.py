@@ -1,12 +1,12 @@
 """Images in folders: `DIR/train/CLASS/*.JPEG` and `DIR/val/CLASS/*.JPEG`.
 
-The names of the class folders, sorted, are the classes. Suffixes are `.jpeg`
-and `.jpg` in upper or lower case; entries that start with a dot are nobody's.
-Everything else that doesn't belong is an error when the folder is opened, as
-the alternative is a model trained on less than one thinks.
+The classes are the sorted names of the class folders. Suffixes are `.jpeg` and
+`.jpg` in upper or lower case. Hidden files are ignored. Any other entry is an
+error when the folder is opened: otherwise a model would silently train on fewer
+images than the user expects.
 
-What is behind the suffix is not looked at here: a PNG under the name of a JPEG,
-of which ImageNet has one, is decoded like the others.
+Only the suffix is checked here. A PNG file with the suffix of a JPEG, of which
+ImageNet has one, is decoded like the others.
 """
 
 import os
@@ -30,12 +30,12 @@ class FolderSource:
     classes: Sequence[str],
     files: Sequence[Sequence[str]],
   ) -> None:
-    """Takes a listing as it is.
+    """Creates a source from a listing, without checks.
 
     Args:
-      directory: of the split.
+      directory: directory of the split.
       classes: names of the class folders.
-      files: for each class, the names of its files.
+      files: names of the files of each class.
     """
     self._directory = directory
     self._classes = tuple(classes)
@@ -69,11 +69,10 @@ def open_folder(directory: pathlib.Path) -> Images:
   """Lists the images of a folder, without reading any.
 
   Args:
-    directory: that holds `train` and `val`.
+    directory: directory with `train` and `val`.
 
   Raises:
-    ValueError: that names the first path that is missing, empty or in the
-      wrong place.
+    ValueError: if a path is missing, empty or misplaced; names the first one.
   """
   classes, splits = list_folder(directory)
   return Images(splits['train'], splits['val'], classes)
@@ -121,18 +120,18 @@ def _files(directory: pathlib.Path) -> list[str]:
 
 
 def _entries(directory: pathlib.Path, content: str) -> list[os.DirEntry[str]]:
-  """Lists a directory that must have entries."""
+  """Lists a directory; raises a ValueError if it is empty."""
   try:
     with os.scandir(directory) as found:
       entries = [entry for entry in found if not entry.name.startswith('.')]
   except FileNotFoundError:
-    msg = f'{directory} is missing; it should hold {content}'
+    msg = f'{directory} is missing; it should contain {content}'
     raise ValueError(msg) from None
   except OSError as error:
     msg = f'{directory} cannot be listed: {error.strerror or error}'
     raise ValueError(msg) from error
   if not entries:
-    msg = f'{directory} is empty; it should hold {content}'
+    msg = f'{directory} is empty; it should contain {content}'
     raise ValueError(msg)
   return sorted(entries, key=lambda entry: entry.name)
 

@@ -1,24 +1,23 @@
-"""Batches for training and for evaluation, each process its share of them.
+"""Batches for training and evaluation; each process loads its own rows.
 
-Training is one endless sequence of steps (`imagenet.order`). Which images a
-step shows, and how each is cropped and mirrored, is a function of seed and step
-alone, so the step is all there is to remember, and a run may go on with another
-number of processes: process `i` of `n` takes the `i`-th of `n` equal parts of a
-step, so the step is the same to the order of its rows.
+Training is one endless sequence of steps (`imagenet.order`). The images of a
+step, their crops and their mirroring are a function of seed and step. So a
+checkpoint stores only these, and a run may resume with another number of
+processes. Process `i` of `n` loads the `i`-th of `n` equal parts of a step, so
+even the order of the rows stays the same.
 
-Evaluation shows every image once, in order. The last batch is filled up, and
-`is_example` tells images from filling, so that all processes have the same
-number of full batches and sums over them are exact.
+Evaluation yields every image once, in order. The last batch is padded, and
+`is_example` is false for padding. So all processes have the same number of full
+batches, and sums over them are exact.
 
-Images that cannot be decoded are reported once each by the process that meets
-them, and counted. In evaluation `is_example` is false for them. A training step
-has no place for a gap, and not knowing of them in advance it can't close ranks
-without losing what is said above; another image stands in, see
-`TrainingOrder.at`. `imagenet.convert` finds all of them, and shards hold none.
+The process that loads a corrupt image reports it once and counts it. In
+evaluation `is_example` is false for it. A training batch must be full, and
+corrupt images are not known in advance, so another image replaces it: see
+`TrainingOrder.at`. `imagenet.convert` finds all corrupt images; shards contain
+none.
 
-Whole batches are made by the threads of Grain, one batch to a thread: its work
-per element is then done once a batch, and nearly none of it in the thread that
-trains.
+Each thread of Grain makes a whole batch. So Grain's overhead per item occurs
+once per batch, and hardly any of it in the training thread.
 """
 
 import dataclasses
@@ -45,17 +44,17 @@ _POSITIONS = 2**62
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class InputOptions:
-  """How batches are made.
+  """Options of the input pipeline.
 
   Attributes:
-    batch_size: images in a batch, over all processes.
+    batch_size: images in a batch, summed over all processes.
     size: height and width of the images in pixels.
-    threads: batches that are made at a time by this process; one for each core
-      it may use.
-    prefetch: batches of this process that are made ahead, those under way
-      included: fewer than `threads` leave some idle. At size 224 a batch takes
-      150 kB per image.
-    process_index: of this process; that of JAX if None.
+    threads: batches that this process makes concurrently; by default one per
+      available core.
+    prefetch: batches that this process makes in advance, including unfinished
+      ones; fewer than `threads` leave some threads idle. At size 224 a batch
+      takes 150 kB per image.
+    process_index: index of this process; that of JAX if None.
     process_count: number of processes; that of JAX if None.
   """
 
@@ -70,7 +69,7 @@ class InputOptions:
     """Returns the index of this process and the number of processes.
 
     Raises:
-      ValueError: for any option that cannot be used.
+      ValueError: if an option is invalid.
     """
     for name in ('batch_size', 'size', 'threads', 'prefetch'):
       if getattr(self, name) < 1:
@@ -95,7 +94,7 @@ class InputOptions:
 
 
 class TrainingInput:
-  """The batches of training, an endless iterator.
+  """An endless iterator over training batches.
 
   A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and `ids`
   int32 (B,), the indices of its images in the source, where B is `batch_size`
@@ -105,16 +104,16 @@ class TrainingInput:
   def __init__(
     self, source: Source, options: InputOptions, *, seed: int, say: Say
   ) -> None:
-    """Starts before the first step.
+    """Creates the input, positioned before the first step.
 
     Args:
       source: the training images.
-      options: how batches are made.
-      seed: of order, crops and mirroring, at least 0.
-      say: told about every corrupt image.
+      options: options of the input pipeline.
+      seed: seed of order, crops and mirroring, at least 0.
+      say: called with a message for every corrupt image.
 
     Raises:
-      ValueError: for options that cannot be used.
+      ValueError: if an option is invalid.
     """
     index, count = options.process()
     if seed < 0:
@@ -129,8 +128,8 @@ class TrainingInput:
     self._order = TrainingOrder(len(source), options.batch_size, seed)
     self._skipped = _Skipped(source, say)
     example = TrainingExample(source, self._order, options.size)
-    # The generators come before the slice: an image is cropped alike whichever
-    # process it falls to.
+    # Generators are created before the slice, so the crop of an image does not
+    # depend on the process.
     positions = grain.MapDataset.range(_POSITIONS)
     examples = positions.random_map(example, seed=seed)
     batches = examples.batch(options.batch_size // count)[index::count]
@@ -143,7 +142,7 @@ class TrainingInput:
 
   @property
   def skipped(self) -> int:
-    """Corrupt images that this process has met."""
+    """Number of corrupt images that this process has loaded."""
     return self._skipped.count
 
   def __iter__(self) -> Self:
@@ -155,23 +154,23 @@ class TrainingInput:
     return self._skipped.strip(next(self._batches))
 
   def get_state(self) -> dict[str, int]:
-    """Returns where it is, ready for JSON, the same on every process."""
+    """Returns the position, ready for JSON, the same on every process."""
     step = self._batches.get_state()['next_index']
     return {'step': step, **dataclasses.asdict(self._order)}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Goes to where another one was, of the same images and seed.
+    """Moves to the position of another input with the same images and seed.
 
     Args:
-      state: from `get_state`, of any process.
+      state: result of `get_state` on any process.
 
     Raises:
-      ValueError: if the order of the images was another one there.
+      ValueError: if the order of the images differs.
     """
     for name, value in dataclasses.asdict(self._order).items():
       if state.get(name) != value:
         msg = (
-          f'the input cannot go on: {name} is {value} and was '
+          f'the input cannot resume: {name} is {value} and was '
           f'{state.get(name)}; use the images and settings of the earlier run'
         )
         raise ValueError(msg)
@@ -182,7 +181,7 @@ class TrainingInput:
     self._batches.close()
 
   def __enter__(self) -> Self:
-    """Does nothing more."""
+    """Returns itself."""
     return self
 
   def __exit__(self, *error: object) -> None:
@@ -191,7 +190,7 @@ class TrainingInput:
 
 
 class EvaluationInput:
-  """The batches of evaluation, which can be gone through any number of times.
+  """The batches of evaluation, which can be iterated any number of times.
 
   A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and
   `is_example` bool (B,). Where that is false, pixels and label are 0.
@@ -204,11 +203,11 @@ class EvaluationInput:
 
     Args:
       source: the validation images.
-      options: how batches are made.
-      say: told about every corrupt image.
+      options: options of the input pipeline.
+      say: called with a message for every corrupt image.
 
     Raises:
-      ValueError: for options that cannot be used.
+      ValueError: if an option is invalid.
     """
     index, count = options.process()
     self._steps = -(-len(source) // options.batch_size)
@@ -221,7 +220,7 @@ class EvaluationInput:
 
   @property
   def skipped(self) -> int:
-    """Corrupt images that this process has met."""
+    """Number of corrupt images that this process has loaded."""
     return self._skipped.count
 
   def __len__(self) -> int:
@@ -229,7 +228,7 @@ class EvaluationInput:
     return self._steps
 
   def __iter__(self) -> Iterator[Batch]:
-    """Goes through all batches from the start."""
+    """Iterates over all batches from the start."""
     batches = iter(self._batches)
     try:
       yield from map(self._skipped.strip, batches)
@@ -238,10 +237,10 @@ class EvaluationInput:
 
 
 class _Skipped:
-  """Counts corrupt images, and names each once.
+  """Counts corrupt images, and reports each once.
 
-  Batches say which they met, so nothing is shared between threads, and what was
-  made ahead and never used is not counted.
+  Batches carry the indices of their corrupt images, so threads share no state,
+  and prefetched batches that are never used do not count.
   """
 
   def __init__(self, source: Source, say: Say) -> None:

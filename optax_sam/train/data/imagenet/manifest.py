@@ -1,7 +1,7 @@
-"""The file beside the shards that says what they should hold.
+"""The manifest: a file that lists the shards and their content.
 
-It is JSON, called `unfinished.json` while a conversion is under way and
-`manifest.json` when all shards are there and counted::
+It is JSON, named `unfinished.json` during a conversion and `manifest.json` when
+all shards exist and are counted::
 
     {"format": "optax_sam image shards", "version": 1,
      "classes": ["n01440764", ...], "fingerprint": "...",
@@ -9,9 +9,9 @@ It is JSON, called `unfinished.json` while a conversion is under way and
        "train-00000-of-00256.array_record":
          {"examples": 5004, "bytes": 573824000, "corrupt": {}}, ...}}, ...}}
 
-`images` are those of the folder that was converted; `corrupt` are the names of
-those among them that could not be decoded and are in no shard, each with its
-place in the sorted folder. `fingerprint` tells one folder from another.
+`images` is the number of images in the converted folder. `corrupt` maps the
+names of those that could not be decoded, and are in no shard, to their index in
+the sorted folder. `fingerprint` identifies the folder.
 """
 
 import dataclasses
@@ -27,12 +27,12 @@ _VERSION = 1
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-  """What one file should hold.
+  """The expected content of one file.
 
   Attributes:
     examples: number of records.
     bytes: size of the file.
-    corrupt: names of the images left out, and their places in the folder.
+    corrupt: names of omitted images, with their indices in the folder.
   """
 
   examples: int
@@ -46,8 +46,8 @@ class Split:
 
   Attributes:
     images: number of images in the folder, corrupt ones included.
-    shard_count: number of shards when all are there.
-    shards: those that are there, by the names of their files.
+    shard_count: number of shards of a finished conversion.
+    shards: the existing shards, by file name.
   """
 
   images: int
@@ -56,12 +56,12 @@ class Split:
 
   @property
   def examples(self) -> int:
-    """Number of records in the shards that are there."""
+    """Number of records in the existing shards."""
     return sum(shard.examples for shard in self.shards.values())
 
   @property
   def corrupt(self) -> dict[str, int]:
-    """The images that these shards leave out."""
+    """The images that these shards omit."""
     return {
       name: place
       for shard in self.shards.values()
@@ -71,12 +71,12 @@ class Split:
 
 @dataclasses.dataclass
 class Manifest:
-  """What a directory of shards should hold.
+  """The expected content of a directory of shards.
 
   Attributes:
     classes: names of the classes in the order of their labels.
-    fingerprint: of the folder that was converted.
-    splits: by name.
+    fingerprint: fingerprint of the converted folder.
+    splits: the splits by name.
   """
 
   classes: tuple[str, ...]
@@ -85,7 +85,7 @@ class Manifest:
 
   @property
   def complete(self) -> bool:
-    """Whether all shards are there."""
+    """Whether all shards exist."""
     return all(
       len(split.shards) == split.shard_count for split in self.splits.values()
     )
@@ -104,7 +104,7 @@ def _plan(manifest: Manifest) -> Any:
 
 
 def shard_names(split: str, count: int) -> list[str]:
-  """Returns the names of the files of a split.
+  """Returns the file names of a split.
 
   >>> shard_names('val', 2)
   ['val-00000-of-00002.array_record', 'val-00001-of-00002.array_record']
@@ -113,7 +113,7 @@ def shard_names(split: str, count: int) -> list[str]:
 
 
 def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
-  """Writes a manifest, whole or not at all."""
+  """Writes a manifest atomically."""
   content = {'format': _FORMAT, 'version': _VERSION}
   content |= dataclasses.asdict(manifest)
   temporary = path.with_name(f'{path.name}.partial')
@@ -125,13 +125,13 @@ def read_manifest(path: pathlib.Path) -> Manifest:
   """Reads a manifest.
 
   Raises:
-    ValueError: if it isn't one, or is damaged.
+    ValueError: if the file is not a manifest or is damaged.
   """
   try:
     content = json.loads(path.read_text(encoding='utf-8'))
     if (content['format'], content['version']) != (_FORMAT, _VERSION):
       msg = f'it is of another format, {content["format"]!r}'
-      raise ValueError(msg)  # noqa: TRY301 (said below, with the path)
+      raise ValueError(msg)  # noqa: TRY301 (reported below, with the path)
     return Manifest(
       classes=tuple(content['classes']),
       fingerprint=content['fingerprint'],

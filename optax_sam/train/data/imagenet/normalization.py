@@ -1,7 +1,7 @@
-"""From the bytes of the input to what a model takes, inside the compiled step.
+"""Normalization of pixels, inside the compiled step.
 
-Batches hold `uint8`: a quarter of the bytes to stack, keep and move to the
-devices, and XLA fuses this into the first layer.
+Batches contain `uint8`, a quarter of the bytes to stack, store and transfer;
+XLA fuses the normalization into the first layer.
 """
 
 import jax
@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-# Of the ImageNet training set, red, green, blue, where white is 1.
+# Mean and deviation of red, green, blue in ImageNet; white is 1.
 MEAN = (0.485, 0.456, 0.406)
 STANDARD_DEVIATION = (0.229, 0.224, 0.225)
 
 
 def normalize(inputs: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
-  """Brings pixels to mean 0 and standard deviation 1, channel by channel.
+  """Normalizes each channel to mean 0 and standard deviation 1.
 
   ::
 
@@ -23,7 +23,7 @@ def normalize(inputs: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
 
   Args:
     inputs: uint8, (..., 3), red, green, blue.
-    dtype: of the result; float32 is used on the way.
+    dtype: dtype of the result; the computation uses float32.
 
   Returns:
     An array of the same shape.

@@ -1,4 +1,4 @@
-"""The order of the images: in training, and in the shards."""
+"""The order of images in training and in shards."""
 
 import dataclasses
 import functools
@@ -8,17 +8,17 @@ import numpy as np
 
 
 def permutation(count: int, *seed: int) -> np.ndarray:
-  """Returns an order of `count` things, the same one for ever.
+  """Returns a permutation that does not depend on the NumPy version.
 
-  `numpy.random.Generator.permutation` may change from one version of NumPy to
-  the next; the raw words of a bit generator may not, so these are sorted.
+  `numpy.random.Generator.permutation` may change between versions of NumPy. The
+  raw words of a bit generator are stable, so the permutation sorts these.
 
   Args:
-    count: how many things.
-    seed: any integers from 0.
+    count: number of indices.
+    seed: non-negative integers.
 
   Returns:
-    Their indices in the new order, int64.
+    The permuted indices, int64.
 
   >>> permutation(5, 0)
   array([3, 2, 1, 0, 4])
@@ -29,20 +29,20 @@ def permutation(count: int, *seed: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingOrder:
-  """Which image is shown when, on all processes together.
+  """The order of training images over all processes.
 
-  A run is one sequence of positions; step `t` shows those from
-  `t * batch_size` up to `(t + 1) * batch_size`. What is at a position is a
-  function of these three numbers, whichever process it falls to.
+  A run is one sequence of positions. Step `t` has the positions from `t *
+  batch_size` up to `(t + 1) * batch_size`. The image at a position is a
+  function of the attributes below, and does not depend on the process.
 
-  Every epoch has an order of its own. Images that don't fill a last batch are
-  left out of that epoch, so that an epoch is a whole number of steps; as the
-  order changes, they are others each time.
+  Every epoch has a different order. Images that don't fill a last batch are
+  left out of that epoch, so an epoch is a whole number of steps; each epoch
+  leaves out different images.
 
   Attributes:
     examples: number of images, at least a batch.
     batch_size: images in a step, over all processes.
-    seed: of the order.
+    seed: seed of the order.
   """
 
   examples: int
@@ -51,18 +51,18 @@ class TrainingOrder:
 
   @property
   def steps_per_epoch(self) -> int:
-    """Steps in which every image is shown once, but for those left out."""
+    """Number of full batches in an epoch."""
     return self.examples // self.batch_size
 
   def at(self, position: int) -> Iterator[int]:
-    """Yields the image at a position, then those that may stand in for it.
+    """Yields the image at a position, then its substitutes.
 
-    The first that can be decoded is shown. Nobody knows in advance which can,
-    and processes don't tell each other, so the stand-ins are a function of the
-    position too: the images that this epoch leaves out, from a place that
-    differs between positions, then those that follow. So one corrupt image
-    costs no other its turn, and none is shown twice unless an epoch leaves out
-    none, or two positions meet at the same stand-in.
+    The loader takes the first one that can be decoded. Processes don't
+    communicate about corrupt images, so the substitutes are a function of the
+    position too. They are the images that this epoch leaves out, starting at an
+    index that depends on the position, then those that follow. So a corrupt
+    image displaces no other image. An image is repeated only if the epoch
+    leaves out none, or if two positions have the same substitute.
     """
     shown = self.steps_per_epoch * self.batch_size
     epoch, place = divmod(position, shown)

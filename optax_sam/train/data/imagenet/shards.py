@@ -1,24 +1,22 @@
-"""Images in ArrayRecord files, a few hundred of them instead of a million.
+"""Images in shards: a few hundred ArrayRecord files.
 
-`DIR/train-00000-of-00256.array_record` and so on, and `DIR/manifest.json`, as
-`imagenet.convert` writes them. A record is an image, little endian, without
-anything between the parts:
+`imagenet.convert` writes `DIR/train-00000-of-00256.array_record` and so on, and
+`DIR/manifest.json`. A record is an image, little endian, with these fields:
 
 | bytes | what |
 |---|---|
-| 4 | `OSI1`, so that a record of something else is noticed |
+| 4 | `OSI1`, which identifies the format |
 | 4 | label, unsigned |
 | 2 | length of the name, unsigned |
 | that many | name, UTF-8, as in `n01440764/n01440764_10026.JPEG` |
-| the rest | the JPEG file as it was |
+| the rest | the unchanged JPEG file |
 
-The files are written with `group_size:1`, so that a record can be read without
-its neighbours, and uncompressed, as JPEG already is.
+The files are written with `group_size:1`, so that single records can be read,
+and without compression, because JPEG is compressed.
 
-Images are spread over the shards at random, but counted as in the folder they
-come from, sorted by class and name. So the same seed gives the same batches
-from a folder and from its shards, unless the folder has corrupt images: the
-shards don't have them.
+Images are assigned to shards at random, but indexed as in the folder, sorted by
+class and name. So a seed gives the same batches from a folder and from its
+shards, unless the folder has corrupt images, which the shards omit.
 """
 
 import pathlib
@@ -44,8 +42,8 @@ from optax_sam.train.data.imagenet.sources import CorruptImage, Example, Images
 _MAGIC = b'OSI1'
 _HEADER = struct.Struct('<4sIH')
 _THREADS = 16
-# Fixes which image is in which shard: a conversion that goes on another day
-# must come to the same answer.
+# Fixes the shard of each image, so that a resumed conversion agrees with the
+# interrupted one.
 _SPREAD_SEED = 0
 
 
@@ -59,13 +57,13 @@ def decode(record: bytes) -> Example:
   """Returns the image of a record.
 
   Raises:
-    ValueError: if the record is something else.
+    ValueError: if the record has another format.
 
   >>> decode(encode(Example(b'...', 3, 'n01/1.JPEG')))
   Example(jpeg=b'...', label=3, name='n01/1.JPEG')
   """
   if len(record) < _HEADER.size or not record.startswith(_MAGIC):
-    msg = f'a record that starts with {record[:4]!r} is not an image of ours'
+    msg = f'a record that starts with {record[:4]!r} is not an image record'
     raise ValueError(msg)
   _, label, length = _HEADER.unpack_from(record)
   start = _HEADER.size + length
@@ -74,19 +72,19 @@ def decode(record: bytes) -> Example:
 
 
 def spread(images: int) -> np.ndarray:
-  """Returns the places in the folder of all images, shard after shard."""
+  """Returns the folder indices of all images, in the order of the shards."""
   return permutation(images, _SPREAD_SEED)
 
 
 class ShardSource:
-  """The images of one split, in the order of the folder they come from."""
+  """The images of one split, in the order of the converted folder."""
 
   def __init__(self, directory: pathlib.Path, split: Split) -> None:
-    """Opens the shards without looking into them.
+    """Opens the shards without reading them.
 
     Args:
-      directory: of the shards.
-      split: what they hold.
+      directory: directory of the shards.
+      split: the expected content.
     """
     self._paths = [directory / name for name in split.shards]
     counts = [shard.examples for shard in split.shards.values()]
@@ -113,7 +111,7 @@ class ShardSource:
       raise CorruptImage(msg) from error
 
   def where(self, index: int) -> str:
-    """Returns the path of the shard that has an image, and where in it."""
+    """Returns the path of the shard with an image, and its record number."""
     place = self._places[index]
     shard = int(np.searchsorted(self._ends, place, side='right'))
     first = self._ends[shard - 1] if shard else 0
@@ -121,19 +119,19 @@ class ShardSource:
 
 
 def open_shards(directory: pathlib.Path) -> Images:
-  """Opens a directory of shards, after checking that all are whole.
+  """Opens a directory of shards and checks that all are complete.
 
   Args:
-    directory: with a finished conversion.
+    directory: directory of a finished conversion.
 
   Raises:
-    ValueError: that names the first file that is missing or not as the
-      manifest says.
+    ValueError: if a file is missing or differs from the manifest; names the
+      first one.
   """
   if not (directory / MANIFEST).exists() and (directory / UNFINISHED).exists():
     msg = (
       f'{directory} is a conversion that was interrupted; '
-      f'run it again, it goes on where it was'
+      f'run it again to resume it'
     )
     raise ValueError(msg)
   manifest = read_manifest(directory / MANIFEST)
@@ -145,15 +143,15 @@ def open_shards(directory: pathlib.Path) -> Images:
 
 
 def difference(path: pathlib.Path, shard: Shard) -> str | None:
-  """Says how a shard differs from what it should be, None if it doesn't."""
+  """Describes how a shard differs from the manifest, None if it agrees."""
   if not path.is_file():
-    return f'is missing; it should hold {shard.examples} images'
+    return f'is missing; it should contain {shard.examples} images'
   size = path.stat().st_size
   if size != shard.bytes:
     return f'has {size} bytes instead of {shard.bytes}'
   found = count(path)
   if found != shard.examples:
-    return f'holds {found} images instead of {shard.examples}'
+    return f'contains {found} images instead of {shard.examples}'
   return None
 
 
@@ -165,7 +163,7 @@ def count(path: pathlib.Path) -> int:
       return reader.num_records()
     finally:
       reader.close()
-  except RuntimeError:  # damage that ArrayRecord notices at once
+  except RuntimeError:  # damaged
     return 0
 
 

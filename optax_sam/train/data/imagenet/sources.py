@@ -1,16 +1,16 @@
-"""What the input asks of a set of images, wherever they are stored."""
+"""The interface of a set of images, in a folder or in shards."""
 
 import dataclasses
 from typing import NamedTuple, Protocol
 
 
 class Example(NamedTuple):
-  """An image as it is stored, and its class.
+  """A stored image and its class.
 
   Attributes:
-    jpeg: the file, byte by byte.
-    label: of the class, from 0.
-    name: of the file below the folder of its split, as in `n01440764/1.JPEG`.
+    jpeg: content of the file.
+    label: index of the class, from 0.
+    name: path relative to the folder of the split, as in `n01440764/1.JPEG`.
   """
 
   jpeg: bytes
@@ -18,14 +18,14 @@ class Example(NamedTuple):
   name: str
 
 
-class CorruptImage(ValueError):  # noqa: N818 (not a complaint, but a finding)
-  """An image whose bytes are damaged; the input goes on without it."""
+class CorruptImage(ValueError):  # noqa: N818 (not an error)
+  """An image whose bytes are damaged; the input skips it."""
 
 
 class Source(Protocol):
-  """Random access to the images of one split, as Grain wants it.
+  """Random access to the images of one split, as Grain requires.
 
-  Reading is safe from several threads.
+  Reading is thread-safe.
   """
 
   def __len__(self) -> int:
@@ -42,7 +42,7 @@ class Source(Protocol):
     ...
 
   def where(self, index: int) -> str:
-    """Says where an image is, for messages."""
+    """Returns the location of an image, for messages."""
     ...
 
 
@@ -51,9 +51,9 @@ class Images:
   """Training and validation images.
 
   Attributes:
-    train: the training images, in the order of their classes and names.
-    val: the validation images, likewise.
-    classes: names of the classes; the label of a class is its place here.
+    train: the training images, sorted by class and name.
+    val: the validation images, sorted by class and name.
+    classes: names of the classes; a label is an index into these.
   """
 
   train: Source

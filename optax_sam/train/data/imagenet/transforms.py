@@ -1,17 +1,16 @@
-"""From the bytes of a JPEG to the pixels of an example, uint8.
+"""Decodes, crops and resizes JPEG images to uint8 pixels.
 
-Decoding is most of the work of an input. libjpeg can decode to a half, a
+Decoding is most of the work of the input. libjpeg can decode to a half, a
 quarter or an eighth of the size for little more than the cost of reading the
-bits (sizes between these take longer than the whole image), which is used
-wherever the part of the image that is asked for still has more pixels than the
-result. The box is then placed on the small image with fractions of a pixel, so
-that it is the same part of the image.
+bits; sizes between these take longer than the whole image. The smallest such
+size is used at which the crop has no fewer pixels than the result. The box on
+the small image has fractional coordinates, so it is the same part of the image.
 
-What simplejpeg refuses or warns about is left to Pillow, which reads a PNG with
-the name of a JPEG, and files of some bytes too many: ImageNet has a few. What
-Pillow cannot decode either is corrupt.
+Pillow decodes files for which simplejpeg raises an error or a warning: PNG
+files named as JPEG, and files with extra bytes. ImageNet has a few. An image
+that Pillow cannot decode either is corrupt.
 
-Orientation tags are not followed, as they weren't for published results.
+Orientation tags are ignored, as in published results.
 """
 
 import io
@@ -44,12 +43,12 @@ class Box(NamedTuple):
 def training_image(
   jpeg: bytes, size: int, generator: np.random.Generator
 ) -> np.ndarray:
-  """Decodes a random part of an image, and mirrors it in half of the cases.
+  """Decodes a random crop of an image, mirrored with probability 1/2.
 
   Args:
     jpeg: the file.
     size: height and width of the result.
-    generator: source of all randomness.
+    generator: random generator of crop and mirroring.
 
   Returns:
     uint8, (size, size, 3), red, green, blue.
@@ -63,8 +62,8 @@ def training_image(
   )
   top, left, height, width = (length / reduction for length in box)
   first_row, first_column = math.floor(top), math.floor(left)
-  # Only the crop goes to Pillow, which copies all it is given. Pixels outside
-  # of it have no influence on the result.
+  # Only the crop is passed to Pillow, which copies its input. Pixels outside of
+  # it do not affect the result.
   window = pixels[
     first_row : math.ceil(top + height), first_column : math.ceil(left + width)
   ]
@@ -76,11 +75,11 @@ def training_image(
 
 
 def evaluation_image(jpeg: bytes, size: int) -> np.ndarray:
-  """Decodes the centre of an image.
+  """Decodes the centre crop of an image.
 
-  The image is resized so that its short side is 256/224 of `size`, and a square
-  is cut from its middle. Both are done at once: the pixels that would be cut
-  off are never computed.
+  The short side of the image is resized to 256/224 of `size`, and the central
+  square is cropped. Both are done at once, so pixels outside of the crop are
+  never computed.
 
   Args:
     jpeg: the file.
@@ -105,22 +104,22 @@ def check(jpeg: bytes) -> None:
 
 
 def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
-  """Draws the part of an image that a training step sees.
+  """Draws the random crop of a training image.
 
-  Its share of the area is uniform from 8% to 100%, and the logarithm of its
-  aspect ratio uniform between those of 3/4 and 4/3. If ten of them don't fit
-  into the image, it is the largest part about the centre with an aspect ratio
-  in this range. From Szegedy et al., `Going deeper with convolutions
-  <https://arxiv.org/abs/1409.4842>`_, 2014; the tries and what follows them are
-  those of common practice.
+  Its fraction of the area is uniform from 8% to 100%, and the logarithm of its
+  aspect ratio is uniform between those of 3/4 and 4/3. If ten draws don't fit
+  into the image, it is the largest centred crop with an aspect ratio in this
+  range. From Szegedy et al., `Going deeper with convolutions
+  <https://arxiv.org/abs/1409.4842>`_, 2014; the ten draws and the fallback are
+  common practice.
 
   Args:
-    height: of the image in pixels.
-    width: likewise.
-    generator: source of randomness.
+    height: height of the image in pixels.
+    width: width of the image in pixels.
+    generator: random generator.
 
   Returns:
-    A box of whole pixels inside of the image.
+    A box of whole pixels inside the image.
   """
   logarithms = np.log(_RATIOS)
   for _ in range(_TRIES):
@@ -140,16 +139,16 @@ def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
 
 
 def centre_crop(height: int, width: int, size: int) -> Box:
-  """Returns the part of an image that an evaluation sees.
+  """Returns the centre crop of an image for evaluation.
 
   Args:
-    height: of the image in pixels.
-    width: likewise.
+    height: height of the image in pixels.
+    width: width of the image in pixels.
     size: height and width of the result.
 
   Returns:
-    The box whose pixels, resized to `size`, are those that are left when the
-    image is resized first and cut then; in fractions of a pixel.
+    The box, in fractional pixels, whose resize to `size` equals resizing the
+    whole image and cropping its centre.
   """
   short, resized_short = min(height, width), round(_RESIZED * size)
   rows, columns = (
@@ -163,16 +162,16 @@ def centre_crop(height: int, width: int, size: int) -> Box:
 def _decode(
   jpeg: bytes, size: int, place: Callable[[int, int], Box]
 ) -> tuple[Box, np.ndarray, int]:
-  """Decodes an image at the smallest size that a box allows.
+  """Decodes an image at the smallest sufficient size.
 
   Args:
     jpeg: the file.
-    size: to which the box will be resized.
-    place: from height and width to the box.
+    size: size to which the box will be resized.
+    place: maps height and width of the image to the box.
 
   Returns:
-    The box, in pixels of the whole image; the decoded pixels, RGB; and by how
-    much their image is smaller than the whole.
+    The box, in pixels of the original image; the decoded pixels, RGB; and the
+    factor by which the decoded image is smaller.
   """
   try:
     rows, columns, *_ = simplejpeg.decode_jpeg_header(jpeg)
@@ -205,7 +204,7 @@ def _decode_with_pillow(jpeg: bytes) -> np.ndarray:
   try:
     with Image.open(io.BytesIO(jpeg)) as image:
       return np.asarray(image.convert('RGB'))
-  except Exception as error:  # damage has no type of its own
+  except Exception as error:  # damage raises many types
     msg = f'the image cannot be decoded: {error}'
     raise CorruptImage(msg) from error
 

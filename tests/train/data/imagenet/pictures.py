@@ -1,4 +1,4 @@
-"""Small images in the layout of ImageNet, each of a colour of its own."""
+"""Small images of distinct colours in the layout of ImageNet."""
 
 import io
 import pathlib
@@ -14,7 +14,7 @@ SHAPES = ((33, 50), (50, 33), (17, 17), (11, 90), (90, 11), (1, 1), (64, 47))
 
 
 def make_folder(directory: pathlib.Path) -> pathlib.Path:
-  """Writes an image folder without a fault."""
+  """Writes a valid image folder."""
   number = 0
   for split, count in (('train', TRAIN_PER_CLASS), ('val', VAL_PER_CLASS)):
     for name in CLASSES:
@@ -28,13 +28,13 @@ def make_folder(directory: pathlib.Path) -> pathlib.Path:
 
 
 def truncate(path: pathlib.Path) -> None:
-  """Cuts a file in the middle."""
+  """Cuts a file in half."""
   content = path.read_bytes()
   path.write_bytes(content[: len(content) // 2])
 
 
 def colours(source) -> np.ndarray:
-  """Returns the mean colour of every image, by Pillow alone; nan if corrupt."""
+  """Returns the mean colours of images, by Pillow; NaN for corrupt ones."""
   result = []
   for index in range(len(source)):
     try:
@@ -47,7 +47,7 @@ def colours(source) -> np.ndarray:
 
 
 def recognize(batch, known: np.ndarray) -> list[int]:
-  """Returns which image each example of a batch is."""
+  """Returns the index of the image of each example of a batch."""
   means = batch['inputs'].mean((1, 2), dtype=np.float64)
   distances = np.abs(means[:, None] - known[None]).max(-1)
   distances = np.nan_to_num(distances, nan=np.inf)
@@ -58,7 +58,7 @@ def recognize(batch, known: np.ndarray) -> list[int]:
 def _picture(number: int) -> bytes:
   colour = (20 + 19 * (number % 12), 20 + 19 * (number // 12), 130)
   height, width = SHAPES[number % len(SHAPES)]
-  # Brighter to the right, so that crops and mirroring show.
+  # Brighter to the right, so that crops and mirroring can be detected.
   light = np.linspace(-4, 4, width)[None, :, None]
   pixels = np.broadcast_to(colour + light, (height, width, 3))
   return simplejpeg.encode_jpeg(

@@ -1,4 +1,4 @@
-"""Conversions: whole, interrupted, refused."""
+"""Conversions: complete, interrupted, rejected."""
 
 import pathlib
 
@@ -9,7 +9,7 @@ from tests.train.data.imagenet import pictures
 
 
 def _convert(source, target, *, shards=5, threads=2, stop_at=None):
-  """Returns the manifest and what was said; Ctrl-C may come at a line."""
+  """Returns manifest and messages; raises KeyboardInterrupt at `stop_at`."""
   said = []
 
   def say(text):
@@ -27,7 +27,7 @@ def _content(directory):
   return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-def test_a_conversion_says_what_it_does(folder, shards, tmp_path):
+def test_a_conversion_reports_its_progress(folder, shards, tmp_path):
   target = tmp_path / 'a' / 'shards'
   manifest, said = _convert(folder, target, threads=7)
   names = [f'train-0000{k}-of-00005.array_record' for k in range(5)]
@@ -36,28 +36,28 @@ def test_a_conversion_says_what_it_does(folder, shards, tmp_path):
   assert len(said) == len(names)
   assert manifest.splits['train'].examples == 108
   assert manifest.splits['val'].examples == 24
-  # It is the same every time.
+  # The result is deterministic.
   assert _content(target) == _content(shards)
 
 
 @pytest.mark.parametrize('line', [1, 5, 6])
-def test_an_interrupted_conversion_goes_on(folder, shards, tmp_path, line):
+def test_an_interrupted_conversion_resumes(folder, shards, tmp_path, line):
   target = tmp_path / 'shards'
   with pytest.raises(KeyboardInterrupt):
     _convert(folder, target, stop_at=line)
   assert not (target / 'manifest.json').exists()
   with pytest.raises(ValueError, match='is a conversion that was interrupted'):
     imagenet.open_images(target)
-  if line == 1:  # as after a power cut
+  if line == 1:  # as after a power failure
     partial = target / 'train-00004-of-00005.array_record.partial'
     partial.write_bytes(b'half')
   _, said = _convert(folder, target)
-  there = [' is there, ' in text for text in said]
+  there = [' exists, ' in text for text in said]
   assert there == [k < line for k in range(6)]
   assert _content(target) == _content(shards)
 
 
-def test_a_finished_conversion_is_left_alone(folder, own_shards):
+def test_a_finished_conversion_is_not_repeated(folder, own_shards):
   def times():
     return [path.stat().st_mtime_ns for path in sorted(own_shards.iterdir())]
 
@@ -67,7 +67,7 @@ def test_a_finished_conversion_is_left_alone(folder, own_shards):
   assert times() == before
 
 
-def test_corrupt_images_are_named_and_left_out(own_folder, tmp_path):
+def test_corrupt_images_are_reported_and_left_out(own_folder, tmp_path):
   corrupt = own_folder / 'train' / 'n02' / 'n02_04.JPEG'
   pictures.truncate(corrupt)
   target = tmp_path / 'shards'
@@ -78,7 +78,7 @@ def test_corrupt_images_are_named_and_left_out(own_folder, tmp_path):
   assert manifest.splits['train'].corrupt == {'n02/n02_04.JPEG': 22}
   _, said = _convert(own_folder, tmp_path / 'fresh')
   assert said.count(f'{corrupt} cannot be decoded and is left out') == 1
-  # The shards are counted as a folder that never had it.
+  # The shards have the indices of a folder without the image.
   corrupt.unlink()
   source, expected = (
     imagenet.open_images(path).train for path in (target, own_folder)
@@ -88,7 +88,7 @@ def test_corrupt_images_are_named_and_left_out(own_folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('changes', 'complaint'),
+  ('changes', 'message'),
   [
     ({'shards': 0}, '--shards must be at least 1, not 0'),
     ({'shards': 109}, 'at most the number of training images, 108, not'),
@@ -96,16 +96,16 @@ def test_corrupt_images_are_named_and_left_out(own_folder, tmp_path):
     ({'source': pathlib.Path('nothing')}, 'train is missing'),
   ],
 )
-def test_bad_input_leaves_nothing(folder, tmp_path, changes, complaint):
+def test_invalid_input_writes_nothing(folder, tmp_path, changes, message):
   given = {'source': folder, 'target': tmp_path / 'shards'} | changes
-  with pytest.raises(ValueError, match=complaint):
+  with pytest.raises(ValueError, match=message):
     _convert(**given)
   assert not (tmp_path / 'shards').exists()
 
 
-def _refused(source, target, complaint, **changes):
+def _refused(source, target, message, **changes):
   before = _content(target) if target.is_dir() else None
-  with pytest.raises(ValueError, match=complaint) as error:
+  with pytest.raises(ValueError, match=message) as error:
     _convert(source, target, **changes)
   assert str(error.value).startswith(str(target))
   assert '\n' not in str(error.value)
@@ -113,17 +113,19 @@ def _refused(source, target, complaint, **changes):
     assert _content(target) == before
 
 
-def test_a_target_that_is_no_conversion_is_refused(own_folder, tmp_path):
-  with pytest.raises(ValueError, match="holds 'train' and is no conversion"):
+def test_a_target_that_is_not_a_conversion_raises(own_folder, tmp_path):
+  with pytest.raises(
+    ValueError, match="contains 'train' and is not a conversion"
+  ):
     _convert(own_folder, own_folder)
   target = tmp_path / 'target'
   target.touch()
   _refused(own_folder, target, 'is not a directory; choose another one')
 
 
-def test_another_conversion_is_refused(own_folder, own_shards):
-  complaint = 'is a conversion of other images or into another number of shards'
-  _refused(own_folder, own_shards, complaint, shards=6)
+def test_a_target_with_another_conversion_raises(own_folder, own_shards):
+  message = 'is a conversion of other images or into another number of shards'
+  _refused(own_folder, own_shards, message, shards=6)
   path = own_folder / 'train' / 'n01' / 'n01_00.JPEG'
   path.rename(path.with_name('another.JPEG'))
-  _refused(own_folder, own_shards, complaint)
+  _refused(own_folder, own_shards, message)

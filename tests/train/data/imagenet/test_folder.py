@@ -1,4 +1,4 @@
-"""Image folders: what is in them, and what is wrong with them."""
+"""Image folders: listing and errors."""
 
 import pathlib
 import shutil
@@ -25,7 +25,7 @@ def test_every_image_has_the_label_of_its_class(folder):
     assert all(name.startswith(images.classes[0]) for name in names[:count])
 
 
-def test_an_image_is_its_file(folder):
+def test_an_image_has_the_bytes_of_its_file(folder):
   train = imagenet.open_images(folder).train
   path = folder / 'train' / 'n03' / 'n03_02.JPG'
   index = 2 * pictures.TRAIN_PER_CLASS + 2
@@ -33,7 +33,7 @@ def test_an_image_is_its_file(folder):
   assert train.where(index) == str(path)
 
 
-def test_hidden_files_are_nobodys(own_folder):
+def test_hidden_files_are_ignored(own_folder):
   before = len(imagenet.open_images(own_folder).train)
   (own_folder / 'train' / '.DS_Store').touch()
   (own_folder / 'train' / 'n01' / '.DS_Store').touch()
@@ -50,12 +50,16 @@ def _copy(path):
 
 
 @pytest.mark.parametrize(
-  ('damage', 'path', 'complaint'),
+  ('damage', 'path', 'message'),
   [
     (shutil.rmtree, '', 'is not a directory; give that of the images'),
     (_empty, '', 'has neither manifest.json nor the folders train and val'),
-    (shutil.rmtree, 'val', 'is missing; it should hold one folder of images'),
-    (_empty, 'train/n02', 'is empty; it should hold the JPEG files'),
+    (
+      shutil.rmtree,
+      'val',
+      'is missing; it should contain one folder of images',
+    ),
+    (_empty, 'train/n02', 'is empty; it should contain the JPEG files'),
     (_copy, 'train/n00', r'has no counterpart in .*val \(1 of 7'),
     (_copy, 'val/n07', r'has no counterpart in .*train \(1 of 7'),
     (
@@ -75,15 +79,17 @@ def _copy(path):
     ),
   ],
 )
-def test_a_wrong_folder_is_one_line(own_folder, damage, path, complaint):
+def test_an_invalid_folder_is_reported_in_one_line(
+  own_folder, damage, path, message
+):
   damage(own_folder / path)
-  with pytest.raises(ValueError, match=complaint) as error:
+  with pytest.raises(ValueError, match=message) as error:
     imagenet.open_images(own_folder)
   assert str(error.value).startswith(f'{own_folder / path} ')
   assert '\n' not in str(error.value)
 
 
-def test_a_file_that_goes_away_is_one_line(own_folder):
+def test_a_deleted_file_is_reported_in_one_line(own_folder):
   train = imagenet.open_images(own_folder).train
   path = min(own_folder.glob('train/*/*'))
   path.unlink()

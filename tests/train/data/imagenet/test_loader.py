@@ -31,7 +31,7 @@ def _batches(count, *args, **keywords):
 
 
 def _global_batches(count, processes, *args, **keywords):
-  """Returns the steps of all processes, put together as their devices are."""
+  """Returns global batches: the rows of all processes, concatenated."""
   parts = [
     _batches(count, *args, process_index=k, process_count=processes, **keywords)
     for k in range(processes)
@@ -50,7 +50,7 @@ def _assert_equal(batches, others):
 
 
 def _recognized(batches, known):
-  """Returns which images some batches show."""
+  """Returns the indices of the images of some batches."""
   return [k for batch in batches for k in pictures.recognize(batch, known)]
 
 
@@ -61,7 +61,7 @@ def train(folder):
 
 @pytest.fixture
 def damaged(own_folder):
-  """Images of which one of each split is corrupt, and the paths of these."""
+  """Images with one corrupt image in each split, and their paths."""
   paths = [
     own_folder / 'train' / 'n02' / 'n02_04.JPEG',
     own_folder / 'val' / 'n03' / 'n03_00.JPEG',
@@ -92,12 +92,12 @@ def test_an_epoch_shows_every_image_once(train):
 def test_a_step_is_the_same_for_any_number_of_processes(
   train, processes, batch_size
 ):
-  # Two epochs and more; 16 does not divide the number of images.
+  # More than two epochs; 16 does not divide the number of images.
   alone = _batches(20, train, batch_size)
   _assert_equal(_global_batches(20, processes, train, batch_size), alone)
 
 
-def test_the_seed_decides_and_nothing_else(train):
+def test_batches_depend_only_on_the_seed(train):
   first = _batches(4, train)
   _assert_equal(_batches(4, train, threads=1, prefetch=1), first)
   _assert_equal(_batches(4, train, threads=8, prefetch=20), first)
@@ -105,7 +105,7 @@ def test_the_seed_decides_and_nothing_else(train):
   assert not np.array_equal(first[0]['labels'], other[0]['labels'])
 
 
-def test_an_image_is_cropped_anew_in_every_epoch_and_run(tmp_path):
+def test_crops_differ_between_epochs_and_runs(tmp_path):
   noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
   for split in ('train', 'val'):
     (tmp_path / split / 'a').mkdir(parents=True)
@@ -121,13 +121,13 @@ def test_an_image_is_cropped_anew_in_every_epoch_and_run(tmp_path):
 
 
 @pytest.mark.parametrize('step', [0, 4, 9, 13])
-def test_a_run_goes_on_where_it_was(train, step):
+def test_a_run_resumes_at_its_position(train, step):
   all_batches = _batches(16, train)
   with _training(train) as training:
     for _ in range(step):
       next(training)
     state = json.loads(json.dumps(training.get_state()))
-    # The one that is left goes on as if nothing had been asked.
+    # `get_state` has no side effect on the input.
     _assert_equal([next(training)], all_batches[step : step + 1])
   assert state['step'] == step
   with _training(train) as resumed:
@@ -139,17 +139,17 @@ def test_a_run_goes_on_where_it_was(train, step):
 
 
 @pytest.mark.parametrize(
-  ('change', 'complaint'),
+  ('change', 'message'),
   [
     ({'seed': 1}, 'seed is 0 and was 1'),
     ({'batch_size': 6}, 'batch_size is 12 and was 6'),
     ({'examples': 109}, 'examples is 108 and was 109'),
   ],
 )
-def test_another_order_is_not_gone_on_with(train, change, complaint):
+def test_resume_with_another_order_raises(train, change, message):
   with _training(train) as training:
     state = training.get_state()
-    with pytest.raises(ValueError, match=f'cannot go on: {complaint}; use the'):
+    with pytest.raises(ValueError, match=f'cannot resume: {message}; use the'):
       training.set_state(state | change)
     assert training.get_state() == state
 
@@ -157,7 +157,7 @@ def test_another_order_is_not_gone_on_with(train, change, complaint):
 @pytest.mark.parametrize(
   ('processes', 'batch_size'), [(1, 8), (2, 20), (4, 20), (4, 100)]
 )
-def test_an_evaluation_sees_every_image_once(folder, processes, batch_size):
+def test_an_evaluation_has_every_image_once(folder, processes, batch_size):
   val = imagenet.open_images(folder).val
   known = pictures.colours(val)
   seen, labels = [], []
@@ -165,7 +165,7 @@ def test_an_evaluation_sees_every_image_once(folder, processes, batch_size):
     options = _options(batch_size, process_index=index, process_count=processes)
     evaluation = imagenet.EvaluationInput(val, options, say=pytest.fail)
     assert len(evaluation) == -(-24 // batch_size)
-    first = next(iter(evaluation))  # it may be left early
+    first = next(iter(evaluation))  # iteration may stop early
     batches = list(evaluation)
     _assert_equal([first], batches[:1])
     assert len(batches) == len(evaluation)
@@ -186,7 +186,7 @@ def test_an_evaluation_sees_every_image_once(folder, processes, batch_size):
 
 
 @pytest.mark.parametrize('processes', [1, 4])
-def test_a_corrupt_image_costs_no_other_its_turn(damaged, processes):
+def test_a_corrupt_image_displaces_no_other_image(damaged, processes):
   images, _ = damaged
   known = pictures.colours(images.train)
   corrupt = 18 + 4
@@ -195,13 +195,13 @@ def test_a_corrupt_image_costs_no_other_its_turn(damaged, processes):
   _assert_equal(steps, _batches(12, images.train, 100, say=lambda _: None))
   for batch in steps:
     shown = pictures.recognize(batch, known)
-    # 107 images for 100 places: one that would be left out stands in.
+    # 107 images for 100 positions: one that is left out is the substitute.
     assert len(set(shown)) == 100
     assert corrupt not in shown
     np.testing.assert_array_equal(batch['ids'], shown)
 
 
-def test_without_spare_images_one_is_shown_twice(damaged, said):
+def test_without_spare_images_one_is_repeated(damaged, said):
   images, (path, _) = damaged
   known = pictures.colours(images.train)
   with _training(images.train, say=said.append) as training:
@@ -215,7 +215,7 @@ def test_without_spare_images_one_is_shown_twice(damaged, said):
   assert line.startswith(f'{path} cannot be decoded and is skipped')
 
 
-def test_an_evaluation_leaves_a_corrupt_image_out(damaged, said):
+def test_an_evaluation_skips_a_corrupt_image(damaged, said):
   images, (_, path) = damaged
   evaluation = imagenet.EvaluationInput(
     images.val, _options(10), say=said.append
@@ -227,19 +227,19 @@ def test_an_evaluation_leaves_a_corrupt_image_out(damaged, said):
   assert line.startswith(f'{path} cannot be decoded and is skipped')
 
 
-def test_corrupt_images_alone_are_an_error(own_folder):
+def test_only_corrupt_images_raise(own_folder):
   for path in own_folder.glob('train/*/*'):
     path.write_bytes(b'no image')
   train = imagenet.open_images(own_folder).train
   with (
     _training(train, say=lambda _: None) as training,
-    pytest.raises(ValueError, match='and all images tried in its place cannot'),
+    pytest.raises(ValueError, match='and all its substitutes cannot'),
   ):
     next(training)
 
 
 @pytest.mark.parametrize(
-  ('options', 'complaint'),
+  ('options', 'message'),
   [
     ({'batch_size': 0}, 'batch_size must be at least 1, not 0'),
     ({'size': 0}, 'size must be at least 1, not 0'),
@@ -250,23 +250,23 @@ def test_corrupt_images_alone_are_an_error(own_folder):
     ({'seed': -1}, 'seed must be at least 0, not -1'),
   ],
 )
-def test_wrong_options_are_one_line(train, options, complaint):
-  with pytest.raises(ValueError, match=complaint):
+def test_invalid_options_are_reported_in_one_line(train, options, message):
+  with pytest.raises(ValueError, match=message):
     _training(train, **options)
 
 
 def _shown(order, epoch):
-  """Returns what an epoch shows, step by step."""
+  """Returns the images of an epoch by step."""
   steps, size = order.steps_per_epoch, order.batch_size
   positions = np.arange(steps * size) + epoch * steps * size
   chosen = [next(order.at(int(position))) for position in positions]
   return np.reshape(chosen, (steps, size))
 
 
-def test_an_order_has_everything_once_and_never_changes():
+def test_a_permutation_is_complete_and_does_not_change():
   order = permutation(1000, 3)
   assert sorted(order) == list(range(1000))
-  # Conversions and runs are continued with later versions of NumPy.
+  # Conversions and runs may resume with later versions of NumPy.
   assert order[:8].tolist() == [186, 20, 616, 472, 320, 734, 838, 536]
   assert permutation(1000, 3, 1).tolist() != order.tolist()
 
@@ -279,6 +279,6 @@ def test_an_epoch_shows_every_image_at_most_once(examples):
   for shown in epochs:
     assert len(np.unique(shown)) == 48
   assert not np.array_equal(epochs[0], epochs[1])
-  # The images that are left out are others each time.
+  # Each epoch leaves out different images.
   left_out = {frozenset(range(examples)) - {*shown.flat} for shown in epochs}
   assert len(left_out) == (1 if examples == 48 else 3)

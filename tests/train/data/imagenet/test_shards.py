@@ -1,4 +1,4 @@
-"""Shards: records, the manifest, and damage that is noticed on opening."""
+"""Shards: records, manifest, and detection of damage on opening."""
 
 import pathlib
 
@@ -12,7 +12,7 @@ from tests.train.data.imagenet import pictures
 _FIRST = 'train-00000-of-00005.array_record'
 
 
-def test_shards_are_counted_as_the_folder(folder, shards):
+def test_shards_have_the_indices_of_the_folder(folder, shards):
   of_folder, of_shards = map(imagenet.open_images, (folder, shards))
   assert of_shards.classes == of_folder.classes
   for name in ('train', 'val'):
@@ -31,17 +31,17 @@ def _edit(old, new):
 
 
 @pytest.mark.parametrize(
-  ('damage', 'complaint'),
+  ('damage', 'message'),
   [
-    (pathlib.Path.unlink, f'{_FIRST} is missing; it should hold 22'),
+    (pathlib.Path.unlink, f'{_FIRST} is missing; it should contain 22'),
     (pictures.truncate, f'{_FIRST} has .* bytes instead of'),
     (
       lambda path: path.write_bytes(bytes(path.stat().st_size)),
-      f'{_FIRST} holds 0 images instead of 22',
+      f'{_FIRST} contains 0 images instead of 22',
     ),
     (
       _edit('"examples": 22', '"examples": 23'),
-      f'{_FIRST} holds 22 images instead of 23',
+      f'{_FIRST} contains 22 images instead of 23',
     ),
     (
       _edit('"shard_count": 1', '"shard_count": 2'),
@@ -51,9 +51,9 @@ def _edit(old, new):
     (_edit('{', ''), 'manifest.json is not a manifest'),
   ],
 )
-def test_damage_is_one_line(own_shards, damage, complaint):
+def test_damage_is_reported_in_one_line(own_shards, damage, message):
   damage(own_shards / _FIRST)
-  with pytest.raises(ValueError, match=complaint) as error:
+  with pytest.raises(ValueError, match=message) as error:
     imagenet.open_images(own_shards)
   assert str(own_shards) in str(error.value)
   assert '\n' not in str(error.value)

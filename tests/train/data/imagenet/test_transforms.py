@@ -12,7 +12,7 @@ from optax_sam.train.data.imagenet.sources import CorruptImage
 
 
 def _smooth(height, width, seed=0):
-  """A photo-like image: smooth, no two places alike."""
+  """A smooth image without repetition, like a photo."""
   noise = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
   image = Image.fromarray(noise)
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
@@ -45,21 +45,21 @@ def test_crops_have_the_published_areas_and_ratios():
   assert (left >= 0).all()
   assert (top + crop_height <= height).all()
   assert (left + crop_width <= width).all()
-  share = crop_height * crop_width / (height * width)
-  # Sides are whole pixels, hence the little more.
-  assert share.min() > 0.078
-  assert share.min() < 0.09
-  assert 0.95 < share.max() <= 1
+  fraction = crop_height * crop_width / (height * width)
+  # Slack because sides are whole pixels.
+  assert fraction.min() > 0.078
+  assert fraction.min() < 0.09
+  assert 0.95 < fraction.max() <= 1
   ratio = crop_width / crop_height
   assert ratio.min() > 0.74
   assert ratio.max() < 1.35
-  # Those below 40% fit whatever their shape, so nothing is left out there: the
-  # logarithm of the ratio, the area and the place are uniform.
-  small = share < 0.4
+  # Crops below 40% of the area always fit, so none is rejected: logarithm of
+  # the ratio, area and position are uniform.
+  small = fraction < 0.4
   logarithms = np.log(ratio)[small]
   assert abs(logarithms.mean()) < 0.015
   assert abs(logarithms.std() - np.log(16 / 9) / np.sqrt(12)) < 0.01
-  assert abs((share[small] < 0.24).mean() - 0.5) < 0.04
+  assert abs((fraction[small] < 0.24).mean() - 0.5) < 0.04
   for offset, room in ((top, height - crop_height), (left, width - crop_width)):
     assert abs((offset[small] / room[small]).mean() - 0.5) < 0.02
     assert (offset == 0)[small].any()
@@ -74,7 +74,7 @@ def test_crops_have_the_published_areas_and_ratios():
     ((1, 1000), (0, 499, 1, 1)),
   ],
 )
-def test_no_crop_fits_into_a_strip(shape, box):
+def test_a_strip_uses_the_fallback_crop(shape, box):
   generator = np.random.default_rng(0)
   assert {transforms.random_crop(*shape, generator) for _ in range(9)} == {box}
 
@@ -82,7 +82,7 @@ def test_no_crop_fits_into_a_strip(shape, box):
 def test_half_of_the_images_are_mirrored():
   image = np.zeros((40, 40, 3), np.uint8)
   image[:, :20] = 200
-  # Brighter on the left, whatever the crop, unless it is all on one side.
+  # Any mirrored crop is brighter on the left.
   jpeg = _stored(image)
   generator = np.random.default_rng(0)
   tilts = []
@@ -116,7 +116,7 @@ def test_a_crop_is_the_same_part_at_any_decoded_size(monkeypatch, shape, box):
     result = transforms.training_image(jpeg, 32, np.random.default_rng(seed))
     mirrored = np.random.default_rng(seed).random() < 0.5
     result = result[:, ::-1] if mirrored else result
-    # A whole pixel of the result off would be about 10.
+    # An error of one pixel of the result would be about 10.
     assert _apart(result, expected).mean() < 1
     if shape == (60, 80):
       assert _apart(result, expected).max() == 0
@@ -125,7 +125,7 @@ def test_a_crop_is_the_same_part_at_any_decoded_size(monkeypatch, shape, box):
 @pytest.mark.parametrize(
   'shape', [(60, 80), (81, 60), (37, 37), (20, 31), (601, 803)]
 )
-def test_evaluation_resizes_then_cuts(shape):
+def test_evaluation_resizes_then_crops(shape):
   jpeg = _stored(_smooth(*shape))
   height, width = shape
   short = min(shape)
@@ -134,8 +134,8 @@ def test_evaluation_resizes_then_cuts(shape):
   top, left = round((rows - 28) / 2), round((columns - 28) / 2)
   expected = resized.crop((left, top, left + 28, top + 28))
   result = transforms.evaluation_image(jpeg, 28)
-  # The same weights but for the rounding of the box to float32; a large image
-  # is decoded at a smaller size.
+  # Equal up to the rounding of the box to float32; a large image is decoded at
+  # a smaller size.
   apart = _apart(result, expected)
   assert apart.max() <= 1 or (height > 600 and apart.mean() < 1)
 
@@ -144,7 +144,7 @@ def test_evaluation_resizes_then_cuts(shape):
   ('kind', 'mode', 'tolerance'),
   [('JPEG', 'L', 0), ('JPEG', 'CMYK', 1), ('PNG', 'RGB', 0), ('PNG', 'P', 0)],
 )
-def test_other_kinds_become_colours_too(kind, mode, tolerance):
+def test_other_formats_are_converted_to_rgb(kind, mode, tolerance):
   stored = _stored(_smooth(32, 32), kind, mode)
   resized = _opened(stored).resize((32, 32), Image.Resampling.BILINEAR)
   result = transforms.evaluation_image(stored, 28)
@@ -155,9 +155,9 @@ def test_other_kinds_become_colours_too(kind, mode, tolerance):
   transforms.check(stored)
 
 
-def test_bytes_too_many_are_no_damage():
+def test_extra_bytes_are_not_damage():
   jpeg = _stored(_smooth(40, 50))
-  # Between the pixels and the end of the image, where libjpeg warns of them.
+  # Before the end marker, where libjpeg warns about them.
   odd = jpeg[:-2] + b'\x00' * 7 + jpeg[-2:]
   with pytest.raises(ValueError, match='extraneous bytes'):
     simplejpeg.decode_jpeg(odd)
@@ -174,7 +174,7 @@ def test_bytes_too_many_are_no_damage():
     lambda jpeg: jpeg[: len(jpeg) // 2],
   ],
 )
-def test_damage_is_found(damage):
+def test_a_damaged_image_raises(damage):
   jpeg = damage(_stored(_smooth(40, 50)))
   for decode in (
     transforms.check,
