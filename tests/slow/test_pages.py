@@ -1,4 +1,4 @@
-"""README and guide: the Python blocks of a page run as one script."""
+"""README and guide: the Python code of a page is one program, and runs."""
 
 import pathlib
 import re
@@ -9,7 +9,7 @@ import pytest
 
 import optax_sam
 
-STRICT = False  # as for users
+STRICT = False  # as for those who copy it
 pytestmark = pytest.mark.slow
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -17,21 +17,21 @@ _FENCE = re.compile(r'^```python\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 
 
 def run(path, silent):
-  """Runs all Python blocks of a page in order, and counts them.
+  """Runs all Python blocks of a page, one after the other, and counts them.
 
   Args:
-    path: path of the page.
-    silent: number of blocks without an assertion.
+    path: of the page.
+    silent: number of blocks that assert nothing.
 
   Returns:
-    (global names after the last block, number of blocks).
+    (names that the program leaves, number of blocks).
   """
   text = path.read_text()
   blocks = list(_FENCE.finditer(text))
   assert sum('assert ' not in block[1] for block in blocks) == silent
   names = {'__name__': path.stem}
   for block in blocks:
-    # So that line numbers in a traceback are those of the page.
+    # Line numbers in a traceback are those of the page.
     line = text[: block.start()].count('\n') + 1
     exec(compile('\n' * line + block[1], str(path), 'exec'), names)
   return names, len(blocks)

@@ -1,4 +1,4 @@
-"""The documentation site builds and contains included text."""
+"""The documentation as a site: it builds, and shows what it includes."""
 
 import os
 import pathlib
@@ -25,12 +25,12 @@ def site(tmp_path_factory):
     timeout=300,
     check=False,
   )
-  # Warnings, such as those of broken links, are errors: see mkdocs.yml.
+  # A warning, as of a link that leads nowhere, is an error: see mkdocs.yml.
   assert built.returncode == 0, built.stderr
   return target
 
 
-def test_the_site_contains_included_text(site):
+def test_the_site_has_what_its_pages_include(site):
   page = (site / 'methods' / 'index.html').read_text()
   assert 'href="../api/methods/#optax_sam.look_sam"' in page
   assert 'optax_sam.norm_layers_only' in page
