@@ -236,7 +236,7 @@ relative to the base optimizer alone (`sgd`; for vit_s16 it is AdamW) in the
 same kind of step. Flops of a conditional are those of its costliest branch.
 Peak memory is given for the default optimization, where compiled, and for O0;
 the other columns are the same for both. Collectives are listed by kind, with
-the bytes of their results. A `send` goes to another slice; operations in a loop
-count once. Products are convolutions and matrix products. Rows with
+the bytes of their results. A `send` goes to another slice, and operations in a
+loop count once. Products are convolutions and matrix products. Rows with
 `shard_map/` are handwritten per-device steps from parts of the trainer, with
 local batch norm."""

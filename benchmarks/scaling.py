@@ -51,7 +51,7 @@ _SKIPPING = ('ae_sam', 'look_sam', 'ae_look_sam')
 
 
 def _update(tx: Any, ascend: bool = True) -> Callable[..., Any]:
-  """Returns a method's update alone, one of its branches."""
+  """Returns one branch of a method's update, without gradients."""
 
   def update(grads, state, params, second):
     points = []
@@ -63,7 +63,7 @@ def _update(tx: Any, ascend: bool = True) -> Callable[..., Any]:
     direction, state = tx.update(
       grads, state, params, grad_fn=grad_fn, ascend=ascend
     )
-    # The points as well, so that they are written.
+    # Also the perturbed parameters, so that they are written.
     return direction, state, points
 
   return update
@@ -80,7 +80,7 @@ def _seconds(function: Callable[[], Any], repeats: int) -> float:
 def _seconds_in_place(
   function: Callable[[Any], Any], given: Any, repeats: int
 ) -> float:
-  """Times a function that overwrites what it is given, and returns it."""
+  """Returns the median time of a function that donates its input."""
   given = jax.block_until_ready(function(given))
   found = []
   for _ in range(repeats):
@@ -100,10 +100,10 @@ def _table(title: str, head: tuple[str, ...], lines: list[tuple[Any, ...]]):
 
 
 def parameters(sizes: tuple[int, ...], repeats: int) -> None:
-  """Prints how an update alone grows with the number of parameters.
+  """Prints memory traffic and time of an update by number of parameters.
 
-  A pass reads or writes every parameter once: 4 bytes each. A copy that only
-  reads what it writes makes the unit of time.
+  A pass reads or writes every parameter once, with 4 bytes each. The unit of
+  time is that of a copy.
   """
   lines = []
   for entries in sizes:
@@ -117,7 +117,7 @@ def parameters(sizes: tuple[int, ...], repeats: int) -> None:
       # The perturbed gradient is donated, as in a complete step.
       update = jax.jit(_update(tx, ascends), donate_argnums=3)
       second = jax.tree.map(jnp.copy, tree)
-      # From the second step on, where no mask is renewed.
+      # From the second step, which does not refresh the mask.
       second, state, _ = update(tree, jax.jit(tx.init)(tree), tree, second)
       compiled = update.lower(tree, state, tree, second).compile()
       passes = compiled.cost_analysis()['bytes accessed'] / (4 * entries)
@@ -138,7 +138,7 @@ def parameters(sizes: tuple[int, ...], repeats: int) -> None:
 
 
 def leaves(counts: tuple[int, ...], repeats: int) -> None:
-  """Prints how a step grows with the number of leaves, and compiles."""
+  """Prints compilation time, time and size of a step by number of leaves."""
   lines = []
   for count in counts:
     tree = _tree(1_000_000, count)

@@ -118,7 +118,7 @@ class AtShareState(NamedTuple):
 
   Attributes:
     log_norm: logarithm of the last gradient's norm.
-    threshold: what it is held against.
+    threshold: threshold for the logarithm of the norm.
   """
 
   log_norm: jax.Array

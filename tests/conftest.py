@@ -38,8 +38,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request):
-  """Disables implicit promotion of dtypes and ranks, except in opted-out
-  modules."""
+  """Disables implicit promotion, unless a module sets `STRICT = False`."""
   if not getattr(request.module, 'STRICT', True):
     yield
     return

@@ -119,8 +119,7 @@ def test_stabilizer_is_1e_12(run, length):
   ('p', 'expected'), [(2, [0.3, 0.4]), (np.inf, [0.5, 0.5])]
 )
 def test_several_ascent_steps_stay_in_the_ball(p, expected):
-  """`optax.contrib.sam` adds the steps, so five nearly parallel ones leave
-  it."""
+  """With `optax.contrib.sam` five nearly parallel steps leave the ball."""
   params, gradient = jnp.zeros(2), jnp.array([3.0, 4.0])
   method = optax_sam.sam(0.5, p=p, ascent_steps=5)
   grad_fn = lambda p: p + gradient

@@ -31,16 +31,16 @@ def sparse_sam_dynamic(
   if mask is None:
     mask = kept_fraction(draw(key), sparsity)
   epsilon = of_length(rho, step.ascent())
-  renewed = mask.copy()
+  refreshed = mask.copy()
   if step.t % refresh_every == 0:  # for the next step
     active, outside = np.flatnonzero(mask), np.flatnonzero(mask == 0)
     rate = drop_rate / 2 * (1 + np.cos(np.pi * step.t / total_steps))
     moved = min(int(len(active) * rate), len(outside))
     flatness = -np.abs(epsilon.mean(axis=0)[active])
     bits = draw(jax.random.fold_in(jax.random.fold_in(key, step.t), 1))
-    renewed[active[largest(flatness, moved)]] = 0
-    renewed[outside[largest(bits[outside], moved)]] = 1
-  step.memory['mask'] = renewed
+    refreshed[active[largest(flatness, moved)]] = 0
+    refreshed[outside[largest(bits[outside], moved)]] = 1
+  step.memory['mask'] = refreshed
   return step.gradients(mask * epsilon)
 
 

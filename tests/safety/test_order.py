@@ -75,16 +75,16 @@ DROPPED = r'inside of {}, which .*(place the method before it|ExtraArgs)'
 TURNED = r'no base optimizer after .*got {}: .*gradient ascent'
 LAST = r'swa and anti_pgd last, got .*{} after them'
 WRONG = {
-  'behind adam': (
+  'after adam': (
     chain(optax.adam(0.1), sam),
     FIRST.format('scale_by_adam, scale') + '.*the sign is lost',
   ),
-  'behind clipping': (
+  'after clipping': (
     chain(optax.clip_by_global_norm(1.0), sam, sgd),
     FIRST.format('clip_by_global_norm')
     + r'.*is dropped.*optax.chain\(optax_sam.sam\(\), clip_by_global_norm',
   ),
-  'behind decay': (
+  'after decay': (
     chain(optax.add_decayed_weights(10.0), sam, sgd),
     FIRST.format('add_decayed_weights'),
   ),
@@ -108,7 +108,7 @@ WRONG = {
     chain(optax.masked(optax.clip(1.0), MASK), sam, sgd),
     FIRST.format('masked'),
   ),
-  'behind accumulation': (
+  'after accumulation': (
     chain(around(optax.identity(), 2), sam, sgd),
     FIRST.format('MultiSteps'),
   ),

@@ -166,13 +166,13 @@ def _train(
   steps = config.seeds * len(trainers) * config.steps
   with reporter.phase('Training', steps) as phase:
     for seed, name in itertools.product(range(config.seeds), trainers):
-      keeps = seed == 0 and config.timing_rounds > 0
+      is_timed = seed == 0 and config.timing_rounds > 0
 
       def after_step(
-        current: Progress, name: str = name, keeps: bool = keeps
+        current: Progress, name: str = name, is_timed: bool = is_timed
       ) -> None:
         phase.advance()
-        if keeps:
+        if is_timed:
           # A copy, because the next step donates the buffers of the state.
           for _ in range(points.count(current.step)):
             state = train_step.copy(current.state)

@@ -50,7 +50,7 @@ class Experiment:
   """Training steps of a run."""
 
   batch_size: int = 100
-  """Examples in a step."""
+  """Examples in a batch."""
 
   learning_rate: float | None = None
   """Peak of the cosine schedule [default: 0.1 for sgd, 0.003 for adamw]."""
@@ -79,7 +79,7 @@ class Experiment:
   """Radius for all methods [default: each method's own]."""
 
   set: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-  """One setting of one method, as in ae_sam.lambda_2=2."""
+  """Setting of a method, as in ae_sam.lambda_2=2."""
 
   execution: Execution = 'auto'
   """Where a method decides to skip the perturbed gradient: inside the compiled
@@ -90,7 +90,7 @@ class Experiment:
   """Evaluations in a run, evenly spaced."""
 
   log_every: int = 5
-  """Steps from one row of the log to the next."""
+  """Steps between rows of the log."""
 
   sharpness_radius: float = 0.05
   """Radius of the SAM sharpness, the same for all methods."""
@@ -147,7 +147,7 @@ class TrainConfig(Experiment):
   """ImageNet: batches that are prepared in advance, held in memory."""
 
   epochs: int | None = None
-  """Passes over the training examples, in place of --steps."""
+  """Passes over the training examples, instead of --steps."""
 
   mesh: str | None = None
   """Devices over which each batch is split, as in data=8, or data=4,fsdp=2 if
@@ -174,7 +174,7 @@ class TrainConfig(Experiment):
   """Seed of initialization, order of the data and dropout."""
 
   checkpoint_every: int = 50
-  """Steps from one checkpoint to the next; the last three are kept."""
+  """Steps between checkpoints; the last three are stored."""
 
   output: pathlib.Path | None = None
   """Directory of the run [default: runs/METHOD-DATASET-DATE-TIME]."""

@@ -71,9 +71,9 @@ def check(
 def new_directory(
   target: pathlib.Path, *, overwrite: bool, known: frozenset[str]
 ) -> Iterator[pathlib.Path]:
-  """Yields a temporary sibling of `target` that becomes it at the end.
+  """Yields a temporary sibling of `target` that is renamed at the end.
 
-  On any error the sibling is removed and what was there before stays.
+  On any error the sibling is removed and a former output is unchanged.
 
   Args:
     target: the directory to write.

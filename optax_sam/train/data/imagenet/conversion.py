@@ -54,7 +54,7 @@ def convert(
     source: the image folder.
     target: a new or empty directory, or that of an interrupted conversion.
     shards: number of shards of the training images, at most one per image.
-      Validation shards have as many images each.
+      Validation shards have the same size.
     threads: images that are read and checked concurrently, at least 1.
     say: called with a message for every shard and every omitted image.
 
