@@ -3,7 +3,6 @@
 from optax_sam.engine.perturbation import (
   RadiusState,
   RandomState,
-  keep_random_entries,
   keep_random_tensors,
   scale_to_radius,
 )
@@ -40,7 +39,6 @@ __all__ = [
   'keep_dynamic',
   'keep_n_of_m',
   'keep_outliers',
-  'keep_random_entries',
   'keep_random_tensors',
   'keep_top_fisher',
   'scale_by_radius',

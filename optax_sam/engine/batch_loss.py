@@ -10,7 +10,7 @@ import optax
 from optax_sam.engine import devices
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.partition import Leaves
-from optax_sam.trees import tree_math
+from optax_sam.trees import control_flow, tree_math
 
 
 class BatchLoss(NamedTuple):
@@ -151,7 +151,7 @@ def _num_examples(batch: Any) -> int:
 
 def _scan(add: Callable[..., Any], total: Any, parts: Any) -> tuple[Any, Any]:
   """Scans; outside of `jax.jit` in Python, as JAX would recompile each call."""
-  if isinstance(jnp.zeros(()), jax.core.Tracer):
+  if control_flow.is_traced():
     return jax.lax.scan(add, total, parts)
   found = []
   for i in range(len(jax.tree.leaves(parts)[0])):

@@ -150,39 +150,6 @@ def keep_random_tensors(
   [[0.0], [1.0], [1.0]]
   [[1.0], [1.0], [0.0]]
   """
-  return _keep_at_random(probability, key, shape=lambda _: ())
-
-
-def keep_random_entries(
-  probability: float, key: jax.Array | int
-) -> optax.GradientTransformation:
-  """Keeps single entries at random, one draw per entry and step.
-
-  A baseline for masks that choose entries, not part of a published method. The
-  keys of leaves are those of `keep_random_tensors`.
-
-  Args:
-    probability: chance that an entry is kept, in (0, 1].
-    key: integer seed or one typed key, the same on all devices; not the key of
-      dropout.
-
-  Returns:
-    A perturbation with state (`RandomState`).
-
-  >>> piece, g = keep_random_entries(0.5, key=0), jnp.ones(6)
-  >>> state = piece.init(g)
-  >>> for _ in range(2):
-  ...   epsilon, state = piece.update(g, state)
-  ...   print(epsilon.tolist())
-  [1.0, 0.0, 1.0, 0.0, 1.0, 1.0]
-  [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
-  """
-  return _keep_at_random(probability, key, shape=lambda leaf: leaf.shape)
-
-
-def _keep_at_random(
-  probability: Any, key: Any, shape: Callable[[Any], tuple[int, ...]]
-) -> optax.GradientTransformation:
   validation.check_number('probability', probability, above=0, at_most=1)
   validation.check_key(key)
 
@@ -196,16 +163,9 @@ def _keep_at_random(
     del params
     draw = jax.random.fold_in(state.key, state.step_count)
     leaves, structure = jax.tree.flatten(updates)
+    p = jnp.asarray(probability, jnp.float32)
     kept = [
-      jnp.where(
-        jax.random.bernoulli(
-          jax.random.fold_in(draw, i),
-          jnp.asarray(probability, jnp.float32),
-          shape(leaf),
-        ),
-        leaf,
-        0,
-      )
+      jnp.where(jax.random.bernoulli(jax.random.fold_in(draw, i), p), leaf, 0)
       for i, leaf in enumerate(leaves)
     ]
     return structure.unflatten(kept), state.advance()

@@ -49,9 +49,6 @@ PERTURBATIONS = {
   'keep_n_of_m': lambda: optax.chain(
     perturbations.keep_n_of_m(1, 3), _BY_RADIUS(0.1)
   ),
-  'keep_random_entries': lambda: optax.chain(
-    perturbations.keep_random_entries(0.5, 1), _BY_RADIUS(0.1)
-  ),
   'keep_random_tensors': lambda: optax.chain(
     perturbations.keep_random_tensors(0.5, 1), _BY_RADIUS(0.1)
   ),
