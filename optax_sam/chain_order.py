@@ -20,7 +20,6 @@ _OPTIMIZERS = (
   'WsamDecoupledState',
 )
 _AFTER = (AntiPgdState, SwaState)
-_MASKS = ('MaskedState', 'PartitionState')
 # Wrappers without a state, and the variable with the wrapped transformation.
 _HIDDEN = {'with_extra_args_support': 'tx', 'flatten': 'inner'}
 # Wrappers that don't forward the loss, or the parameters unchanged.
@@ -88,13 +87,6 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
   methods = list(paths(METHODS, state, tx.update))
   for path in methods:
     classes = [node.name for node in path]
-    if any(name in _MASKS for name in classes):
-      yield (
-        'tx must not have a method of optax_sam inside of optax.masked or '
-        'optax.partition, which exclude parameters that the loss needs. Place '
-        'it before them, with mask= for the leaves that may be perturbed: '
-        'optax.chain(optax_sam.sam(mask=mask), optax.masked(base, mask)).'
-      )
     if dropping := [node for node in path if node.name in _DROPPING]:
       wrapper = _name(dropping[0].function) or dropping[0].name
       yield (
