@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.extra_arguments import ARGUMENTS
 from optax_sam.engine.info import SharpnessAwareState, metrics, only_state
-from optax_sam.trees import tree_math
+from optax_sam.trees import control_flow, tree_math
 
 
 class AlternatingState(NamedTuple):
@@ -144,9 +144,10 @@ def alternating(
       # A gradient that isn't finite: the base optimizer may reject it.
       finite = tree_math.all_finite(leaves.split(updates))
       moves = metrics(after)['decided'] & finite
-      return _branch(moves, move, lambda: step(updates, params, ascend=False))
+      stay = lambda: step(updates, params, ascend=False)
+      return control_flow.cond(moves, move, stay)
 
-    return _branch(state.is_perturbed, second, first)
+    return control_flow.cond(state.is_perturbed, second, first)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -177,12 +178,6 @@ def unperturbed_params(params: optax.Params, opt_state: Any) -> optax.Params:
     state.is_perturbed, state.unperturbed, leaves.split(params)
   )
   return leaves.join(found, params)
-
-
-def _branch(decision: jax.Array, yes: Any, no: Any) -> Any:
-  if isinstance(decision, jax.core.Tracer):
-    return jax.lax.cond(decision, yes, no)
-  return yes() if decision else no()
 
 
 def _perturb(method: Any, clean: Any, state: Any, params: Any) -> Any:

@@ -161,9 +161,8 @@ def _check_axes(value: Any, params: Any, axis_name: Any) -> None:
         f'over axis_name={axis!r}: leave jax.lax.pmean out.'
       )
       raise ValueError(msg)
-    if axis in named or mesh.shape[axis] == 1:
-      continue
-    if not is_known or (varies(value, axis) and not apart):
+    left_out = axis not in named and mesh.shape[axis] > 1
+    if left_out and (not is_known or (varies(value, axis) and not apart)):
       msg = (
         f'axis_name must name the axes of jax.pmap or jax.shard_map that the '
         f'batch is split over, got axis_name={axis_name!r} inside {axis!r}: '
