@@ -46,6 +46,24 @@ NOTEBOOKS = {
       'eigenvalues.'
     ),
   ),
+  'nnx_batch_norm': (
+    'Batch norm in NNX',
+    (
+      'A convolutional network with batch norm and dropout; SAM of the '
+      'normalization layers only.'
+    ),
+  ),
+  'fine_tuning': (
+    'Fine-tuning',
+    (
+      'A frozen base with low-rank adapters; a mask that keeps frozen '
+      'parameters out of the radius.'
+    ),
+  ),
+  'equinox_dropout': (
+    'Dropout in Equinox',
+    'Parameters and other leaves; a run that is saved and resumed exactly.',
+  ),
   'many_devices': (
     'Many devices',
     (
