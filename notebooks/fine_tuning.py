@@ -67,12 +67,12 @@ for name, data in {
 # %% [markdown]
 # ## Base, adapters and head
 #
-# The base has two hidden layers of 128 units. An adapter adds a product of two
+# The base has two hidden layers of 64 units. An adapter adds a product of two
 # thin matrices, of rank 4, to the kernel of a layer (LoRA). Its second factor
 # starts at 0, so fine-tuning starts from the base. The head is new.
 
 # %%
-RANK, WIDTHS = 4, ((64, 128), (128, 128))
+RANK, WIDTHS = 4, ((64, 64), (64, 64))
 
 
 def normal(key, inputs, outputs):
@@ -97,7 +97,7 @@ def make_adapters(key):
 
 
 def make_head(key):
-  return {'kernel': normal(key, 128, 5), 'bias': jnp.zeros(5)}
+  return {'kernel': normal(key, 64, 5), 'bias': jnp.zeros(5)}
 
 
 def logits(params, x):
@@ -118,6 +118,7 @@ def accuracy(params, batch):
   return jnp.mean(found == batch['y'])
 
 
+@jax.jit
 def make_params(key, base=None):
   keys = jax.random.split(key, 3)
   return {
@@ -157,7 +158,7 @@ def train(tx, params, data, steps, seed):
 labels = {'base': 'trained', 'adapters': 'frozen', 'head': 'trained'}
 rules = {'trained': optax.adam(2e-3), 'frozen': optax.set_to_zero()}
 tx = optax.partition(rules, labels)
-pretrained, _ = train(tx, make_params(jax.random.key(0)), pretraining, 500, 0)
+pretrained, _ = train(tx, make_params(jax.random.key(0)), pretraining, 300, 0)
 print(f'accuracy on the old digits {accuracy(pretrained, pretraining):.3f}')
 
 # %% [markdown]
@@ -194,7 +195,7 @@ for name, size in sizes.items():
 
 
 # %%
-def perturbation(mask):
+def first_perturbation(mask):
   """Returns the perturbation of the first step of SAM."""
   seen, method = [], optax_sam.sam(RHO, mask=mask)
   grads = jax.grad(loss_fn)(start, tuning)
@@ -207,16 +208,17 @@ def perturbation(mask):
   return seen[0]
 
 
+perturbations = {
+  'SAM without mask': jax.jit(functools.partial(first_perturbation, None))(),
+  'SAM': jax.jit(functools.partial(first_perturbation, mask))(),
+}
 looks = {
   'SGD': {'color': COLORS['SGD']},
   'SAM without mask': {'color': COLORS['SAM'], 'alpha': 0.4},
   'SAM': {'color': COLORS['SAM']},
 }
 figure, axis = plt.subplots(figsize=(6, 2.6))
-for number, (name, chosen) in enumerate(
-  {'SAM without mask': None, 'SAM': mask}.items()
-):
-  epsilon = perturbation(chosen)
+for number, (name, epsilon) in enumerate(perturbations.items()):
   trained = epsilon['adapters'], epsilon['head']
   print(
     f'{name:16} length on trained parameters {optax.tree.norm(trained):.3f}'
@@ -230,9 +232,8 @@ axis.axhline(RHO, color='black', linestyle=':', label='rho')
 axis.legend()
 plt.show()
 
-frozen = optax.tree.norm(perturbation(mask)['base'])
-assert frozen == 0
-np.testing.assert_allclose(optax.tree.norm(perturbation(mask)), RHO, rtol=1e-4)
+assert not any(leaf.any() for leaf in jax.tree.leaves(epsilon['base']))
+np.testing.assert_allclose(optax.tree.norm(epsilon), RHO, rtol=1e-4)
 
 # %% [markdown]
 # The factor `down` isn't perturbed in the first step: its gradient is 0 while
@@ -240,11 +241,11 @@ np.testing.assert_allclose(optax.tree.norm(perturbation(mask)), RHO, rtol=1e-4)
 #
 # ## Fine-tuning
 #
-# Each optimizer is run with 16 seeds side by side. A seed determines the
+# Each optimizer is run with 12 seeds side by side. A seed determines the
 # adapters, the head and the batches.
 
 # %%
-STEPS, SEEDS = 200, jnp.arange(16)
+STEPS, SEEDS = 200, jnp.arange(12)
 
 
 def fine_tune(tx, seed):
@@ -284,20 +285,22 @@ for name, (_, log, _) in runs.items():
   axis.plot(
     np.arange(10, STEPS + 1, 10), log.mean(axis=0), label=name, **looks[name]
   )
-axis.set(title='Test accuracy, mean of 16 seeds', xlabel='step')
+axis.set(title='Test accuracy, mean of 12 seeds', xlabel='step')
 axis.legend(loc='lower right')
 plt.show()
 
 # %% [markdown]
-# Without the mask, the same `rho` means a shorter perturbation of the trained
-# parameters, by a factor that changes during training and depends on the base.
-# The perturbed gradient is also that of a network with another base than the one
-# that is used. So a radius that was tuned with one base does not fit another.
+# Both variants of SAM gain here, and twelve seeds do not show which is better.
+# The mask makes `rho` the length of the perturbation of the trained parameters.
+# Without it, that length is shorter by a factor that changes during training and
+# depends on the base, so a radius that was tuned with one base may not fit
+# another.
 #
 # ## The cost
 #
 # The mask also saves work. No perturbed gradient of frozen parameters is
-# computed, and they have no state: LookSAM, for example, keeps a direction of trained parameters only.
+# computed, and they have no state. The state of LookSAM, for example, is a
+# direction of trained parameters only.
 
 # %%
 for name, chosen in {'without mask': None, 'with mask': mask}.items():

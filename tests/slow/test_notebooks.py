@@ -1,4 +1,4 @@
-"""Notebooks: in sync with their scripts, and their outputs can be reproduced."""
+"""Notebooks: in sync with their scripts; stored and new outputs agree."""
 
 import pathlib
 import re
