@@ -292,9 +292,9 @@ plt.show()
 # %% [markdown]
 # Both variants of SAM gain here, and twelve seeds do not show which is better.
 # The mask makes `rho` the length of the perturbation of the trained parameters.
-# Without it, that length is shorter by a factor that changes during training and
-# depends on the base, so a radius that was tuned with one base may not fit
-# another.
+# Without it, that length is shorter by a factor that changes during training
+# and depends on the base. A radius that was tuned with one base may then not
+# fit another.
 #
 # ## The cost
 #

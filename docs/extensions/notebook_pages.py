@@ -24,6 +24,24 @@ NOTEBOOKS = {
       'looks like.'
     ),
   ),
+  'nnx_batch_norm': (
+    'Batch norm in NNX',
+    (
+      'A convolutional network with batch norm and dropout; SAM of the '
+      'normalization layers only.'
+    ),
+  ),
+  'equinox_dropout': (
+    'Dropout in Equinox',
+    'Parameters and other leaves; a run that is saved and resumed exactly.',
+  ),
+  'fine_tuning': (
+    'Fine-tuning',
+    (
+      'A frozen base with low-rank adapters; a mask that keeps frozen '
+      'parameters out of the radius.'
+    ),
+  ),
   'composing': (
     'Composing',
     'Write a perturbation and a policy; masks; a schedule of the radius.',
@@ -45,24 +63,6 @@ NOTEBOOKS = {
       'Lines, planes and the path between an SGD and a SAM solution, with '
       'eigenvalues.'
     ),
-  ),
-  'nnx_batch_norm': (
-    'Batch norm in NNX',
-    (
-      'A convolutional network with batch norm and dropout; SAM of the '
-      'normalization layers only.'
-    ),
-  ),
-  'fine_tuning': (
-    'Fine-tuning',
-    (
-      'A frozen base with low-rank adapters; a mask that keeps frozen '
-      'parameters out of the radius.'
-    ),
-  ),
-  'equinox_dropout': (
-    'Dropout in Equinox',
-    'Parameters and other leaves; a run that is saved and resumed exactly.',
   ),
   'many_devices': (
     'Many devices',
