@@ -135,30 +135,34 @@ def make_params(key, base=None):
 
 
 # %%
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def train(tx, params, data, steps, seed):
+@functools.partial(jax.jit, static_argnums=0)
+def train(tx, params, batches):
   """Trains once; returns the parameters, and accuracies every ten steps."""
   take_step = optax_sam.make_step(loss_fn, tx)
 
-  def step(carry, key):
-    rows = jax.random.randint(key, (25,), 0, len(data['y']))
-    batch = jax.tree.map(lambda leaf: leaf[rows], data)
+  def step(carry, batch):
     params, state, _ = take_step(*carry, batch)
     return (params, state), None
 
-  def ten_steps(carry, keys):
-    carry, _ = jax.lax.scan(step, carry, keys)
+  def ten_steps(carry, batches):
+    carry, _ = jax.lax.scan(step, carry, batches)
     return carry, accuracy(carry[0], test)
 
-  keys = jax.random.split(jax.random.key(seed), (steps // 10, 10))
-  (params, _), log = jax.lax.scan(ten_steps, (params, tx.init(params)), keys)
+  (params, _), log = jax.lax.scan(ten_steps, (params, tx.init(params)), batches)
   return params, log
+
+
+def draw(data, *shape):
+  """Returns random batches of 25 examples, in groups of ten."""
+  rows = random.integers(0, len(data['y']), (*shape, 10, 25))
+  return jax.tree.map(lambda leaf: leaf[rows], data)
 
 
 labels = {'base': 'trained', 'adapters': 'frozen', 'head': 'trained'}
 rules = {'trained': optax.adam(2e-3), 'frozen': optax.set_to_zero()}
 tx = optax.partition(rules, labels)
-pretrained, _ = train(tx, make_params(jax.random.key(0)), pretraining, 300, 0)
+params = make_params(jax.random.key(0))
+pretrained, _ = train(tx, params, draw(pretraining, 30))
 print(f'accuracy on the old digits {accuracy(pretrained, pretraining):.3f}')
 
 # %% [markdown]
@@ -245,24 +249,27 @@ np.testing.assert_allclose(optax.tree.norm(epsilon), RHO, rtol=1e-4)
 # adapters, the head and the batches.
 
 # %%
-STEPS, SEEDS = 200, jnp.arange(12)
+STEPS, SEEDS = 200, 12
+
+keys = jax.random.split(jax.random.key(2), SEEDS)
+starts = jax.vmap(make_params, (0, None))(keys, pretrained['base'])
+batches = draw(tuning, SEEDS, STEPS // 10)
 
 
-def fine_tune(tx, seed):
-  params = make_params(jax.random.key(100 + seed), pretrained['base'])
-  params, log = train(tx, params, tuning, STEPS, seed)
+def fine_tune(tx, params, batches):
+  params, log = train(tx, params, batches)
   return params, log, accuracy(params, tuning)
 
 
 runs = {
-  name: jax.jit(jax.vmap(functools.partial(fine_tune, tx)))(SEEDS)
+  name: jax.jit(jax.vmap(functools.partial(fine_tune, tx)))(starts, batches)
   for name, tx in optimizers.items()
 }
 base_log = np.array(runs['SGD'][1][:, -1])
 for name, (params, log, fitted) in runs.items():
   final = np.array(log[:, -1])
   difference = 100 * (final - base_log)
-  error = difference.std(ddof=1) / len(SEEDS) ** 0.5
+  error = difference.std(ddof=1) / SEEDS**0.5
   print(
     f'{name:16} test accuracy {final.mean():.3f} (lowest {final.min():.3f}), '
     f'noisy labels fitted {fitted.mean():.0%}'
