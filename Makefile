@@ -7,13 +7,15 @@ CLAIM ?= 1
 NEWEST ?= $(shell .ci/newest_python)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all slow newest lint tables docs bench evidence clean
+.PHONY: help demo test test-all slow newest lint tables \
+  notebooks docs bench evidence clean
 
 help:
 	@echo 'make demo   train digits with several methods, write a report'
 	@echo 'make test   lint, type check, fast tests, doctests'
 	@echo 'make test-all  also notebooks, site, several processes, newest Python'
 	@echo 'make tables write the tables of methods from the catalog'
+	@echo 'make notebooks  run the notebooks, store their outputs'
 	@echo 'make docs   build the documentation site in build/site'
 	@echo 'make bench  measure the cost of steps here, also with PyTorch'
 	@echo 'make evidence CLAIM=1  rerun one claim of the papers from scratch'
@@ -65,6 +67,9 @@ newest:
 	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) .venv-newest/.dev
 	XLA_FLAGS= .venv-newest/bin/python $(PYTEST) -m 'not slow' \
 	  tests/conformance tests/methods tests/trees tests/test_flax.py
+
+notebooks: $(VENV)/.dev
+	$(BIN)/python docs/run_notebooks.py
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build

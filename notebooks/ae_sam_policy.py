@@ -42,6 +42,7 @@ import numpy as np
 import optax
 from scipy.stats import norm
 from sklearn.datasets import load_digits
+from style import COLORS
 
 import optax_sam
 
@@ -135,16 +136,16 @@ print(f'{agree:.1%} of {total_steps} decisions are the same')
 # %%
 norms, ascended = log['policy/squared_norm'], log['ascended']
 steps = np.arange(total_steps)
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout='constrained')
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
 for axis, first in zip(axes, (40, total_steps - 100), strict=True):
   part = slice(first, first + 60)
   low, high = means - deviations, means + deviations
-  axis.fill_between(steps[part], low[part], high[part], color='0.9')
-  axis.plot(steps[part], means[part], color='0.6', label='mean')
+  axis.fill_between(steps[part], low[part], high[part], color='0.92')
+  axis.plot(steps[part], means[part], ':', color='black', label='mean')
   axis.plot(
     steps[part],
     log['policy/threshold'][part],
-    color='black',
+    color=COLORS['threshold'],
     linewidth=1,
     label='threshold',
   )
@@ -153,12 +154,12 @@ for axis, first in zip(axes, (40, total_steps - 100), strict=True):
     (~ascended, 'skipped'),
   ):
     inside = steps[part][chosen[part]]
-    axis.plot(inside, norms[inside], 'o', markersize=3, label=label)
+    axis.plot(inside, norms[inside], 'o', color=COLORS[label], label=label)
   axis.set(title=f'Steps {first} to {first + 59}', xlabel='step')
   axis.set_ylim(bottom=0)
 axes[0].set_ylabel('squared gradient norm')
 handles, names = axes[0].get_legend_handles_labels()
-figure.legend(handles, names, loc='outside right center', frameon=False)
+figure.legend(handles, names, loc='outside right center')
 plt.show()
 
 # %% [markdown]
@@ -194,23 +195,21 @@ logs = {
 }
 assert logs['LookSAM']['ascended'].sum() == -(-total_steps // 5)
 
-figure, (left, right) = plt.subplots(
-  1, 2, figsize=(9, 3), layout='constrained', width_ratios=(3, 2)
-)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(3, 2))
 epochs = np.arange(1, EPOCHS + 1)
 for name, found in logs.items():
   shares = found['ascended'].reshape(EPOCHS, -1).mean(axis=1)
-  left.plot(epochs, shares, label=name)
+  left.plot(epochs, shares, color=COLORS[name], label=name)
 left.plot(epochs, expected, ':', color='black', label='AE-SAM, normal law')
 left.set(title='Steps with a perturbed gradient', xlabel='epoch', ylim=(0, 1.3))
 left.set_yticks(np.linspace(0, 1, 6))
-left.legend(frameon=False, fontsize='small', ncols=2, loc='upper left')
+left.legend(ncols=2, loc='upper left')
 middle = total_steps // 2
 right.eventplot(
   [np.flatnonzero(f['ascended'][middle : middle + 50]) for f in logs.values()],
   lineoffsets=[2, 1, 0],
   linelengths=0.7,
-  colors=['C0', 'C1', 'C2'],
+  colors=[COLORS[name] for name in logs],
 )
 right.set(
   title='Perturbed gradients of 50 steps', xlabel=f'step after {middle}'

@@ -33,6 +33,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
+from style import COLORS, SEQUENCE
 
 import optax_sam
 
@@ -165,18 +166,18 @@ best = {name: found.mean(axis=1).argmax() for name, found in validated.items()}
 # or take the smaller radius if its accuracy is within the band.
 
 # %%
-figure, axes = plt.subplots(
-  1, 2, figsize=(9, 3), sharey=True, layout='constrained'
-)
+figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
 for axis, (name, found) in zip(axes, validated.items(), strict=True):
   places = np.arange(len(RADII[name]))
-  axis.fill_between(places, found.min(axis=1), found.max(axis=1), alpha=0.2)
-  axis.plot(places, found.mean(axis=1), marker='o', markersize=4)
-  axis.axvline(best[name], color='gray', linestyle=':', label='chosen')
+  axis.fill_between(
+    places, found.min(axis=1), found.max(axis=1), color=COLORS[name], alpha=0.2
+  )
+  axis.plot(places, found.mean(axis=1), color=COLORS[name], marker='o')
+  axis.axvline(best[name], color='black', linestyle=':', label='chosen')
   axis.set_xticks(places, [f'{rho:g}' for rho in RADII[name]])
   axis.set(title=name, xlabel='rho')
 axes[0].set_ylabel('validation accuracy')
-axes[0].legend(frameon=False, loc='lower left')
+axes[0].legend(loc='lower left')
 plt.show()
 
 # %% [markdown]
@@ -188,17 +189,15 @@ plt.show()
 # has memorized them.
 
 # %%
-colors = plt.cm.viridis(np.linspace(0, 0.9, 6))
-figure, axes = plt.subplots(
-  1, 2, figsize=(9, 3), sharey=True, layout='constrained'
-)
+colors = SEQUENCE(np.linspace(0, 0.9, 6))
+figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
 for axis, (name, (_, loss)) in zip(axes, runs.items(), strict=True):
   for rho, curve, color in zip(
     RADII[name], loss.mean(axis=1), colors, strict=True
   ):
     axis.plot(np.arange(1, EPOCHS + 1), curve, color=color, label=f'{rho:g}')
   axis.set(title=f'{name}, mean of the seeds', xlabel='epoch')
-  axis.legend(title='rho', frameon=False, fontsize='small', ncols=2)
+  axis.legend(title='rho', ncols=2)
 axes[0].set_ylabel('training loss')
 plt.show()
 

@@ -38,6 +38,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
+from style import COLORS
 
 import optax_sam
 from optax_sam import descents, perturbations, policies, selections
@@ -236,17 +237,28 @@ moved = 0.05 * (taken.sum() - 0.3 * len(taken))
 np.testing.assert_allclose(threshold[-1], moved, atol=1e-3)
 print(f'{taken.mean():.1%} of the steps took an ascent step')
 
-figure, (left, right) = plt.subplots(
-  1, 2, figsize=(9, 3), layout='constrained', width_ratios=(3, 2)
-)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(3, 2))
 steps, log_norm = np.arange(len(taken)), log['policy/log_norm']
 for chosen, label in ((taken, 'perturbed gradient'), (~taken, 'skipped')):
-  left.plot(steps[chosen], log_norm[chosen], 'o', markersize=2, label=label)
-left.plot(steps, threshold, color='black', linewidth=1, label='threshold')
+  left.plot(
+    steps[chosen],
+    log_norm[chosen],
+    'o',
+    color=COLORS[label],
+    markersize=2,
+    label=label,
+  )
+left.plot(
+  steps, threshold, color=COLORS['threshold'], linewidth=1, label='threshold'
+)
 left.set(title='Logarithm of the gradient norm', xlabel='step')
 left.set_ylim(top=left.get_ylim()[1] + 0.2)
-left.legend(frameon=False, fontsize='small', ncols=3, loc='upper center')
-right.bar(np.arange(1, EPOCHS + 1), taken.reshape(EPOCHS, -1).mean(axis=1))
+left.legend(ncols=3, loc='upper center')
+right.bar(
+  np.arange(1, EPOCHS + 1),
+  taken.reshape(EPOCHS, -1).mean(axis=1),
+  color=COLORS['perturbed gradient'],
+)
 right.axhline(0.3, color='black', linewidth=1)
 right.set(title='Steps with a perturbed gradient', xlabel='epoch', ylim=(0, 1))
 plt.show()
@@ -279,12 +291,17 @@ for _ in range(30):
 wanted = [float(radius(t)) for t in range(30)]
 np.testing.assert_allclose(lengths, wanted, rtol=1e-5)
 
-figure, axis = plt.subplots(figsize=(5, 2.8), layout='constrained')
-axis.plot(lengths, 'o', markersize=4, label='length of the perturbation')
-axis.plot(wanted, color='0.6', label='schedule of rho', zorder=0)
-axis.plot([float(rate(t)) for t in range(30)], ':', label='learning rate')
+figure, axis = plt.subplots(figsize=(5, 2.8))
+axis.plot(lengths, 'o', color=COLORS['SAM'], label='length of the perturbation')
+axis.plot(wanted, color=COLORS['SAM'], alpha=0.4, label='schedule of rho')
+axis.plot(
+  [float(rate(t)) for t in range(30)],
+  ':',
+  color=COLORS['SGD'],
+  label='learning rate',
+)
 axis.set(xlabel='step', ylim=(0, None))
-axis.legend(frameon=False, fontsize='small')
+axis.legend()
 plt.show()
 
 # %% [markdown]

@@ -32,6 +32,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
+from style import COLORS
 
 import optax_sam
 from optax_sam import landscape, sharpness
@@ -120,9 +121,7 @@ for name, params in solutions.items():
 # There are three keys, because a single direction says little.
 
 # %%
-figure, axes = plt.subplots(
-  1, 3, figsize=(9, 2.8), sharey=True, layout='constrained'
-)
+figure, axes = plt.subplots(1, 3, figsize=(9, 2.8), sharey=True)
 for seed, axis in enumerate(axes):
   lines = {}
   for name, params in solutions.items():
@@ -148,9 +147,7 @@ plt.show()
 
 # %%
 levels = (0.25, 0.5, 1, 2, 3, 4, 5)
-figure, axes = plt.subplots(
-  1, 2, figsize=(8, 3.7), sharey=True, layout='constrained'
-)
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.7), sharey=True)
 for axis, (name, params) in zip(axes, solutions.items(), strict=True):
   directions = tuple(
     landscape.random_direction(params, jax.random.key(seed)) for seed in (0, 1)
@@ -178,12 +175,10 @@ errors = landscape.path(error, *ends, beyond=0.25, points=31, args=(test,))
 exact = landscape.path(loss, *ends, points=2, args=(training,)).losses
 np.testing.assert_allclose(exact, [loss(p, training) for p in ends], rtol=1e-3)
 
-figure, (left, right) = plt.subplots(
-  1, 2, figsize=(9, 2.8), layout='constrained'
-)
-left.plot(*on_path)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
+left.plot(*on_path, color='black')
 left.set(title='Training loss')
-right.plot(*errors)
+right.plot(*errors, color='black')
 right.set(title='Test error')
 for axis in (left, right):
   axis.set_xticks([0, 1], solutions)
@@ -224,16 +219,16 @@ for name, params in solutions.items():
     f'SAM sharpness at {RHO} {rises[name][2]:.3f}, adaptive {adaptive:.3f}'
   )
 
-figure, (left, right) = plt.subplots(
-  1, 2, figsize=(9, 2.8), layout='constrained'
-)
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8))
 for name in solutions:
-  left.plot(np.arange(1, 6), eigenvalues[name], 'o', label=name)
-  right.plot(RADII, rises[name], marker='o', markersize=4, label=name)
+  left.plot(
+    np.arange(1, 6), eigenvalues[name], 'o', color=COLORS[name], label=name
+  )
+  right.plot(RADII, rises[name], color=COLORS[name], marker='o', label=name)
 left.set(title='Largest eigenvalues', xlabel='number', ylim=(0, None))
 left.set_xticks(np.arange(1, 6))
 right.set(title='SAM sharpness', xlabel='radius', ylim=(0, None))
-left.legend(frameon=False)
+left.legend()
 plt.show()
 
 # %% [markdown]

@@ -44,6 +44,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from sklearn.datasets import load_digits
+from style import COLORS
 
 import optax_sam
 
@@ -219,13 +220,21 @@ curves = {
   'local ascent': distance(local),
   'm_sam on one device': distance(micro),
 }
-widths = (5, 3, 1, 5, 1)  # where lines lie on one another
-figure, axis = plt.subplots(figsize=(7, 3), layout='constrained')
-for (name, curve), width in zip(curves.items(), widths, strict=True):
+# Global perturbations have one color, local ones another. Lines that lie on one
+# another have different widths.
+looks = (
+  {'color': COLORS['SAM'], 'alpha': 0.3, 'linewidth': 6},
+  {'color': COLORS['SAM'], 'alpha': 0.6, 'linewidth': 3},
+  {'color': COLORS['SAM'], 'linewidth': 1},
+  {'color': COLORS['m-SAM'], 'alpha': 0.5, 'linewidth': 6},
+  {'color': COLORS['m-SAM'], 'linewidth': 1},
+)
+figure, axis = plt.subplots(figsize=(7, 3))
+for (name, curve), look in zip(curves.items(), looks, strict=True):
   shown = np.maximum(curve, 1e-9)
-  axis.plot(np.arange(1, STEPS + 1), shown, linewidth=width, label=name)
+  axis.plot(np.arange(1, STEPS + 1), shown, label=name, **look)
 axis.set(xlabel='step', yscale='log', title='Distance from SAM on one device')
-figure.legend(frameon=False, loc='outside right center')
+figure.legend(loc='outside right center')
 plt.show()
 
 # %% [markdown]

@@ -31,6 +31,7 @@ import matplotlib.pyplot as plt
 import optax
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from style import COLORS
 
 import optax_sam
 from optax_sam.flax import TrainState
@@ -158,15 +159,15 @@ for name, run in runs.items():
 # statistically significant.
 
 # %%
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
 for name, run in runs.items():
   epochs = jnp.arange(1, EPOCHS + 1)
-  left.plot(epochs, run['test_accuracy'], label=name)
+  left.plot(epochs, run['test_accuracy'], color=COLORS[name], label=name)
   per_epoch = run['loss'].reshape(EPOCHS, -1).mean(axis=1)
-  right.plot(epochs, per_epoch, label=name)
+  right.plot(epochs, per_epoch, color=COLORS[name], label=name)
 left.set(title='Accuracy, true labels', xlabel='epoch')
 right.set(title='Training loss, noisy labels', xlabel='epoch')
-right.legend(frameon=False)
+right.legend()
 plt.show()
 
 # %% [markdown]
@@ -186,17 +187,19 @@ steps = jnp.arange(total_steps)
 took = run['ascended']
 window = slice(total_steps // 2, total_steps // 2 + 60)
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout='constrained')
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3))
 norm, threshold = run['policy/squared_norm'], run['policy/threshold']
-left.plot(steps[window], threshold[window], label='threshold', color='gray')
+left.plot(
+  steps[window], threshold[window], color=COLORS['threshold'], label='threshold'
+)
 for chosen, label in ((took, 'perturbed gradient'), (~took, 'skipped')):
   inside = steps[window][chosen[window]]
-  left.plot(inside, norm[inside], 'o', markersize=3, label=label)
+  left.plot(inside, norm[inside], 'o', color=COLORS[label], label=label)
 left.set(title='Squared gradient norm, 60 steps', xlabel='step', yscale='log')
-left.legend(frameon=False, fontsize='small')
+left.legend()
 
 share = took.reshape(EPOCHS, -1).mean(axis=1)
-right.bar(jnp.arange(1, EPOCHS + 1), share, color='gray')
+right.bar(jnp.arange(1, EPOCHS + 1), share, color=COLORS['perturbed gradient'])
 right.set(title='Steps with a perturbed gradient', xlabel='epoch', ylim=(0, 1))
 plt.show()
 

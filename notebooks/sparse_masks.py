@@ -38,6 +38,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import optax
 from sklearn.datasets import load_digits
+from style import COLORS, SEQUENCE
 
 import optax_sam
 
@@ -149,12 +150,10 @@ print(f'{active} of {size} weights are perturbed, in each of {EPOCHS} masks')
 # shows biases and kernels separately:
 
 # %%
-figure, axes = plt.subplots(
-  1, 2, figsize=(9, 3.2), sharey=True, layout='constrained'
-)
+figure, axes = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
 epochs = np.arange(1, EPOCHS + 1)
 for axis, (name, found) in zip(axes, masks.items(), strict=True):
-  for color, layer in zip(('C0', 'C1', 'C2'), start, strict=True):
+  for color, layer in zip(SEQUENCE((0.0, 0.45, 0.8)), start, strict=True):
     for part, style in (('kernel', '-'), ('bias', ':')):
       density = found[layer][part].reshape(EPOCHS, -1).mean(axis=1)
       axis.plot(epochs, density, style, color=color, label=f'{layer}, {part}')
@@ -162,7 +161,7 @@ for axis, (name, found) in zip(axes, masks.items(), strict=True):
   axis.set(title=name, xlabel='epoch', ylim=(0, 1))
 axes[0].set_ylabel('fraction of weights selected')
 handles, names = axes[0].get_legend_handles_labels()
-figure.legend(handles, names, loc='outside right center', frameon=False)
+figure.legend(handles, names, loc='outside right center')
 plt.show()
 
 # %% [markdown]
@@ -182,7 +181,6 @@ most = max(found.max() for found in kept.values())
 figure, axes = plt.subplot_mosaic(
   [[f'{name}, epoch {n}' for n in shown] + ['mean image'] for name in kept],
   figsize=(7.5, 3.6),
-  layout='constrained',
 )
 for name, found in kept.items():
   for epoch in shown:
@@ -224,12 +222,12 @@ print(
   f'second refresh, {active - overlap["dynamic"][-1]} at the last'
 )
 
-figure, axis = plt.subplots(figsize=(5, 3), layout='constrained')
+figure, axis = plt.subplots(figsize=(5, 3))
 for name, shared in overlap.items():
-  axis.plot(epochs[1:], shared / active, label=name)
+  axis.plot(epochs[1:], shared / active, color=COLORS[name], label=name)
 axis.axhline(1 - SPARSITY, color='0.7', linestyle=':', label='by chance')
 axis.set(title='Overlap with the mask before', xlabel='epoch', ylim=(0, 1))
-axis.legend(frameon=False, fontsize='small')
+axis.legend()
 plt.show()
 
 # %% [markdown]

@@ -24,6 +24,24 @@ NOTEBOOKS = {
       'looks like.'
     ),
   ),
+  'nnx_batch_norm': (
+    'Batch norm in NNX',
+    (
+      'A convolutional network with batch norm and dropout; SAM of the '
+      'normalization layers only.'
+    ),
+  ),
+  'equinox_dropout': (
+    'Dropout in Equinox',
+    'Parameters and other leaves; a run that is saved and resumed exactly.',
+  ),
+  'fine_tuning': (
+    'Fine-tuning',
+    (
+      'A frozen base with low-rank adapters; a mask that keeps frozen '
+      'parameters out of the radius.'
+    ),
+  ),
   'composing': (
     'Composing',
     'Write a perturbation and a policy; masks; a schedule of the radius.',
