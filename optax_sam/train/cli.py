@@ -18,7 +18,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
   try:
     from optax_sam.train.config.arguments import parse
   except ModuleNotFoundError as error:
-    errors.print_error(f"pip install 'optax-sam[train]' ({error.name} missing)")
+    message = f"it needs {error.name}: pip install 'optax-sam[train]'"
+    errors.print_error(message)
     sys.exit(errors.USAGE_ERROR)
   try:
     config = parse(arguments)

@@ -157,3 +157,6 @@ def test_the_readme_names_the_lowest_versions():
   python = PROJECT['requires-python'].removeprefix('>=')
   named = f'Python {python}, jax {bounds["jax"]}, optax {bounds["optax"]}, or'
   assert named in readme
+  for extra in ('flax', 'equinox'):
+    (bound,) = PROJECT['optional-dependencies'][extra]
+    assert bound.replace('>=', ' ') in readme
