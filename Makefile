@@ -5,15 +5,16 @@ BIN := $(VENV)/bin
 OUTPUT ?= runs/demo
 CLAIM ?= 1
 NEWEST ?= $(shell .ci/newest_python)
+LOWEST ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all slow newest lint tables \
+.PHONY: help demo test test-all slow newest lowest lint tables \
   notebooks docs bench evidence clean
 
 help:
 	@echo 'make demo   train digits with several methods, write a report'
 	@echo 'make test   lint, type check, fast tests, doctests'
-	@echo 'make test-all  also notebooks, site, several processes, newest Python'
+	@echo 'make test-all  also notebooks, site, newest and lowest versions'
 	@echo 'make tables write the tables of methods from the catalog'
 	@echo 'make notebooks  run the notebooks, store their outputs'
 	@echo 'make docs   build the documentation site in build/site'
@@ -33,6 +34,12 @@ $(VENV)/.train: $(BIN)/python pyproject.toml
 $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.train
+
+$(VENV)/.lowest: $(BIN)/python pyproject.toml .ci/lowest_versions
+	$(BIN)/python .ci/lowest_versions > $(VENV)/lowest_versions.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check \
+	  -c $(VENV)/lowest_versions.txt -e '.[test]'
+	@touch $@
 
 $(VENV)/.bench: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
@@ -56,7 +63,7 @@ PYTEST := -m pytest -n 2 --dist loadgroup
 test: lint
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
-test-all: test slow newest
+test-all: test slow newest lowest
 
 slow: $(VENV)/.dev
 	$(BIN)/python $(PYTEST) -m slow
@@ -70,6 +77,16 @@ newest:
 
 notebooks: $(VENV)/.dev
 	$(BIN)/python docs/run_notebooks.py
+
+# Tests with the lowest versions that pyproject.toml claims. These older
+# libraries use what JAX has deprecated since.
+lowest:
+	$(MAKE) VENV=.venv-lowest PYTHON=$(LOWEST) .venv-lowest/.lowest
+	.venv-lowest/bin/python $(PYTEST) -m 'not slow' \
+	  -W ignore::DeprecationWarning tests/frameworks tests/trees \
+	  tests/methods/test_sam.py tests/sharpness/test_top_eigenvalue.py \
+	  tests/landscape/test_plots.py tests/test_flax.py tests/test_equinox.py \
+	  tests/train/test_cli.py
 
 docs: $(VENV)/.dev
 	$(BIN)/mkdocs build

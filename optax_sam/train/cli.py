@@ -5,13 +5,22 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from optax_sam.train.config import checks, configs, errors
-from optax_sam.train.config.arguments import parse
+import optax_sam
+from optax_sam.train.config import errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command and exits: 0, 2 on bad input, 130 after Ctrl-C."""
   arguments = sys.argv[1:] if arguments is None else list(arguments)
+  if arguments == ['--version']:
+    print(f'optax-sam {optax_sam.__version__}')
+    sys.exit(0)
+  try:
+    from optax_sam.train.config.arguments import parse
+  except ModuleNotFoundError as error:
+    message = f"it needs {error.name}: pip install 'optax-sam[train]'"
+    errors.print_error(message)
+    sys.exit(errors.USAGE_ERROR)
   try:
     config = parse(arguments)
     sys.exit(_run(config, shlex.join(['optax-sam', *arguments])))
@@ -26,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(config: Any, command: str) -> int:
   """Runs one command; imports only the modules that it needs."""
   from rich.console import Console
+
+  from optax_sam.train.config import checks, configs
 
   console = Console()
   match config:

@@ -1,5 +1,6 @@
 import pytest
 
+import optax_sam
 from optax_sam.train.commands import compare
 from optax_sam.train.optimizers import registry
 from tests.train.data.imagenet import pictures
@@ -39,6 +40,11 @@ def test_help_exits_with_0(capsys):
   for command in ('compare', 'train'):
     assert call(command, '--help') == 0
     assert '--label-noise' in capsys.readouterr().out
+
+
+def test_version_is_that_of_the_package(capsys):
+  assert call('--version') == 0
+  assert capsys.readouterr().out == f'optax-sam {optax_sam.__version__}\n'
 
 
 def test_methods_lists_every_method(capsys):

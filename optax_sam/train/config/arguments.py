@@ -29,7 +29,8 @@ def parse(arguments: Sequence[str]) -> Any:
           'convert': configs.ConvertConfig,
         },
         prog='optax-sam',
-        description='Trains with sharpness-aware methods and compares them.',
+        description='Trains with sharpness-aware methods and compares them. '
+        '--version prints the version.',
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
       )
