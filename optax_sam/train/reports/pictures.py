@@ -109,7 +109,7 @@ def picture_groups(
       'Cost',
       [
         Picture(
-          'Second gradients',
+          'Perturbed gradients',
           'Fraction of the steps that computed a perturbed gradient.',
           'Fraction of steps with a perturbed gradient. In total, in percent: '
           + values('second_gradients'),
