@@ -93,7 +93,7 @@ def _interval(found: paired.Difference) -> str:
   if found.interval is None:
     return center
   low, high = (f'{100 * end:+.1f}' for end in found.interval)
-  center = f'**{center}**' if found.resolved else center
+  center = f'**{center}**' if found.significant else center
   return f'{center} [{low}, {high}]'.replace('-', '\N{MINUS SIGN}')
 
 
@@ -126,7 +126,7 @@ def _by_problem() -> str:
       part = max(-1.0, min(points / 3, 1.0))
       colour = '76, 175, 80' if part > 0 else '229, 57, 53'
       text = f'{points:+.1f}'.replace('-', '\N{MINUS SIGN}')
-      text = f'<b>{text}</b>' if found.resolved else text
+      text = f'<b>{text}</b>' if found.significant else text
       cells.append(
         f'<td style="background: rgba({colour}, {0.6 * abs(part):.2f})">'
         f'{text}</td>'
