@@ -122,9 +122,14 @@ def program(method: Method) -> str:
   elif method.place != 'replaces':
     order = (base, call) if method.place == 'after' else (call, base)
     call = f'optax.chain({", ".join(order)})'
+    if len(f'tx = {call}') > _WIDTH:
+      call = f'optax.chain(\n  {order[0]},\n  {order[1]},\n)'
   extra = {'examples': 'per_example_value_fn=losses, batch=batch', '': ''}
   given = extra.get(method.needs, 'value_fn=value_fn')
-  update = f'tx.update(grads, opt_state, params{", " if given else ""}{given})'
+  passed = f'grads, opt_state, params{", " if given else ""}{given}'
+  update = f'tx.update({passed})'
+  if len(f'  updates, opt_state = {update}') > _WIDTH:
+    update = f'tx.update(\n    {passed}\n  )'
   result = {
     'entropy_sgd': 'params = optax_sam.outer_params(params, opt_state)',
     'anti_pgd': 'params = optax_sam.without_noise(params, opt_state)',
@@ -134,6 +139,7 @@ def program(method: Method) -> str:
   return text.strip() + '\n'
 
 
+_WIDTH = 80
 _PROGRAM = """
 import jax
 import jax.numpy as jnp

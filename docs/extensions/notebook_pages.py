@@ -72,9 +72,8 @@ NOTEBOOKS = {
     ),
   ),
 }
-# Their outputs have bright and dark parts: no negative on dark pages.
-_WITH_IMAGES = ('sparse_masks',)
-_PICTURE = re.compile(r'!\[png\]\((.+?)\)')
+# The number in the name of a picture is that of its cell.
+_PICTURE = re.compile(r'!\[png\]\((.+?_(\d+)_\d+\.png)\)')
 _FOLDER = pathlib.Path(__file__).parents[2] / 'notebooks'
 _PAGES = 'learn/notebooks'
 
@@ -106,7 +105,7 @@ def pages() -> dict[str, str | bytes]:
     notebook.metadata.language_info = {'name': 'python'}
     pictures = {'unique_key': name, 'output_files_dir': name}
     text, resources = exporter.from_notebook_node(notebook, pictures)
-    picture = rf'![output of the cell above](\1){{ .{_kind(name)} }}'
+    picture = functools.partial(_picture, notebook)
     found[f'{_PAGES}/{name}.md'] = _PICTURE.sub(picture, text).lstrip()
     for path, content in resources['outputs'].items():
       found[f'{_PAGES}/{path}'] = content
@@ -122,11 +121,14 @@ def gallery() -> str:
       for path in pages()
       if path.startswith(f'{_PAGES}/{name}/')
     ]
-    shown = ''.join(f'![]({x}){{ .{_kind(name)} }}<br>' for x in pictures[:1])
+    shown = ''.join(f'![]({x}){{ .plot }}<br>' for x in pictures[:1])
     cards.append(f'- {shown}**{number}. [{title}]({name}.md)**<br>\n  {text}')
   lines = '\n'.join(cards)
   return f'<div class="gallery" markdown>\n\n{lines}\n\n</div>'
 
 
-def _kind(name: str) -> str:
-  return 'image' if name in _WITH_IMAGES else 'plot'
+def _picture(notebook: nbformat.NotebookNode, found: re.Match[str]) -> str:
+  # Dark pages show plots as a negative, but not images.
+  source = notebook.cells[int(found[2])].source
+  kind = 'image' if '.imshow(' in source else 'plot'
+  return f'![output of the cell above]({found[1]}){{ .{kind} }}'

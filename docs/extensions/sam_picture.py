@@ -70,7 +70,7 @@ class _Axes:
     return f'<text class="{kind}" {place}>{words}</text>'
 
 
-def _frame(title: str, parts: list[str]) -> str:
+def _frame(title: str, parts: list[str], arrows: tuple[str, ...] = ()) -> str:
   axis = f'<path class="axis" d="M{_LEFT} {_TOP - 8}V{_BOTTOM}H{_RIGHT}"/>'
   heading = f'<text class="title" x="{_LEFT}" y="16">{title}</text>'
   weights = (
@@ -80,7 +80,7 @@ def _frame(title: str, parts: list[str]) -> str:
     f'<marker id="{kind}" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="6" '
     f'markerHeight="6" orient="auto"><path class="{kind} dot" '
     f'd="M0 0L8 4L0 8Z"/></marker>'
-    for kind in ('ascent', 'descent')
+    for kind in arrows
   )
   return (
     f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">'
@@ -107,10 +107,10 @@ def _one_step() -> str:
       axes.dot(w, here, 'base'),
       axes.dot(ascended, there, 'ascent'),
       axes.dot(after, float(_bowl(after)), 'descent'),
-      axes.text(w - 0.04, here - 0.22, 'w', 'base'),
+      axes.text(w - 0.06, here - 0.24, 'w', 'base'),
       axes.text(
-        w - 0.2,
-        here + 0.36,
+        w - 0.12,
+        here + 0.4,
         '1. ascent step of length \N{GREEK SMALL LETTER RHO}',
         'ascent',
         'start',
@@ -118,6 +118,7 @@ def _one_step() -> str:
       axes.text(x, loss - 0.08, '2. gradient there', 'descent', 'start'),
       axes.text(w + 0.42, here + 0.1, '3. step from w', 'descent', 'start'),
     ],
+    ('ascent', 'descent'),
   )
 
 

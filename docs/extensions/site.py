@@ -1,6 +1,7 @@
 """The hook of MkDocs: adds generated pages, tables, links and the version."""
 
 import pathlib
+import re
 import sys
 import tomllib
 from typing import Any
@@ -116,6 +117,15 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
       page, 'optax_sam.engine.partition.Mask', _MASK
     )
   return include.included(markdown, TABLES)
+
+
+def on_post_page(output: str, **_: Any) -> str:
+  """Lets long names in headings break after points and underscores."""
+  return re.sub(
+    r'(?<=<span class="doc doc-object-name )([^>]*>)([^<]*)',
+    lambda found: found[1] + re.sub(r'([._])', r'\1<wbr>', found[2]),
+    output,
+  )
 
 
 def _section(nav: Any, page: str) -> list:
