@@ -151,11 +151,11 @@ def power_of_two(size: jax.Array, bits: int = 48) -> jax.Array:
 
 
 def all_finite(tree: optax.Updates) -> jax.Array:
-  """Whether no entry of a tree is infinite or NaN."""
+  """Whether a tree adds up to a finite number, so that all entries are."""
   # After a barrier XLA does not recompute the tree just for the sum.
   leaves = jax.lax.optimization_barrier(jax.tree.leaves(tree))
-  zeros = [jnp.sum(widen(leaf) * 0) for leaf in leaves]
-  return _over_leaves(jnp.sum, zeros, accumulator_dtype(tree)) == 0
+  sums = [jnp.sum(widen(leaf)) for leaf in leaves]
+  return jnp.isfinite(_over_leaves(jnp.sum, sums, accumulator_dtype(tree)))
 
 
 def is_usable(size: jax.Array) -> jax.Array:
