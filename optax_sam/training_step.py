@@ -9,8 +9,10 @@ import jax
 import optax
 
 from optax_sam import chain_order, validation
-from optax_sam.engine import devices, info
+from optax_sam.engine import devices, info, manual_axes
 from optax_sam.engine.batch_loss import BatchLoss
+from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.partition import Leaves
 
 
 class StepOutput(NamedTuple):
@@ -107,7 +109,10 @@ def make_step(
       loss_fn, per_example_loss_fn, has_aux, batch, args, accumulate_steps
     )
     (value, aux), grads = loss.value_and_grad(params, axis_name)
-    _check_axes(value, params, axis_name)
+    devices.check_loss(value, axis_name, 'loss_fn')
+    leaves = Leaves.of(params)
+    view = LossView(value_fn=loss.value_fn, leaves=leaves, params=params)
+    manual_axes.check(view, leaves.split(grads), axis_name)
     value = devices.average(value, axis_name)
     if not list(chain_order.paths(chain_order.METHODS, opt_state, None)):
       grads = devices.average(grads, axis_name)
@@ -145,31 +150,6 @@ def _update(tx: Any, grads: Any, state: Any, params: Any, extra: Any) -> Any:
       'where f(params, batch, *args) returns one loss per example, shape (B,).'
     )
     raise ValueError(msg) from error
-
-
-def _check_axes(value: Any, params: Any, axis_name: Any) -> None:
-  """Raises unless a step averages once over the axes of the batch."""
-  mesh = jax.sharding.get_abstract_mesh()
-  named = axis_name if isinstance(axis_name, tuple) else (axis_name,)
-  varies = lambda x, over: over in jax.typeof(x).manual_axis_type.varying
-  for axis in [] if axis_name == () else mesh.manual_axes:
-    is_known = varies(jax.lax.axis_index(axis), axis)
-    apart = all(varies(x, axis) for x in jax.tree.leaves(params))
-    if axis in named and is_known and not varies(value, axis):
-      msg = (
-        f'loss_fn must return the loss of this device, got one that is equal '
-        f'over axis_name={axis!r}: leave jax.lax.pmean out.'
-      )
-      raise ValueError(msg)
-    left_out = axis not in named and mesh.shape[axis] > 1
-    if left_out and (not is_known or (varies(value, axis) and not apart)):
-      msg = (
-        f'axis_name must name the axes of jax.pmap or jax.shard_map that the '
-        f'batch is split over, got axis_name={axis_name!r} inside {axis!r}: '
-        f'write axis_name={axis!r} here and in the method, or axis_name=() '
-        f'if the devices train independently.'
-      )
-      raise ValueError(msg)
 
 
 def _check_whole(tx: Any, opt_state: Any) -> None:

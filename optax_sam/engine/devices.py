@@ -100,14 +100,16 @@ def as_local(tree: Any, axis_name: AxisName | None) -> Any:
   return jax.tree.map(lambda leaf: array_types.vary_over(leaf, axes), tree)
 
 
-def check_loss(loss: Any, axis_name: AxisName | None) -> None:
+def check_loss(
+  loss: Any, axis_name: AxisName | None, name: str = 'value_fn'
+) -> None:
   """Raises if a loss to differentiate is averaged over the axis already.
 
   Its gradient with respect to local parameters would be too small.
   """
   if missing(loss, axis_name):
     msg = (
-      f'value_fn must return the loss of this device, got one that is equal on '
+      f'{name} must return the loss of this device, got one that is equal on '
       f'all devices of axis_name={axis_name!r}: leave jax.lax.pmean out, as '
       f'the method averages.'
     )

@@ -99,7 +99,7 @@ def test_golden_values_with_a_mask():
   [
     ('P3t_sam_mipeng', 0.003),  # 1e-7 added to the norm
     ('P3t_sam_samsung', 0.05),  # 1e-16
-    ('P3t_sam_davda54', 0.049992),  # 1e-12, as here
+    ('P3t_sam_davda54', 0.049992),  # 1e-12, as here in float64
   ],
 )
 def test_stabilizer_is_1e_12(run, length):

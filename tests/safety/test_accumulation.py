@@ -97,7 +97,7 @@ def test_multi_steps_of_one_step_or_without_a_method_is_accepted():
   np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def accumulated(name, parts, loss_fn=training.loss):
+def assert_equals_full_batch(name, parts, loss_fn=training.loss):
   """Compares three accumulated steps with steps on full batches."""
   program = training.program(name)
   step = jax.jit(
@@ -122,13 +122,13 @@ def accumulated(name, parts, loss_fn=training.loss):
 
 @table.every_row()
 def test_four_micro_batches_equal_the_full_batch(name):
-  accumulated(name, 4)
+  assert_equals_full_batch(name, 4)
 
 
 @table.every_kind()
 @pytest.mark.parametrize('parts', [1, 2, 8])
 def test_micro_batches_equal_the_full_batch(name, parts):
-  accumulated(name, parts, None)
+  assert_equals_full_batch(name, parts, None)
 
 
 def test_micro_batches_need_not_divide_the_selected_examples():

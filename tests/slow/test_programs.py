@@ -46,7 +46,7 @@ PAGES = {
 }
 
 
-def run(program, tmp_path):
+def assert_runs(program, tmp_path):
   """Runs a program in a process and a directory of its own."""
   path, empty = tmp_path / 'program.py', tmp_path / 'empty'
   path.write_text(program)
@@ -66,7 +66,7 @@ def run(program, tmp_path):
 
 @pytest.mark.parametrize('number', range(len(README)))
 def test_block_of_the_readme_runs_alone(number, tmp_path):
-  run(README[number], tmp_path)
+  assert_runs(README[number], tmp_path)
 
 
 def test_readme_is_short():
@@ -81,7 +81,7 @@ def test_program_of_a_page_runs_alone(name, tmp_path):
   lines = []
   for block in blocks(PAGES[name]):
     lines += block.split('\n')[len(lines) :]
-  run('\n'.join(lines), tmp_path)
+  assert_runs('\n'.join(lines), tmp_path)
 
 
 def test_changed_lines_are_counted():
