@@ -1,27 +1,11 @@
-"""The comparison: methods and seeds, then timing, then the report."""
+"""The command `compare`: trains methods and seeds, then writes the report."""
 
-import dataclasses
-import datetime as dt
-import itertools
-import time
-from collections.abc import Callable
-from typing import Any
-
-import jax
 from rich.console import Console
 
-from optax_sam.train.commands import progress, timing
+from optax_sam.train.commands import progress
+from optax_sam.train.comparison import plan, runs
 from optax_sam.train.config import checks, configs, output_dir
-from optax_sam.train.loop import task, train_step
-from optax_sam.train.loop.train_step import TrainingState
-from optax_sam.train.loop.trainer import Progress, Trainer
-from optax_sam.train.optimizers import build
-from optax_sam.train.reports import (
-  comparison_report,
-  machine,
-  random_lines,
-  results,
-)
+from optax_sam.train.reports import comparison_report, results
 
 FILES = frozenset(
   {
@@ -52,13 +36,15 @@ def run(
     OSError: if the output cannot be written.
   """
   checks.validate(config)
-  names = _with_base_first(config)
-  settings = _method_settings(config, names)
+  settings = plan.method_settings(config)
   target = config.output or output_dir.dated(config.dataset)
-  with output_dir.new_directory(
-    target, overwrite=config.overwrite, known=FILES
-  ) as directory:
-    comparison = _measure(config, names, settings, console, command)
+  with (
+    output_dir.new_directory(
+      target, overwrite=config.overwrite, known=FILES
+    ) as directory,
+    progress.Reporter(console) as reporter,
+  ):
+    comparison = runs.measure(config, settings, reporter, command)
     if not comparison.runs:
       raise KeyboardInterrupt
     comparison_report.print_table(comparison, console)
@@ -68,182 +54,3 @@ def run(
     f'Report: {target / "report.html"}', soft_wrap=True, highlight=False
   )
   return comparison
-
-
-def _with_base_first(config: configs.CompareConfig) -> list[str]:
-  build.check_names(config.methods, config.base)
-  return list(dict.fromkeys((config.base, *config.methods)))
-
-
-def _method_settings(
-  config: configs.CompareConfig, names: list[str]
-) -> dict[str, dict[str, Any]]:
-  """Returns the complete settings of each method, after building it once."""
-  given = build.parse_settings(config.set, names)
-  settings = {
-    name: build.complete_settings(name, given.get(name, {}), config.rho)
-    for name in names
-  }
-  for name in names:
-    build.optimizer(name, settings[name], config, seed=0)
-  return settings
-
-
-def _measure(
-  config: configs.CompareConfig,
-  names: list[str],
-  settings: dict[str, dict[str, Any]],
-  console: Console,
-  command: str,
-) -> results.Comparison:
-  """Trains and times all methods, until the end or Ctrl-C."""
-  started, start = dt.datetime.now().astimezone(), time.perf_counter()
-  problem = task.build(config)
-  runs: list[results.Run] = []
-  timings: list[results.Timing] = []
-  interrupted = False
-  with progress.Reporter(console) as reporter:
-    try:
-      trainers = _compile(config, problem, settings, reporter)
-      starts = _train(config, trainers, runs, reporter)
-      timings += _time(config, trainers, starts, reporter)
-    except KeyboardInterrupt:
-      interrupted = True
-      reporter.line(f'Interrupted; finished runs: {len(runs)}.')
-  return results.Comparison(
-    settings=configs.settings(config)
-    | {
-      'methods': names,
-      'learning_rate': configs.learning_rate(config),
-      'weight_decay': configs.weight_decay(config),
-    },
-    command=command,
-    base=config.base,
-    runs=runs,
-    timings=timings,
-    versions=machine.versions(),
-    machine=machine.describe(),
-    started=started.isoformat(timespec='seconds'),
-    seconds=time.perf_counter() - start,
-    interrupted=interrupted,
-    total_steps=config.steps,
-    test_examples=problem.inputs.test_examples,
-    sharpness_radius=config.sharpness_radius,
-  )
-
-
-def _compile(
-  config: configs.CompareConfig,
-  problem: task.Task,
-  settings: dict[str, dict[str, Any]],
-  reporter: progress.Reporter,
-) -> dict[str, Trainer]:
-  trainers = {
-    name: Trainer(config, problem, name, own) for name, own in settings.items()
-  }
-  with reporter.phase('Compiling', len(trainers)) as phase:
-    for name, trainer in trainers.items():
-      phase.detail(name)
-      trainer.compile()
-      phase.advance()
-    phase.detail('')
-  return trainers
-
-
-def _train(
-  config: configs.CompareConfig,
-  trainers: dict[str, Trainer],
-  runs: list[results.Run],
-  reporter: progress.Reporter,
-) -> dict[str, list[Progress]]:
-  """Appends finished runs; returns states of seed 0 to time steps from.
-
-  All methods are trained with one seed before the next seed starts, so an
-  interrupted comparison has complete pairs.
-  """
-  starts: dict[str, list[Progress]] = {name: [] for name in trainers}
-  points = timing.points(config.steps)
-  steps = config.seeds * len(trainers) * config.steps
-  with reporter.phase('Training', steps) as phase:
-    for seed, name in itertools.product(range(config.seeds), trainers):
-      is_timed = seed == 0 and config.timing_rounds > 0
-
-      def after_step(
-        current: Progress, name: str = name, is_timed: bool = is_timed
-      ) -> None:
-        phase.advance()
-        if is_timed:
-          # A copy, because the next step donates the buffers of the state.
-          for _ in range(points.count(current.step)):
-            state = train_step.copy(current.state)
-            starts[name].append(dataclasses.replace(current, state=state))
-
-      phase.detail(f'{name}, seed {seed}')
-      runs.append(_one_run(trainers[name], seed, after_step))
-      reporter.line(_summary(runs[-1]))
-    phase.detail('')
-  return starts
-
-
-def _one_run(
-  trainer: Trainer, seed: int, after_step: Callable[[Progress], None]
-) -> results.Run:
-  start = time.perf_counter()
-  current = trainer.start(seed)
-  trainer.run(current, seed, after_step)
-  seconds = time.perf_counter() - start
-  return results.Run(
-    method=trainer.name,
-    seed=seed,
-    settings=trainer.settings,
-    log=current.log,
-    evaluations=current.evaluations,
-    validations=current.validations,
-    sharpness=trainer.measure_sharpness(current.state),
-    seconds=seconds,
-    landscape=[] if seed else _landscape(trainer, current.state),
-  )
-
-
-def _landscape(
-  trainer: Trainer, state: TrainingState
-) -> list[dict[str, float]]:
-  """Returns the loss around a solution, on the examples of sharpness."""
-  batch = trainer.task.inputs.fixed(trainer.config.sharpness_examples)
-  params, statistics = trainer.solution(state)
-  # The loss of the task, not of the trainer, compiles once for all methods.
-  line = random_lines.measure(
-    trainer.task.evaluation_loss,
-    params,
-    (statistics, jax.device_put(batch)),
-    seed=0,
-  )
-  return random_lines.rows(line)
-
-
-def _time(
-  config: configs.CompareConfig,
-  trainers: dict[str, Trainer],
-  starts: dict[str, list[Progress]],
-  reporter: progress.Reporter,
-) -> list[results.Timing]:
-  if not config.timing_rounds:
-    return []
-  with reporter.phase('Timing', config.timing_rounds) as phase:
-    return timing.measure(
-      trainers,
-      starts,
-      base=config.base,
-      rounds=config.timing_rounds,
-      after_round=phase.advance,
-    )
-
-
-def _summary(run: results.Run) -> str:
-  last = run.evaluations[-1]
-  return (
-    f'  {run.method}, seed {run.seed}: test accuracy '
-    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}, '
-    f'top eigenvalue {run.sharpness["top_eigenvalue"]:.3g}, '
-    f'{run.seconds:.1f} s'
-  )

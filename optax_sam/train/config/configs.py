@@ -15,6 +15,7 @@ Model = Literal[
 Dtype = Literal['float32', 'bfloat16']
 Base = Literal['sgd', 'adamw']
 Execution = Literal['auto', 'jit', 'host']
+Budget = Literal['steps', 'gradients', 'seconds']
 
 DEFAULT_METHODS = (
   'sam',
@@ -112,6 +113,20 @@ class CompareConfig(Experiment):
   seeds: int = 3
   """Runs of each method, with seeds 0, 1, ..."""
 
+  tune: tuple[str, ...] | None = None
+  """Choose settings of every method on validation examples: radius (alone, the
+  default of this flag), learning_rate, or METHOD.SETTING."""
+
+  trials: int = 8
+  """With --tune: values that are tried for each method, the base included."""
+
+  validation: float = 0.2
+  """With --tune: fraction of the training examples that no run trains on."""
+
+  budget: Budget = 'steps'
+  """What is equal for all methods. With gradients or seconds, cheaper methods
+  take more steps than --steps, as many as the most expensive one affords."""
+
   timing_rounds: int = 5
   """Rounds of timing after training; 0 leaves the timing out."""
 
@@ -120,6 +135,12 @@ class CompareConfig(Experiment):
 
   overwrite: bool = False
   """Replace an earlier output of this command."""
+
+  add_seeds: int = 0
+  """Train so many further seeds for the comparison in --output."""
+
+  add_methods: tuple[str, ...] = ()
+  """Train these methods too for the comparison in --output."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

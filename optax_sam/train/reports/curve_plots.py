@@ -115,10 +115,10 @@ def accuracy_against_time(
     The plot; None if fewer than two methods have both numbers.
   """
   shown = [
-    (row, row.accuracy, row.relative_time, row.relative_time_quartiles)
+    (row, row.score, row.relative_time, row.relative_time_quartiles)
     for row in rows
     if not row.diverged
-    and row.accuracy is not None
+    and row.score is not None
     and row.relative_time is not None
     and row.relative_time_quartiles is not None
   ]
@@ -132,7 +132,7 @@ def accuracy_against_time(
       [time],
       [100 * accuracy],
       xerr=[[time - low], [high - time]],
-      yerr=100 * (row.accuracy_deviation or 0.0),
+      yerr=100 * (row.score_deviation or 0.0),
       color=style.color,
       marker=style.marker,
       markersize=8,

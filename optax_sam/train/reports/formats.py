@@ -97,13 +97,13 @@ def cells(row: Summary) -> dict[str, str]:
     shown = points(difference.mean)
     verdict = verdict_of(difference)
     verdict_class = 'significant' if difference.significant else 'open'
-  deviation = row.accuracy_deviation
+  deviation = row.score_deviation
   low, high = row.relative_time_quartiles or (None, None)
   notes = [f'{row.diverged} diverged'] if row.diverged else []
   notes += [f'{row.unfinished} unfinished'] if row.unfinished else []
   return {
     'method': row.method,
-    'accuracy': percent(row.accuracy),
+    'accuracy': percent(row.score),
     'deviation': '' if deviation is None else percent(deviation),
     'difference': shown,
     'interval': interval(difference) if difference.interval else '',

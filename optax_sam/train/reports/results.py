@@ -10,6 +10,43 @@ from optax_sam.train.reports.paired import Difference, paired_difference
 
 
 @dataclasses.dataclass(frozen=True)
+class Metric:
+  """What a comparison is judged by, besides the loss.
+
+  Attributes:
+    name: Name in the rows: `test_accuracy` for the metric `accuracy`.
+    higher_is_better: Whether a larger value is better.
+    percent: Whether it is a fraction that pages show in percent.
+  """
+
+  name: str = 'accuracy'
+  higher_is_better: bool = True
+  percent: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+  """One training run of the search for settings.
+
+  Attributes:
+    method: Name of the method.
+    settings: The settings that were tried: `rho`, `learning_rate`, ...
+    seed: Seed of the run.
+    steps: Steps of the run.
+    validation_loss: Loss on the validation examples at the end.
+    validation_metric: Metric on the validation examples at the end; NaN if
+      the run diverged.
+  """
+
+  method: str
+  settings: dict[str, object]
+  seed: int
+  steps: int
+  validation_loss: float
+  validation_metric: float
+
+
+@dataclasses.dataclass(frozen=True)
 class Run:
   """One training run: one method, one seed.
 
@@ -22,8 +59,12 @@ class Run:
       `perturbed_loss`, `ascended`, `second_gradients` (number of steps so far
       with a perturbed gradient), `gradient_norm`, `parameter_norm`,
       `update_norm`, `learning_rate`.
-    evaluations: Rows of `step`, `test_loss`, `test_accuracy` (a fraction) and
-      `train_accuracy`; the last one is at the end of the run.
+    evaluations: Rows of `step`, `test_loss`, `test_METRIC` (as in
+      `test_accuracy`, a fraction), `train_loss` and `train_METRIC`; the last
+      one is at the end of the run. Rows of `log` and `evaluations` may have
+      `gradients` (gradient evaluations so far, measured by operations, in
+      units of a step of the base optimizer) and `seconds` (of training so
+      far).
     sharpness: `sam_sharpness` and `top_eigenvalue` at the end of the run;
       empty if they were not measured.
     seconds: Wall time of the run.
@@ -33,6 +74,9 @@ class Run:
       held-out examples, and of `first_segment` and `last_segment`, the first
       and last segment between validations that the average includes; empty if
       the method holds out no examples.
+    test_values: The metric of every test example at the end of the run, in
+      their order; empty if it was not measured.
+    planned_steps: Steps of the complete run; 0 for those of the comparison.
   """
 
   method: str
@@ -44,6 +88,8 @@ class Run:
   seconds: float
   landscape: list[dict[str, float]] = dataclasses.field(default_factory=list)
   validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  test_values: list[float] = dataclasses.field(default_factory=list)
+  planned_steps: int = 0
 
   @property
   def steps(self) -> int:
@@ -51,12 +97,11 @@ class Run:
     rows = self.log[-1:] + self.evaluations[-1:]
     return int(max((row['step'] for row in rows), default=0))
 
-  @property
-  def test_accuracy(self) -> float:
-    """Test accuracy of the last evaluation, NaN if there is none."""
+  def last(self, name: str) -> float:
+    """Returns a number of the last evaluation, NaN if there is none."""
     if not self.evaluations:
       return math.nan
-    return float(self.evaluations[-1].get('test_accuracy', math.nan))
+    return float(self.evaluations[-1].get(name, math.nan))
 
   @property
   def second_gradient_share(self) -> float | None:
@@ -69,10 +114,14 @@ class Run:
 
   @property
   def numbers(self) -> list[float]:
-    """Logged training and test losses and test accuracies."""
-    names = ('loss', 'test_loss', 'test_accuracy')
-    rows = (*self.log, *self.evaluations)
-    return [row[name] for row in rows for name in names if name in row]
+    """Logged training losses and everything that was evaluated."""
+    evaluated = [
+      value
+      for row in self.evaluations
+      for name, value in row.items()
+      if name != 'seconds'
+    ]
+    return [row['loss'] for row in self.log if 'loss' in row] + evaluated
 
   @property
   def diverged(self) -> bool:
@@ -118,6 +167,13 @@ class Comparison:
     total_steps: Steps of a complete run.
     test_examples: Number of test examples.
     sharpness_radius: Radius of the SAM sharpness at the end of the runs.
+    metric: The metric.
+    budget: What is equal for all methods: 'steps', 'gradients' or 'seconds'.
+    trials: The runs of the search for settings, if there was one.
+    planes: By method, rows of `x`, `y` and `loss` in a plane through its
+      solution for the first seed, along two random directions.
+    spectra: By method, rows of `eigenvalue` and `density` of the Hessian at
+      its solution for the first seed.
   """
 
   settings: dict[str, object]
@@ -133,6 +189,15 @@ class Comparison:
   total_steps: int
   test_examples: int
   sharpness_radius: float
+  metric: Metric = Metric()
+  budget: str = 'steps'
+  trials: list[Trial] = dataclasses.field(default_factory=list)
+  planes: dict[str, list[dict[str, float]]] = dataclasses.field(
+    default_factory=dict
+  )
+  spectra: dict[str, list[dict[str, float]]] = dataclasses.field(
+    default_factory=dict
+  )
 
   @property
   def methods(self) -> list[str]:
@@ -151,7 +216,8 @@ class Comparison:
 
   def is_complete(self, run: Run) -> bool:
     """Whether a run counts: it is finished or diverged."""
-    return run.diverged or run.steps >= self.total_steps
+    planned = run.planned_steps or self.total_steps
+    return run.diverged or run.steps >= planned
 
   def did_nothing(self, method: str) -> bool:
     """Whether a method equals its base: same numbers, or auxiliary loss 0."""
@@ -169,12 +235,13 @@ class Comparison:
       numbers == base.get(seed) for seed, numbers in found.items()
     )
 
-  def accuracies(self, method: str) -> dict[int, float]:
-    """Returns the final test accuracy of a method's complete runs by seed."""
+  def scores(self, method: str) -> dict[int, float]:
+    """Returns the final test metric of a method's complete runs by seed."""
+    name = f'test_{self.metric.name}'
     return {
-      run.seed: run.test_accuracy
+      run.seed: run.last(name)
       for run in self.runs_of(method)
-      if self.is_complete(run) and math.isfinite(run.test_accuracy)
+      if self.is_complete(run) and math.isfinite(run.last(name))
     }
 
 
@@ -187,11 +254,11 @@ class Summary:
   Attributes:
     method: Name of the method.
     is_base: Whether this is the base optimizer.
-    seeds: Number of complete runs, over which the accuracy is averaged.
+    seeds: Number of complete runs, over which the score is averaged.
     unfinished: Number of interrupted runs, which don't count.
     diverged: Number of runs whose last loss is not finite.
-    accuracy: Mean test accuracy at the end.
-    accuracy_deviation: Standard deviation of the accuracy over seeds.
+    score: Mean test metric at the end.
+    score_deviation: Standard deviation of the score over seeds.
     difference: Paired difference to the base optimizer.
     second_gradients: Fraction of steps that took a perturbed gradient.
     relative_time: Median time per step relative to the base optimizer.
@@ -206,8 +273,8 @@ class Summary:
   seeds: int
   unfinished: int
   diverged: int
-  accuracy: float | None
-  accuracy_deviation: float | None
+  score: float | None
+  score_deviation: float | None
   difference: Difference
   second_gradients: float | None
   relative_time: float | None
@@ -235,7 +302,7 @@ def mean(values: Iterable[float | None]) -> float | None:
 def summarize(comparison: Comparison) -> list[Summary]:
   """Summarizes a comparison, one row per method, base optimizer first.
 
-  Interrupted runs don't count; diverged ones do, with their last accuracy.
+  Interrupted runs don't count; diverged ones do, with their last score.
 
   Args:
     comparison: The measured comparison.
@@ -243,7 +310,7 @@ def summarize(comparison: Comparison) -> list[Summary]:
   Returns:
     The rows, the base optimizer first, then the others in run order.
   """
-  base = comparison.accuracies(comparison.base)
+  base = comparison.scores(comparison.base)
   timings = {timing.method: timing for timing in comparison.timings}
   return [
     _summary(comparison, method, base, timings.get(method))
@@ -259,7 +326,7 @@ def _summary(
 ) -> Summary:
   runs = comparison.runs_of(method)
   complete = [run for run in runs if comparison.is_complete(run)]
-  accuracies = comparison.accuracies(method)
+  scores = comparison.scores(method)
   is_base = method == comparison.base
   if is_base:
     difference = Difference({}, None, None, 'this is the base optimizer')
@@ -267,20 +334,20 @@ def _summary(
     reason = f'{comparison.base} has no complete run to compare with'
     difference = Difference({}, None, None, reason)
   else:
-    difference = paired_difference(accuracies, base)
+    difference = paired_difference(scores, base)
   deviation = None
-  if len(accuracies) > 1:
-    deviation = float(np.std(list(accuracies.values()), ddof=1))
+  if len(scores) > 1:
+    deviation = float(np.std(list(scores.values()), ddof=1))
   relative = finite(timing.relative) if timing else []
   quartiles = np.quantile(relative, (0.25, 0.75)) if relative else None
   return Summary(
     method=method,
     is_base=is_base,
-    seeds=len(accuracies),
+    seeds=len(scores),
     unfinished=len(runs) - len(complete),
     diverged=sum(run.diverged for run in runs),
-    accuracy=mean(accuracies.values()),
-    accuracy_deviation=deviation,
+    score=mean(scores.values()),
+    score_deviation=deviation,
     difference=difference,
     second_gradients=mean(run.second_gradient_share for run in complete),
     relative_time=float(np.median(relative)) if relative else None,

@@ -23,7 +23,7 @@ def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
   others = [row for row in rows if not row.is_base]
   if not any(row.seeds for row in rows):
     return 'No run finished: there is nothing to compare'
-  if not comparison.accuracies(base):
+  if not comparison.scores(base):
     return f'No comparison: {base} has no complete run'
   if not others:
     return f'Only {base} has run: there is nothing to compare it with'

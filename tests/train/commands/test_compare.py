@@ -5,7 +5,8 @@ import json
 import pytest
 from rich.console import Console
 
-from optax_sam.train.commands import compare, timing
+from optax_sam.train.commands import compare
+from optax_sam.train.comparison import timing
 from optax_sam.train.loop.trainer import Trainer
 from tests.train import problems
 

@@ -73,7 +73,7 @@ def test_csv_has_a_row_per_run_in_full_precision(tmp_path):
     rows = list(csv.DictReader(file))
   for row, of_run in zip(rows, made.runs, strict=True):
     assert (row['method'], int(row['seed'])) == (of_run.method, of_run.seed)
-    assert float(row['test_accuracy']) == of_run.test_accuracy
+    assert float(row['test_accuracy']) == of_run.last('test_accuracy')
     fraction = float(row['second_gradient_share'])
     assert fraction == of_run.second_gradient_share
     assert float(row['sam_sharpness']) == of_run.sharpness['sam_sharpness']

@@ -20,9 +20,9 @@ SAM = [0.93, 0.94, 0.95, 0.94]
 def test_mean_deviation_and_interval_equal_those_by_hand():
   base, sam = summarize(of_accuracies(sam=SAM, sgd=SGD))  # the base first
   assert (base.method, base.is_base, base.seeds) == ('sgd', True, 4)
-  assert base.accuracy == pytest.approx(0.915)
+  assert base.score == pytest.approx(0.915)
   # Deviations -1.5, 0.5, -0.5, 1.5 hundredths: 5 / 3 in squares.
-  assert base.accuracy_deviation == pytest.approx(0.01 * math.sqrt(5 / 3))
+  assert base.score_deviation == pytest.approx(0.01 * math.sqrt(5 / 3))
   # Differences 3, 2, 4, 1 hundredths: mean 2.5, variance 5 / 3; the 97.5%
   # quantile of Student's t with 3 degrees of freedom is 3.182446.
   half = 0.01 * 3.182446 * math.sqrt(5 / 3 / 4)
@@ -59,7 +59,7 @@ def test_without_a_common_seed_there_is_no_difference():
   assert 'no seed' in sam.difference.reason
   (sam,) = summarize(of_accuracies(sam=SAM))
   assert not sam.is_base
-  assert sam.accuracy == pytest.approx(0.94)
+  assert sam.score == pytest.approx(0.94)
   assert sam.difference.mean is None
   assert 'sgd has no complete run' in sam.difference.reason
 
@@ -83,7 +83,7 @@ def test_only_common_seeds_are_paired():
 def test_runs_without_a_final_accuracy_do_not_count(other, unfinished):
   (base,) = summarize(comparison([run('sgd', 0, 0.9), other]))
   assert (base.seeds, base.unfinished) == (1, unfinished)
-  assert base.accuracy == pytest.approx(0.9)
+  assert base.score == pytest.approx(0.9)
 
 
 def test_a_diverged_run_counts_and_is_counted():
@@ -91,7 +91,7 @@ def test_a_diverged_run_counts_and_is_counted():
     comparison([run('sgd', 0, 0.9), run('sam', 0, 0.8), diverged('sam', 1)])
   )
   assert (sam.diverged, base.diverged) == (1, 0)
-  assert sam.accuracy == pytest.approx(0.45)
+  assert sam.score == pytest.approx(0.45)
   # Its sharpness is NaN; the mean is over the finite ones.
   assert sam.sam_sharpness == pytest.approx(0.01)
 

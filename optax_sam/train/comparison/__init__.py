@@ -1,0 +1,1 @@
+"""Comparisons: plan, runs, store, search for settings, budgets."""
