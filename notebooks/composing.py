@@ -22,8 +22,8 @@
 # |---|---|
 # | perturbation | which perturbation follows from a gradient? |
 # | policy | does this step compute the perturbed gradient? |
-# | descent | which combination of gradients does the optimizer get? |
-# | selection | which examples does each gradient use? |
+# | combination rule (`descent`) | how are both gradients combined? |
+# | batch selection (`selection`) | over which examples are they taken? |
 #
 # `optax_sam.sharpness_aware` combines the four. This notebook defines a new
 # perturbation and a new policy, each in a few lines, and tests them.

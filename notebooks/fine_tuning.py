@@ -19,7 +19,7 @@
 # In fine-tuning, most parameters are often frozen, and small adapters are
 # trained. A sharpness-aware method perturbs all parameters that it gets. Frozen
 # parameters then use up a part of the radius, so the trained ones are perturbed
-# less than you asked for.
+# less than `rho` promises.
 #
 # `optax_sam.trainable` turns the labels of `optax.partition` into a mask that
 # excludes frozen parameters. This notebook pretrains a network on five digits,

@@ -129,7 +129,7 @@ _SPARSE_SAM = Paper('Mi et al.', 2022, '2210.05177')
 _WSAM = Paper('Yue et al.', 2023, '2305.15817')
 _SAF = Paper('Du et al.', 2022, '2205.14083')
 
-_AT_ASCENTS = ('1 an ascent', '1 an ascent')
+_AT_ASCENTS = ('1 an ascent step', '1 an ascent step')
 _NO_NORM = ('none, no norm', 'none, no norm')
 _NOTHING_AVERAGED = ('none', 'not offered')
 _READ_ONLY = 'agreement with a run: the published code was read, not run'
@@ -298,7 +298,7 @@ _ROWS = (
     gradients='1 + s',
     use_when='you need a control for methods that skip: random steps',
     state='PRNG key',
-    collectives=('none', '1 an ascent'),
+    collectives=('none', '1 an ascent step'),
     example={'key': 0},
     unverified='the form of its schedules',
   ),

@@ -38,8 +38,8 @@ class SharpnessAwareState(NamedTuple):
     step_count: number of steps so far, a scalar int32.
     perturbation: state of the perturbation.
     policy: state of the policy.
-    descent: state of the descent.
-    selection: state of the selection.
+    descent: state of the combination rule.
+    selection: state of the batch selection.
     info: metrics of the last steps.
   """
 
