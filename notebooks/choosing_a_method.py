@@ -142,7 +142,7 @@ def over_radii_and_seeds(method):
 
 @functools.partial(jax.jit, static_argnums=0)
 def accuracies(name, params):
-  """Returns accuracies of parameters that were trained side by side."""
+  """Returns accuracies of parameters that were trained together."""
   x, y = {'validation': validation, 'test': test}[name]
   found = jax.vmap(jax.vmap(lambda p: jnp.argmax(logits(p, x), axis=-1)))(
     params
@@ -235,7 +235,7 @@ for name, (params, _) in runs.items():
 
 # %%
 @functools.partial(jax.jit, static_argnums=0)
-def share(method):
+def fraction(method):
   """Trains once; returns the fraction of steps with a perturbed gradient."""
 
   def step(carry, rows):
@@ -264,7 +264,7 @@ for name, method, second in (
   ('sam', optax_sam.sam(0.1), 1),
   ('friendly_sam', optax_sam.friendly_sam(0.1), 1),
   ('look_sam', look_sam, 1 / 5),
-  ('ae_sam', ae_sam, float(share(ae_sam))),
+  ('ae_sam', ae_sam, float(fraction(ae_sam))),
 ):
   print(
     f'{name:12} {1 + second:.2f} gradients per step, '

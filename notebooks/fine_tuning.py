@@ -245,7 +245,7 @@ np.testing.assert_allclose(optax.tree.norm(epsilon), RHO, rtol=1e-4)
 #
 # ## Fine-tuning
 #
-# Each optimizer is run with 12 seeds side by side. A seed determines the
+# Each optimizer is run with 12 seeds at once. A seed determines the
 # adapters, the head and the batches.
 
 # %%
