@@ -227,7 +227,7 @@ def ae_look_sam(
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.ae_look_sam(total_steps=9, alpha=0.5), jnp.zeros(2)
   >>> state, grad_fn = tx.init(w), lambda _: jnp.array([2.0, 3.0])
-  >>> for size in (2.0, 0.2):  # the second step is not SAM's; gv = (0, 3)
+  >>> for size in (2.0, 0.2):  # the second step is not SAM's; v = (0, 3)
   ...   g = jnp.array([size, 0.0])
   ...   u, state = tx.update(g, state, w, grad_fn=grad_fn)
   ...   print([round(x, 3) for x in u.tolist()])

@@ -187,7 +187,7 @@ def look_sam(
   >>> state = tx.init(w)
   >>> for _ in range(3):
   ...   u, state = tx.update(g, state, w, grad_fn=grad_fn)
-  ...   print([round(x, 3) for x in u.tolist()])  # gv = (0, 3)
+  ...   print([round(x, 3) for x in u.tolist()])  # v = (0, 3)
   [2.0, 3.0]
   [2.0, 1.0]
   [2.0, 3.0]
