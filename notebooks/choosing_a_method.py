@@ -273,12 +273,12 @@ for name, method, second in (
 
 # %% [markdown]
 # - **Two gradients per step are fine:** `friendly_sam`, whose state is an
-#   average of gradients. In the evidence it gained most on average. `sam` is the
-#   reference and stateless.
+#   average of gradients. In the evidence it gained most on average. `sam` is
+#   the reference and stateless.
 # - **You want most of the gain for less:** `ae_sam`. Its number of perturbed
 #   gradients depends on the training.
-# - **Each step must take the same time:** `subset_sam`, whose ascent gradient is
-#   over a part of the batch.
+# - **Each step must take the same time:** `subset_sam`, whose ascent gradient
+#   is over a part of the batch.
 # - **One gradient per step:** `momentum_sam`. `k_sam` costs as little, but only
 #   for correct labels. It trains on the examples with the largest losses; with
 #   wrong labels, many of these are mislabelled.

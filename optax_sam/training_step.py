@@ -36,7 +36,7 @@ def make_step(
   per_example_loss_fn: Callable[..., jax.Array] | None = None,
   accumulate_steps: int = 1,
   axis_name: Any = None,
-) -> Callable[..., tuple[optax.Params, optax.OptState, StepOutput]]:
+) -> 'Callable[..., tuple[optax.Params, optax.OptState, StepOutput]]':
   """Builds the training step of an optimizer, with any method or none.
 
   A step computes the gradient, passes the functions that methods need to
