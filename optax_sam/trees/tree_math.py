@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_sam.trees import array_types, control_flow
+
 STABILIZER = 1e-12
 _SMALLEST_STABILIZED = 5e-10
 
@@ -86,20 +88,27 @@ def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
   """Returns the square of the 2-norm over all leaves, and its unit.
 
   Squares of float32 under- and overflow where the numbers themselves are far
-  from both. So they are taken in a unit that the largest entry decides: a power
-  of two, which changes no other bit.
+  from both. Then they are taken in a unit that the largest entry decides: a
+  power of two, which changes no other bit.
 
   Returns:
     (square, unit): `norm = sqrt(square) * unit`, with the unit 1 if possible.
   """
-  dtype = accumulator_dtype(tree)
-  sizes = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
-  unit = power_of_two(_over_leaves(jnp.max, sizes, dtype), 20)
-  # Changes nothing. But for a constant x XLA computes x * x * unit**-2, even
-  # after a barrier, and that over- and underflows.
-  at_most = lambda x: jnp.minimum(x, jnp.finfo(x.dtype).max)
-  scaled = jax.tree.map(at_most, divide(tree, unit))
-  return dot(scaled, scaled), unit
+  square = dot(tree, tree)
+
+  def in_unit() -> tuple[jax.Array, jax.Array]:
+    sizes = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
+    unit = power_of_two(_over_leaves(jnp.max, sizes, square.dtype), 20)
+    # Changes nothing. But for a constant x XLA computes x * x * unit**-2, even
+    # after a barrier, and that over- and underflows.
+    at_most = lambda x: jnp.minimum(x, jnp.finfo(x.dtype).max)
+    scaled = jax.tree.map(at_most, divide(tree, unit))
+    return array_types.vary_like((dot(scaled, scaled), unit), square)
+
+  # Within these limits the squares that underflow are too small to matter.
+  is_usual = (square > 2.0**-60) & (square < 2.0**100)
+  one = array_types.vary_like(jnp.ones_like(square), square)
+  return control_flow.cond(is_usual, lambda: (square, one), in_unit)
 
 
 @jax.custom_jvp
