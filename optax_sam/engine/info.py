@@ -58,11 +58,7 @@ def no_state(params: optax.Params) -> optax.EmptyState:
 
 
 def first_state(params: optax.Params) -> SharpnessAwareState:
-  """Returns the state before the first step, with stateless components.
-
-  Args:
-    params: the floating-point leaves of the parameters.
-  """
+  """Returns the state before the first step, of floating-point leaves."""
   scalar = jnp.zeros((), tree_math.accumulator_dtype(params))
   return SharpnessAwareState(
     step_count=jnp.zeros((), jnp.int32),
