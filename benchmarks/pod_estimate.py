@@ -31,7 +31,7 @@ class Assumptions:
   """Time from one chip to its neighbour."""
   network_seconds: float = 50 * _MICROSECOND
   """Time of one collective between slices, for any size."""
-  share: float = 0.5
+  ascent_fraction: float = 0.5
   """Fraction of AE-SAM's steps that take an ascent step."""
 
 
@@ -79,14 +79,14 @@ class Estimate:
 def steps(
   entries: Mapping[str, pod_table.Entry],
   of_slices: Mapping[str, pod_table.Entry],
-  share: float,
+  ascent_fraction: float,
 ) -> Iterator[tuple[str, Work]]:
   """Returns the work of all steps for which the rows suffice.
 
   Args:
     entries: entries of one model on one slice, by row.
     of_slices: entries of the same model on two slices.
-    share: fraction of AE-SAM's steps that take an ascent step.
+    ascent_fraction: fraction of AE-SAM's steps that take an ascent step.
   """
   sent = {row: float(e.sent_bytes) for row, e in of_slices.items()}
   names = {
@@ -105,15 +105,15 @@ def steps(
       )
   if {'sgd', 'ae_sam'} <= entries.keys():
     skipped, e = entries['sgd'], entries['ae_sam']
-    left = 1 - share
+    left = 1 - ascent_fraction
     yield (
-      f'AE-SAM, ascending at {share:.0%}',
+      f'AE-SAM, {ascent_fraction:.0%} ascent steps',
       Work(
-        skipped.flops + share * (e.flops - skipped.flops),
+        skipped.flops + ascent_fraction * (e.flops - skipped.flops),
         e.collectives - left * e.collectives_inside,
         e.collective_bytes - left * e.collective_bytes_inside,
         # Its ascent steps are those of SAM.
-        left * sent['sgd'] + share * sent['sam']
+        left * sent['sgd'] + ascent_fraction * sent['sam']
         if {'sgd', 'sam'} <= sent.keys()
         else None,
       ),
@@ -159,7 +159,7 @@ def estimates(
       }
       for topology in (SOURCE, SLICES)
     )
-    works = dict(steps(rows, of_slices, assumed.share))
+    works = dict(steps(rows, of_slices, assumed.ascent_fraction))
     for chip in (V5E, V4):
       for name, work in works.items():
         first = seconds(chip, 1, work, assumed)

@@ -32,7 +32,7 @@ class Row:
     gradients: expected cost of a step in full gradients; None if it depends on
       the number of perturbed gradients.
     counterpart: the row of another framework for the comparison of overhead.
-    share: fraction of perturbed gradients, for rows with a fixed fraction.
+    fraction: fraction of perturbed gradients, for rows with a fixed fraction.
   """
 
   name: str
@@ -40,7 +40,7 @@ class Row:
   build: Callable[[Problem, int], steps.Steps]
   gradients: float | None = None
   counterpart: str | None = None
-  share: float | None = None
+  fraction: float | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +51,14 @@ class _Variant:
     label: appended to the name of the method.
     settings: arguments.
     gradients: see `Row`; None for that of the catalog.
-    share: see `Row`.
+    fraction: see `Row`.
     reports_loss: whether the step returns the unperturbed loss.
   """
 
   label: str = ''
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   gradients: float | None = None
-  share: float | None = None
+  fraction: float | None = None
   reports_loss: bool = True
 
 
@@ -72,7 +72,7 @@ _SETTINGS: dict[str, dict[str, Any]] = {
   'swa': {'start': 1, 'every': 1},
   'wsam_decoupled': {'learning_rate': 0.01},
 }
-_WITHOUT_LOSS = _Variant('no loss asked for', reports_loss=False)
+_WITHOUT_LOSS = _Variant('loss not reported', reports_loss=False)
 _VARIANTS: dict[str, tuple[_Variant, ...]] = {
   'ae_sam': (
     _Variant(),
@@ -190,7 +190,7 @@ def _row(method: catalog.Method, variant: _Variant) -> Row:
     build=_BUILDERS.get(method.name, build),
     gradients=gradients,
     counterpart=None if variant.label else _COUNTERPARTS.get(method.name),
-    share=variant.share,
+    fraction=variant.fraction,
   )
 
 

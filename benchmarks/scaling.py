@@ -287,7 +287,7 @@ class Options:
   """Numbers of leaves for the time of a step."""
   scores: int = 25_000_000
   """Number of scores, of which the mask selects half."""
-  nets: tuple[str, ...] = tuple(problems.SIZES)
+  networks: tuple[str, ...] = tuple(problems.SIZES)
   """Networks for the gradient over a part of a batch."""
   repeats: int = 7
   """Repetitions; the median counts."""
@@ -299,7 +299,7 @@ def main(options: Options) -> None:
   parameters(options.parameters, options.repeats)
   leaves(options.leaves, options.repeats)
   sparse_masks(options.scores, max(1, options.repeats // 3))
-  parts_of_a_batch(options.nets, 10 * options.repeats)
+  parts_of_a_batch(options.networks, 10 * options.repeats)
 
 
 if __name__ == '__main__':

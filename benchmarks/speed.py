@@ -50,18 +50,16 @@ class Runner:
     self._taken += count
     return (time.perf_counter() - start) / count
 
-  def share(self) -> float | None:
+  def fraction(self) -> float | None:
     """Returns the fraction of steps that took a perturbed gradient."""
     if not info.states(self._state.opt_state, SharpnessAwareState):
       return None
     found = optax_sam.metrics(self._state.opt_state)
-    share = int(found['second_gradients']) / int(found['step_count'])
-    if self.row.share not in (None, share):
-      msg = (
-        f'{self.row.name}: {share:.0%} of its steps took a perturbed gradient'
-      )
+    fraction = int(found['second_gradients']) / int(found['step_count'])
+    if self.row.fraction not in (None, fraction):
+      msg = f'{self.row.name}: {fraction:.0%} steps with a perturbed gradient'
       raise RuntimeError(msg)
-    return share
+    return fraction
 
   def compiled(self) -> dict[str, float]:
     """Returns XLA's report on the compiled functions of a full step."""
@@ -130,7 +128,7 @@ def _entry(
     flops=compiled['flops'] / first['flops'],
     memory=compiled['bytes'] / first['bytes'],
     copies=(compiled['bytes'] - first['bytes']) / copy,
-    share=runner.share(),
+    fraction=runner.fraction(),
     gradients=runner.row.gradients,
     counterpart=runner.row.counterpart,
   )

@@ -30,9 +30,9 @@ class Entry:
     flops: ratio of the floating-point operations of a full step, if known.
     memory: ratio of peak memory: arguments, results and temporary arrays.
     copies: difference of that memory, in copies of the parameters.
-    share: fraction of steps that took a perturbed gradient.
+    fraction: fraction of steps that took a perturbed gradient.
     gradients: expected cost of a step in gradients; None if it follows from
-      `share`.
+      `fraction`.
     counterpart: row of another framework with the same method.
   """
 
@@ -46,7 +46,7 @@ class Entry:
   flops: float | None = None
   memory: float | None = None
   copies: float | None = None
-  share: float | None = None
+  fraction: float | None = None
   gradients: float | None = None
   counterpart: str | None = None
 
@@ -55,7 +55,7 @@ class Entry:
     """Time of a step over the expected time of its gradients."""
     if self.gradients is not None:
       return self.wall / self.gradients
-    return self.wall / (1 + (self.share or 0))
+    return self.wall / (1 + (self.fraction or 0))
 
 
 def heading() -> str:
@@ -94,7 +94,7 @@ def _line(entry: Entry) -> str:
   def number(value: float | None, digits: int = 2) -> str:
     return '' if value is None else f'{value:.{digits}f}'
 
-  share = '' if entry.share is None else f'{100 * entry.share:.0f} %'
+  fraction = '' if entry.fraction is None else f'{100 * entry.fraction:.0f} %'
   cells = (
     entry.row,
     number(entry.wall),
@@ -103,7 +103,7 @@ def _line(entry: Entry) -> str:
     number(entry.flops, 3),
     number(entry.memory),
     number(entry.copies),
-    share,
+    fraction,
     number(entry.milliseconds),
   )
   return f'| {" | ".join(cells)} |'
@@ -155,12 +155,12 @@ def write(
 
   former = _read(directory / 'speed.csv')
   by_place = {place(entry): entry for entry in (*former, *entries)}
-  nets = list(dict.fromkeys(problem for problem, _, _ in by_place))
+  networks = list(dict.fromkeys(problem for problem, _, _ in by_place))
   order = {key: number for number, key in enumerate(names)}
   entries = sorted(
     by_place.values(),
     key=lambda e: (
-      nets.index(e.problem),
+      networks.index(e.problem),
       order.get((e.group, e.row), len(order)),
     ),
   )

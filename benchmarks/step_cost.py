@@ -39,13 +39,13 @@ class Row:
     name: its name in the table.
     method: the transformation before the base optimizer.
     build: builds the step, under `jit` or with a decision on the host.
-    share: required fraction of steps with a perturbed gradient, if any.
+    fraction: required fraction of steps with a perturbed gradient, if any.
   """
 
   name: str
   method: optax.GradientTransformation
   build: Callable[..., train_step.Step] = train_step.jitted_step
-  share: float | None = None
+  fraction: float | None = None
 
 
 def _ae_sam(threshold: float) -> optax.GradientTransformation:
@@ -93,8 +93,8 @@ def rows() -> list[Row]:
     Row('sam, on the host', optax_sam.sam(), host, 1),
     Row('ae_sam skipped, on the host', _ae_sam(_LARGE), host, 0),
     Row('ae_sam full, on the host', _ae_sam(-_LARGE), host, 1),
-    Row('ae_sam skipped, jitted', _ae_sam(_LARGE), share=0),
-    Row('ae_sam full, jitted', _ae_sam(-_LARGE), share=1),
+    Row('ae_sam skipped, jitted', _ae_sam(_LARGE), fraction=0),
+    Row('ae_sam full, jitted', _ae_sam(-_LARGE), fraction=1),
     Row('ss_sam, on the host', optax_sam.ss_sam(key=0), host),
     Row('look_sam, on the host', optax_sam.look_sam(), host),
     Row('ae_sam, on the host', optax_sam.ae_sam(**steps), host),
@@ -140,14 +140,12 @@ class Runner:
 
   def check(self) -> None:
     """Raises if the fraction of perturbed gradients is wrong."""
-    if self.row.share is None:
+    if self.row.fraction is None:
       return
     found = optax_sam.metrics(self._state.opt_state)
-    share = int(found['second_gradients']) / int(found['step_count'])
-    if share != self.row.share:
-      msg = (
-        f'{self.row.name}: {share:.0%} of its steps took a perturbed gradient'
-      )
+    fraction = int(found['second_gradients']) / int(found['step_count'])
+    if fraction != self.row.fraction:
+      msg = f'{self.row.name}: {fraction:.0%} steps with a perturbed gradient'
       raise RuntimeError(msg)
 
 

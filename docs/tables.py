@@ -35,7 +35,7 @@ _PLACEMENTS = {
   'loss': 'auxiliary loss',
   'outside': 'outside of the chain',
 }
-# Groups in a table of their own.
+# Groups with separate tables.
 _OPTIMIZERS = 'wraps or replaces the optimizer'
 _NOISE = 'noise and averages'
 _LOSSES = 'auxiliary losses'

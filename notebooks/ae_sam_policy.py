@@ -170,13 +170,15 @@ plt.show()
 # has a long upper tail, so the fraction is usually smaller.
 
 # %%
-share = ascended.reshape(EPOCHS, -1).mean(axis=1)
+fraction = ascended.reshape(EPOCHS, -1).mean(axis=1)
 expected = norm.sf(1 - 2 * steps / total_steps)
 expected = expected.reshape(EPOCHS, -1).mean(axis=1)
-for name, shares in (('taken', share), ('normal', expected)):
-  quarters = shares.reshape(4, -1).mean(axis=1)
+for name, fractions in (('taken', fraction), ('normal', expected)):
+  quarters = fractions.reshape(4, -1).mean(axis=1)
   print(
-    f'{name:7}', *(f'{q:4.0%}' for q in quarters), f'  all {shares.mean():.0%}'
+    f'{name:7}',
+    *(f'{q:4.0%}' for q in quarters),
+    f'  all {fractions.mean():.0%}',
   )
 
 # %% [markdown]
@@ -198,8 +200,8 @@ assert logs['LookSAM']['ascended'].sum() == -(-total_steps // 5)
 figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), width_ratios=(3, 2))
 epochs = np.arange(1, EPOCHS + 1)
 for name, found in logs.items():
-  shares = found['ascended'].reshape(EPOCHS, -1).mean(axis=1)
-  left.plot(epochs, shares, color=COLORS[name], label=name)
+  fractions = found['ascended'].reshape(EPOCHS, -1).mean(axis=1)
+  left.plot(epochs, fractions, color=COLORS[name], label=name)
 left.plot(epochs, expected, ':', color='black', label='AE-SAM, normal law')
 left.set(title='Steps with a perturbed gradient', xlabel='epoch', ylim=(0, 1.3))
 left.set_yticks(np.linspace(0, 1, 6))

@@ -142,7 +142,7 @@ def over_radii_and_seeds(method):
 
 @functools.partial(jax.jit, static_argnums=0)
 def accuracies(name, params):
-  """Returns accuracies of parameters that were trained side by side."""
+  """Returns accuracies of parameters that were trained together."""
   x, y = {'validation': validation, 'test': test}[name]
   found = jax.vmap(jax.vmap(lambda p: jnp.argmax(logits(p, x), axis=-1)))(
     params
@@ -235,7 +235,7 @@ for name, (params, _) in runs.items():
 
 # %%
 @functools.partial(jax.jit, static_argnums=0)
-def share(method):
+def fraction(method):
   """Trains once; returns the fraction of steps with a perturbed gradient."""
 
   def step(carry, rows):
@@ -264,7 +264,7 @@ for name, method, second in (
   ('sam', optax_sam.sam(0.1), 1),
   ('friendly_sam', optax_sam.friendly_sam(0.1), 1),
   ('look_sam', look_sam, 1 / 5),
-  ('ae_sam', ae_sam, float(share(ae_sam))),
+  ('ae_sam', ae_sam, float(fraction(ae_sam))),
 ):
   print(
     f'{name:12} {1 + second:.2f} gradients per step, '
@@ -272,19 +272,18 @@ for name, method, second in (
   )
 
 # %% [markdown]
-# - **You can afford two gradients per step:** `sam`, with a tuned radius.
-# - **You cannot:** `ae_sam`. Its number of perturbed gradients depends on the
-#   training.
-# - **You cannot, and need a fixed cost:** `look_sam`, with 1 + 1/`period`
-#   gradients. Its state is a direction as large as the weights.
-# - **Small batches:** `friendly_sam` perturbs along the noise of the gradient.
-#   Its state is an average of gradients.
+# - **Two gradients per step are fine:** `friendly_sam`, whose state is an
+#   average of gradients. In the evidence it gained most on average. `sam` is
+#   the reference and stateless.
+# - **You want most of the gain for less:** `ae_sam`. Its number of perturbed
+#   gradients depends on the training.
+# - **Each step must take the same time:** `subset_sam`, whose ascent gradient
+#   is over a part of the batch.
+# - **One gradient per step:** `momentum_sam`. `k_sam` costs as little, but only
+#   for correct labels. It trains on the examples with the largest losses; with
+#   wrong labels, many of these are mislabelled.
 # - **Layers of very different scale, no normalization:** `asam`. Its radius has
 #   other units and must be tuned separately.
-# - **Cheap forward passes, and correct labels:** `k_sam`. With a third of the
-#   batch for each gradient it costs about as much as SGD. It trains on the
-#   examples with the largest losses; with wrong labels, many of these are
-#   mislabelled.
 #
 # None of these is better in general. Tune the radius of each method that you
 # compare. Compare at equal time if time is limited. Stay with SGD if the

@@ -22,8 +22,8 @@
 # |---|---|
 # | perturbation | which perturbation follows from a gradient? |
 # | policy | does this step compute the perturbed gradient? |
-# | descent | which combination of gradients does the optimizer get? |
-# | selection | which examples does each gradient use? |
+# | combination rule (`descent`) | how are both gradients combined? |
+# | batch selection (`selection`) | over which examples are they taken? |
 #
 # `optax_sam.sharpness_aware` combines the four. This notebook defines a new
 # perturbation and a new policy, each in a few lines, and tests them.
@@ -114,8 +114,8 @@ for q in (0.0, 0.5, 1.0):
 
 
 # %%
-class AtShareState(NamedTuple):
-  """State of `at_share`.
+class AtFractionState(NamedTuple):
+  """State of `at_fraction`.
 
   Attributes:
     log_norm: logarithm of the last gradient's norm.
@@ -126,18 +126,18 @@ class AtShareState(NamedTuple):
   threshold: jax.Array
 
 
-def at_share(share, rate=0.05):
+def at_fraction(fraction, rate=0.05):
   """Ascends in a fraction of the steps, those with the largest gradients."""
 
   def init(params):
     del params
-    return AtShareState(jnp.zeros(()), jnp.zeros(()))
+    return AtFractionState(jnp.zeros(()), jnp.zeros(()))
 
   def decide(grads, state):
     log_norm = jnp.log(optax.tree.norm(grads))
     ascend = log_norm >= state.threshold
-    threshold = state.threshold + rate * (ascend - share)
-    return ascend, AtShareState(log_norm, threshold)
+    threshold = state.threshold + rate * (ascend - fraction)
+    return ascend, AtFractionState(log_norm, threshold)
 
   return policies.Policy(init, decide)
 
@@ -231,7 +231,9 @@ print(f'it ends at a distance of {apart:.0e} from SAM')
 # the threshold is bounded, so the fraction converges to the requested one.
 
 # %%
-params, log = jax.device_get(train(power_sam(RHO, 0.5, policy=at_share(0.3))))
+params, log = jax.device_get(
+  train(power_sam(RHO, 0.5, policy=at_fraction(0.3)))
+)
 taken, threshold = log['ascended'], log['policy/threshold']
 moved = 0.05 * (taken.sum() - 0.3 * len(taken))
 np.testing.assert_allclose(threshold[-1], moved, atol=1e-3)
@@ -317,7 +319,7 @@ method = optax_sam.sharpness_aware(
   optax.chain(
     optax.ema(0.9), to_power(0.5), perturbations.scale_to_radius(RHO)
   ),
-  policy=policies.after(60, at_share(1 / 3)),
+  policy=policies.after(60, at_fraction(1 / 3)),
   descent=descents.reuse_orthogonal(0.1),
   selection=selections.random_subset(0.5, key=3),
   mask=kernels,
@@ -326,8 +328,8 @@ params, log = train(method)
 assert not log['ascended'][:60].any()
 for name, found in {'SAM': sam, 'composed': params}.items():
   print(f'{name:8} test accuracy {test_accuracy(found):.3f}')
-share = log['ascended'].mean()
-print(f'{share:.0%} of the steps took an ascent step')
+fraction = log['ascended'].mean()
+print(f'{fraction:.0%} of the steps took an ascent step')
 
 # %% [markdown]
 # ## Next steps

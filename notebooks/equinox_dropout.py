@@ -232,7 +232,7 @@ plt.show()
 # ## Save and resume
 #
 # SS-SAM draws at random which steps compute a perturbed gradient, so its state
-# has a PRNG key. Equinox cannot write typed keys by itself: pass
+# has a PRNG key. Equinox cannot write typed keys: pass
 # `serialise_leaf` and `deserialise_leaf`. Here a run is saved after half of the
 # epochs, read into new objects and continued.
 

@@ -19,7 +19,7 @@
 # In fine-tuning, most parameters are often frozen, and small adapters are
 # trained. A sharpness-aware method perturbs all parameters that it gets. Frozen
 # parameters then use up a part of the radius, so the trained ones are perturbed
-# less than you asked for.
+# less than `rho` promises.
 #
 # `optax_sam.trainable` turns the labels of `optax.partition` into a mask that
 # excludes frozen parameters. This notebook pretrains a network on five digits,
@@ -245,7 +245,7 @@ np.testing.assert_allclose(optax.tree.norm(epsilon), RHO, rtol=1e-4)
 #
 # ## Fine-tuning
 #
-# Each optimizer is run with 12 seeds side by side. A seed determines the
+# Each optimizer is run with 12 seeds at once. A seed determines the
 # adapters, the head and the batches.
 
 # %%

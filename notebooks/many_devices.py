@@ -272,7 +272,7 @@ assert sent(synced)[1] == 2 * gradient + 8
 
 # %% [markdown]
 # Local ascent communicates as much as SGD plus 8 bytes of metrics. Synced
-# ascent communicates a second gradient, and so does `jit`. The network
+# ascent communicates one more gradient, and so does `jit`. The network
 # determines which option is faster. The task determines which generalizes
 # better; in the experiments of the SAM paper smaller parts did.
 #

@@ -198,8 +198,10 @@ for chosen, label in ((took, 'perturbed gradient'), (~took, 'skipped')):
 left.set(title='Squared gradient norm, 60 steps', xlabel='step', yscale='log')
 left.legend()
 
-share = took.reshape(EPOCHS, -1).mean(axis=1)
-right.bar(jnp.arange(1, EPOCHS + 1), share, color=COLORS['perturbed gradient'])
+fraction = took.reshape(EPOCHS, -1).mean(axis=1)
+right.bar(
+  jnp.arange(1, EPOCHS + 1), fraction, color=COLORS['perturbed gradient']
+)
 right.set(title='Steps with a perturbed gradient', xlabel='epoch', ylim=(0, 1))
 plt.show()
 

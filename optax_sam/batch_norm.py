@@ -1,4 +1,4 @@
-"""Running statistics of batch norm for parameters that no step has seen."""
+"""Recomputes the running statistics of batch norm, as for averaged weights."""
 
 import functools
 import itertools

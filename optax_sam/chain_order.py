@@ -46,12 +46,12 @@ def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
   """Raises if a method of the library is misplaced in an optimizer.
 
   A method must be first. It forwards the perturbed gradient only, so a
-  transformation before it has no effect, and after the base optimizer the sign
-  is lost (gradient ascent). An optimizer has at most one method, not inside
-  `optax.masked`, `optax.partition` or a wrapper that drops the loss. `swa` and
-  `anti_pgd` are last. Transformations that return gradients unchanged, such as
-  `optax.identity`, may be anywhere. `optax_sam.make_step` calls this; in other
-  training steps, call it once before training. It computes nothing.
+  transformation before it has no effect. After the base optimizer the sign is
+  lost (gradient ascent). An optimizer has at most one method, not inside of
+  `optax.masked`, `optax.partition` or a wrapper that drops the loss. `swa`
+  and `anti_pgd` are last. Transformations that return gradients unchanged,
+  such as `optax.identity`, may be anywhere. `optax_sam.make_step` calls this;
+  in other steps, call it once before training. It computes nothing.
 
   Args:
     tx: the optimizer, with or without a method.

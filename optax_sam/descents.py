@@ -1,4 +1,4 @@
-"""Descents: rules that combine the gradients into the update direction."""
+"""Combination rules: from the gradients to the update direction."""
 
 from optax_sam.engine.descent import Descent, mix, perturbed_gradient
 from optax_sam.methods.cr_sam import regularize_curvature

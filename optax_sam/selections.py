@@ -1,4 +1,4 @@
-"""Selections: which examples enter each of the two gradients?"""
+"""Batch selections: which examples enter each of the two gradients?"""
 
 from optax_sam.engine.selection import (
   Selected,

@@ -36,7 +36,7 @@ def make_step(
   per_example_loss_fn: Callable[..., jax.Array] | None = None,
   accumulate_steps: int = 1,
   axis_name: Any = None,
-) -> Callable[..., tuple[optax.Params, optax.OptState, StepOutput]]:
+) -> 'Callable[..., tuple[optax.Params, optax.OptState, StepOutput]]':
   """Builds the training step of an optimizer, with any method or none.
 
   A step computes the gradient, passes the functions that methods need to
@@ -50,23 +50,23 @@ def make_step(
   the unperturbed parameters. The first call checks `tx` by `optax_sam.check`.
 
   Args:
-    loss_fn: `loss_fn(params, batch, *args)` returns the scalar loss, or (loss,
-      aux). None uses the mean of `per_example_loss_fn`, whose losses `esam` and
-      `k_sam` then reuse: that saves a forward pass.
+    loss_fn: `loss_fn(params, batch, *args)` returns the scalar loss, or
+      (loss, aux). None uses the mean of `per_example_loss_fn`, whose losses
+      `esam` and `k_sam` then reuse: that saves a forward pass.
     tx: the optimizer, such as `optax.chain(optax_sam.sam(), optax.sgd(0.1))`.
     has_aux: whether `loss_fn` returns (loss, aux).
     per_example_loss_fn: `per_example_loss_fn(params, batch, *args)` returns
       the loss of each example, shape (B,), for methods that need it.
     accumulate_steps: number k of parts that divides the batch. Both gradients
       are means over the parts, computed one by one to save memory, and `tx`
-      takes one step: for losses that are means, that of the whole batch. Part i
-      has rows i, i + k, ..., so that a batch stays split over devices; its
+      takes one step: for losses that are means, that of the whole batch. Part
+      i has rows i, i + k, ..., so that a batch stays split over devices; its
       `aux` is at index i of a new axis 0. All parts get the same `*args`: put
       keys that should differ into the batch. Methods that differentiate
       per-example losses cost one more forward pass.
     axis_name: axis of `jax.pmap` or `jax.shard_map` whose devices have
       different parts of the batch, the same as in the method. The loss is
-      averaged, `aux` is local. Without a method the gradient is averaged first.
+      averaged, `aux` is local. Without a method gradients are averaged too.
 
   Returns:
     The step. Leaves that are not floating-point get gradients of 0.

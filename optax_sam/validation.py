@@ -80,8 +80,13 @@ def method(
 
   def decorate(function: Callable[_Given, _Built]) -> Callable[_Given, _Built]:
     plain = inspect.signature(function)
+    # `help` writes out aliases such as optax.ScalarOrSchedule, over many lines.
     signature = _Signature(
-      list(plain.parameters.values()), return_annotation=plain.return_annotation
+      [
+        x if isinstance(x.annotation, type) else x.replace(annotation=x.empty)
+        for x in plain.parameters.values()
+      ],
+      return_annotation=plain.return_annotation,
     )
     signature.name = function.__name__
     signature.static = frozenset((*static, 'mask')) & plain.parameters.keys()

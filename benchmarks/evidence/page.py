@@ -229,11 +229,11 @@ def _accuracies(runs: Mapping[str, Runs]) -> str:
         cells.append('')
         continue
       accuracy = statistics.fmean(r.outcome.test_accuracy for r in final)
-      share = statistics.fmean(r.outcome.second_gradients for r in final)
+      fraction = statistics.fmean(r.outcome.second_gradients for r in final)
       rate, rho = problem.chosen(name)
       at_end = rho in (min(variant.radii), max(variant.radii))
       how = (
-        f'{rho:g}{"*" * at_end}, {share:.0%}'
+        f'{rho:g}{"*" * at_end}, {fraction:.0%}'
         if variant.is_method
         else f'{rate:g}'
       )

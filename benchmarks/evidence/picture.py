@@ -51,12 +51,12 @@ def points(
       seed: statistics.fmean(gain[seed] for gain in gains)
       for seed in sorted(seeds)
     }
-    share = statistics.fmean(
+    fraction = statistics.fmean(
       run.outcome.second_gradients
       for problem in runs.values()
       for run in problem.find(name, tuning=False)
     )
-    cost = variant.length * variant.gradients(share)
+    cost = variant.length * variant.gradients(fraction)
     nothing = dict.fromkeys(mean, 0.0)
     found[name] = (cost, paired.paired_difference(mean, nothing))
   return found

@@ -184,7 +184,7 @@ def _train(
     order = jax.random.permutation(key, problem.examples)
     batches = order[: epoch_steps * problem.batch_size]
     # A fraction of a shuffled batch is a random subset.
-    kept = round(variant.batch_share * problem.batch_size)
+    kept = round(variant.batch_fraction * problem.batch_size)
     batches = batches.reshape(epoch_steps, problem.batch_size)[:, :kept]
     return jax.lax.scan(step, carry, batches)
 

@@ -34,7 +34,7 @@ class Variant:
     rates: candidate learning rates, relative to that of the base optimizer;
       smaller ones for methods that descend on few examples.
     length: number of steps relative to other variants.
-    batch_share: fraction of each batch that it uses.
+    batch_fraction: fraction of each batch that it uses.
     follows: the variant whose fraction of perturbed gradients is its
       probability.
     takes_per_example_losses: whether it differentiates per-example losses.
@@ -42,12 +42,12 @@ class Variant:
 
   title: str
   factory: Callable[..., optax.GradientTransformation] | None = None
-  gradients: Callable[[float], float] = lambda share: 1 + share
+  gradients: Callable[[float], float] = lambda fraction: 1 + fraction
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   radii: tuple[float, ...] = RADII
   rates: tuple[float, ...] = (1.0,)
   length: int = 1
-  batch_share: float = 1.0
+  batch_fraction: float = 1.0
   follows: str | None = None
   takes_per_example_losses: bool = False
 
@@ -97,22 +97,22 @@ def _sparse(how: str, sparsity: float) -> Variant:
   )
 
 
-def _k_sam(share: float, title: str) -> Variant:
+def _k_sam(fraction: float, title: str) -> Variant:
   return Variant(
     f'K-SAM, {title} each',
     optax_sam.k_sam,
-    lambda _: 1 / 3 + 2 * share,
-    settings={'ascent': share, 'descent': share},
+    lambda _: 1 / 3 + 2 * fraction,
+    settings={'ascent': fraction, 'descent': fraction},
     rates=_FEWER_EXAMPLES,
   )
 
 
-def _random_sam(share: float, title: str) -> Variant:
+def _random_sam(fraction: float, title: str) -> Variant:
   return Variant(
     f'SAM on a random {title}',
     optax_sam.sam,
-    lambda _: 2 * share,
-    batch_share=share,
+    lambda _: 2 * fraction,
+    batch_fraction=fraction,
     rates=_FEWER_EXAMPLES,
   )
 
@@ -158,6 +158,6 @@ VARIANTS: dict[str, Variant] = {
     'ESAM', optax_sam.esam, lambda _: 4 / 3 + 0.5, rates=_FEWER_EXAMPLES
   ),
   'subset_sam': Variant(
-    'SAM ascending on a quarter', optax_sam.subset_sam, lambda _: 1.25 + 1 / 3
+    'Subset SAM, a quarter', optax_sam.subset_sam, lambda _: 1.25 + 1 / 3
   ),
 }

@@ -87,11 +87,11 @@ def complete(name: str, variant: str, plan: Plan) -> str:
   start = time.perf_counter()
   runs = Runs(plan.output, name)
   found = VARIANTS[variant]
-  share = 0.0
+  fraction = 0.0
   if found.follows is not None:
-    shares = runs.by_seed(found.follows, 'second_gradients').values()
-    share = round(statistics.fmean(shares), 2)
-  trainer = Trainer(name, found, share)
+    fractions = runs.by_seed(found.follows, 'second_gradients').values()
+    fraction = round(statistics.fmean(fractions), 2)
+  trainer = Trainer(name, found, fraction)
   measured = variant in claims.measured()
   versions = ' '.join(
     f'{package} {version}'

@@ -33,7 +33,7 @@ def variants(method: Method) -> list[str]:
   return [
     name
     for name, variant in VARIANTS.items()
-    if variant.factory is method.function and variant.batch_share == 1
+    if variant.factory is method.function and variant.batch_fraction == 1
   ]
 
 

@@ -20,7 +20,7 @@ NOTEBOOKS = {
   'choosing_a_method': (
     'Choosing a method',
     (
-      'The radius chosen on validation examples, and what too large a radius '
+      'A radius tuned on validation examples, and what too large a radius '
       'looks like.'
     ),
   ),

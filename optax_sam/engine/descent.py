@@ -1,11 +1,11 @@
-"""Descents: rules that combine the gradients into the update direction.
+"""Combination rules: from the gradients to the update direction.
 
-A descent has `init(params)`, `on_ascent(clean, at, state)` for steps with a
-perturbed gradient, and `on_skip(clean, state)` for the others. Both return
-(direction, new state). `clean` is the unperturbed gradient, `at(t)` the one at
-`w + t * epsilon`: SAM returns `at(1)`, and each other multiple costs one more
-gradient. A descent with state gets gradients that are averaged over the
-devices. Pass one to `optax_sam.sharpness_aware`.
+A combination rule (`Descent`) has `init(params)`, `on_ascent(clean, at,
+state)` for steps with a perturbed gradient, and `on_skip(clean, state)` for the
+others. Both return (direction, new state). `clean` is the unperturbed gradient,
+`at(t)` the one at `w + t * epsilon`: SAM returns `at(1)`, and each other
+multiple costs one more gradient. A rule with state gets gradients that are
+averaged over the devices. Pass one to `optax_sam.sharpness_aware`.
 """
 
 from collections.abc import Callable
@@ -23,10 +23,10 @@ At = Callable[[float], optax.Updates]
 
 
 class Descent(NamedTuple):
-  """Combines the unperturbed and the perturbed gradient into a direction.
+  """A combination rule: from both gradients to the update direction.
 
   Attributes:
-    init: from the parameters to the state of the descent, a pytree of arrays.
+    init: from the parameters to the state of the rule, a pytree of arrays.
     on_ascent: from (unperturbed gradient, function from t to the gradient at
       `w + t * epsilon`, state) to (direction, new state); the gradients and the
       direction are like the parameters.
@@ -44,14 +44,14 @@ def keep_clean(clean: optax.Updates, state: Any) -> tuple[optax.Updates, Any]:
 
 
 def stateless(combine: Callable[[optax.Updates, At], Any]) -> Descent:
-  """Builds a stateless descent from a function of the gradient and `at`."""
+  """Builds a stateless rule from a function of the gradient and `at`."""
   return Descent(
     no_state, lambda clean, at, state: (combine(clean, at), state), keep_clean
   )
 
 
 def perturbed_gradient() -> Descent:
-  r"""Uses the perturbed gradient as the direction: the descent of SAM.
+  r"""Uses the perturbed gradient as the direction, as SAM does.
 
   .. math::
     \begin{align*}
@@ -60,11 +60,11 @@ def perturbed_gradient() -> Descent:
     \end{align*}
 
   Returns:
-    A stateless descent.
+    A stateless combination rule.
 
   >>> clean, perturbed = jnp.array([3.0, 4.0]), jnp.array([4.0, 5.0])
-  >>> descent = perturbed_gradient()
-  >>> descent.on_ascent(clean, lambda t: perturbed, ())[0].tolist()
+  >>> rule = perturbed_gradient()
+  >>> rule.on_ascent(clean, lambda t: perturbed, ())[0].tolist()
   [4.0, 5.0]
   """
   return stateless(lambda _, at: at(1))
@@ -89,7 +89,7 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
       or not finite then counts as `g = 0`.
 
   Returns:
-    A stateless descent.
+    A stateless combination rule.
 
   >>> clean, perturbed = jnp.array([3.0, 4.0]), jnp.array([4.0, 4.0])
   >>> mix(2.0).on_ascent(clean, lambda t: perturbed, ())[0].tolist()

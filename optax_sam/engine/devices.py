@@ -25,15 +25,15 @@ def average_ascent(
 class AveragingPlan(NamedTuple):
   """Where a step averages over the devices: every gradient exactly once.
 
-  Inputs of a policy and of a descent with state must be equal on all devices,
-  so they are averaged first. Otherwise the direction is averaged, together with
-  the scalars that a step reports.
+  Inputs of a policy and of a combination rule with state must be equal on all
+  devices, so they are averaged first. Otherwise the direction is averaged,
+  together with the scalars that a step reports.
 
   Attributes:
     axis_name: the axis to average over; None or () for none.
     is_synced: whether the ascent gradient is averaged.
     by_policy: whether the policy reads the unperturbed gradient.
-    by_descent: whether the descent combines averaged gradients.
+    by_descent: whether the combination rule gets averaged gradients.
   """
 
   axis_name: AxisName | None
@@ -51,7 +51,7 @@ class AveragingPlan(NamedTuple):
     return average(tree, self.axis_name) if early else tree
 
   def perturbed(self, tree: Any) -> Any:
-    """Averages the perturbed gradient before the descent gets it."""
+    """Averages the perturbed gradient before the gradients are combined."""
     return average(tree, self.axis_name) if self.by_descent else tree
 
   def ascended(self, tree: Any) -> Any:

@@ -38,8 +38,8 @@ class SharpnessAwareState(NamedTuple):
     step_count: number of steps so far, a scalar int32.
     perturbation: state of the perturbation.
     policy: state of the policy.
-    descent: state of the descent.
-    selection: state of the selection.
+    descent: state of the combination rule.
+    selection: state of the batch selection.
     info: metrics of the last steps.
   """
 
@@ -58,11 +58,7 @@ def no_state(params: optax.Params) -> optax.EmptyState:
 
 
 def first_state(params: optax.Params) -> SharpnessAwareState:
-  """Returns the state before the first step, with stateless components.
-
-  Args:
-    params: the floating-point leaves of the parameters.
-  """
+  """Returns the state before the first step, of floating-point leaves."""
   scalar = jnp.zeros((), tree_math.accumulator_dtype(params))
   return SharpnessAwareState(
     step_count=jnp.zeros((), jnp.int32),

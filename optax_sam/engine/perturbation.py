@@ -92,8 +92,8 @@ def scale_to_radius(
 
   >>> g = jnp.array([3.0, -4.0])
   >>> for p in (2, float('inf')):
-  ...   piece = scale_to_radius(0.5, p=p)
-  ...   epsilon, _ = piece.update(g, piece.init(g))
+  ...   component = scale_to_radius(0.5, p=p)
+  ...   epsilon, _ = component.update(g, component.init(g))
   ...   print([round(x, 3) for x in epsilon.tolist()])
   [0.3, -0.4]
   [0.5, -0.5]
@@ -142,10 +142,10 @@ def keep_random_tensors(
   Returns:
     A perturbation with state (`RandomState`).
 
-  >>> piece, g = keep_random_tensors(0.5, key=3), [jnp.ones(1)] * 3
-  >>> state = piece.init(g)
+  >>> component, g = keep_random_tensors(0.5, key=3), [jnp.ones(1)] * 3
+  >>> state = component.init(g)
   >>> for _ in range(2):
-  ...   epsilon, state = piece.update(g, state)
+  ...   epsilon, state = component.update(g, state)
   ...   print([leaf.tolist() for leaf in epsilon])
   [[0.0], [1.0], [1.0]]
   [[1.0], [1.0], [0.0]]

@@ -1,9 +1,9 @@
-"""Selections: which examples of the batch enter each of the two gradients?
+"""Batch selections: which examples enter each of the two gradients?
 
-A selection has `init(params)` for its state, and `select(view, params, state,
-count)`, which returns the loss of the ascent gradient and, given the perturbed
-parameters, the loss of the perturbed gradient. Chosen examples are gathered
-before differentiation, so that the others cost nothing.
+A batch selection has `init(params)` for its state, and `select(view, params,
+state, count)`, which returns the loss of the ascent gradient and, given the
+perturbed parameters, the loss of the perturbed gradient. Chosen examples are
+gathered before differentiation, so that the others cost nothing.
 
 Rows of padding must have the loss 0 for all parameters:
 `jnp.where(is_example, losses, 0)`. They count as rows in all sizes and means.
@@ -43,7 +43,7 @@ class Selection(NamedTuple):
   """Chooses the examples of both gradients.
 
   Attributes:
-    init: from the parameters to the state of the selection.
+    init: from the parameters to the state of the batch selection.
     select: from (loss of the batch, parameters, state, step from 0) to
       `Selected`.
     micro_batch_size: number of examples that are perturbed together, apart from
@@ -62,7 +62,7 @@ def all_examples() -> Selection:
   """Uses the whole batch for both gradients.
 
   Returns:
-    A stateless selection.
+    A stateless batch selection.
 
   >>> view = LossView(value_fn=jnp.sum)
   >>> all_examples().select(view, jnp.ones(2), (), 0).descent(None) is view
@@ -95,7 +95,7 @@ def top_k(ascent: float | None, descent: float) -> Selection:
     descent: size of the set of the perturbed gradient, like `ascent`.
 
   Returns:
-    A stateless selection.
+    A stateless batch selection.
 
   >>> losses = lambda w, batch: jnp.square(w - batch)
   >>> batch = jnp.array([1.0, -4.0, 2.0, 3.0])

@@ -30,14 +30,15 @@ def sharpness_aware(
   r"""Composes a sharpness-aware method from four components.
 
   SAM is `scale_to_radius`, `always` and `perturbed_gradient`; AE-SAM has
-  another policy, `on_sharp_gradients`; GSAM another descent, `surrogate_gap`.
+  another policy, `on_sharp_gradients`; GSAM another combination rule,
+  `surrogate_gap`.
 
   .. math::
     \begin{align*}
       \epsilon &= \text{perturbation}(\text{ascent gradient}) \\
       \tilde g &= \nabla L(w + \epsilon) \\
-      u &= \text{descent}(g, \tilde g) \text{ if the policy ascends} \\
-      u &= \text{descent}(g) \text{ if it skips the step}
+      u &= \text{combine}(g, \tilde g) \text{ at an ascent step} \\
+      u &= \text{combine}(g) \text{ at a skipped step}
     \end{align*}
 
   :math:`g` is the incoming, unperturbed gradient; the ascent gradient, by
@@ -55,10 +56,10 @@ def sharpness_aware(
       or a chain of them; see `optax_sam.perturbations`.
     policy: whether a step computes the perturbed gradient; by default all do.
       See `optax_sam.policies`.
-    descent: combines the gradients into the direction; by default it is the
-      perturbed gradient. See `optax_sam.descents`.
-    selection: which examples enter the two gradients; by default all. See
-      `optax_sam.selections`.
+    descent: combination rule, from the gradients to the direction; by default
+      it is the perturbed gradient. See `optax_sam.descents`.
+    selection: batch selection, which examples enter the two gradients; by
+      default all. See `optax_sam.selections`.
     mask: which leaves may be perturbed: a tree of bools that is a prefix of
       the parameters, or a function from the parameters to one. Excluded leaves
       don't enter the norm, and are updated like all others. For frozen ones see

@@ -169,9 +169,6 @@ def take_step(
   taken = decided if ascend is None else ascend
   *found, descent_state = control_flow.cond(taken, ascending, skipping)
   direction, norm, loss = plan.output(tuple(found))
-  # If epsilon is 0 for such a norm, the perturbed gradient may be finite, and
-  # would hide it. Storing the ascent gradient to return it would take memory.
-  direction = tree_math.nan_unless(jnp.isfinite(norm), direction)
   return direction, info.advance(
     state._replace(
       perturbation=state.perturbation if advanced is None else advanced.state,

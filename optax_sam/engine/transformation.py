@@ -81,7 +81,11 @@ def transformation(
     # Only leaves that may be perturbed, so that frozen ones cost no gradient.
     is_all_used = bool(jax.tree.leaves(state.descent))
     used = direction if is_all_used else view.leaves.inside(direction)
-    after = accept(used, after, state)
+    # If epsilon is 0 for such a norm, the perturbed gradient may be finite, and
+    # would hide it. Storing the ascent gradient to return it would take memory.
+    valid = jnp.isfinite(after.info.ascent_norm)
+    after = accept(used, after, state, valid)
+    direction = tree_math.nan_unless(valid, direction)
     return view.leaves.join(direction, updates), after
 
   return checked(init, update, info.SharpnessAwareState, mask=mask)
@@ -131,7 +135,9 @@ def checked(
   return optax.GradientTransformationExtraArgs(checked_init, checked_update)
 
 
-def accept(direction: optax.Updates, after: State, before: State) -> State:
+def accept(
+  direction: optax.Updates, after: State, before: State, valid: Any = True
+) -> State:
   """Returns the state after a step, or the one before if it must be rejected.
 
   Wrappers such as `optax.apply_if_finite` reject a direction that isn't finite,
@@ -141,8 +147,9 @@ def accept(direction: optax.Updates, after: State, before: State) -> State:
     direction: floating-point leaves of the result, equal on all devices.
     after: the state after the step.
     before: the state before it.
+    valid: a further condition, of a direction that is NaN without it.
   """
-  finite = tree_math.all_finite(direction)
+  finite = tree_math.all_finite(direction) & valid
   choose = lambda new, old: new if new is old else jnp.where(finite, new, old)
   return jax.tree.map(choose, after, before)
 

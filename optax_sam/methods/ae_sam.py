@@ -132,14 +132,14 @@ def ae_sam(
       u &= \tilde g \text{ of SAM if } x \ge \mu + c\, \sigma, \text{ else } g
     \end{align*}
 
-  For a normally distributed :math:`x` the defaults take 50 % SAM steps: 24, 41,
-  59 and 77 % in the quarters of the training. Real norms are skewed: expect 2
-  to 17 points less. Without bias correction, training starts with a burst of
-  SAM steps. A factor on the loss changes no decision.
+  For a normally distributed :math:`x` the defaults take 50 % SAM steps: 24,
+  41, 59 and 77 % in the quarters of the training. Real norms are skewed:
+  expect 2 to 17 points less. Without bias correction, training starts with a
+  burst of SAM steps. A factor on the loss changes no decision.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    total_steps: number T of steps in all, at least 1; t counts from 0 up to T.
+    total_steps: number T of all steps, at least 1; t counts from 0 up to T.
     decay: weight b of the past in the moments, in [0, 1); try 0.5 to 0.99.
     lambda_1: threshold at the end, in standard deviations above the mean.
     lambda_2: threshold at the start; above `1 / sqrt(1 - decay)` it warns.
@@ -147,11 +147,11 @@ def ae_sam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; state: moments. Cost: 1 gradient, 2 with SAM.
+    needs `value_fn` or `grad_fn`; state: moments. Cost: 1 gradient or 2.
 
   .. note::
     No code is public; the equations follow restatements of the paper that
-    agree. Unverified: the defaults of `decay` and both lambdas, and the initial
+    agree. Unverified: the defaults of `decay` and both lambdas; the initial
     variance of 0 (an argument of `policies.on_sharp_gradients`).
 
   References:
@@ -227,7 +227,7 @@ def ae_look_sam(
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.ae_look_sam(total_steps=9, alpha=0.5), jnp.zeros(2)
   >>> state, grad_fn = tx.init(w), lambda _: jnp.array([2.0, 3.0])
-  >>> for size in (2.0, 0.2):  # the second step is not SAM's; gv = (0, 3)
+  >>> for size in (2.0, 0.2):  # the second step is not SAM's; v = (0, 3)
   ...   g = jnp.array([size, 0.0])
   ...   u, state = tx.update(g, state, w, grad_fn=grad_fn)
   ...   print([round(x, 3) for x in u.tolist()])

@@ -176,10 +176,12 @@ def b_sam(
     step = jax.tree.map(move, momentum, s)
     step = optax.tree.cast_like(step, view.leaves.split(updates))
     # A first gradient that is not finite may leave the step finite.
-    step = tree_math.nan_unless(tree_math.all_finite(precision), step)
+    valid = tree_math.all_finite(precision)
     info = advance(state.ascent, norm, loss)
     after = BSamState(info, momentum, precision, state.key)
-    return view.leaves.join(step, updates), accept(step, after, state)
+    after = accept(step, after, state, valid)
+    step = tree_math.nan_unless(valid, step)
+    return view.leaves.join(step, updates), after
 
   return checked(init, update, BSamState)
 

@@ -150,9 +150,10 @@ def entropy_sgd(
       count % period == 0, (moved, moved, moved, rest), (end, x, mean, momentum)
     )
     change = optax.tree.cast_like(jax.tree.map(jnp.subtract, end, w), local)
-    change = tree_math.nan_unless(is_finite, change)
     after = EntropySgdState(count, x, mean, momentum, state.key)
-    return leaves.join(change, updates), accept(change, after, state)
+    after = accept(change, after, state, is_finite)
+    change = tree_math.nan_unless(is_finite, change)
+    return leaves.join(change, updates), after
 
   return checked(init, update, EntropySgdState)
 

@@ -37,7 +37,7 @@ def k_sam(
   A loss that is not finite ranks last. Equal losses rank by position, so
   shuffle: a network that fits its data has nearly equal losses. Padding must
   have a loss of 0. The incoming gradient is not used: in a jitted step XLA
-  drops its backward pass, and the ranking shares the forward pass at :math:`w`.
+  drops its backward pass, and the ranking uses the forward pass at :math:`w`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.

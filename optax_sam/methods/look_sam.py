@@ -137,8 +137,8 @@ def look_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""LookSAM: SAM at every k-th step, a part of its gradient reused in between.
 
-  The steps in between cost one gradient. They reuse :math:`v`, the part of the
-  last perturbed gradient :math:`\tilde g` that is orthogonal to :math:`g`.
+  The steps in between cost one gradient. They reuse :math:`v`, the part of
+  the last perturbed gradient :math:`\tilde g` orthogonal to :math:`g`.
 
   .. math::
     \begin{align*}
@@ -168,14 +168,14 @@ def look_sam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; state: `v`. Cost: 1 + 1 / `period` gradients.
+    needs `value_fn` or `grad_fn`; state: `v`; 1 + 1 / `period` gradients.
 
   .. note::
     The authors have no public code, and the text of their algorithm is
-    unverified. Ports take norms over all leaves, as by default here, or leaf by
-    leaf; the latter return NaN where a leaf has no gradient, unlike
-    `per_leaf=True`. Some count from 1, leave the sum out of the inner product,
-    or double the gradient in between; we do not.
+    unverified. Ports take norms over all leaves, as by default here, or leaf
+    by leaf; the latter return NaN where a leaf has no gradient, unlike
+    `per_leaf=True`. Some count from 1, omit the sum of the inner product, or
+    double the gradient in between; we do not.
 
   References:
     Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
@@ -187,7 +187,7 @@ def look_sam(
   >>> state = tx.init(w)
   >>> for _ in range(3):
   ...   u, state = tx.update(g, state, w, grad_fn=grad_fn)
-  ...   print([round(x, 3) for x in u.tolist()])  # gv = (0, 3)
+  ...   print([round(x, 3) for x in u.tolist()])  # v = (0, 3)
   [2.0, 3.0]
   [2.0, 1.0]
   [2.0, 3.0]
@@ -243,7 +243,7 @@ def look_layer_sam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; state: `v`. Cost: 1 + 1 / `period` gradients.
+    needs `value_fn` or `grad_fn`; state: `v`; 1 + 1 / `period` gradients.
 
   .. note::
     Unverified: the paper's formula. 'global' is a second-hand account of it;

@@ -121,8 +121,9 @@ def lookbehind(
       gone = tree_math.move(gone, leaves.split(moved))
     part = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
     part = optax.tree.cast_like(part, leaves.split(moved))
-    part = tree_math.nan_unless(finite & jnp.isfinite(norm), part)
+    valid = finite & jnp.isfinite(norm)
     after = LookbehindState(advance(state.ascent, norm, loss), base_state)
-    return leaves.join(part, moved), accept(part, after, state)
+    after = accept(part, after, state, valid)
+    return leaves.join(tree_math.nan_unless(valid, part), moved), after
 
   return checked(init, update, LookbehindState, mask=mask)

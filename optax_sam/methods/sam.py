@@ -94,12 +94,12 @@ def sam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; stateless, with 1 + `ascent_steps` gradients
-    a step.
+    needs `value_fn` or `grad_fn`; stateless. It takes 1 + `ascent_steps`
+    gradients a step.
 
   .. note::
     The code of six publications agrees with the rule. The paper's appendix
-    prints a squared norm in one place, against its own equation 2. The authors
+    prints a squared norm in one place, unlike its equation 2. The authors
     report worse results with a differentiated :math:`\epsilon`. Several steps
     follow Andriushchenko and Flammarion (2022, arXiv 2206.06232);
     `optax.contrib.sam` does not project.

@@ -152,10 +152,11 @@ def sampa(
     both, second, loss = devices.average((both, second, loss), axis_name)
     step, base_state = base_update(both)
     # The base optimizer may hide a NaN, by a sign or by clipping.
-    moved = tree_math.nan_unless(tree_math.all_finite(both), leaves.split(step))
+    valid, moved = tree_math.all_finite(both), leaves.split(step)
     ascent_state = advance(state.ascent, tree_math.norm(ascent), loss)
     after = SampaState(ascent_state, base_state, second, batch)
-    return leaves.join(moved, step), accept(moved, after, state)
+    after = accept(moved, after, state, valid)
+    return leaves.join(tree_math.nan_unless(valid, moved), step), after
 
   return checked(init, update, SampaState, mask=mask)
 

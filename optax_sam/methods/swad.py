@@ -60,7 +60,7 @@ class Swad(NamedTuple):
 def swad(
   *, n_converge: int = 3, n_tolerance: int = 6, tolerance: float = 0.3
 ) -> Swad:
-  r"""Stochastic weight averaging densely (SWAD): where validation says so.
+  r"""Stochastic weight averaging densely (SWAD), in a range set by validation.
 
   The result is the mean of the parameters after every step of the segments from
   :math:`f` to :math:`\ell`. A segment ends at each validation; :math:`L_i` is

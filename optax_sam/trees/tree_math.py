@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_sam.trees import array_types, control_flow
+
 STABILIZER = 1e-12
 _SMALLEST_STABILIZED = 5e-10
 
@@ -48,14 +50,13 @@ def zeros_like(tree: optax.Params, dtype: Any = None) -> optax.Params:
     tree: arrays, or their shapes and dtypes.
     dtype: dtype of the zeros; None for float32 or wider.
   """
-  chosen = dtype
 
   def zeros(leaf: jax.Array) -> jax.Array:
-    dtype = wide_dtype(leaf) if chosen is None else chosen
+    kind = wide_dtype(leaf) if dtype is None else dtype
     # Derived from the leaf if it is an array, so that sharding follows.
     if isinstance(leaf, jax.ShapeDtypeStruct):
-      return jnp.zeros(leaf.shape, dtype)
-    return jnp.zeros_like(leaf, dtype=dtype)
+      return jnp.zeros(leaf.shape, kind)
+    return jnp.zeros_like(leaf, dtype=kind)
 
   return jax.tree.map(zeros, tree)
 
@@ -85,21 +86,24 @@ def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
 def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
   """Returns the square of the 2-norm over all leaves, and its unit.
 
-  Squares of float32 under- and overflow where the numbers themselves are far
-  from both. So they are taken in a unit that the largest entry decides: a power
-  of two, which changes no other bit.
-
-  Returns:
-    (square, unit): `norm = sqrt(square) * unit`, with the unit 1 if possible.
+  Where squares of float32 under- or overflow, the largest entry decides a unit:
+  a power of two, which changes no other bit. `norm = sqrt(square) * unit`.
   """
-  dtype = accumulator_dtype(tree)
-  sizes = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
-  unit = power_of_two(_over_leaves(jnp.max, sizes, dtype), 20)
-  # Changes nothing. But for a constant x XLA computes x * x * unit**-2, even
-  # after a barrier, and that over- and underflows.
-  at_most = lambda x: jnp.minimum(x, jnp.finfo(x.dtype).max)
-  scaled = jax.tree.map(at_most, divide(tree, unit))
-  return dot(scaled, scaled), unit
+  square = dot(tree, tree)
+
+  def in_unit() -> tuple[jax.Array, jax.Array]:
+    sizes = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
+    unit = power_of_two(_over_leaves(jnp.max, sizes, square.dtype), 20)
+    # Changes nothing. But for a constant x XLA computes x * x * unit**-2, even
+    # after a barrier, and that over- and underflows.
+    at_most = lambda x: jnp.minimum(x, jnp.finfo(x.dtype).max)
+    scaled = jax.tree.map(at_most, divide(tree, unit))
+    return array_types.vary_like((dot(scaled, scaled), unit), square)
+
+  one = array_types.vary_like(jnp.ones_like(square), square)
+  # Within these limits the squares that underflow are too small to matter.
+  is_usual = (square > 2.0**-60) & (square < 2.0**100)
+  return control_flow.cond(is_usual, lambda: (square, one), in_unit)
 
 
 @jax.custom_jvp

@@ -20,8 +20,8 @@ TINY = {
 }
 
 
-def outcome(accuracy, validation=0.5, share=1.0):
-  return Outcome(share, 0.1, validation, accuracy, 0.2, 0.01, 3.0)
+def outcome(accuracy, validation=0.5, fraction=1.0):
+  return Outcome(fraction, 0.1, validation, accuracy, 0.2, 0.01, 3.0)
 
 
 def run(variant, seed, accuracy, *, rho=0.1, tuning=False, validation=0.5):
@@ -95,7 +95,7 @@ def test_the_cost_in_the_plot_is_that_of_the_runs(tmp_path):
     runs.add(run(BASE, seed, 0.5))
     runs.add(run(BASE, 1000 + seed, 0.5, tuning=True))
     runs.add(run('ae_sam', 1000 + seed, 0.5, tuning=True))
-    half = outcome(0.5 + gain, share=0.5)
+    half = outcome(0.5 + gain, fraction=0.5)
     runs.add(dataclasses.replace(run('ae_sam', seed, 0), outcome=half))
   ((cost, gain),) = picture.points({'digits': runs}).values()
   assert cost == 1.5

@@ -6,7 +6,7 @@ from benchmarks import pod_chips, pod_estimate
 from benchmarks.pod_estimate import Assumptions, Work
 
 ASSUMED = Assumptions(
-  utilization=0.5, hop_seconds=1e-6, network_seconds=1e-5, share=0.25
+  utilization=0.5, hop_seconds=1e-6, network_seconds=1e-5, ascent_fraction=0.25
 )
 CHIP = pod_chips.Chip('made', 1e12, 1e9, 2, 16, 1e8, 'nowhere')
 WORK = Work(flops=1e9, collectives=3, bytes=1e6)

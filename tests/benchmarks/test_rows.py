@@ -14,7 +14,7 @@ def test_methods_with_fixed_cost_have_a_gradient_count():
   for row in rows.rows():
     name = row.name.partition(',')[0]
     fixed = name not in METHODS or '+ s' not in METHODS[name].gradients
-    if fixed or row.share is not None:
+    if fixed or row.fraction is not None:
       assert 0 < row.gradients < 5, row.name
     else:
       assert row.gradients is None, row.name

@@ -1,4 +1,4 @@
-"""Every policy, perturbation, descent and selection can be combined.
+"""All perturbations, policies, combination rules and batch selections combine.
 
 Pairwise coverage: the combinations include every two members of any two
 components, because most faults need only two. Each combination is traced, and a

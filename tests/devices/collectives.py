@@ -26,7 +26,7 @@ MEANING = {
   '1 a product': ([WITH_INFO], [4], [GRADIENT]),
   '1 a step, 1 a product': ([GRADIENT, WITH_INFO], [4], [GRADIENT]),
   # A step without ascent averages only the unperturbed gradient, and no info.
-  '1 an ascent': ([GRADIENT], [WITH_INFO], []),
+  '1 an ascent step': ([GRADIENT], [WITH_INFO], []),
   '1 a refresh': ([WITH_INFO], [GRADIENT], []),
   '1 a step, 1 a refresh': ([GRADIENT, WITH_INFO], [GRADIENT], []),
   # Eight examples in parts of three: the remainder is outside of the loop.
@@ -34,7 +34,7 @@ MEANING = {
 }
 # XLA splits these, so the bytes are sums over a step: the unperturbed gradient,
 # and gradients and losses of two samples; the gradients of two steps.
-IN_PIECES = {
+SPLIT = {
   '1 a sample': GRADIENT + 2 * (GRADIENT + 4),
   '1 a step, without info': 2 * GRADIENT + INFO,
   'steps a step': 2 * GRADIENT + WITH_INFO,
@@ -48,8 +48,8 @@ COLLECTIVE = re.compile(
 
 def assert_meant(found, said):
   """Raises unless all-reduces agree with the text of the catalog."""
-  if said in IN_PIECES:
-    assert (sum(found[0]), *found[1:]) == (IN_PIECES[said], [], [])
+  if said in SPLIT:
+    assert (sum(found[0]), *found[1:]) == (SPLIT[said], [], [])
   else:
     assert found == MEANING[said]
 

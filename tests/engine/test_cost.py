@@ -67,7 +67,7 @@ def _lpf_sgd(micro_batches):
 def test_methods_of_one_gradient_cost_one(transformations):
   plain = _flops(SGD)
   assert _flops(*transformations) < 1.02 * plain
-  # The measure detects a second gradient.
+  # The measure detects a perturbed gradient.
   assert _flops(optax_sam.sam(), SGD) > 1.9 * plain
 
 

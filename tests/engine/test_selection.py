@@ -18,7 +18,7 @@ def batch_of(targets):
 def feeds(tx, batch, state=None, w=0.0):
   """Returns the selected sub-batches of a step, and its state.
 
-  The order of ascent and descent batch is arbitrary.
+  The order of the batches of the two gradients is arbitrary.
   """
   seen = []
 

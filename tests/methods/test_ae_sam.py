@@ -39,7 +39,7 @@ def normal_norms(seed, steps=STEPS):
 
 
 def expected_fraction(lambda_1, lambda_2, start=0.0, end=1.0):
-  """Returns the mean probability of an ascent over a part of the training.
+  """Returns the mean probability of an ascent step over a part of the training.
 
   For a normally distributed squared norm with known moments it is the mean of
   the upper tail Q(c), with c linear from lambda_2 to lambda_1.

@@ -8,7 +8,7 @@ import pytest
 from tests.contracts import table, training
 
 LOSS, LOSSES = jax.jit(training.loss), jax.jit(training.losses)
-# What each method that needs a function may be asked to decide.
+# The possible decisions of each method that needs a function.
 DECISIONS = [
   pytest.param(row, ascend, id=f'{row.name}-{ascend}')
   for row in table.METHODS.values()

@@ -47,7 +47,7 @@ PAGES = {
 
 
 def assert_runs(program, tmp_path):
-  """Runs a program in a process and a directory of its own."""
+  """Runs a program in a new process, in an empty directory."""
   path, empty = tmp_path / 'program.py', tmp_path / 'empty'
   path.write_text(program)
   empty.mkdir()
