@@ -17,17 +17,20 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Training and test examples of a classification problem.
+  """Training and test examples.
 
   Attributes:
-    train: `inputs` (examples, ..., channels) and `labels` (examples,).
+    train: `inputs` (examples, ...) and `labels`, the targets: classes
+      (examples,), or others.
     test: the same for the test part.
-    classes: number of classes.
+    classes: number of classes, 0 for other targets.
+    validation: a part for the choice of settings, None for none.
   """
 
   train: Batch
   test: Batch
   classes: int
+  validation: Batch | None = None
 
 
 def load(name: str, *, label_noise: float = 0.0) -> Dataset:
@@ -76,6 +79,8 @@ def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
     The remaining examples and the held-out ones, in their original order.
   """
   labels = train['labels']
+  if labels.ndim > 1 or labels.dtype.kind == 'f':
+    labels = np.zeros(len(labels), int)  # no classes to have fractions of
   # A third number keeps this seed apart from those of the epochs.
   generator = np.random.default_rng((seed, 0, 1))
   is_held_out = np.zeros(len(labels), bool)

@@ -1,7 +1,7 @@
 """Losses and metrics of a task, by name or as functions."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -238,6 +238,22 @@ def check_labels(labels: np.ndarray, count: int, part: str) -> None:
       f'labels from 0 to {count - 1}; change the labels or the model'
     )
     raise ValueError(msg)
+
+
+def shown(measured: Metric, row: Mapping[str, float], prefix: str = '') -> str:
+  """Returns test metric and test loss of a row of evaluations, in words.
+
+  Args:
+    measured: the metric.
+    row: the row.
+    prefix: `ema_` for the moving averages.
+  """
+  name, value = measured.name, row[f'{prefix}test_{measured.name}']
+  loss = f'test loss {row[f"{prefix}test_loss"]:.4f}'
+  if name == 'loss':
+    return loss
+  text = f'{100 * value:.2f} %' if measured.percent else f'{value:.4g}'
+  return f'test {name.replace("_", " ")} {text}, {loss}'
 
 
 def first_line(error: Exception) -> str:

@@ -160,21 +160,24 @@ class Task:
 
 def create(
   model: functions.ModelFunctions,
-  examples: inputs.InMemory,
+  dataset: datasets.Dataset,
+  batch_size: int,
   objective: objectives.Objective,
 ) -> Task:
   """Returns a task of any model, after checking that its parts fit.
 
   Args:
     model: the functions of the model.
-    examples: training and test examples. If the targets are classes, their
-      number becomes that of the outputs.
+    dataset: its examples. If the targets are classes, their number becomes that
+      of the outputs.
+    batch_size: examples in a step.
     objective: loss and metric.
 
   Raises:
     ValueError: if the model does not take the inputs, or if its outputs do not
       fit the targets, in one line.
   """
+  examples = inputs.InMemory(dataset, batch_size)
   task = Task(model, examples, objective)
   batch = {name: values[:1] for name, values in examples.sample().items()}
   try:
@@ -194,11 +197,12 @@ def create(
   count = objectives.classes(objective, outputs)
   if count is None:
     return task
-  dataset = examples.dataset
-  for part, values in (('train', dataset.train), ('test', dataset.test)):
-    objectives.check_labels(values['labels'], count, part)
-  examples.classes = count
-  return task
+  for part in ('train', 'test', 'validation'):
+    if getattr(dataset, part) is not None:
+      labels = getattr(dataset, part)['labels']
+      objectives.check_labels(labels, count, part)
+  dataset = dataclasses.replace(dataset, classes=count)
+  return Task(model, inputs.InMemory(dataset, batch_size), objective)
 
 
 def build(
