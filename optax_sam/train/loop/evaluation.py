@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_sam import batch_norm
@@ -112,15 +113,28 @@ def statistics(
   rows = inputs.batch_size
   count = max(1, min(inputs.train_examples, _EXAMPLES) // rows)
   examples = inputs.fixed(count * rows)
-  batches = (
-    # Neighbours may belong to one class, so batches are strided.
-    placement.whole({k: x[first::count] for k, x in examples.items()})
-    for first in range(count)
+  # Neighbours may belong to one class, so batches are strided.
+  batch = lambda first: placement.whole(
+    {name: x[first::count] for name, x in examples.items()}
   )
+  variables = {'params': params, **former}
   variables = batch_norm.reestimate_batch_norm(
-    task.changed_statistics, {'params': params, **former}, batches
+    task.changed_statistics, variables, map(batch, range(count))
   )
-  return {name: variables[name] for name in former}
+  found = {name: variables[name] for name in former}
+  if not any(map(_is_count, jax.tree.leaves(found))):
+    return found
+  # Equinox divides by a function of the steps so far, except at the start.
+  after = jax.jit(task.changed_statistics)(variables, batch(0))
+  return jax.tree.map(
+    lambda x, y: jnp.zeros_like(x) if _is_count(x) and x != y else x,
+    found,
+    after,
+  )
+
+
+def _is_count(leaf: jax.Array) -> bool:
+  return not leaf.shape and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 @functools.partial(jax.jit, static_argnums=0)
