@@ -148,8 +148,12 @@ def test_dropout_depends_on_the_key_and_not_on_the_call(name):
 
 def test_recomputed_statistics_of_equinox_are_those_of_the_data():
   data = {'inputs': np.asarray(3 * X + 1), 'labels': np.arange(12) % 3}
-  norm = lambda key: eqx.nn.BatchNorm(4, 'batch', mode='batch')
-  model = from_model(eqx.nn.make_with_state(norm))
+
+  def norm_of(key):
+    del key
+    return eqx.nn.BatchNorm(4, 'batch', mode='batch')
+
+  model = from_model(eqx.nn.make_with_state(norm_of))
   dataset = datasets.Dataset(data, data, 0)
   problem = task.create(model, dataset, 6, objectives.build())
   params, statistics = problem.init(KEY)
