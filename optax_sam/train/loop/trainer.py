@@ -194,19 +194,23 @@ class Trainer:
       progress.inputs = inputs_lib.state(self.inputs, progress.step, seed)
       last = progress.step == config.steps
       if last or progress.step % config.log_every == 0:
-        row = self._log_row(progress, metrics)
-        progress.log.append(row | self._spent(progress, watch))
+        with watch.paused(metrics):
+          row = self._log_row(progress, metrics)
+          progress.log.append(row | self._spent(progress, watch))
         progress.stopped = divergence.found(progress.log, config.steps)
       if progress.step % self.epoch_steps == 0 and self._followed(0.0):
+        with watch.paused(metrics):
+          accuracy = self._train_accuracy(progress.state)
         progress.best_train_accuracy = max(
-          progress.best_train_accuracy, self._train_accuracy(progress.state)
+          progress.best_train_accuracy, accuracy
         )
       if self.averaging is not None and not (
         progress.step % (self.epoch_steps * self.averaging.epochs)
       ):
-        self._validate(progress, self.averaging, seed)
+        with watch.paused(metrics):
+          self._validate(progress, self.averaging, seed)
       if progress.step in evaluate_at or progress.stopped:
-        with watch.paused(progress.state.step):
+        with watch.paused(metrics):
           row = self._evaluation_row(progress)
           progress.evaluations.append(row | self._spent(progress, watch))
       with watch.paused():
