@@ -347,11 +347,13 @@ def _evaluation(current: Progress) -> str:
 def _divergence(
   config: configs.TrainConfig, current: Progress, target: pathlib.Path
 ) -> str:
+  paths = (target / CHECKPOINTS).glob('[0-9]*')
+  steps = ', '.join(map(str, sorted(int(path.name) for path in paths)))
+  saved = f'checkpoints of steps {steps}' if steps else 'no checkpoint'
   return (
     f'{config.method} diverged at step {current.step} of {config.steps}: '
-    f'{current.stopped}. {target} has {METRICS} up to this step and the '
-    f'checkpoints before it; try a smaller --learning-rate or --rho, or '
-    f'--clip-norm'
+    f'{current.stopped}; {target} has {METRICS} up to this step and {saved}; '
+    f'try a smaller --learning-rate or --rho, or --clip-norm'
   )
 
 

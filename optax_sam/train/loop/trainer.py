@@ -96,6 +96,7 @@ class Trainer:
     self.settings = dict(settings)
     self.on_host = config.execution == 'host' and build.skips(name)
     self.temporary_bytes: int | None = None
+    self.repetition = 1.0  # of operations in the loops of a step
     # If the cost of a step is known, rows have `gradients` and `seconds`.
     self.cost: cost.StepCost | None = None
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
@@ -274,7 +275,9 @@ class Trainer:
       donates=True,
       **how,
     )
-    compiled = step.lower(state, batch).compile()
+    traced = step.trace(state, batch)
+    self.repetition = cost.repetition(traced.jaxpr)
+    compiled = traced.lower().compile()
     size = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', None)
     if size is not None:
       self.temporary_bytes = max(size, self.temporary_bytes or 0)
