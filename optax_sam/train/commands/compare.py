@@ -5,6 +5,7 @@ from rich.console import Console
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import plan, runs
 from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.loop import task
 from optax_sam.train.reports import comparison_report, results
 
 FILES = frozenset(
@@ -18,7 +19,10 @@ FILES = frozenset(
 
 
 def run(
-  config: configs.CompareConfig, console: Console, command: str = ''
+  config: configs.CompareConfig,
+  console: Console,
+  command: str = '',
+  problem: task.Task | None = None,
 ) -> results.Comparison:
   """Compares methods and writes a report.
 
@@ -26,6 +30,7 @@ def run(
     config: methods, seeds and settings to compare.
     console: console for progress and the table of results.
     command: the command line, for the report.
+    problem: the task; None for that of the configuration.
 
   Returns:
     The measured comparison. After Ctrl-C it is marked `interrupted` and has
@@ -35,7 +40,8 @@ def run(
     ValueError: if the configuration is invalid; raised before any training.
     OSError: if the output cannot be written.
   """
-  checks.validate(config)
+  if problem is None:
+    checks.validate(config)
   settings = plan.method_settings(config)
   target = config.output or output_dir.dated(config.dataset)
   with (
@@ -44,7 +50,7 @@ def run(
     ) as directory,
     progress.Reporter(console) as reporter,
   ):
-    comparison = runs.measure(config, settings, reporter, command)
+    comparison = runs.measure(config, settings, reporter, command, problem)
     if not comparison.runs:
       raise KeyboardInterrupt
     comparison_report.print_table(comparison, console)

@@ -23,10 +23,11 @@ from optax_sam.train.commands import progress
 from optax_sam.train.config import checks, configs, errors, output_dir
 from optax_sam.train.data import inputs
 from optax_sam.train.distributed import processes, sharding
-from optax_sam.train.loop import task
+from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, Row, Trainer
 from optax_sam.train.optimizers import accuracy_schedule, build
+from optax_sam.train.reports import results
 
 CHECKPOINTS = 'checkpoints'
 METRICS = 'metrics.jsonl'
@@ -252,7 +253,7 @@ def _train(
       if (
         current.evaluations and current.evaluations[-1]['step'] == current.step
       ):
-        reporter.line(_evaluation(current))
+        reporter.line(_evaluation(current, trainer.task.objective.measured))
       if processes.should_stop(current.step, interrupted.is_set()):
         checkpoints.save(current)
         raise KeyboardInterrupt
@@ -330,17 +331,12 @@ def _write_metrics(
   temporary.replace(path)
 
 
-def _evaluation(current: Progress) -> str:
+def _evaluation(current: Progress, measured: results.Metric) -> str:
   last = current.evaluations[-1]
-  line = (
-    f'  step {last["step"]}: test accuracy '
-    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}'
-  )
+  line = f'  step {last["step"]}: {objectives.shown(measured, last)}'
   if 'ema_test_loss' in last:
-    line += (
-      f'; with averaged weights {100 * last["ema_test_accuracy"]:.2f} %, '
-      f'{last["ema_test_loss"]:.4f}'
-    )
+    averaged = objectives.shown(measured, last, 'ema_')
+    line += f'; with averaged weights: {averaged}'
   return line
 
 

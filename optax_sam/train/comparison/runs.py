@@ -12,7 +12,7 @@ import jax
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import budget, plan, timing
 from optax_sam.train.config import configs
-from optax_sam.train.loop import task, train_step
+from optax_sam.train.loop import objectives, task, train_step
 from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.loop.trainer import Progress, Trainer
 from optax_sam.train.reports import machine, random_lines, results
@@ -23,6 +23,7 @@ def measure(
   settings: dict[str, dict[str, Any]],
   reporter: progress.Reporter,
   command: str,
+  problem: task.Task | None = None,
 ) -> results.Comparison:
   """Trains and times all methods, until the end or Ctrl-C.
 
@@ -31,9 +32,10 @@ def measure(
     settings: the complete settings of each method, base optimizer first.
     reporter: shows the progress.
     command: the command line, for the report.
+    problem: the task; None for that of the configuration.
   """
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
-  problem = task.build(config)
+  problem = problem or task.build(config)
   runs: list[results.Run] = []
   timings: list[results.Timing] = []
   trials: list[results.Trial] = []
@@ -67,6 +69,7 @@ def measure(
     total_steps=config.steps,
     test_examples=problem.inputs.test_examples,
     sharpness_radius=config.sharpness_radius,
+    metric=problem.objective.measured,
     budget=config.budget,
     trials=trials,
   )
@@ -127,7 +130,8 @@ def _train(
 
       phase.detail(f'{name}, seed {seed}')
       runs.append(_one_run(trainers[name], seed, after_step))
-      reporter.line(_summary(runs[-1]))
+      measured = trainers[name].task.objective.measured
+      reporter.line(_summary(runs[-1], measured))
     phase.detail('')
   return starts
 
@@ -150,6 +154,7 @@ def _one_run(
     if current.stopped
     else trainer.measure_sharpness(current.state),
     seconds=seconds,
+    test_values=trainer.test_values(current.state),
     landscape=[]
     if seed or current.stopped
     else _landscape(trainer, current.state),
@@ -192,16 +197,15 @@ def _time(
     )
 
 
-def _summary(run: results.Run) -> str:
-  last = run.evaluations[-1]
+def _summary(run: results.Run, measured: results.Metric) -> str:
   if run.stopped:
     return (
       f'  {run.method}, seed {run.seed}: diverged at step {run.steps} of '
       f'{run.planned_steps}: {run.stopped}'
     )
   return (
-    f'  {run.method}, seed {run.seed}: test accuracy '
-    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}, '
+    f'  {run.method}, seed {run.seed}: '
+    f'{objectives.shown(measured, run.evaluations[-1])}, '
     f'top eigenvalue {run.sharpness["top_eigenvalue"]:.3g}, '
     f'{run.seconds:.1f} s'
   )
