@@ -116,14 +116,12 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
   if not examples:
     msg = f'--validation {config.validation} holds out no example; give more'
     raise ValueError(msg)
-  for name in ('batch_size', 'sharpness_examples'):
-    if getattr(config, name) > left:
-      msg = (
-        f'--{name.replace("_", "-")} must be at most {left}, the number of '
-        f'training examples that --validation {config.validation} leaves, not '
-        f'{getattr(config, name)}'
-      )
-      raise ValueError(msg)
+  if config.batch_size > left:
+    msg = (
+      f'--batch-size must be at most {left}, the number of training examples '
+      f'that --validation {config.validation} leaves, not {config.batch_size}'
+    )
+    raise ValueError(msg)
   rest = dataclasses.replace(data.dataset, train=train)
   searched = dataclasses.replace(rest, test=held_out)
   return _with_data(task, data, rest), _with_data(task, data, searched)
