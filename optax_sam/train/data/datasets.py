@@ -70,7 +70,8 @@ def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
   """Splits training examples, with the same fraction of every class.
 
   Args:
-    train: the examples.
+    train: the examples. Labels that are not integers, or more than one per
+      example, are no classes; then the choice is among all examples.
     fraction: of each class that is held out, rounded to whole examples, so that
       their number is the same for all seeds.
     seed: seed of the choice.
