@@ -1,9 +1,27 @@
 """The plan of a comparison: its methods and their settings."""
 
+import dataclasses
 from typing import Any
 
 from optax_sam.train.config import configs
 from optax_sam.train.optimizers import build
+from optax_sam.train.reports import results
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What a comparison trains, after the search for settings and the budget.
+
+  Attributes:
+    settings: complete settings of each method, base optimizer first. A
+      `learning_rate` replaces that of the configuration, for this method.
+    steps: number of training steps of each method.
+    trials: the runs of the search for settings; empty without a search.
+  """
+
+  settings: dict[str, dict[str, Any]]
+  steps: dict[str, int]
+  trials: list[results.Trial] = dataclasses.field(default_factory=list)
 
 
 def method_settings(config: configs.CompareConfig) -> dict[str, dict[str, Any]]:
