@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from optax_sam.train.commands import progress
-from optax_sam.train.comparison import timing
+from optax_sam.train.comparison import budget, plan, timing
 from optax_sam.train.config import configs
 from optax_sam.train.loop import task, train_step
 from optax_sam.train.loop.train_step import TrainingState
@@ -36,9 +36,13 @@ def measure(
   problem = task.build(config)
   runs: list[results.Run] = []
   timings: list[results.Timing] = []
+  trials: list[results.Trial] = []
   interrupted = False
   try:
-    trainers = _compile(config, problem, settings, reporter)
+    planned, problem = plan.make(
+      config, problem, settings, reporter, trials=trials
+    )
+    trainers = _compile(config, problem, planned, reporter)
     starts = _train(config, trainers, runs, reporter)
     timings += _time(config, trainers, starts, reporter)
   except KeyboardInterrupt:
@@ -63,24 +67,29 @@ def measure(
     total_steps=config.steps,
     test_examples=problem.inputs.test_examples,
     sharpness_radius=config.sharpness_radius,
+    budget=config.budget,
+    trials=trials,
   )
 
 
 def _compile(
   config: configs.CompareConfig,
   problem: task.Task,
-  settings: dict[str, dict[str, Any]],
+  planned: plan.Plan,
   reporter: progress.Reporter,
 ) -> dict[str, Trainer]:
-  trainers = {
-    name: Trainer(config, problem, name, own) for name, own in settings.items()
-  }
+  trainers = {}
+  for name, own in planned.settings.items():
+    of_method = dataclasses.replace(config, steps=planned.steps[name])
+    trainers[name] = Trainer(of_method, problem, name, own)
   with reporter.phase('Compiling', len(trainers)) as phase:
     for name, trainer in trainers.items():
       phase.detail(name)
       trainer.compile()
       phase.advance()
     phase.detail('')
+  for name, cost in budget.step_costs(trainers, config.base).items():
+    trainers[name].cost = cost
   return trainers
 
 
@@ -96,8 +105,11 @@ def _train(
   interrupted comparison has complete pairs.
   """
   starts: dict[str, list[Progress]] = {name: [] for name in trainers}
-  points = timing.points(config.steps)
-  steps = config.seeds * len(trainers) * config.steps
+  points = {
+    name: timing.points(trainer.config.steps)
+    for name, trainer in trainers.items()
+  }
+  steps = config.seeds * sum(one.config.steps for one in trainers.values())
   with reporter.phase('Training', steps) as phase:
     for seed, name in itertools.product(range(config.seeds), trainers):
       is_timed = seed == 0 and config.timing_rounds > 0
@@ -108,7 +120,8 @@ def _train(
         phase.advance()
         if is_timed:
           # A copy, because the next step donates the buffers of the state.
-          for _ in range(points.count(current.step)):
+          count = points[name].count(current.step)
+          for _ in range(max(count, bool(current.stopped))):
             state = train_step.copy(current.state)
             starts[name].append(dataclasses.replace(current, state=state))
 
@@ -133,9 +146,15 @@ def _one_run(
     log=current.log,
     evaluations=current.evaluations,
     validations=current.validations,
-    sharpness=trainer.measure_sharpness(current.state),
+    sharpness={}
+    if current.stopped
+    else trainer.measure_sharpness(current.state),
     seconds=seconds,
-    landscape=[] if seed else _landscape(trainer, current.state),
+    landscape=[]
+    if seed or current.stopped
+    else _landscape(trainer, current.state),
+    planned_steps=trainer.config.steps,
+    stopped=current.stopped,
   )
 
 
@@ -175,6 +194,11 @@ def _time(
 
 def _summary(run: results.Run) -> str:
   last = run.evaluations[-1]
+  if run.stopped:
+    return (
+      f'  {run.method}, seed {run.seed}: diverged at step {run.steps} of '
+      f'{run.planned_steps}: {run.stopped}'
+    )
   return (
     f'  {run.method}, seed {run.seed}: test accuracy '
     f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}, '
