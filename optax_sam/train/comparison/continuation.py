@@ -5,6 +5,7 @@ from typing import Any
 
 import msgspec
 
+from optax_sam.train.comparison import store
 from optax_sam.train.config import configs, output_dir
 
 # Flags that change neither the runs nor what is compared.
@@ -41,8 +42,10 @@ def resolve(config: configs.CompareConfig) -> Continuation:
   seeds, methods = config.add_seeds, config.add_methods
   adding = {'seeds': seeds, 'methods': list(methods)}
   adds = bool(seeds or methods)
-  former = None if config.output is None else _read(config)
-  if config.overwrite or former is None:
+  former = None
+  if config.output is not None:
+    former = store.former_output(config.output, overwrite=config.overwrite)
+  if former is None:
     if adds:
       where = config.output or 'an output'
       msg = (
@@ -52,9 +55,10 @@ def resolve(config: configs.CompareConfig) -> Continuation:
       raise ValueError(msg)
     return Continuation(config)
   stored = _as_config(former['settings'], config)
-  plain = dataclasses.replace(
-    config, add_seeds=0, add_methods=(), **({'set': ()} if methods else {})
-  )
+  plain = dataclasses.replace(config, add_seeds=0, add_methods=())
+  given = config.set if methods else ()  # settings of the new methods
+  if given:
+    plain = dataclasses.replace(plain, set=())
   neutral = configs.CompareConfig(
     output=config.output, timing_rounds=config.timing_rounds
   )
@@ -69,20 +73,9 @@ def resolve(config: configs.CompareConfig) -> Continuation:
       stored,
       seeds=stored.seeds + seeds,
       methods=tuple(dict.fromkeys((*stored.methods, *methods))),
-      set=tuple(dict.fromkeys((*stored.set, *(config.set if methods else ())))),
+      set=tuple(dict.fromkeys((*stored.set, *given))),
     )
   return Continuation(stored, adding)
-
-
-def _read(config: configs.CompareConfig) -> dict[str, Any] | None:
-  assert config.output is not None
-  former = output_dir.read_config(config.output)
-  if former is None or former[output_dir.MARK] != 'compare':
-    return None
-  if not isinstance(former.get('settings'), dict):
-    msg = f'{config.output / output_dir.CONFIG} has no settings'
-    raise ValueError(msg)
-  return former
 
 
 def _as_config(
@@ -102,8 +95,6 @@ def _as_config(
 def _refuse(
   stored: configs.CompareConfig, given: configs.CompareConfig
 ) -> None:
-  from optax_sam.train.comparison import store
-
   assert given.output is not None
   settings = configs.settings(stored), configs.settings(given)
   store.check_same(given.output, *settings, FREE)

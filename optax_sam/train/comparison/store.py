@@ -5,7 +5,6 @@
   OUTPUT/config.json               settings
   OUTPUT/comparison.json           plan, timings, machine, ...: all but the runs
   OUTPUT/runs/METHOD-SEED.json     a finished run
-  OUTPUT/surfaces/METHOD.json      plane and spectrum of its solution
   OUTPUT/trials/NUMBER.json        a run of the search for settings
 
 A finished run is written at once and atomically, so an accident costs only the
@@ -38,30 +37,15 @@ FILES = frozenset(
     output_dir.LOCK,
     'comparison.json',
     'runs',
-    'surfaces',
     'trials',
     'report.html',
     'results.csv',
     'metrics.jsonl',
   }
 )
-# Other objects, such as a setting that follows the accuracy, are stored as text.
+# Other objects, such as settings that follow the accuracy, are stored as text.
 _OWN = frozenset({results.__name__, plan.__name__, __name__})
-Rows = list[dict[str, float]]
 T = TypeVar('T')
-
-
-@dataclasses.dataclass(frozen=True)
-class Surface:
-  """The loss around the solution of a method for the first seed.
-
-  Attributes:
-    plane: rows of `x`, `y` and `loss`.
-    spectrum: rows of `eigenvalue` and `density` of the Hessian.
-  """
-
-  plane: Rows
-  spectrum: Rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +55,7 @@ class Record:
   Attributes:
     plan: what it trains.
     problem: description of data and model; see `describe`.
-    comparison: the results without runs, planes and spectra.
+    comparison: the results without runs and trials.
   """
 
   plan: Plan
@@ -94,7 +78,6 @@ class Store:
     self.directory = directory
     self.record: Record | None = None
     self.runs: dict[tuple[str, int], Run] = {}
-    self.surfaces: dict[str, Surface] = {}
     self.trials: list[Trial] = []
     if directory is None:
       return
@@ -107,8 +90,6 @@ class Store:
         msg = f'{path} is of {run.method}, seed {run.seed}; remove the file'
         raise ValueError(msg)
       self.runs[run.method, run.seed] = run
-    for path in _files(directory / 'surfaces'):
-      self.surfaces[path.stem] = _read(path, Surface)
     self.trials = [_read(path, Trial) for path in _files(directory / 'trials')]
 
   @property
@@ -116,34 +97,35 @@ class Store:
     """Whether nothing is finished."""
     return not (self.runs or self.trials)
 
-  def add(self, run: Run, surface: Surface | None = None) -> None:
-    """Stores a finished run.
-
-    Args:
-      run: the run.
-      surface: the loss around its solution.
-    """
-    if surface is not None:
-      self._write(f'surfaces/{run.method}.json', surface)
-      self.surfaces[run.method] = surface
+  def add(self, run: Run) -> None:
+    """Stores a finished run."""
     self._write(f'runs/{run.method}-{run.seed}.json', run)
     self.runs[run.method, run.seed] = run
 
   def add_trial(self, trial: Trial) -> None:
     """Stores a run of the search for settings."""
-    self._write(f'trials/{len(self.trials):05}.json', trial)
-    self.trials.append(trial)
+    if trial not in self.trials:
+      self.trials.append(trial)
+    self._write(f'trials/{self.trials.index(trial):05}.json', trial)
 
   def save(self, record: Record) -> None:
     """Stores what the comparison has besides its runs."""
     self._write('comparison.json', record)
     self.record = record
 
-  def comparison(self) -> Comparison:
-    """Returns the comparison with the runs that are finished.
+  def check(self, what: str, former: Any, now: Any) -> None:
+    """Raises a ValueError if a property of what is stored differs now.
 
-    Its planes and spectra are of the base optimizer and of the best method.
+    Args:
+      what: name of the property, for the message.
+      former: its value in the store.
+      now: its present value.
     """
+    if self.directory is not None:
+      check_same(self.directory, {what: former}, {what: now})
+
+  def comparison(self) -> Comparison:
+    """Returns the comparison with the runs that are finished."""
     assert self.record is not None
     planned = self.record.plan
     order = {name: number for number, name in enumerate(planned.settings)}
@@ -151,16 +133,10 @@ class Store:
       (key for key in self.runs if key[0] in order),
       key=lambda key: (key[1], order[key[0]]),
     )
-    found = dataclasses.replace(
+    return dataclasses.replace(
       self.record.comparison,
       runs=[self.runs[key] for key in keys],
-      trials=planned.trials or self.trials,
-    )
-    shown = [name for name in _base_and_best(found) if name in self.surfaces]
-    return dataclasses.replace(
-      found,
-      planes={name: self.surfaces[name].plane for name in shown},
-      spectra={name: self.surfaces[name].spectrum for name in shown},
+      trials=planned.trials,
     )
 
   def _write(self, name: str, value: Any) -> None:
@@ -222,10 +198,10 @@ def opened(
   if directory is None:
     yield Store()
     return
-  _former(directory, overwrite=overwrite)
+  former_output(directory, overwrite=overwrite)
   with output_dir.created(directory) as is_new, output_dir.locked(directory):
     # Again, because it may have appeared meanwhile.
-    former = None if is_new else _former(directory, overwrite=overwrite)
+    former = None if is_new else former_output(directory, overwrite=overwrite)
     if overwrite:
       clear(directory)
     elif former is not None and not adding:
@@ -240,7 +216,7 @@ def opened(
         (directory / output_dir.LOCK).unlink(missing_ok=True)
 
 
-def _former(
+def former_output(
   directory: pathlib.Path, *, overwrite: bool
 ) -> dict[str, Any] | None:
   """Returns the config.json of the comparison to go on with, if any.
@@ -250,6 +226,9 @@ def _former(
   """
   former = output_dir.read_config(directory)
   if former is not None and former[output_dir.MARK] == 'compare':
+    if not isinstance(former.get('settings'), dict):
+      msg = f'{directory / output_dir.CONFIG} has no settings'
+      raise ValueError(msg)
     if not overwrite:
       return former
   output_dir.check(directory, overwrite=overwrite, known=FILES)
@@ -281,17 +260,24 @@ def check_same(
     free: names that may differ.
   """
   former, now = (json.loads(_encode(one)) for one in (former, now))
-  different = [
-    f'{name} was {former.get(name)!r} and is now {now.get(name)!r}'
-    for name in sorted((former.keys() | now.keys()) - free)
-    if former.get(name) != now.get(name)
-  ]
+  different = list(_differences(former, now, free))
   if different:
     msg = (
       f'--output {directory} has a comparison with other settings: '
       f'{"; ".join(different)}; choose another directory or add --overwrite'
     )
     raise ValueError(msg)
+
+
+def _differences(
+  former: dict[str, Any], now: dict[str, Any], free: frozenset[str]
+) -> Iterator[str]:
+  for name in sorted((former.keys() | now.keys()) - free):
+    one, other = former.get(name), now.get(name)
+    if isinstance(one, dict) and isinstance(other, dict):
+      yield from (f'{name}: {text}' for text in _differences(one, other, free))
+    elif one != other:
+      yield f'{name} was {one!r} and is now {other!r}'
 
 
 def describe(task: Any) -> dict[str, Any]:
@@ -320,7 +306,8 @@ def _shapes(tree: Any) -> dict[str, str]:
   }
 
 
-def _base_and_best(comparison: Comparison) -> list[str]:
+def base_and_best(comparison: Comparison) -> list[str]:
+  """Returns the base optimizer and the method with the best mean metric."""
   sign = 1 if comparison.metric.higher_is_better else -1
   means = {
     name: sign * float(np.mean(list(scores.values())))
