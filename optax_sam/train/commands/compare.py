@@ -53,6 +53,7 @@ def run(
       overwrite=config.overwrite,
       adding=resolved.adding,
       free=continuation.FREE,
+      defaults=configs.settings(configs.CompareConfig()),
     ) as stored,
     progress.Reporter(console) as reporter,
     _termination_as_interrupt(),
