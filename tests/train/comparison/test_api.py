@@ -59,7 +59,10 @@ def embed(key, x):
 
 
 def evaluations(comparison):
-  return {run.method: run.evaluations for run in comparison.runs}
+  names = ('test_loss', 'test_accuracy', 'train_loss')
+  return {
+    run.method: [run.last(name) for name in names] for run in comparison.runs
+  }
 
 
 @pytest.fixture(scope='module')
@@ -196,6 +199,30 @@ def test_next_token_of_large_data_is_evaluated_in_parts(monkeypatch):
   assert run.last('test_token_accuracy') == pytest.approx(
     np.mean(run.test_values)
   )
+
+
+def test_search_and_budget_are_those_of_the_command():
+  given = {'tune': 'learning_rate', 'trials': 2, 'budget': 'gradients'}
+  found = compare(
+    PLAIN, TRAIN, TEST, validation=TEST, methods=('sam',), **SMALL, **given
+  )
+  assert {trial.method for trial in found.trials} == {'sgd', 'sam'}
+  sgd, sam = found.runs
+  assert sam.steps == 4 < sgd.steps
+  # The fraction that is held out leaves too few examples.
+  with pytest.raises(ValueError, match=r'^batch_size must be at most 7'):
+    compare(PLAIN, TRAIN, TEST, validation=0.8, **SMALL, **given)
+
+
+def test_the_same_call_goes_on_from_its_output(tmp_path, monkeypatch):
+  given = SMALL | {'output': tmp_path / 'out', 'methods': ('sam',)}
+  first = compare(PLAIN, TRAIN, TEST, **given)
+  with monkeypatch.context() as patch:
+    patch.setattr(Trainer, 'run', None)
+    again = compare(PLAIN, TRAIN, TEST, **given)
+  assert evaluations(again) == evaluations(first)
+  with pytest.raises(ValueError, match='other settings: steps was 4 and is n'):
+    compare(PLAIN, TRAIN, TEST, **given | {'steps': 5})
 
 
 OTHER = {
