@@ -37,7 +37,7 @@ def run(
   """
   checks.validate(config)
   settings = plan.method_settings(config)
-  target = config.output or output_dir.dated(config.dataset)
+  target = config.output or output_dir.dated(configs.dataset_name(config))
   with (
     output_dir.new_directory(
       target, overwrite=config.overwrite, known=FILES

@@ -205,9 +205,9 @@ def build(
 def _inputs(
   config: configs.Experiment, say: Callable[[str], None]
 ) -> inputs.Inputs:
-  if not isinstance(config, configs.TrainConfig) or config.data_dir is None:
-    dataset = datasets.load(config.dataset, label_noise=config.label_noise)
-    return inputs.InMemory(dataset, config.batch_size)
+  is_images = config.dataset == 'imagenet' and config.data_dir is not None
+  if not (is_images and isinstance(config, configs.TrainConfig)):
+    return inputs.InMemory(datasets.of_config(config), config.batch_size)
   try:
     from optax_sam.train.data import imagenet, imagenet_inputs
   except ModuleNotFoundError as error:
@@ -222,8 +222,9 @@ def _inputs(
     threads=config.input_threads,
     prefetch=config.prefetch,
   )
+  directory: Any = config.data_dir
   return imagenet_inputs.ImageInputs(
-    config.data_dir, options, dtype=jnp.dtype(config.dtype), say=say
+    directory, options, dtype=jnp.dtype(config.dtype), say=say
   )
 
 
