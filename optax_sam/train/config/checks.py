@@ -60,7 +60,7 @@ def canonical(config: Experiment) -> Any:
   base = find('--base', config.base, base_optimizer.optimizers())
   changed: dict[str, Any] = {'base': base}
   if ':' not in config.model:
-    hint = f'choose one of {", ".join(flags.MODELS)}, or give MODULE:NAME'
+    hint = 'or give package.module:Name or file.py:Name'
     changed['model'] = find('--model', config.model, flags.MODELS, hint=hint)
   changed['loss'] = find('--loss', config.loss, flags.LOSSES)
   if config.metric is not None:
@@ -83,10 +83,10 @@ def _dataset(config: Experiment) -> str:
   if isinstance(config, TrainConfig):
     known.append('imagenet')
   path = pathlib.Path(given)
-  if given not in known and (path.exists() or len(path.parts) > 1):
+  is_path = path.exists() or len(path.parts) > 1 or path.suffix
+  if given not in known and is_path:
     return given
-  hint = f'choose one of {", ".join(known)}, or give a path that exists'
-  return names.find('--dataset', given, known, hint=hint)
+  return names.find('--dataset', given, known, hint='or give a path')
 
 
 def validate_sharpness(config: SharpnessConfig) -> None:

@@ -25,7 +25,7 @@ def find(
     name: what was written.
     allowed: the names to choose from.
     aliases: other names of some of them.
-    hint: how to get the list of names, if it is long.
+    hint: what else to write, or how to get a long list of names.
 
   Raises:
     ValueError: if none is meant, with the closest ones, or more than one.
@@ -59,12 +59,10 @@ def closest(name: str, allowed: Collection[str]) -> list[str]:
 def _advice(name: str, allowed: Collection[str], hint: str) -> str:
   """Returns the closest names, or the list of names if it is short."""
   meant = ' or '.join(closest(name, allowed))
-  everything = f'choose one of {", ".join(allowed)}'
-  is_short = len(allowed) <= _SHORT
-  if not meant:
-    return everything if is_short or not hint else hint
-  more = everything if is_short else hint
-  return f'did you mean {meant}? {more}'.strip()
+  is_listed = len(allowed) <= _SHORT or not (meant or hint)
+  listed = f'choose one of {", ".join(allowed)}' if is_listed else ''
+  advice = ', '.join(filter(None, (listed, hint)))
+  return f'did you mean {meant}? {advice}'.strip() if meant else advice
 
 
 def _squash(name: str) -> str:

@@ -1,8 +1,10 @@
 """Folders of small images, PNG or JPEG, in memory."""
 
+import contextlib
 import os
 import pathlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -94,27 +96,34 @@ def _entries(directory: pathlib.Path, folders: bool) -> list[pathlib.Path]:
   return sorted(pathlib.Path(entry.path) for entry in entries)
 
 
-def _open(path: pathlib.Path) -> Any:
-  """Reads the header of an image; refuses those that are too large."""
+@contextlib.contextmanager
+def _open(path: pathlib.Path) -> Iterator[Any]:
+  """Yields an image after reading its header; refuses those too large."""
   try:
     from PIL import Image
   except ModuleNotFoundError:
     msg = "a folder of images needs Pillow: pip install 'optax-sam[imagenet]'"
     raise ValueError(msg) from None
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter('ignore', Image.DecompressionBombWarning)
-      image = Image.open(path, formats=('PNG', 'JPEG'))
-  except Image.DecompressionBombError:
-    image = None
-  except (OSError, ValueError, SyntaxError) as error:
-    reason = getattr(error, 'strerror', None) or 'it is not PNG or JPEG'
-    msg = f'{path} cannot be read: {reason}'
+    file = path.open('rb')
+  except OSError as error:
+    msg = f'{path} cannot be read: {error.strerror}'
     raise ValueError(msg) from None
-  if image is None or image.width * image.height > _MOST_PIXELS:
-    msg = f'{path} has more than {_MOST_PIXELS >> 20} million pixels; resize it'
-    raise ValueError(msg)
-  return image
+  with file:
+    try:
+      with warnings.catch_warnings():
+        warnings.simplefilter('ignore', Image.DecompressionBombWarning)
+        image = Image.open(file, formats=('PNG', 'JPEG'))
+    except Image.DecompressionBombError:
+      image = None
+    except (OSError, ValueError, SyntaxError):
+      msg = f'{path} cannot be read: it is not PNG or JPEG'
+      raise ValueError(msg) from None
+    if image is None or image.width * image.height > _MOST_PIXELS:
+      count = f'{_MOST_PIXELS >> 20} million pixels'
+      msg = f'{path} has more than {count}; resize it'
+      raise ValueError(msg)
+    yield image
 
 
 def _size(path: pathlib.Path) -> tuple[int, int]:

@@ -1,8 +1,9 @@
 """Datasets in an .npz file of NumPy."""
 
+import contextlib
 import pathlib
 import zipfile
-import zlib
+from collections.abc import Iterator
 from typing import IO
 
 import numpy as np
@@ -70,49 +71,34 @@ def read(path: pathlib.Path, *, has_targets: bool = True) -> list[parts.Part]:
 
 
 def _array(archive: zipfile.ZipFile, where: str, name: str) -> np.ndarray:
-  try:
-    with archive.open(name) as file:
-      shape, dtype = _header(file)
-    if dtype.hasobject or dtype.names:
-      msg = (
-        f'{where} contains Python objects or fields; save plain numbers, as in '
-        f"np.savez('mine.npz', x_train=x_train.astype('float32'))"
-      )
-      raise ValueError(msg)
-    parts.check_size(where, shape, dtype.itemsize)
-    with archive.open(name) as file:
-      return np.lib.format.read_array(file, allow_pickle=False)
-  except (
-    OSError,
-    EOFError,
-    KeyError,
-    MemoryError,
-    NotImplementedError,
-    RecursionError,
-    RuntimeError,  # encrypted
-    SyntaxError,
-    TypeError,
-    zipfile.BadZipFile,
-    zlib.error,
-    _HeaderError,
-  ) as error:
-    reason = getattr(error, 'strerror', None) or error or 'not enough memory'
-    msg = f'{where} cannot be read: {reason}'
-    raise ValueError(msg) from None
-
-
-class _HeaderError(Exception):
-  """An invalid header."""
+  with _readable(where), archive.open(name) as file:
+    shape, dtype = _header(file)
+  if dtype.hasobject or dtype.names:
+    msg = (
+      f'{where} contains Python objects or fields; save plain numbers, as in '
+      f"np.savez('mine.npz', x_train=x_train.astype('float32'))"
+    )
+    raise ValueError(msg)
+  parts.check_size(where, shape, dtype.itemsize)
+  with _readable(where), archive.open(name) as file:
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
   """Returns shape and dtype without reading the array."""
-  try:
-    version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-      shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-    else:
-      shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-  except ValueError as error:
-    raise _HeaderError(str(error).split('\n')[0]) from None
+  if np.lib.format.read_magic(file) == (1, 0):
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+  else:
+    shape, _, dtype = np.lib.format.read_array_header_2_0(file)
   return shape, dtype
+
+
+@contextlib.contextmanager
+def _readable(where: str) -> Iterator[None]:
+  """Raises a ValueError in one line: damaged files raise almost anything."""
+  try:
+    yield
+  except Exception as error:
+    reason = str(error).split('\n')[0] or type(error).__name__
+    msg = f'{where} cannot be read: {reason}'
+    raise ValueError(msg) from None

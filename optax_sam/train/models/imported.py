@@ -1,6 +1,5 @@
 """Models of the user: `package.module:Name` or `file.py:Name`."""
 
-import dataclasses
 import functools
 import importlib
 import importlib.util
@@ -26,6 +25,8 @@ _OUTPUTS = (
   'vocabulary',
   'vocab_size',
 )
+# Fields of every linen module.
+_OF_LINEN = ('parent', 'name')
 # An argument of this name makes a constructor of NNX or Equinox.
 _CONSTRUCTORS = ('rngs', 'key')
 
@@ -70,7 +71,7 @@ def _import(name: str, flag: str) -> ModuleType:
   if directory not in sys.path:
     sys.path.insert(0, directory)
   try:
-    return importlib.import_module(path.stem if is_file else name)
+    return _execute(path) if is_file else importlib.import_module(name)
   except ModuleNotFoundError as error:
     missing = error.name or ''
     if not is_file and (name == missing or name.startswith(f'{missing}.')):
@@ -84,6 +85,16 @@ def _import(name: str, flag: str) -> ModuleType:
   except (Exception, SystemExit) as error:
     msg = f'{flag}: importing {name} raises {_described(error)}'
     raise ValueError(msg) from error
+
+
+def _execute(path: pathlib.Path) -> ModuleType:
+  # Of another name, because `random.py` must not be the standard library's.
+  name = f'_model_{path.stem}'
+  spec: Any = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # dataclasses look up their module
+  spec.loader.exec_module(module)
+  return module
 
 
 def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
@@ -146,10 +157,3 @@ def _described(error: BaseException) -> str:
     file = pathlib.Path(trace.tb_frame.f_code.co_filename).name
     line = f' in line {trace.tb_lineno} of {file}'
   return f'{type(error).__name__}{line}: {text}'
-
-
-# Fields of every linen module.
-_OF_LINEN = {field.name for field in dataclasses.fields(linen.Module)} | {
-  'parent',
-  'name',
-}

@@ -112,7 +112,9 @@ def parse_settings(
           f'{allowed}'
         )
         raise ValueError(msg) from None
-    setting = names_lib.find(f'--set {text}: setting', setting, settable(name))
+    setting = names_lib.find(
+      f'--set {text}: setting of {name}', setting, settable(name)
+    )
     default = complete_settings(name, {}, None).get(setting)
     parsed[name][setting] = assignment.value(text, setting, value, default)
   return parsed
