@@ -21,7 +21,7 @@ _COMMANDS = {
   'convert': configs.ConvertConfig,
 }
 _CONFIGS = {config.__name__: config for config in _COMMANDS.values()}
-_EXAMPLES = {
+EXAMPLES = {
   '': (
     'optax-sam compare --methods sam,asam --label-noise 0.3 --seeds 5',
     'optax-sam compare --dataset mine.npz --model net.py:Net --tune',
@@ -65,7 +65,7 @@ def parse(arguments: Sequence[str]) -> Any:
   except SystemExit as stop:
     if stop.code == 0:  # --help
       command = arguments[0] if arguments[0] in _COMMANDS else ''
-      print('\nExamples:\n', *(f'  {x}\n' for x in _EXAMPLES[command]), sep='')
+      print('\nExamples:\n', *(f'  {x}\n' for x in EXAMPLES[command]), sep='')
       raise
     raise ValueError(_first_lines(lines.getvalue())) from None
   return _flat(parsed)

@@ -83,7 +83,7 @@ def _dataset(config: Experiment) -> str:
   if isinstance(config, TrainConfig):
     known.append('imagenet')
   path = pathlib.Path(given)
-  is_path = path.exists() or len(path.parts) > 1 or path.suffix
+  is_path = '/' in given or path.suffix or path.exists()
   if given not in known and is_path:
     return given
   return names.find('--dataset', given, known, hint='or give a path')

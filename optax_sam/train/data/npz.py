@@ -98,7 +98,7 @@ def _readable(where: str) -> Iterator[None]:
   """Raises a ValueError in one line: damaged files raise almost anything."""
   try:
     yield
-  except Exception as error:
+  except Exception as error:  # noqa: BLE001
     reason = str(error).split('\n')[0] or type(error).__name__
     msg = f'{where} cannot be read: {reason}'
     raise ValueError(msg) from None

@@ -103,9 +103,13 @@ def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
   if not callable(model) or isinstance(model, linen.Module | tuple):
     return model
   try:
-    parameters = dict(inspect.signature(model).parameters)
+    # Metaclasses hide the arguments of classes.
+    function = model.__init__ if isinstance(model, type) else model
+    parameters = dict(inspect.signature(function).parameters)
   except (TypeError, ValueError):
     return model
+  if isinstance(model, type):
+    del parameters[next(iter(parameters))]  # self
   if is_linen:
     parameters = {k: v for k, v in parameters.items() if k not in _OF_LINEN}
   constructs = any(key in parameters for key in _CONSTRUCTORS)
