@@ -50,7 +50,7 @@ def run(
     config, adding = resolved.config, resolved.adding
     checks.validate(config)
   settings = plan.method_settings(config)
-  target = config.output or output_dir.dated(config.dataset)
+  target = config.output or output_dir.dated(configs.dataset_name(config))
   store.former_output(target, overwrite=config.overwrite)  # before the data
   problem = problem or task.build(config)
   with (

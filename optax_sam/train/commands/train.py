@@ -154,7 +154,8 @@ def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
 
 def _prepare(config: configs.TrainConfig) -> pathlib.Path:
   """Returns the directory of the run, new or existing."""
-  default = output_dir.dated(f'{config.method}-{config.dataset}')
+  data = configs.dataset_name(config)
+  default = output_dir.dated(f'{config.method}-{data}')
   target = pathlib.Path(processes.broadcast(str(config.output or default)))
   action = _check_resumable if config.resume else _create
   processes.on_first(lambda: action(config, target))

@@ -270,11 +270,9 @@ OTHER = {
     ),
     ({'base': 3}, 'base must be a name such as sgd, or a function'),
     ({'base': optax.sgd}, 'learning_rate must be given with base=sgd'),
-    (
-      {'warm_up': 0.1},
-      'warm_up is no argument of compare; did you mean warmup',
-    ),
-    ({'label_noise': 0.1}, 'label_noise is no argument of compare'),
+    ({'warmth': 0.1}, "argument 'warmth' is unknown; did you mean warmup"),
+    ({'label_noise': 0.1}, "argument 'label_noise' is unknown"),
+    ({'base': 'sdg'}, "^base 'sdg' is unknown; did you mean sgd"),
   ],
 )
 def test_bad_input_is_refused_before_training(changes, message, monkeypatch):
