@@ -1,6 +1,7 @@
 import re
 import shlex
 
+import numpy as np
 import pytest
 
 import optax_sam
@@ -64,7 +65,7 @@ ONE_LINE = [
   (['compare', '--model', 'not_there:Net'], 'there is no module not_there'),
   (['compare', '--model', 'json:Net'], 'json has no Net'),
   (['train', '--config', 'none.json'], 'none.json cannot be read'),
-  (['train', '--model', 'vit_s16'], '--model vit_s16 on digits: patch'),
+  (['train', '--model', 'vit_s16'], 'patch must divide the sides'),
   # A directory where not even root may write
   (['compare', '--output', '/proc/optax-sam/out'], 'cannot write'),
 ]
@@ -81,6 +82,65 @@ def test_invalid_input_is_reported_in_one_line_with_status_2(
   assert '---' not in error
   assert len(error) < 500
   assert not list(tmp_path.iterdir())
+
+
+MODELS = """
+import flax.linen as nn
+import jax.numpy as jnp
+
+class Few(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(1)(x)
+
+class Flat(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3)(x).sum(axis=1)
+
+class Deep(nn.Module):
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3)(x @ jnp.ones((7, 7)))
+"""
+X, Y = np.ones((8, 2), 'float32'), np.asarray([0, 1, 2, 0, 1, 2, 0, 1])
+
+
+@pytest.mark.parametrize('command', ['compare', 'train'])
+@pytest.mark.parametrize(
+  ('changes', 'model', 'named'),
+  [
+    ({}, 'few', 'few'),
+    ({}, 'own.py:Few', 'has the label 2, and the model has 1 outputs'),
+    ({}, 'own.py:Flat', 'model returns shape ()'),
+    ({}, 'own.py:Deep', 'Deep fails on inputs of shape (1, 2)'),
+    ({}, 'cnn', "model 'cnn' takes images or signals"),
+    ({}, 'resnet18', "model 'resnet18' takes images of shape"),
+    ({'x_train': X * np.nan}, 'mlp', 'x_train contains nan in example 0'),
+    ({'x_test': X[:, :1]}, 'mlp', 'give all parts the same shape'),
+    ({'y_test': Y + 1}, 'mlp', 'has the label 3, outside of 0 to 2'),
+    ({'y_train': Y.astype(object)}, 'mlp', 'contains Python objects'),
+    ({'y_train': Y[1:]}, 'mlp', 'has 8 examples and y_train has 7'),
+    ({'y_train': None}, 'mlp', 'mine.npz has no y_train'),
+    (None, 'mlp', 'mine.npz cannot be read as .npz'),
+  ],
+)
+def test_own_data_and_models_that_do_not_fit_are_reported_in_one_line(
+  command, changes, model, named, capsys, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(Trainer, 'run', None)
+  (tmp_path / 'own.py').write_text(MODELS)
+  (tmp_path / 'mine.npz').write_bytes(b'damaged')
+  if changes is not None:
+    arrays = {'x_train': X, 'y_train': Y, 'x_test': X, 'y_test': Y} | changes
+    kept = {key: value for key, value in arrays.items() if value is not None}
+    np.savez(tmp_path / 'mine.npz', **kept)
+  few = ['--batch-size', 4, '--sharpness-examples', 4]
+  data = ['--dataset', 'mine.npz', '--model', model, *few]
+  assert named in refused(capsys, command, *data)
+  left = {path.name for path in tmp_path.iterdir()} - {'__pycache__'}
+  assert left == {'own.py', 'mine.npz'}
 
 
 @pytest.mark.parametrize('command', ['compare', 'train'])

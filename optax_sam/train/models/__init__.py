@@ -76,6 +76,12 @@ def build(
   norms = {'dtype': dtype, 'axis_name': axis_name}
   if name == 'mlp':
     return MLP(classes, dtype=dtype)
+  if name == 'cnn' and len(input_shape) < 2:
+    msg = (
+      f"model 'cnn' takes images or signals of shape (length, channels), not "
+      f'examples of shape {tuple(input_shape)}; choose mlp or your own'
+    )
+    raise ValueError(msg)
   if name == 'cnn':
     return CNN(classes, kernel=5 if len(input_shape) == 2 else 3, **norms)
   if name not in NAMES:
