@@ -20,6 +20,19 @@ _COMMANDS = {
   'methods': configs.MethodsConfig,
   'convert': configs.ConvertConfig,
 }
+# The groups of the help text, in its order.
+_GROUPS = {
+  'data': flags.Data,
+  'model': flags.Model,
+  'method': flags.Method,
+  'run': flags.Run,
+  'comparison': flags.Comparison,
+  'optimizer': flags.Optimizer,
+  'output': flags.Output,
+  'measurement': flags.Measurement,
+  'devices': flags.Devices,
+  'imagenet': flags.ImageNet,
+}
 _CONFIGS = {config.__name__: config for config in _COMMANDS.values()}
 EXAMPLES = {
   '': (
@@ -78,8 +91,7 @@ def _grouped(config: type) -> Any:
   """
   groups: list[Any] = [
     (name, _with_help(group))
-    for name, groups in flags.GROUPS.items()
-    for group in groups
+    for name, group in _GROUPS.items()
     if issubclass(config, group)
   ]
   if not groups:

@@ -54,6 +54,7 @@ def canonical(config: Experiment) -> Any:
   Raises:
     ValueError: if a name is unknown, with the closest ones.
   """
+  from optax_sam.train.loop import objectives
   from optax_sam.train.optimizers import base_optimizer, build
 
   find = names.find
@@ -62,9 +63,9 @@ def canonical(config: Experiment) -> Any:
   if ':' not in config.model:
     hint = 'or give package.module:Name or file.py:Name'
     changed['model'] = find('--model', config.model, flags.MODELS, hint=hint)
-  changed['loss'] = find('--loss', config.loss, flags.LOSSES)
+  changed['loss'] = find('--loss', config.loss, objectives.LOSSES)
   if config.metric is not None:
-    changed['metric'] = find('--metric', config.metric, flags.METRICS)
+    changed['metric'] = find('--metric', config.metric, objectives.METRICS)
   changed['dataset'] = _dataset(config)
   for name in ('method', 'methods', 'add_methods'):
     value, flag = getattr(config, name, None), _flag(name)

@@ -24,13 +24,13 @@ class Experiment(
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CompareConfig(Experiment, flags.Comparison, flags.ComparisonOutput):
+class CompareConfig(Experiment, flags.Comparison, flags.Output):
   """Trains one model with several methods and seeds, writes a report."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig(
-  Experiment, flags.Run, flags.RunOutput, flags.Devices, flags.ImageNet
+  Experiment, flags.Run, flags.Output, flags.Devices, flags.ImageNet
 ):
   """Trains one model with one method, with checkpoints."""
 

@@ -12,8 +12,6 @@ Budget = Literal['steps', 'gradients', 'seconds']
 
 # The names in optax_sam.train.models and its losses, which are slow to import.
 MODELS = ('mlp', 'cnn', 'resnet18', 'resnet50', 'wideresnet28x10', 'vit_s16')
-LOSSES = ('cross_entropy', 'mean_squared_error', 'next_token')
-METRICS = ('accuracy', 'mean_squared_error', 'token_accuracy', 'loss')
 
 DEFAULT_METHODS = (
   'sam',
@@ -209,20 +207,6 @@ class Comparison:
   timing_rounds: int = 5
   """Rounds of timing after training; 0 leaves the timing out."""
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ComparisonOutput:
-  """Flags of the output of `compare`."""
-
-  output: Annotated[
-    pathlib.Path | None,
-    flag('-o', default='runs/DATASET-DATE-TIME', value='PATH'),
-  ] = None
-  """Directory of the report."""
-
-  overwrite: bool = False
-  """Replace an earlier output of this command."""
-
   add_seeds: int = 0
   """Train so many further seeds for the comparison in --output."""
 
@@ -253,22 +237,22 @@ class Run:
   checkpoint_every: int = 50
   """Steps between checkpoints; the last three are stored."""
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RunOutput:
-  """Flags of the output of `train`."""
-
-  output: Annotated[
-    pathlib.Path | None,
-    flag('-o', default='runs/METHOD-DATASET-DATE-TIME', value='PATH'),
-  ] = None
-  """Directory of the run."""
-
   resume: bool = False
   """Resume from the last checkpoint in the output directory."""
 
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Output:
+  """Flags of the output."""
+
+  output: Annotated[
+    pathlib.Path | None,
+    flag('-o', default='a new directory in runs/', value='PATH'),
+  ] = None
+  """Directory of the output."""
+
   overwrite: bool = False
-  """Replace an earlier run."""
+  """Replace an earlier output of this command."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -315,18 +299,3 @@ class Devices:
 
   process_id: Annotated[int | None, flag(default='none', value='INT')] = None
   """Index of this process, from 0."""
-
-
-# The groups of the help text, in its order.
-GROUPS: dict[str, tuple[type, ...]] = {
-  'data': (Data,),
-  'model': (Model,),
-  'method': (Method,),
-  'run': (Run,),
-  'comparison': (Comparison,),
-  'optimizer': (Optimizer,),
-  'output': (ComparisonOutput, RunOutput),
-  'measurement': (Measurement,),
-  'devices': (Devices,),
-  'imagenet': (ImageNet,),
-}
