@@ -20,13 +20,14 @@ import jax
 from rich.console import Console
 
 from optax_sam.train.commands import progress
-from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.config import checks, configs, errors, output_dir
 from optax_sam.train.data import inputs
 from optax_sam.train.distributed import processes, sharding
-from optax_sam.train.loop import task
+from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, Row, Trainer
 from optax_sam.train.optimizers import accuracy_schedule, build
+from optax_sam.train.reports import results
 
 CHECKPOINTS = 'checkpoints'
 METRICS = 'metrics.jsonl'
@@ -47,6 +48,7 @@ def run(config: configs.TrainConfig, console: Console) -> bool:
     ValueError: if the configuration is invalid, or differs from that of the run
       to resume; raised before any training.
     OSError: if the output cannot be written.
+    DivergedError: if the run diverged; its metrics are written.
   """
   checks.validate(config)
   _check_alike(config)
@@ -77,6 +79,9 @@ def run(config: configs.TrainConfig, console: Console) -> bool:
         f'with --output {target} --resume.'
       )
       return False
+    if current.stopped:
+      processes.on_first(lambda: _write_metrics(target / METRICS, current, {}))
+      raise errors.DivergedError(_divergence(config, current, target))
     sharpness = trainer.measure_sharpness(current.state)
     processes.on_first(
       lambda: _write_metrics(target / METRICS, current, sharpness)
@@ -149,7 +154,8 @@ def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
 
 def _prepare(config: configs.TrainConfig) -> pathlib.Path:
   """Returns the directory of the run, new or existing."""
-  default = output_dir.dated(f'{config.method}-{config.dataset}')
+  data = configs.dataset_name(config)
+  default = output_dir.dated(f'{config.method}-{data}')
   target = pathlib.Path(processes.broadcast(str(config.output or default)))
   action = _check_resumable if config.resume else _create
   processes.on_first(lambda: action(config, target))
@@ -242,12 +248,13 @@ def _train(
 
     def after_step(current: Progress) -> None:
       phase.advance()
-      if current.step % config.checkpoint_every == 0:
+      due = current.step % config.checkpoint_every == 0
+      if due and not current.stopped:
         checkpoints.save(current)
       if (
         current.evaluations and current.evaluations[-1]['step'] == current.step
       ):
-        reporter.line(_evaluation(current))
+        reporter.line(_evaluation(current, trainer.task.objective.measured))
       if processes.should_stop(current.step, interrupted.is_set()):
         checkpoints.save(current)
         raise KeyboardInterrupt
@@ -256,7 +263,8 @@ def _train(
       trainer.run(current, config.seed, after_step)
     except KeyboardInterrupt:
       return False  # a second Ctrl-C: not saved, the step may be incomplete
-    checkpoints.save(current)
+    if not current.stopped:
+      checkpoints.save(current)
     return True
 
 
@@ -293,12 +301,19 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
 def _write_metrics(
   path: pathlib.Path, current: Progress, sharpness: Row
 ) -> None:
-  """Writes one JSON object per line, atomically."""
+  """Writes one JSON object per line, atomically.
+
+  A run that diverged has no sharpness, and its last row is the reason.
+  """
+  last = {'kind': 'sharpness', **sharpness}
+  if current.stopped:
+    step, reason = current.step, current.stopped
+    last = {'kind': 'diverged', 'step': step, 'reason': reason}
   rows = [
     *({'kind': 'log', **row} for row in current.log),
     *({'kind': 'validation', **row} for row in current.validations),
     *({'kind': 'evaluation', **row} for row in current.evaluations),
-    {'kind': 'sharpness', **sharpness},
+    last,
   ]
   # JSON has neither NaN nor infinity.
   lines = [
@@ -317,18 +332,26 @@ def _write_metrics(
   temporary.replace(path)
 
 
-def _evaluation(current: Progress) -> str:
+def _evaluation(current: Progress, measured: results.Metric) -> str:
   last = current.evaluations[-1]
-  line = (
-    f'  step {last["step"]}: test accuracy '
-    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}'
-  )
+  line = f'  step {last["step"]}: {objectives.shown(measured, last)}'
   if 'ema_test_loss' in last:
-    line += (
-      f'; with averaged weights {100 * last["ema_test_accuracy"]:.2f} %, '
-      f'{last["ema_test_loss"]:.4f}'
-    )
+    averaged = objectives.shown(measured, last, 'ema_')
+    line += f'; with averaged weights: {averaged}'
   return line
+
+
+def _divergence(
+  config: configs.TrainConfig, current: Progress, target: pathlib.Path
+) -> str:
+  paths = (target / CHECKPOINTS).glob('[0-9]*')
+  steps = ', '.join(map(str, sorted(int(path.name) for path in paths)))
+  saved = f'checkpoints of steps {steps}' if steps else 'no checkpoint'
+  return (
+    f'{config.method} diverged at step {current.step} of {config.steps}: '
+    f'{current.stopped}; {target} has {METRICS} up to this step and {saved}; '
+    f'try a smaller --learning-rate or --rho, or --clip-norm'
+  )
 
 
 def _summary(

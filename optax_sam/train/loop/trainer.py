@@ -18,12 +18,14 @@ from optax_sam.train.data import datasets
 from optax_sam.train.data import inputs as inputs_lib
 from optax_sam.train.distributed.sharding import Placement
 from optax_sam.train.loop import (
+  cost,
+  divergence,
   evaluation,
   swad_validation,
   train_step,
   trajectory_loss,
 )
-from optax_sam.train.loop.task import Collections, Task
+from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.optimizers import accuracy_schedule, build
 from optax_sam.train.optimizers.base_optimizer import schedule
@@ -45,6 +47,8 @@ class Progress:
       far; 0 if no setting depends on it.
     validations: rows of metrics on held-out examples so far.
     inputs: position in the data, from `inputs.state`.
+    stopped: reason why the run was stopped, because it diverged; empty if it
+      was not.
   """
 
   state: TrainingState
@@ -54,6 +58,7 @@ class Progress:
   best_train_accuracy: float = 0.0
   validations: list[Row] = dataclasses.field(default_factory=list)
   inputs: inputs_lib.State = dataclasses.field(default_factory=dict)
+  stopped: str = ''
 
 
 class Trainer:
@@ -91,10 +96,20 @@ class Trainer:
     self.settings = dict(settings)
     self.on_host = config.execution == 'host' and build.skips(name)
     self.temporary_bytes: int | None = None
+    self.repetition = 1.0  # of operations in the loops of a step
+    # If the cost of a step is known, rows have `gradients` and `seconds`.
+    self.cost: cost.StepCost | None = None
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
     self.auxiliary_loss = trajectory_loss.auxiliary_loss(
       build.auxiliary_loss(name, settings), task, self.epoch_steps
     )
+    if self._followed(0.0) and task.objective.names[1] != 'accuracy':
+      setting = min(self._followed(0.0))
+      msg = (
+        f'methods: {name} follows the training accuracy, which is not the '
+        f'metric here; give a number for {name}.{setting}'
+      )
+      raise ValueError(msg)
     self._schedule = schedule(config, self.settings.get('learning_rate'))
     self._compiled: dict[tuple[float, ...], Any] = {}
 
@@ -161,6 +176,9 @@ class Trainer:
   ) -> None:
     """Trains from the step of `progress` to the last one.
 
+    A run that diverged is evaluated and stopped; then `progress.stopped` says
+    why.
+
     Args:
       progress: progress of this run, updated after every step.
       seed: seed of the order of the data.
@@ -169,8 +187,11 @@ class Trainer:
     config = self.config
     evaluate_at = evenly_spaced(config.steps, config.evaluations)
     former: Any = None
-    while progress.step < config.steps:
+    watch = cost.Stopwatch()
+    while progress.step < config.steps and not progress.stopped:
       batch = self.batch(step=progress.step, seed=seed)
+      with watch.paused():
+        self.compile(progress.best_train_accuracy)
       state, metrics = self.step(
         progress.state, batch, progress.best_train_accuracy
       )
@@ -181,18 +202,27 @@ class Trainer:
       progress.inputs = inputs_lib.state(self.inputs, progress.step, seed)
       last = progress.step == config.steps
       if last or progress.step % config.log_every == 0:
-        progress.log.append(self._log_row(progress, metrics))
+        with watch.paused(metrics):
+          row = self._log_row(progress, metrics)
+          progress.log.append(row | self._spent(progress, watch))
+        progress.stopped = divergence.found(progress.log, config.steps)
       if progress.step % self.epoch_steps == 0 and self._followed(0.0):
+        with watch.paused(metrics):
+          accuracy = self._train_accuracy(progress.state)
         progress.best_train_accuracy = max(
-          progress.best_train_accuracy, self._train_accuracy(progress.state)
+          progress.best_train_accuracy, accuracy
         )
       if self.averaging is not None and not (
         progress.step % (self.epoch_steps * self.averaging.epochs)
       ):
-        self._validate(progress, self.averaging, seed)
-      if progress.step in evaluate_at:
-        progress.evaluations.append(self._evaluation_row(progress))
-      after_step(progress)
+        with watch.paused(metrics):
+          self._validate(progress, self.averaging, seed)
+      if progress.step in evaluate_at or progress.stopped:
+        with watch.paused(metrics):
+          row = self._evaluation_row(progress)
+          progress.evaluations.append(row | self._spent(progress, watch))
+      with watch.paused():
+        after_step(progress)
 
   def measure_sharpness(self, state: TrainingState) -> Row:
     """Measures sharpness in evaluation mode, on fixed training examples."""
@@ -200,7 +230,11 @@ class Trainer:
       self.task.inputs.fixed(self.config.sharpness_examples)
     )
     params, statistics = self.solution(state)
-    loss, args = self._measured_loss, (statistics, batch)
+    # The loss of the task compiles once for all methods.
+    loss: Any = self.task.evaluation_loss
+    if self.placement.mesh is not None:
+      loss = self._replicated_loss
+    args = (statistics, batch)
     try:
       eigenvalue = sharpness.top_eigenvalue(
         loss, params, args=args, tolerance=_EIGENVALUE_TOLERANCE
@@ -212,14 +246,17 @@ class Trainer:
     )
     return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
 
-  def _measured_loss(
-    self, params: Any, statistics: Collections, batch: datasets.Batch
+  def test_values(self, state: TrainingState) -> list[float]:
+    """Returns the metric of every test example, for data in memory."""
+    return evaluation.test_values(
+      self.task, *self.solution(state), self.placement
+    )
+
+  def _replicated_loss(
+    self, params: Any, statistics: Statistics, batch: datasets.Batch
   ) -> jax.Array:
-    if self.placement.mesh is not None:
-      # Then gradients are replicated too, so every process can read them.
-      params = jax.lax.with_sharding_constraint(
-        params, self.placement.replicated
-      )
+    # Then gradients are replicated too, so every process can read them.
+    params = jax.lax.with_sharding_constraint(params, self.placement.replicated)
     return self.task.evaluation_loss(params, statistics, batch)
 
   def _compile(self, accuracy: float) -> Any:
@@ -252,13 +289,15 @@ class Trainer:
       donates=True,
       **how,
     )
-    compiled = step.lower(state, batch).compile()
+    traced = step.trace(state, batch)
+    self.repetition = cost.repetition(traced.jaxpr)
+    compiled = traced.lower().compile()
     size = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', None)
     if size is not None:
       self.temporary_bytes = max(size, self.temporary_bytes or 0)
     return compiled
 
-  def solution(self, state: TrainingState) -> tuple[Any, Collections]:
+  def solution(self, state: TrainingState) -> tuple[Any, Statistics]:
     """Returns the solution of a run so far: parameters and statistics.
 
     If these parameters are not the trained ones, the running statistics of
@@ -311,6 +350,13 @@ class Trainer:
       row['perturbed_loss'] = math.nan  # unknown before the first ascent step
     return {'step': progress.step, **row}
 
+  def _spent(self, progress: Progress, watch: cost.Stopwatch) -> Row:
+    if self.cost is None:
+      return {}
+    taken = int(self._method_metrics(progress.state)['second_gradients'])
+    gradients = self.cost.until(progress.step, taken)
+    return {'gradients': gradients, 'seconds': watch.seconds}
+
   def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
     if not build.reports(self.name):
       return {'ascended': 0, 'second_gradients': 0}
@@ -340,26 +386,24 @@ class Trainer:
   def _evaluation_row(self, progress: Progress) -> Row:
     inputs, state = self.task.inputs, progress.state
     solution = self.solution(state)
-    test_loss, test_accuracy = self._evaluate(*solution, inputs.test())
-    row = {
-      'step': progress.step,
-      'test_loss': test_loss,
-      'test_accuracy': test_accuracy,
-    }
+    row: Row = {'step': progress.step}
+    row |= self._measured('test', *solution, inputs.test())
     train = inputs.train()
     if train is not None:
-      _, row['train_accuracy'] = self._evaluate(*solution, [train])
+      row |= self._measured('train', *solution, [train])
     if state.average:
-      params, statistics = state.average
-      row['ema_test_loss'], row['ema_test_accuracy'] = self._evaluate(
-        params, statistics, inputs.test()
-      )
+      row |= self._measured('ema_test', *state.average, inputs.test())
     return row
+
+  def _measured(self, part: str, *where: Any) -> Row:
+    loss, value = self._evaluate(*where)
+    name = self.task.objective.measured.name
+    return {f'{part}_loss': loss, f'{part}_{name}': value}
 
   def _evaluate(
     self,
     params: Any,
-    statistics: Collections,
+    statistics: Statistics,
     batches: Iterable[datasets.Batch],
   ) -> tuple[float, float]:
     return evaluation.evaluate(
@@ -374,11 +418,12 @@ _EIGENVALUE_TOLERANCE = 1e-2
 
 def evenly_spaced(steps: int, count: int) -> frozenset[int]:
   """Returns up to `count` steps, the last one included."""
+  count = min(count, steps)
   return frozenset(
     max(1, round(steps * position / count)) for position in range(1, count + 1)
   )
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(task: Task, key: jax.Array) -> tuple[Any, Collections]:
+def _init(task: Task, key: jax.Array) -> tuple[Any, Statistics]:
   return task.init(key)

@@ -1,0 +1,103 @@
+"""What a run has cost so far: gradients and seconds."""
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+  """Operations of a step, in units of a step of the base optimizer.
+
+  Attributes:
+    ascended: of a step with a perturbed gradient, or of any step of a method
+      that does not skip.
+    skipped: of a step that skips it.
+  """
+
+  ascended: float
+  skipped: float
+
+  def until(self, steps: int, second_gradients: float) -> float:
+    """Returns the cost of a number of steps.
+
+    Args:
+      steps: number of steps.
+      second_gradients: how many of them took a perturbed gradient.
+    """
+    skipped = steps - second_gradients
+    return self.ascended * second_gradients + self.skipped * skipped
+
+  def mean(self, fraction: float) -> float:
+    """Returns the mean cost if a fraction of the steps takes the gradient."""
+    return self.until(1, fraction)
+
+
+class Stopwatch:
+  """Measures the seconds of training, without pauses."""
+
+  def __init__(self) -> None:
+    """Starts."""
+    self._began = time.perf_counter()
+    self._paused: float | None = None
+
+  @property
+  def seconds(self) -> float:
+    """Seconds from the start, up to the pause during one."""
+    now = time.perf_counter() if self._paused is None else self._paused
+    return now - self._began
+
+  @contextlib.contextmanager
+  def paused(self, pending: Any = None) -> Iterator[None]:
+    """Excludes a block of code.
+
+    Args:
+      pending: arrays; the block begins when they are computed.
+    """
+    jax.block_until_ready(pending)
+    self._paused = time.perf_counter()
+    yield
+    self._began += time.perf_counter() - self._paused
+    self._paused = None
+
+
+def repetition(jaxpr: Any) -> float:
+  """Returns how many times more operations a function has than XLA counts.
+
+  XLA counts the body of a loop once, as if it were not repeated.
+
+  Args:
+    jaxpr: of the function.
+  """
+  once = _operations(jaxpr, repeats=False)
+  return _operations(jaxpr, repeats=True) / once if once else 1.0
+
+
+def _operations(jaxpr: Any, *, repeats: bool) -> float:
+  """Returns the operations of matrix products and convolutions."""
+  total = 0.0
+  for equation in jaxpr.eqns:
+    name, given = equation.primitive.name, equation.params
+    out = math.prod(getattr(equation.outvars[0].aval, 'shape', ()))
+    if name == 'dot_general':
+      (contracted, _), _ = given['dimension_numbers']
+      shape = equation.invars[0].aval.shape
+      total += 2 * out * math.prod(shape[axis] for axis in contracted)
+    elif name == 'conv_general_dilated':
+      shape = equation.invars[1].aval.shape
+      outputs = shape[given['dimension_numbers'].rhs_spec[0]]
+      total += 2 * out * math.prod(shape) / outputs
+    inner = [
+      _operations(getattr(part, 'jaxpr', part), repeats=repeats)
+      for value in given.values()
+      for part in (value if isinstance(value, tuple | list) else [value])
+      if hasattr(part, 'jaxpr') or hasattr(part, 'eqns')
+    ]
+    times = given['length'] if name == 'scan' and repeats else 1
+    total += times * (max(inner) if name == 'cond' else sum(inner))
+  return total
