@@ -65,7 +65,7 @@ def render_page(comparison: Comparison) -> str:
     findings=wording.findings(comparison, summary),
     warnings=wording.warnings(comparison, summary),
     cards=_cards(comparison, summary),
-    started=comparison.started.replace('T', ' '),
+    started=formats.moment(comparison.started),
     base_label=display.title(comparison.base),
     radius=formats.number(comparison.sharpness_radius),
     metric=formats.name_of(metric),
@@ -102,7 +102,7 @@ def facts(comparison: Comparison) -> Facts:
     if name != 'methods' and value != defaults.get(name)
   ]
   run = [
-    ('started', comparison.started.replace('T', ' ')),
+    ('started', formats.moment(comparison.started)),
     ('duration', formats.duration(comparison.seconds)),
     ('seeds', ', '.join(map(str, comparison.seeds))),
     ('steps of a run', f'{comparison.total_steps:,}'),

@@ -45,8 +45,9 @@ class Style:
 
   @property
   def text(self) -> str:
-    """The label in a figure, whose texts are a subset of HTML."""
-    return html.escape(self.label, quote=False)
+    """The label in a figure: short, and escaped, as for HTML."""
+    short = re.search(r'\((\S+)\)$', self.label) if self.link else None
+    return html.escape(short[1] if short else self.label, quote=False)
 
 
 def styles(names: Sequence[str], base: str) -> dict[str, Style]:

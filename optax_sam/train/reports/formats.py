@@ -64,6 +64,11 @@ def ratio(value: float | None) -> str:
   return MISSING if value is None else f'{value:.2f}{TIMES}'
 
 
+def moment(started: str) -> str:
+  """Formats an ISO date and time to the minute."""
+  return started.replace('T', ' ')[:16]
+
+
 def duration(seconds: float) -> str:
   """Formats a duration in the two largest units that it needs."""
   seconds = round(seconds)

@@ -78,14 +78,14 @@
       tickcolor: color('--muted'),
       automargin: true,
     };
-    if (given.type === 'log') base.dtick = logTicks(given.range);
+    if (given.type === 'log') {
+      const [low, high] = given.range || [0, 1];
+      const wide = high - low > 2;
+      // 1, 2, 5, 10, 20, ... or whole decades, written out.
+      Object.assign(base, {dtick: wide ? Math.ceil((high - low) / 6) : 'D2'});
+      Object.assign(base, {tickformat: '.3~g'});
+    }
     return {...base, ...given, title};
-  }
-
-  function logTicks(range) {
-    if (!range) return 'D2';
-    const decades = Math.abs(range[1] - range[0]);
-    return decades < 1.6 ? 'D2' : Math.ceil(decades / 6);
   }
 
   function layoutOf(given, box) {
@@ -323,8 +323,7 @@
     return {
       traces: [pareto, ...marks],
       layout: {
-        height: 400,
-        xaxis: {title: {text: X_LABELS[own]}, range: range(xs, 0.14, 0.22)},
+        xaxis: {title: {text: X_LABELS[own]}, range: range(xs, 0.16, 0.24)},
         yaxis: {title: {text: figure.label}, range: range(ys, 0.1, 0.14)},
       },
     };
@@ -479,6 +478,13 @@
     });
   });
 
+  function hint() {
+    all('.hint').forEach((element) => {
+      const {scrollWidth, clientWidth} = element.nextElementSibling;
+      element.style.display = scrollWidth > clientWidth ? 'block' : 'none';
+    });
+  }
+
   // Saving and copying
 
   function save(name, address) {
@@ -538,6 +544,7 @@
   all('details').forEach((section) => {
     section.addEventListener('toggle', () => {
       if (section.open) all('[data-figure]', section).forEach(draw);
+      hint();
     });
   });
 
@@ -551,7 +558,10 @@
   let waiting;
   addEventListener('resize', () => {
     clearTimeout(waiting);
-    waiting = setTimeout(drawAll, 120);
+    waiting = setTimeout(() => {
+      hint();
+      drawAll();
+    }, 120);
   });
 
   let folded = [];
@@ -582,6 +592,7 @@
   all('.controls, .saves, .downloads, .interactive, [data-copy]').forEach(
     (element) => (element.hidden = false),
   );
+  hint();
   // One figure after the other, so that the page answers in between.
   (async () => {
     for (const box of plots) {

@@ -266,8 +266,10 @@ def _sensitivity(
   scale = formats.scale(comparison.metric)
   traces: list[dict[str, Any]] = []
   words = []
+  values: set[float] = set()
   for method, trials in tried.items():
     style, best = styles[method], _best_by_value(trials, name, comparison)
+    values.update(best)
     settings = comparison.runs_of(method)[0].settings
     chosen = _setting(method, settings, name)
     traces.append(
@@ -299,7 +301,8 @@ def _sensitivity(
     {
       'traces': traces,
       'layout': {
-        'xaxis': axis(name, logarithmic=True),
+        'xaxis': axis(name, logarithmic=True)
+        | {'tickvals': sorted(values), 'tickformat': '.3~g'},
         'yaxis': axis(value_label(comparison, 'validation')),
       },
     },

@@ -55,7 +55,7 @@ def sharpness(
     title,
     f'{caption} Mean; small dots are seeds. Lower is flatter.',
     f'{title}: {words}.',
-    rows(given, styles, title[0].lower() + title[1:]),
+    rows(given, styles, title),
   )
 
 
@@ -211,9 +211,11 @@ def _plane(
       'traces': [contour, solution],
       'layout': {
         'height': 380,
-        'xaxis': axis('first direction') | {'showgrid': False},
+        'xaxis': axis('first direction')
+        | {'showgrid': False, 'zeroline': False, 'constrain': 'domain'},
         'yaxis': axis('second direction')
-        | {'scaleanchor': 'x', 'constrain': 'domain', 'showgrid': False},
+        | {'showgrid': False, 'zeroline': False, 'constrain': 'domain'}
+        | {'scaleanchor': 'x'},
       },
     },
   )

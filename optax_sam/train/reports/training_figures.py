@@ -124,7 +124,7 @@ def course(
     }
     if any(curve is not None and curve.high.any() for curve in found.values()):
       name = key.replace('_', '-')
-      made.append(_figure(name, title, '', found, title.lower()))
+      made.append(_figure(name, title, '', found, title.lower(), log=False))
   return made
 
 
@@ -137,6 +137,7 @@ def _figure(
   *,
   scale: float = 1.0,
   skip: float = 0.0,
+  log: bool = True,
 ) -> Figure:
   """Returns a figure of curves.
 
@@ -148,6 +149,7 @@ def _figure(
     label: Title of the y axis.
     scale: Factor of the values.
     skip: Fraction of the curve that the range of the axis ignores.
+    log: Whether the axis is logarithmic if the values span decades.
   """
   shown = {method: curve for method, curve in found.items() if curve}
   calm = [curve for curve in shown.values() if not curve.diverged]
@@ -170,7 +172,7 @@ def _figure(
         for method, curve in shown.items()
       ],
       'label': label,
-      'log': spans_decades(values),
+      'log': log and spans_decades(values),
       'skip': skip,
     }
   return Figure(

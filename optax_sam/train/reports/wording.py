@@ -70,7 +70,7 @@ def _claim(
     most = max(range(len(group)), key=lambda index: abs(values[index]))
     return (
       f'{len(group)} of {others} methods have a {word} {what} than {base},'
-      f' {title(group[most].method)} most clearly ({sizes[most]}{unit})'
+      f' {title(group[most].method)} the most ({sizes[most]}{unit})'
     )
   verb = 'has' if len(group) == 1 else 'have'
   names = join([title(row.method) for row in group])
