@@ -23,11 +23,14 @@ class Dataset:
     train: `inputs` (examples, ..., channels) and `labels` (examples,).
     test: the same for the test part.
     classes: number of classes.
+    validation: the same for examples to choose settings on, None if they are to
+      be split from the training part.
   """
 
   train: Batch
   test: Batch
   classes: int
+  validation: Batch | None = None
 
 
 def load(name: str, *, label_noise: float = 0.0) -> Dataset:
@@ -67,7 +70,8 @@ def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
   """Splits training examples, with the same fraction of every class.
 
   Args:
-    train: the examples.
+    train: the examples. Labels that are not integers, or more than one per
+      example, are no classes; then the choice is among all examples.
     fraction: of each class that is held out, rounded to whole examples, so that
       their number is the same for all seeds.
     seed: seed of the choice.
@@ -75,7 +79,9 @@ def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
   Returns:
     The remaining examples and the held-out ones, in their original order.
   """
-  labels = train['labels']
+  labels = np.asarray(train['labels'])
+  if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
+    labels = np.zeros(len(labels), int)
   # A third number keeps this seed apart from those of the epochs.
   generator = np.random.default_rng((seed, 0, 1))
   is_held_out = np.zeros(len(labels), bool)

@@ -18,6 +18,8 @@ from optax_sam.train.data import datasets
 from optax_sam.train.data import inputs as inputs_lib
 from optax_sam.train.distributed.sharding import Placement
 from optax_sam.train.loop import (
+  cost,
+  divergence,
   evaluation,
   swad_validation,
   train_step,
@@ -45,6 +47,8 @@ class Progress:
       far; 0 if no setting depends on it.
     validations: rows of metrics on held-out examples so far.
     inputs: position in the data, from `inputs.state`.
+    stopped: reason why the run was stopped, because it diverged; empty if it
+      was not.
   """
 
   state: TrainingState
@@ -54,6 +58,7 @@ class Progress:
   best_train_accuracy: float = 0.0
   validations: list[Row] = dataclasses.field(default_factory=list)
   inputs: inputs_lib.State = dataclasses.field(default_factory=dict)
+  stopped: str = ''
 
 
 class Trainer:
@@ -91,6 +96,8 @@ class Trainer:
     self.settings = dict(settings)
     self.on_host = config.execution == 'host' and build.skips(name)
     self.temporary_bytes: int | None = None
+    # If the cost of a step is known, rows have `gradients` and `seconds`.
+    self.cost: cost.StepCost | None = None
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
     self.auxiliary_loss = trajectory_loss.auxiliary_loss(
       build.auxiliary_loss(name, settings), task, self.epoch_steps
@@ -161,6 +168,9 @@ class Trainer:
   ) -> None:
     """Trains from the step of `progress` to the last one.
 
+    A run that diverged is evaluated and stopped; then `progress.stopped` says
+    why.
+
     Args:
       progress: progress of this run, updated after every step.
       seed: seed of the order of the data.
@@ -169,8 +179,11 @@ class Trainer:
     config = self.config
     evaluate_at = evenly_spaced(config.steps, config.evaluations)
     former: Any = None
-    while progress.step < config.steps:
+    watch = cost.Stopwatch()
+    while progress.step < config.steps and not progress.stopped:
       batch = self.batch(step=progress.step, seed=seed)
+      with watch.paused():
+        self.compile(progress.best_train_accuracy)
       state, metrics = self.step(
         progress.state, batch, progress.best_train_accuracy
       )
@@ -181,7 +194,9 @@ class Trainer:
       progress.inputs = inputs_lib.state(self.inputs, progress.step, seed)
       last = progress.step == config.steps
       if last or progress.step % config.log_every == 0:
-        progress.log.append(self._log_row(progress, metrics))
+        row = self._log_row(progress, metrics)
+        progress.log.append(row | self._spent(progress, watch))
+        progress.stopped = divergence.found(progress.log, config.steps)
       if progress.step % self.epoch_steps == 0 and self._followed(0.0):
         progress.best_train_accuracy = max(
           progress.best_train_accuracy, self._train_accuracy(progress.state)
@@ -190,9 +205,12 @@ class Trainer:
         progress.step % (self.epoch_steps * self.averaging.epochs)
       ):
         self._validate(progress, self.averaging, seed)
-      if progress.step in evaluate_at:
-        progress.evaluations.append(self._evaluation_row(progress))
-      after_step(progress)
+      if progress.step in evaluate_at or progress.stopped:
+        with watch.paused(progress.state.step):
+          row = self._evaluation_row(progress)
+          progress.evaluations.append(row | self._spent(progress, watch))
+      with watch.paused():
+        after_step(progress)
 
   def measure_sharpness(self, state: TrainingState) -> Row:
     """Measures sharpness in evaluation mode, on fixed training examples."""
@@ -310,6 +328,13 @@ class Trainer:
     if not row['second_gradients']:
       row['perturbed_loss'] = math.nan  # unknown before the first ascent step
     return {'step': progress.step, **row}
+
+  def _spent(self, progress: Progress, watch: cost.Stopwatch) -> Row:
+    if self.cost is None:
+      return {}
+    taken = int(self._method_metrics(progress.state)['second_gradients'])
+    gradients = self.cost.until(progress.step, taken)
+    return {'gradients': gradients, 'seconds': watch.seconds}
 
   def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
     if not build.reports(self.name):

@@ -17,12 +17,14 @@ def schedule(
   """
   if highest is None:
     highest = configs.learning_rate(config)
-  return optax.warmup_cosine_decay_schedule(
+  # The peak may be traced, which this function of Optax does not accept.
+  shape = optax.warmup_cosine_decay_schedule(
     init_value=0.0,
-    peak_value=highest,
+    peak_value=1.0,
     warmup_steps=round(config.warmup * config.steps),
     decay_steps=config.steps,
   )
+  return lambda count: highest * shape(count)
 
 
 def base_optimizer(

@@ -1,6 +1,7 @@
 """Methods by name: their settings and optimizers."""
 
 import ast
+import dataclasses
 import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping
@@ -120,7 +121,8 @@ def optimizer(
 
   Args:
     name: name of a method in the registry, or of the base optimizer.
-    settings: result of `complete_settings`.
+    settings: result of `complete_settings`, possibly with a `learning_rate`,
+      which replaces that of `config`.
     config: base optimizer, learning rate and length of training.
     seed: seed of stochastic methods; used only in `init`.
     epoch_steps: steps in an epoch, for methods that refresh their state once an
@@ -130,6 +132,9 @@ def optimizer(
       state.
     num_data: number of training examples, for methods that depend on it.
   """
+  if 'learning_rate' in settings:
+    rate = settings['learning_rate']
+    config = dataclasses.replace(config, learning_rate=rate)
   if name not in METHODS:
     return optax.chain(optax.identity(), base_optimizer(config))
   method = METHODS[name]
@@ -145,7 +150,8 @@ def optimizer(
   }
   parameters = inspect.signature(method.factory).parameters
   arguments = {k: v for k, v in filled.items() if k in parameters}
-  arguments |= {**settings, **accuracy_schedule.following(settings, accuracy)}
+  arguments |= _arguments(name, settings)
+  arguments |= accuracy_schedule.following(settings, accuracy)
   if 'learning_rate' in parameters:
     highest = settings.get('learning_rate')
     arguments['learning_rate'] = schedule(config, highest)
@@ -168,7 +174,7 @@ def auxiliary_loss(
   """Returns the auxiliary loss that a method is, None for other methods."""
   if name not in METHODS or METHODS[name].row.place != 'loss':
     return None
-  return METHODS[name].factory(**settings)
+  return METHODS[name].factory(**_arguments(name, settings))
 
 
 def averaging(
@@ -177,7 +183,7 @@ def averaging(
   """Returns the external average that a method is, None for other methods."""
   if name not in METHODS or METHODS[name].row.place != 'outside':
     return None
-  return METHODS[name].factory(**settings)
+  return METHODS[name].factory(**_arguments(name, settings))
 
 
 def skips(name: str) -> bool:
@@ -208,6 +214,16 @@ def solution(
 def takes_per_example_losses(name: str) -> bool:
   """Whether a method differentiates per-example losses."""
   return name in METHODS and METHODS[name].takes_per_example_losses
+
+
+def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the settings without the learning rate of the base optimizer."""
+  parameters = inspect.signature(METHODS[name].factory).parameters
+  return {
+    key: value
+    for key, value in settings.items()
+    if key != 'learning_rate' or key in parameters
+  }
 
 
 def _parse_value(text: str, name: str, setting: str, value: str) -> Any:

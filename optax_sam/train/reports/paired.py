@@ -1,47 +1,91 @@
-"""Paired differences between methods over common seeds."""
+"""Paired differences between methods over common seeds.
+
+With a variance between seeds, Student's t decides. With one seed, or with equal
+differences in all seeds, there is none to estimate; then a bootstrap over test
+examples and seeds decides, if the values of single examples are known.
+"""
 
 import dataclasses
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 CONFIDENCE = 0.95
+# Resamples of the bootstrap. Its smallest p-value is 2 / (_RESAMPLES + 1), which
+# 100 methods can survive.
+_RESAMPLES = 4000
+# Values of examples that are resampled at a time, for the memory.
+_CHUNK = 2**22
+
+STUDENT = 'Student t over seeds'
+BOOTSTRAP = 'bootstrap over test examples and seeds'
+
+# Values of single test examples by seed, in one order for all methods.
+Examples = Mapping[int, Sequence[float]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Paired difference in test accuracy to the base optimizer.
+  """Paired difference in a test metric to the base optimizer.
 
   Attributes:
     by_seed: The difference for each common seed.
     mean: The mean difference; None without a common seed.
-    interval: 95% Student-t interval of the mean; None if it does not exist.
+    interval: 95% interval of the mean, not corrected for the number of methods;
+      None if it does not exist.
     reason: The reason for a missing interval; empty if there is one.
+    method: The test: `STUDENT`, `BOOTSTRAP`, or '' if there is none.
+    p_value: Two-sided p-value of a difference of 0; None without a test.
+    adjusted_p_value: The p-value after Holm's correction for the number of
+      methods that are compared with the base; None if it was not corrected.
+    higher_is_better: Whether a positive difference is an improvement.
   """
 
   by_seed: dict[int, float]
   mean: float | None
   interval: tuple[float, float] | None
   reason: str
+  method: str = ''
+  p_value: float | None = None
+  adjusted_p_value: float | None = None
+  higher_is_better: bool = True
 
   @property
   def significant(self) -> bool:
-    """Whether there is an interval and it excludes zero."""
+    """Whether the difference is significant at 5%, after any correction.
+
+    Without a correction this is whether the interval excludes zero.
+    """
+    if self.adjusted_p_value is not None:
+      return self.adjusted_p_value < 1 - CONFIDENCE
     return self.interval is not None and not (
       self.interval[0] <= 0 <= self.interval[1]
     )
 
+  @property
+  def gain(self) -> float | None:
+    """The mean difference, positive if the method is better than the base."""
+    if self.mean is None or self.higher_is_better:
+      return self.mean
+    return -self.mean
+
 
 def paired_difference(
-  method: dict[int, float], base: dict[int, float]
+  method: dict[int, float],
+  base: dict[int, float],
+  examples: tuple[Examples, Examples] = ({}, {}),
 ) -> Difference:
-  """Compares two sets of accuracies on their common seeds.
+  """Compares two sets of scores on their common seeds.
 
   Args:
-    method: Accuracy of the method by seed.
-    base: Accuracy of the base optimizer by seed.
+    method: Score of the method by seed.
+    base: Score of the base optimizer by seed.
+    examples: Values of the test examples of both, whose means are the scores.
+      They are used only if the seeds have no variance.
 
   Returns:
-    The differences, with mean and 95% Student-t interval.
+    The differences, with mean and 95% interval.
   """
   shared = [seed for seed in method if seed in base]
   by_seed = {seed: method[seed] - base[seed] for seed in shared}
@@ -50,21 +94,92 @@ def paired_difference(
     reason = 'no seed has a complete run of both'
     return Difference(by_seed, None, None, reason)
   center = float(differences.mean())
+  largest = max(abs(scores[seed]) for scores in (method, base) for seed in shared)
   if len(shared) == 1:
     reason = 'one seed gives no estimate of the seed-to-seed variance'
-    return Difference(by_seed, center, None, reason)
   # Equal differences are an artifact of accuracies in whole examples, not a
   # variance of zero, and an interval of zero width would be wrong. Equality is
   # up to the rounding of float32, the dtype of accuracies.
-  if np.ptp(differences) < 1e-6:
+  elif np.ptp(differences) <= 1e-6 * largest:
     reason = 'all seeds differ by the same amount: no variance to estimate'
+  else:
+    return _student(by_seed)
+  values = _of_examples(*examples, shared)
+  if values is None:
     return Difference(by_seed, center, None, reason)
+  if not values.any():
+    reason = 'all test examples have the same values'
+    return Difference(by_seed, center, None, reason, BOOTSTRAP, 1.0)
+  return _bootstrap(by_seed, values)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+  """Returns p-values adjusted for their number by Holm's method.
+
+  The smallest of n is multiplied by n, the next one by n - 1, and so on; none
+  is above 1 or below a smaller one's adjusted value. Rejecting those below 5%
+  keeps the probability of any false rejection at 5%.
+  """
+  adjusted, largest = [0.0] * len(p_values), 0.0
+  for rank, index in enumerate(np.argsort(p_values, kind='stable')):
+    largest = max(largest, (len(p_values) - rank) * p_values[index])
+    adjusted[index] = min(1.0, largest)
+  return adjusted
+
+
+def _student(by_seed: dict[int, float]) -> Difference:
   from scipy import stats
 
-  low, high = stats.t.interval(
-    CONFIDENCE,
-    df=len(shared) - 1,
-    loc=center,
-    scale=stats.sem(differences),
+  differences = np.array(list(by_seed.values()))
+  center, df = float(differences.mean()), len(differences) - 1
+  scale = float(stats.sem(differences))
+  low, high = stats.t.interval(CONFIDENCE, df=df, loc=center, scale=scale)
+  p_value = 2 * stats.t.sf(abs(center) / scale, df)
+  interval = (float(low), float(high))
+  return Difference(by_seed, center, interval, '', STUDENT, float(p_value))
+
+
+def _of_examples(
+  method: Examples, base: Examples, seeds: list[int]
+) -> np.ndarray | None:
+  """Returns the differences, (seeds, examples); None if some are unknown."""
+  pairs = [(method.get(seed, ()), base.get(seed, ())) for seed in seeds]
+  lengths = {len(values) for pair in pairs for values in pair}
+  if len(lengths) > 1 or not max(lengths):
+    return None
+  found = np.array([np.subtract(one, other) for one, other in pairs])
+  return found if np.isfinite(found).all() else None
+
+
+def _bootstrap(by_seed: dict[int, float], values: np.ndarray) -> Difference:
+  """Resamples test examples, the same for all seeds, and seeds.
+
+  Args:
+    by_seed: The difference for each seed.
+    values: Differences of single examples, of shape (seeds, examples).
+  """
+  seeds, examples = values.shape
+  generator = np.random.default_rng(0)
+  # Accuracies have few different columns, so drawing their numbers is fast.
+  columns, counts = np.unique(values, axis=1, return_counts=True)
+  chunk = max(1, _CHUNK // len(counts))
+  means = []
+  for first in range(0, _RESAMPLES, chunk):
+    size = min(chunk, _RESAMPLES - first)
+    of_examples = generator.multinomial(examples, counts / examples, size)
+    of_seeds = generator.multinomial(seeds, [1 / seeds] * seeds, size)
+    means.append(np.sum((of_examples @ columns.T) * of_seeds, axis=1))
+  resampled = np.concatenate(means) / (seeds * examples)
+  tail = (1 - CONFIDENCE) / 2
+  low, high = np.quantile(resampled, (tail, 1 - tail))
+  # Rounding must not decide on which side of 0 a mean of 0 is.
+  below, above = np.sum(resampled <= 1e-12), np.sum(resampled >= -1e-12)
+  p_value = min(1.0, 2 * (1 + min(below, above)) / (_RESAMPLES + 1))
+  return Difference(
+    by_seed,
+    math.fsum(by_seed.values()) / seeds,
+    (float(low), float(high)),
+    '',
+    BOOTSTRAP,
+    float(p_value),
   )
-  return Difference(by_seed, center, (float(low), float(high)), '')

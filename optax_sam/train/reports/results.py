@@ -6,7 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from optax_sam.train.reports.paired import Difference, paired_difference
+from optax_sam.train.reports import paired
+from optax_sam.train.reports.paired import Difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Trial:
     validation_loss: Loss on the validation examples at the end.
     validation_metric: Metric on the validation examples at the end; NaN if
       the run diverged.
+    second_gradients: Fraction of the steps that took a perturbed gradient.
   """
 
   method: str
@@ -44,6 +46,7 @@ class Trial:
   steps: int
   validation_loss: float
   validation_metric: float
+  second_gradients: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,8 @@ class Run:
     test_values: The metric of every test example at the end of the run, in
       their order; empty if it was not measured.
     planned_steps: Steps of the complete run; 0 for those of the comparison.
+    stopped: The reason why the run was stopped early, because it diverged;
+      empty if it was not.
   """
 
   method: str
@@ -90,6 +95,7 @@ class Run:
   validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
   test_values: list[float] = dataclasses.field(default_factory=list)
   planned_steps: int = 0
+  stopped: str = ''
 
   @property
   def steps(self) -> int:
@@ -119,13 +125,15 @@ class Run:
       value
       for row in self.evaluations
       for name, value in row.items()
-      if name != 'seconds'
+      if name not in ('seconds', 'gradients')
     ]
     return [row['loss'] for row in self.log if 'loss' in row] + evaluated
 
   @property
   def diverged(self) -> bool:
-    """Whether the last training or test loss is not finite."""
+    """Whether it was stopped, or the last losses are not all finite."""
+    if self.stopped:
+      return True
     last = [row.get('loss', 0.0) for row in self.log[-1:]]
     last += [row.get('test_loss', 0.0) for row in self.evaluations[-1:]]
     return not all(math.isfinite(loss) for loss in last)
@@ -236,12 +244,32 @@ class Comparison:
     )
 
   def scores(self, method: str) -> dict[int, float]:
-    """Returns the final test metric of a method's complete runs by seed."""
+    """Returns the final test metric of a method's complete runs by seed.
+
+    If the metric of a diverged run is not finite at its end, the run counts
+    with the worst value of its evaluations. Without any, it does not count.
+    """
     name = f'test_{self.metric.name}'
+    scores: dict[int, float] = {}
+    for run in self.runs_of(method):
+      score = run.last(name)
+      if run.diverged and not math.isfinite(score):
+        evaluated = finite(row.get(name) for row in run.evaluations)
+        worst = min if self.metric.higher_is_better else max
+        score = worst(evaluated, default=math.nan)
+      if self.is_complete(run) and math.isfinite(score):
+        scores[run.seed] = score
+    return scores
+
+  def test_values(self, method: str) -> dict[int, list[float]]:
+    """Returns the metric of each test example by seed, where measured.
+
+    Only those of complete runs whose mean is the run's score.
+    """
     return {
-      run.seed: run.last(name)
+      run.seed: run.test_values
       for run in self.runs_of(method)
-      if self.is_complete(run) and math.isfinite(run.last(name))
+      if run.test_values and self.is_complete(run)
     }
 
 
@@ -302,7 +330,8 @@ def mean(values: Iterable[float | None]) -> float | None:
 def summarize(comparison: Comparison) -> list[Summary]:
   """Summarizes a comparison, one row per method, base optimizer first.
 
-  Interrupted runs don't count; diverged ones do, with their last score.
+  Interrupted runs don't count; diverged ones do (`Comparison.scores`). The
+  p-values are adjusted for the number of methods by Holm's correction.
 
   Args:
     comparison: The measured comparison.
@@ -312,9 +341,25 @@ def summarize(comparison: Comparison) -> list[Summary]:
   """
   base = comparison.scores(comparison.base)
   timings = {timing.method: timing for timing in comparison.timings}
-  return [
+  rows = [
     _summary(comparison, method, base, timings.get(method))
     for method in comparison.methods
+  ]
+  tested = [row for row in rows if row.difference.p_value is not None]
+  adjusted = paired.holm([row.difference.p_value or 0.0 for row in tested])
+  by_method = {
+    row.method: p for row, p in zip(tested, adjusted, strict=True)
+  }
+  return [
+    dataclasses.replace(
+      row,
+      difference=dataclasses.replace(
+        row.difference,
+        adjusted_p_value=by_method.get(row.method),
+        higher_is_better=comparison.metric.higher_is_better,
+      ),
+    )
+    for row in rows
   ]
 
 
@@ -334,7 +379,11 @@ def _summary(
     reason = f'{comparison.base} has no complete run to compare with'
     difference = Difference({}, None, None, reason)
   else:
-    difference = paired_difference(scores, base)
+    difference = paired.paired_difference(
+      scores,
+      base,
+      (comparison.test_values(method), comparison.test_values(comparison.base)),
+    )
   deviation = None
   if len(scores) > 1:
     deviation = float(np.std(list(scores.values()), ddof=1))

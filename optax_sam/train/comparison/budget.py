@@ -1,0 +1,163 @@
+"""The cost of the methods' steps, and how many steps a budget affords."""
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optax_sam.train.comparison import timing
+from optax_sam.train.comparison.tuning import SEED
+from optax_sam.train.config import configs
+from optax_sam.train.loop import train_step
+from optax_sam.train.loop.cost import StepCost
+from optax_sam.train.loop.task import Task
+from optax_sam.train.loop.trainer import Progress, Trainer
+from optax_sam.train.optimizers import build
+from optax_sam.train.reports.results import Trial
+
+# Length of a pilot run, as a fraction of a run.
+_PILOT = 1 / 4
+_TIMING_ROUNDS = 5
+
+
+def step_costs(
+  trainers: Mapping[str, Trainer], base: str
+) -> dict[str, StepCost]:
+  """Returns the operations of a step, in units of a step of the base.
+
+  XLA counts them in the compiled steps, and a conditional as its costlier
+  branch. So a skipped step counts as a step of the base: the tests of the
+  library check that it computes one gradient. Work between steps, such as a
+  validation, does not count.
+
+  Args:
+    trainers: the trainers, by method.
+    base: the base optimizer.
+  """
+  first = next(iter(trainers.values()))
+  if base not in trainers:
+    unit = _operations(Trainer(first.config, first.task, base, {}))
+  else:
+    unit = _operations(trainers[base])
+  costs = {}
+  for name, trainer in trainers.items():
+    ascended = 1.0 if name == base else _operations(trainer) / unit
+    costs[name] = StepCost(ascended, 1.0 if build.skips(name) else ascended)
+  return costs
+
+
+def steps(
+  config: configs.CompareConfig,
+  task: Task,
+  settings: Mapping[str, dict[str, Any]],
+  trials: Sequence[Trial] = (),
+  known: Mapping[str, int] | None = None,
+) -> dict[str, int]:
+  """Returns the number of training steps of each method.
+
+  With the budget `steps` they are equal. With `gradients` or `seconds`, the
+  most expensive method takes `config.steps`, and the others as many more as
+  their steps are cheaper. The mean cost of a method that skips depends on the
+  fraction of steps that take an ascent step. It is that of its longest trial
+  with these settings, or else of a pilot run.
+
+  Args:
+    config: the configuration, with `budget`.
+    task: model and data.
+    settings: complete settings of each method, base optimizer first.
+    trials: the trials of the search for settings.
+    known: steps of methods that are already trained; the others get as many
+      steps as the first of these affords.
+  """
+  known = {name: n for name, n in (known or {}).items() if name in settings}
+  new = [name for name in settings if name not in known]
+  if config.budget == 'steps' or not new:
+    return dict.fromkeys(settings, config.steps) | known
+  anchor = list(known)[:1]
+  names = [config.base, *anchor, *new]
+  chosen = {name: settings[name] for name in dict.fromkeys(names)}
+  if config.budget == 'gradients':
+    costs = _mean_costs(config, task, chosen, trials)
+  else:
+    costs = _seconds(config, task, chosen)
+  affordable = config.steps * max(costs[name] for name in new)
+  for name in anchor:
+    affordable = known[name] * costs[name]
+  found = {name: max(1, round(affordable / costs[name])) for name in new}
+  return {name: (found | known)[name] for name in settings}
+
+
+def _mean_costs(
+  config: configs.CompareConfig,
+  task: Task,
+  settings: Mapping[str, dict[str, Any]],
+  trials: Sequence[Trial],
+) -> dict[str, float]:
+  trainers = _pilots(config, task, settings)
+  costs = {}
+  for name, cost in step_costs(trainers, config.base).items():
+    fraction = 1.0
+    if cost.skipped != cost.ascended:
+      own = [
+        trial
+        for trial in trials
+        if trial.method == name
+        and trial.settings.items() <= settings[name].items()
+      ]
+      if own:
+        fraction = max(own, key=lambda trial: trial.steps).second_gradients
+      else:
+        log = _run(trainers[name])[-1].log
+        fraction = log[-1]['second_gradients'] / log[-1]['step']
+    costs[name] = cost.mean(fraction)
+  return costs
+
+
+def _seconds(
+  config: configs.CompareConfig,
+  task: Task,
+  settings: Mapping[str, dict[str, Any]],
+) -> dict[str, float]:
+  """Returns the median seconds of a step; the methods alternate."""
+  trainers = _pilots(config, task, settings)
+  starts = {name: _run(trainer)[:-1] for name, trainer in trainers.items()}
+  timings = timing.measure(
+    trainers, starts, base=config.base, rounds=_TIMING_ROUNDS
+  )
+  return {one.method: statistics.median(one.milliseconds) for one in timings}
+
+
+def _pilots(
+  config: configs.CompareConfig,
+  task: Task,
+  settings: Mapping[str, dict[str, Any]],
+) -> dict[str, Trainer]:
+  short = dataclasses.replace(
+    config, steps=max(1, round(_PILOT * config.steps)), evaluations=1
+  )
+  return {
+    name: Trainer(short, task, name, own) for name, own in settings.items()
+  }
+
+
+def _run(trainer: Trainer) -> list[Progress]:
+  """Trains; returns copies at the points of timing, and the end."""
+  found: list[Progress] = []
+  points = timing.points(trainer.config.steps)
+
+  def after_step(current: Progress) -> None:
+    for _ in range(points.count(current.step)):
+      # A copy, because the next step donates the buffers of the state.
+      state = train_step.copy(current.state)
+      found.append(dataclasses.replace(current, state=state))
+
+  current = trainer.start(SEED)
+  trainer.run(current, SEED, after_step)
+  return [*found, current]
+
+
+def _operations(trainer: Trainer) -> float:
+  if trainer.on_host:  # several functions; the single one is the same step
+    config = dataclasses.replace(trainer.config, execution='jit')
+    trainer = Trainer(config, trainer.task, trainer.name, trainer.settings)
+  return float(trainer.compile().cost_analysis()['flops'])

@@ -1,0 +1,143 @@
+"""Successive halving over a grid of powers that grows towards the best."""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator
+
+# A point has one exponent for each setting: 0 is the setting's start.
+Point = tuple[float, ...]
+# Higher is better; the second number decides between equal first ones.
+Score = tuple[float, float]
+
+# Length of the runs of each round, as a fraction of a complete run. Each round
+# has half as many runs as the one before.
+LENGTHS = (1 / 4, 1 / 2, 1)
+# Distances to the best point so far at which new points are tried, in order.
+_DISTANCES = (1.0, 0.5, 2.0, 0.25, 3.0)
+_LARGEST_EXPONENT = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """The result of a search.
+
+  Attributes:
+    best: the best point of the last round.
+    score: its score in the last round.
+    tried: all points that were tried, in order.
+    at_edge: whether a point beyond all tried ones might be better.
+  """
+
+  best: Point
+  score: Score
+  tried: list[Point]
+  at_edge: bool
+
+
+def search(
+  measure: Callable[[Point, float], Score],
+  axes: int,
+  trials: int,
+  is_allowed: Callable[[Point], bool] = lambda _: True,
+) -> Found:
+  """Searches for the best point with a fixed number of runs.
+
+  The first round tries `trials` points in short runs: half of them in a grid
+  around the start, the others next to the best one so far. So the grid grows
+  where the best point is at its edge, and gets finer where it is not. Each
+  later round repeats the better half in longer runs. Its last run is beyond the
+  edge if the best point of the round is at the edge.
+
+  Args:
+    measure: returns the score of a point in a run of a length, one of
+      `LENGTHS`. If the first number is not finite, the run diverged. That is
+      worse than any other score, and the smaller of two such points is better.
+    axes: number of settings, at least 1.
+    trials: points of the first round, at least 1.
+    is_allowed: whether a point may be tried.
+
+  Returns:
+    The best point of the last round.
+  """
+  tried: list[Point] = []
+  scores: dict[Point, Score] = {}
+
+  def run(point: Point, length: float) -> None:
+    if point not in tried:
+      tried.append(point)
+    score = measure(point, length)
+    if not math.isfinite(score[0]):
+      score = (-math.inf, -sum(point))
+    scores[point] = score
+
+  grid = filter(is_allowed, _grid(axes))
+  for point in itertools.islice(grid, math.ceil(trials / 2)):
+    run(point, LENGTHS[0])
+  while len(scores) < trials:
+    point = _first_new(_around(_best(scores)), tried, is_allowed)
+    if point is None:
+      break
+    run(point, LENGTHS[0])
+  for number, length in enumerate(LENGTHS[1:], 1):
+    # Python's sort is stable: of equal points the earlier one is first.
+    order = sorted(scores, key=scores.__getitem__, reverse=True)
+    order = order[: max(1, trials // 2**number)]
+    scores.clear()
+    for point in order[:-1]:
+      run(point, length)
+    last = None
+    if scores:
+      last = _first_new(_beyond(_best(scores), tried), tried, is_allowed)
+    run(order[-1] if last is None else last, length)
+  best = _best(scores)
+  beyond = _first_new(_beyond(best, tried), tried, is_allowed)
+  return Found(best, scores[best], tried, beyond is not None)
+
+
+def _best(scores: dict[Point, Score]) -> Point:
+  return max(scores, key=scores.__getitem__)
+
+
+def _grid(axes: int) -> Iterator[Point]:
+  """Yields points along the axes, in the order of their distance to 0."""
+  yield (0.0,) * axes
+  for distance in range(1, _LARGEST_EXPONENT + 1):
+    yield from _moved((0.0,) * axes, float(distance))
+
+
+def _around(point: Point) -> Iterator[Point]:
+  for distance in _DISTANCES:
+    yield from _moved(point, distance)
+
+
+def _beyond(point: Point, tried: list[Point]) -> Iterator[Point]:
+  """Yields the next points beyond the edges at which a point is."""
+  for axis, value in enumerate(point):
+    values = [other[axis] for other in tried]
+    if value == max(values):
+      yield _with(point, axis, value + 1)
+    if value == min(values):
+      yield _with(point, axis, value - 1)
+
+
+def _moved(point: Point, distance: float) -> Iterator[Point]:
+  for axis, value in enumerate(point):
+    yield _with(point, axis, value + distance)
+    yield _with(point, axis, value - distance)
+
+
+def _with(point: Point, axis: int, value: float) -> Point:
+  return (*point[:axis], value, *point[axis + 1 :])
+
+
+def _first_new(
+  points: Iterable[Point],
+  tried: list[Point],
+  is_allowed: Callable[[Point], bool],
+) -> Point | None:
+  for point in points:
+    small = max(map(abs, point)) <= _LARGEST_EXPONENT
+    if point not in tried and small and is_allowed(point):
+      return point
+  return None

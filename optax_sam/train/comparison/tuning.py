@@ -1,0 +1,318 @@
+"""The search for settings on validation examples."""
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from optax_sam.train.commands import progress
+from optax_sam.train.comparison.search import Found, Point, Score, search
+from optax_sam.train.config import configs
+from optax_sam.train.data import datasets, inputs
+from optax_sam.train.loop.task import Task
+from optax_sam.train.loop.trainer import Trainer
+from optax_sam.train.optimizers import build
+from optax_sam.train.optimizers.registry import METHODS
+from optax_sam.train.reports.results import Metric, Trial
+
+RADIUS, RATE = 'radius', 'learning_rate'
+# Of initial parameters and order of the examples; no run of a comparison has it.
+SEED = 2**20
+
+Settings = dict[str, dict[str, Any]]
+
+
+def check(config: configs.CompareConfig, settings: Settings) -> None:
+  """Raises a ValueError if the flags of a search are invalid.
+
+  Args:
+    config: the configuration, with `tune`.
+    settings: complete settings of each method, base optimizer first.
+  """
+  if config.trials < 2:
+    msg = f'--trials must be at least 2, not {config.trials}'
+    raise ValueError(msg)
+  if not 0 < config.validation < 1:
+    msg = f'--validation must be above 0 and below 1, not {config.validation}'
+    raise ValueError(msg)
+  for text in config.tune or ():
+    method, dot, setting = text.partition('.')
+    if text not in (RADIUS, RATE) and not (dot and method in settings):
+      msg = (
+        f'--tune {text!r} must be {RADIUS}, {RATE} or METHOD.SETTING with a '
+        f'method of this run ({", ".join(settings)})'
+      )
+      raise ValueError(msg)
+    if dot and setting not in {RATE, *settings[method]}:
+      allowed = ', '.join({RATE: 0.0} | settings[method])
+      msg = f'--tune {text}: choose a setting of {method} among {allowed}'
+      raise ValueError(msg)
+  for name, own in settings.items():
+    for key, value in start(config, name, own).items():
+      number = isinstance(value, int | float) and not isinstance(value, bool)
+      if not (number and 0 < value < math.inf):
+        msg = (
+          f'--tune: {name}.{key} is {value!r}, but the search multiplies it by '
+          f'powers of 2; give a start above 0 with --set {name}.{key}=...'
+        )
+        raise ValueError(msg)
+
+
+def start(
+  config: configs.CompareConfig, name: str, own: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Returns the settings that a method tunes, and where the search starts.
+
+  A method without any of the named settings tunes its radius, or without a
+  radius its learning rate. So every method, and the base, has a search.
+
+  Args:
+    config: the configuration.
+    name: the method.
+    own: its complete settings.
+  """
+  values = {RATE: configs.learning_rate(config), **own}
+  radius = METHODS[name].row.radius if name in METHODS else None
+  wanted = []
+  for text in config.tune or (RADIUS,):
+    method, dot, setting = text.partition('.')
+    if dot and method == name:
+      wanted.append(setting)
+    elif text == RATE:
+      wanted.append(RATE)
+    elif text == RADIUS and radius in own:
+      wanted.append(radius)
+  wanted = wanted or [radius if radius in own else RATE]
+  return {key: values[key] for key in dict.fromkeys(wanted)}
+
+
+def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
+  """Returns the task without the validation examples, and that of the search.
+
+  The test examples of the second one are the validation examples, so a search
+  cannot read those of the comparison. They are the dataset's own, or else a
+  fraction of the training examples, of each class alike.
+
+  Args:
+    config: the configuration.
+    task: the task with all training examples, in memory.
+
+  Raises:
+    ValueError: if there are too few examples.
+  """
+  data = task.inputs
+  if not isinstance(data, inputs.InMemory):
+    msg = f'--tune needs a dataset in memory, not {config.dataset}'
+    raise ValueError(msg)
+  train, held_out = data.dataset.train, data.dataset.validation
+  if held_out is None:
+    train, held_out = datasets.hold_out(train, config.validation, seed=0)
+  examples, left = len(held_out['labels']), len(train['labels'])
+  if not examples:
+    msg = f'--validation {config.validation} holds out no example; give more'
+    raise ValueError(msg)
+  for name in ('batch_size', 'sharpness_examples'):
+    if getattr(config, name) > left:
+      msg = (
+        f'--{name.replace("_", "-")} must be at most {left}, the number of '
+        f'training examples that --validation {config.validation} leaves, not '
+        f'{getattr(config, name)}'
+      )
+      raise ValueError(msg)
+  rest = dataclasses.replace(data.dataset, train=train)
+  searched = dataclasses.replace(rest, test=held_out)
+  return _with_data(task, data, rest), _with_data(task, data, searched)
+
+
+def tune(
+  config: configs.CompareConfig,
+  task: Task,
+  settings: Settings,
+  reporter: progress.Reporter,
+  trials: list[Trial],
+  save: Callable[[Trial], None] = lambda _: None,
+) -> Settings:
+  """Returns the settings of all methods, with those of the best trials.
+
+  The base optimizer comes first. The methods take its learning rate, those that
+  tune their own start from it. A method with a learning rate among its settings
+  keeps it.
+
+  Args:
+    config: the configuration.
+    task: the task of the search, the second one of `split`.
+    settings: complete settings of each method, base optimizer first.
+    reporter: shows the progress.
+    trials: the finished trials, which are not repeated; new ones are appended.
+    save: called with each new trial.
+  """
+  chosen: Settings = {}
+  with reporter.phase('Tuning', len(settings)) as phase:
+    for name, own in settings.items():
+      phase.detail(name)
+      rate = chosen.get(config.base, {}).get(RATE)
+      own = ({} if rate is None else {RATE: rate}) | own
+      trained = _Trials(config, task, name, own, trials, save)
+      found = search(
+        trained.score, len(trained.start), config.trials, trained.is_allowed
+      )
+      chosen[name] = own | trained.values(found.best)
+      reporter.line(trained.summary(found))
+      phase.advance()
+    phase.detail('')
+  return chosen
+
+
+class _Trials:
+  """The trials of one method."""
+
+  def __init__(
+    self,
+    config: configs.CompareConfig,
+    task: Task,
+    name: str,
+    own: dict[str, Any],
+    trials: list[Trial],
+    save: Callable[[Trial], None],
+  ) -> None:
+    self.config, self.task, self.name, self.own = config, task, name, own
+    self.trials, self.save = trials, save
+    self.start = start(config, name, own)
+    self.metric = task_metric(task)
+    self._allowed: dict[tuple[Any, ...], Point] = {}
+    self._trainers: dict[Any, _Trainer] = {}
+
+  def values(self, point: Point) -> dict[str, Any]:
+    """Returns the settings at a point."""
+    return {
+      key: max(1, round(value * 2**exponent))
+      if isinstance(value, int)
+      else float(f'{value * 2**exponent:.3g}')  # short enough to be typed
+      for (key, value), exponent in zip(self.start.items(), point, strict=True)
+    }
+
+  def is_allowed(self, point: Point) -> bool:
+    """Whether a point has new values that the method accepts."""
+    values = self.values(point)
+    if self._allowed.setdefault(tuple(values.values()), point) != point:
+      return False  # other integers round to the same values
+    try:
+      build.optimizer(self.name, self.own | values, self.config, seed=SEED)
+    except ValueError:
+      return False
+    return True
+
+  def score(self, point: Point, length: float) -> Score:
+    """Returns metric and loss on the validation examples, higher is better."""
+    values = self.values(point)
+    steps = max(1, round(length * self.config.steps))
+    key = (self.name, values, steps, SEED)
+    for trial in self.trials:
+      if (trial.method, trial.settings, trial.steps, trial.seed) == key:
+        break
+    else:
+      trial = self._train(values, steps)
+      self.trials.append(trial)
+      self.save(trial)
+    sign = 1 if self.metric.higher_is_better else -1
+    return sign * trial.validation_metric, -trial.validation_loss
+
+  def _train(self, values: dict[str, Any], steps: int) -> Trial:
+    row = METHODS[self.name].row if self.name in METHODS else None
+    traced = {
+      key: value
+      for key, value in values.items()
+      if isinstance(value, float) and (row is None or key not in row.static)
+    }
+    static = {key: x for key, x in values.items() if key not in traced}
+    place = (steps, *static.items())
+    if place not in self._trainers:
+      config = dataclasses.replace(self.config, steps=steps, evaluations=1)
+      self._trainers[place] = _Trainer(
+        config, self.task, self.name, self.own | static
+      )
+    trainer = self._trainers[place]
+    trainer.traced = traced
+    current = trainer.start(SEED)
+    trainer.run(current, SEED)
+    last, name = current.evaluations[-1], f'test_{self.metric.name}'
+    diverged = current.stopped or not math.isfinite(last['test_loss'])
+    return Trial(
+      method=self.name,
+      settings=values,
+      seed=SEED,
+      steps=steps,
+      validation_loss=last['test_loss'],
+      validation_metric=math.nan if diverged else last[name],
+      second_gradients=current.log[-1]['second_gradients'] / current.step,
+    )
+
+  def summary(self, found: Found) -> str:
+    """Returns the line that says what was tried, and what is best."""
+    tried = [self.values(point) for point in found.tried]
+    best = self.values(found.best)
+    parts = [
+      f'{key}={best[key]} (tried {min(each[key] for each in tried):g} to '
+      f'{max(each[key] for each in tried):g})'
+      for key in best
+    ]
+    value = abs(found.score[0])
+    shown = f'{100 * value:.2f} %' if self.metric.percent else f'{value:.4g}'
+    name = self.metric.name.replace('_', ' ')
+    text = f'  {self.name}: {", ".join(parts)}, validation {name} {shown}'
+    if not math.isfinite(value):
+      text = f'  {self.name}: all trials diverged; it keeps {", ".join(parts)}'
+    if found.at_edge:
+      text += '; it is at the edge, more --trials may find a better one'
+    return text
+
+
+class _Trainer(Trainer):
+  """A trainer whose state has some settings, so that all values share a step.
+
+  Attributes:
+    traced: the values of these settings, for the next start.
+  """
+
+  traced: Mapping[str, float]
+
+  def optimizer(
+    self, seed: int, accuracy: float = 0.0
+  ) -> optax.GradientTransformation:
+    """Returns method and base, which read these settings from the state."""
+
+    def made(values: Mapping[str, Any]) -> Any:
+      other = copy.copy(self)
+      other.settings = self.settings | values
+      built = Trainer.optimizer(other, seed, accuracy)
+      return optax.with_extra_args_support(built)
+
+    def init(params: optax.Params) -> Any:
+      values = {key: jnp.asarray(x) for key, x in self.traced.items()}
+      return values, made(self.traced).init(params)
+
+    def update(
+      updates: optax.Updates, state: Any, params: Any = None, **extra: Any
+    ) -> tuple[optax.Updates, Any]:
+      values, inner = state
+      updates, inner = made(values).update(updates, inner, params, **extra)
+      return updates, (values, inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def task_metric(task: Task) -> Metric:
+  """Returns the metric of a task."""
+  return getattr(getattr(task, 'objective', None), 'measured', Metric())
+
+
+def _with_data(
+  task: Task, data: inputs.InMemory, dataset: datasets.Dataset
+) -> Task:
+  changed = inputs.InMemory(dataset, data.batch_size)
+  changed.classes = data.classes  # may be that of the model
+  return dataclasses.replace(task, inputs=changed)
