@@ -25,6 +25,7 @@ def parse(arguments: Sequence[str]) -> Any:
           'compare': configs.CompareConfig,
           'train': configs.TrainConfig,
           'sharpness': configs.SharpnessConfig,
+          'report': configs.ReportConfig,
           'methods': configs.MethodsConfig,
           'convert': configs.ConvertConfig,
         },

@@ -259,6 +259,14 @@ class SharpnessConfig:
   """Replace an earlier output of this command."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+  """Writes the report of a comparison again, from its saved results."""
+
+  directory: tyro.conf.Positional[pathlib.Path]
+  """Output of `compare`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class MethodsConfig:
   """Prints the table of methods: cost, state, paper."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-from optax_sam.catalog import METHODS
 from optax_sam.train.config import configs
 from optax_sam.train.reports import (
   display,
@@ -70,9 +69,7 @@ def render_page(comparison: Comparison) -> str:
     radius=formats.number(comparison.sharpness_radius),
     metric=formats.name_of(metric),
     percent=metric.percent,
-    rows=[
-      {'row': row, 'cells': formats.cells(row, metric)} for row in summary
-    ],
+    rows=[{'row': row, 'cells': formats.cells(row, metric)} for row in summary],
     fit=tables.fit(comparison, styles),
     seeds=comparison.seeds,
     by_seed=tables.by_seed(comparison, styles),
@@ -80,9 +77,7 @@ def render_page(comparison: Comparison) -> str:
     holding_out=formats.join(holding_out),
     command=comparison.command,
     facts=facts(comparison),
-    papers=''.join(
-      display.bibtex(METHODS[name]) for name in styles if name in METHODS
-    ),
+    papers=display.papers(styles),
   )
 
 
@@ -103,7 +98,11 @@ def facts(comparison: Comparison) -> Facts:
   ]
   run = [
     ('started', formats.moment(comparison.started)),
-    ('duration', formats.duration(comparison.seconds)),
+    *(
+      [('duration', formats.duration(comparison.seconds))]
+      if finite([comparison.seconds])
+      else []
+    ),
     ('seeds', ', '.join(map(str, comparison.seeds))),
     ('steps of a run', f'{comparison.total_steps:,}'),
     ('equal for all methods', comparison.budget),

@@ -145,7 +145,7 @@ def seconds_until(comparison: Comparison, run: Run) -> _Points:
     ]
     each = mean(timed[0].milliseconds) if timed else None
     whole = run.seconds if each is None else each / 1e3 * run.steps
-    found = {float(run.steps): whole}
+    found = {float(run.steps): whole} if is_drawable(whole) else {}
   return dict(sorted(({0.0: 0.0} | found).items())) if found else {}
 
 

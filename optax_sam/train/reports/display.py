@@ -6,7 +6,7 @@ import html
 import importlib.metadata
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from optax_sam.catalog import METHODS, Method
 
@@ -78,6 +78,11 @@ def styles(names: Sequence[str], base: str) -> dict[str, Style]:
 def title(name: str) -> str:
   """Returns the name of a method in its paper."""
   return METHODS[name].title if name in METHODS else _BASES.get(name, name)
+
+
+def papers(names: Iterable[str]) -> str:
+  """Returns the BibTeX entries of those of the methods that have a paper."""
+  return '\n'.join(bibtex(METHODS[name]) for name in names if name in METHODS)
 
 
 def bibtex(method: Method) -> str:

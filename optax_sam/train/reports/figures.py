@@ -103,9 +103,7 @@ def rows(
       'fixedrange': True,
     },
     'shapes': [],
-    'annotations': [
-      _note(row.text, index) for index, row in enumerate(given)
-    ],
+    'annotations': [_note(row.text, index) for index, row in enumerate(given)],
   }
   if reference is not None:
     line = {'color': '--ink', 'width': 1.2}
@@ -149,7 +147,8 @@ def plain(value: Any) -> Any:
   if isinstance(value, list | tuple):
     return [plain(entry) for entry in value]
   if isinstance(value, float | np.floating):
-    if not is_drawable(value) or math.isnan(value):
+    value = float(value)
+    if not is_drawable(value):
       return None
     short = float(f'{value:.{_DIGITS}g}')
     return int(short) if short.is_integer() else short
@@ -177,7 +176,7 @@ def _row_traces(row: Row, style: Style, index: int) -> list[dict[str, Any]]:
     'color': style.color,
     'line': {'width': 2, 'color': style.color},
   }
-  main = shared | {
+  main: dict[str, Any] = shared | {
     'x': [row.center],
     'y': [index],
     'marker': marker,

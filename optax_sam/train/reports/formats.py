@@ -54,6 +54,11 @@ def unit(metric: Metric) -> str:
   return ' points' if metric.percent else ''
 
 
+def comma_unit(metric: Metric) -> str:
+  """Returns the unit of a difference, with a comma before it."""
+  return ', points' if metric.percent else ''
+
+
 def scale(metric: Metric) -> float:
   """Returns the factor from a value to the number that is shown."""
   return 100.0 if metric.percent else 1.0
@@ -138,6 +143,9 @@ def cells(row: Summary, metric: Metric = ACCURACY) -> dict[str, str]:
   else:
     shown = gain(difference.mean, metric)
     verdict = verdict_of(difference, metric)
+    if difference.adjusted_p_value is not None:
+      p = difference.adjusted_p_value
+      verdict += ', p < 0.001' if p < 0.001 else f', p = {p:.2g}'
   deviation = row.score_deviation
   low, high = row.relative_time_quartiles or (None, None)
   notes = [f'{row.diverged} diverged'] if row.diverged else []

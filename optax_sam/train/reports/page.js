@@ -65,7 +65,7 @@
   // Layout
 
   function axis(given = {}) {
-    const title = {standoff: 8, ...given.title};
+    const title = {standoff: 8, font: {size: 12}, ...given.title};
     const base = {
       color: color('--ink'),
       gridcolor: color('--grid'),
@@ -151,13 +151,14 @@
     return {curves, own, asDifference};
   }
 
-  function rangeOf(curves, skip, logarithmic) {
+  function rangeOf(curves, {skip, include}, logarithmic) {
     const calm = curves.filter((curve) => !curve.diverged);
     const values = (calm.length ? calm : curves).flatMap((curve) => {
       const first = Math.floor(skip * curve.y.length);
       return curve.y.slice(first).filter((value) => value !== null);
     });
     if (!values.length) return null;
+    if (!logarithmic) values.push(...include);
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (logarithmic) [low, high] = [Math.log10(low), Math.log10(high)];
     const margin = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.01;
@@ -215,7 +216,7 @@
     const wanted =
       options.scale === 'log' || (options.scale === 'auto' && figure.log);
     const logarithmic = wanted && positive && !asDifference;
-    const range = rangeOf(curves, figure.skip, logarithmic);
+    const range = rangeOf(curves, figure, logarithmic);
     const labels = range ? endLabels(curves, range, logarithmic, box) : [];
     const label = asDifference ? `${figure.label}, difference` : figure.label;
     const bands = curves.map((curve) => band(curve, logarithmic));
@@ -272,7 +273,7 @@
 
   // Points: value against cost, with the Pareto line
 
-  function drawPoints(figure) {
+  function drawPoints(figure, box) {
     const own = options.x === 'gradients' ? 'gradients' : 'seconds';
     const points = figure.points
       .filter(({method}) => !hidden.has(method))
@@ -314,6 +315,7 @@
       };
     });
     const xs = points.map((point) => point[own]);
+    const width = Math.max(120, box.clientWidth - 230); // beside the labels
     const ys = points.flatMap(({y, error}) => [y - error, y + error]);
     const range = (values, before, after) => {
       const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -323,7 +325,7 @@
     return {
       traces: [pareto, ...marks],
       layout: {
-        xaxis: {title: {text: X_LABELS[own]}, range: range(xs, 0.16, 0.24)},
+        xaxis: {title: {text: X_LABELS[own]}, range: range(xs, 70 / width, 90 / width)},
         yaxis: {title: {text: figure.label}, range: range(ys, 0.1, 0.14)},
       },
     };
@@ -344,10 +346,10 @@
         return Math.abs(x) < 0.14 && Math.abs(y) < 0.07;
       }).length;
     const places = [
-      ['middle right', near(0.12, 0)],
-      ['middle left', near(-0.12, 0)],
-      ['top right', near(0.1, 0.07)],
       ['bottom right', near(0.1, -0.07)],
+      ['middle right', near(0.12, 0)],
+      ['top right', near(0.1, 0.07)],
+      ['middle left', near(-0.12, 0)],
       ['top left', near(-0.1, 0.07)],
       ['bottom left', near(-0.1, -0.07)],
     ];
@@ -358,7 +360,7 @@
 
   function content(figure, box) {
     if (figure.curves) return drawCurves(figure, box);
-    if (figure.points) return drawPoints(figure);
+    if (figure.points) return drawPoints(figure, box);
     const traces = colored(figure.traces).filter(
       (trace) => !hidden.has(trace.legendgroup),
     );

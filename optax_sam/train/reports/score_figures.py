@@ -64,7 +64,7 @@ def differences(
   content = rows(
     given,
     styles,
-    f'difference in test {name}{unit}',
+    f'difference in test {name}{formats.comma_unit(metric)}',
     reference=0.0,
     fit=fitted if len(fitted) > 1 else (),
   )
@@ -172,9 +172,7 @@ def step_time(
   )
 
 
-def total_time(
-  comparison: Comparison, styles: Mapping[str, Style]
-) -> Figure:
+def total_time(comparison: Comparison, styles: Mapping[str, Style]) -> Figure:
   """Returns the wall time of the runs, a row for each method.
 
   Args:
@@ -193,7 +191,7 @@ def total_time(
     )
     if seconds:
       center = sum(seconds) / len(seconds)
-      text = formats.duration(center) if center >= 60 else f'{center:.3g} s'
+      text = formats.duration(center) if center >= 60 else f'{center:#.3g} s'
       given.append(Row(method, center, None, seconds, text))
   words = '; '.join(f'{styles[row.method].label} {row.text}' for row in given)
   return Figure(
@@ -210,9 +208,7 @@ def spent(
 ) -> tuple[float | None, float | None]:
   """Returns the gradients and the seconds of a complete run, means."""
   done = [
-    run
-    for run in comparison.runs_of(method)
-    if comparison.is_complete(run)
+    run for run in comparison.runs_of(method) if comparison.is_complete(run)
   ]
   gradients = [max(gradients_until(run).values(), default=None) for run in done]
   seconds = [
@@ -245,15 +241,17 @@ def sensitivity(
     row = METHODS.get(trial.method)
     for name, value in trial.settings.items():
       if trial.method in styles and isinstance(value, int | float):
-        name = 'radius' if row and name == row.radius else name  # noqa: PLW2901
-        tried = by_setting.setdefault(name, {})
+        shown = 'radius' if row and name == row.radius else name
+        tried = by_setting.setdefault(shown, {})
         tried.setdefault(trial.method, []).append(trial)
   return [
     _sensitivity(comparison, styles, name, tried)
     for name, tried in sorted(
       by_setting.items(), key=lambda entry: entry[0] != 'radius'
     )
-    if any(len(_best_by_value(of, name, comparison)) > 1 for of in tried.values())
+    if any(
+      len(_best_by_value(of, name, comparison)) > 1 for of in tried.values()
+    )
   ]
 
 
@@ -309,9 +307,7 @@ def _sensitivity(
   )
 
 
-def _setting(
-  method: str, settings: Mapping[str, object], name: str
-) -> Any:
+def _setting(method: str, settings: Mapping[str, object], name: str) -> Any:
   if name == 'radius' and method in METHODS:
     name = METHODS[method].radius or name
   return settings.get(name)

@@ -126,9 +126,7 @@ def lines(
   )
 
 
-def planes(
-  comparison: Comparison, styles: Mapping[str, Style]
-) -> list[Figure]:
+def planes(comparison: Comparison, styles: Mapping[str, Style]) -> list[Figure]:
   """Returns the loss in a plane through the solutions, as contours.
 
   Args:

@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optax_sam.train.reports import formats
 from optax_sam.train.reports.display import Style
@@ -67,7 +68,7 @@ def results_csv(comparison: Comparison) -> str:
 
 def fit(
   comparison: Comparison, styles: Mapping[str, Style]
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
   """Returns the values on training and test examples, a row per method.
 
   Args:
@@ -81,9 +82,7 @@ def fit(
   rows = []
   for method in styles:
     done = [
-      run
-      for run in comparison.runs_of(method)
-      if comparison.is_complete(run)
+      run for run in comparison.runs_of(method) if comparison.is_complete(run)
     ]
     test = mean(run.last(f'test_{metric.name}') for run in done)
     train = mean(run.last(f'train_{metric.name}') for run in done)
@@ -98,7 +97,10 @@ def fit(
       (formats.score(train, metric), train),
       (formats.MISSING if gap is None else formats.gain(gap, metric), gap),
       *((formats.number(loss), loss) for loss in losses),
-      (formats.MISSING if gradients is None else f'{gradients:,.0f}', gradients),
+      (
+        formats.MISSING if gradients is None else f'{gradients:,.0f}',
+        gradients,
+      ),
       (formats.number(seconds), seconds),
     ]
     rows.append({'method': method, 'cells': cells})
@@ -107,7 +109,7 @@ def fit(
 
 def by_seed(
   comparison: Comparison, styles: Mapping[str, Style]
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
   """Returns the final test metric of each seed, a row per method.
 
   Args:
@@ -137,7 +139,9 @@ def markdown(
   head, *rows = _texts(comparison, summary, styles)
   lines = [head, ['---', *['---:'] * (len(head) - 1)], *rows]
   return ''.join(
-    '| ' + ' | '.join(re.sub(r'([|\\`*_<\[])', r'\\\1', x) for x in line) + ' |\n'
+    '| '
+    + ' | '.join(re.sub(r'([|\\`*_<\[])', r'\\\1', x) for x in line)
+    + ' |\n'
     for line in lines
   )
 
@@ -175,9 +179,7 @@ def _texts(
     score, difference = cells['score'], cells['difference']
     score += f' ± {cells["deviation"]}' if cells['deviation'] else ''
     difference += f' ({cells["interval"]})' if cells['interval'] else ''
-    lines.append(
-      [styles[row.method].label, score, difference]
-      + [cells['second_gradients'], cells['time']]
-      + [cells['sam_sharpness'], cells['top_eigenvalue']]
-    )
+    keys = ('second_gradients', 'time', 'sam_sharpness', 'top_eigenvalue')
+    label = styles[row.method].label
+    lines.append([label, score, difference, *(cells[key] for key in keys)])
   return lines

@@ -4,7 +4,12 @@ from typing import TYPE_CHECKING
 
 from optax_sam.train.reports import formats, wording
 from optax_sam.train.reports.display import title
-from optax_sam.train.reports.results import Comparison, Metric, Summary, summarize
+from optax_sam.train.reports.results import (
+  Comparison,
+  Metric,
+  Summary,
+  summarize,
+)
 
 if TYPE_CHECKING:
   import rich.console

@@ -1,6 +1,6 @@
 """Figures over the course of training."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from optax_sam.train.reports import curves, formats
 from optax_sam.train.reports.curves import Curve
@@ -9,7 +9,7 @@ from optax_sam.train.reports.figures import Figure, spans_decades
 from optax_sam.train.reports.results import Comparison
 from optax_sam.train.reports.score_figures import value_label
 
-_MEANING = 'Mean over seeds; the band of a highlighted method spans its seeds.'
+_SEEDS = 'Mean over seeds; the band of a highlighted method spans its seeds.'
 # Numbers of the log, with the titles of their figures.
 _LOGGED = {
   'learning_rate': 'Learning rate',
@@ -45,16 +45,17 @@ def learning_curves(
     method: curves.evaluated(
       comparison,
       method,
-      lambda row: row[train] - row[test]
-      if row.get(train) is not None and row.get(test) is not None
-      else None,
+      lambda row: (
+        row[train] - row[test]
+        if row.get(train) is not None and row.get(test) is not None
+        else None
+      ),
     )
     for method in styles
   }
   logged = {
     method: curves.logged(comparison, method, 'loss') for method in styles
   }
-  points = ', points' if metric.percent else ''
   return [
     _figure(
       'test-metric',
@@ -87,15 +88,14 @@ def learning_curves(
       f'Gap: training minus test {name}',
       'Far from 0: the network fits its training examples better than others.',
       gap,
-      f'gap{points}',
+      f'gap{formats.comma_unit(metric)}',
       scale=scale,
+      include=(0,),
     ),
   ]
 
 
-def course(
-  comparison: Comparison, styles: Mapping[str, Style]
-) -> list[Figure]:
+def course(comparison: Comparison, styles: Mapping[str, Style]) -> list[Figure]:
   """Returns learning rate, norms and the fraction of perturbed gradients.
 
   Args:
@@ -116,6 +116,7 @@ def course(
       fraction,
       'steps, %',
       scale=100,
+      include=(0, 100),
     )
   ]
   for key, title in _LOGGED.items():
@@ -138,6 +139,7 @@ def _figure(
   scale: float = 1.0,
   skip: float = 0.0,
   log: bool = True,
+  include: Sequence[float] = (),
 ) -> Figure:
   """Returns a figure of curves.
 
@@ -150,6 +152,7 @@ def _figure(
     scale: Factor of the values.
     skip: Fraction of the curve that the range of the axis ignores.
     log: Whether the axis is logarithmic if the values span decades.
+    include: Values that the axis shows in any case.
   """
   shown = {method: curve for method, curve in found.items() if curve}
   calm = [curve for curve in shown.values() if not curve.diverged]
@@ -163,6 +166,8 @@ def _figure(
     for method, curve in shown.items()
   )
   diverged = len(calm) < len(shown)
+  several = any((curve.high > curve.low).any() for curve in shown.values())
+  seeds = f' {_SEEDS}' if several else ''
   ends = ' A curve ends where its first run diverged.' if diverged else ''
   content = None
   if shown:
@@ -174,11 +179,12 @@ def _figure(
       'label': label,
       'log': log and spans_decades(values),
       'skip': skip,
+      'include': include,
     }
   return Figure(
     name,
     title,
-    f'{caption} {_MEANING}{ends}'.strip(),
+    f'{caption}{seeds}{ends}'.strip(),
     f'{title}, at the end of training: {last}.',
     content,
   )

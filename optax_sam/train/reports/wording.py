@@ -40,9 +40,7 @@ def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
     names = title(others[0].method) if len(others) == 1 else 'any method'
     return f'No clear difference between {names} and {base}, {_seeds(seeds)}'
   metric = comparison.metric
-  better = [
-    row for row in found if formats.is_better(row.difference, metric)
-  ]
+  better = [row for row in found if formats.is_better(row.difference, metric)]
   worse = [row for row in found if row not in better]
   parts = [
     _claim(comparison, group, word, len(others))
