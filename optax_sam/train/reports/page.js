@@ -309,7 +309,7 @@
         },
         marker: {size: 11, symbol: style.symbol, color: color(style.color)},
         text: style.label,
-        textposition: labelPlace(point, points, own),
+        textposition: labelPlace(point, points, own, sign),
         textfont: {color: mixed(style.color, '--ink', 0.3)},
         hovertemplate: `${style.label}: %{y:.4~g} at %{x:.4~g}<extra></extra>`,
       };
@@ -331,8 +331,8 @@
     };
   }
 
-  function labelPlace(point, points, own) {
-    // Above, below or beside: away from the nearest other point.
+  function labelPlace(point, points, own, sign) {
+    // Beside the point, away from others and from the Pareto line.
     const spread = (key) => {
       const values = points.map((other) => other[key]);
       return Math.max(...values) - Math.min(...values) || 1;
@@ -345,13 +345,15 @@
         const y = (other.y - point.y) / height - dy;
         return Math.abs(x) < 0.14 && Math.abs(y) < 0.07;
       }).length;
+    const [worse, better] = sign > 0 ? ['bottom', 'top'] : ['top', 'bottom'];
+    const below = -0.07 * sign;
     const places = [
-      ['bottom right', near(0.1, -0.07)],
+      [`${worse} right`, near(0.1, below)],
       ['middle right', near(0.12, 0)],
-      ['top right', near(0.1, 0.07)],
+      [`${better} left`, near(-0.1, -below)],
       ['middle left', near(-0.12, 0)],
-      ['top left', near(-0.1, 0.07)],
-      ['bottom left', near(-0.1, -0.07)],
+      [`${better} right`, near(0.1, -below)],
+      [`${worse} left`, near(-0.1, below)],
     ];
     return places.sort((a, b) => a[1] - b[1])[0][0];
   }
@@ -365,6 +367,18 @@
       (trace) => !hidden.has(trace.legendgroup),
     );
     const layout = {...figure.layout};
+    if (layout.yaxis.scaleanchor) {
+      layout.height = Math.min(layout.height, box.clientWidth - 50);
+    }
+    if (figure.end_labels) {
+      const curves = traces.map(({legendgroup, y}) => ({
+        method: legendgroup,
+        y,
+      }));
+      const range = rangeOf(curves, {skip: 0, include: []}, false);
+      layout.yaxis = {...layout.yaxis, range};
+      layout.annotations = range ? endLabels(curves, range, false, box) : [];
+    }
     if (layout.annotations?.some(({text}) => text)) {
       layout.margin = marginFor(layout.annotations);
     }

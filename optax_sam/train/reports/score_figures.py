@@ -298,6 +298,7 @@ def _sensitivity(
     f'Chosen {name}: {"; ".join(words)}.',
     {
       'traces': traces,
+      'end_labels': True,
       'layout': {
         'xaxis': axis(name, logarithmic=True)
         | {'tickvals': sorted(values), 'tickformat': '.3~g'},
