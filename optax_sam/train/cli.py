@@ -10,7 +10,10 @@ from optax_sam.train.config import errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-  """Runs the command and exits: 0, 2 on bad input, 130 after Ctrl-C."""
+  """Runs the command and exits.
+
+  The status is 0, 1 if `train` diverged, 2 on bad input, 130 after Ctrl-C.
+  """
   arguments = sys.argv[1:] if arguments is None else list(arguments)
   if arguments == ['--version']:
     print(f'optax-sam {optax_sam.__version__}')
@@ -27,6 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
   except KeyboardInterrupt:
     errors.print_error('interrupted, nothing was written')
     sys.exit(errors.INTERRUPTED)
+  except errors.DivergedError as error:
+    errors.print_error(str(error))
+    sys.exit(errors.FAILED)
   except (ValueError, OSError) as error:
     errors.print_error(errors.describe(error))
     sys.exit(errors.USAGE_ERROR)

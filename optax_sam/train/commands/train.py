@@ -22,7 +22,7 @@ import jax
 from rich.console import Console
 
 from optax_sam.train.commands import progress
-from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.config import checks, configs, errors, output_dir
 from optax_sam.train.data import inputs
 from optax_sam.train.distributed import processes, sharding
 from optax_sam.train.loop import task
@@ -54,6 +54,7 @@ def run(
     ValueError: if the configuration is invalid, or differs from that of the run
       to resume; raised before any training.
     OSError: if the output cannot be written.
+    DivergedError: if the run diverged; its metrics are written.
   """
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
   checks.validate(config)
@@ -85,6 +86,9 @@ def run(
         f'with --output {target} --resume.'
       )
       return False
+    if current.stopped:
+      processes.on_first(lambda: _write_metrics(target / METRICS, current, {}))
+      raise errors.DivergedError(_divergence(config, current, target))
     sharpness = trainer.measure_sharpness(current.state)
     processes.on_first(
       lambda: _write_metrics(target / METRICS, current, sharpness)
@@ -256,7 +260,8 @@ def _train(
 
     def after_step(current: Progress) -> None:
       phase.advance()
-      if current.step % config.checkpoint_every == 0:
+      due = current.step % config.checkpoint_every == 0
+      if due and not current.stopped:
         checkpoints.save(current)
       if (
         current.evaluations and current.evaluations[-1]['step'] == current.step
@@ -270,7 +275,8 @@ def _train(
       trainer.run(current, config.seed, after_step)
     except KeyboardInterrupt:
       return False  # a second Ctrl-C: not saved, the step may be incomplete
-    checkpoints.save(current)
+    if not current.stopped:
+      checkpoints.save(current)
     return True
 
 
@@ -307,12 +313,19 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
 def _write_metrics(
   path: pathlib.Path, current: Progress, sharpness: Row
 ) -> None:
-  """Writes one JSON object per line, atomically."""
+  """Writes one JSON object per line, atomically.
+
+  A run that diverged has no sharpness, and its last row is the reason.
+  """
+  last = {'kind': 'sharpness', **sharpness}
+  if current.stopped:
+    step, reason = current.step, current.stopped
+    last = {'kind': 'diverged', 'step': step, 'reason': reason}
   rows = [
     *({'kind': 'log', **row} for row in current.log),
     *({'kind': 'validation', **row} for row in current.validations),
     *({'kind': 'evaluation', **row} for row in current.evaluations),
-    {'kind': 'sharpness', **sharpness},
+    last,
   ]
   # JSON has neither NaN nor infinity.
   lines = [
@@ -381,6 +394,17 @@ def _evaluation(current: Progress) -> str:
       f'{last["ema_test_loss"]:.4f}'
     )
   return line
+
+
+def _divergence(
+  config: configs.TrainConfig, current: Progress, target: pathlib.Path
+) -> str:
+  return (
+    f'{config.method} diverged at step {current.step} of {config.steps}: '
+    f'{current.stopped}. {target} has {METRICS} up to this step and the '
+    f'checkpoints before it; try a smaller --learning-rate or --rho, or '
+    f'--clip-norm'
+  )
 
 
 def _summary(

@@ -146,7 +146,7 @@ def _run(trainer: Trainer) -> list[Progress]:
   points = timing.points(trainer.config.steps)
 
   def after_step(current: Progress) -> None:
-    for _ in range(points.count(current.step)):
+    for _ in range(max(points.count(current.step), bool(current.stopped))):
       # A copy, because the next step donates the buffers of the state.
       state = train_step.copy(current.state)
       found.append(dataclasses.replace(current, state=state))

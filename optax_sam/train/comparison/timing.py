@@ -40,7 +40,8 @@ def measure(
 
   Args:
     trainers: the compiled trainers, by method.
-    starts: for each method, several states of its own training.
+    starts: for each method, several states of its own training; fewer if it
+      was stopped early, but at least one.
     base: the method whose time is the unit of the relative times.
     rounds: number of rounds that count; a warm-up round precedes them.
     after_round: called after every round that counts.
@@ -49,15 +50,17 @@ def measure(
     One timing for each method, with one entry a round.
   """
   seconds: dict[str, list[float]] = {name: [] for name in trainers}
+  points = max(map(len, starts.values()))
   for round_number in range(rounds + 1):
     spent = dict.fromkeys(trainers, 0.0)
-    for point in range(len(starts[base])):
+    for point in range(points):
       for name, trainer in trainers.items():
-        spent[name] += _turn(trainer, starts[name][point])
+        own = starts[name]
+        spent[name] += _turn(trainer, own[point % len(own)])
     if round_number == 0:
       continue
     for name, total in spent.items():
-      seconds[name].append(total / (STEPS_A_TURN * len(starts[name])))
+      seconds[name].append(total / (STEPS_A_TURN * points))
     after_round()
   return [
     Timing(

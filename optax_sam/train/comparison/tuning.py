@@ -13,6 +13,7 @@ from optax_sam.train.commands import progress
 from optax_sam.train.comparison.search import Found, Point, Score, search
 from optax_sam.train.config import configs
 from optax_sam.train.data import datasets, inputs
+from optax_sam.train.loop import evaluation
 from optax_sam.train.loop.task import Task
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import build
@@ -20,7 +21,7 @@ from optax_sam.train.optimizers.registry import METHODS
 from optax_sam.train.reports.results import Metric, Trial
 
 RADIUS, RATE = 'radius', 'learning_rate'
-# Of initial parameters and order of the examples; no run of a comparison has it.
+# Of parameters and order of the examples; no run of a comparison has this seed.
 SEED = 2**20
 
 Settings = dict[str, dict[str, Any]]
@@ -231,7 +232,7 @@ class _Trials:
     static = {key: x for key, x in values.items() if key not in traced}
     place = (steps, *static.items())
     if place not in self._trainers:
-      config = dataclasses.replace(self.config, steps=steps, evaluations=1)
+      config = dataclasses.replace(self.config, steps=steps, evaluations=0)
       self._trainers[place] = _Trainer(
         config, self.task, self.name, self.own | static
       )
@@ -239,15 +240,21 @@ class _Trials:
     trainer.traced = traced
     current = trainer.start(SEED)
     trainer.run(current, SEED)
-    last, name = current.evaluations[-1], f'test_{self.metric.name}'
-    diverged = current.stopped or not math.isfinite(last['test_loss'])
+    solution, examples = (
+      trainer.solution(current.state),
+      self.task.inputs.test(),
+    )
+    loss, value = evaluation.evaluate(
+      self.task, *solution, examples, trainer.placement
+    )
+    diverged = current.stopped or not math.isfinite(loss)
     return Trial(
       method=self.name,
       settings=values,
       seed=SEED,
       steps=steps,
-      validation_loss=last['test_loss'],
-      validation_metric=math.nan if diverged else last[name],
+      validation_loss=loss,
+      validation_metric=math.nan if diverged else value,
       second_gradients=current.log[-1]['second_gradients'] / current.step,
     )
 
@@ -287,7 +294,7 @@ class _Trainer(Trainer):
 
     def made(values: Mapping[str, Any]) -> Any:
       other = copy.copy(self)
-      other.settings = self.settings | values
+      other.settings = {**self.settings, **values}
       built = Trainer.optimizer(other, seed, accuracy)
       return optax.with_extra_args_support(built)
 

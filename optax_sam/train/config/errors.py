@@ -7,6 +7,10 @@ USAGE_ERROR = 2
 INTERRUPTED = 130
 
 
+class DivergedError(RuntimeError):
+  """A training run that diverged and was stopped."""
+
+
 def describe(error: ValueError | OSError) -> str:
   """Returns the message of an error for the user."""
   if isinstance(error, OSError):

@@ -40,5 +40,7 @@ def found(log: Sequence[dict[str, float]], steps: int) -> str:
     and len(span) >= _ROWS
     and all(loss > limit for loss in span)
   ):
-    return f'the loss, at first {start:.3g}, has been above {limit:.3g} for long'
+    return (
+      f'the loss, at first {start:.3g}, has been above {limit:.3g} for long'
+    )
   return ''

@@ -194,19 +194,23 @@ class Trainer:
       progress.inputs = inputs_lib.state(self.inputs, progress.step, seed)
       last = progress.step == config.steps
       if last or progress.step % config.log_every == 0:
-        row = self._log_row(progress, metrics)
-        progress.log.append(row | self._spent(progress, watch))
+        with watch.paused(metrics):
+          row = self._log_row(progress, metrics)
+          progress.log.append(row | self._spent(progress, watch))
         progress.stopped = divergence.found(progress.log, config.steps)
       if progress.step % self.epoch_steps == 0 and self._followed(0.0):
+        with watch.paused(metrics):
+          accuracy = self._train_accuracy(progress.state)
         progress.best_train_accuracy = max(
-          progress.best_train_accuracy, self._train_accuracy(progress.state)
+          progress.best_train_accuracy, accuracy
         )
       if self.averaging is not None and not (
         progress.step % (self.epoch_steps * self.averaging.epochs)
       ):
-        self._validate(progress, self.averaging, seed)
+        with watch.paused(metrics):
+          self._validate(progress, self.averaging, seed)
       if progress.step in evaluate_at or progress.stopped:
-        with watch.paused(progress.state.step):
+        with watch.paused(metrics):
           row = self._evaluation_row(progress)
           progress.evaluations.append(row | self._spent(progress, watch))
       with watch.paused():
@@ -218,7 +222,11 @@ class Trainer:
       self.task.inputs.fixed(self.config.sharpness_examples)
     )
     params, statistics = self.solution(state)
-    loss, args = self._measured_loss, (statistics, batch)
+    # The loss of the task compiles once for all methods.
+    loss: Any = self.task.evaluation_loss
+    if self.placement.mesh is not None:
+      loss = self._replicated_loss
+    args = (statistics, batch)
     try:
       eigenvalue = sharpness.top_eigenvalue(
         loss, params, args=args, tolerance=_EIGENVALUE_TOLERANCE
@@ -230,14 +238,11 @@ class Trainer:
     )
     return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
 
-  def _measured_loss(
+  def _replicated_loss(
     self, params: Any, statistics: Collections, batch: datasets.Batch
   ) -> jax.Array:
-    if self.placement.mesh is not None:
-      # Then gradients are replicated too, so every process can read them.
-      params = jax.lax.with_sharding_constraint(
-        params, self.placement.replicated
-      )
+    # Then gradients are replicated too, so every process can read them.
+    params = jax.lax.with_sharding_constraint(params, self.placement.replicated)
     return self.task.evaluation_loss(params, statistics, batch)
 
   def _compile(self, accuracy: float) -> Any:

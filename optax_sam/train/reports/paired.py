@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 CONFIDENCE = 0.95
-# Resamples of the bootstrap. Its smallest p-value is 2 / (_RESAMPLES + 1), which
-# 100 methods can survive.
+# Resamples of the bootstrap. The smallest p-value is 2 / (_RESAMPLES + 1), so a
+# difference may survive the correction for 100 methods.
 _RESAMPLES = 4000
 # Values of examples that are resampled at a time, for the memory.
 _CHUNK = 2**22
@@ -94,7 +94,9 @@ def paired_difference(
     reason = 'no seed has a complete run of both'
     return Difference(by_seed, None, None, reason)
   center = float(differences.mean())
-  largest = max(abs(scores[seed]) for scores in (method, base) for seed in shared)
+  largest = max(
+    abs(scores[seed]) for scores in (method, base) for seed in shared
+  )
   if len(shared) == 1:
     reason = 'one seed gives no estimate of the seed-to-seed variance'
   # Equal differences are an artifact of accuracies in whole examples, not a

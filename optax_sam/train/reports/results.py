@@ -347,9 +347,7 @@ def summarize(comparison: Comparison) -> list[Summary]:
   ]
   tested = [row for row in rows if row.difference.p_value is not None]
   adjusted = paired.holm([row.difference.p_value or 0.0 for row in tested])
-  by_method = {
-    row.method: p for row, p in zip(tested, adjusted, strict=True)
-  }
+  by_method = {row.method: p for row, p in zip(tested, adjusted, strict=True)}
   return [
     dataclasses.replace(
       row,
