@@ -262,14 +262,11 @@ class Comparison:
     return scores
 
   def test_values(self, method: str) -> dict[int, list[float]]:
-    """Returns the metric of each test example by seed, where measured.
-
-    Only those of complete runs whose mean is the run's score.
-    """
+    """Returns the metric of each test example by seed, where it is measured."""
     return {
       run.seed: run.test_values
       for run in self.runs_of(method)
-      if run.test_values and self.is_complete(run)
+      if run.test_values and self.is_complete(run) and not run.diverged
     }
 
 
