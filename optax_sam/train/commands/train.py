@@ -86,19 +86,20 @@ def run(
         f'with --output {target} --resume.'
       )
       return False
-    if current.stopped:
-      processes.on_first(lambda: _write_metrics(target / METRICS, current, {}))
-      raise errors.DivergedError(_divergence(config, current, target))
-    sharpness = trainer.measure_sharpness(current.state)
-    processes.on_first(
-      lambda: _write_metrics(target / METRICS, current, sharpness)
-    )
+    sharpness = {}
+    if not current.stopped:
+      sharpness = trainer.measure_sharpness(current.state)
     # The time of a resumed run is that of more than one process.
     seconds = math.nan if config.resume else time.perf_counter() - start
     page = _as_comparison(
       config, problem, settings, current, sharpness, seconds, started, command
     )
+    processes.on_first(
+      lambda: _write_metrics(target / METRICS, current, sharpness)
+    )
     processes.on_first(lambda: run_page.write(page, target / PAGE))
+    if current.stopped:
+      raise errors.DivergedError(_divergence(config, current, target))
     reporter.line(_summary(config, current, sharpness))
     skipped = sum(map(int, processes.gather(str(problem.inputs.skipped))))
     if skipped:
@@ -364,6 +365,7 @@ def _as_comparison(
     sharpness=sharpness,
     seconds=seconds,
     validations=current.validations,
+    stopped=current.stopped,
   )
   return results.Comparison(
     settings=configs.settings(config),

@@ -67,6 +67,8 @@ def metrics_jsonl(comparison: Comparison) -> str:
       for row in rows:
         head = {'method': run.method, 'seed': run.seed, 'kind': kind}
         line = head | {name: _plain(value) for name, value in row.items()}
+        if 'step' in line:  # read back from JSON it is 1.0
+          line['step'] = int(row['step'])
         lines.append(json.dumps(line, allow_nan=False) + '\n')
   return ''.join(lines)
 

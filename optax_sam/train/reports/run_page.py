@@ -67,7 +67,8 @@ def render_page(training: Comparison) -> str:
   ]
   if math.isfinite(run.seconds):
     cards.append(('Time of the run', formats.duration(run.seconds), ''))
-  warnings = ['Diverged: the loss is not finite.'] if run.diverged else []
+  reason = run.stopped or 'the loss is not finite'
+  warnings = [f'Diverged: {reason}.'] if run.diverged else []
   return page.render(
     'run.html',
     [

@@ -145,9 +145,10 @@ def warnings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
     f'{title(row.method)} ({row.diverged})' for row in rows if row.diverged
   ]
   if diverged:
+    name = formats.name_of(comparison.metric)
     sentences.append(
-      f'Diverged, the loss is not finite: {join(diverged)}. Such a run counts'
-      f' with its last {formats.name_of(comparison.metric)}.'
+      f'Diverged: {join(diverged)}. Such a run counts with its last {name}, or'
+      ' with its worst one if the last is not finite.'
     )
   idle = [
     title(row.method)
