@@ -12,6 +12,7 @@ from optax_sam.train.reports import (
   solution_figures,
   tables,
   training_figures,
+  tuning_figures,
   wording,
 )
 from optax_sam.train.reports.display import Style
@@ -153,7 +154,7 @@ def _figures(
       ],
     ),
     ('Learning curves', training_figures.learning_curves(comparison, styles)),
-    ('Tuning', score_figures.sensitivity(comparison, styles)),
+    ('Tuning', tuning_figures.sensitivity(comparison, styles)),
     (
       'Sharpness and landscape',
       [
@@ -209,6 +210,7 @@ def _cards(
     for row in summary
     if row.difference.mean is not None
     and row.relative_time
+    and row.difference.significant
     and sign * row.difference.mean > 0
   ]
   if gains and comparison.budget != 'seconds':

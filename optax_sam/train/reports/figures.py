@@ -1,6 +1,6 @@
 """Figures of the pages, as data for Plotly: JSON, without code.
 
-`page.js` draws them. A colour is the name of a CSS variable ('--hue-3'), so
+`figures.js` makes traces and a layout of them. A colour is the name of a CSS variable ('--hue-3'), so
 that a figure follows the page into dark mode.
 """
 
@@ -28,7 +28,7 @@ class Figure:
     title: Title.
     caption: Explanation.
     alternative: Text alternative, for screen readers and without JavaScript.
-    content: What `page.js` draws: `curves` or `points` with a choice of the x
+    content: What `figures.js` reads: `curves` or `points` with a choice of the x
       axis, or `traces` and `layout` of Plotly. None if there is no data.
   """
 
@@ -91,7 +91,7 @@ def rows(
   ]
   low, high, logarithmic = _extent(values, reference)
   layout: dict[str, Any] = {
-    'height': 96 + 34 * len(given),
+    'height': max(260, 96 + 34 * len(given)),
     'xaxis': axis(label, logarithmic=logarithmic) | {'range': [low, high]},
     'yaxis': {
       'tickvals': list(range(len(given))),

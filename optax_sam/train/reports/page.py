@@ -73,7 +73,7 @@ def render(
   }
   return environment.get_template(template).render(
     css=markupsafe.Markup(_read('page.css')),
-    script=markupsafe.Markup(_read('page.js')),
+    script=markupsafe.Markup(_read('figures.js') + _read('page.js')),
     plotly=markupsafe.Markup(_read(_PLOTLY)),
     policy=_POLICY,
     data=markupsafe.Markup(as_script(data)),

@@ -1,7 +1,7 @@
 """The HTML page on the sharpness of finished runs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from optax_sam.train.reports import (
   display,
@@ -72,7 +72,7 @@ def _figures(
       run: {label: numbers[key] for key, label in keys.items()}
       for run, numbers in measured.numbers.items()
     }
-    return solution_figures.bars(name, title, caption, values, styles)
+    return _bars(name, title, caption, values, styles)
 
   return [
     (
@@ -104,6 +104,63 @@ def _figures(
       ],
     ),
   ]
+
+
+def _bars(
+  name: str,
+  title: str,
+  caption: str,
+  values: Mapping[str, Mapping[str, float]],
+  styles: Mapping[str, Style],
+) -> Figure:
+  """Returns groups of bars, one bar for each run.
+
+  Args:
+    name: Name of the figure.
+    title: Title of the figure.
+    caption: Explanation.
+    values: By run, the value of each group.
+    styles: Style by run.
+
+  Returns:
+    The figure; without content if there is no finite value.
+  """
+  traces = [
+    {
+      'type': 'bar',
+      'legendgroup': run,
+      'x': list(of_run),
+      'y': list(of_run.values()),
+      'marker': {'color': styles[run].color},
+      'hovertemplate': f'{styles[run].text}, %{{x}}: %{{y:.4~g}}'
+      '<extra></extra>',
+    }
+    for run, of_run in values.items()
+  ]
+  words = '; '.join(
+    f'{run} ' + ', '.join(formats.number(value) for value in of_run.values())
+    for run, of_run in values.items()
+  )
+  any_finite = any(
+    any(map(math.isfinite, of_run.values())) for of_run in values.values()
+  )
+  return Figure(
+    name,
+    title,
+    caption,
+    f'{title}: {words}.',
+    {
+      'traces': traces,
+      'layout': {
+        'barmode': 'group',
+        'bargap': 0.25,
+        'xaxis': {'type': 'category'},
+        'yaxis': {'rangemode': 'tozero'},
+      },
+    }
+    if any_finite
+    else None,
+  )
 
 
 def _measures(measured: Measurements) -> list[dict[str, object]]:

@@ -85,6 +85,13 @@ def lines(
   content = None
   if shown:
     top = random_lines.top(shown)
+    low = min(
+      float(loss)
+      for line in shown.values()
+      for loss in line.losses
+      if is_drawable(loss)
+    )
+    low -= 0.06 * (top - low)
     reach = max(
       abs(float(position))
       for line in shown.values()
@@ -110,7 +117,7 @@ def lines(
       ],
       'layout': {
         'xaxis': axis(_DISTANCE) | {'range': [-reach, reach]},
-        'yaxis': axis('training loss') | {'range': [0, top]},
+        'yaxis': axis('training loss') | {'range': [low, top]},
       },
     }
   return Figure(
@@ -271,59 +278,4 @@ def spectra(comparison: Comparison, styles: Mapping[str, Style]) -> Figure:
     ' right: sharp directions. Negative eigenvalues: a saddle.',
     f'Eigenvalues: {"; ".join(words)}.',
     content,
-  )
-
-
-def bars(
-  name: str,
-  title: str,
-  caption: str,
-  values: Mapping[str, Mapping[str, float]],
-  styles: Mapping[str, Style],
-) -> Figure:
-  """Returns groups of bars, one bar for each run.
-
-  Args:
-    name: Name of the figure.
-    title: Title of the figure.
-    caption: Explanation.
-    values: By run, the value of each group.
-    styles: Style by run.
-
-  Returns:
-    The figure; without content if there is no finite value.
-  """
-  traces = [
-    {
-      'type': 'bar',
-      'legendgroup': run,
-      'x': list(of_run),
-      'y': list(of_run.values()),
-      'marker': {'color': styles[run].color},
-      'hovertemplate': f'{styles[run].text}, %{{x}}: %{{y:.4~g}}'
-      '<extra></extra>',
-    }
-    for run, of_run in values.items()
-  ]
-  words = '; '.join(
-    f'{run} ' + ', '.join(formats.number(value) for value in of_run.values())
-    for run, of_run in values.items()
-  )
-  any_finite = any(finite(of_run.values()) for of_run in values.values())
-  return Figure(
-    name,
-    title,
-    caption,
-    f'{title}: {words}.',
-    {
-      'traces': traces,
-      'layout': {
-        'barmode': 'group',
-        'bargap': 0.25,
-        'xaxis': {'type': 'category'},
-        'yaxis': {'rangemode': 'tozero'},
-      },
-    }
-    if any_finite
-    else None,
   )

@@ -86,7 +86,7 @@ def learning_curves(
     _figure(
       'gap',
       f'Gap: training minus test {name}',
-      'Far from 0: the network fits its training examples better than others.',
+      'Above 0: the network fits its training examples better than others.',
       gap,
       f'gap{formats.comma_unit(metric)}',
       scale=scale,
