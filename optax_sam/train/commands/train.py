@@ -25,7 +25,7 @@ from optax_sam.train.commands import progress
 from optax_sam.train.config import checks, configs, errors, output_dir
 from optax_sam.train.data import inputs
 from optax_sam.train.distributed import processes, sharding
-from optax_sam.train.loop import task
+from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, Row, Trainer
 from optax_sam.train.optimizers import accuracy_schedule, build
@@ -168,7 +168,8 @@ def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
 
 def _prepare(config: configs.TrainConfig) -> pathlib.Path:
   """Returns the directory of the run, new or existing."""
-  default = output_dir.dated(f'{config.method}-{config.dataset}')
+  data = configs.dataset_name(config)
+  default = output_dir.dated(f'{config.method}-{data}')
   target = pathlib.Path(processes.broadcast(str(config.output or default)))
   action = _check_resumable if config.resume else _create
   processes.on_first(lambda: action(config, target))
@@ -267,7 +268,7 @@ def _train(
       if (
         current.evaluations and current.evaluations[-1]['step'] == current.step
       ):
-        reporter.line(_evaluation(current))
+        reporter.line(_evaluation(current, trainer.task.objective.measured))
       if processes.should_stop(current.step, interrupted.is_set()):
         checkpoints.save(current)
         raise KeyboardInterrupt
@@ -381,31 +382,29 @@ def _as_comparison(
     total_steps=config.steps,
     test_examples=problem.inputs.test_examples,
     sharpness_radius=config.sharpness_radius,
+    metric=problem.objective.measured,
   )
 
 
-def _evaluation(current: Progress) -> str:
+def _evaluation(current: Progress, measured: results.Metric) -> str:
   last = current.evaluations[-1]
-  line = (
-    f'  step {last["step"]}: test accuracy '
-    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}'
-  )
+  line = f'  step {last["step"]}: {objectives.shown(measured, last)}'
   if 'ema_test_loss' in last:
-    line += (
-      f'; with averaged weights {100 * last["ema_test_accuracy"]:.2f} %, '
-      f'{last["ema_test_loss"]:.4f}'
-    )
+    averaged = objectives.shown(measured, last, 'ema_')
+    line += f'; with averaged weights: {averaged}'
   return line
 
 
 def _divergence(
   config: configs.TrainConfig, current: Progress, target: pathlib.Path
 ) -> str:
+  paths = (target / CHECKPOINTS).glob('[0-9]*')
+  steps = ', '.join(map(str, sorted(int(path.name) for path in paths)))
+  saved = f'checkpoints of steps {steps}' if steps else 'no checkpoint'
   return (
     f'{config.method} diverged at step {current.step} of {config.steps}: '
-    f'{current.stopped}. {target} has {METRICS} up to this step and the '
-    f'checkpoints before it; try a smaller --learning-rate or --rho, or '
-    f'--clip-norm'
+    f'{current.stopped}; {target} has {METRICS} up to this step and {saved}; '
+    f'try a smaller --learning-rate or --rho, or --clip-norm'
   )
 
 

@@ -18,7 +18,8 @@ import math
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import jax
@@ -175,6 +176,7 @@ def opened(
   overwrite: bool = False,
   adding: dict[str, Any] | None = None,
   free: frozenset[str] = frozenset(),
+  defaults: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Store]:
   """Opens the store of a comparison, new or to go on with, for one process.
 
@@ -186,6 +188,7 @@ def opened(
     overwrite: whether to remove what an earlier comparison has stored.
     adding: what is added to an earlier comparison, whose settings differ.
     free: names of settings that may differ from those of the comparison.
+    defaults: of settings that are younger than the comparison.
 
   Yields:
     The store, with what is finished.
@@ -205,7 +208,7 @@ def opened(
     if overwrite:
       clear(directory)
     elif former is not None and not adding:
-      check_same(directory, former['settings'], settings, free)
+      check_same(directory, {**defaults, **former['settings']}, settings, free)
     store = Store(directory)
     output_dir.write_config(directory, 'compare', settings, adding=adding)
     try:
@@ -292,7 +295,7 @@ def describe(task: Any) -> dict[str, Any]:
   for leaf in jax.tree.leaves(parts):
     checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
   return {
-    'model': type(task.model).__name__,
+    'model': task.model.name,
     'parameters': _shapes(shapes),
     'data': _shapes(parts),
     'checksum': checksum,

@@ -77,21 +77,22 @@ def render_page(comparison: Comparison) -> str:
     example_worth=worth,
     holding_out=formats.join(holding_out),
     command=comparison.command,
-    facts=facts(comparison),
+    facts=facts(comparison, configs.CompareConfig()),
     papers=display.papers(styles),
   )
 
 
-def facts(comparison: Comparison) -> Facts:
+def facts(comparison: Comparison, default: configs.Experiment) -> Facts:
   """Returns what the numbers depend on: settings, versions, machine.
 
   Args:
     comparison: The measured comparison.
+    default: The default configuration of the command.
 
   Returns:
     Names and values under headings; settings with their default are left out.
   """
-  defaults = configs.settings(configs.CompareConfig())
+  defaults = configs.settings(default)
   changed = [
     (name.replace('_', ' '), page.in_words(value))
     for name, value in comparison.settings.items()

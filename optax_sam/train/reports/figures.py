@@ -1,7 +1,7 @@
 """Figures of the pages, as data for Plotly: JSON, without code.
 
-`figures.js` makes traces and a layout of them. A colour is the name of a CSS variable ('--hue-3'), so
-that a figure follows the page into dark mode.
+`figures.js` makes traces and a layout of them. A colour is the name of a CSS
+variable ('--hue-3'), so that a figure follows the page into dark mode.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ class Figure:
     title: Title.
     caption: Explanation.
     alternative: Text alternative, for screen readers and without JavaScript.
-    content: What `figures.js` reads: `curves` or `points` with a choice of the x
-      axis, or `traces` and `layout` of Plotly. None if there is no data.
+    content: What `figures.js` reads: `curves` or `points` with a choice of
+      the x axis, or `traces` and `layout` of Plotly. None if there is no data.
   """
 
   name: str

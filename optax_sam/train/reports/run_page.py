@@ -3,6 +3,7 @@
 import math
 import pathlib
 
+from optax_sam.train.config import configs
 from optax_sam.train.reports import (
   comparison_page,
   display,
@@ -84,6 +85,6 @@ def render_page(training: Comparison) -> str:
     cards=cards,
     started=formats.moment(training.started),
     command=training.command,
-    facts=comparison_page.facts(training),
+    facts=comparison_page.facts(training, configs.TrainConfig()),
     papers=display.papers(styles),
   )

@@ -56,7 +56,7 @@ def learning_curves(
   logged = {
     method: curves.logged(comparison, method, 'loss') for method in styles
   }
-  return [
+  made = [
     _figure(
       'test-metric',
       f'Test {name}',
@@ -93,6 +93,8 @@ def learning_curves(
       include=(0,),
     ),
   ]
+  # The metric may be the loss.
+  return [made[0], *made[2:]] if metric.name == 'loss' else made
 
 
 def course(comparison: Comparison, styles: Mapping[str, Style]) -> list[Figure]:

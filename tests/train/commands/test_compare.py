@@ -1,12 +1,13 @@
 import dataclasses
 import io
 import json
+import math
 
 import pytest
 from rich.console import Console
 
 from optax_sam.train.commands import compare
-from optax_sam.train.comparison import timing
+from optax_sam.train.comparison import runs, store, timing
 from optax_sam.train.loop.trainer import Trainer
 from tests.train import problems
 
@@ -55,7 +56,7 @@ def test_every_method_runs_with_every_seed(small):
 
 def test_the_output_has_report_and_configuration(small):
   config, _, text = small
-  assert problems.names(config.output) == compare.FILES
+  assert problems.names(config.output) == store.FILES - {'trials'}
   assert problems.names(config.output.parent) == {config.output.name}
   content = json.loads((config.output / 'config.json').read_text())
   assert content['settings']['label_noise'] == 0.1
@@ -98,6 +99,54 @@ def test_bad_input_is_refused_before_training(
   assert problems.names(tmp_path / 'precious') == {'file'}
 
 
+def test_a_run_that_diverges_is_named_and_the_others_go_on(
+  tmp_path, monkeypatch
+):
+  original = Trainer._log_row
+
+  def row(self, progress, metrics):
+    lost = {'loss': math.nan} if self.name == 'sam' else {}
+    return original(self, progress, metrics) | lost
+
+  monkeypatch.setattr(Trainer, '_log_row', row)
+  config = problems.compare_config(
+    methods=('sam', 'asam'), timing_rounds=1, output=tmp_path / 'out'
+  )
+  comparison, text = run(config)
+  sgd, sam, asam = comparison.runs
+  assert (sgd.stopped, asam.stopped) == ('', '')
+  assert sgd.steps == asam.steps == 12
+  assert sam.diverged
+  assert 'not finite' in sam.stopped
+  assert comparison.is_complete(sam)
+  assert 'sam, seed 0: diverged at step 2 of 12: the loss is not fin' in text
+
+
+def test_a_comparison_with_search_and_budget(tmp_path):
+  config = problems.compare_config(
+    tune=(),
+    trials=2,
+    validation=0.5,
+    budget='gradients',
+    output=tmp_path / 'out',
+  )
+  comparison, text = run(config)
+  sgd, sam = comparison.runs
+  assert comparison.budget == 'gradients'
+  assert len(comparison.trials) == 8
+  assert sam.settings['rho'] in {
+    trial.settings['rho'] for trial in comparison.trials[4:]
+  }
+  assert set(sgd.settings) == {'learning_rate'}
+  assert sam.steps == sam.planned_steps == 12
+  assert 22 <= sgd.steps <= 25
+  # The costs of whole runs are equal, but for the rounding of the steps.
+  ends = [one.evaluations[-1]['gradients'] for one in (sgd, sam)]
+  assert ends[0] == pytest.approx(ends[1], rel=0.05)
+  assert 'sgd: learning_rate=' in text
+  assert f'Steps at equal gradients: sgd {sgd.steps}, sam 12' in text
+
+
 def interrupt_at(monkeypatch, number):
   """Raises KeyboardInterrupt at the start with this number."""
   original, started = Trainer.start, []
@@ -112,13 +161,14 @@ def interrupt_at(monkeypatch, number):
 
 
 def test_ctrl_c_reports_the_finished_runs(tmp_path, monkeypatch):
-  interrupt_at(monkeypatch, 4)  # after two compilations and one run
+  monkeypatch.setattr(runs, 'workers', lambda: 1)
+  interrupt_at(monkeypatch, 5)  # after three compilations and one run
   config = problems.compare_config(output=tmp_path / 'out')
   comparison, text = run(config)
   assert comparison.interrupted
   assert [run.method for run in comparison.runs] == ['sgd']
   assert 'Interrupted; finished runs: 1.' in text
-  assert problems.names(tmp_path / 'out') == compare.FILES
+  assert problems.names(tmp_path / 'out') == store.FILES - {'trials'}
 
 
 def test_ctrl_c_before_any_run_writes_nothing(tmp_path, monkeypatch):
