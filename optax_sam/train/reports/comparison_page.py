@@ -196,7 +196,7 @@ def _cards(
   scored = [row for row in summary if row.score is not None]
   if not scored:
     return []
-  best = max(scored, key=lambda row: sign * (row.score or 0.0))
+  best = next(row for row in scored if row.method == comparison.best())
   unit = '%' if metric.percent else ''
   reason = f'{formats.score(best.score, metric)}{unit} test'
   reason += f' {formats.name_of(metric)}'
