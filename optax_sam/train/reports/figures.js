@@ -312,7 +312,10 @@ const figuresOf = (page, options, hidden) => {
       traces: [pareto, ...marks],
       layout: {
         height: Math.max(HEIGHT, 26 * points.length),
-        xaxis: {title: {text: X_LABELS[own]}, range: range(xs, 70 / width, 90 / width)},
+        xaxis: {
+          title: {text: X_LABELS[own]},
+          range: range(xs, 70 / width, 90 / width),
+        },
         yaxis: {title: {text: figure.label}, range: range(ys, 0.1, 0.14)},
       },
     };
