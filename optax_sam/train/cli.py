@@ -59,11 +59,16 @@ def _run(config: Any, command: str) -> int:
       from optax_sam.train.distributed import processes
 
       with processes.joined(config):
-        return 0 if train.run(config, console) else errors.INTERRUPTED
+        return 0 if train.run(config, console, command) else errors.INTERRUPTED
     case configs.SharpnessConfig():
       from optax_sam.train.commands import sharpness
 
       sharpness.run(config, console, command)
+      return 0
+    case configs.ReportConfig():
+      from optax_sam.train.commands import report
+
+      report.run(config, console)
       return 0
     case configs.ConvertConfig():
       from optax_sam.train.commands import convert

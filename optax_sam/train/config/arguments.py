@@ -17,6 +17,7 @@ _COMMANDS = {
   'compare': configs.CompareConfig,
   'train': configs.TrainConfig,
   'sharpness': configs.SharpnessConfig,
+  'report': configs.ReportConfig,
   'methods': configs.MethodsConfig,
   'convert': configs.ConvertConfig,
 }
@@ -52,6 +53,7 @@ EXAMPLES = {
     'optax-sam train --method sam --steps 1000 -o runs/sam --resume',
   ),
   'sharpness': ('optax-sam sharpness runs/ae_sam runs/sgd -o sharpness',),
+  'report': ('optax-sam report runs/demo',),
   'methods': ('optax-sam methods', 'optax-sam methods AE-SAM'),
   'convert': ('optax-sam convert --source images/ --output shards/',),
 }

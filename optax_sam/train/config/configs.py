@@ -95,6 +95,14 @@ class SharpnessConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+  """Writes the report of a comparison again, from its saved results."""
+
+  directory: tyro.conf.Positional[pathlib.Path]
+  """Output of `compare`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodsConfig:
   """Lists the methods, or describes those that are named."""
 
