@@ -89,7 +89,7 @@ def test_a_comparison_shows_its_results(small, tmp_path, monkeypatch):
     name: np.mean(list(small.scores(name).values())) for name in small.methods
   }
   assert means[small.best()] == max(means.values())
-  assert 'swa' in small.table()
+  assert 'SWA' in small.table()
   assert small._repr_html_().count('<tr>') == 4
   path = small.report(tmp_path / 'new' / 'page.html')
   assert path.read_text().startswith('<!')
