@@ -16,7 +16,8 @@ from benchmarks import hlo, pod_steps
 from optax_sam.train import models
 from optax_sam.train.config import configs
 from optax_sam.train.data import imagenet
-from optax_sam.train.loop import task
+from optax_sam.train.loop import objectives, task
+from optax_sam.train.models import functions
 
 _RECIPES = pathlib.Path(__file__).parents[1] / 'recipes' / 'imagenet'
 # The base recipe of a model; other methods differ only in the method.
@@ -120,10 +121,13 @@ def build(model: str, row: str, mesh: Mesh) -> pod_steps.Program:
   config = recipe(model, name)
   example = (config.image_size, config.image_size, 3)
   images: Any = Images(config)  # other inputs of a run are not needed
+  module = models.build(
+    model, Images.classes, example, dtype=jnp.dtype(config.dtype)
+  )
   problem = task.Task(
-    models.build(model, Images.classes, example, dtype=jnp.dtype(config.dtype)),
+    functions.from_model(module),
     images,
-    config.label_smoothing,
+    objectives.build(label_smoothing=config.label_smoothing),
   )
   return pod_steps.of_task(problem, config, mesh, sync_ascent=sync_ascent)
 

@@ -23,6 +23,7 @@ from optax_sam.train import models
 from optax_sam.train.data import datasets, inputs
 from optax_sam.train.loop import train_step
 from optax_sam.train.loop.task import Task
+from optax_sam.train.models import functions
 from optax_sam.train.reports import machine
 
 _CLASSES = 10
@@ -169,7 +170,8 @@ def _task(
     for i in range(num_batches)
   ]
   model = models.build('cnn', _CLASSES, _IMAGE).clone(convolve=convolve)
-  return Task(model, inputs.InMemory(dataset, batch_size)), batches
+  examples = inputs.InMemory(dataset, batch_size)
+  return Task(functions.from_model(model), examples), batches
 
 
 def main(

@@ -11,6 +11,7 @@ from optax_sam.train.config import configs
 from optax_sam.train.data import datasets, inputs
 from optax_sam.train.loop import task
 from optax_sam.train.loop.trainer import Trainer
+from optax_sam.train.models import functions
 from optax_sam.train.optimizers import build
 
 SMALL = {
@@ -36,13 +37,20 @@ def names(directory):
   return {path.name for path in directory.iterdir()}
 
 
+MODULES = {
+  'mlp': models.MLP(10, widths=(16,)),
+  'cnn': models.CNN(10, widths=(4, 8)),
+}
+
+
 def small_task(model, batch_size, process=None):
-  small = {
-    'mlp': models.MLP(10, widths=(16,)),
-    'cnn': models.CNN(10, widths=(4, 8)),
-  }
   examples = inputs.InMemory(datasets.load('digits'), batch_size, process)
-  return task.Task(small[model], examples)
+  return task.Task(functions.from_model(MODULES[model]), examples)
+
+
+def module(one):
+  """Returns the linen module of a trainer."""
+  return MODULES[one.config.model]
 
 
 def trainer(name, *, given=None, **changes):
@@ -63,7 +71,7 @@ def reestimated(one, params, statistics):
   """Returns batch-norm statistics over the training examples, by hand."""
 
   def changed(variables, batch):
-    return one.task.model.apply(
+    return module(one).apply(
       variables, batch['inputs'], train=True, mutable=['batch_stats']
     )[1]
 

@@ -17,7 +17,10 @@ from optax_sam.train.reports import comparison_report, results
 
 
 def run(
-  config: configs.CompareConfig, console: Console, command: str = ''
+  config: configs.CompareConfig,
+  console: Console,
+  command: str = '',
+  problem: task.Task | None = None,
 ) -> results.Comparison:
   """Compares methods and writes a report.
 
@@ -27,6 +30,7 @@ def run(
     config: methods, seeds and settings to compare.
     console: console for progress and the table of results.
     command: the command line, for the report.
+    problem: the task; None for that of the configuration.
 
   Returns:
     The measured comparison. After Ctrl-C or SIGTERM it is marked `interrupted`
@@ -38,14 +42,16 @@ def run(
     ValueError: if the configuration is invalid; raised before any training.
     OSError: if the output cannot be written. Finished runs are stored.
   """
-  checks.validate(config)
+  if problem is None:
+    checks.validate(config)
   resolved = continuation.resolve(config)
   config = resolved.config
-  checks.validate(config)
+  if problem is None:
+    checks.validate(config)
   settings = plan.method_settings(config)
   target = config.output or output_dir.dated(config.dataset)
   store.former_output(target, overwrite=config.overwrite)  # before the data
-  problem = task.build(config)
+  problem = problem or task.build(config)
   with (
     store.opened(
       target,

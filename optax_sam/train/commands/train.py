@@ -23,10 +23,11 @@ from optax_sam.train.commands import progress
 from optax_sam.train.config import checks, configs, errors, output_dir
 from optax_sam.train.data import inputs
 from optax_sam.train.distributed import processes, sharding
-from optax_sam.train.loop import task
+from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, Row, Trainer
 from optax_sam.train.optimizers import accuracy_schedule, build
+from optax_sam.train.reports import results
 
 CHECKPOINTS = 'checkpoints'
 METRICS = 'metrics.jsonl'
@@ -252,7 +253,7 @@ def _train(
       if (
         current.evaluations and current.evaluations[-1]['step'] == current.step
       ):
-        reporter.line(_evaluation(current))
+        reporter.line(_evaluation(current, trainer.task.objective.measured))
       if processes.should_stop(current.step, interrupted.is_set()):
         checkpoints.save(current)
         raise KeyboardInterrupt
@@ -330,28 +331,25 @@ def _write_metrics(
   temporary.replace(path)
 
 
-def _evaluation(current: Progress) -> str:
+def _evaluation(current: Progress, measured: results.Metric) -> str:
   last = current.evaluations[-1]
-  line = (
-    f'  step {last["step"]}: test accuracy '
-    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}'
-  )
+  line = f'  step {last["step"]}: {objectives.shown(measured, last)}'
   if 'ema_test_loss' in last:
-    line += (
-      f'; with averaged weights {100 * last["ema_test_accuracy"]:.2f} %, '
-      f'{last["ema_test_loss"]:.4f}'
-    )
+    averaged = objectives.shown(measured, last, 'ema_')
+    line += f'; with averaged weights: {averaged}'
   return line
 
 
 def _divergence(
   config: configs.TrainConfig, current: Progress, target: pathlib.Path
 ) -> str:
+  paths = (target / CHECKPOINTS).glob('[0-9]*')
+  steps = ', '.join(map(str, sorted(int(path.name) for path in paths)))
+  saved = f'checkpoints of steps {steps}' if steps else 'no checkpoint'
   return (
     f'{config.method} diverged at step {current.step} of {config.steps}: '
-    f'{current.stopped}. {target} has {METRICS} up to this step and the '
-    f'checkpoints before it; try a smaller --learning-rate or --rho, or '
-    f'--clip-norm'
+    f'{current.stopped}; {target} has {METRICS} up to this step and {saved}; '
+    f'try a smaller --learning-rate or --rho, or --clip-norm'
   )
 
 

@@ -26,8 +26,8 @@ def step_costs(
   """Returns the operations of a step, in units of a step of the base.
 
   XLA counts them in the compiled steps, and a conditional as its costlier
-  branch. So a skipped step counts as a step of the base: the tests of the
-  library check that it computes one gradient. Work between steps, such as a
+  branch. A skipped step counts as a step of the base, because it computes one
+  gradient, as the tests of the library check. Work between steps, such as a
   validation, does not count.
 
   Args:
@@ -160,4 +160,5 @@ def _operations(trainer: Trainer) -> float:
   if trainer.on_host:  # several functions; the single one is the same step
     config = dataclasses.replace(trainer.config, execution='jit')
     trainer = Trainer(config, trainer.task, trainer.name, trainer.settings)
-  return float(trainer.compile().cost_analysis()['flops'])
+  counted = float(trainer.compile().cost_analysis()['flops'])
+  return counted * trainer.repetition

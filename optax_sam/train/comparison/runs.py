@@ -22,7 +22,7 @@ from optax_sam.train.comparison import (
   timing,
 )
 from optax_sam.train.config import configs
-from optax_sam.train.loop import evaluation, task, train_step
+from optax_sam.train.loop import evaluation, objectives, task, train_step
 from optax_sam.train.loop.trainer import Progress, Trainer
 from optax_sam.train.reports import machine, results
 
@@ -131,6 +131,7 @@ def _empty(
     total_steps=config.steps,
     test_examples=problem.inputs.test_examples,
     sharpness_radius=config.sharpness_radius,
+    metric=problem.objective.measured,
     budget=config.budget,
   )
 
@@ -292,7 +293,7 @@ class _Comparison:
 
       run = self._one_run(name, seed, after_step)
       self.stored.add(run)
-      self.reporter.line(_summary(run))
+      self.reporter.line(_summary(run, self.problem.objective.measured))
 
     jobs = [lambda run=run: train(*run) for run in runs]
     _together(jobs, stop=stop)
@@ -347,6 +348,7 @@ class _Comparison:
       validations=current.validations,
       sharpness={},
       seconds=seconds,
+      test_values=trainer.test_values(current.state),
       planned_steps=trainer.config.steps,
       stopped=current.stopped,
     )
@@ -436,16 +438,15 @@ def _pool(
   pool.shutdown()
 
 
-def _summary(run: results.Run) -> str:
-  last = run.evaluations[-1]
+def _summary(run: results.Run, measured: results.Metric) -> str:
   if run.stopped:
     return (
       f'  {run.method}, seed {run.seed}: diverged at step {run.steps} of '
       f'{run.planned_steps}: {run.stopped}'
     )
   return (
-    f'  {run.method}, seed {run.seed}: test accuracy '
-    f'{100 * last["test_accuracy"]:.2f} %, test loss {last["test_loss"]:.4f}, '
+    f'  {run.method}, seed {run.seed}: '
+    f'{objectives.shown(measured, run.evaluations[-1])}, '
     f'top eigenvalue {run.sharpness["top_eigenvalue"]:.3g}, '
     f'{run.seconds:.1f} s'
   )

@@ -14,7 +14,7 @@ Score = tuple[float, float]
 # has half as many runs as the one before.
 LENGTHS = (1 / 4, 1 / 2, 1)
 # Distances to the best point so far at which new points are tried, in order.
-_DISTANCES = (1.0, 0.5, 2.0, 0.25, 3.0)
+_DISTANCES = (1.0, 0.5, 2.0, 3.0)
 _LARGEST_EXPONENT = 20
 
 

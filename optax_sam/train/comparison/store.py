@@ -295,7 +295,7 @@ def describe(task: Any) -> dict[str, Any]:
   for leaf in jax.tree.leaves(parts):
     checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
   return {
-    'model': type(task.model).__name__,
+    'model': task.model.name,
     'parameters': _shapes(shapes),
     'data': _shapes(parts),
     'checksum': checksum,

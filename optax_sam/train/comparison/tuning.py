@@ -18,7 +18,7 @@ from optax_sam.train.loop.task import Task
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
-from optax_sam.train.reports.results import Metric, Trial
+from optax_sam.train.reports.results import Trial
 
 RADIUS, RATE = 'radius', 'learning_rate'
 # Of parameters and order of the examples; no run of a comparison has this seed.
@@ -41,7 +41,7 @@ def check(config: configs.CompareConfig, settings: Settings) -> None:
     msg = f'--validation must be above 0 and below 1, not {config.validation}'
     raise ValueError(msg)
   for text in config.tune or ():
-    method, dot, setting = text.partition('.')
+    method, dot, setting = text.rpartition('.')
     if text not in (RADIUS, RATE) and not (dot and method in settings):
       msg = (
         f'--tune {text!r} must be {RADIUS}, {RATE} or METHOD.SETTING with a '
@@ -80,7 +80,7 @@ def start(
   radius = METHODS[name].row.radius if name in METHODS else None
   wanted = []
   for text in config.tune or (RADIUS,):
-    method, dot, setting = text.partition('.')
+    method, dot, setting = text.rpartition('.')
     if dot and method == name:
       wanted.append(setting)
     elif text == RATE:
@@ -116,14 +116,12 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
   if not examples:
     msg = f'--validation {config.validation} holds out no example; give more'
     raise ValueError(msg)
-  for name in ('batch_size', 'sharpness_examples'):
-    if getattr(config, name) > left:
-      msg = (
-        f'--{name.replace("_", "-")} must be at most {left}, the number of '
-        f'training examples that --validation {config.validation} leaves, not '
-        f'{getattr(config, name)}'
-      )
-      raise ValueError(msg)
+  if config.batch_size > left:
+    msg = (
+      f'--batch-size must be at most {left}, the number of training examples '
+      f'that --validation {config.validation} leaves, not {config.batch_size}'
+    )
+    raise ValueError(msg)
   rest = dataclasses.replace(data.dataset, train=train)
   searched = dataclasses.replace(rest, test=held_out)
   return _with_data(task, data, rest), _with_data(task, data, searched)
@@ -183,7 +181,7 @@ class _Trials:
     self.config, self.task, self.name, self.own = config, task, name, own
     self.trials, self.save = trials, save
     self.start = start(config, name, own)
-    self.metric = task_metric(task)
+    self.metric = task.objective.measured
     self._allowed: dict[tuple[Any, ...], Point] = {}
     self._trainers: dict[Any, _Trainer] = {}
 
@@ -310,11 +308,6 @@ class _Trainer(Trainer):
       return updates, (values, inner)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def task_metric(task: Task) -> Metric:
-  """Returns the metric of a task."""
-  return getattr(getattr(task, 'objective', None), 'measured', Metric())
 
 
 def _with_data(

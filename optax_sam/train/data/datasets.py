@@ -17,14 +17,14 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Training and test examples of a classification problem.
+  """Training and test examples.
 
   Attributes:
-    train: `inputs` (examples, ..., channels) and `labels` (examples,).
+    train: `inputs` (examples, ...) and `labels`, the targets: classes
+      (examples,), or others.
     test: the same for the test part.
-    classes: number of classes.
-    validation: the same for examples to choose settings on, None if they are to
-      be split from the training part.
+    classes: number of classes, 0 for other targets.
+    validation: a part for the choice of settings, None for none.
   """
 
   train: Batch
@@ -79,9 +79,9 @@ def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
   Returns:
     The remaining examples and the held-out ones, in their original order.
   """
-  labels = np.asarray(train['labels'])
-  if labels.ndim > 1 or not np.issubdtype(labels.dtype, np.integer):
-    labels = np.zeros(len(labels), int)
+  labels = train['labels']
+  if labels.ndim > 1 or labels.dtype.kind == 'f':
+    labels = np.zeros(len(labels), int)  # no classes to have fractions of
   # A third number keeps this seed apart from those of the epochs.
   generator = np.random.default_rng((seed, 0, 1))
   is_held_out = np.zeros(len(labels), bool)

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -63,3 +64,40 @@ class Stopwatch:
     yield
     self._began += time.perf_counter() - self._paused
     self._paused = None
+
+
+def repetition(jaxpr: Any) -> float:
+  """Returns how many times more operations a function has than XLA counts.
+
+  XLA counts the body of a loop once, as if it were not repeated.
+
+  Args:
+    jaxpr: of the function.
+  """
+  once = _operations(jaxpr, repeats=False)
+  return _operations(jaxpr, repeats=True) / once if once else 1.0
+
+
+def _operations(jaxpr: Any, *, repeats: bool) -> float:
+  """Returns the operations of matrix products and convolutions."""
+  total = 0.0
+  for equation in jaxpr.eqns:
+    name, given = equation.primitive.name, equation.params
+    out = math.prod(getattr(equation.outvars[0].aval, 'shape', ()))
+    if name == 'dot_general':
+      (contracted, _), _ = given['dimension_numbers']
+      shape = equation.invars[0].aval.shape
+      total += 2 * out * math.prod(shape[axis] for axis in contracted)
+    elif name == 'conv_general_dilated':
+      shape = equation.invars[1].aval.shape
+      outputs = shape[given['dimension_numbers'].rhs_spec[0]]
+      total += 2 * out * math.prod(shape) / outputs
+    inner = [
+      _operations(getattr(part, 'jaxpr', part), repeats=repeats)
+      for value in given.values()
+      for part in (value if isinstance(value, tuple | list) else [value])
+      if hasattr(part, 'jaxpr') or hasattr(part, 'eqns')
+    ]
+    times = given['length'] if name == 'scan' and repeats else 1
+    total += times * (max(inner) if name == 'cond' else sum(inner))
+  return total

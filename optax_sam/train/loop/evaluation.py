@@ -1,59 +1,101 @@
-"""Loss and accuracy over test examples."""
+"""Loss and metric over test examples."""
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from optax_sam import batch_norm
 from optax_sam.train.data.datasets import Batch
 from optax_sam.train.distributed.sharding import Placement
-from optax_sam.train.loop.task import Collections, Task
+from optax_sam.train.loop.task import Statistics, Task
 
 # More examples would hardly change the means.
 _EXAMPLES = 4096
+# Examples of one forward pass, which limits its memory.
+_PART = 1024
 
 
 def evaluate(
   task: Task,
   params: Any,
-  statistics: Collections,
+  statistics: Statistics,
   batches: Iterable[Batch],
   placement: Placement,
 ) -> tuple[float, float]:
-  """Returns mean loss and accuracy in evaluation mode.
+  """Returns mean loss and mean metric in evaluation mode.
 
   Args:
-    task: model and losses.
+    task: model and objective.
     params: the parameters to evaluate.
     statistics: running statistics of batch norm.
-    batches: either one batch of all examples, the same on every process, or
-      batches with `is_example`, of which every process has its own rows. Rows
-      with false `is_example` have weight 0.
+    batches: either batches that are the same on every process, or batches with
+      `is_example`, of which every process has its own rows. Rows with false
+      `is_example` have weight 0.
     placement: of the batches.
 
   Returns:
     Both means; NaN if there are no examples.
   """
-  losses, right, examples = [], 0, 0
+  losses, values, examples = [], [], 0
   for batch in batches:
-    if 'is_example' not in batch:
-      loss, accuracy = whole(task, params, statistics, placement.whole(batch))
-      return float(loss), float(accuracy)
-    sums = _sums(task, params, statistics, placement.batch(batch))
-    losses.append(float(sums[0]))
-    right += int(sums[1])
-    examples += int(sums[2])
+    if 'is_example' in batch:
+      sums = _sums(task, params, statistics, placement.batch(batch))
+      losses.append(float(sums[0]))
+      values.append(float(sums[1]))
+      examples += int(sums[2])
+      continue
+    for part in parts(batch):
+      loss, value, _ = whole(task, params, statistics, placement.whole(part))
+      count = len(part['labels'])
+      losses.append(count * float(loss))
+      values.append(count * float(value))
+      examples += count
   if not examples:
     return math.nan, math.nan
-  return math.fsum(losses) / examples, right / examples
+  return math.fsum(losses) / examples, math.fsum(values) / examples
+
+
+def test_values(
+  task: Task, params: Any, statistics: Statistics, placement: Placement
+) -> list[float]:
+  """Returns the metric of every test example, in their order.
+
+  Args:
+    task: model, data in memory and objective.
+    params: the parameters to evaluate.
+    statistics: running statistics of batch norm.
+    placement: of the batches.
+  """
+  return [
+    float(value)
+    for batch in task.inputs.test()
+    for part in parts(batch)
+    for value in np.asarray(
+      whole(task, params, statistics, placement.whole(part))[2]
+    )
+  ]
+
+
+def parts(batch: Batch) -> Iterator[Batch]:
+  """Splits a batch into parts that fit in memory, of equal size if possible."""
+  count = len(batch['labels'])
+  if count <= _PART:
+    yield batch
+    return
+  sizes = range(_PART, _PART // 2, -1)
+  size = next((size for size in sizes if count % size == 0), _PART)
+  for start in range(0, count, size):
+    yield {name: x[start : start + size] for name, x in batch.items()}
 
 
 def statistics(
-  task: Task, params: Any, former: Collections, placement: Placement
-) -> Collections:
+  task: Task, params: Any, former: Statistics, placement: Placement
+) -> Statistics:
   """Returns running statistics of batch norm for averaged parameters.
 
   They are computed batch by batch over fixed training examples.
@@ -71,27 +113,40 @@ def statistics(
   rows = inputs.batch_size
   count = max(1, min(inputs.train_examples, _EXAMPLES) // rows)
   examples = inputs.fixed(count * rows)
-  batches = (
-    # Neighbours may belong to one class, so batches are strided.
-    placement.whole({k: x[first::count] for k, x in examples.items()})
-    for first in range(count)
+  # Neighbours may belong to one class, so batches are strided.
+  batch = lambda first: placement.whole(
+    {name: x[first::count] for name, x in examples.items()}
   )
+  variables = {'params': params, **former}
   variables = batch_norm.reestimate_batch_norm(
-    task.changed_statistics, {'params': params, **former}, batches
+    task.changed_statistics, variables, map(batch, range(count))
   )
-  return {name: variables[name] for name in former}
+  found = {name: variables[name] for name in former}
+  if not any(map(_is_count, jax.tree.leaves(found))):
+    return found
+  # Equinox divides by a function of the steps so far, except at the start.
+  after = jax.jit(task.changed_statistics)(variables, batch(0))
+  return jax.tree.map(
+    lambda x, y: jnp.zeros_like(x) if _is_count(x) and x != y else x,
+    found,
+    after,
+  )
+
+
+def _is_count(leaf: jax.Array) -> bool:
+  return not leaf.shape and jnp.issubdtype(leaf.dtype, jnp.integer)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def whole(
-  task: Task, params: Any, statistics: Collections, batch: Batch
-) -> tuple[jax.Array, jax.Array]:
-  """Returns mean loss and accuracy over one batch."""
+  task: Task, params: Any, statistics: Statistics, batch: Batch
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Returns mean loss, mean metric and all metrics of one batch."""
   return task.evaluate(params, statistics, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _sums(
-  task: Task, params: Any, statistics: Collections, batch: Batch
+  task: Task, params: Any, statistics: Statistics, batch: Batch
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   return task.evaluation_sums(params, statistics, batch)

@@ -62,14 +62,14 @@ def validate(
   Returns:
     The next state, and a row of metrics.
   """
-  loss, accuracy = evaluation.evaluate(
+  loss, value = evaluation.evaluate(
     task, state.params, state.statistics, [held_out], placement
   )
   memory = placement.made(averaging.functions.validate, state.memory, loss)
   return state._replace(memory=memory), {
     'step': int(state.step),
     'validation_loss': loss,
-    'validation_accuracy': accuracy,
+    f'validation_{task.objective.measured.name}': value,
     'first_segment': int(memory.first_segment),
     'last_segment': int(memory.last_segment),
   }

@@ -1,4 +1,4 @@
-"""The task of a run: model, data and losses."""
+"""The task of a run: model, data and objective."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -11,72 +11,70 @@ import optax
 from optax_sam.train import models
 from optax_sam.train.config import configs
 from optax_sam.train.data import datasets, inputs
-
-Collections = dict[str, Any]
+from optax_sam.train.loop import objectives
+from optax_sam.train.models import functions
+from optax_sam.train.models.functions import Statistics
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """A model with its data.
+  """A model with its data and its objective.
 
   Attributes:
-    model: a linen module, called with `train=True` or `train=False`.
-    inputs: its training and test examples.
-    label_smoothing: fraction of a training label that is spread over all
-      classes.
+    model: the functions of the model.
+    inputs: its training and test examples; the targets are the `labels`.
+    objective: loss and metric.
   """
 
-  model: models.Model
+  model: functions.ModelFunctions
   inputs: inputs.Inputs
-  label_smoothing: float = 0.0
+  objective: objectives.Objective = dataclasses.field(
+    default_factory=objectives.build
+  )
 
   def close(self) -> None:
     """Stops prefetching."""
     self.inputs.close()
 
-  def init(self, key: jax.Array) -> tuple[optax.Params, Collections]:
+  def init(self, key: jax.Array) -> tuple[optax.Params, Statistics]:
     """Returns new parameters and running statistics."""
     example = self.inputs.normalize(self.inputs.sample()['inputs'][:1])
-    variables = dict(self.model.init(key, example, train=False))
-    return variables.pop('params'), variables
+    return self.model.init(key, example)
 
   def losses(
     self,
     params: optax.Params,
-    statistics: Collections,
+    statistics: Statistics,
     batch: datasets.Batch,
     key: jax.Array,
-  ) -> tuple[jax.Array, Collections]:
+  ) -> tuple[jax.Array, Statistics]:
     """Returns per-example losses in training mode, and new statistics."""
-    logits, statistics = self.logits(params, statistics, batch, key)
-    return self.losses_of(logits, batch), statistics
+    outputs, statistics = self.outputs(params, statistics, batch, key)
+    return self.losses_of(outputs, batch), statistics
 
-  def logits(
+  def outputs(
     self,
     params: optax.Params,
-    statistics: Collections,
+    statistics: Statistics,
     batch: datasets.Batch,
     key: jax.Array,
-  ) -> tuple[jax.Array, Collections]:
-    """Returns the logits in training mode, and new statistics."""
-    return self._apply(
-      params,
-      statistics,
-      batch,
-      train=True,
-      rngs={'dropout': key},
-      mutable=list(statistics),
-    )
+  ) -> tuple[Any, Statistics]:
+    """Returns the outputs in training mode, and new statistics."""
+    values = self.inputs.normalize(batch['inputs'])
+    return self.model.apply(params, statistics, values, train=True, key=key)
 
-  def evaluation_logits(
-    self, params: optax.Params, statistics: Collections, batch: datasets.Batch
-  ) -> jax.Array:
-    """Returns the logits in evaluation mode."""
-    return self._apply(params, statistics, batch, train=False)
+  def evaluation_outputs(
+    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
+  ) -> Any:
+    """Returns the outputs in evaluation mode."""
+    values = self.inputs.normalize(batch['inputs'])
+    return self.model.apply(params, statistics, values, train=False, key=None)[
+      0
+    ]
 
   def changed_statistics(
     self, variables: Mapping[str, Any], batch: datasets.Batch
-  ) -> Collections:
+  ) -> Statistics:
     """Returns the running statistics after a pass in training mode.
 
     Args:
@@ -88,55 +86,54 @@ class Task:
     return self.losses(variables['params'], statistics, batch, key)[1]
 
   def per_example_losses(
-    self, params: optax.Params, statistics: Collections, batch: datasets.Batch
+    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
   ) -> jax.Array:
     """Returns per-example losses in evaluation mode.
 
     In training mode batch norm makes the losses depend on each other, and a
     single example has no variance to divide by.
     """
-    logits = self.evaluation_logits(params, statistics, batch)
-    return self.losses_of(logits, batch)
+    outputs = self.evaluation_outputs(params, statistics, batch)
+    return self.losses_of(outputs, batch)
 
   def loss(
     self,
     params: optax.Params,
-    statistics: Collections,
+    statistics: Statistics,
     batch: datasets.Batch,
     key: jax.Array,
-  ) -> tuple[jax.Array, Collections]:
+  ) -> tuple[jax.Array, Statistics]:
     """Returns the mean loss in training mode, and new statistics."""
     losses, statistics = self.losses(params, statistics, batch, key)
     return jnp.mean(losses), statistics
 
   def evaluate(
-    self, params: optax.Params, statistics: Collections, batch: datasets.Batch
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns mean loss and accuracy in evaluation mode."""
-    logits = self.evaluation_logits(params, statistics, batch)
-    losses = _cross_entropy(logits, batch['labels'])
-    right = jnp.argmax(logits, axis=-1) == batch['labels']
-    return jnp.mean(losses), jnp.mean(right.astype(jnp.float32))
+    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns mean loss, mean metric and the metric of every example.
+
+    In evaluation mode.
+    """
+    losses, values = self._evaluated(params, statistics, batch)
+    return jnp.mean(losses), jnp.mean(values), values
 
   def evaluation_sums(
-    self, params: optax.Params, statistics: Collections, batch: datasets.Batch
+    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns summed losses, correct predictions and number of examples.
+    """Returns summed losses, summed metrics and number of examples.
 
     In evaluation mode. Rows with false `is_example` have weight 0.
     """
-    logits = self.evaluation_logits(params, statistics, batch)
     counts = batch['is_example']
-    losses = _cross_entropy(logits, batch['labels'])
-    right = jnp.argmax(logits, axis=-1) == batch['labels']
+    losses, values = self._evaluated(params, statistics, batch)
     return (
       jnp.sum(jnp.where(counts, losses, 0)),
-      jnp.sum(right & counts),
+      jnp.sum(jnp.where(counts, values, 0)),
       jnp.sum(counts),
     )
 
   def evaluation_loss(
-    self, params: optax.Params, statistics: Collections, batch: datasets.Batch
+    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
   ) -> jax.Array:
     """Returns the mean loss in evaluation mode.
 
@@ -147,25 +144,65 @@ class Task:
       return total / jnp.maximum(examples, 1)
     return self.evaluate(params, statistics, batch)[0]
 
-  def losses_of(self, logits: jax.Array, batch: datasets.Batch) -> jax.Array:
+  def losses_of(self, outputs: Any, batch: datasets.Batch) -> jax.Array:
     """Returns per-example training losses, with smoothed labels."""
-    if not self.label_smoothing:
-      return _cross_entropy(logits, batch['labels'])
-    labels = optax.smooth_labels(
-      jax.nn.one_hot(batch['labels'], logits.shape[-1]), self.label_smoothing
-    )
-    return optax.softmax_cross_entropy(logits, labels)
+    return self.objective.training_loss(outputs, batch['labels'])
 
-  def _apply(
-    self,
-    params: Any,
-    statistics: Collections,
-    batch: datasets.Batch,
-    **how: Any,
-  ) -> Any:
-    variables = {'params': params, **statistics}
-    values = self.inputs.normalize(batch['inputs'])
-    return self.model.apply(variables, values, **how)
+  def _evaluated(
+    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
+  ) -> tuple[jax.Array, jax.Array]:
+    outputs = self.evaluation_outputs(params, statistics, batch)
+    return (
+      self.objective.loss(outputs, batch['labels']),
+      self.objective.metric(outputs, batch['labels']),
+    )
+
+
+def create(
+  model: functions.ModelFunctions,
+  dataset: datasets.Dataset,
+  batch_size: int,
+  objective: objectives.Objective,
+) -> Task:
+  """Returns a task of any model, after checking that its parts fit.
+
+  Args:
+    model: the functions of the model.
+    dataset: its examples. If the targets are classes, their number becomes that
+      of the outputs.
+    batch_size: examples in a step.
+    objective: loss and metric.
+
+  Raises:
+    ValueError: if the model does not take the inputs, or if its outputs do not
+      fit the targets, in one line.
+  """
+  examples = inputs.InMemory(dataset, batch_size)
+  task = Task(model, examples, objective)
+  batch = {name: values[:1] for name, values in examples.sample().items()}
+  try:
+    params, statistics = jax.eval_shape(task.init, jax.random.key(0))
+    outputs = jax.eval_shape(task.evaluation_outputs, params, statistics, batch)
+    key = jax.random.key(0)
+    jax.eval_shape(
+      task.outputs, params, statistics, dict(examples.sample()), key
+    )
+  except Exception as error:
+    msg = (
+      f'model {model.name} fails on inputs of shape '
+      f'{batch["inputs"].shape}: {objectives.first_line(error)}'
+    )
+    raise ValueError(msg) from error
+  objectives.check(objective, outputs, batch['labels'])
+  count = objectives.classes(objective, outputs)
+  if count is None:
+    return task
+  for part in ('train', 'test', 'validation'):
+    if getattr(dataset, part) is not None:
+      labels = getattr(dataset, part)['labels']
+      objectives.check_labels(labels, count, part)
+  dataset = dataclasses.replace(dataset, classes=count)
+  return Task(model, inputs.InMemory(dataset, batch_size), objective)
 
 
 def build(
@@ -193,7 +230,8 @@ def build(
   model = models.build(
     config.model, examples.classes, shape, dtype=jnp.dtype(config.dtype)
   )
-  task = Task(model, examples, config.label_smoothing)
+  objective = objectives.build(label_smoothing=config.label_smoothing)
+  task = Task(functions.from_model(model), examples, objective)
   try:
     jax.eval_shape(task.init, jax.random.key(0))
   except ValueError as error:
@@ -225,7 +263,3 @@ def _inputs(
   return imagenet_inputs.ImageInputs(
     config.data_dir, options, dtype=jnp.dtype(config.dtype), say=say
   )
-
-
-def _cross_entropy(logits: jax.Array, labels: Any) -> jax.Array:
-  return optax.softmax_cross_entropy_with_integer_labels(logits, labels)

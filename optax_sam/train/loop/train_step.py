@@ -10,7 +10,7 @@ import optax
 
 import optax_sam
 from optax_sam.train.data import datasets
-from optax_sam.train.loop.task import Collections, Task
+from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.trajectory_loss import AuxiliaryLoss
 
 Metrics = Mapping[str, jax.Array]
@@ -32,7 +32,7 @@ class TrainingState(NamedTuple):
 
   step: jax.Array
   params: optax.Params
-  statistics: Collections
+  statistics: Statistics
   opt_state: Any
   key: jax.Array
   average: tuple[Any, ...] = ()
@@ -51,7 +51,7 @@ class _FirstPass(NamedTuple):
   """Results of the pass at the unperturbed parameters."""
 
   loss: jax.Array
-  statistics: Collections
+  statistics: Statistics
   grads: optax.Updates
   losses: jax.Array | None = None
   memory: Any = ()
@@ -225,7 +225,7 @@ def _pass_with_auxiliary_loss(
   read = auxiliary_loss.before(state.params, state.statistics, state.memory)
 
   def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
-    logits, statistics = task.logits(
+    logits, statistics = task.outputs(
       params, state.statistics, batch, _dropout_key(state)
     )
     losses = task.losses_of(logits, batch)
@@ -298,7 +298,7 @@ def _descending(
       metrics['trajectory_loss'] = first.auxiliary_loss
     average: Any = state.average
     if ema_decay is not None:
-      average = optax.incremental_update(
+      average = _moved_average(
         (params, first.statistics), average, 1 - ema_decay
       )
     return TrainingState(
@@ -312,3 +312,11 @@ def _descending(
     ), metrics
 
   return descend
+
+
+def _moved_average(new: Any, average: Any, fraction: float) -> Any:
+  """Returns the next moving average; counters and flags are the new ones."""
+  moved = optax.incremental_update(new, average, fraction)
+  return jax.tree.map(
+    lambda x, y: x if jnp.issubdtype(y.dtype, jnp.inexact) else y, moved, new
+  )

@@ -25,7 +25,7 @@ from optax_sam.train.loop import (
   train_step,
   trajectory_loss,
 )
-from optax_sam.train.loop.task import Collections, Task
+from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.optimizers import accuracy_schedule, build
 from optax_sam.train.optimizers.base_optimizer import schedule
@@ -96,12 +96,20 @@ class Trainer:
     self.settings = dict(settings)
     self.on_host = config.execution == 'host' and build.skips(name)
     self.temporary_bytes: int | None = None
+    self.repetition = 1.0  # of operations in the loops of a step
     # If the cost of a step is known, rows have `gradients` and `seconds`.
     self.cost: cost.StepCost | None = None
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
     self.auxiliary_loss = trajectory_loss.auxiliary_loss(
       build.auxiliary_loss(name, settings), task, self.epoch_steps
     )
+    if self._followed(0.0) and task.objective.names[1] != 'accuracy':
+      setting = min(self._followed(0.0))
+      msg = (
+        f'methods: {name} follows the training accuracy, which is not the '
+        f'metric here; give a number for {name}.{setting}'
+      )
+      raise ValueError(msg)
     self._schedule = schedule(config, self.settings.get('learning_rate'))
     self._compiled: dict[tuple[float, ...], Any] = {}
 
@@ -238,8 +246,14 @@ class Trainer:
     )
     return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
 
+  def test_values(self, state: TrainingState) -> list[float]:
+    """Returns the metric of every test example, for data in memory."""
+    return evaluation.test_values(
+      self.task, *self.solution(state), self.placement
+    )
+
   def _replicated_loss(
-    self, params: Any, statistics: Collections, batch: datasets.Batch
+    self, params: Any, statistics: Statistics, batch: datasets.Batch
   ) -> jax.Array:
     # Then gradients are replicated too, so every process can read them.
     params = jax.lax.with_sharding_constraint(params, self.placement.replicated)
@@ -275,13 +289,15 @@ class Trainer:
       donates=True,
       **how,
     )
-    compiled = step.lower(state, batch).compile()
+    traced = step.trace(state, batch)
+    self.repetition = cost.repetition(traced.jaxpr)
+    compiled = traced.lower().compile()
     size = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', None)
     if size is not None:
       self.temporary_bytes = max(size, self.temporary_bytes or 0)
     return compiled
 
-  def solution(self, state: TrainingState) -> tuple[Any, Collections]:
+  def solution(self, state: TrainingState) -> tuple[Any, Statistics]:
     """Returns the solution of a run so far: parameters and statistics.
 
     If these parameters are not the trained ones, the running statistics of
@@ -370,26 +386,24 @@ class Trainer:
   def _evaluation_row(self, progress: Progress) -> Row:
     inputs, state = self.task.inputs, progress.state
     solution = self.solution(state)
-    test_loss, test_accuracy = self._evaluate(*solution, inputs.test())
-    row = {
-      'step': progress.step,
-      'test_loss': test_loss,
-      'test_accuracy': test_accuracy,
-    }
+    row: Row = {'step': progress.step}
+    row |= self._measured('test', *solution, inputs.test())
     train = inputs.train()
     if train is not None:
-      _, row['train_accuracy'] = self._evaluate(*solution, [train])
+      row |= self._measured('train', *solution, [train])
     if state.average:
-      params, statistics = state.average
-      row['ema_test_loss'], row['ema_test_accuracy'] = self._evaluate(
-        params, statistics, inputs.test()
-      )
+      row |= self._measured('ema_test', *state.average, inputs.test())
     return row
+
+  def _measured(self, part: str, *where: Any) -> Row:
+    loss, value = self._evaluate(*where)
+    name = self.task.objective.measured.name
+    return {f'{part}_loss': loss, f'{part}_{name}': value}
 
   def _evaluate(
     self,
     params: Any,
-    statistics: Collections,
+    statistics: Statistics,
     batches: Iterable[datasets.Batch],
   ) -> tuple[float, float]:
     return evaluation.evaluate(
@@ -410,5 +424,5 @@ def evenly_spaced(steps: int, count: int) -> frozenset[int]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _init(task: Task, key: jax.Array) -> tuple[Any, Collections]:
+def _init(task: Task, key: jax.Array) -> tuple[Any, Statistics]:
   return task.init(key)

@@ -8,7 +8,7 @@ import optax
 
 from optax_sam import MesaLoss, SafLoss
 from optax_sam.train.data.datasets import Batch
-from optax_sam.train.loop.task import Collections, Task
+from optax_sam.train.loop.task import Statistics, Task
 
 # Lengths of tables are multiples of this number, so that any number of devices
 # that divides it can split them, also after a resume.
@@ -29,8 +29,8 @@ class AuxiliaryLoss(NamedTuple):
       of the examples in a batch.
   """
 
-  init: Callable[[optax.Params, Collections], Any]
-  before: Callable[[optax.Params, Collections, Any], Any]
+  init: Callable[[optax.Params, Statistics], Any]
+  before: Callable[[optax.Params, Statistics, Any], Any]
   loss: Callable[[jax.Array, Any, Batch, jax.Array], jax.Array]
   after: Callable[[jax.Array, Any, Batch, jax.Array], Any]
   by_example: bool
@@ -46,6 +46,10 @@ def auxiliary_loss(
     task: model and data.
     epoch_steps: number of steps in an epoch.
   """
+  if built is not None and task.objective.names[0] != 'cross_entropy':
+    name = type(built).__name__.removesuffix('Loss').lower()
+    msg = f"methods: {name} needs loss='cross_entropy'; leave it out"
+    raise ValueError(msg)
   if isinstance(built, SafLoss):
     return _saf(built, task, epoch_steps)
   return None if built is None else _mesa(built, task)
@@ -76,7 +80,7 @@ def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> AuxiliaryLoss:
 def _mesa(mesa: MesaLoss, task: Task) -> AuxiliaryLoss:
   """Averages the running statistics of batch norm like the weights."""
 
-  def before(params: optax.Params, statistics: Collections, memory: Any) -> Any:
+  def before(params: optax.Params, statistics: Statistics, memory: Any) -> Any:
     return mesa.update((params, statistics), memory)
 
   def loss(
@@ -84,7 +88,7 @@ def _mesa(mesa: MesaLoss, task: Task) -> AuxiliaryLoss:
   ) -> jax.Array:
     del step
     params, statistics = memory.average
-    return mesa.loss(logits, task.evaluation_logits(params, statistics, batch))
+    return mesa.loss(logits, task.evaluation_outputs(params, statistics, batch))
 
   return AuxiliaryLoss(
     init=lambda *given: mesa.init(given),

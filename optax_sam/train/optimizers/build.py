@@ -13,7 +13,7 @@ import optax_sam
 from optax_sam.train.config import configs
 from optax_sam.train.optimizers import accuracy_schedule
 from optax_sam.train.optimizers.base_optimizer import base_optimizer, schedule
-from optax_sam.train.optimizers.registry import METHODS
+from optax_sam.train.optimizers.registry import BASES, METHODS
 from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
 
 # Arguments that the trainer sets, or that describe devices, not the method.
@@ -136,10 +136,10 @@ def optimizer(
     rate = settings['learning_rate']
     config = dataclasses.replace(config, learning_rate=rate)
   if name not in METHODS:
-    return optax.chain(optax.identity(), base_optimizer(config))
+    return optax.chain(optax.identity(), _base(config))
   method = METHODS[name]
   base_steps = settings[method.base_steps] if method.base_steps else 1
-  base = base_optimizer(config, base_steps)
+  base = _base(config, base_steps)
   filled = {
     'total_steps': config.steps,
     'refresh_every': epoch_steps,
@@ -166,6 +166,19 @@ def optimizer(
   if place in ('chain', 'loss', 'outside'):
     return optax.chain(built, base)
   return optax.chain(base, built) if place == 'after' else built
+
+
+def _base(
+  config: configs.Experiment, steps: int = 1
+) -> optax.GradientTransformation:
+  """Returns the base optimizer, by its name or by a function."""
+  if config.base not in BASES:
+    return base_optimizer(config, steps)
+  rate = schedule(config)
+  base = BASES[config.base](lambda count: rate(count // steps))
+  if config.clip_norm is None:
+    return base
+  return optax.chain(optax.clip_by_global_norm(config.clip_norm), base)
 
 
 def auxiliary_loss(

@@ -4,9 +4,13 @@ A new method of the catalog needs a row here only if a default of
 `optax_sam.train.optimizers.method.Method` is wrong for it.
 """
 
+import contextlib
 import dataclasses
 import functools
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+
+import optax
 
 import optax_sam
 from optax_sam import catalog
@@ -83,3 +87,45 @@ METHODS['sam_on'] = Method(
     optax_sam.sam, rho=0.5, mask=optax_sam.norm_layers_only
   ),
 )
+
+# Base optimizers that are functions of the learning rate.
+BASES: dict[str, Callable[[Any], optax.GradientTransformation]] = {}
+
+
+def own(name: str, given: Any, *, reports: bool) -> Method:
+  """Returns a method that is not in the catalog.
+
+  Args:
+    name: its name.
+    given: a gradient transformation, which is placed before the base optimizer,
+      or a function from the base optimizer to the complete optimizer.
+    reports: whether `optax_sam.metrics` finds metrics in its state.
+  """
+  is_function = not isinstance(given, optax.GradientTransformation)
+  row = dataclasses.replace(
+    catalog.METHODS['sam'],
+    title=name,
+    # Whether it skips steps is known from its metrics only.
+    group='some steps' if reports else 'every step',
+    place='wraps' if is_function else 'chain',
+    radius=None,
+  )
+  factory = (lambda base: given(base)) if is_function else (lambda: given)
+  return Method(row, factory, reports=reports)
+
+
+@contextlib.contextmanager
+def added(
+  methods: Mapping[str, Method], bases: Mapping[str, Callable[[Any], Any]]
+) -> Iterator[None]:
+  """Adds methods and base optimizers, which may replace others, for a while."""
+  former = METHODS.copy(), BASES.copy()
+  METHODS.update(methods)
+  BASES.update(bases)
+  try:
+    yield
+  finally:
+    METHODS.clear()
+    METHODS.update(former[0])
+    BASES.clear()
+    BASES.update(former[1])

@@ -1,8 +1,13 @@
 """The results of a comparison and their statistics."""
 
 import dataclasses
+import html
+import importlib
+import io
 import math
+import pathlib
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -262,15 +267,107 @@ class Comparison:
     return scores
 
   def test_values(self, method: str) -> dict[int, list[float]]:
-    """Returns the metric of each test example by seed, where measured.
-
-    Only those of complete runs whose mean is the run's score.
-    """
+    """Returns the metric of each test example by seed, where it is measured."""
     return {
       run.seed: run.test_values
       for run in self.runs_of(method)
-      if run.test_values and self.is_complete(run)
+      if run.test_values and self.is_complete(run) and not run.diverged
     }
+
+  def best(self) -> str:
+    """Returns the method with the best mean score, over complete runs.
+
+    Of equal scores, that of the method with the faster steps counts. The base
+    optimizer may be the best. The best method need not be better than the next
+    one by more than chance: `table` has the intervals.
+
+    Raises:
+      ValueError: If no run is complete.
+    """
+    rows = [row for row in summarize(self) if row.score is not None]
+    if not rows:
+      message = 'comparison: no run is complete, so there is no best method'
+      raise ValueError(message)
+    sign = -1 if self.metric.higher_is_better else 1
+    order = lambda row: (
+      sign * (row.score or 0.0),
+      math.inf if row.relative_time is None else row.relative_time,
+    )
+    return min(rows, key=order).method
+
+  def table(self, width: int = 100) -> str:
+    """Returns the results as text, as the command prints them.
+
+    Args:
+      width: Number of columns of the text.
+    """
+    from rich.console import Console
+
+    from optax_sam.train.reports.comparison_report import print_table
+
+    text = io.StringIO()
+    print_table(self, Console(file=text, width=width))
+    return text.getvalue()
+
+  def to_dataframe(self) -> Any:
+    """Returns a `pandas.DataFrame` with one row per run.
+
+    Raises:
+      ImportError: If pandas is not installed.
+    """
+    from optax_sam.train.reports.comparison_report import results_csv
+
+    try:
+      pandas: Any = importlib.import_module('pandas')
+    except ModuleNotFoundError:
+      message = 'to_dataframe needs pandas: pip install pandas'
+      raise ImportError(message) from None
+    return pandas.read_csv(io.StringIO(results_csv(self)))
+
+  def report(self, path: str | pathlib.Path) -> pathlib.Path:
+    """Writes the report, and returns the path of its page.
+
+    Args:
+      path: A file such as `report.html`; or a directory, which gets
+        report.html, results.csv and metrics.jsonl.
+    """
+    from optax_sam.train.reports import comparison_page, comparison_report
+
+    path = pathlib.Path(path)
+    if path.suffix == '.html':
+      page = comparison_page.render_page(self)
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(page, encoding='utf-8')
+      return path
+    path.mkdir(parents=True, exist_ok=True)
+    comparison_report.write_report(self, path)
+    return path / 'report.html'
+
+  def _repr_html_(self) -> str:
+    """Returns a compact table for notebooks."""
+    scale, unit = (100, ' %') if self.metric.percent else (1, '')
+
+    def text(value: float | None, scale: float = 1) -> str:
+      return '' if value is None else f'{scale * value:.4g}'
+
+    title = f'test {self.metric.name.replace("_", " ")}{unit}'
+    lines = [['method', title, 'over seeds \N{PLUS-MINUS SIGN}']]
+    lines[0] += ['difference', 'step time']
+    lines += [
+      [
+        row.method,
+        text(row.score, scale),
+        text(row.score_deviation, scale),
+        text(row.difference.mean, scale),
+        text(row.relative_time),
+      ]
+      for row in summarize(self)
+    ]
+    rows = (
+      ''.join(f'<td>{html.escape(cell)}</td>' for cell in line)
+      for line in lines
+    )
+    return f'<table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import math
 
 import pytest
 from rich.console import Console
@@ -96,6 +97,54 @@ def test_bad_input_is_refused_before_training(
     run(config)
   assert problems.names(tmp_path) == {'precious'}
   assert problems.names(tmp_path / 'precious') == {'file'}
+
+
+def test_a_run_that_diverges_is_named_and_the_others_go_on(
+  tmp_path, monkeypatch
+):
+  original = Trainer._log_row
+
+  def row(self, progress, metrics):
+    lost = {'loss': math.nan} if self.name == 'sam' else {}
+    return original(self, progress, metrics) | lost
+
+  monkeypatch.setattr(Trainer, '_log_row', row)
+  config = problems.compare_config(
+    methods=('sam', 'asam'), timing_rounds=1, output=tmp_path / 'out'
+  )
+  comparison, text = run(config)
+  sgd, sam, asam = comparison.runs
+  assert (sgd.stopped, asam.stopped) == ('', '')
+  assert sgd.steps == asam.steps == 12
+  assert sam.diverged
+  assert 'not finite' in sam.stopped
+  assert comparison.is_complete(sam)
+  assert 'sam, seed 0: diverged at step 2 of 12: the loss is not fin' in text
+
+
+def test_a_comparison_with_search_and_budget(tmp_path):
+  config = problems.compare_config(
+    tune=(),
+    trials=2,
+    validation=0.5,
+    budget='gradients',
+    output=tmp_path / 'out',
+  )
+  comparison, text = run(config)
+  sgd, sam = comparison.runs
+  assert comparison.budget == 'gradients'
+  assert len(comparison.trials) == 8
+  assert sam.settings['rho'] in {
+    trial.settings['rho'] for trial in comparison.trials[4:]
+  }
+  assert set(sgd.settings) == {'learning_rate'}
+  assert sam.steps == sam.planned_steps == 12
+  assert 22 <= sgd.steps <= 25
+  # The costs of whole runs are equal, but for the rounding of the steps.
+  ends = [one.evaluations[-1]['gradients'] for one in (sgd, sam)]
+  assert ends[0] == pytest.approx(ends[1], rel=0.05)
+  assert 'sgd: learning_rate=' in text
+  assert f'Steps at equal gradients: sgd {sgd.steps}, sam 12' in text
 
 
 def interrupt_at(monkeypatch, number):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from tests.train import problems
 from tests.train.runs import (
   arrays,
   assert_same_end,
+  call,
   damage,
   files,
   interrupt,
@@ -160,6 +162,43 @@ def test_a_run_older_than_a_flag_resumes_with_its_default(whole, copy):
   assert_same_end(copy, whole[0])
   with pytest.raises(ValueError, match=r'label_smoothing was 0\.0 and is now'):
     run(dataclasses.replace(copy, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize(('step', 'saved'), [(1, ''), (8, '3, 6')])
+def test_a_run_that_diverges_exits_with_1_and_says_what_is_on_disk(
+  step, saved, tmp_path, capsys, monkeypatch
+):
+  original = Trainer._log_row
+
+  def row(self, progress, metrics):
+    lost = {'loss': math.nan} if progress.step >= step else {}
+    return original(self, progress, metrics) | lost
+
+  monkeypatch.setattr(Trainer, '_log_row', row)
+  output = tmp_path / 'run'
+  flags = {
+    '--model': 'mlp',
+    '--steps': 12,
+    '--batch-size': 50,
+    '--log-every': 1,
+    '--checkpoint-every': 3,
+    '--output': output,
+  }
+  status = call('train', *(part for flag in flags.items() for part in flag))
+  assert status == 1
+  line = capsys.readouterr().err
+  assert line.count('\n') == 1
+  at = (
+    f'sam diverged at step {step + 1} of 12: the loss is not finite; {output}'
+  )
+  assert at in line
+  checkpoints = f'checkpoints of steps {saved};' if saved else 'no checkpoint;'
+  assert f'metrics.jsonl up to this step and {checkpoints}' in line
+  rows = metrics(dataclasses.replace(problems.train_config(), output=output))
+  assert rows[-1]['kind'] == 'diverged'
+  assert rows[-1]['reason'] == 'the loss is not finite'
+  assert rows[-2]['step'] == step + 1  # it is evaluated before it stops
+  assert not any(row['kind'] == 'sharpness' for row in rows)
 
 
 def test_resume_needs_a_run_of_this_command(tmp_path):

@@ -36,7 +36,7 @@ def test_the_solution_equals_that_of_a_handwritten_loop():
 
   @jax.jit
   def loss_of(params, statistics):
-    logits = one.task.model.apply(
+    logits = problems.module(one).apply(
       {'params': params, **statistics}, held_out['inputs'], train=False
     )
     losses = optax.softmax_cross_entropy_with_integer_labels(

@@ -1,12 +1,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import optax_sam
-from optax_sam.train.loop import train_step
+from optax_sam.train.loop import objectives, train_step
 from optax_sam.train.loop.trainer import Progress
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.base_optimizer import base_optimizer
@@ -139,10 +140,11 @@ def one():
 
 def test_labels_are_smoothed_only_in_training(one):
   plain = one.task
-  smooth = dataclasses.replace(plain, label_smoothing=0.3)
+  smoothed = objectives.build(label_smoothing=0.3)
+  smooth = dataclasses.replace(plain, objective=smoothed)
   state, batch = one.start(0).state, one.batch(0, 0)
   where = (state.params, state.statistics, batch)
-  logits = plain._apply(*where, train=False)
+  logits = plain.evaluation_outputs(*where)
   targets = np.full((50, 10), 0.03)
   targets[np.arange(50), batch['labels']] += 0.7
   expected = -np.sum(targets * jax.nn.log_softmax(logits), axis=-1)
@@ -159,7 +161,8 @@ def test_padding_rows_have_weight_zero(one):
   part = {name: values[:20] for name, values in batch.items()}
   masked = {**batch, 'is_example': counts}
   where = (state.params, state.statistics)
-  loss, accuracy = one.task.evaluate(*where, part)
+  loss, accuracy, values = one.task.evaluate(*where, part)
+  assert jnp.mean(values) == accuracy
   total, right, examples = one.task.evaluation_sums(*where, masked)
   assert examples == 20
   assert right == round(20 * float(accuracy))

@@ -34,7 +34,7 @@ def by_hand(one, batch, targets, known, params, statistics, state, number):
   key = jax.random.fold_in(one.start(seed=0).state.key, number)
 
   def total(params):
-    logits, after = one.task.logits(params, statistics, batch, key)
+    logits, after = one.task.outputs(params, statistics, batch, key)
     own = optax.softmax_cross_entropy_with_integer_labels(
       logits, batch['labels']
     )
@@ -82,7 +82,7 @@ def test_mesa_equals_its_handwritten_rule():
   opt_state, average = state.opt_state, (params, statistics)
   assert jax.tree.leaves(statistics)  # of batch norm
   step = jax.jit(functools.partial(by_hand, one))
-  targets_of = jax.jit(one.task.evaluation_logits)
+  targets_of = jax.jit(one.task.evaluation_outputs)
   for number in range(4):
     batch = one.batch(number, seed=0)
     average = jax.tree.map(

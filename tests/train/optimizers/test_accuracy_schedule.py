@@ -29,7 +29,7 @@ def test_an_accuracy_equal_to_the_threshold_counts(trainer, monkeypatch):
   state = trainer.start(0).state
   for accuracy, fraction in RULE.then:
     # The evaluation returns float32, and 0.9 in float32 is below 0.9.
-    found = jnp.float32(0.0), jnp.float32(accuracy)
+    found = jnp.float32(0.0), jnp.float32(accuracy), jnp.zeros(1000)
     monkeypatch.setattr(evaluation, 'whole', lambda *_, found=found: found)
     assert RULE.at(trainer._train_accuracy(state)) == fraction
 
@@ -72,7 +72,7 @@ def test_the_setting_depends_on_the_accuracy_of_the_run(trainer):
 
   @jax.jit
   def correct(params):
-    logits = trainer.task.model.apply(
+    logits = problems.module(trainer).apply(
       {'params': params}, train['inputs'], train=False
     )
     return jnp.sum(jnp.argmax(logits, axis=-1) == train['labels'])

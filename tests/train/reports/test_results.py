@@ -1,9 +1,12 @@
+import dataclasses
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from optax_sam.train.reports.results import summarize
+from optax_sam.train.reports import paired
+from optax_sam.train.reports.results import Metric, summarize
 from tests.train.reports.comparisons import (
   STEPS,
   comparison,
@@ -113,3 +116,71 @@ def test_cost_and_sharpness():
   assert sam.temporary_bytes == 3 * 2**20
   assert sam.sam_sharpness == pytest.approx(0.015)
   assert sam.top_eigenvalue == pytest.approx(5.0)
+
+
+def test_significance_is_corrected_for_the_number_of_methods():
+  others = {'asam': [0.90, 0.93, 0.90, 0.93], 'k_sam': [0.91, 0.92, 0.90, 0.93]}
+  alone = summarize(of_accuracies(sgd=SGD, sam=SAM))[1].difference
+  together = summarize(of_accuracies(sgd=SGD, sam=SAM, **others))
+  found = [row.difference for row in together[1:]]
+  assert alone.adjusted_p_value == alone.p_value
+  assert alone.significant
+  p_values = [
+    stats.ttest_rel(values, SGD).pvalue for values in (SAM, *others.values())
+  ]
+  assert [one.p_value for one in found] == pytest.approx(p_values)
+  # The smallest of three p-values counts three times.
+  assert found[0].adjusted_p_value == pytest.approx(3 * p_values[0])
+  assert found[0].adjusted_p_value > 0.05
+  assert not found[0].significant
+  # Intervals are those of single methods.
+  assert found[0].interval == alone.interval
+  assert together[0].difference.adjusted_p_value is None
+
+
+def test_the_direction_of_a_metric():
+  runs = of_accuracies(sgd=SGD, sam=SAM).runs
+  lower = Metric('accuracy', higher_is_better=False)
+  sam = summarize(comparison(runs, metric=lower))[1].difference
+  assert sam.mean == pytest.approx(0.025)
+  assert sam.gain == pytest.approx(-0.025)
+
+
+def test_with_one_seed_the_test_examples_decide():
+  wrong = [0.0] * 20 + [1.0] * 180
+  base, sam = summarize(
+    comparison(
+      [
+        run('sgd', 0, 0.9, test_values=wrong),
+        run('sam', 0, 1.0, test_values=[1.0] * 200),
+      ]
+    )
+  )
+  assert base.difference.p_value is None
+  assert sam.difference.method == paired.BOOTSTRAP
+  assert sam.difference.significant
+
+
+@pytest.mark.parametrize(
+  ('higher_is_better', 'score'), [(True, 0.45), (False, 0.9)]
+)
+def test_a_diverged_run_without_a_final_metric_counts_with_its_worst(
+  higher_is_better, score
+):
+  lost = run('sgd', 0, 0.9)  # evaluated as 0.45, then 0.9
+  rows = [*lost.evaluations, {'step': STEPS, 'test_accuracy': math.nan}]
+  lost = dataclasses.replace(
+    lost, evaluations=rows, stopped='the loss is not finite'
+  )
+  found = comparison(
+    [lost], metric=Metric(higher_is_better=higher_is_better)
+  ).scores('sgd')
+  assert found == {0: score}
+  assert lost.diverged
+
+
+def test_a_run_of_more_steps_than_others_is_complete_at_its_own_end():
+  short = run('sgd', 0, 0.9, planned_steps=2 * STEPS)
+  whole = run('sgd', 1, 0.9, stop=2 * STEPS, planned_steps=2 * STEPS)
+  (base,) = summarize(comparison([short, whole]))
+  assert (base.seeds, base.unfinished) == (1, 1)

@@ -1,0 +1,301 @@
+"""The function `compare`: methods on an own model and own data."""
+
+import dataclasses
+import difflib
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+from rich.console import Console
+
+import optax_sam
+from optax_sam.train.commands import compare as command
+from optax_sam.train.commands import progress
+from optax_sam.train.comparison import plan, runs, store
+from optax_sam.train.config import checks, configs
+from optax_sam.train.data import arrays
+from optax_sam.train.loop import objectives, task
+from optax_sam.train.models import functions
+from optax_sam.train.optimizers import registry
+from optax_sam.train.reports import results
+
+# Names that are arguments of `compare`, or that a dataset in memory excludes.
+_NOT_OPTIONS = frozenset(
+  {
+    'dataset',
+    'model',
+    'label_noise',
+    'dtype',
+    'add_seeds',
+    'add_methods',
+    'set',
+  }
+)
+
+Method = (
+  optax.GradientTransformation
+  | Callable[[optax.GradientTransformation], optax.GradientTransformation]
+)
+
+
+def compare(
+  model: Any,
+  train: Any,
+  test: Any,
+  *,
+  validation: Any = None,
+  loss: str | objectives.PerExample = 'cross_entropy',
+  metric: str | objectives.PerExample | None = None,
+  higher_is_better: bool | None = None,
+  methods: Sequence[str] | Mapping[str, Method] = configs.DEFAULT_METHODS,
+  settings: Mapping[str, Mapping[str, Any]] | None = None,
+  base: str | Callable[[Any], optax.GradientTransformation] = 'sgd',
+  learning_rate: float | None = None,
+  weight_decay: float | None = None,
+  steps: int = 300,
+  batch_size: int = 100,
+  seeds: int = 3,
+  tune: bool | str | Sequence[str] | None = None,
+  trials: int = 8,
+  budget: str = 'steps',
+  output: str | pathlib.Path | None = None,
+  verbose: bool = True,
+  **options: Any,
+) -> results.Comparison:
+  """Compares sharpness-aware methods on a model and data.
+
+  Every method, and the base optimizer alone, trains the model with the same
+  seeds: equal initial parameters, order of examples and schedule of the
+  learning rate (linear warm-up, then cosine decay).
+
+  Args:
+    model: a Flax linen module, a function `rngs -> nnx.Module`, a function `key
+      -> equinox.Module` (or `key -> (module, state)`), or a pair `(init,
+      apply)`; see `optax_sam.train.models.functions.from_model`.
+    train: training examples: a pair `(inputs, targets)` of arrays, a dict of
+      arrays (`inputs` or `x`, `labels`, `targets` or `y`), an iterable of
+      examples such as a Grain dataset, or for `next_token` an array of tokens;
+      see `optax_sam.train.data.arrays.dataset`.
+    test: test examples, which are used for evaluation only.
+    validation: validation examples for `tune`, like `train`; or the fraction of
+      the training examples that is held out for it [default: 0.2].
+    loss: `cross_entropy` of integer labels, `mean_squared_error`, `next_token`
+      cross entropy, or a function from outputs and targets of a batch to
+      per-example losses (B,).
+    metric: `accuracy`, `mean_squared_error`, `token_accuracy`, `loss`, or a
+      function like a loss [default: the usual one of the loss].
+    higher_is_better: direction of a metric that is a function.
+    methods: names of methods (`optax-sam methods` prints them), or a dict from
+      names to gradient transformations, which are placed before the base
+      optimizer, or to functions from the base optimizer to the complete
+      optimizer.
+    settings: settings by name of the method, as in `{'sam': {'rho': 0.1}}`.
+    base: name of an optimizer of Optax, or a function from the learning rate, a
+      schedule, to an optimizer.
+    learning_rate: peak learning rate [default: that of `base`].
+    weight_decay: weight decay, on kernels only [default: that of `base`].
+    steps: training steps of a run.
+    batch_size: examples in a batch.
+    seeds: runs of each method, with seeds 0, 1, ...
+    tune: what to choose for every method on validation examples: `radius` (or
+      True), `learning_rate`, METHOD.SETTING, or several; None for nothing.
+    trials: values that are tried for each method, with `tune`.
+    budget: what is equal for all methods: `steps`, `gradients` or `seconds`.
+    output: directory of the report and of finished runs; None for none.
+    verbose: whether to show the progress.
+    **options: further flags of `optax-sam compare`, such as `rho`, `warmup`,
+      `label_smoothing`, `clip_norm`, `evaluations` or `timing_rounds`.
+
+  Returns:
+    The comparison. After Ctrl-C it has the finished runs.
+
+  Raises:
+    ValueError: if an argument is invalid; in one line, before any training.
+  """
+  try:
+    own = functions.from_model(model)
+    objective = objectives.build(
+      loss,
+      metric,
+      higher_is_better=higher_is_better,
+      label_smoothing=options.get('label_smoothing', 0.0),
+    )
+    held_out = (
+      {} if not isinstance(validation, float) else {'validation': validation}
+    )
+    dataset = arrays.dataset(
+      train, test, None if held_out else validation, loss=objective.names[0]
+    )
+    given, bases = (
+      _methods(methods),
+      {} if isinstance(base, str) else {_name_of(base): base},
+    )
+    config = _config(
+      options
+      | held_out
+      | {
+        'model': own.name,
+        'methods': tuple(given),
+        'set': tuple(
+          f'{name}.{key}={value!r}'
+          for name, values in (settings or {}).items()
+          for key, value in values.items()
+        ),
+        'base': base if isinstance(base, str) else _name_of(base),
+        'learning_rate': learning_rate,
+        'weight_decay': weight_decay,
+        'steps': steps,
+        'batch_size': batch_size,
+        'seeds': seeds,
+        'tune': _tuned(tune),
+        'trials': trials,
+        'budget': budget,
+        'output': None if output is None else pathlib.Path(output),
+      },
+      len(dataset.train['labels']),
+      own_base=bool(bases),
+    )
+    problem = task.create(own, dataset, config.batch_size, objective)
+    console = Console(quiet=not verbose)
+    with registry.added(_registered(given, problem), bases):
+      return _run(config, problem, console)
+  except ValueError as error:
+    # Checks that the command shares name flags.
+    text = re.sub(r'(?<!\S)--([a-z-]+)', _argument, str(error))
+    raise ValueError(text) from error
+
+
+def _run(
+  config: configs.CompareConfig, problem: task.Task, console: Console
+) -> results.Comparison:
+  text = f'optax_sam.train.compare({config.model}, ...)'
+  if config.output is not None:
+    return command.run(config, console, text, problem)
+  chosen = plan.method_settings(config)
+  with progress.Reporter(console) as reporter:
+    comparison = runs.measure(
+      config, chosen, reporter, text, problem, store.Store()
+    )
+  if not comparison.runs:
+    raise KeyboardInterrupt
+  return comparison
+
+
+def _config(
+  given: dict[str, Any], examples: int, *, own_base: bool
+) -> configs.CompareConfig:
+  """Returns the checked configuration.
+
+  Args:
+    given: values by name.
+    examples: number of training examples.
+    own_base: whether the base optimizer is a function.
+  """
+  known = {field.name for field in dataclasses.fields(configs.CompareConfig)}
+  for name in given.keys() - known | given.keys() & {'label_noise', 'dtype'}:
+    close = difflib.get_close_matches(name, known - _NOT_OPTIONS, n=1)
+    msg = f'{name} is no argument of compare'
+    raise ValueError(f'{msg}; did you mean {close[0]}?' if close else msg)
+  if own_base:
+    if given['learning_rate'] is None:
+      msg = (
+        f'learning_rate must be given with base={given["base"]}, a function; '
+        f'write learning_rate=0.1'
+      )
+      raise ValueError(msg)
+    if given['weight_decay'] is not None:
+      msg = (
+        f'weight_decay={given["weight_decay"]} is not used with a function as '
+        f'base; set it in the function'
+      )
+      raise ValueError(msg)
+    given['weight_decay'] = 0.0
+  given.setdefault('sharpness_examples', min(256, examples))
+  config = configs.CompareConfig(**given)
+  # Names that only an own comparison has are replaced by known ones.
+  known_names: dict[str, Any] = {'dataset': 'digits', 'model': 'mlp'}
+  if own_base:
+    known_names['base'] = 'sgd'
+  checks.validate(dataclasses.replace(config, **known_names, methods=()))
+  for name in ('batch_size', 'sharpness_examples'):
+    if getattr(config, name) > examples:
+      msg = (
+        f'{name} must be at most {examples}, the number of training examples, '
+        f'not {getattr(config, name)}'
+      )
+      raise ValueError(msg)
+  named: dict[str, Any] = {'dataset': 'own data'}
+  return dataclasses.replace(config, **named)
+
+
+def _methods(given: Any) -> dict[str, Any]:
+  """Returns the methods by name; those of the catalog are None."""
+  if isinstance(given, str):
+    msg = f'methods must be a tuple of names; write methods=({given!r},)'
+    raise ValueError(msg)
+  if not isinstance(given, Mapping):
+    return dict.fromkeys(given)
+  for name, value in given.items():
+    if not re.fullmatch(r'[\w.+-]+( [\w.+-]+)*', str(name)):
+      msg = (
+        f'methods: the name {name!r} must be of letters, digits, single spaces '
+        f'and any of _ . + -'
+      )
+      raise ValueError(msg)
+    if not (isinstance(value, optax.GradientTransformation) or callable(value)):
+      msg = (
+        f'methods: {name!r} must be a gradient transformation, or a function '
+        f'from the base optimizer to an optimizer, not {type(value).__name__}'
+      )
+      raise ValueError(msg)
+  return dict(given)
+
+
+def _registered(
+  given: Mapping[str, Any], problem: task.Task
+) -> dict[str, registry.Method]:
+  """Returns the methods that are not of the catalog, each tried once."""
+  found = {}
+  own = {name: value for name, value in given.items() if value is not None}
+  params: Any = problem.init(jax.random.key(0))[0] if own else None
+  for name, value in own.items():
+    tx = value
+    if not isinstance(tx, optax.GradientTransformation):
+      tx = value(optax.sgd(0.1))
+      if not isinstance(tx, optax.GradientTransformation):
+        msg = (
+          f'methods: {name!r} must return an optimizer from the base '
+          f'optimizer, not {type(tx).__name__}; build the method first, as in '
+          f'optax_sam.sam(rho=0.05)'
+        )
+        raise ValueError(msg)
+    try:
+      reports = bool(optax_sam.metrics(tx.init(params)))
+    except ValueError:  # it has no metrics
+      reports = False
+    found[name] = registry.own(name, value, reports=reports)
+  return found
+
+
+def _tuned(tune: Any) -> tuple[str, ...] | None:
+  if tune is None or isinstance(tune, bool):
+    return () if tune else None
+  return (tune,) if isinstance(tune, str) else tuple(tune)
+
+
+def _name_of(base: Any) -> str:
+  if not callable(base):
+    msg = (
+      f'base must be a name such as sgd, or a function from the learning rate '
+      f'to an optimizer, not {type(base).__name__}'
+    )
+    raise ValueError(msg)
+  name = getattr(base, '__name__', 'base')
+  return name if name.isidentifier() else 'base'
+
+
+def _argument(flag: re.Match[str]) -> str:
+  return flag[1].replace('-', '_')

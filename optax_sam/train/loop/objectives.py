@@ -1,0 +1,277 @@
+"""Losses and metrics of a task, by name or as functions."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_sam.train.reports.results import Metric
+
+# From outputs and targets of a batch to one value per example.
+PerExample = Callable[[Any, Any], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+  """What a task minimizes, and what it is judged by.
+
+  Attributes:
+    loss: maps (outputs, targets) to per-example losses, in evaluation.
+    training_loss: the same in training; it differs by label smoothing.
+    metric: maps (outputs, targets) to per-example values.
+    measured: name and direction of the metric.
+    names: names of loss and metric, None for functions.
+  """
+
+  loss: PerExample
+  training_loss: PerExample
+  metric: PerExample
+  measured: Metric
+  names: tuple[str | None, str | None]
+
+
+def _per_example(values: jax.Array) -> jax.Array:
+  """Averages over positions, if an example has several."""
+  if values.ndim == 1:
+    return values
+  return jnp.mean(values.reshape(len(values), -1), axis=1)
+
+
+def cross_entropy(outputs: Any, targets: Any) -> jax.Array:
+  """Returns the cross entropy of integer labels, in nats."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(outputs, targets)
+  return _per_example(losses)
+
+
+def accuracy(outputs: Any, targets: Any) -> jax.Array:
+  """Returns 1 where the largest output is that of the label, else 0."""
+  right = jnp.argmax(outputs, axis=-1) == targets
+  return _per_example(right.astype(jnp.float32))
+
+
+def mean_squared_error(outputs: Any, targets: Any) -> jax.Array:
+  """Returns the squared error, the mean over the entries of an example."""
+  return _per_example(jnp.square(outputs - targets))
+
+
+def next_token(outputs: Any, tokens: Any) -> jax.Array:
+  """Returns the cross entropy of each next token, the mean over positions.
+
+  Args:
+    outputs: logits (examples, positions, vocabulary); those of the last
+      position have no next token and don't count.
+    tokens: the inputs (examples, positions).
+  """
+  return cross_entropy(outputs[:, :-1], tokens[:, 1:])
+
+
+def token_accuracy(outputs: Any, tokens: Any) -> jax.Array:
+  """Returns the fraction of next tokens with the largest output."""
+  return accuracy(outputs[:, :-1], tokens[:, 1:])
+
+
+LOSSES: dict[str, PerExample] = {
+  'cross_entropy': cross_entropy,
+  'mean_squared_error': mean_squared_error,
+  'next_token': next_token,
+}
+METRICS: dict[str, tuple[PerExample | None, Metric]] = {
+  'accuracy': (accuracy, Metric()),
+  'mean_squared_error': (
+    mean_squared_error,
+    Metric('mean_squared_error', higher_is_better=False, percent=False),
+  ),
+  'token_accuracy': (token_accuracy, Metric('token_accuracy')),
+  'loss': (None, Metric('loss', higher_is_better=False, percent=False)),
+}
+_DEFAULT_METRICS = {
+  'cross_entropy': 'accuracy',
+  'mean_squared_error': 'mean_squared_error',
+  'next_token': 'token_accuracy',
+}
+_CLASSES = ('cross_entropy', 'accuracy')
+_TOKENS = ('next_token', 'token_accuracy')
+
+
+def build(
+  loss: str | PerExample = 'cross_entropy',
+  metric: str | PerExample | None = None,
+  *,
+  higher_is_better: bool | None = None,
+  label_smoothing: float = 0.0,
+) -> Objective:
+  """Returns the objective of a task.
+
+  Args:
+    loss: `cross_entropy` of integer labels, `mean_squared_error`, `next_token`
+      (the targets are the inputs, shifted by one position), or a function from
+      outputs and targets of a batch to per-example losses (B,).
+    metric: `accuracy`, `mean_squared_error`, `token_accuracy`, `loss`, or a
+      function like a loss; None for the usual one of the loss.
+    higher_is_better: direction of a metric that is a function.
+    label_smoothing: fraction of a training label that is spread over all
+      classes; with `cross_entropy` only.
+
+  Raises:
+    ValueError: if a name is unknown, or if an argument does not fit.
+  """
+  found_loss = LOSSES.get(loss) if isinstance(loss, str) else loss
+  if not callable(found_loss):
+    raise _unknown(loss, 'loss', LOSSES)
+  if metric is None:
+    metric = _DEFAULT_METRICS.get(str(loss), 'loss')
+  if isinstance(metric, str):
+    if metric not in METRICS:
+      raise _unknown(metric, 'metric', METRICS)
+    values, measured = METRICS[metric]
+    if higher_is_better not in (None, measured.higher_is_better):
+      msg = (
+        f'higher_is_better={higher_is_better} contradicts metric={metric!r}; '
+        f'leave it out'
+      )
+      raise ValueError(msg)
+  else:
+    if not callable(metric):
+      raise _unknown(metric, 'metric', METRICS)
+    if higher_is_better is None:
+      msg = (
+        'metric is a function: say which direction is better, with '
+        'higher_is_better=True or higher_is_better=False'
+      )
+      raise ValueError(msg)
+    name = getattr(metric, '__name__', 'metric')
+    if not name.isidentifier() or name == 'loss':  # such as <lambda>
+      name = 'metric'
+    values, measured = metric, Metric(name, higher_is_better, percent=False)
+  training_loss = found_loss
+  if label_smoothing:
+    if loss != 'cross_entropy':
+      msg = (
+        f"label_smoothing={label_smoothing} needs loss='cross_entropy'; "
+        f'leave it out'
+      )
+      raise ValueError(msg)
+    training_loss = _smoothed(label_smoothing)
+  return Objective(
+    found_loss,
+    training_loss,
+    values or found_loss,
+    measured,
+    (
+      loss if isinstance(loss, str) else None,
+      metric if isinstance(metric, str) else None,
+    ),
+  )
+
+
+def classes(objective: Objective, outputs: Any) -> int | None:
+  """Returns the number of classes, None if targets are no classes."""
+  if objective.names[0] in (*_CLASSES, *_TOKENS):
+    return outputs.shape[-1]
+  return None
+
+
+def check(objective: Objective, outputs: Any, targets: Any) -> None:
+  """Raises a ValueError if a model does not fit the targets.
+
+  Args:
+    objective: loss and metric.
+    outputs: shapes of the outputs for a batch of one example, from
+      `jax.eval_shape`.
+    targets: the targets of that batch.
+  """
+  functions = {'loss': objective.loss, 'metric': objective.metric}
+  for name, kind in zip(objective.names, functions, strict=True):
+    if name is not None and name != 'loss':
+      _check_named(name, outputs, targets)
+      continue
+    try:
+      found: Any = jax.eval_shape(functions[kind], outputs, targets)
+    except (TypeError, ValueError) as error:
+      msg = f'{kind} fails on outputs and targets: {first_line(error)}'
+      raise ValueError(msg) from error
+    if getattr(found, 'shape', None) != (1,):
+      msg = (
+        f'{kind} must return one value per example, shape (B,), not '
+        f'{getattr(found, "shape", type(found).__name__)} for a batch of 1'
+      )
+      raise ValueError(msg)
+
+
+def _check_named(name: str, outputs: Any, targets: Any) -> None:
+  shape, target = getattr(outputs, 'shape', None), targets.shape
+  is_integer = jnp.issubdtype(targets.dtype, jnp.integer)
+  if name != 'mean_squared_error' and not is_integer:
+    msg = (
+      f'{name} needs integer targets, not {targets.dtype}; convert the labels '
+      f"by .astype('int32'), or give loss='mean_squared_error'"
+    )
+    raise ValueError(msg)
+  if name in _CLASSES:
+    fits = shape is not None and shape[:-1] == target
+    needed = f'{(*target[1:], "classes")}'.replace("'", '')
+  elif name in _TOKENS:
+    fits = shape is not None and shape[:-1] == target and len(target) == 2
+    needed = '(positions, vocabulary) for tokens of shape (positions,)'
+  else:
+    fits, needed = shape == target, f'that of the targets, {target[1:]}'
+  if not fits:
+    given = 'no array' if shape is None else f'shape {shape[1:]}'
+    msg = (
+      f'model returns {given} for an example, and {name} needs {needed} with '
+      f'targets of shape {target[1:]}; change the model or the targets'
+    )
+    raise ValueError(msg)
+
+
+def check_labels(labels: np.ndarray, count: int, part: str) -> None:
+  """Raises a ValueError if a label is not from 0 to `count` - 1."""
+  least, most = int(labels.min()), int(labels.max())
+  if least < 0 or most >= count:
+    wrong = least if least < 0 else most
+    msg = (
+      f'{part} has the label {wrong}, and the model has {count} outputs, for '
+      f'labels from 0 to {count - 1}; change the labels or the model'
+    )
+    raise ValueError(msg)
+
+
+def shown(measured: Metric, row: Mapping[str, float], prefix: str = '') -> str:
+  """Returns test metric and test loss of a row of evaluations, in words.
+
+  Args:
+    measured: the metric.
+    row: the row.
+    prefix: `ema_` for the moving averages.
+  """
+  name, value = measured.name, row[f'{prefix}test_{measured.name}']
+  loss = f'test loss {row[f"{prefix}test_loss"]:.4f}'
+  if name == 'loss':
+    return loss
+  text = f'{100 * value:.2f} %' if measured.percent else f'{value:.4g}'
+  return f'test {name.replace("_", " ")} {text}, {loss}'
+
+
+def first_line(error: Exception) -> str:
+  """Returns the first line of an error message."""
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _smoothed(smoothing: float) -> PerExample:
+  def losses(outputs: Any, targets: Any) -> jax.Array:
+    labels = jax.nn.one_hot(targets, outputs.shape[-1])
+    labels = optax.smooth_labels(labels, smoothing)
+    return _per_example(optax.softmax_cross_entropy(outputs, labels))
+
+  return losses
+
+
+def _unknown(value: Any, argument: str, known: dict[str, Any]) -> ValueError:
+  return ValueError(
+    f'{argument} {value!r} is unknown; choose one of {", ".join(known)}, or '
+    f'give a function of outputs and targets'
+  )
