@@ -78,7 +78,8 @@ def run(
         raise
       _print(console, _how_to_go_on(target))
       raise SystemExit(errors.INTERRUPTED) from None
-    except OSError:
+    except OSError as error:
+      error.filename = error.filename or str(target)
       if not stored.is_empty:
         _print(console, _how_to_go_on(target))
       raise
