@@ -27,8 +27,10 @@ $(BIN)/python:
 	  || { echo 'Python 3.11 or newer is needed: make PYTHON=...' >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 
+# Bytecode is compiled at the first import, of what is used only.
 $(VENV)/.train: $(BIN)/python pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile \
+	  -e '.[train]'
 	@touch $@
 
 $(VENV)/.dev: $(BIN)/python pyproject.toml
