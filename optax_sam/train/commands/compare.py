@@ -43,11 +43,11 @@ def run(
     ValueError: if the configuration is invalid; raised before any training.
     OSError: if the output cannot be written. Finished runs are stored.
   """
-  adding = None
   if problem is None:
     checks.validate(config)
-    resolved = continuation.resolve(config)
-    config, adding = resolved.config, resolved.adding
+  resolved = continuation.resolve(config)
+  config = resolved.config
+  if problem is None:
     checks.validate(config)
   settings = plan.method_settings(config)
   target = config.output or output_dir.dated(configs.dataset_name(config))
@@ -58,7 +58,7 @@ def run(
       target,
       configs.settings(config),
       overwrite=config.overwrite,
-      adding=adding,
+      adding=resolved.adding,
       free=continuation.FREE,
       defaults=configs.settings(configs.CompareConfig()),
     ) as stored,
@@ -79,7 +79,8 @@ def run(
         raise
       _print(console, _how_to_go_on(target))
       raise SystemExit(errors.INTERRUPTED) from None
-    except OSError:
+    except OSError as error:
+      error.filename = error.filename or str(target)
       if not stored.is_empty:
         _print(console, _how_to_go_on(target))
       raise

@@ -59,10 +59,7 @@ def resolve(config: configs.CompareConfig) -> Continuation:
   given = config.set if methods else ()  # settings of the new methods
   if given:
     plain = dataclasses.replace(plain, set=())
-  neutral = configs.CompareConfig(
-    output=config.output, timing_rounds=config.timing_rounds
-  )
-  if plain == neutral:
+  if plain == _with_flags(configs.CompareConfig(), config):
     plain = stored
   if not adds:
     return Continuation(plain)
@@ -87,8 +84,21 @@ def _as_config(
   except msgspec.ValidationError as error:
     msg = f'{config.output}/{output_dir.CONFIG} is damaged: {error}'
     raise ValueError(msg) from None
+  return _with_flags(stored, config)
+
+
+def _with_flags(
+  settings: configs.CompareConfig, flags: configs.CompareConfig
+) -> configs.CompareConfig:
+  """Returns the settings of one configuration with all else of another."""
+  taken = configs.settings(flags).keys() - FREE
+  others = {
+    field.name: getattr(flags, field.name)
+    for field in dataclasses.fields(flags)
+    if field.name not in taken
+  }
   return dataclasses.replace(
-    stored, output=config.output, timing_rounds=config.timing_rounds
+    settings, **(others | {'add_seeds': 0, 'add_methods': ()})
   )
 
 

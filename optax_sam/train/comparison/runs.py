@@ -85,6 +85,8 @@ def measure(
     earlier = {name: getattr(former.comparison, name) for name in kept}
     comparison = dataclasses.replace(comparison, **earlier)
     spent = former.comparison.seconds
+    command = _commands(former.comparison, comparison)
+    comparison = dataclasses.replace(comparison, command=command)
   measured = _Comparison(config, problem, planned, reporter, stored)
 
   def save(**changes: Any) -> None:
@@ -134,6 +136,14 @@ def _empty(
     metric=problem.objective.measured,
     budget=config.budget,
   )
+
+
+def _commands(former: results.Comparison, now: results.Comparison) -> str:
+  """Returns the commands that lead to a comparison that was extended."""
+  names = ('methods', 'seeds')
+  if all(former.settings.get(x) == now.settings.get(x) for x in names):
+    return former.command
+  return f'{former.command} && {now.command}'
 
 
 class _Comparison:

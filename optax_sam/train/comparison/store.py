@@ -242,6 +242,7 @@ def clear(directory: pathlib.Path) -> None:
   """Removes the files of a comparison, config.json first."""
   for name in sorted(FILES - {output_dir.LOCK}, key='config.json'.__ne__):
     path = directory / name
+    output_dir.unfinished(path).unlink(missing_ok=True)
     if path.is_dir() and not path.is_symlink():
       shutil.rmtree(path)
     else:

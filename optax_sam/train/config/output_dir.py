@@ -28,17 +28,22 @@ def write(path: pathlib.Path, content: bytes) -> None:
   Raises:
     OSError: that names the file; then it is unchanged.
   """
-  unfinished = path.with_name(f'.{path.name}.unfinished')
+  temporary = unfinished(path)
   try:
-    with unfinished.open('wb') as file:
+    with temporary.open('wb') as file:
       file.write(content)
       file.flush()
       os.fsync(file.fileno())
-    unfinished.replace(path)
+    temporary.replace(path)
   except OSError as error:
     with contextlib.suppress(OSError):
-      unfinished.unlink()
+      temporary.unlink()
     raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def unfinished(path: pathlib.Path) -> pathlib.Path:
+  """Returns the file that an interrupted write may leave."""
+  return path.with_name(f'.{path.name}.unfinished')
 
 
 def write_config(
@@ -76,7 +81,9 @@ def check(
   if not overwrite:
     msg = f'--output {target} exists; choose another one or add --overwrite'
     raise ValueError(msg)
-  foreign = sorted({entry.name for entry in target.iterdir()} - known)
+  left_over = {unfinished(target / name).name for name in known}
+  names = {entry.name for entry in target.iterdir()}
+  foreign = sorted(names - known - left_over)
   if read_config(target) is None or foreign:
     why = f'it contains {foreign[0]!r}' if foreign else f'it has no {CONFIG}'
     msg = (

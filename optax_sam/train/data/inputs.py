@@ -165,10 +165,11 @@ class InMemory:
     return self._split(seed)[0] if self._fraction else self.dataset.train
 
   def _split(self, seed: int) -> tuple[Batch, Batch]:
-    if self._parts is None or self._parts[0] != seed:
-      parts = datasets.hold_out(self.dataset.train, self._fraction, seed)
-      self._parts = (seed, *parts)
-    return self._parts[1:]
+    parts = self._parts  # another thread may replace it
+    if parts is None or parts[0] != seed:
+      split = datasets.hold_out(self.dataset.train, self._fraction, seed)
+      self._parts = parts = (seed, *split)
+    return parts[1:]
 
 
 def steps_per_epoch(inputs: Inputs) -> int:

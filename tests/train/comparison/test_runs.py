@@ -21,9 +21,9 @@ from tests.train import problems
 pytestmark = pytest.mark.usefixtures('quick_eigenvalues')
 
 
-def run(config):
+def run(config, command=''):
   text = io.StringIO()
-  comparison = compare.run(config, Console(file=text, width=200))
+  comparison = compare.run(config, Console(file=text, width=200), command)
   return comparison, text.getvalue()
 
 
@@ -173,7 +173,9 @@ def test_added_seeds_and_methods_equal_those_from_the_start(
   tmp_path, monkeypatch, uninterrupted, trained
 ):
   target = tmp_path / 'out'
-  run(config_of(target, methods=('sam',), seeds=1, set=('sam.rho=0.05',)))
+  run(
+    config_of(target, methods=('sam',), seeds=1, set=('sam.rho=0.05',)), 'first'
+  )
   adding = configs.CompareConfig(
     output=target,
     add_seeds=1,
@@ -184,9 +186,10 @@ def test_added_seeds_and_methods_equal_those_from_the_start(
   one_at_a_time(monkeypatch)
   with monkeypatch.context() as patch:
     at_run(patch, 2, terminate)
-    assert run(adding)[0].interrupted
+    assert run(adding, 'add')[0].interrupted
   trained.clear()
-  comparison, _ = run(adding)  # adds no second time
+  comparison, _ = run(adding, 'add')  # adds no second time
+  assert comparison.command == 'first && add'
   assert comparison.seeds == [0, 1]
   assert comparison.methods == ['sgd', 'sam', 'asam']
   assert {run.settings['rho'] for run in comparison.runs_of('asam')} == {0.5}

@@ -101,6 +101,7 @@ def test_other_settings_are_refused_with_what_differs(target):
 
 
 def test_overwrite_starts_again(target):
+  (target / '.report.html.unfinished').touch()  # of a killed process
   with opened(target, {'steps': 30}, overwrite=True) as stored:
     assert stored.is_empty
   assert problems.names(target) == {'.lock', 'config.json'}
