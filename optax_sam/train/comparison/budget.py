@@ -2,10 +2,11 @@
 
 import dataclasses
 import statistics
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optax_sam.train.comparison import timing
+from optax_sam.train.comparison import threads, timing
 from optax_sam.train.comparison.tuning import SEED
 from optax_sam.train.config import configs
 from optax_sam.train.loop import train_step
@@ -135,9 +136,12 @@ def _pilots(
   short = dataclasses.replace(
     config, steps=max(1, round(_PILOT * config.steps)), evaluations=1
   )
-  return {
+  trainers = {
     name: Trainer(short, task, name, own) for name, own in settings.items()
   }
+  jobs = [trainer.compile for trainer in trainers.values()]
+  threads.together(jobs, stop=threading.Event())
+  return trainers
 
 
 def _run(trainer: Trainer) -> list[Progress]:

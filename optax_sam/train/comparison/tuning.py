@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,12 +11,13 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.train.commands import progress
+from optax_sam.train.comparison import threads
 from optax_sam.train.comparison.search import Found, Point, Score, search
 from optax_sam.train.config import configs
 from optax_sam.train.data import datasets, inputs
 from optax_sam.train.loop import evaluation
 from optax_sam.train.loop.task import Task
-from optax_sam.train.loop.trainer import Trainer
+from optax_sam.train.loop.trainer import Progress, Trainer
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
 from optax_sam.train.reports.results import Trial
@@ -139,7 +141,7 @@ def tune(
 
   The base optimizer comes first. The methods take its learning rate, those that
   tune their own start from it. A method with a learning rate among its settings
-  keeps it.
+  keeps it. The searches of the methods are independent and run in threads.
 
   Args:
     config: the configuration.
@@ -150,20 +152,36 @@ def tune(
     save: called with each new trial.
   """
   chosen: Settings = {}
+  stop, lock = threading.Event(), threading.Lock()
+
+  def keep(trial: Trial) -> None:
+    with lock:
+      trials.append(trial)
+      save(trial)
+
+  def after_step(current: Progress) -> None:
+    del current
+    if stop.is_set():
+      raise threads.StoppedError
+
+  def search_for(name: str) -> None:
+    own = settings[name]
+    if name != config.base and RATE in chosen[config.base]:
+      own = {RATE: chosen[config.base][RATE]} | own
+    trained = _Trials(config, task, name, own, trials, keep, after_step)
+    axes = len(trained.start)
+    found = search(trained.score, axes, config.trials, trained.is_allowed)
+    chosen[name] = own | trained.values(found.best)
+    reporter.line(trained.summary(found))
+
+  base, *others = settings
   with reporter.phase('Tuning', len(settings)) as phase:
-    for name, own in settings.items():
-      phase.detail(name)
-      rate = chosen.get(config.base, {}).get(RATE)
-      own = ({} if rate is None else {RATE: rate}) | own
-      trained = _Trials(config, task, name, own, trials, save)
-      found = search(
-        trained.score, len(trained.start), config.trials, trained.is_allowed
-      )
-      chosen[name] = own | trained.values(found.best)
-      reporter.line(trained.summary(found))
-      phase.advance()
+    for names in ([base], others):
+      phase.detail(', '.join(names))
+      jobs = [lambda name=name: search_for(name) for name in names]
+      threads.together(jobs, stop=stop, done=phase.advance)
     phase.detail('')
-  return chosen
+  return {name: chosen[name] for name in settings}
 
 
 class _Trials:
@@ -177,9 +195,10 @@ class _Trials:
     own: dict[str, Any],
     trials: list[Trial],
     save: Callable[[Trial], None],
+    after_step: Callable[[Progress], None],
   ) -> None:
     self.config, self.task, self.name, self.own = config, task, name, own
-    self.trials, self.save = trials, save
+    self.trials, self.save, self.after_step = trials, save, after_step
     self.start = start(config, name, own)
     self.metric = task.objective.measured
     self._allowed: dict[tuple[Any, ...], Point] = {}
@@ -215,7 +234,6 @@ class _Trials:
         break
     else:
       trial = self._train(values, steps)
-      self.trials.append(trial)
       self.save(trial)
     sign = 1 if self.metric.higher_is_better else -1
     return sign * trial.validation_metric, -trial.validation_loss
@@ -237,7 +255,7 @@ class _Trials:
     trainer = self._trainers[place]
     trainer.traced = traced
     current = trainer.start(SEED)
-    trainer.run(current, SEED)
+    trainer.run(current, SEED, self.after_step)
     solution, examples = (
       trainer.solution(current.state),
       self.task.inputs.test(),

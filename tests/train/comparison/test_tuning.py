@@ -247,6 +247,26 @@ def test_finished_trials_are_not_repeated(known_best):
   assert len(started) == 28 + 19
 
 
+def test_an_error_ends_the_other_searches(monkeypatch):
+  steps = []
+  original = Trainer.run
+
+  def run(self, current, seed, after_step):
+    if self.name == 'asam':
+      raise KeyboardInterrupt
+    steps.append(self.name)
+    original(self, current, seed, after_step)
+
+  monkeypatch.setattr(Trainer, 'run', run)
+  config = problems.compare_config(methods=('asam', 'sam'), tune=(), trials=4)
+  trials = []
+  with pytest.raises(KeyboardInterrupt):
+    tune(config, trials)
+  assert {trial.method for trial in trials} <= {'sgd', 'sam'}
+  assert steps.count('sgd') == 4 + 2 + 1
+  assert steps.count('sam') < 7
+
+
 def test_settings_in_the_state_train_as_those_of_the_method():
   config = problems.compare_config()
   task = problems.small_task('mlp', 50)
