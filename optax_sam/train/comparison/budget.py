@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optax_sam.train.comparison import threads, timing
-from optax_sam.train.comparison.tuning import SEED
+from optax_sam.train.comparison.trials import SEED
 from optax_sam.train.config import configs
 from optax_sam.train.loop import train_step
 from optax_sam.train.loop.cost import StepCost
