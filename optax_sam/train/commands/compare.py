@@ -1,21 +1,19 @@
 """The command `compare`: trains methods and seeds, then writes the report."""
 
+import contextlib
+import pathlib
+import shlex
+import signal
+import threading
+from collections.abc import Iterator
+
 from rich.console import Console
 
 from optax_sam.train.commands import progress
-from optax_sam.train.comparison import plan, runs
-from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.comparison import continuation, plan, runs, store
+from optax_sam.train.config import checks, configs, errors, output_dir
 from optax_sam.train.loop import task
 from optax_sam.train.reports import comparison_report, results
-
-FILES = frozenset(
-  {
-    output_dir.CONFIG,
-    'report.html',
-    'results.csv',
-    'metrics.jsonl',
-  }
-)
 
 
 def run(
@@ -26,6 +24,8 @@ def run(
 ) -> results.Comparison:
   """Compares methods and writes a report.
 
+  What an earlier comparison in the same output has finished is not repeated.
+
   Args:
     config: methods, seeds and settings to compare.
     console: console for progress and the table of results.
@@ -33,30 +33,81 @@ def run(
     problem: the task; None for that of the configuration.
 
   Returns:
-    The measured comparison. After Ctrl-C it is marked `interrupted` and has
-    only the finished runs; if there are none, nothing is written.
+    The measured comparison. After Ctrl-C or SIGTERM it is marked `interrupted`
+    and has only the finished runs.
 
   Raises:
+    KeyboardInterrupt: if it was interrupted before anything was finished; then
+      nothing is written.
     ValueError: if the configuration is invalid; raised before any training.
-    OSError: if the output cannot be written.
+    OSError: if the output cannot be written. Finished runs are stored.
   """
+  if problem is None:
+    checks.validate(config)
+  resolved = continuation.resolve(config)
+  config = resolved.config
   if problem is None:
     checks.validate(config)
   settings = plan.method_settings(config)
   target = config.output or output_dir.dated(config.dataset)
+  store.former_output(target, overwrite=config.overwrite)  # before the data
+  problem = problem or task.build(config)
   with (
-    output_dir.new_directory(
-      target, overwrite=config.overwrite, known=FILES
-    ) as directory,
+    store.opened(
+      target,
+      configs.settings(config),
+      overwrite=config.overwrite,
+      adding=resolved.adding,
+      free=continuation.FREE,
+      defaults=configs.settings(configs.CompareConfig()),
+    ) as stored,
     progress.Reporter(console) as reporter,
+    _termination_as_interrupt(),
   ):
-    comparison = runs.measure(config, settings, reporter, command, problem)
-    if not comparison.runs:
-      raise KeyboardInterrupt
-    comparison_report.print_table(comparison, console)
-    comparison_report.write_report(comparison, directory)
-    output_dir.write_config(directory, 'compare', configs.settings(config))
-  console.print(
-    f'Report: {target / "report.html"}', soft_wrap=True, highlight=False
-  )
+    try:
+      comparison = runs.measure(
+        config, settings, reporter, command, problem, stored
+      )
+      if comparison.runs:
+        comparison_report.print_table(comparison, console)
+        comparison_report.write_report(comparison, target)
+      if not comparison.interrupted:  # nothing is to be added any more
+        output_dir.write_config(target, 'compare', configs.settings(config))
+    except KeyboardInterrupt:
+      if stored.is_empty:
+        raise
+      _print(console, _how_to_go_on(target))
+      raise SystemExit(errors.INTERRUPTED) from None
+    except OSError:
+      if not stored.is_empty:
+        _print(console, _how_to_go_on(target))
+      raise
+  if stored.is_empty:
+    raise KeyboardInterrupt
+  if comparison.runs:
+    _print(console, f'Report: {target / "report.html"}')
+  if comparison.interrupted:
+    _print(console, _how_to_go_on(target))
   return comparison
+
+
+def _how_to_go_on(target: pathlib.Path) -> str:
+  command = shlex.join(['optax-sam', 'compare', '--output', str(target)])
+  return f'What is finished is stored; go on with: {command}'
+
+
+def _print(console: Console, text: str) -> None:
+  console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+@contextlib.contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+  """Treats SIGTERM like Ctrl-C."""
+  if threading.current_thread() is not threading.main_thread():
+    yield  # only the main thread may install a handler
+    return
+  former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, former)

@@ -14,7 +14,7 @@ from rich.console import Console
 import optax_sam
 from optax_sam.train.commands import compare as command
 from optax_sam.train.commands import progress
-from optax_sam.train.comparison import plan, runs
+from optax_sam.train.comparison import plan, runs, store
 from optax_sam.train.config import checks, configs
 from optax_sam.train.data import arrays
 from optax_sam.train.loop import objectives, task
@@ -176,7 +176,9 @@ def _run(
     return command.run(config, console, text, problem)
   chosen = plan.method_settings(config)
   with progress.Reporter(console) as reporter:
-    comparison = runs.measure(config, chosen, reporter, text, problem)
+    comparison = runs.measure(
+      config, chosen, reporter, text, problem, store.Store()
+    )
   if not comparison.runs:
     raise KeyboardInterrupt
   return comparison

@@ -132,6 +132,7 @@ _AT_LEAST = {
   'log_every': 1,
   'sharpness_examples': 1,
   'seeds': 1,
+  'add_seeds': 0,
   'seed': 0,
   'timing_rounds': 0,
   'checkpoint_every': 1,

@@ -270,6 +270,8 @@ _NOT_SETTINGS = (
   'output',
   'overwrite',
   'resume',
+  'add_seeds',
+  'add_methods',
   'config',
   'data_dir',
   'input_threads',

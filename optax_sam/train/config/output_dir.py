@@ -1,7 +1,8 @@
-"""Output directories that are created atomically."""
+"""Output directories: created atomically, or locked while they grow."""
 
 import contextlib
 import datetime as dt
+import fcntl
 import json
 import os
 import pathlib
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 CONFIG = 'config.json'
+LOCK = '.lock'
 MARK = 'optax_sam'
 
 
@@ -20,20 +22,39 @@ def dated(name: str) -> pathlib.Path:
   return pathlib.Path('runs') / f'{name}-{now:%Y%m%d-%H%M%S}'
 
 
+def write(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file atomically, which survives a crash once this returns.
+
+  Raises:
+    OSError: that names the file; then it is unchanged.
+  """
+  unfinished = path.with_name(f'.{path.name}.unfinished')
+  try:
+    with unfinished.open('wb') as file:
+      file.write(content)
+      file.flush()
+      os.fsync(file.fileno())
+    unfinished.replace(path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      unfinished.unlink()
+    raise OSError(error.errno, error.strerror, str(path)) from None
+
+
 def write_config(
-  directory: pathlib.Path, command: str, settings: dict[str, Any]
+  directory: pathlib.Path, command: str, settings: dict[str, Any], **more: Any
 ) -> None:
   """Writes `config.json`, which marks an output of optax-sam."""
-  content = {MARK: command, 'settings': settings}
+  content = {MARK: command, 'settings': settings, **more}
   text = json.dumps(content, indent=2, sort_keys=True) + '\n'
-  (directory / CONFIG).write_text(text, encoding='utf-8')
+  write(directory / CONFIG, text.encode())
 
 
 def read_config(directory: pathlib.Path) -> dict[str, Any] | None:
   """Returns the content of `config.json`, None if it has another format."""
   try:
     content = json.loads((directory / CONFIG).read_text(encoding='utf-8'))
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return None
   return content if isinstance(content, dict) and MARK in content else None
 
@@ -51,9 +72,7 @@ def check(
   """
   if not (target.exists() or target.is_symlink()):
     return
-  if target.is_symlink() or not target.is_dir():
-    msg = f'--output {target} is not a directory; choose another one'
-    raise ValueError(msg)
+  _check_directory(target)
   if not overwrite:
     msg = f'--output {target} exists; choose another one or add --overwrite'
     raise ValueError(msg)
@@ -65,6 +84,49 @@ def check(
       f'be replaced; choose another one'
     )
     raise ValueError(msg)
+
+
+def _check_directory(target: pathlib.Path) -> None:
+  if target.is_symlink() or not target.is_dir():
+    msg = f'--output {target} is not a directory; choose another one'
+    raise ValueError(msg)
+
+
+@contextlib.contextmanager
+def created(target: pathlib.Path) -> Iterator[bool]:
+  """Creates a directory that can be written; yields whether it is new.
+
+  On leaving it is removed if it is new and empty, and so are its new parents.
+  """
+  target = pathlib.Path(os.path.abspath(target))  # noqa: PTH100 (no symlinks)
+  new = _make_parents(target)
+  try:
+    _check_directory(target)
+    _probe(target)
+    yield target in new
+  finally:
+    with contextlib.suppress(OSError):  # not empty
+      for directory in reversed(new):
+        directory.rmdir()
+
+
+@contextlib.contextmanager
+def locked(directory: pathlib.Path) -> Iterator[None]:
+  """Holds the lock of an output directory, one process at a time.
+
+  Raises:
+    ValueError: if another process holds it.
+  """
+  with (directory / LOCK).open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      msg = (
+        f'--output {directory} is being written by another optax-sam; wait for '
+        f'it, or choose another directory'
+      )
+      raise ValueError(msg) from None
+    yield
 
 
 @contextlib.contextmanager

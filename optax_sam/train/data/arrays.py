@@ -75,15 +75,14 @@ def _part(name: str, given: Any, loss: str | None) -> Batch:
     raise ValueError(msg)
   if inputs.dtype == np.uint8:
     inputs = inputs.astype(np.float32) / 255
-  elif inputs.dtype.kind in 'iu':
-    inputs = _as_integers(name, 'inputs', inputs)
-  if loss == 'cross_entropy' or (
-    loss != 'mean_squared_error' and targets.dtype.kind in 'biu'
-  ):
-    targets = _as_integers(name, 'labels', targets)
+  is_class = targets.dtype.kind in 'biu' and loss != 'mean_squared_error'
   return {
-    'inputs': inputs if inputs.dtype.kind == 'i' else _as_floats(inputs),
-    'labels': targets if targets.dtype.kind == 'i' else _as_floats(targets),
+    'inputs': _as_integers(name, 'inputs', inputs)
+    if inputs.dtype.kind in 'iu'
+    else inputs.astype(np.float32),
+    'labels': _as_integers(name, 'labels', targets)
+    if is_class or loss == 'cross_entropy'
+    else targets.astype(np.float32),
   }
 
 
@@ -209,7 +208,3 @@ def _as_integers(name: str, what: str, values: np.ndarray) -> np.ndarray:
     msg = f'{name}: {what} must fit in int32, not {least} to {most}'
     raise ValueError(msg)
   return values.astype(np.int32)
-
-
-def _as_floats(values: np.ndarray) -> np.ndarray:
-  return values.astype(np.float32)

@@ -230,7 +230,11 @@ class Trainer:
       self.task.inputs.fixed(self.config.sharpness_examples)
     )
     params, statistics = self.solution(state)
-    loss, args = self._measured_loss, (statistics, batch)
+    # The loss of the task compiles once for all methods.
+    loss: Any = self.task.evaluation_loss
+    if self.placement.mesh is not None:
+      loss = self._replicated_loss
+    args = (statistics, batch)
     try:
       eigenvalue = sharpness.top_eigenvalue(
         loss, params, args=args, tolerance=_EIGENVALUE_TOLERANCE
@@ -248,14 +252,11 @@ class Trainer:
       self.task, *self.solution(state), self.placement
     )
 
-  def _measured_loss(
+  def _replicated_loss(
     self, params: Any, statistics: Statistics, batch: datasets.Batch
   ) -> jax.Array:
-    if self.placement.mesh is not None:
-      # Then gradients are replicated too, so every process can read them.
-      params = jax.lax.with_sharding_constraint(
-        params, self.placement.replicated
-      )
+    # Then gradients are replicated too, so every process can read them.
+    params = jax.lax.with_sharding_constraint(params, self.placement.replicated)
     return self.task.evaluation_loss(params, statistics, batch)
 
   def _compile(self, accuracy: float) -> Any:

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from optax_sam.train.commands import compare
-from optax_sam.train.comparison import timing
+from optax_sam.train.comparison import runs, store, timing
 from optax_sam.train.loop.trainer import Trainer
 from tests.train import problems
 
@@ -56,7 +56,7 @@ def test_every_method_runs_with_every_seed(small):
 
 def test_the_output_has_report_and_configuration(small):
   config, _, text = small
-  assert problems.names(config.output) == compare.FILES
+  assert problems.names(config.output) == store.FILES - {'trials'}
   assert problems.names(config.output.parent) == {config.output.name}
   content = json.loads((config.output / 'config.json').read_text())
   assert content['settings']['label_noise'] == 0.1
@@ -161,13 +161,14 @@ def interrupt_at(monkeypatch, number):
 
 
 def test_ctrl_c_reports_the_finished_runs(tmp_path, monkeypatch):
-  interrupt_at(monkeypatch, 4)  # after two compilations and one run
+  monkeypatch.setattr(runs, 'workers', lambda: 1)
+  interrupt_at(monkeypatch, 5)  # after three compilations and one run
   config = problems.compare_config(output=tmp_path / 'out')
   comparison, text = run(config)
   assert comparison.interrupted
   assert [run.method for run in comparison.runs] == ['sgd']
   assert 'Interrupted; finished runs: 1.' in text
-  assert problems.names(tmp_path / 'out') == compare.FILES
+  assert problems.names(tmp_path / 'out') == store.FILES - {'trials'}
 
 
 def test_ctrl_c_before_any_run_writes_nothing(tmp_path, monkeypatch):

@@ -1,0 +1,69 @@
+"""The loss around a solution: line, plane and Hessian spectrum, as rows."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from optax_sam import landscape, sharpness
+from optax_sam.train.reports import random_lines
+
+# Coarse, so that a solution of a small network takes a second or two.
+_PLANE_POINTS = 15
+_STEPS, _PROBES = 24, 2
+_DENSITY_POINTS = 200
+# Jitted, so that not every operation on every shape compiles separately.
+_direction = jax.jit(landscape.random_direction)
+
+Rows = list[dict[str, float]]
+
+
+def line(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
+  """Returns `position` and `loss` along a random direction.
+
+  Args:
+    value_fn: maps the parameters and `args` to a scalar loss; each `value_fn`
+      is compiled once.
+    params: the solution.
+    args: further arguments.
+  """
+  found = random_lines.measure(value_fn, params, args, seed=0)
+  return random_lines.rows(found)
+
+
+def plane(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
+  """Returns `x`, `y` and `loss` in a plane along two random directions.
+
+  The first direction is that of `line`; arguments as in `line`.
+  """
+  keys = [jax.random.key(seed) for seed in (0, 1)]
+  first, second = (_direction(params, key) for key in keys)
+  positions, losses = landscape.plane(
+    value_fn, params, (first, second), points=_PLANE_POINTS, args=args
+  )
+  return [
+    {'x': float(x), 'y': float(y), 'loss': float(losses[row, column])}
+    for row, x in enumerate(positions)
+    for column, y in enumerate(positions)
+  ]
+
+
+def spectrum(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
+  """Returns `eigenvalue` and `density` of the Hessian; arguments as in `line`.
+
+  The Gaussians are wider than usual, because the estimate has few nodes.
+  """
+  size = sum(leaf.size for leaf in jax.tree.leaves(params))
+  density = sharpness.spectral_density(
+    value_fn, params, steps=min(_STEPS, size), probes=_PROBES, args=args
+  )
+  if not np.isfinite(density.nodes).all():
+    return []
+  low, high = float(density.nodes.min()), float(density.nodes.max())
+  width = max(high - low, 1e-3)
+  values = np.linspace(low - 0.05 * width, high + 0.05 * width, _DENSITY_POINTS)
+  heights = density.at(values, variance=(0.01 * width) ** 2)
+  return [
+    {'eigenvalue': float(value), 'density': float(height)}
+    for value, height in zip(values, heights, strict=True)
+  ]

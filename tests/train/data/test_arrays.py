@@ -1,0 +1,105 @@
+import itertools
+
+import grain
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from optax_sam.train.data import arrays
+from tests.train.problems import assert_equal
+
+X = np.arange(12.0).reshape(6, 2)
+Y = np.array([0, 1, 2, 0, 1, 2])
+PAIRS = list(zip(X, Y, strict=True))
+
+
+@pytest.mark.parametrize(
+  'given',
+  [
+    (X, Y),
+    (jnp.asarray(X), Y.tolist()),
+    {'x': X, 'y': Y, 'names': None},
+    {'image': X, 'label': Y},
+    PAIRS,
+    [{'inputs': x, 'targets': y} for x, y in PAIRS],
+    grain.MapDataset.source(PAIRS),
+    grain.MapDataset.source(PAIRS).to_iter_dataset(),
+  ],
+)
+def test_all_forms_give_the_same_arrays(given):
+  found = arrays.dataset(given, (X[:2], Y[:2]), loss='cross_entropy')
+  assert_equal(found.train, {'inputs': X, 'labels': Y})
+  assert_equal(found.test, {'inputs': X[:2], 'labels': Y[:2]})
+  dtypes = {name: str(x.dtype) for name, x in found.train.items()}
+  assert dtypes == {'inputs': 'float32', 'labels': 'int32'}
+  assert found.validation is None
+
+
+@pytest.mark.parametrize(
+  'given', [lambda x: x, lambda x: {'tokens': x}, list, lambda x: (x, None)]
+)
+def test_tokens_are_their_own_targets(given):
+  tokens = np.arange(8, dtype=np.uint8).reshape(2, 4)
+  found = arrays.dataset(given(tokens), tokens, loss='next_token')
+  assert_equal(found.train, {'inputs': tokens, 'labels': tokens})
+
+
+def test_bytes_are_scaled_and_other_integers_are_not():
+  images = np.full((6, 2, 2), 51, np.uint8)
+  found = arrays.dataset((images, Y), (images, Y), (images, Y))
+  np.testing.assert_allclose(found.train['inputs'], 0.2)
+  assert found.validation.keys() == {'inputs', 'labels'}
+  found = arrays.dataset((Y, X), (Y, X), loss='mean_squared_error')
+  assert found.train['inputs'].dtype == np.int32
+  assert found.train['labels'].dtype == np.float32
+  whole = arrays.dataset((X, Y), (X, Y), loss='mean_squared_error')
+  assert whole.train['labels'].dtype == np.float32
+
+
+def bad(value, at=0):
+  changed = X.copy()
+  changed[at, 1] = value
+  return changed
+
+
+@pytest.mark.parametrize(
+  ('train', 'message'),
+  [
+    ((X, Y[:4]), 'train has 6 inputs and 4 targets'),
+    ((X[:0], Y[:0]), 'train has no inputs; give at least one example'),
+    ((X, Y + 0.5), r"labels must be integers, not float64; .*\.astype\('int32"),
+    ((X, Y + 2**40), 'labels must fit in int32'),
+    (
+      (bad(np.nan, 3), Y),
+      'NaN or infinity in 1 of 6 examples, first in exampl',
+    ),
+    ((bad(np.inf), Y), 'train: inputs have NaN or infinity in 1 of 6'),
+    (
+      (X.astype(object), Y),
+      'inputs have the dtype object, and must be numbers',
+    ),
+    ((X, ['a'] * 6), 'targets have the dtype <U1'),
+    (([[1.0], [1.0, 2.0]], Y[:2]), 'train: inputs are not an array'),
+    ((X[:, :1], Y), r'test: inputs of an example have shape \(2,\)'),
+    (X, 'train is an array without targets; give a pair'),
+    ((X, Y, Y), r'must be a pair \(inputs, targets\), not 3 values'),
+    ({'x': X}, 'train must have one of the keys labels, targets, y'),
+    (
+      {'x': X, 'inputs': X, 'y': Y},
+      'one of the keys inputs, x, .* not inputs,',
+    ),
+    (7, 'train must be a pair .* not int'),
+    ([1.0, 2.0], 'an example must be a pair .* not float'),
+    ([(X[0], 0), (X[0, :1], 1)], 'train has examples of different shapes'),
+  ],
+)
+def test_invalid_examples_raise(train, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    arrays.dataset(train, (X, Y), loss='cross_entropy')
+  assert '\n' not in str(caught.value)
+
+
+def test_an_endless_iterable_raises(monkeypatch):
+  monkeypatch.setattr(arrays, '_MOST_BYTES', 1000)
+  with pytest.raises(ValueError, match='or no end, and is read into memory'):
+    arrays.dataset(itertools.cycle(PAIRS), (X, Y))
