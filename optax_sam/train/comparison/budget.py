@@ -2,7 +2,6 @@
 
 import dataclasses
 import statistics
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,8 +138,7 @@ def _pilots(
   trainers = {
     name: Trainer(short, task, name, own) for name, own in settings.items()
   }
-  jobs = [trainer.compile for trainer in trainers.values()]
-  threads.together(jobs, stop=threading.Event())
+  threads.together(trainer.compile for trainer in trainers.values())
   return trainers
 
 

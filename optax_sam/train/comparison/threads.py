@@ -30,7 +30,7 @@ def workers() -> int:
 def together(
   jobs: Iterable[Callable[[], Any]],
   *,
-  stop: threading.Event,
+  stop: threading.Event | None = None,
   done: Callable[[], None] = lambda: None,
 ) -> None:
   """Runs jobs in threads; on an error or Ctrl-C the others end early.
@@ -47,7 +47,8 @@ def together(
       job.result()
       done()
   except BaseException:
-    stop.set()
+    if stop is not None:
+      stop.set()
     pool.shutdown(cancel_futures=True)
     raise
   pool.shutdown()
