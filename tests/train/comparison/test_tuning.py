@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import math
@@ -10,7 +11,7 @@ import pytest
 from rich.console import Console
 
 import optax_sam
-from optax_sam.train.commands import progress
+from optax_sam.train.commands import compare, progress
 from optax_sam.train.comparison import plan, trials, tuning
 from optax_sam.train.data import datasets, inputs
 from optax_sam.train.loop import evaluation
@@ -246,6 +247,51 @@ def test_finished_trials_are_not_repeated(known_best):
   assert tune(config, rest) == (chosen, text)
   assert rest == made
   assert len(started) == 28 + 19
+
+
+@pytest.mark.usefixtures('quick_eigenvalues')
+def test_an_interrupted_search_goes_on_with_the_same_command(
+  tmp_path, monkeypatch
+):
+  config = problems.compare_config(
+    tune=(), trials=2, budget='gradients', output=tmp_path / 'out'
+  )
+  original, started = Trainer.run, []
+
+  def train(self, *given):
+    started.append(self.name)
+    if len(started) == 7:
+      raise KeyboardInterrupt
+    original(self, *given)
+
+  monkeypatch.setattr(trials.TracedTrainer, 'run', train)
+  console = Console(quiet=True)
+  with contextlib.suppress(KeyboardInterrupt):
+    compare.run(config, console)
+  done = len(list((config.output / 'trials').iterdir()))
+  assert done == 6
+  found = compare.run(config, console)
+  assert len(started) == 7 + 2
+  assert not found.interrupted
+  assert len(found.trials) == 8
+  again = compare.run(
+    dataclasses.replace(config, output=tmp_path / 'again'), console
+  )
+  assert found.trials == again.trials
+  for one, other in zip(found.runs, again.runs, strict=True):
+    assert one.settings == other.settings
+    assert one.planned_steps == other.planned_steps
+    assert one.numbers == other.numbers
+  # A method that is added is searched; the others are not searched again.
+  started.clear()
+  added = compare.run(
+    dataclasses.replace(config, add_methods=('asam',)), console
+  )
+  assert set(started) == {'asam'}
+  assert [one.numbers for one in added.runs[:2]] == [
+    one.numbers for one in found.runs
+  ]
+  assert 'rho' in added.runs_of('asam')[0].settings
 
 
 def test_an_error_ends_the_other_searches(monkeypatch):
