@@ -19,7 +19,7 @@ from optax_sam.train.data import inputs as inputs_lib
 from optax_sam.train.distributed.sharding import Placement
 from optax_sam.train.loop import (
   cost,
-  divergence,
+  early_stop,
   evaluation,
   swad_validation,
   train_step,
@@ -205,7 +205,7 @@ class Trainer:
         with watch.paused(metrics):
           row = self._log_row(progress, metrics)
           progress.log.append(row | self._spent(progress, watch))
-        progress.stopped = divergence.found(progress.log, config.steps)
+        progress.stopped = early_stop.found(progress.log, config.steps)
       if progress.step % self.epoch_steps == 0 and self._followed(0.0):
         with watch.paused(metrics):
           accuracy = self._train_accuracy(progress.state)
