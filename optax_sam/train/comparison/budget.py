@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optax_sam.train.comparison import timing
-from optax_sam.train.comparison.tuning import SEED
+from optax_sam.train.comparison import threads, timing
+from optax_sam.train.comparison.trials import SEED
 from optax_sam.train.config import configs
 from optax_sam.train.loop import train_step
 from optax_sam.train.loop.cost import StepCost
@@ -135,9 +135,11 @@ def _pilots(
   short = dataclasses.replace(
     config, steps=max(1, round(_PILOT * config.steps)), evaluations=1
   )
-  return {
+  trainers = {
     name: Trainer(short, task, name, own) for name, own in settings.items()
   }
+  threads.together(trainer.compile for trainer in trainers.values())
+  return trainers
 
 
 def _run(trainer: Trainer) -> list[Progress]:

@@ -84,8 +84,13 @@ def make(
   if config.tune is not None:
     task, searched = tuning.split(config, task)
     settings = tuning.tune(config, searched, settings, reporter, trials, save)
+  if config.budget != 'steps':
+    reporter.line(f'Measuring {config.budget} of a step')
   steps = budget.steps(config, task, settings, trials, known)
   if len(set(steps.values())) > 1:
     each = ', '.join(f'{name} {count}' for name, count in steps.items())
     reporter.line(f'Steps at equal {config.budget}: {each}')
-  return Plan(settings, steps, list(trials)), task
+  order = list(settings)
+  made = [trial for trial in trials if trial.method in settings]
+  made.sort(key=lambda trial: order.index(trial.method))
+  return Plan(settings, steps, made), task

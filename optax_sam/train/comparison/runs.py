@@ -1,14 +1,11 @@
 """Trains, measures and times the runs of a comparison."""
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import datetime as dt
 import functools
-import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,15 +17,13 @@ from optax_sam.train.comparison import (
   plan,
   store,
   surroundings,
+  threads,
   timing,
 )
 from optax_sam.train.config import configs
 from optax_sam.train.loop import evaluation, objectives, task, train_step
 from optax_sam.train.loop.trainer import Progress, Trainer
 from optax_sam.train.reports import machine, results
-
-# A step of a small model uses one core, so on a CPU several runs share them.
-_MOST_WORKERS = 4
 
 
 def measure(
@@ -266,7 +261,7 @@ class _Comparison:
       lambda: self._warm_up(self.trainers[names[0]]),
     ]
     with self.reporter.phase('Compiling', len(jobs)) as phase:
-      _together(jobs, done=phase.advance)
+      threads.together(jobs, done=phase.advance)
     trainers = {name: self.trainers[name] for name in names}
     costs = budget.step_costs(trainers, self.config.base)
     for name, cost in costs.items():
@@ -304,7 +299,7 @@ class _Comparison:
       def after_step(current: Progress) -> None:
         phase.advance()
         if stop.is_set():
-          raise _StoppedError
+          raise threads.StoppedError
         if seed == timed and name in untimed:
           self._keep_state(name, current)
 
@@ -318,7 +313,7 @@ class _Comparison:
     base = self.config.base
     if base in self.solutions:  # of an earlier wave
       jobs.insert(0, functools.partial(self._surroundings, base))
-    _together(jobs, stop=stop)
+    threads.together(jobs, stop=stop)
     phase.detail('')
 
   def _replay(self, names: list[str]) -> None:
@@ -333,7 +328,7 @@ class _Comparison:
 
       def after_step(current: Progress) -> None:
         if stop.is_set():
-          raise _StoppedError
+          raise threads.StoppedError
         self._keep_state(name, current)
 
       current = trainer.start(seed=0)
@@ -342,7 +337,7 @@ class _Comparison:
 
     with self.reporter.phase('Repeating seed 0', len(names)) as phase:
       jobs = [lambda name=name: replay(name) for name in names]
-      _together(jobs, stop=stop, done=phase.advance)
+      threads.together(jobs, stop=stop, done=phase.advance)
 
   def _keep_state(self, name: str, current: Progress) -> None:
     """Keeps a copy of the state at the points of timing."""
@@ -409,55 +404,6 @@ class _Comparison:
     self.starts.clear()
     found = {one.method: one for one in (*made, *timings)}
     return [found[name] for name in self.trainers if name in found]
-
-
-class _StoppedError(Exception):
-  """Ends a run whose comparison was interrupted, or had an error."""
-
-
-def workers() -> int:
-  """Returns the number of runs that are trained at a time."""
-  if jax.default_backend() != 'cpu':
-    return 1
-  cores = os.cpu_count() or 1
-  with contextlib.suppress(AttributeError):  # not on macOS
-    cores = len(os.sched_getaffinity(0))
-  return min(cores, _MOST_WORKERS)
-
-
-def _together(
-  jobs: Iterable[Callable[[], Any]],
-  *,
-  stop: threading.Event | None = None,
-  done: Callable[[], None] = lambda: None,
-) -> None:
-  """Runs jobs in threads; on an error or Ctrl-C the others end early.
-
-  Args:
-    jobs: the jobs. Each is deterministic alone, so their order doesn't matter.
-    stop: set if the other jobs are to end.
-    done: called after each job.
-  """
-  with _pool(stop) as pool:
-    started = [pool.submit(job) for job in jobs]
-    for job in concurrent.futures.as_completed(started):
-      job.result()
-      done()
-
-
-@contextlib.contextmanager
-def _pool(
-  stop: threading.Event | None,
-) -> Iterator[concurrent.futures.ThreadPoolExecutor]:
-  pool = concurrent.futures.ThreadPoolExecutor(workers())
-  try:
-    yield pool
-  except BaseException:
-    if stop is not None:
-      stop.set()
-    pool.shutdown(cancel_futures=True)
-    raise
-  pool.shutdown()
 
 
 def _summary(run: results.Run, measured: results.Metric) -> str:

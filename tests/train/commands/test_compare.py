@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from optax_sam.train.commands import compare
-from optax_sam.train.comparison import runs, store, timing
+from optax_sam.train.comparison import store, threads, timing
 from optax_sam.train.loop.trainer import Trainer
 from tests.train import problems
 
@@ -161,7 +161,7 @@ def interrupt_at(monkeypatch, number):
 
 
 def test_ctrl_c_reports_the_finished_runs(tmp_path, monkeypatch):
-  monkeypatch.setattr(runs, 'workers', lambda: 1)
+  monkeypatch.setattr(threads, 'workers', lambda: 1)
   interrupt_at(monkeypatch, 5)  # after three compilations and one run
   config = problems.compare_config(output=tmp_path / 'out')
   comparison, text = run(config)

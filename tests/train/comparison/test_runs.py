@@ -97,7 +97,7 @@ def at_run(monkeypatch, number, act):
 
 
 def one_at_a_time(monkeypatch):
-  monkeypatch.setattr('optax_sam.train.comparison.runs.workers', lambda: 1)
+  monkeypatch.setattr('optax_sam.train.comparison.threads.workers', lambda: 1)
 
 
 def terminate():

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import io
 import math
@@ -10,13 +11,14 @@ import pytest
 from rich.console import Console
 
 import optax_sam
-from optax_sam.train.commands import progress
-from optax_sam.train.comparison import plan, tuning
+from optax_sam.train.commands import compare, progress
+from optax_sam.train.comparison import plan, trials, tuning
 from optax_sam.train.data import datasets, inputs
 from optax_sam.train.loop import evaluation
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
+from optax_sam.train.reports.results import Trial
 from tests.train import problems
 from tests.train.problems import assert_close, finished
 
@@ -36,21 +38,21 @@ def known_best(monkeypatch):
       )
       fine = is_finite(self.name, values)
       metric = 1 - distance / 100 if fine else math.nan
-      return tuning.Trial(self.name, values, tuning.SEED, steps, 1.0, metric)
+      return Trial(self.name, values, trials.SEED, steps, 1.0, metric)
 
-    monkeypatch.setattr(tuning._Trials, '_train', train)
+    monkeypatch.setattr(trials.Trials, '_train', train)
     return started
 
   return install
 
 
-def tune(config, trials=None, save=lambda _: None):
+def tune(config, done=None, save=lambda _: None):
   text = io.StringIO()
   task = problems.small_task('mlp', config.batch_size)
   settings = plan.method_settings(config)
   with progress.Reporter(Console(file=text, width=300)) as reporter:
     chosen = tuning.tune(
-      config, task, settings, reporter, [] if trials is None else trials, save
+      config, task, settings, reporter, [] if done is None else done, save
     )
   return chosen, text.getvalue()
 
@@ -130,12 +132,12 @@ def test_integers_are_tried_once_and_only_if_the_method_accepts_them(
   config = problems.compare_config(
     methods=('look_sam',), tune=('look_sam.period',)
   )
-  trials = []
-  chosen, _ = tune(config, trials)
+  made = []
+  chosen, _ = tune(config, made)
   assert chosen['look_sam']['period'] == 20
   short = [
     trial.settings['period']
-    for trial in trials
+    for trial in made
     if trial.method == 'look_sam' and trial.steps == 3
   ]
   assert len(short) == len(set(short)) == 8
@@ -236,15 +238,80 @@ def test_finished_trials_are_not_repeated(known_best):
   best = {'sgd': {'learning_rate': 0.2}, 'sam': {'rho': 0.1}}
   started = known_best(best)
   config = problems.compare_config(tune=())
-  saved, trials = [], []
-  chosen, text = tune(config, trials, saved.append)
-  assert saved == trials
-  assert len(started) == len(trials) == 2 * 14
+  saved, made = [], []
+  chosen, text = tune(config, made, saved.append)
+  assert saved == made
+  assert len(started) == len(made) == 2 * 14
   # After an interruption the rest is trained, with the same result.
-  rest = trials[:9]
+  rest = made[:9]
   assert tune(config, rest) == (chosen, text)
-  assert rest == trials
+  assert rest == made
   assert len(started) == 28 + 19
+
+
+@pytest.mark.usefixtures('quick_eigenvalues')
+def test_an_interrupted_search_goes_on_with_the_same_command(
+  tmp_path, monkeypatch
+):
+  config = problems.compare_config(
+    tune=(), trials=2, budget='gradients', output=tmp_path / 'out'
+  )
+  original, started = Trainer.run, []
+
+  def train(self, *given):
+    started.append(self.name)
+    if len(started) == 7:
+      raise KeyboardInterrupt
+    original(self, *given)
+
+  monkeypatch.setattr(trials.TracedTrainer, 'run', train)
+  console = Console(quiet=True)
+  with contextlib.suppress(KeyboardInterrupt):
+    compare.run(config, console)
+  done = len(list((config.output / 'trials').iterdir()))
+  assert done == 6
+  found = compare.run(config, console)
+  assert len(started) == 7 + 2
+  assert not found.interrupted
+  assert len(found.trials) == 8
+  again = compare.run(
+    dataclasses.replace(config, output=tmp_path / 'again'), console
+  )
+  assert found.trials == again.trials
+  for one, other in zip(found.runs, again.runs, strict=True):
+    assert one.settings == other.settings
+    assert one.planned_steps == other.planned_steps
+    assert one.numbers == other.numbers
+  # A method that is added is searched; the others are not searched again.
+  started.clear()
+  added = compare.run(
+    dataclasses.replace(config, add_methods=('asam',)), console
+  )
+  assert set(started) == {'asam'}
+  assert [one.numbers for one in added.runs[:2]] == [
+    one.numbers for one in found.runs
+  ]
+  assert 'rho' in added.runs_of('asam')[0].settings
+
+
+def test_an_error_ends_the_other_searches(monkeypatch):
+  steps = []
+  original = Trainer.run
+
+  def run(self, current, seed, after_step):
+    if self.name == 'asam':
+      raise KeyboardInterrupt
+    steps.append(self.name)
+    original(self, current, seed, after_step)
+
+  monkeypatch.setattr(Trainer, 'run', run)
+  config = problems.compare_config(methods=('asam', 'sam'), tune=(), trials=4)
+  made = []
+  with pytest.raises(KeyboardInterrupt):
+    tune(config, made)
+  assert {trial.method for trial in made} <= {'sgd', 'sam'}
+  assert steps.count('sgd') == 4 + 2 + 1
+  assert steps.count('sam') < 7
 
 
 def test_settings_in_the_state_train_as_those_of_the_method():
@@ -252,7 +319,7 @@ def test_settings_in_the_state_train_as_those_of_the_method():
   task = problems.small_task('mlp', 50)
   own = build.complete_settings('sam', {}, None)
   values = {'rho': 0.3, 'learning_rate': 0.05}
-  one = tuning._Trainer(config, task, 'sam', own)
+  one = trials.TracedTrainer(config, task, 'sam', own)
   ends = []
   for traced in ({'rho': 0.1, 'learning_rate': 0.1}, values):
     one.traced = traced
@@ -273,7 +340,7 @@ def test_radius_and_learning_rate_may_be_traced(name):
   start = tuning.start(
     dataclasses.replace(config, tune=('radius', 'learning_rate')), name, own
   )
-  trainer = tuning._Trainer(config, task, name, own)
+  trainer = trials.TracedTrainer(config, task, name, own)
   trainer.traced = {key: float(value) for key, value in start.items()}
   batch = dict(task.inputs.sample())
   tx = trainer.optimizer(seed=0)

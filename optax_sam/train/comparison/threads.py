@@ -1,0 +1,54 @@
+"""Independent training runs in threads."""
+
+import concurrent.futures
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+# A step of a small model uses one core, so on a CPU several runs share them.
+_MOST_WORKERS = 4
+
+
+class StoppedError(Exception):
+  """Ends a run whose comparison was interrupted, or had an error."""
+
+
+def workers() -> int:
+  """Returns the number of runs that are trained at a time."""
+  if jax.default_backend() != 'cpu':
+    return 1
+  cores = os.cpu_count() or 1
+  with contextlib.suppress(AttributeError):  # not on macOS
+    cores = len(os.sched_getaffinity(0))
+  return min(cores, _MOST_WORKERS)
+
+
+def together(
+  jobs: Iterable[Callable[[], Any]],
+  *,
+  stop: threading.Event | None = None,
+  done: Callable[[], None] = lambda: None,
+) -> None:
+  """Runs jobs in threads; on an error or Ctrl-C the others end early.
+
+  Args:
+    jobs: the jobs. Each is deterministic alone, so their order doesn't matter.
+    stop: set if the other jobs are to end.
+    done: called after each job.
+  """
+  pool = concurrent.futures.ThreadPoolExecutor(workers())
+  try:
+    started = [pool.submit(job) for job in jobs]
+    for job in concurrent.futures.as_completed(started):
+      job.result()
+      done()
+  except BaseException:
+    if stop is not None:
+      stop.set()
+    pool.shutdown(cancel_futures=True)
+    raise
+  pool.shutdown()
