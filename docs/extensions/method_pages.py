@@ -16,6 +16,7 @@ import evidence
 import griffe
 
 from optax_sam.catalog import GROUPS, METHODS, Method
+from optax_sam.train.reports.display import bibtex
 
 _TEXTS = pathlib.Path(__file__).parents[1] / 'methods' / 'texts.toml'
 _PLACES = {
@@ -292,24 +293,4 @@ def _evidence(method: Method) -> str:
     'interval; bold if the interval excludes 0. Each radius was chosen on '
     'validation data. [How it was measured](../evidence.md).\n\n'
     + evidence.gains(method)
-  )
-
-
-def bibtex(method: Method) -> str:
-  """Returns the entry of the paper: what catalog and docstring have."""
-  paper = method.paper
-  text = inspect.getdoc(method.function) or ''
-  found = re.search(rf'`([^`<]+?)\s*<{re.escape(paper.link)}>`_', text)
-  title = ' '.join(found[1].split()) if found else method.title
-  authors = paper.authors.replace(' et al.', ' and others')
-  key = re.sub(r'\W', '', paper.authors.split()[0].lower())
-  return (
-    f'@article{{{key}{paper.year}{method.name.replace("_", "")},\n'
-    f'  title = {{{{{title}}}}},\n'
-    f'  author = {{{authors}}},\n'
-    f'  year = {{{paper.year}}},\n'
-    f'  eprint = {{{paper.arxiv}}},\n'
-    '  archivePrefix = {arXiv},\n'
-    f'  url = {{{paper.link}}}\n'
-    '}\n'
   )

@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
   The status is 0, 1 if `train` diverged, 2 on bad input, 130 after Ctrl-C.
   """
   arguments = sys.argv[1:] if arguments is None else list(arguments)
-  if arguments == ['--version']:
+  if arguments[-1:] == ['--version'] and len(arguments) <= 2:
     print(f'optax-sam {optax_sam.__version__}')
     sys.exit(0)
   try:
@@ -47,21 +47,28 @@ def _run(config: Any, command: str) -> int:
   console = Console()
   match config:
     case configs.CompareConfig():
+      config = checks.canonical(config)
       from optax_sam.train.commands import compare
 
       comparison = compare.run(config, console, command)
       return errors.INTERRUPTED if comparison.interrupted else 0
     case configs.TrainConfig():
+      config = checks.canonical(config)
       checks.validate(config)  # before waiting for the other processes
       from optax_sam.train.commands import train
       from optax_sam.train.distributed import processes
 
       with processes.joined(config):
-        return 0 if train.run(config, console) else errors.INTERRUPTED
+        return 0 if train.run(config, console, command) else errors.INTERRUPTED
     case configs.SharpnessConfig():
       from optax_sam.train.commands import sharpness
 
       sharpness.run(config, console, command)
+      return 0
+    case configs.ReportConfig():
+      from optax_sam.train.commands import report
+
+      report.run(config, console)
       return 0
     case configs.ConvertConfig():
       from optax_sam.train.commands import convert
@@ -70,7 +77,7 @@ def _run(config: Any, command: str) -> int:
     case _:
       from optax_sam.train.commands import methods
 
-      methods.print_methods(console)
+      methods.run(config, console)
       return 0
 
 

@@ -7,12 +7,14 @@ reports.
 
 import contextlib
 import dataclasses
+import datetime as dt
 import json
 import math
 import pathlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,19 +29,23 @@ from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, Row, Trainer
 from optax_sam.train.optimizers import accuracy_schedule, build
-from optax_sam.train.reports import results
+from optax_sam.train.reports import machine, results, run_page
 
 CHECKPOINTS = 'checkpoints'
 METRICS = 'metrics.jsonl'
-FILES = frozenset({output_dir.CONFIG, CHECKPOINTS, METRICS})
+PAGE = 'report.html'
+FILES = frozenset({output_dir.CONFIG, CHECKPOINTS, METRICS, PAGE})
 
 
-def run(config: configs.TrainConfig, console: Console) -> bool:
+def run(
+  config: configs.TrainConfig, console: Console, command: str = ''
+) -> bool:
   """Trains one model, from the start or from the last checkpoint.
 
   Args:
     config: model, data, method and settings of the run.
     console: console for progress.
+    command: the command line, for the report.
 
   Returns:
     True if the run is finished; False after Ctrl-C, with a checkpoint saved.
@@ -50,6 +56,7 @@ def run(config: configs.TrainConfig, console: Console) -> bool:
     OSError: if the output cannot be written.
     DivergedError: if the run diverged; its metrics are written.
   """
+  started, start = dt.datetime.now().astimezone(), time.perf_counter()
   checks.validate(config)
   _check_alike(config)
   devices = processes.together(
@@ -79,13 +86,20 @@ def run(config: configs.TrainConfig, console: Console) -> bool:
         f'with --output {target} --resume.'
       )
       return False
-    if current.stopped:
-      processes.on_first(lambda: _write_metrics(target / METRICS, current, {}))
-      raise errors.DivergedError(_divergence(config, current, target))
-    sharpness = trainer.measure_sharpness(current.state)
+    sharpness = {}
+    if not current.stopped:
+      sharpness = trainer.measure_sharpness(current.state)
+    # The time of a resumed run is that of more than one process.
+    seconds = math.nan if config.resume else time.perf_counter() - start
+    page = _as_comparison(
+      config, problem, settings, current, sharpness, seconds, started, command
+    )
     processes.on_first(
       lambda: _write_metrics(target / METRICS, current, sharpness)
     )
+    processes.on_first(lambda: run_page.write(page, target / PAGE))
+    if current.stopped:
+      raise errors.DivergedError(_divergence(config, current, target))
     reporter.line(_summary(config, current, sharpness))
     skipped = sum(map(int, processes.gather(str(problem.inputs.skipped))))
     if skipped:
@@ -154,7 +168,8 @@ def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
 
 def _prepare(config: configs.TrainConfig) -> pathlib.Path:
   """Returns the directory of the run, new or existing."""
-  default = output_dir.dated(f'{config.method}-{config.dataset}')
+  data = configs.dataset_name(config)
+  default = output_dir.dated(f'{config.method}-{data}')
   target = pathlib.Path(processes.broadcast(str(config.output or default)))
   action = _check_resumable if config.resume else _create
   processes.on_first(lambda: action(config, target))
@@ -329,6 +344,46 @@ def _write_metrics(
   temporary = path.with_suffix('.partial')
   temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
   temporary.replace(path)
+
+
+def _as_comparison(
+  config: configs.TrainConfig,
+  problem: task.Task,
+  settings: dict[str, Any],
+  current: Progress,
+  sharpness: Row,
+  seconds: float,
+  started: dt.datetime,
+  command: str,
+) -> results.Comparison:
+  """Returns the run as a comparison of one method, for the page."""
+  run = results.Run(
+    method=config.method,
+    seed=config.seed,
+    settings=settings,
+    log=current.log,
+    evaluations=current.evaluations,
+    sharpness=sharpness,
+    seconds=seconds,
+    validations=current.validations,
+    stopped=current.stopped,
+  )
+  return results.Comparison(
+    settings=configs.settings(config),
+    command=command,
+    base=config.method,
+    runs=[run],
+    timings=[],
+    versions=machine.versions(),
+    machine=machine.describe(),
+    started=started.isoformat(timespec='seconds'),
+    seconds=seconds,
+    interrupted=False,
+    total_steps=config.steps,
+    test_examples=problem.inputs.test_examples,
+    sharpness_radius=config.sharpness_radius,
+    metric=problem.objective.measured,
+  )
 
 
 def _evaluation(current: Progress, measured: results.Metric) -> str:

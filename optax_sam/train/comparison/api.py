@@ -1,7 +1,6 @@
 """The function `compare`: methods on an own model and own data."""
 
 import dataclasses
-import difflib
 import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -15,24 +14,27 @@ import optax_sam
 from optax_sam.train.commands import compare as command
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import plan, runs, store
-from optax_sam.train.config import checks, configs
+from optax_sam.train.config import checks, configs, names
 from optax_sam.train.data import arrays
 from optax_sam.train.loop import objectives, task
 from optax_sam.train.models import functions
-from optax_sam.train.optimizers import registry
+from optax_sam.train.optimizers import build, registry
 from optax_sam.train.reports import results
 
-# Names that are arguments of `compare`, or that a dataset in memory excludes.
-_NOT_OPTIONS = frozenset(
-  {
-    'dataset',
-    'model',
-    'label_noise',
-    'dtype',
-    'add_seeds',
-    'add_methods',
-    'set',
-  }
+# Flags of the command that are further arguments.
+_OPTIONS = (
+  'rho',
+  'warmup',
+  'clip_norm',
+  'label_smoothing',
+  'ema_decay',
+  'evaluations',
+  'log_every',
+  'execution',
+  'sharpness_radius',
+  'sharpness_examples',
+  'timing_rounds',
+  'overwrite',
 )
 
 Method = (
@@ -106,8 +108,9 @@ def compare(
     budget: what is equal for all methods: `steps`, `gradients` or `seconds`.
     output: directory of the report and of finished runs; None for none.
     verbose: whether to show the progress.
-    **options: further flags of `optax-sam compare`, such as `rho`, `warmup`,
-      `label_smoothing`, `clip_norm`, `evaluations` or `timing_rounds`.
+    **options: flags of `optax-sam compare`: `rho`, `warmup`, `clip_norm`,
+      `label_smoothing`, `ema_decay`, `evaluations`, `log_every`, `execution`,
+      `sharpness_radius`, `sharpness_examples`, `timing_rounds`, `overwrite`.
 
   Returns:
     The comparison. After Ctrl-C it has the finished runs.
@@ -130,14 +133,20 @@ def compare(
       train, test, None if held_out else validation, loss=objective.names[0]
     )
     given, bases = (
-      _methods(methods),
+      _methods(methods, base if isinstance(base, str) else 'sgd'),
       {} if isinstance(base, str) else {_name_of(base): base},
     )
+    options = {
+      names.find('argument', name, _OPTIONS): value
+      for name, value in options.items()
+    }
     config = _config(
       options
       | held_out
       | {
         'model': own.name,
+        'loss': objective.names[0] or 'function',
+        'metric': objective.measured.name,
         'methods': tuple(given),
         'set': tuple(
           f'{name}.{key}={value!r}'
@@ -194,11 +203,6 @@ def _config(
     examples: number of training examples.
     own_base: whether the base optimizer is a function.
   """
-  known = {field.name for field in dataclasses.fields(configs.CompareConfig)}
-  for name in given.keys() - known | given.keys() & {'label_noise', 'dtype'}:
-    close = difflib.get_close_matches(name, known - _NOT_OPTIONS, n=1)
-    msg = f'{name} is no argument of compare'
-    raise ValueError(f'{msg}; did you mean {close[0]}?' if close else msg)
   if own_base:
     if given['learning_rate'] is None:
       msg = (
@@ -216,10 +220,12 @@ def _config(
   given.setdefault('sharpness_examples', min(256, examples))
   config = configs.CompareConfig(**given)
   # Names that only an own comparison has are replaced by known ones.
-  known_names: dict[str, Any] = {'dataset': 'digits', 'model': 'mlp'}
+  known: dict[str, Any] = {'loss': 'cross_entropy', 'metric': None}
+  known |= {'dataset': 'digits', 'model': 'mlp', 'methods': ()}
   if own_base:
-    known_names['base'] = 'sgd'
-  checks.validate(dataclasses.replace(config, **known_names, methods=()))
+    known['base'] = 'sgd'
+  checked = dataclasses.replace(config, **known)
+  checks.validate(checked)
   for name in ('batch_size', 'sharpness_examples'):
     if getattr(config, name) > examples:
       msg = (
@@ -227,17 +233,18 @@ def _config(
         f'not {getattr(config, name)}'
       )
       raise ValueError(msg)
-  named: dict[str, Any] = {'dataset': 'own data'}
-  return dataclasses.replace(config, **named)
+  base = config.base if own_base else checks.canonical(checked).base
+  return dataclasses.replace(config, dataset='own data', base=base)
 
 
-def _methods(given: Any) -> dict[str, Any]:
+def _methods(given: Any, base: str) -> dict[str, Any]:
   """Returns the methods by name; those of the catalog are None."""
   if isinstance(given, str):
     msg = f'methods must be a tuple of names; write methods=({given!r},)'
     raise ValueError(msg)
   if not isinstance(given, Mapping):
-    return dict.fromkeys(given)
+    find = build.canonical_name
+    return dict.fromkeys(find(name, base, 'methods:') for name in given)
   for name, value in given.items():
     if not re.fullmatch(r'[\w.+-]+( [\w.+-]+)*', str(name)):
       msg = (

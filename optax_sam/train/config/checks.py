@@ -1,13 +1,16 @@
 """Validation of command-line flags."""
 
-import math
+import dataclasses
+import pathlib
 from typing import Any, get_args, get_type_hints
 
+from optax_sam.train.config import flags, names
 from optax_sam.train.config.configs import (
   Experiment,
   SharpnessConfig,
   TrainConfig,
 )
+from optax_sam.train.data import datasets
 
 # Both axes split the batch; `fsdp` also splits parameters and states.
 MESH_AXES = ('data', 'fsdp')
@@ -15,27 +18,75 @@ MESH_AXES = ('data', 'fsdp')
 
 def validate(config: Experiment) -> None:
   """Raises a ValueError that names the first invalid value."""
+  canonical(config)
   choices = get_type_hints(type(config))
-  for name in ('dataset', 'model', 'dtype', 'base', 'execution'):
-    value, allowed = getattr(config, name), get_args(choices[name])
-    if value not in allowed:
+  for name in ('dtype', 'execution', 'budget'):
+    value, allowed = getattr(config, name, None), get_args(choices.get(name))
+    if allowed and value not in allowed:
       flag = _flag(name)
       msg = f'{flag} {value!r} is unknown; choose one of {", ".join(allowed)}'
       raise ValueError(msg)
   for name, least in _AT_LEAST.items():
     _check(config, name, lambda x, y=least: x >= y, f'at least {least}')
-  _check(config, 'label_noise', lambda x: 0 <= x <= 1, 'from 0 to 1')
-  _check(config, 'warmup', lambda x: 0 <= x < 1, 'at least 0 and below 1')
-  for name in ('label_smoothing', 'ema_decay'):
+  for name, most in _AT_MOST.items():
+    _check(config, name, lambda x, y=most: x <= y, f'at most {most}')
+  for name in ('label_noise', 'warmup', 'label_smoothing', 'ema_decay'):
     _check(config, name, lambda x: 0 <= x < 1, 'at least 0 and below 1')
   for name in ('learning_rate', 'sharpness_radius', 'clip_norm'):
     _check(config, name, lambda x: x > 0, 'above 0')
-  for name in ('weight_decay', 'rho'):
-    _check(config, name, lambda x: x >= 0, 'at least 0')
+  _check(config, 'weight_decay', lambda x: x >= 0, 'at least 0')
+  if config.rho == 0:
+    msg = (
+      f'--rho 0 perturbs nothing, at the cost of the method; train the base '
+      f'optimizer alone, --method {config.base}, or leave --rho out'
+    )
+    raise ValueError(msg)
+  _check(config, 'rho', lambda x: x > 0, 'above 0')
+  _validate_data(config)
   if isinstance(config, TrainConfig):
-    _validate_data(config)
     _validate_processes(config)
     axes(config.mesh or 'data=1')
+
+
+def canonical(config: Experiment) -> Any:
+  """Returns the configuration with every name as the code spells it.
+
+  Raises:
+    ValueError: if a name is unknown, with the closest ones.
+  """
+  from optax_sam.train.optimizers import base_optimizer, build
+
+  find = names.find
+  base = find('--base', config.base, base_optimizer.optimizers())
+  changed: dict[str, Any] = {'base': base}
+  if ':' not in config.model:
+    hint = 'or give package.module:Name or file.py:Name'
+    changed['model'] = find('--model', config.model, flags.MODELS, hint=hint)
+  changed['loss'] = find('--loss', config.loss, flags.LOSSES)
+  if config.metric is not None:
+    changed['metric'] = find('--metric', config.metric, flags.METRICS)
+  changed['dataset'] = _dataset(config)
+  for name in ('method', 'methods', 'add_methods'):
+    value, flag = getattr(config, name, None), _flag(name)
+    if isinstance(value, str):
+      changed[name] = build.canonical_name(value, base, flag)
+    elif value is not None:
+      parts = [part.strip() for text in value for part in text.split(',')]
+      found = [build.canonical_name(x, base, flag) for x in parts if x]
+      changed[name] = tuple(dict.fromkeys(found))
+  return dataclasses.replace(config, **changed)
+
+
+def _dataset(config: Experiment) -> str:
+  given = config.dataset
+  known = list(datasets.NAMES)
+  if isinstance(config, TrainConfig):
+    known.append('imagenet')
+  path = pathlib.Path(given)
+  is_path = '/' in given or path.suffix or path.exists()
+  if given not in known and is_path:
+    return given
+  return names.find('--dataset', given, known, hint='or give a path')
 
 
 def validate_sharpness(config: SharpnessConfig) -> None:
@@ -45,13 +96,13 @@ def validate_sharpness(config: SharpnessConfig) -> None:
       'name at least one run, a directory that `optax-sam train` has written'
     )
     raise ValueError(msg)
-  names = run_names(config)
-  if len(set(names)) < len(names):
-    msg = f'the directories must have different names, not {", ".join(names)}'
+  found = run_names(config)
+  if len(set(found)) < len(found):
+    msg = f'the directories must have different names, not {", ".join(found)}'
     raise ValueError(msg)
   for name, least in (('examples', 1), ('eigenvalues', 1), ('probes', 2)):
     _check(config, name, lambda x, y=least: x >= y, f'at least {least}')
-  _check(config, 'seed', lambda x: x >= 0, 'at least 0')
+  _check(config, 'seed', lambda x: 0 <= x < 2**63, 'at least 0, below 2**63')
   for name in ('rho', 'adaptive_rho'):
     _check(config, name, lambda x: x > 0, 'above 0')
 
@@ -83,17 +134,29 @@ def axes(mesh: str) -> dict[str, int]:
   return found
 
 
-def _validate_data(config: TrainConfig) -> None:
+def _validate_data(config: Experiment) -> None:
   images = config.dataset == 'imagenet'
   if images and config.data_dir is None:
     msg = '--dataset imagenet needs --data-dir, the directory of the images'
     raise ValueError(msg)
-  if not images and config.data_dir is not None:
-    msg = f'--data-dir is for --dataset imagenet, not {config.dataset}'
+  no_directory = config.dataset not in (*datasets.ON_DISK, 'imagenet')
+  if no_directory and config.data_dir is not None:
+    msg = (
+      f'--data-dir is for {", ".join(datasets.ON_DISK)} and imagenet, not '
+      f'{config.dataset}; leave it out'
+    )
     raise ValueError(msg)
-  if images and config.label_noise:
-    msg = '--label-noise is for digits and mnist1d; leave it out for imagenet'
-    raise ValueError(msg)
+  for name in ('label_noise', 'train_examples', 'resize'):
+    if images and getattr(config, name):
+      msg = f'{_flag(name)} is not for imagenet; leave it out'
+      raise ValueError(msg)
+  if config.loss != 'cross_entropy':
+    for name in ('label_noise', 'label_smoothing'):
+      if getattr(config, name):
+        msg = f'{_flag(name)} needs classes, not --loss {config.loss}'
+        raise ValueError(msg)
+  if not isinstance(config, TrainConfig):
+    return
   # `--steps` with its default value is not detected here, but in files.py.
   if config.epochs is not None and config.steps != Experiment.steps:
     msg = '--steps and --epochs both give the length; leave one of them out'
@@ -137,12 +200,28 @@ _AT_LEAST = {
   'timing_rounds': 0,
   'checkpoint_every': 1,
   'image_size': 1,
+  'train_examples': 1,
+  'resize': 1,
+  'trials': 1,
   'input_threads': 1,
   'prefetch': 1,
   'epochs': 1,
   'num_processes': 1,
   'process_id': 0,
 }
+
+
+# So that counts fit in the integers of JAX, and in memory.
+_AT_MOST = {
+  **dict.fromkeys(_AT_LEAST, 2**31 - 1),
+  'seed': 2**63 - 1,
+  'resize': 4096,
+  'image_size': 4096,
+  'prefetch': 4096,
+  'input_threads': 4096,
+}
+
+_MOST_FLOAT = 3.4e38  # of float32
 
 
 def _flag(name: str) -> str:
@@ -153,6 +232,12 @@ def _check(config: Any, name: str, holds: Any, allowed: str) -> None:
   value = getattr(config, name, None)  # some belong to one command only
   if value is None:
     return
-  if not (math.isfinite(value) and holds(value)):
-    msg = f'{_flag(name)} must be {allowed}, not {value}'
+  # An integer may be too large for `isfinite` and for a message.
+  finite = isinstance(value, int) or abs(value) <= _MOST_FLOAT
+  if not (finite and holds(value)):
+    digits = len(str(value))
+    shown = value if digits < 40 else f'a number of {digits} digits'
+    if not finite:
+      allowed += ' and finite in float32'
+    msg = f'{_flag(name)} must be {allowed}, not {shown}'
     raise ValueError(msg)

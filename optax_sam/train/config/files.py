@@ -21,6 +21,7 @@ _FLAG = '--config'
 _COMMENT = 'about'
 # Either one sets the length of training.
 _LENGTHS = ('steps', 'epochs')
+_LISTS = ('set',)
 
 
 def expand(arguments: Sequence[str]) -> list[str]:
@@ -61,11 +62,18 @@ def _check_lengths(given: Sequence[str]) -> None:
 
 
 def _path(flags: Sequence[str]) -> pathlib.Path | None:
+  found = []
   for flag, after in itertools.zip_longest(flags, flags[1:], fillvalue=''):
     name, equals, value = flag.partition('=')
-    if name == _FLAG and (equals or after):
-      return pathlib.Path(value if equals else after)
-  return None
+    if name == _FLAG:
+      found.append(value if equals else after)
+  if len(found) > 1:
+    msg = f'{_FLAG} is given {len(found)} times; give one file'
+    raise ValueError(msg)
+  if found == ['']:
+    msg = f'{_FLAG} needs the path of a JSON file'
+    raise ValueError(msg)
+  return pathlib.Path(found[0]) if found else None
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
@@ -74,7 +82,7 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
   except OSError as error:
     msg = f'{_FLAG} {path} cannot be read: {error.strerror}'
     raise ValueError(msg) from None
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     msg = f'{_FLAG} {path} is not JSON: {error}'
     raise ValueError(msg) from None
   if not isinstance(content, dict):
@@ -96,6 +104,9 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 def _as_flags(path: pathlib.Path, given: dict[str, Any]) -> list[str]:
   flags = []
   for key, value in given.items():
+    if isinstance(value, list) and key not in _LISTS:
+      msg = f'{_FLAG} {path}: {key!r} takes one value, not a list'
+      raise ValueError(msg)
     for one in value if isinstance(value, list) else [value]:
       if one is True:
         flags.append(f'--{key}')

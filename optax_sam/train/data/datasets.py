@@ -1,55 +1,180 @@
-"""Datasets and the order of their batches."""
+"""Datasets by name or path, and the order of their batches."""
 
 import dataclasses
 import functools
+import pathlib
 import random
 from collections.abc import Callable
 
 import numpy as np
+
+from optax_sam.train.config import configs
+from optax_sam.train.data import cifar, idx, image_folder, npz
+from optax_sam.train.data.parts import Batch, Dataset, Part, dataset_of
+
+__all__ = ['Batch', 'Dataset', 'batch_at', 'hold_out', 'load', 'of_config']
 
 # Fixes the split, the generated data and the wrong labels: every run of every
 # method uses the same dataset, for any seed.
 _DATA_SEED = 0
 _DIGITS_TEST_EXAMPLES = 797
 
-Batch = dict[str, np.ndarray]
+# Named datasets in files.
+ON_DISK = ('fashion_mnist', 'cifar10', 'cifar100')
+NAMES = ('digits', 'mnist1d', *ON_DISK)
 
 
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """Training and test examples.
-
-  Attributes:
-    train: `inputs` (examples, ...) and `labels`, the targets: classes
-      (examples,), or others.
-    test: the same for the test part.
-    classes: number of classes, 0 for other targets.
-    validation: a part for the choice of settings, None for none.
-  """
-
-  train: Batch
-  test: Batch
-  classes: int
-  validation: Batch | None = None
-
-
-def load(name: str, *, label_noise: float = 0.0) -> Dataset:
+def load(
+  name: str,
+  *,
+  label_noise: float = 0.0,
+  data_dir: pathlib.Path | None = None,
+  train_examples: int | None = None,
+  resize: int | None = None,
+  loss: str = 'cross_entropy',
+) -> Dataset:
   """Loads a dataset, with symmetric label noise in its training part.
 
+  Images with values of type uint8 become float32 from 0 to 1.
+
   Args:
-    name: `digits` or `mnist1d`.
+    name: one of `NAMES`, or the path of an .npz file, of a directory of IDX or
+      CIFAR files, or of a folder of images.
     label_noise: fraction of the training labels replaced by another class,
       which is drawn uniformly. The test part keeps its labels.
+    data_dir: directory with the files of a named dataset; None searches for it.
+    train_examples: number of training examples to use: the first ones, with the
+      same fraction of every class; None for all.
+    resize: height and width to which the images of a folder are resized.
+    loss: name of the loss, which says what the targets are.
 
   Returns:
     The dataset, the same at every call.
+
+  Raises:
+    ValueError: if it doesn't exist, can't be read or has invalid examples.
   """
-  if name not in _LOADERS:
-    msg = f'dataset {name!r} is unknown; choose one of {", ".join(_LOADERS)}'
-    raise ValueError(msg)
-  dataset = _LOADERS[name]()
+  dataset = _load(name, data_dir, resize, loss)
+  if train_examples is not None:
+    train = _first(dataset.train, train_examples, loss, name)
+    dataset = dataclasses.replace(dataset, train=train)
+  if not label_noise:
+    return dataset
   labels = _with_noise(dataset.train['labels'], dataset.classes, label_noise)
   return dataclasses.replace(dataset, train={**dataset.train, 'labels': labels})
+
+
+def of_config(config: configs.Experiment) -> Dataset:
+  """Returns the dataset of a configuration."""
+  return load(
+    config.dataset,
+    label_noise=config.label_noise,
+    data_dir=config.data_dir,
+    train_examples=config.train_examples,
+    resize=config.resize,
+    loss=config.loss,
+  )
+
+
+def _load(
+  name: str, data_dir: pathlib.Path | None, resize: int | None, loss: str
+) -> Dataset:
+  reader: Callable[[pathlib.Path], list[Part]] = functools.partial(
+    _parts_at, resize=resize, loss=loss
+  )
+  if name in _MADE or name in ON_DISK:
+    for flag, given in (('--resize', resize), ('--loss', loss)):
+      if given not in (None, 'cross_entropy'):
+        msg = f'{flag} {given} is not for --dataset {name}; leave it out'
+        raise ValueError(msg)
+  if name in _MADE:
+    return _MADE[name]()
+  if name == 'fashion_mnist':
+    path = idx.find_fashion_mnist(data_dir)
+  elif name in ON_DISK:
+    path, classes = cifar.find(name, data_dir), cifar.CLASSES[name]
+    return dataset_of(str(path), cifar.read(path, classes), classes=classes)
+  else:
+    path = pathlib.Path(name)
+  try:
+    return dataset_of(str(path), reader(path), loss=loss)
+  except (OSError, MemoryError) as error:
+    reason = getattr(error, 'strerror', None) or error or 'not enough memory'
+    msg = f'--dataset {path} cannot be read: {reason}'
+    raise ValueError(msg) from None
+
+
+def _parts_at(
+  path: pathlib.Path, *, resize: int | None, loss: str
+) -> list[Part]:
+  """Reads the file or directory that a user names."""
+  if not path.exists():
+    msg = (
+      f'--dataset {path} does not exist; give one of {", ".join(NAMES)}, or a '
+      f'path'
+    )
+    raise ValueError(msg)
+  is_folder = path.is_dir() and (path / 'train').is_dir()
+  if resize is not None and not is_folder:
+    msg = f'--resize is for a folder of images; {path} is none; leave it out'
+    raise ValueError(msg)
+  if is_folder:
+    return image_folder.read(path, resize)
+  if path.is_dir():
+    for classes in cifar.CLASSES.values():
+      if cifar.files(path, classes):
+        return cifar.read(path, classes)
+    if idx.is_directory(path):
+      return idx.read(path)
+    msg = (
+      f'--dataset {path} has neither IDX files (train-images-idx3-ubyte), nor '
+      f'CIFAR files (data_batch_1.bin), nor train/CLASS/*.png'
+    )
+    raise ValueError(msg)
+  if path.suffix != '.npz' or not path.is_file():
+    msg = (
+      f'--dataset {path} must be an .npz file with x_train, y_train, x_test, '
+      f'y_test, or a directory'
+    )
+    raise ValueError(msg)
+  return npz.read(path, has_targets=loss != 'next_token')
+
+
+def _first(train: Batch, count: int, loss: str, name: str) -> Batch:
+  """Returns the first training examples, with the fractions of all classes."""
+  labels = train['labels']
+  if count > len(labels):
+    msg = (
+      f'--train-examples must be at most {len(labels)}, the number of training '
+      f'examples of {name}, not {count}'
+    )
+    raise ValueError(msg)
+  if loss != 'cross_entropy':
+    return {key: values[:count] for key, values in train.items()}
+  classes, numbers, sizes = np.unique(
+    labels, return_inverse=True, return_counts=True
+  )
+  if count < len(classes):
+    msg = (
+      f'--train-examples must be at least {len(classes)}, one for each class, '
+      f'not {count}'
+    )
+    raise ValueError(msg)
+  # At least one of each class, then the largest remainders.
+  exact = count * sizes / len(labels)
+  wanted = np.maximum(1, exact.astype(int))
+  while wanted.sum() > count:
+    wanted[np.argmax(np.where(wanted > 1, wanted - exact, -np.inf))] -= 1
+  while wanted.sum() < count:
+    wanted[np.argmax(exact - wanted)] += 1
+  order = np.argsort(numbers, kind='stable')
+  starts = np.cumsum(sizes) - sizes
+  chosen = np.sort(
+    np.concatenate(
+      [order[x : x + size] for x, size in zip(starts, wanted, strict=True)]
+    )
+  )
+  return {key: values[chosen] for key, values in train.items()}
 
 
 def batch_at(train: Batch, step: int, batch_size: int, seed: int) -> Batch:
@@ -80,8 +205,8 @@ def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
     The remaining examples and the held-out ones, in their original order.
   """
   labels = train['labels']
-  if labels.ndim > 1 or labels.dtype.kind == 'f':
-    labels = np.zeros(len(labels), int)  # no classes to have fractions of
+  if labels.ndim > 1 or labels.dtype.kind == 'f':  # no classes
+    labels = np.zeros(len(labels), int)
   # A third number keeps this seed apart from those of the epochs.
   generator = np.random.default_rng((seed, 0, 1))
   is_held_out = np.zeros(len(labels), bool)
@@ -153,7 +278,8 @@ def _mnist1d() -> Dataset:
   )
 
 
-_LOADERS: dict[str, Callable[[], Dataset]] = {
+# Datasets that are generated or ship with a package.
+_MADE: dict[str, Callable[[], Dataset]] = {
   'digits': _digits,
   'mnist1d': _mnist1d,
 }

@@ -177,23 +177,8 @@ def create(
     ValueError: if the model does not take the inputs, or if its outputs do not
       fit the targets, in one line.
   """
-  examples = inputs.InMemory(dataset, batch_size)
-  task = Task(model, examples, objective)
-  batch = {name: values[:1] for name, values in examples.sample().items()}
-  try:
-    params, statistics = jax.eval_shape(task.init, jax.random.key(0))
-    outputs = jax.eval_shape(task.evaluation_outputs, params, statistics, batch)
-    key = jax.random.key(0)
-    jax.eval_shape(
-      task.outputs, params, statistics, dict(examples.sample()), key
-    )
-  except Exception as error:
-    msg = (
-      f'model {model.name} fails on inputs of shape '
-      f'{batch["inputs"].shape}: {objectives.first_line(error)}'
-    )
-    raise ValueError(msg) from error
-  objectives.check(objective, outputs, batch['labels'])
+  task = Task(model, inputs.InMemory(dataset, batch_size), objective)
+  outputs = _checked_outputs(task)
   count = objectives.classes(objective, outputs)
   if count is None:
     return task
@@ -203,6 +188,24 @@ def create(
       objectives.check_labels(labels, count, part)
   dataset = dataclasses.replace(dataset, classes=count)
   return Task(model, inputs.InMemory(dataset, batch_size), objective)
+
+
+def _checked_outputs(task: Task) -> Any:
+  """Returns the shapes of the outputs for one example, which fit its target."""
+  key, sample = jax.random.key(0), dict(task.inputs.sample())
+  batch = {name: values[:1] for name, values in sample.items()}
+  try:
+    where = jax.eval_shape(task.init, key)
+    outputs = jax.eval_shape(task.evaluation_outputs, *where, batch)
+    jax.eval_shape(task.outputs, *where, sample, key)
+  except Exception as error:
+    msg = (
+      f'model {task.model.name} fails on inputs of shape '
+      f'{batch["inputs"].shape}: {objectives.first_line(error)}'
+    )
+    raise ValueError(msg) from error
+  objectives.check(task.objective, outputs, batch['labels'])
+  return outputs
 
 
 def build(
@@ -227,13 +230,17 @@ def build(
       )
       raise ValueError(msg)
   shape = examples.sample()['inputs'].shape[1:]
-  model = models.build(
-    config.model, examples.classes, shape, dtype=jnp.dtype(config.dtype)
+  objective = objectives.build(
+    config.loss, config.metric, label_smoothing=config.label_smoothing
   )
-  objective = objectives.build(label_smoothing=config.label_smoothing)
-  task = Task(functions.from_model(model), examples, objective)
+  dtype = jnp.dtype(config.dtype)
+  model = models.build(config.model, examples.classes, shape, dtype=dtype)
   try:
-    jax.eval_shape(task.init, jax.random.key(0))
+    own = functions.from_model(model)
+    if isinstance(examples, inputs.InMemory):
+      return create(own, examples.dataset, config.batch_size, objective)
+    task = Task(own, examples, objective)
+    _checked_outputs(task)
   except ValueError as error:
     msg = f'--model {config.model} on {config.dataset}: {error}'
     raise ValueError(msg) from None
@@ -243,9 +250,9 @@ def build(
 def _inputs(
   config: configs.Experiment, say: Callable[[str], None]
 ) -> inputs.Inputs:
-  if not isinstance(config, configs.TrainConfig) or config.data_dir is None:
-    dataset = datasets.load(config.dataset, label_noise=config.label_noise)
-    return inputs.InMemory(dataset, config.batch_size)
+  is_images = config.dataset == 'imagenet' and config.data_dir is not None
+  if not (is_images and isinstance(config, configs.TrainConfig)):
+    return inputs.InMemory(datasets.of_config(config), config.batch_size)
   try:
     from optax_sam.train.data import imagenet, imagenet_inputs
   except ModuleNotFoundError as error:
@@ -260,6 +267,7 @@ def _inputs(
     threads=config.input_threads,
     prefetch=config.prefetch,
   )
+  directory: Any = config.data_dir
   return imagenet_inputs.ImageInputs(
-    config.data_dir, options, dtype=jnp.dtype(config.dtype), say=say
+    directory, options, dtype=jnp.dtype(config.dtype), say=say
   )

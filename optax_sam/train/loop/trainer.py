@@ -418,6 +418,7 @@ _EIGENVALUE_TOLERANCE = 1e-2
 
 def evenly_spaced(steps: int, count: int) -> frozenset[int]:
   """Returns up to `count` steps, the last one included."""
+  count = min(count, steps)
   return frozenset(
     max(1, round(steps * position / count)) for position in range(1, count + 1)
   )

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from optax_sam.train.models import imported
 from optax_sam.train.models.resnet import ResNet
 from optax_sam.train.models.small import CNN, MLP
 from optax_sam.train.models.vit import ViT
@@ -35,13 +36,13 @@ def build(
   *,
   dtype: Any = jnp.float32,
   axis_name: str | None = None,
-) -> Model:
-  """Returns a model by name.
+) -> Any:
+  """Returns a model by name, or one of the user.
 
-  All are called as `model.apply(variables, inputs, train=..., ...)` and return
-  float32 logits. Models with batch norm have the collection `batch_stats`;
-  dropout needs the key `dropout`. `model.clone(field=...)` changes other
-  fields.
+  Built-in models are called as `model.apply(variables, inputs, train=...,
+  ...)` and return float32 logits. Models with batch norm have the collection
+  `batch_stats`; dropout needs the key `dropout`. `model.clone(field=...)`
+  changes other fields.
 
   >>> import jax
   >>> from optax_sam.train import models
@@ -53,7 +54,7 @@ def build(
   11173962
 
   Args:
-    name: one of `NAMES`.
+    name: one of `NAMES`, or a reference as in `imported.build`.
     classes: number of classes.
     input_shape: shape of one example, channels last. `mlp` takes any shape,
       `cnn` images or 1-D signals, the others images with any number of
@@ -70,6 +71,8 @@ def build(
   Raises:
     ValueError: if the model is unknown or doesn't take such examples.
   """
+  if ':' in name:
+    return imported.build(name, classes)
   norms = {'dtype': dtype, 'axis_name': axis_name}
   if name == 'mlp':
     return MLP(classes, dtype=dtype)

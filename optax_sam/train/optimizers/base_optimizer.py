@@ -1,9 +1,78 @@
 """The base optimizer and its schedule."""
 
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import jax
 import optax
+import optax.contrib
 
-from optax_sam.train.config import configs
+from optax_sam.train.config import assignment, configs, names
+
+# `--set base.NAME=VALUE` sets an argument of the base optimizer.
+PREFIX = 'base'
+# These need a line search, a Hessian, an optimizer of their own or a key.
+_NEED_MORE = frozenset({'lbfgs', 'sophia', 'galore', 'noisy_sgd'})
+_DEFAULTS: Mapping[str, dict[str, Any]] = {'sgd': {'momentum': 0.9}}
+_DECAYS = ('weight_decay', 'weight_decay_rate')
+_MASKS = ('mask', 'weight_decay_mask')
+
+
+@functools.cache
+def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
+  """Returns the optimizers of Optax that can be a base optimizer, by name.
+
+  These are the functions that need a schedule of the learning rate, and
+  nothing else that isn't a number. Optimizers that choose their learning rate
+  themselves are not among them: all methods of a comparison share one schedule.
+  """
+  found = {}
+  for module in (optax, optax.contrib):
+    for name, function in inspect.getmembers(module, _is_function):
+      parameters = dict(inspect.signature(function).parameters)
+      rate = parameters.pop('learning_rate', None)
+      if (
+        rate is not None
+        and not name.startswith('scale_by')
+        and name not in _NEED_MORE
+        and rate.default in (inspect.Parameter.empty, None)
+        and 'Callable' in str(rate.annotation)  # a schedule
+        and all(x.default is not x.empty for x in parameters.values())
+      ):
+        found.setdefault(name, function)
+  first = {name: found.pop(name) for name in ('sgd', 'adamw')}
+  return first | found
+
+
+def arguments(config: configs.Experiment) -> dict[str, Any]:
+  """Returns the arguments of the base optimizer from `--set base.NAME=VALUE`.
+
+  Raises:
+    ValueError: if an argument doesn't exist or has another type.
+  """
+  given = dict(_DEFAULTS.get(config.base, {}))
+  parameters = inspect.signature(optimizers()[config.base]).parameters
+  allowed = [name for name in parameters if _is_settable(name, parameters)]
+  for one in config.set:
+    text, target, name, written = assignment.split(one)
+    if target != PREFIX:
+      continue
+    for flag in ('learning_rate', 'weight_decay'):
+      if name == flag:
+        msg = f'--set {text}: use --{flag.replace("_", "-")} {written}'
+        raise ValueError(msg)
+    what = f'--set {text}: argument of {config.base}'
+    if not allowed:
+      msg = f'{what} {name!r} is unknown; it has none'
+      raise ValueError(msg)
+    name = names.find(what, name, allowed)
+    default = parameters[name].default
+    if default is None:  # of a number that can be left out
+      default = None if written == 'None' else 0.0
+    given[name] = assignment.value(text, name, written, default)
+  return given
 
 
 def schedule(
@@ -30,7 +99,11 @@ def schedule(
 def base_optimizer(
   config: configs.Experiment, steps: int = 1
 ) -> optax.GradientTransformation:
-  """Returns SGD with momentum or AdamW, with weight decay on kernels only.
+  """Returns the base optimizer.
+
+  Weight decay is decoupled if the optimizer has an argument for it, and on
+  kernels only if it also has one for a mask. Otherwise it is added to the
+  gradients, on kernels only.
 
   With `--clip-norm` it first clips the gradients that it receives from a
   sharpness-aware method. So the method itself uses unclipped gradients.
@@ -38,22 +111,47 @@ def base_optimizer(
   Args:
     config: name and settings of the base optimizer.
     steps: number of its steps in one training step.
+
+  Raises:
+    ValueError: if an argument is unknown or refused.
   """
-  decay = configs.weight_decay(config)
   of_training = schedule(config)
   rate = of_training
   if steps > 1:
     rate = lambda count: of_training(count // steps)
-  if config.base == 'adamw':
-    base = optax.adamw(rate, weight_decay=decay, mask=_is_kernel)
-  else:
-    base = optax.chain(
-      optax.add_decayed_weights(decay, mask=_is_kernel),
-      optax.sgd(rate, momentum=0.9),
-    )
+  function, given = optimizers()[config.base], arguments(config)
+  parameters = inspect.signature(function).parameters
+  decay = configs.weight_decay(config)
+  own = [key for key in _DECAYS if key in parameters]
+  if own:
+    given |= {own[0]: decay}
+    given |= {key: _is_kernel for key in _MASKS if key in parameters}
+  try:
+    base = function(rate, **given)
+  except (TypeError, ValueError) as error:
+    msg = f'--base {config.base}: {error}'
+    raise ValueError(msg) from error
+  if not own:
+    base = optax.chain(optax.add_decayed_weights(decay, mask=_is_kernel), base)
   if config.clip_norm is None:
     return base
   return optax.chain(optax.clip_by_global_norm(config.clip_norm), base)
+
+
+def _is_function(value: Any) -> bool:
+  return inspect.isfunction(value) or isinstance(value, functools.partial)
+
+
+def _is_settable(
+  name: str, parameters: Mapping[str, inspect.Parameter]
+) -> bool:
+  default = parameters[name].default
+  return (
+    name not in ('learning_rate', 'seed', 'key', *_DECAYS)
+    and not any(part in name for part in ('dtype', 'mask'))
+    and 'Callable' not in str(parameters[name].annotation)
+    and (default is None or isinstance(default, bool | int | float | str))
+  )
 
 
 def _is_kernel(params: optax.Params) -> optax.Params:

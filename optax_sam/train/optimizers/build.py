@@ -1,17 +1,17 @@
 """Methods by name: their settings and optimizers."""
 
-import ast
 import dataclasses
 import inspect
-import numbers
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import optax
 
 import optax_sam
-from optax_sam.train.config import configs
+from optax_sam.train.config import assignment, configs
+from optax_sam.train.config import names as names_lib
 from optax_sam.train.optimizers import accuracy_schedule
+from optax_sam.train.optimizers import base_optimizer as base_optimizer_lib
 from optax_sam.train.optimizers.base_optimizer import base_optimizer, schedule
 from optax_sam.train.optimizers.registry import BASES, METHODS
 from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
@@ -46,9 +46,39 @@ def check_names(names: Iterable[str], base: str) -> None:
   """Raises a ValueError if a name is neither a method nor the base."""
   for name in names:
     if name != base and name not in METHODS:
-      allowed = ', '.join((base, *METHODS))
-      msg = f'method {name!r} is unknown; choose among {allowed}'
+      canonical_name(name, base, 'method')
+      msg = f'method {name!r} is unknown; write {base} or a name of the catalog'
       raise ValueError(msg)
+
+
+def canonical_name(name: str, base: str, what: str) -> str:
+  """Returns the name of a method, or of the base optimizer.
+
+  Args:
+    name: as somebody writes it: in any case, with hyphens, or the title in the
+      paper.
+    base: name of the base optimizer.
+    what: the flag, for the error message.
+
+  Raises:
+    ValueError: if it is unknown, with the closest names.
+  """
+  optimizers = base_optimizer_lib.optimizers()
+  if name.lower() in optimizers and name.lower() not in (base, *METHODS):
+    msg = f'{what} {name!r} is a base optimizer; write --base {name.lower()}'
+    raise ValueError(msg)
+  return names_lib.find(
+    what,
+    name,
+    (base, *METHODS),
+    aliases={key: _titles(method.row.title) for key, method in METHODS.items()},
+    hint='`optax-sam methods` lists all',
+  )
+
+
+def _titles(title: str) -> list[str]:
+  """Returns the parts of a title such as 'Friendly SAM (F-SAM)'."""
+  return [title, *title.rstrip(')').split(' (')]
 
 
 def parse_settings(
@@ -69,24 +99,25 @@ def parse_settings(
   parsed: dict[str, dict[str, Any]] = {
     name: {} for name in names if name in METHODS
   }
-  for text in assignments:
-    target, equals, value = text.partition('=')
-    name, dot, setting = target.strip().partition('.')
-    if not (equals and dot):
-      msg = f'--set {text!r} must read METHOD.SETTING=VALUE'
-      raise ValueError(msg)
+  for one in assignments:
+    text, name, setting, value = assignment.split(one)
+    if name == base_optimizer_lib.PREFIX:  # read by `base_optimizer`
+      continue
     if name not in parsed:
-      allowed = ', '.join(parsed) or 'none, the base optimizer has no settings'
-      msg = f'--set {text}: {name!r} is not a method of this run ({allowed})'
-      raise ValueError(msg)
-    allowed = settable(name)
-    if setting not in allowed:
-      msg = (
-        f'--set {text}: {name} has no setting {setting!r}; '
-        f'choose among {", ".join(allowed)}'
-      )
-      raise ValueError(msg)
-    parsed[name][setting] = _parse_value(text, name, setting, value.strip())
+      try:
+        name = names_lib.find('', name, parsed)
+      except ValueError:
+        allowed = ', '.join((*parsed, base_optimizer_lib.PREFIX))
+        msg = (
+          f'--set {text}: {name!r} is not a method of this run; choose one of '
+          f'{allowed}'
+        )
+        raise ValueError(msg) from None
+    setting = names_lib.find(
+      f'--set {text}: setting of {name}', setting, settable(name)
+    )
+    default = complete_settings(name, {}, None).get(setting)
+    parsed[name][setting] = assignment.value(text, setting, value, default)
   return parsed
 
 
@@ -237,21 +268,3 @@ def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items()
     if key != 'learning_rate' or key in parameters
   }
-
-
-def _parse_value(text: str, name: str, setting: str, value: str) -> Any:
-  try:
-    parsed = ast.literal_eval(value)
-  except (ValueError, SyntaxError):
-    parsed = value
-  default = complete_settings(name, {}, None).get(setting)
-  number = isinstance(default, numbers.Real) and not isinstance(default, bool)
-  if number and (
-    isinstance(parsed, bool) or not isinstance(parsed, numbers.Real)
-  ):
-    msg = f'--set {text}: {setting} must be a number, not {value!r}'
-    raise ValueError(msg)
-  if isinstance(default, bool) and not isinstance(parsed, bool):
-    msg = f'--set {text}: {setting} must be True or False, not {value!r}'
-    raise ValueError(msg)
-  return parsed

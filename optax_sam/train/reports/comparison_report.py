@@ -1,13 +1,12 @@
 """The files of a comparison: HTML page, CSV and JSON lines."""
 
-import csv
-import io
 import json
 import math
 import pathlib
 
 from optax_sam.train.reports.comparison_page import render_page
 from optax_sam.train.reports.results import Comparison
+from optax_sam.train.reports.tables import results_csv
 from optax_sam.train.reports.terminal import print_table
 
 __all__ = ['metrics_jsonl', 'print_table', 'results_csv', 'write_report']
@@ -46,47 +45,6 @@ def write_report(comparison: Comparison, directory: pathlib.Path) -> None:
       unfinished.unlink(missing_ok=True)
 
 
-def results_csv(comparison: Comparison) -> str:
-  """Returns a CSV table with a row per run, in full precision.
-
-  Args:
-    comparison: The measured comparison.
-
-  Returns:
-    Comma-separated values; missing numbers are empty.
-  """
-  rows = [
-    {
-      'method': run.method,
-      'seed': run.seed,
-      'steps': run.steps,
-      'complete': comparison.is_complete(run),
-      'diverged': run.diverged,
-      **{
-        key: run.evaluations[-1][key]
-        for key in ('test_accuracy', 'test_loss', 'train_accuracy')
-        if run.evaluations and key in run.evaluations[-1]
-      },
-      'second_gradient_share': run.second_gradient_share,
-      **run.sharpness,
-      'seconds': run.seconds,
-      **{f'setting_{name}': value for name, value in run.settings.items()},
-    }
-    for run in comparison.runs
-  ]
-  columns = ['method', 'seed', 'steps', 'complete', 'diverged']
-  columns += ['test_accuracy', 'test_loss', 'train_accuracy']
-  columns += ['second_gradient_share', 'sam_sharpness', 'top_eigenvalue']
-  columns += ['seconds']
-  # Dicts are ordered: common columns first, settings last.
-  columns = list(dict.fromkeys(columns + [key for row in rows for key in row]))
-  buffer = io.StringIO()
-  writer = csv.DictWriter(buffer, columns, restval='', lineterminator='\n')
-  writer.writeheader()
-  writer.writerows(rows)
-  return buffer.getvalue()
-
-
 def metrics_jsonl(comparison: Comparison) -> str:
   """Returns a line for every logged step, evaluation and landscape point.
 
@@ -109,6 +67,8 @@ def metrics_jsonl(comparison: Comparison) -> str:
       for row in rows:
         head = {'method': run.method, 'seed': run.seed, 'kind': kind}
         line = head | {name: _plain(value) for name, value in row.items()}
+        if 'step' in line:  # read back from JSON it is 1.0
+          line['step'] = int(row['step'])
         lines.append(json.dumps(line, allow_nan=False) + '\n')
   return ''.join(lines)
 

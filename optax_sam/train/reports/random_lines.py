@@ -1,4 +1,4 @@
-"""The loss along a random line through solutions: data, text, plot."""
+"""The loss along a random line through solutions: data and text."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,14 +7,8 @@ import jax
 import numpy as np
 
 from optax_sam import landscape
-from optax_sam.train.reports import curve_plots, formats
-from optax_sam.train.reports.svg import (
-  Style,
-  add_legend,
-  is_drawable,
-  new_figure,
-  to_svg,
-)
+from optax_sam.train.reports import formats
+from optax_sam.train.reports.curves import is_drawable
 
 POINTS = 41  # odd, so that the solution is one of them
 # Jitted, so that not every operation on every shape compiles separately.
@@ -82,45 +76,6 @@ def top(lines: Mapping[str, landscape.Line]) -> float:
     if is_drawable(loss)
   ]
   return 1.1 * float(max(inner, default=0.0)) or 1.0
-
-
-def plot(
-  lines: Mapping[str, landscape.Line], styles: Mapping[str, Style]
-) -> str | None:
-  """Plots the lines; returns None if there are no finite points.
-
-  Args:
-    lines: the lines by name.
-    styles: the styles by name.
-  """
-  seen = {
-    name: landscape.Line(
-      positions, np.where(list(map(is_drawable, losses)), losses, np.nan)
-    )
-    for name, (positions, losses) in lines.items()
-    if sum(map(is_drawable, losses)) > 1
-  }
-  if not seen:
-    return None
-  figure, axes = new_figure(3.5)
-  for index, (name, (positions, losses)) in enumerate(seen.items()):
-    curve_plots.draw_curve(
-      axes, positions, losses, styles[name], index, len(seen)
-    )
-  height = top(seen)
-  reach = max(
-    abs(position)
-    for line in seen.values()
-    for position, loss in zip(*line, strict=True)
-    if loss <= height
-  )
-  reach = min(1.0, reach + 2 / (POINTS - 1))
-  axes.set_xlim(-reach, reach)
-  axes.set_ylim(0, height)
-  axes.set_xlabel('distance from the solution, in units of its weights')
-  axes.set_ylabel('training loss')
-  add_legend(figure, {name: styles[name] for name in seen})
-  return to_svg(figure, 'landscape')
 
 
 def _loss(value: float) -> str:

@@ -1,11 +1,18 @@
 """The HTML page on the sharpness of finished runs."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from optax_sam.train.reports import formats, page, pictures, sharpness_wording
+from optax_sam.train.reports import (
+  display,
+  formats,
+  page,
+  sharpness_wording,
+  solution_figures,
+)
+from optax_sam.train.reports.display import Style
+from optax_sam.train.reports.figures import Figure
 from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
-from optax_sam.train.reports.svg import method_styles, page_style
 
 # Maps the numbers of a run to texts of a value and its standard error.
 _Cell = Callable[[dict[str, float]], tuple[str, str]]
@@ -20,27 +27,20 @@ def render_page(measured: Measurements) -> str:
   Returns:
     The page; see `page.render`.
   """
-  styles = method_styles(list(measured.numbers), base='')
-  with page_style():
-    picture = pictures.along_one_line(
-      measured.lines,
-      styles,
-      examples=sharpness_wording.examples(measured),
-      of_whom='each run',
-      caveat=sharpness_wording.landscape_caveat(measured),
-    )
+  styles = display.styles(list(measured.numbers), base='')
+  data = measured.settings[next(iter(measured.settings))].get('dataset', '')
+  runs = formats.count(len(styles), 'run')
   return page.render(
     'sharpness.html',
-    [('Landscape', [picture])],
+    _figures(measured, styles),
+    styles,
+    title=f'optax-sam: sharpness of {runs} on {data}, {measured.started[:10]}',
+    cards=[],
     headline=sharpness_wording.headline(measured),
     setup=sharpness_wording.setup(measured),
     findings=sharpness_wording.findings(measured),
     warnings=sharpness_wording.warnings(measured),
-    started=measured.started.replace('T', ' '),
-    runs=[
-      {'name': name, 'marker': page.marker(style)}
-      for name, style in styles.items()
-    ],
+    started=formats.moment(measured.started),
     measures=_measures(measured),
     differing=[
       (name.replace('_', ' '), [page.in_words(value) for value in values])
@@ -49,6 +49,117 @@ def render_page(measured: Measurements) -> str:
     reading=sharpness_wording.reading(measured),
     command=measured.command,
     facts=_facts(measured),
+  )
+
+
+def _figures(
+  measured: Measurements, styles: dict[str, Style]
+) -> list[tuple[str, list[Figure]]]:
+  """Returns bars of the measures and the curves, under their headings."""
+  several = f'sam_sharpness_{ASCENT_STEPS}_steps'
+  sharpness = {
+    'sam_sharpness': 'SAM, 1 step',
+    several: f'SAM, {ASCENT_STEPS} steps',
+    'adaptive_sharpness': 'adaptive',
+  }
+  eigenvalues = {
+    f'eigenvalue_{number}': f'eigenvalue {number}'
+    for number in range(1, measured.config.eigenvalues + 1)
+  }
+
+  def bars(name: str, title: str, caption: str, keys: dict[str, str]) -> Figure:
+    values = {
+      run: {label: numbers[key] for key, label in keys.items()}
+      for run, numbers in measured.numbers.items()
+    }
+    return _bars(name, title, caption, values, styles)
+
+  return [
+    (
+      'Measures in figures',
+      [
+        bars(
+          'eigenvalues',
+          'Top eigenvalues of the Hessian',
+          'Curvature in the steepest directions. Lower is flatter.',
+          eigenvalues,
+        ),
+        bars(
+          'sharpness',
+          'Sharpness',
+          'Rise of the loss near the solution. Lower is flatter.',
+          sharpness,
+        ),
+      ],
+    ),
+    (
+      'Landscape',
+      [
+        solution_figures.lines(
+          measured.lines,
+          styles,
+          examples=sharpness_wording.examples(measured),
+          caveat=sharpness_wording.landscape_caveat(measured),
+        )
+      ],
+    ),
+  ]
+
+
+def _bars(
+  name: str,
+  title: str,
+  caption: str,
+  values: Mapping[str, Mapping[str, float]],
+  styles: Mapping[str, Style],
+) -> Figure:
+  """Returns groups of bars, one bar for each run.
+
+  Args:
+    name: Name of the figure.
+    title: Title of the figure.
+    caption: Explanation.
+    values: By run, the value of each group.
+    styles: Style by run.
+
+  Returns:
+    The figure; without content if there is no finite value.
+  """
+  traces = [
+    {
+      'type': 'bar',
+      'legendgroup': run,
+      'x': list(of_run),
+      'y': list(of_run.values()),
+      'marker': {'color': styles[run].color},
+      'hovertemplate': f'{styles[run].text}, %{{x}}: %{{y:.4~g}}'
+      '<extra></extra>',
+    }
+    for run, of_run in values.items()
+  ]
+  words = '; '.join(
+    f'{run} ' + ', '.join(formats.number(value) for value in of_run.values())
+    for run, of_run in values.items()
+  )
+  any_finite = any(
+    any(map(math.isfinite, of_run.values())) for of_run in values.values()
+  )
+  return Figure(
+    name,
+    title,
+    caption,
+    f'{title}: {words}.',
+    {
+      'traces': traces,
+      'layout': {
+        'barmode': 'group',
+        'bargap': 0.25,
+        'xaxis': {'type': 'category'},
+        'yaxis': {'rangemode': 'tozero'},
+      },
+    }
+    if any_finite
+    else None,
   )
 
 
@@ -96,7 +207,7 @@ def _facts(
 ) -> list[tuple[str, list[tuple[str, str]]]]:
   config = measured.config
   measurement = [
-    ('started', measured.started.replace('T', ' ')),
+    ('started', formats.moment(measured.started)),
     ('duration', formats.duration(measured.seconds)),
     ('training examples', f'{config.examples:,}'),
     ('radius of the SAM sharpness', formats.number(config.rho)),

@@ -3,19 +3,19 @@
 from typing import TYPE_CHECKING
 
 from optax_sam.train.reports import formats, wording
-from optax_sam.train.reports.results import Comparison, Summary, summarize
+from optax_sam.train.reports.display import title
+from optax_sam.train.reports.results import (
+  Comparison,
+  Metric,
+  Summary,
+  summarize,
+)
 
 if TYPE_CHECKING:
   import rich.console
   from rich.text import Text
 
-NARROW, EXTRA_WIDTH = 62, 11
-COLUMNS = (
-  'test\naccuracy, %',
-  'difference\n(interval), points',
-  '2nd\ngrad. %',
-  'step\ntime',
-)
+NARROW, EXTRA_WIDTH = 65, 11
 EXTRA = (
   ('sam_sharpness', 'SAM\nsharpness'),
   ('top_eigenvalue', 'top eigen-\nvalue'),
@@ -39,22 +39,31 @@ def print_table(
   from rich.text import Text
 
   rows = summarize(comparison)
+  metric = comparison.metric
+  points = ', points' if metric.percent else ''
+  columns = (
+    f'test\n{formats.name_of(metric)}{", %" if metric.percent else ""}',
+    f'difference\n(interval){points}',
+    'perturbed\ngrad. %',
+    'step\ntime',
+  )
   # The width that remains for optional columns.
-  room = console.width - NARROW - max(map(len, comparison.methods), default=0)
+  widest = max((len(title(name)) for name in comparison.methods), default=0)
+  room = console.width - NARROW - widest
   extra = EXTRA[: max(0, room // EXTRA_WIDTH)]
   table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
   table.add_column('method', overflow='fold')
-  for name in (*COLUMNS, *(header for _, header in extra)):
+  for name in (*columns, *(header for _, header in extra)):
     table.add_column(name, justify='right', no_wrap=True)
   for row in rows:
-    cells = formats.cells(row)
-    accuracy = cells['accuracy']
+    cells = formats.cells(row, metric)
+    score = cells['score']
     if cells['deviation']:
-      accuracy += f' ± {cells["deviation"]}'
+      score += f' ± {cells["deviation"]}'
     shown = [
-      Text(row.method, style='bold' if row.is_base else ''),
-      Text(accuracy),
-      _difference(row, cells),
+      Text(title(row.method), style='bold' if row.is_base else ''),
+      Text(score),
+      _difference(row, cells, metric),
       Text(cells['second_gradients']),
       Text(cells['time']),
     ]
@@ -67,7 +76,7 @@ def print_table(
   if any(row.difference.interval for row in rows):
     console.print(
       Text(
-        f'{HIGHER}{LOWER} the 95% interval excludes 0; {OPEN} it contains 0.',
+        f'{HIGHER}{LOWER} a clear difference; {OPEN} no clear difference.',
         style='dim',
       )
     )
@@ -77,7 +86,7 @@ def print_table(
     console.print(Text(sentence, style='yellow'))
 
 
-def _difference(row: Summary, cells: dict[str, str]) -> 'Text':
+def _difference(row: Summary, cells: dict[str, str], metric: Metric) -> 'Text':
   from rich.text import Text
 
   difference = row.difference
@@ -87,5 +96,7 @@ def _difference(row: Summary, cells: dict[str, str]) -> 'Text':
   if not difference.significant:
     return Text(f'{OPEN} {text}', style='dim')
   higher = (difference.mean or 0.0) > 0
-  sign, style = (HIGHER, 'bold green') if higher else (LOWER, 'bold red')
+  sign = HIGHER if higher else LOWER
+  good = formats.is_better(difference, metric)
+  style = 'bold green' if good else 'bold red'
   return Text(f'{sign} {text}', style=style)

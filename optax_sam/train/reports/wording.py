@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from optax_sam.train.reports.formats import count, interval, join, points
+from optax_sam.train.reports import formats
+from optax_sam.train.reports.display import title
+from optax_sam.train.reports.formats import count, join
 from optax_sam.train.reports.results import Comparison, Summary
 
 # A sentence lists at most this many names.
@@ -10,7 +12,7 @@ NAMES_IN_SENTENCE = 4
 
 
 def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
-  """Returns the main result in one sentence, based on the intervals.
+  """Returns the main result in one sentence: only significant differences.
 
   Args:
     comparison: The measured comparison.
@@ -19,102 +21,99 @@ def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
   Returns:
     The sentence, without a full stop.
   """
-  base = comparison.base
+  base = title(comparison.base)
   others = [row for row in rows if not row.is_base]
   if not any(row.seeds for row in rows):
     return 'No run finished: there is nothing to compare'
-  if not comparison.scores(base):
+  if not comparison.scores(comparison.base):
     return f'No comparison: {base} has no complete run'
   if not others:
     return f'Only {base} has run: there is nothing to compare it with'
   judged = [row for row in others if row.difference.interval is not None]
   if not judged:
-    if max(len(row.difference.by_seed) for row in others) == 1:
-      return f'With one seed no difference to {base} can be tested'
-    return f'No difference to {base} can be tested'
-  better = [row for row in judged if _sign(row) > 0]
-  worse = [row for row in judged if _sign(row) < 0]
-  if not better and not worse:
-    sizes = {len(row.difference.by_seed) for row in judged}
-    seeds = count(max(sizes), 'seed')
-    seeds = seeds if len(sizes) == 1 else f'at most {seeds}'
-    if len(others) == 1:
-      subject = f'The difference between {others[0].method} and {base}'
-    else:
-      subject = f"No method's difference to {base}"
-    verb = 'is not' if len(others) == 1 else 'is'
-    return f'{subject} {verb} statistically significant with {seeds}'
+    one = max(len(row.difference.by_seed) for row in others) == 1
+    with_one = 'With one seed no' if one else 'No'
+    return f'{with_one} difference to {base} can be tested'
+  found = [row for row in judged if row.difference.significant]
+  if not found:
+    seeds = max(len(row.difference.by_seed) for row in judged)
+    names = title(others[0].method) if len(others) == 1 else 'any method'
+    return f'No clear difference between {names} and {base}, {_seeds(seeds)}'
+  metric = comparison.metric
+  better = [row for row in found if formats.is_better(row.difference, metric)]
+  worse = [row for row in found if row not in better]
   parts = [
-    _claim(group, adjective, base, len(others))
-    for group, adjective in ((better, 'more'), (worse, 'less'))
+    _claim(comparison, group, word, len(others))
+    for group, word in ((better, 'better'), (worse, 'worse'))
     if group
   ]
-  rest = len(others) - len(better) - len(worse)
+  rest = len(others) - len(found)
   if rest:
-    others_are = f'{rest} others are' if rest > 1 else '1 other is'
-    parts.append(f'{others_are} not significantly different')
+    parts.append(f'no clear difference for {count(rest, "other")}')
   return '; '.join(parts)
 
 
-def _sign(row: Summary) -> int:
-  if not row.difference.significant or row.difference.mean is None:
-    return 0
-  return 1 if row.difference.mean > 0 else -1
+def _seeds(number: int) -> str:
+  return f'with {count(number, "seed")}'
 
 
 def _claim(
-  group: Sequence[Summary], adjective: str, base: str, others: int
+  comparison: Comparison, group: Sequence[Summary], word: str, others: int
 ) -> str:
+  metric, base = comparison.metric, title(comparison.base)
   values = [row.difference.mean or 0.0 for row in group]
+  sizes = [formats.gain(value, metric) for value in values]
+  what, unit = f'test {formats.name_of(metric)}', formats.unit(metric)
   if len(group) > NAMES_IN_SENTENCE:
     most = max(range(len(group)), key=lambda index: abs(values[index]))
     return (
-      f'{len(group)} of {others} methods are {adjective} accurate than {base},'
-      f' {group[most].method} the most ({points(values[most])} points)'
+      f'{len(group)} of {others} methods have a {word} {what} than {base},'
+      f' {title(group[most].method)} the most ({sizes[most]}{unit})'
     )
-  verb = 'is' if len(group) == 1 else 'are'
-  by = join([points(value) for value in values])
-  names = join([row.method for row in group])
-  return f'{names} {verb} {adjective} accurate than {base} ({by} points)'
+  verb = 'has' if len(group) == 1 else 'have'
+  names = join([title(row.method) for row in group])
+  return f'{names} {verb} a {word} {what} than {base} ({join(sizes)}{unit})'
 
 
 def setup(comparison: Comparison) -> str:
   """Describes the comparison in one sentence."""
-  methods = comparison.methods
-  if not methods:
+  names = [title(method) for method in comparison.methods]
+  if not names:
     return 'Nothing ran.'
-  sentence = f'{join(methods)}'
   settings = comparison.settings
+  sentence = join(names)
   if 'dataset' in settings:
     sentence += f' on {settings["dataset"]}'
   if 'model' in settings:
     sentence += f' with the model {settings["model"]}'
   seeds = count(len(comparison.seeds), 'seed')
-  steps = count(comparison.total_steps, 'step')
-  return f'{sentence}: {seeds}, {steps} per run.'
+  steps = f'{count(comparison.total_steps, "step")} per run'
+  if comparison.budget == 'gradients':
+    steps = f'gradients of {comparison.total_steps:,} base steps per run'
+  elif comparison.budget == 'seconds':
+    steps = f'time of {comparison.total_steps:,} base steps per run'
+  return f'{sentence}: {seeds}, {steps}.'
 
 
 def findings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
-  """Returns further findings: sizes, cost, chance of false positives."""
+  """Returns further findings: the largest unclear difference, the cost."""
   sentences = []
-  judged = [row for row in rows if row.difference.interval is not None]
-  unclear = [row for row in judged if not row.difference.significant]
+  metric, base = comparison.metric, title(comparison.base)
+  unclear = [
+    row
+    for row in rows
+    if row.difference.interval is not None and not row.difference.significant
+  ]
   if unclear:
     row = max(unclear, key=lambda row: abs(row.difference.mean or 0.0))
     sentences.append(
-      f'The largest difference that is not significant: {row.method} with'
-      f' {points(row.difference.mean or 0.0)} points; its 95% interval, '
-      f'{interval(row.difference)}, contains 0.'
-    )
-  if len(judged) > 1 and len(unclear) < len(judged):
-    chance = min(100, 5 * len(judged))
-    sentences.append(
-      f'There are {len(judged)} intervals: if no method differed from'
-      f' {comparison.base}, the probability that at least one of them excludes'
-      f' 0 by chance could still be up to {chance}%.'
+      f'The largest difference that is not clear: {title(row.method)} with'
+      f' {formats.gain(row.difference.mean or 0.0, metric)}'
+      f'{formats.unit(metric)}; its 95% interval is'
+      f' {formats.interval(row.difference, metric)}.'
     )
   timed = [
-    (row.relative_time, row.method)
+    (row.relative_time, title(row.method))
     for row in rows
     if not row.is_base and row.relative_time is not None
   ]
@@ -122,9 +121,7 @@ def findings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
     (low, cheapest), (high, dearest) = min(timed), max(timed)
     span = f'{low:.2f} ({cheapest}) to {high:.2f} ({dearest})'
     span = f'{high:.2f} ({dearest})' if len(timed) == 1 else span
-    sentences.append(
-      f'A step takes {span} times as long as one of {comparison.base}.'
-    )
+    sentences.append(f'A step takes {span} times as long as one of {base}.')
   return sentences
 
 
@@ -137,105 +134,38 @@ def warnings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
   names = asked if isinstance(asked, list | tuple) else []
   absent = [str(name) for name in names if name not in comparison.methods]
   if absent:
-    sentences.append(f'No run of {join(absent)}.')
+    sentences.append(f'No run of {join([title(name) for name in absent])}.')
   unfinished = sum(row.unfinished for row in rows)
   if unfinished:
-    names = join([row.method for row in rows if row.unfinished])
+    names = join([title(row.method) for row in rows if row.unfinished])
     sentences.append(
       f'{count(unfinished, "run")} stopped early, not counted: {names}.'
     )
-  diverged = [row for row in rows if row.diverged]
+  diverged = [
+    f'{title(row.method)} ({row.diverged})' for row in rows if row.diverged
+  ]
   if diverged:
-    names = join([f'{row.method} ({row.diverged})' for row in diverged])
+    name = formats.name_of(comparison.metric)
     sentences.append(
-      f'Diverged, the loss is not finite: {names}. Such a run counts with its'
-      ' last accuracy.'
+      f'Diverged: {join(diverged)}. Such a run counts with its last {name}, or'
+      ' with its worst one if the last is not finite.'
     )
   idle = [
-    row.method
+    title(row.method)
     for row in rows
     if not row.is_base and comparison.did_nothing(row.method)
   ]
   if idle:
     sentences.append(
-      f'{join(idle)} did the same as {comparison.base}: with these settings and'
-      ' this number of steps the method had no effect.'
+      f'{join(idle)} did the same as {title(comparison.base)}: with these'
+      ' settings and this number of steps the method had no effect.'
     )
   reasons: dict[str, list[str]] = {}
   for row in rows:
     if not row.is_base and row.difference.interval is None:
-      reasons.setdefault(row.difference.reason, []).append(row.method)
+      reasons.setdefault(row.difference.reason, []).append(title(row.method))
   sentences += [
     f'No interval for {join(names)}: {reason}.'
     for reason, names in reasons.items()
   ]
   return sentences
-
-
-def reading(comparison: Comparison) -> list[tuple[str, str]]:
-  """Explains the terms of the page."""
-  base = comparison.base
-  size = ''
-  if comparison.test_examples > 0:
-    worth = 100 / comparison.test_examples
-    size = (
-      f' With {comparison.test_examples:,} test examples one example is worth'
-      f' {worth:.2g} points.'
-    )
-  holding_out = [
-    name
-    for name in comparison.methods
-    if any(run.validations for run in comparison.runs_of(name))
-  ]
-  others = ''
-  if holding_out:
-    others = (
-      f' {join(holding_out)} trains on fewer examples, because it holds out'
-      ' training examples for validation.'
-    )
-  return [
-    (
-      'Test accuracy',
-      'Measured at the end of training, not the best of the run.' + size,
-    ),
-    (
-      f'Difference to {base}',
-      (
-        'Runs with the same seed start from the same parameters and see the'
-        ' examples in the same order, so their differences are paired. The'
-        ' interval is a 95% confidence interval of the mean difference over'
-        ' seeds. It covers the seed-to-seed variance, not the choice of test'
-        ' examples.' + others
-      ),
-    ),
-    (
-      'Statistically significant',
-      (
-        'The 95% interval excludes 0. If it contains 0, this comparison does'
-        ' not show which of the two is more accurate, and does not show that'
-        ' they are equal. More seeds make the interval narrower.'
-      ),
-    ),
-    (
-      'Perturbed gradients',
-      (
-        'A sharpness-aware step computes a second gradient, at perturbed'
-        ' parameters, which is most of the extra cost. Some methods skip it in'
-        ' some steps.'
-      ),
-    ),
-    (
-      'Time per step',
-      (
-        f'Methods alternate with {base} in one process, so load on the machine'
-        ' affects both. The times hold for this machine.'
-      ),
-    ),
-    (
-      'SAM sharpness, top eigenvalue',
-      (
-        'Two measures of the sharpness of the minimum. A flatter minimum alone'
-        ' is not a better model: compare them together with the accuracy.'
-      ),
-    ),
-  ]

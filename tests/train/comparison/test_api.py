@@ -59,7 +59,10 @@ def embed(key, x):
 
 
 def evaluations(comparison):
-  return {run.method: run.evaluations for run in comparison.runs}
+  names = ('test_loss', 'test_accuracy', 'train_loss')
+  return {
+    run.method: [run.last(name) for name in names] for run in comparison.runs
+  }
 
 
 @pytest.fixture(scope='module')
@@ -86,7 +89,7 @@ def test_a_comparison_shows_its_results(small, tmp_path, monkeypatch):
     name: np.mean(list(small.scores(name).values())) for name in small.methods
   }
   assert means[small.best()] == max(means.values())
-  assert 'swa' in small.table()
+  assert 'SWA' in small.table()
   assert small._repr_html_().count('<tr>') == 4
   path = small.report(tmp_path / 'new' / 'page.html')
   assert path.read_text().startswith('<!')
@@ -198,6 +201,30 @@ def test_next_token_of_large_data_is_evaluated_in_parts(monkeypatch):
   )
 
 
+def test_search_and_budget_are_those_of_the_command():
+  given = {'tune': 'learning_rate', 'trials': 2, 'budget': 'gradients'}
+  found = compare(
+    PLAIN, TRAIN, TEST, validation=TEST, methods=('sam',), **SMALL, **given
+  )
+  assert {trial.method for trial in found.trials} == {'sgd', 'sam'}
+  sgd, sam = found.runs
+  assert sam.steps == 4 < sgd.steps
+  # The fraction that is held out leaves too few examples.
+  with pytest.raises(ValueError, match=r'^batch_size must be at most 7'):
+    compare(PLAIN, TRAIN, TEST, validation=0.8, **SMALL, **given)
+
+
+def test_the_same_call_goes_on_from_its_output(tmp_path, monkeypatch):
+  given = SMALL | {'output': tmp_path / 'out', 'methods': ('sam',)}
+  first = compare(PLAIN, TRAIN, TEST, **given)
+  with monkeypatch.context() as patch:
+    patch.setattr(Trainer, 'run', None)
+    again = compare(PLAIN, TRAIN, TEST, **given)
+  assert evaluations(again) == evaluations(first)
+  with pytest.raises(ValueError, match='other settings: steps was 4 and is n'):
+    compare(PLAIN, TRAIN, TEST, **given | {'steps': 5})
+
+
 OTHER = {
   'model': Net(),
   'train': TRAIN,
@@ -243,11 +270,9 @@ OTHER = {
     ),
     ({'base': 3}, 'base must be a name such as sgd, or a function'),
     ({'base': optax.sgd}, 'learning_rate must be given with base=sgd'),
-    (
-      {'warm_up': 0.1},
-      'warm_up is no argument of compare; did you mean warmup',
-    ),
-    ({'label_noise': 0.1}, 'label_noise is no argument of compare'),
+    ({'warmth': 0.1}, "argument 'warmth' is unknown; did you mean warmup"),
+    ({'label_noise': 0.1}, "argument 'label_noise' is unknown"),
+    ({'base': 'sdg'}, "^base 'sdg' is unknown; did you mean sgd"),
   ],
 )
 def test_bad_input_is_refused_before_training(changes, message, monkeypatch):

@@ -4,7 +4,8 @@ import pathlib
 
 import pytest
 
-from optax_sam.train.config import checks, configs
+from optax_sam.train import models
+from optax_sam.train.config import checks, configs, flags
 from tests.train.runs import refused
 
 
@@ -13,21 +14,22 @@ from tests.train.runs import refused
   [
     ('dataset', 'cifar', 'digits, mnist1d'),
     ('model', 'resnet', 'mlp, cnn'),
-    ('base', 'adam', 'sgd, adamw'),
+    ('base', 'adamm', 'did you mean adam'),
     ('execution', 'gpu', 'auto, jit, host'),
     ('dtype', 'float16', 'float32, bfloat16'),
     ('batch_size', 0, '--batch-size must be at least 1, not 0'),
     ('learning_rate', 0.0, '--learning-rate must be above 0'),
     ('learning_rate', float('nan'), '--learning-rate'),
-    ('label_noise', 1.5, '--label-noise must be from 0 to 1'),
-    ('rho', -0.1, '--rho must be at least 0'),
+    ('label_noise', 1.0, '--label-noise must be at least 0 and below 1, not'),
+    ('rho', -0.1, '--rho must be above 0, not -0.1'),
+    ('rho', 0.0, '--rho 0 perturbs nothing.*--method sgd'),
     ('rho', float('inf'), '--rho'),
     ('warmup', 1.0, '--warmup'),
     ('clip_norm', 0.0, '--clip-norm must be above 0'),
     ('label_smoothing', 1.0, '--label-smoothing must be at least 0 and below'),
     ('ema_decay', 1.0, '--ema-decay must be at least 0 and below 1'),
     ('image_size', 0, '--image-size must be at least 1, not 0'),
-    ('data_dir', pathlib.Path('x'), '--data-dir is for --dataset imagenet'),
+    ('data_dir', pathlib.Path('x'), '--data-dir is for fashion_mnist'),
   ],
 )
 def test_an_invalid_flag_raises_with_name_and_range(field, value, named):
@@ -66,6 +68,10 @@ def test_each_base_has_its_own_defaults():
   given = dataclasses.replace(adamw, learning_rate=0.5, weight_decay=0)
   assert configs.learning_rate(given) == 0.5
   assert configs.weight_decay(given) == 0
+
+
+def test_names_are_those_of_models_and_losses():
+  assert flags.MODELS == models.NAMES
 
 
 def test_paths_devices_and_processes_are_not_settings():

@@ -69,6 +69,8 @@ def test_the_command_line_overrides_the_file(write):
     ({'stepz': 1}, "unknown flag 'stepz'; choose among base, batch-size"),
     ({'config': 'x'}, "unknown flag 'config'"),
     ({'steps': 'many'}, 'many'),
+    ({'seed': [1, 2]}, "'seed' takes one value, not a list"),
+    ('[' * 100_000, 'is not JSON'),
     ({'steps': {'a': 1}}, "'steps' must be text, a number or true or false"),
     ([1], 'must be one object'),
     ('{', 'is not JSON'),
@@ -78,6 +80,14 @@ def test_an_invalid_file_is_reported_in_one_line(
   content, message, write, capsys
 ):
   assert message in refused(capsys, 'train', '--config', write(content))
+
+
+def test_one_file_is_given(write, capsys):
+  path = write({})
+  twice = refused(capsys, 'train', '--config', path, f'--config={path}')
+  assert '--config is given 2 times' in twice
+  for flags in (['--config='], ['--config', ''], ['--config']):
+    assert '--config' in refused(capsys, 'train', *flags)
 
 
 RECIPES = sorted(pathlib.Path(__file__).parents[3].glob('recipes/*/*.json'))

@@ -1,8 +1,11 @@
 """Small comparisons with given numbers, and a parser of pages."""
 
 import html.parser
+import json
 import math
 import re
+
+import pytest
 
 from optax_sam.train.reports.results import Comparison, Run, Timing
 
@@ -110,31 +113,46 @@ ODD = {
 }
 
 
-_LOADING = {'src', 'srcset', 'data', 'poster', 'action'}
+_LOADING = {'src', 'srcset', 'data', 'poster', 'action', 'ping'}
 
 
 class Page(html.parser.HTMLParser):
-  """The text, tags and attributes of a page."""
+  """The text, tags and attributes of a page, and its data."""
 
   def __init__(self, html_text):
     super().__init__()
     self.html = html_text
-    self.tags, self.attributes, self.text = [], [], ''
+    self.tags, self.attributes, self.text, self.scripts = [], [], '', []
     self.feed(html_text)
     self.close()
+    self.data = json.loads(self.scripts[0], parse_constant=pytest.fail)
 
   def handle_starttag(self, tag, attrs):
     self.tags.append(tag)
-    self.attributes += [(name, value or '') for name, value in attrs]
+    self.scripts += [''] if tag == 'script' else []
+    self.attributes += [(tag, name, value or '') for name, value in attrs]
 
   def handle_data(self, data):
-    if self.tags and self.tags[-1] != 'style':
+    if self.tags and self.tags[-1] == 'script':
+      self.scripts[-1] += data
+    elif self.tags and self.tags[-1] != 'style':
       self.text += data
 
-  def assert_complete_in_itself(self, links):
-    """Raises if the page loads a file or links to other files."""
-    assert not {'script', 'link', 'img', 'iframe', 'object'} & set(self.tags)
-    assert not {name for name, _ in self.attributes} & _LOADING
-    assert not re.search(r'https?:|@import|url\((?!#)', self.html)
-    found = {value for name, value in self.attributes if name == 'href'}
-    assert {x for x in found if not x.startswith('#')} == links
+  def values(self, name):
+    return [value for _, found, value in self.attributes if found == name]
+
+  def assert_complete_in_itself(self):
+    """Raises if the page may load a file or links to a file beside it."""
+    assert len(self.scripts) == 3
+    assert any(
+      x.startswith("default-src 'none'") for x in self.values('content')
+    )
+    assert not {'img', 'iframe', 'object', 'base'} & set(self.tags)
+    assert not {name for _, name, _ in self.attributes} & _LOADING
+    assert not re.search(r'@import|url\(', self.html.partition('</style>')[0])
+    for tag, name, value in self.attributes:
+      if name == 'href' and tag == 'link':
+        assert value.startswith('data:image/svg+xml,')
+      elif name == 'href':
+        assert value.startswith(('#', 'https://arxiv.org/abs/'))
+    assert len(self.html.encode()) < 3e6

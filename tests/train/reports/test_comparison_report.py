@@ -32,8 +32,9 @@ from tests.train.reports.comparisons import (
 
 def test_the_page_is_self_contained():
   page = Page(render_page(usual()))
-  page.assert_complete_in_itself({'results.csv', 'metrics.jsonl'})
-  for fact in ('optax-sam compare --seeds 3', '0.10.0', '1 min 15 s', 'digits'):
+  page.assert_complete_in_itself()
+  facts = ('optax-sam compare --seeds 3', '0.10.0', '1 min 15 s')
+  for fact in (*facts, 'optax-sam: 3 methods on digits, 2025-01-02'):
     assert fact in page.text
 
 
@@ -43,26 +44,28 @@ def test_unusual_comparisons_have_page_and_files(name, tmp_path):
   page = Page((tmp_path / 'report.html').read_text('utf-8'))
   rows = summarize(ODD[name])
   assert headline(ODD[name], rows) in page.text
-  before_results = page.text.partition('Results')[0]
+  before_results = page.text.partition('How to read this')[0]
   for sentence in warnings(ODD[name], rows):
     assert sentence in before_results
   assert not re.search(r'\b(nan|inf|None)\b', page.text)
+  page.assert_complete_in_itself()
 
 
 @pytest.mark.parametrize(
   ('accuracies', 'claims'),
   [
-    ({'sam': BETTER}, ['more']),
-    ({'sam': WORSE}, ['less']),
+    ({'sam': BETTER}, ['better']),
+    ({'sam': WORSE}, ['worse']),
     ({'sam': SIMILAR, 'asam': SIMILAR}, []),
-    ({'sam': BETTER, 'asam': SIMILAR, 'gsam': WORSE}, ['more', 'less']),
-    ({f'm{index}': BETTER for index in range(5)}, ['more']),
+    ({'sam': BETTER, 'asam': SIMILAR, 'gsam': WORSE}, ['better', 'worse']),
+    ({f'm{index}': BETTER for index in range(5)}, ['better']),
   ],
 )
 def test_the_headline_claims_no_more_than_the_intervals(accuracies, claims):
   made = of_accuracies(sgd=SGD, **accuracies)
   said = headline(made, summarize(made))
-  assert re.findall(r'(more|less) accurate than sgd', said) == claims
+  found = re.findall(r'(better|worse) test accuracy than SGD', said)
+  assert found == claims
 
 
 def test_csv_has_a_row_per_run_in_full_precision(tmp_path):
@@ -122,7 +125,7 @@ def test_the_table_shows_the_base_first_and_marks_significance():
   print_table(usual(), rich.console.Console(file=stream, width=100))
   text = stream.getvalue()
   lines = {line.split()[0]: line for line in text.splitlines() if line.strip()}
-  assert text.index(lines['sgd']) < text.index(lines['sam'])
-  assert '▲ +3.10 (' in lines['sam']
-  assert '~ +0.17 (' in lines['asam']
-  assert '2.00\N{MULTIPLICATION SIGN}' in lines['sam']
+  assert text.index(lines['SGD']) < text.index(lines['SAM'])
+  assert '▲ +3.10 (' in lines['SAM']
+  assert '~ +0.17 (' in lines['ASAM']
+  assert '2.00\N{MULTIPLICATION SIGN}' in lines['SAM']

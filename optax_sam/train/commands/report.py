@@ -1,0 +1,28 @@
+"""The command `report`: writes the report of a comparison again."""
+
+from rich.console import Console
+
+from optax_sam.train.comparison import store
+from optax_sam.train.config import configs
+from optax_sam.train.reports import comparison_report
+
+
+def run(config: configs.ReportConfig, console: Console) -> None:
+  """Renders the saved results of a comparison.
+
+  Args:
+    config: the directory of the comparison.
+    console: console for the table of results.
+
+  Raises:
+    ValueError: if the directory has no results of a comparison.
+    OSError: if the report cannot be written.
+  """
+  comparison = store.read(config.directory)
+  comparison_report.print_table(comparison, console)
+  comparison_report.write_report(comparison, config.directory)
+  console.print(
+    f'Report: {config.directory / "report.html"}',
+    soft_wrap=True,
+    highlight=False,
+  )

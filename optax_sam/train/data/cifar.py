@@ -1,0 +1,234 @@
+"""CIFAR-10 and CIFAR-100, in their binary and in their Python version."""
+
+import io
+import pathlib
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from optax_sam.train.data import locations, parts
+
+CLASSES = {'cifar10': 10, 'cifar100': 100}
+_SHAPE = (3, 32, 32)
+_PIXELS = 3 * 32 * 32
+# By number of classes: files of the training part and of the test part.
+_BINARY = {
+  10: (
+    [f'data_batch_{number}.bin' for number in range(1, 6)],
+    'test_batch.bin',
+  ),
+  100: (['train.bin'], 'test.bin'),
+}
+_PYTHON = {
+  10: ([f'data_batch_{number}' for number in range(1, 6)], 'test_batch'),
+  100: (['train'], 'test'),
+}
+_LABELS = {10: 'labels', 100: 'fine_labels'}
+_MOST_BYTES = 2**29
+
+
+def find(name: str, data_dir: pathlib.Path | None) -> pathlib.Path:
+  """Returns the directory of `cifar10` or `cifar100`.
+
+  Raises:
+    ValueError: if there is none; says how to get the files.
+  """
+  classes = CLASSES[name]
+  stem = f'cifar-{classes}'
+  return locations.find(
+    name,
+    data_dir,
+    [f'{stem}-{ending}' for ending in ('batches-bin', 'binary')]
+    + [f'{stem}-{ending}' for ending in ('batches-py', 'python')]
+    + [name],
+    lambda directory: bool(files(directory, classes)),
+    f'get and unpack {stem}-binary.tar.gz or {stem}-python.tar.gz from '
+    f'https://www.cs.toronto.edu/~kriz/cifar.html',
+  )
+
+
+def files(
+  directory: pathlib.Path, classes: int
+) -> tuple[list[str], str] | None:
+  """Returns the names of the files of one version, None if there are none."""
+  for names in (_BINARY[classes], _PYTHON[classes]):
+    if (directory / names[0][0]).is_file():
+      return names
+  return None
+
+
+def read(directory: pathlib.Path, classes: int) -> list[parts.Part]:
+  """Reads the images and the (fine) labels.
+
+  Raises:
+    ValueError: if a file is missing or not valid.
+  """
+  found = files(directory, classes)
+  if found is None:
+    msg = f'{directory} has no {_BINARY[classes][0][0]}'
+    raise ValueError(msg)
+  train, test = found
+  return [
+    _part(directory, train, 'train', classes),
+    _part(directory, [test], 'test', classes),
+  ]
+
+
+def _part(
+  directory: pathlib.Path, names: list[str], part: str, classes: int
+) -> parts.Part:
+  images, labels = [], []
+  for name in names:
+    path = directory / name
+    try:
+      if path.stat().st_size > _MOST_BYTES or not path.is_file():
+        msg = f'{path} is not a file of CIFAR: it is too large'
+        raise ValueError(msg)
+      content = path.read_bytes()
+    except OSError as error:
+      msg = f'{path} cannot be read: {error.strerror}'
+      raise ValueError(msg) from None
+    read_one = _binary if name.endswith('.bin') else _python
+    pixels, own = read_one(path, content, classes)
+    if own.size and not 0 <= own.min() <= own.max() < classes:
+      wrong = own.min() if own.min() < 0 else own.max()
+      msg = f'{path} has the label {wrong}, outside of 0 to {classes - 1}'
+      raise ValueError(msg)
+    images.append(pixels.reshape(-1, *_SHAPE).transpose(0, 2, 3, 1))
+    labels.append(own)
+  return parts.Part(
+    np.concatenate(images),
+    np.concatenate(labels),
+    part,
+    (f'{part} images', f'{part} labels'),
+  )
+
+
+def _binary(
+  path: pathlib.Path, content: bytes, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+  # CIFAR-100 has a coarse label before the fine one.
+  before = 1 if classes == 10 else 2
+  size = before + _PIXELS
+  if not content or len(content) % size:
+    msg = (
+      f'{path} is truncated: {len(content)} bytes are not a multiple of '
+      f'{size}, a label and an image; get the file again'
+    )
+    raise ValueError(msg)
+  rows = np.frombuffer(content, np.uint8).reshape(-1, size)
+  return rows[:, before:], rows[:, before - 1].astype(np.int32)
+
+
+def _python(
+  path: pathlib.Path, content: bytes, classes: int
+) -> tuple[np.ndarray, np.ndarray]:
+  try:
+    found = load_plain(content)
+  except Exception as error:  # noqa: BLE001 (damaged pickles raise anything)
+    reason = str(error).split('\n')[0] or type(error).__name__
+    msg = f'{path} is not a file of CIFAR: {reason}'
+    raise ValueError(msg) from None
+  if not isinstance(found, dict):
+    found = {}
+  named = {
+    key.decode('latin1') if isinstance(key, bytes) else key: value
+    for key, value in found.items()
+  }
+  images, labels = named.get('data'), named.get(_LABELS[classes])
+  if (
+    not isinstance(images, np.ndarray)
+    or images.dtype != np.uint8
+    or images.ndim != 2
+    or images.shape[1] != _PIXELS
+  ):
+    msg = (
+      f"{path} is not a file of CIFAR: no 'data' of shape (images, {_PIXELS})"
+    )
+    raise ValueError(msg)
+  if not isinstance(labels, list) or not all(
+    isinstance(label, int) and abs(label) < 2**31 for label in labels
+  ):
+    msg = f'{path} is not a file of CIFAR: no list {_LABELS[classes]!r}'
+    raise ValueError(msg)
+  if len(labels) != len(images):
+    msg = f'{path} has {len(images)} images and {len(labels)} labels'
+    raise ValueError(msg)
+  return images, np.asarray(labels, np.int32)
+
+
+def load_plain(content: bytes) -> Any:
+  """Reads a pickle of dicts, lists, text, numbers and arrays of uint8.
+
+  No code of the pickle can run: the only names that it may import are the three
+  that a pickled array needs, and they stand for functions of this module.
+
+  Raises:
+    Exception: of any type, if the pickle is damaged or has other objects.
+  """
+  return _finished(_Reader(io.BytesIO(content), encoding='bytes').load(), 0)
+
+
+# The version in Python: its table of objects cannot be made to fill the memory.
+class _Reader(pickle._Unpickler):  # noqa: SLF001
+  def find_class(self, module: str, name: str) -> Any:
+    allowed = _importable()
+    if (module, name) not in allowed:
+      msg = f'it contains {module}.{name}, and only plain data are read'
+      raise pickle.UnpicklingError(msg)
+    return allowed[module, name]
+
+
+class _Array:
+  """The state of a pickled array or dtype."""
+
+  def __init__(self, *arguments: Any) -> None:
+    self.arguments = arguments
+    self.state: Any = None
+
+  def __setstate__(self, state: Any) -> None:
+    self.state = state
+
+
+def _importable() -> dict[tuple[str, str], Callable[..., Any]]:
+  # New functions at each call, because a pickle may set their attributes.
+  def array(*arguments: Any) -> _Array:
+    return _Array(*arguments)
+
+  def encode(text: Any, encoding: Any) -> bytes:
+    if encoding not in ('latin1', b'latin1'):
+      msg = 'it contains text of another encoding'
+      raise pickle.UnpicklingError(msg)
+    return text.encode('latin1')
+
+  def ndarray(*arguments: Any) -> None:
+    del arguments
+
+  return {
+    ('numpy', 'dtype'): array,
+    ('numpy', 'ndarray'): ndarray,
+    ('numpy.core.multiarray', '_reconstruct'): array,
+    ('numpy._core.multiarray', '_reconstruct'): array,
+    ('_codecs', 'encode'): encode,
+  }
+
+
+def _finished(value: Any, depth: int) -> Any:
+  """Replaces states of arrays by arrays of uint8."""
+  if depth > 4:
+    msg = 'it is nested too deeply'
+    raise pickle.UnpicklingError(msg)
+  if isinstance(value, dict):
+    return {key: _finished(x, depth + 1) for key, x in value.items()}
+  if isinstance(value, list):
+    return [_finished(x, depth + 1) for x in value]
+  if not isinstance(value, _Array):
+    return value
+  _, shape, dtype, is_fortran, content = value.state
+  if dtype.arguments[0] not in ('u1', b'u1') or not isinstance(content, bytes):
+    msg = 'it contains an array that is not of uint8'
+    raise pickle.UnpicklingError(msg)
+  order = 'F' if is_fortran else 'C'
+  return np.frombuffer(content, np.uint8).reshape(shape, order=order)

@@ -1,0 +1,163 @@
+"""Models of the user: `package.module:Name` or `file.py:Name`."""
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import pathlib
+import sys
+from types import ModuleType
+from typing import Any
+
+from flax import linen
+
+from optax_sam.train.config import names
+
+# Names of an argument for the number of outputs.
+_OUTPUTS = (
+  'classes',
+  'num_classes',
+  'n_classes',
+  'outputs',
+  'num_outputs',
+  'n_outputs',
+  'out_features',
+  'vocabulary',
+  'vocab_size',
+)
+# Fields of every linen module.
+_OF_LINEN = ('parent', 'name')
+# An argument of this name makes a constructor of NNX or Equinox.
+_CONSTRUCTORS = ('rngs', 'key')
+
+
+def build(reference: str, outputs: int) -> Any:
+  """Imports a model and gives it the number of outputs, if it wants one.
+
+  Args:
+    reference: MODULE:NAME, where the module is in the current directory or
+      installed, or FILE.py:NAME.
+    outputs: number of classes, or of other outputs.
+
+  Returns:
+    A Flax linen module, a constructor `rngs -> nnx.Module` or `key ->
+    equinox.Module`, or a pair `(init, apply)`.
+
+  Raises:
+    ValueError: if it can't be imported or called; in one line.
+  """
+  flag = f'--model {reference}'
+  module_name, _, name = reference.rpartition(':')
+  if not module_name or not name:
+    msg = f'{flag} must read package.module:Name or file.py:Name'
+    raise ValueError(msg)
+  module = _import(module_name, flag)
+  if not hasattr(module, name):
+    public = [key for key in vars(module) if not key.startswith('_')]
+    found = names.closest(name, public)
+    advice = f'; did you mean {" or ".join(found)}?' if found else ''
+    msg = f'{flag}: {module_name} has no {name}{advice}'
+    raise ValueError(msg)
+  return _with_outputs(getattr(module, name), outputs, flag)
+
+
+def _import(name: str, flag: str) -> ModuleType:
+  path = pathlib.Path(name)
+  is_file = path.suffix == '.py'
+  if is_file and not path.is_file():
+    msg = f'{flag}: there is no file {path}'
+    raise ValueError(msg)
+  directory = str((path.parent if is_file else pathlib.Path()).resolve())
+  if directory not in sys.path:
+    sys.path.insert(0, directory)
+  try:
+    return _execute(path) if is_file else importlib.import_module(name)
+  except ModuleNotFoundError as error:
+    missing = error.name or ''
+    if not is_file and (name == missing or name.startswith(f'{missing}.')):
+      msg = (
+        f'{flag}: there is no module {missing} in {directory} or among the '
+        f'installed packages'
+      )
+    else:
+      msg = f'{flag}: {name} imports {missing}, which is not installed'
+    raise ValueError(msg) from error
+  except (Exception, SystemExit) as error:
+    msg = f'{flag}: importing {name} raises {_described(error)}'
+    raise ValueError(msg) from error
+
+
+def _execute(path: pathlib.Path) -> ModuleType:
+  # Of another name, because `random.py` must not be the standard library's.
+  name = f'_model_{path.stem}'
+  spec: Any = importlib.util.spec_from_file_location(name, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module  # dataclasses look up their module
+  spec.loader.exec_module(module)
+  return module
+
+
+def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
+  """Calls classes and factories; binds the number of outputs of others."""
+  is_linen = isinstance(model, type) and issubclass(model, linen.Module)
+  if not callable(model) or isinstance(model, linen.Module | tuple):
+    return model
+  try:
+    # Metaclasses hide the arguments of classes.
+    function = model.__init__ if isinstance(model, type) else model
+    parameters = dict(inspect.signature(function).parameters)
+  except (TypeError, ValueError):
+    return model
+  if isinstance(model, type):
+    del parameters[next(iter(parameters))]  # self
+  if is_linen:
+    parameters = {k: v for k, v in parameters.items() if k not in _OF_LINEN}
+  constructs = any(key in parameters for key in _CONSTRUCTORS)
+  required = [
+    key
+    for key, parameter in parameters.items()
+    if parameter.default is parameter.empty
+    and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    and key not in _CONSTRUCTORS
+  ]
+  wanted = next((key for key in _OUTPUTS if key in parameters), None)
+  if wanted is None and len(required) == 1:
+    wanted = required[0]
+  others = [key for key in required if key != wanted]
+  if others:
+    msg = (
+      f'{flag} needs the argument {others[0]!r}; name a function of the number '
+      f'of classes that returns the model'
+    )
+    raise ValueError(msg)
+  given: dict[str, Any] = {}
+  if wanted is not None:
+    if parameters[wanted].kind is inspect.Parameter.POSITIONAL_ONLY:
+      return _called(functools.partial(model, outputs), constructs, flag)
+    given[wanted] = outputs
+  return _called(functools.partial(model, **given), constructs, flag)
+
+
+def _called(model: Any, constructs: bool, flag: str) -> Any:
+  if constructs:
+    return model
+  try:
+    return model()
+  except Exception as error:
+    msg = f'{flag} raises {_described(error)}'
+    raise ValueError(msg) from error
+
+
+def _described(error: BaseException) -> str:
+  """Returns an error in one line, with the line of the code of the user."""
+  text = ' '.join(str(error).split())[:200]
+  line = ''
+  if isinstance(error, SyntaxError):
+    text, line = error.msg, f' in line {error.lineno}'
+  elif error.__traceback__ is not None:
+    trace = error.__traceback__
+    while trace.tb_next is not None:
+      trace = trace.tb_next
+    file = pathlib.Path(trace.tb_frame.f_code.co_filename).name
+    line = f' in line {trace.tb_lineno} of {file}'
+  return f'{type(error).__name__}{line}: {text}'

@@ -1,0 +1,381 @@
+/* Turns the data of a figure into the traces and the layout that Plotly draws.
+
+   A figure has `curves` (a choice of x axes, values with their range over
+   seeds), `points` (value and cost), or `traces` and `layout` as Plotly takes
+   them. A colour is the name of a CSS variable. */
+const figuresOf = (page, options, hidden) => {
+  'use strict';
+
+  const X_LABELS = {
+    steps: 'step',
+    gradients: 'gradients, in units of a step of the base optimizer',
+    seconds: 'seconds of training',
+  };
+  const HEIGHT = 340;
+  const MARGIN = {l: 58, r: 16, t: 12, b: 46};
+  const LABEL_GAP = 14; // pixels between the labels of two curves
+
+  // Colours
+
+  const probe = document.body.appendChild(document.createElement('span'));
+  probe.hidden = true;
+
+  function rgb(variable) {
+    // Resolves light-dark(), which a custom property does not.
+    probe.style.color = `var(${variable})`;
+    return getComputedStyle(probe).color.match(/[\d.]+/g).slice(0, 3);
+  }
+
+  function color(variable, opacity = 1) {
+    return `rgba(${rgb(variable).join(',')},${opacity})`;
+  }
+
+  function mixed(variable, other, fraction) {
+    const [a, b] = [rgb(variable), rgb(other)];
+    const mix = a.map((value, i) => value * (1 - fraction) + b[i] * fraction);
+    return `rgb(${mix.map(Math.round).join(',')})`;
+  }
+
+  function colored(value) {
+    if (typeof value === 'string') {
+      return value.startsWith('--') ? color(value) : value;
+    }
+    if (Array.isArray(value)) return value.map(colored);
+    if (value === null || typeof value !== 'object') return value;
+    return Object.fromEntries(
+      Object.entries(value).map(([key, entry]) => [key, colored(entry)]),
+    );
+  }
+
+  // Layout
+
+  function axis(given = {}) {
+    const title = {standoff: 8, font: {size: 12}, ...given.title};
+    const base = {
+      color: color('--ink'),
+      gridcolor: color('--grid'),
+      linecolor: color('--muted'),
+      zerolinecolor: color('--muted'),
+      zerolinewidth: 1,
+      showline: true,
+      ticks: 'outside',
+      ticklen: 4,
+      tickcolor: color('--muted'),
+      automargin: true,
+    };
+    if (given.type === 'log') {
+      const [low, high] = given.range || [0, 1];
+      const wide = high - low > 2;
+      // 1, 2, 5, 10, 20, ... or whole decades, written out.
+      Object.assign(base, {dtick: wide ? Math.ceil((high - low) / 6) : 'D2'});
+      Object.assign(base, {tickformat: '.3~g'});
+    }
+    return {...base, ...given, title};
+  }
+
+  function layoutOf(given, box) {
+    const layout = colored(given);
+    return {
+      height: HEIGHT,
+      margin: MARGIN,
+      paper_bgcolor: 'rgba(0,0,0,0)',
+      plot_bgcolor: 'rgba(0,0,0,0)',
+      font: {
+        family: getComputedStyle(document.body).fontFamily,
+        size: 12,
+        color: color('--ink'),
+      },
+      hoverlabel: {
+        bgcolor: color('--panel'),
+        bordercolor: color('--muted'),
+        font: {color: color('--ink')},
+      },
+      showlegend: false,
+      hovermode: 'closest',
+      // A finger that scrolls the page must not zoom.
+      dragmode: matchMedia('(pointer: coarse)').matches ? false : 'zoom',
+      ...layout,
+      width: box.clientWidth,
+      xaxis: axis(layout.xaxis),
+      yaxis: axis(layout.yaxis),
+    };
+  }
+
+  // Curves: one line for each method, its range over seeds, its name at the end
+
+  function interpolate(xs, ys, x) {
+    const after = xs.findIndex((value) => value >= x);
+    if (after < 0 || (after === 0 && xs[0] > x)) return null;
+    if (xs[after] === x) return ys[after];
+    const share = (x - xs[after - 1]) / (xs[after] - xs[after - 1]);
+    return ys[after - 1] + share * (ys[after] - ys[after - 1]);
+  }
+
+  function shownCurves(figure) {
+    const own = figure.curves.some((curve) => curve[options.x])
+      ? options.x
+      : 'steps';
+    const base = figure.curves.find((curve) => curve.method === page.base);
+    const asDifference = options.values === 'difference' && base && base[own];
+    const curves = figure.curves
+      .filter((curve) => curve[own] && !hidden.has(curve.method))
+      .map((curve) => {
+        const x = curve[own];
+        if (!asDifference) return {...curve, x};
+        const at = x.map((value) => interpolate(base[own], base.y, value));
+        const less = (values) =>
+          values.map((value, i) => (at[i] === null ? null : value - at[i]));
+        return {
+          ...curve,
+          x,
+          y: less(curve.y),
+          low: less(curve.low),
+          high: less(curve.high),
+        };
+      });
+    return {curves, own, asDifference};
+  }
+
+  function rangeOf(curves, {skip, include}, logarithmic) {
+    const calm = curves.filter((curve) => !curve.diverged);
+    const values = (calm.length ? calm : curves).flatMap((curve) => {
+      const first = Math.floor(skip * curve.y.length);
+      return curve.y.slice(first).filter((value) => value !== null);
+    });
+    if (!values.length) return null;
+    if (!logarithmic) values.push(...include);
+    let [low, high] = [Math.min(...values), Math.max(...values)];
+    if (logarithmic) [low, high] = [Math.log10(low), Math.log10(high)];
+    const margin = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.01;
+    return [low - margin, high + margin];
+  }
+
+  function endLabels(curves, range, logarithmic, box) {
+    // Moves labels apart that would overlap; the order of the ends stays.
+    const height = HEIGHT - MARGIN.t - MARGIN.b;
+    const room = Math.floor(height / LABEL_GAP);
+    const ends = curves
+      .map((curve) => {
+        const last = curve.y.findLastIndex((value) => value !== null);
+        const value = curve.y[last];
+        const level = logarithmic ? Math.log10(value) : value;
+        const share = (level - range[0]) / (range[1] - range[0]);
+        return {curve, y: Math.min(1, Math.max(0, share)) * height};
+      })
+      .filter(({y}) => Number.isFinite(y))
+      .sort((a, b) => a.y - b.y);
+    if (ends.length > room) return [];
+    ends.forEach((end, i) => {
+      if (i) end.y = Math.max(end.y, ends[i - 1].y + LABEL_GAP);
+    });
+    let top = height;
+    for (const end of ends.reverse()) {
+      end.y = Math.min(end.y, top);
+      top = end.y - LABEL_GAP;
+    }
+    const size = box.clientWidth < 480 ? 11 : 12;
+    return ends.map(({curve, y}) => ({
+      xref: 'paper',
+      x: 1,
+      xanchor: 'left',
+      xshift: 5,
+      yref: 'paper',
+      y: y / height,
+      yanchor: 'middle',
+      showarrow: false,
+      text: page.styles[curve.method].label,
+      font: {size, color: mixed(page.styles[curve.method].color, '--ink', 0.3)},
+    }));
+  }
+
+  function marginFor(labels) {
+    const longest = Math.max(0, ...labels.map(({text}) => text.length));
+    return {...MARGIN, r: Math.max(MARGIN.r, 14 + 6.9 * longest)};
+  }
+
+  function drawCurves(figure, box) {
+    const {curves, own, asDifference} = shownCurves(figure);
+    const positive = curves.every((curve) =>
+      curve.y.every((value) => value === null || value > 0),
+    );
+    const wanted =
+      options.scale === 'log' || (options.scale === 'auto' && figure.log);
+    const logarithmic = wanted && positive && !asDifference;
+    const range = rangeOf(curves, figure, logarithmic);
+    const labels = range ? endLabels(curves, range, logarithmic, box) : [];
+    const label = asDifference ? `${figure.label}, difference` : figure.label;
+    const bands = curves.map((curve) => band(curve, logarithmic));
+    const lines = curves.map((curve) => line(curve));
+    return {
+      traces: [...bands, ...lines],
+      layout: {
+        margin: marginFor(labels),
+        annotations: labels,
+        xaxis: {title: {text: X_LABELS[own]}, rangemode: 'tozero'},
+        yaxis: {
+          title: {text: logarithmic ? `${label}, log scale` : label},
+          type: logarithmic ? 'log' : 'linear',
+          range: range || undefined,
+        },
+      },
+    };
+  }
+
+  function band(curve, logarithmic) {
+    const kept = curve.x
+      .map((x, i) => [x, curve.low[i], curve.high[i]])
+      .filter(([, low]) => low !== null && (!logarithmic || low > 0));
+    const back = [...kept].reverse();
+    return {
+      type: 'scatter',
+      mode: 'lines',
+      legendgroup: curve.method,
+      meta: 'band',
+      x: [...kept, ...back].map(([x]) => x),
+      y: [...kept.map(([, low]) => low), ...back.map(([, , high]) => high)],
+      fill: 'toself',
+      fillcolor: color(page.styles[curve.method].color, 0.22),
+      line: {width: 0},
+      opacity: 0,
+      hoverinfo: 'skip',
+    };
+  }
+
+  function line(curve) {
+    const style = page.styles[curve.method];
+    return {
+      type: 'scatter',
+      mode: Object.keys(page.styles).length > 8 ? 'lines+markers' : 'lines',
+      legendgroup: curve.method,
+      meta: 'line',
+      x: curve.x,
+      y: curve.y,
+      line: {color: color(style.color), dash: style.dash, width: 2},
+      marker: {symbol: style.symbol, size: 6, maxdisplayed: 7},
+      hovertemplate: `${style.label}: %{y:.4~g} at %{x:.4~g}<extra></extra>`,
+    };
+  }
+
+  // Points: value against cost, with the Pareto line
+
+  function drawPoints(figure, box) {
+    const own = options.x === 'gradients' ? 'gradients' : 'seconds';
+    const points = figure.points
+      .filter(({method}) => !hidden.has(method))
+      .filter((point) => point[own] !== null);
+    const sign = figure.higher_is_better ? 1 : -1;
+    const front = [];
+    for (const point of [...points].sort((a, b) => a[own] - b[own])) {
+      const best = front.at(-1);
+      if (!best || sign * (point.y - best.y) > 0) front.push(point);
+    }
+    const pareto = {
+      type: 'scatter',
+      mode: 'lines',
+      x: front.map((point) => point[own]),
+      y: front.map((point) => point.y),
+      line: {color: color('--muted'), dash: 'dot', width: 1.5},
+      hoverinfo: 'skip',
+    };
+    const positions = labelPlaces(points, own, sign);
+    const marks = points.map((point, i) => {
+      const style = page.styles[point.method];
+      return {
+        type: 'scatter',
+        mode: 'markers+text',
+        legendgroup: point.method,
+        x: [point[own]],
+        y: [point.y],
+        error_y: {
+          type: 'data',
+          array: [point.error],
+          color: color(style.color),
+          thickness: 1.2,
+          width: 3,
+        },
+        marker: {size: 11, symbol: style.symbol, color: color(style.color)},
+        text: style.label,
+        textposition: positions[i],
+        textfont: {color: mixed(style.color, '--ink', 0.3)},
+        hovertemplate: `${style.label}: %{y:.4~g} at %{x:.4~g}<extra></extra>`,
+      };
+    });
+    const xs = points.map((point) => point[own]);
+    const width = Math.max(120, box.clientWidth - 230); // beside the labels
+    const ys = points.flatMap(({y, error}) => [y - error, y + error]);
+    const range = (values, before, after) => {
+      const [low, high] = [Math.min(...values), Math.max(...values)];
+      const size = high - low || Math.abs(high) || 1;
+      return [low - before * size, high + after * size];
+    };
+    return {
+      traces: [pareto, ...marks],
+      layout: {
+        xaxis: {title: {text: X_LABELS[own]}, range: range(xs, 70 / width, 90 / width)},
+        yaxis: {title: {text: figure.label}, range: range(ys, 0.1, 0.14)},
+      },
+    };
+  }
+
+  function labelPlaces(points, own, sign) {
+    // Beside each point, away from other points, labels and the Pareto line.
+    const spread = (values) => {
+      const low = Math.min(...values);
+      const size = Math.max(...values) - low || 1;
+      return values.map((value) => (value - low) / size);
+    };
+    const xs = spread(points.map((point) => point[own]));
+    const ys = spread(points.map((point) => point.y));
+    const taken = xs.map((x, i) => [x, ys[i]]);
+    const [worse, better] = sign > 0 ? ['bottom', 'top'] : ['top', 'bottom'];
+    const down = -0.08 * sign;
+    const places = [
+      [`${worse} right`, 0.1, down],
+      ['middle right', 0.12, 0],
+      [`${better} left`, -0.1, -down],
+      ['middle left', -0.12, 0],
+      [`${better} right`, 0.1, -down],
+      [`${worse} left`, -0.1, down],
+    ];
+    return points.map((point, i) => {
+      const near = ([, dx, dy]) =>
+        taken.filter(
+          ([x, y], j) =>
+            j !== i &&
+            Math.abs(x - xs[i] - dx) < 0.15 &&
+            Math.abs(y - ys[i] - dy) < 0.07,
+        ).length;
+      const counts = places.map(near);
+      const [name, dx, dy] = places[counts.indexOf(Math.min(...counts))];
+      taken.push([xs[i] + dx, ys[i] + dy]);
+      return name;
+    });
+  }
+
+  function content(figure, box) {
+    if (figure.curves) return drawCurves(figure, box);
+    if (figure.points) return drawPoints(figure, box);
+    const traces = colored(figure.traces).filter(
+      (trace) => !hidden.has(trace.legendgroup),
+    );
+    const layout = {...figure.layout};
+    if (layout.yaxis.scaleanchor) {
+      layout.height = Math.min(layout.height, box.clientWidth - 50);
+    }
+    if (figure.end_labels) {
+      const curves = traces.map(({legendgroup, y}) => ({
+        method: legendgroup,
+        y,
+      }));
+      const range = rangeOf(curves, {skip: 0, include: []}, false);
+      layout.yaxis = {...layout.yaxis, range};
+      layout.annotations = range ? endLabels(curves, range, false, box) : [];
+    }
+    if (layout.annotations?.some(({text}) => text)) {
+      layout.margin = marginFor(layout.annotations);
+    }
+    return {traces, layout};
+  }
+
+  return {color, content, layoutOf};
+};

@@ -1,0 +1,168 @@
+"""The data of the pages, and names that are hostile to them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from optax_sam.catalog import METHODS
+from optax_sam.train.reports import run_page, tables
+from optax_sam.train.reports.comparison_page import render_page
+from optax_sam.train.reports.display import styles
+from optax_sam.train.reports.results import Metric, Trial, summarize
+from tests.train.reports.comparisons import (
+  BETTER,
+  SGD,
+  SIMILAR,
+  Page,
+  comparison,
+  of_accuracies,
+  run,
+  timing,
+  usual,
+)
+
+HOSTILE = '</script><script>alert(1)</script><!--'
+
+
+def figures(made):
+  return Page(render_page(made)).data['figures']
+
+
+def test_curves_are_means_over_seeds_with_their_range():
+  (test, _, _) = figures(usual())['test-metric']['curves']
+  assert (test['method'], test['steps']) == ('sgd', [10, 20])
+  # In percent; the accuracies at the middle are halves of those at the end.
+  assert test['y'] == pytest.approx([100 * np.mean(SGD) / 2, 91], rel=1e-4)
+  assert (test['low'][-1], test['high'][-1]) == (90, 92)
+  gap = figures(usual())['gap']['curves'][0]['y'][-1]
+  assert gap == pytest.approx(100 - 91)
+
+
+def test_costs_are_those_of_the_rows_or_of_counts_and_timings():
+  half = run('sam', 0, 0.9, fraction=0.5)
+  made = comparison([run('sgd', 0, 0.9), half], timings=[timing('sam', [2.0])])
+  base, sam = figures(made)['training-loss']['curves']
+  steps = np.array(sam['steps'])
+  assert sam['gradients'] == pytest.approx(1.5 * steps)
+  assert sam['seconds'] == pytest.approx(0.02 * steps)  # 20 ms a step
+  assert base['gradients'] == pytest.approx(steps)
+  assert base['seconds'] == pytest.approx(1.5 * steps / 20)  # 1.5 s in all
+  rows = [row | {'gradients': 7.0 * row['step']} for row in half.log]
+  made = comparison([run('sam', 0, 0.9, log=rows)], base='sam')
+  (sam,) = figures(made)['training-loss']['curves']
+  assert sam['gradients'] == pytest.approx(7 * steps)
+
+
+def test_the_radius_that_was_tuned_is_plotted_after_the_longest_training():
+  tried = [(0.1, 5, 0.1), (0.1, 20, 0.8), (0.2, 20, 0.9), (0.4, 5, 0.3)]
+  trials = [
+    Trial('sam', {'rho': rho}, 0, steps, 1.0, value)
+    for rho, steps, value in tried
+  ]
+  made = of_accuracies(sgd=SGD, sam=BETTER)
+  found = figures(comparison(made.runs, trials=trials))['sensitivity-radius']
+  (trace,) = found['traces']
+  assert trace['x'] == [0.1, 0.2, 0.4]
+  assert trace['y'] == pytest.approx([80, 90, 30])
+  assert found['layout']['xaxis']['type'] == 'log'
+
+
+def test_planes_have_common_colours_and_their_solution_in_the_middle():
+  at = (-1.0, 0.0, 1.0)
+  planes = {
+    name: [
+      {'x': x, 'y': y, 'loss': lowest + x * x + 2 * y * y}
+      for y in at
+      for x in at
+    ]
+    for name, lowest in (('sgd', 0.1), ('sam', 1.0))
+  }
+  planes['sam'][0]['loss'] = math.nan
+  found = figures(comparison(usual().runs, planes=planes))
+  contour = found['plane-sgd']['traces'][0]
+  assert contour['customdata'][1] == pytest.approx([1.1, 0.1, 1.1])
+  assert contour['customdata'][2][1] == pytest.approx(2.1)
+  other = found['plane-sam']['traces'][0]
+  assert other['z'][0][0] is None
+  assert other['zmin'] == contour['zmin'] == pytest.approx(-1)
+  assert other['zmax'] == pytest.approx(math.log10(4), rel=1e-4)
+
+
+def test_hostile_names_stay_texts():
+  runs = [run('sgd', 0, 0.9), run(HOSTILE, 0, 0.9, settings={'a': HOSTILE})]
+  made = comparison(runs, settings={'dataset': HOSTILE}, command=HOSTILE)
+  page = Page(render_page(made))
+  page.assert_complete_in_itself()
+  assert HOSTILE in page.data['styles']
+  assert page.data['styles'][HOSTILE]['label'].startswith('&lt;/script&gt;')
+  assert HOSTILE in page.text
+
+
+def test_a_metric_that_is_better_if_lower_is_not_in_percent():
+  metric = Metric('error', higher_is_better=False, percent=False)
+  runs = []
+  for method, values in (('sgd', [2.0, 2.2, 2.1]), ('sam', [1.0, 1.1, 1.3])):
+    for seed, value in enumerate(values):
+      made = run(method, seed, 0.0)
+      rows = [row | {'test_error': value} for row in made.evaluations]
+      runs.append(run(method, seed, 0.0, evaluations=rows))
+  made = comparison(runs, metric=metric)
+  text = Page(render_page(made)).text
+  assert 'SAM has a better test error than SGD (\N{MINUS SIGN}0.967)' in text
+  assert 'Best score' in text
+  assert '%' not in text.partition('How to read')[0].partition('Results')[0]
+
+
+def test_all_methods_fit_into_the_page():
+  made = of_accuracies(sgd=SGD, **dict.fromkeys(METHODS, SIMILAR))
+  long = [
+    {'step': s, 'loss': 1 / s, 'second_gradients': s} for s in range(1, 500)
+  ]
+  runs = [run(x.method, x.seed, 0.9, log=long) for x in made.runs]
+  page = Page(render_page(comparison(runs, total_steps=20)))
+  page.assert_complete_in_itself()
+  found = page.data['styles'].values()
+  looks = {(x['color'], x['dash']) for x in found}
+  assert len(looks) == len(METHODS) + 1
+
+
+def test_names_are_those_of_the_papers_with_links():
+  page = Page(render_page(of_accuracies(sgd=SGD, ae_look_sam=BETTER, mine=SGD)))
+  assert 'AE-LookSAM' in page.text
+  assert METHODS['ae_look_sam'].paper.link in page.values('href')
+  labels = [style['label'] for style in page.data['styles'].values()]
+  assert labels == ['SGD', 'AE-LookSAM', 'mine']
+
+
+def test_figures_and_buttons_have_labels():
+  page = Page(render_page(usual()))
+  plots = page.values('data-figure')
+  assert plots
+  assert set(plots) == set(page.data['figures'])
+  assert len([x for x in page.values('role') if x == 'img']) == len(plots)
+  saves = [x for x in page.values('aria-label') if x.startswith('Save the fig')]
+  assert len(saves) == 2 * len(plots)
+
+
+def test_tables_for_markdown_and_latex():
+  made = of_accuracies(sgd=SGD, my_sam=BETTER)
+  summary, looks = summarize(made), styles(made.methods, 'sgd')
+  lines = tables.markdown(made, summary, looks).splitlines()
+  assert len(lines) == 4
+  assert {line.count(' | ') for line in lines} == {6}
+  assert lines[3].startswith(r'| my\_sam | 94.10 ± 1.05 | +3.10 (')
+  rows = tables.latex(made, summary, looks).splitlines()
+  assert rows[0] == r'\begin{tabular}{lrrrrrr}'
+  assert rows[5].strip().startswith(r'my\_sam & 94.10 $\pm$ 1.05 & +3.10 (')
+  assert rows[-2:] == [r'  \bottomrule', r'\end{tabular}']
+
+
+def test_a_single_run_has_a_page(tmp_path):
+  one = comparison([run('sam', 3, 0.875)], base='sam', seconds=math.nan)
+  run_page.write(one, tmp_path / 'report.html')
+  page = Page((tmp_path / 'report.html').read_text('utf-8'))
+  page.assert_complete_in_itself()
+  assert 'SAM on digits: 87.50% test accuracy' in page.text
+  assert 'training-loss' in page.data['figures']
+  assert [path.name for path in tmp_path.iterdir()] == ['report.html']
