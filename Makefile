@@ -50,10 +50,11 @@ $(VENV)/.bench: $(BIN)/python pyproject.toml
 # The radii are the best of a coarse grid on held-out training examples.
 demo: $(VENV)/.train
 	$(BIN)/optax-sam compare --output $(OUTPUT) --overwrite \
-	  --label-noise 0.3 --seeds 5 \
-	  --methods sam asam friendly_sam ae_sam look_sam ae_look_sam \
+	  --label-noise 0.3 --seeds 5 --steps 200 \
+	  --sharpness-examples 128 --timing-rounds 3 \
+	  --methods sam asam friendly_sam ae_sam ae_look_sam \
 	  --set sam.rho=1 --set asam.rho=5 --set friendly_sam.rho=1 \
-	  --set ae_sam.rho=2 --set look_sam.rho=1 --set ae_look_sam.rho=2
+	  --set ae_sam.rho=2 --set ae_look_sam.rho=2
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -147,8 +147,7 @@ def _rise(
 ) -> jax.Array:
   start, at_start = loss.value_and_grad(params)
   if steps == 1:
-    there = tree_math.add(params, tree_math.scale_to(rho, at_start))
-    return loss.value(there) - start
+    return loss.value(_ascended(params, at_start, rho)) - start
   rises = []
   for ascent in range(restarts + 1):
     perturbation, grads = tree_math.zeros_like(params), at_start
@@ -162,6 +161,12 @@ def _rise(
       value, grads = loss.value_and_grad(tree_math.add(params, perturbation))
       rises.append(value - start)
   return jnp.max(jnp.stack(rises))
+
+
+# Jitted, so that not every operation on every shape compiles separately.
+@jax.jit
+def _ascended(params: optax.Params, grads: Any, rho: Any) -> Any:
+  return tree_math.add(params, tree_math.scale_to(rho, grads))
 
 
 @jax.jit

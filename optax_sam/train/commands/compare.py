@@ -43,11 +43,11 @@ def run(
     ValueError: if the configuration is invalid; raised before any training.
     OSError: if the output cannot be written. Finished runs are stored.
   """
+  adding = None
   if problem is None:
     checks.validate(config)
-  resolved = continuation.resolve(config)
-  config = resolved.config
-  if problem is None:
+    resolved = continuation.resolve(config)
+    config, adding = resolved.config, resolved.adding
     checks.validate(config)
   settings = plan.method_settings(config)
   target = config.output or output_dir.dated(configs.dataset_name(config))
@@ -58,7 +58,7 @@ def run(
       target,
       configs.settings(config),
       overwrite=config.overwrite,
-      adding=resolved.adding,
+      adding=adding,
       free=continuation.FREE,
       defaults=configs.settings(configs.CompareConfig()),
     ) as stored,
@@ -77,25 +77,28 @@ def run(
     except KeyboardInterrupt:
       if stored.is_empty:
         raise
-      _print(console, _how_to_go_on(target))
+      _print(console, _how_to_go_on(config, target))
       raise SystemExit(errors.INTERRUPTED) from None
     except OSError as error:
       error.filename = error.filename or str(target)
       if not stored.is_empty:
-        _print(console, _how_to_go_on(target))
+        _print(console, _how_to_go_on(config, target))
       raise
   if stored.is_empty:
     raise KeyboardInterrupt
   if comparison.runs:
     _print(console, f'Report: {target / "report.html"}')
   if comparison.interrupted:
-    _print(console, _how_to_go_on(target))
+    _print(console, _how_to_go_on(config, target))
   return comparison
 
 
-def _how_to_go_on(target: pathlib.Path) -> str:
+def _how_to_go_on(config: configs.CompareConfig, target: pathlib.Path) -> str:
+  text = 'What is finished is stored; repeat the command to go on'
+  if config.data_dir or config.dataset == 'own data':
+    return text
   command = shlex.join(['optax-sam', 'compare', '--output', str(target)])
-  return f'What is finished is stored; go on with: {command}'
+  return f'{text}, or: {command}'
 
 
 def _print(console: Console, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import functools
 import threading
 import time
 from collections.abc import Callable
@@ -165,6 +166,7 @@ class _Comparison:
     }
     # Of seed 0: solutions, and states to time steps from.
     self.solutions: dict[str, Any] = {}
+    self.measured: dict[str, tuple[surroundings.Rows, surroundings.Rows]] = {}
     self.starts: dict[str, list[Progress]] = {}
 
   def train(
@@ -223,23 +225,28 @@ class _Comparison:
       for name in names
       if name not in found.planes or name not in found.spectra
     ]
-    planes, spectra = dict(found.planes), dict(found.spectra)
     if new:
       self._replay([name for name in new if name not in self.solutions])
-      batch = self._sharpness_batch()
       with self.reporter.phase('Measuring', len(new)) as phase:
         for name in new:
-          phase.detail(name)
-          params, statistics = self.solutions[name]
-          given = self.problem.evaluation_loss, params, (statistics, batch)
-          planes[name] = surroundings.plane(*given)
-          spectra[name] = surroundings.spectrum(*given)
+          self._surroundings(name)
           phase.advance()
-        phase.detail('')
+    made = self.measured
     return (
-      {name: planes[name] for name in names},
-      {name: spectra[name] for name in names},
+      {x: made[x][0] if x in made else found.planes[x] for x in names},
+      {x: made[x][1] if x in made else found.spectra[x] for x in names},
     )
+
+  def _surroundings(self, name: str) -> None:
+    """Measures plane and spectrum of a solution, once."""
+    if name not in self.measured:
+      params, statistics = self.solutions[name]
+      args = (statistics, self._sharpness_batch())
+      given = self.problem.evaluation_loss, params, args
+      self.measured[name] = (
+        surroundings.plane(*given),
+        surroundings.spectrum(*given),
+      )
 
   def _runs(self, name: str) -> bool:
     run = self.stored.runs.get((name, 0))
@@ -300,7 +307,12 @@ class _Comparison:
       self.stored.add(run)
       self.reporter.line(_summary(run, self.problem.objective.measured))
 
-    jobs = [lambda run=run: train(*run) for run in runs]
+    jobs: list[Callable[[], Any]] = [
+      functools.partial(train, *run) for run in runs
+    ]
+    base = self.config.base
+    if base in self.solutions:  # of an earlier wave
+      jobs.insert(0, functools.partial(self._surroundings, base))
     threads.together(jobs, stop=stop)
     phase.detail('')
 

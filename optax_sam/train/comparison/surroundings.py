@@ -12,8 +12,7 @@ from optax_sam.train.reports import random_lines
 _PLANE_POINTS = 15
 _STEPS, _PROBES = 24, 2
 _DENSITY_POINTS = 200
-# Jitted, so that not every operation on every shape compiles separately.
-_direction = jax.jit(landscape.random_direction)
+_filter_normalized = jax.jit(landscape.filter_normalized)
 
 Rows = list[dict[str, float]]
 
@@ -27,7 +26,13 @@ def line(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
     params: the solution.
     args: further arguments.
   """
-  found = random_lines.measure(value_fn, params, args, seed=0)
+  found = landscape.line(
+    value_fn,
+    params,
+    _direction(params, seed=0),
+    points=random_lines.POINTS,
+    args=args,
+  )
   return random_lines.rows(found)
 
 
@@ -36,10 +41,9 @@ def plane(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
 
   The first direction is that of `line`; arguments as in `line`.
   """
-  keys = [jax.random.key(seed) for seed in (0, 1)]
-  first, second = (_direction(params, key) for key in keys)
+  directions = _direction(params, seed=0), _direction(params, seed=1)
   positions, losses = landscape.plane(
-    value_fn, params, (first, second), points=_PLANE_POINTS, args=args
+    value_fn, params, directions, points=_PLANE_POINTS, args=args
   )
   return [
     {'x': float(x), 'y': float(y), 'loss': float(losses[row, column])}
@@ -67,3 +71,13 @@ def spectrum(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
     {'eigenvalue': float(value), 'density': float(height)}
     for value, height in zip(values, heights, strict=True)
   ]
+
+
+def _direction(params: Any, *, seed: int) -> Any:
+  """Returns a Gaussian direction in units of the weights.
+
+  NumPy draws it, because JAX's generators take seconds to compile on a CPU.
+  """
+  generator = np.random.default_rng(seed)
+  draw = lambda leaf: generator.standard_normal(leaf.shape).astype(leaf.dtype)
+  return _filter_normalized(jax.tree.map(draw, params), params)

@@ -19,7 +19,7 @@ DEFAULT_METHODS = (
   'friendly_sam',
   'ae_sam',
   'ae_look_sam',
-  'k_sam',
+  'look_sam',
 )
 
 
