@@ -86,6 +86,9 @@ def setup(comparison: Comparison) -> str:
     sentence += f' on {settings["dataset"]}'
   if 'model' in settings:
     sentence += f' with the model {settings["model"]}'
+  noise = settings.get('label_noise')
+  if isinstance(noise, float) and noise:
+    sentence += f' and {100 * noise:.3g}% wrong training labels'
   seeds = count(len(comparison.seeds), 'seed')
   steps = f'{count(comparison.total_steps, "step")} per run'
   if comparison.budget == 'gradients':
@@ -119,9 +122,10 @@ def findings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
   ]
   if timed:
     (low, cheapest), (high, dearest) = min(timed), max(timed)
-    span = f'{low:.2f} ({cheapest}) to {high:.2f} ({dearest})'
-    span = f'{high:.2f} ({dearest})' if len(timed) == 1 else span
-    sentences.append(f'A step takes {span} times as long as one of {base}.')
+    span = f'{low:.2f} times as long as one of {base} with {cheapest}'
+    if len(timed) > 1:
+      span += f', {high:.2f} times with {dearest}'
+    sentences.append(f'A step takes {span}.')
   return sentences
 
 
