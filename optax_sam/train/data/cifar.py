@@ -163,7 +163,7 @@ def load_plain(content: bytes) -> Any:
   """Reads a pickle of dicts, lists, text, numbers and arrays of uint8.
 
   No code of the pickle can run: the only names that it may import are the three
-  that a pickled array needs, and they stand for functions of this module.
+  that a pickled array needs, and functions of this module replace them.
 
   Raises:
     Exception: of any type, if the pickle is damaged or has other objects.

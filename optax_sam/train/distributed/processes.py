@@ -4,7 +4,7 @@ All processes must execute the same collectives in the same order: a process in
 a collective waits forever for one that has stopped. So an error on one process
 is raised on all (`together`), a value that only the first process knows is
 broadcast (`broadcast`), and when a process ends early the others end too
-(`optax_sam.train.distributed.vigil`).
+(`optax_sam.train.distributed.heartbeat`).
 """
 
 import contextlib
@@ -22,13 +22,13 @@ import jax
 import numpy as np
 
 from optax_sam.train.config import configs, errors
-from optax_sam.train.distributed import vigil
+from optax_sam.train.distributed import heartbeat
 
 _MEETING_SECONDS = 300
-# Timeout after which JAX ends the other processes, if the vigil has not.
+# Timeout after which JAX ends the other processes, if this module has not.
 _HEARTBEAT_TIMEOUT_SECONDS = 30
-# Gives the vigil time to report which process has ended, before the failure of
-# a collective is reported.
+# Time to report which process has ended, before the failure of a collective is
+# reported.
 _PATIENCE_SECONDS = 5
 # Gathered texts are padded to a multiple, because each length is compiled.
 _PADDING = 1024
@@ -214,9 +214,9 @@ def _initialize(config: configs.TrainConfig) -> None:
     limit.cancel()
 
 
-def _watch(config: configs.TrainConfig) -> vigil.Vigil:
+def _watch(config: configs.TrainConfig) -> heartbeat.Heartbeat:
   index, count = jax.process_index(), jax.process_count()
-  server = vigil.Server(count) if index == 0 else None
+  server = heartbeat.Server(count) if index == 0 else None
   address = broadcast(None if server is None else server.address)
   if config.coordinator is not None:
     address['host'] = config.coordinator.rpartition(':')[0].strip('[]')
@@ -229,11 +229,13 @@ def _watch(config: configs.TrainConfig) -> vigil.Vigil:
     os._exit(errors.FAILED)
 
   return (
-    vigil.Client(address, index, end) if server is None else server.watch(end)
+    heartbeat.Client(address, index, end)
+    if server is None
+    else server.watch(end)
   )
 
 
-def _leave(watch: vigil.Vigil) -> None:
+def _leave(watch: heartbeat.Heartbeat) -> None:
   sys.stdout.flush()
   watch.close()
   jax.distributed.shutdown()

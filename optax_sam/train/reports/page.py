@@ -85,13 +85,13 @@ def render(
 
 
 def as_script(data: object) -> str:
-  """Returns data as JSON that can stand in a script element.
+  """Returns data as JSON for a script element.
 
   Args:
     data: Mappings, sequences, texts and numbers.
 
   Returns:
-    JSON in which no text ends the element or starts a comment.
+    JSON in which no text ends the script or starts a comment.
   """
   text = json.dumps(plain(data), allow_nan=False, separators=(',', ':'))
   for character in '<>&':

@@ -2,7 +2,7 @@
 
 With a variance between seeds, Student's t decides. With one seed, or with equal
 differences in all seeds, there is none to estimate; then a bootstrap over test
-examples and seeds decides, if the values of single examples are known.
+examples and seeds decides, if per-example values are known.
 """
 
 import dataclasses
@@ -158,7 +158,7 @@ def _bootstrap(by_seed: dict[int, float], values: np.ndarray) -> Difference:
 
   Args:
     by_seed: The difference for each seed.
-    values: Differences of single examples, of shape (seeds, examples).
+    values: Per-example differences, of shape (seeds, examples).
   """
   seeds, examples = values.shape
   generator = np.random.default_rng(0)

@@ -24,7 +24,7 @@ _KEEPALIVE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 3}
 End = Callable[[int], Any]
 
 
-class Vigil(Protocol):
+class Heartbeat(Protocol):
   """A connection to the first process, or all connections of that one."""
 
   def close(self) -> None:
