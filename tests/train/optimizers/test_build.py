@@ -11,28 +11,12 @@ import pytest
 import optax_sam
 from optax_sam.train.optimizers import build, registry
 from optax_sam.train.optimizers.base_optimizer import base_optimizer
+from tests import traces
 from tests.train import problems
 
 CONFIG = problems.compare_config(steps=10)
 PARAMS = {'norm': jnp.ones(3)}
 BATCH = jnp.ones((4, 3))
-
-
-def conditional_gradients(jaxpr):
-  """Counts conditionals one branch of which evaluates the loss more often."""
-  found = 0
-  for equation in jaxpr.eqns:
-    if equation.primitive.name == 'cond':
-      branches = equation.params['branches']
-      found += len({str(x).count('dot_general') for x in branches}) > 1
-    else:
-      inner = jax.tree.leaves(
-        equation.params, is_leaf=lambda x: hasattr(x, 'eqns')
-      )
-      found += sum(
-        conditional_gradients(x) for x in inner if hasattr(x, 'eqns')
-      )
-  return found
 
 
 @pytest.mark.parametrize('name', registry.METHODS)
@@ -66,7 +50,9 @@ def test_every_row_builds_an_optimizer(name):
   # is refreshed periodically by other gradients.
   program = jax.make_jaxpr(update)(PARAMS, state, BATCH)
   refreshes = name in {'eigen_sam', 'sparse_sam_fisher'}
-  assert conditional_gradients(program.jaxpr) == build.skips(name) + refreshes
+  assert (
+    traces.conditional_gradients(program.jaxpr) == build.skips(name) + refreshes
+  )
 
 
 def test_a_setting_overrides_rho_which_overrides_the_default():
