@@ -50,9 +50,10 @@ def compiles():
   jax.monitoring.unregister_event_duration_listener(listen)
 
 
-@pytest.mark.parametrize('row', table.ROWS.values(), ids=lambda row: row.name)
-def test_eager_steps_compile_nothing_new(row, compiles):
+@table.every_kind()
+def test_eager_steps_compile_nothing_new(name, compiles):
   """After the third step, if the user's functions are jitted once."""
+  row = table.ROWS[name]
   many = {'num_samples': 40} if row.name == 'sparse_sam_fisher' else {}
   tx = row.whole(**many)
   params, state = training.params(), tx.init(training.params())
