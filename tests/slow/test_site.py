@@ -103,7 +103,7 @@ def test_pages_include_files_and_tables(site):
     assert '{{ ' not in words(page.read_text()), page
   start = read(site, '.')
   assert f'{len(METHODS)}\npublished methods' in start
-  assert 'Coming from the command line' in start
+  assert 'Which method helps on my problem' in start
   assert 'class="sam-picture"' in read(site, 'learn/how_sam_works')
   choice = words(read(site, 'learn/how_to_choose'))
   assert '+1.8 [+1.3, +2.2]' in choice
