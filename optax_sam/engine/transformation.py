@@ -15,22 +15,13 @@ from optax_sam import validation
 from optax_sam.engine import devices, gradient, info, manual_axes, partition
 from optax_sam.engine.extra_arguments import ARGUMENTS
 from optax_sam.engine.loss_view import LossView
-from optax_sam.trees import tree_math
+from optax_sam.trees import array_types, control_flow, tree_math
 
 State = TypeVar('State')
 
 # From (the loss, the unperturbed gradient of this device, the state, the branch
 # that the caller chose, further extra arguments) to (direction, next state).
-Step = Callable[
-  [
-    LossView,
-    optax.Updates,
-    info.SharpnessAwareState,
-    bool | None,
-    Mapping[str, Any],
-  ],
-  tuple[optax.Updates, info.SharpnessAwareState],
-]
+Step = Callable[..., tuple[optax.Updates, info.SharpnessAwareState]]
 
 
 def transformation(
@@ -150,7 +141,17 @@ def accept(
     valid: a further condition, of a direction that is NaN without it.
   """
   finite = tree_math.all_finite(direction) & valid
-  choose = lambda new, old: new if new is old else jnp.where(finite, new, old)
+  pairs = zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)
+  scalars = [(new, old) for new, old in pairs if jnp.ndim(new) == 0]
+  # Faster than a select for each of them. A branch would copy arrays.
+  chosen = control_flow.cond(
+    finite,
+    lambda: [array_types.vary_like(new, old) for new, old in scalars],
+    lambda: [array_types.vary_like(old, new) for new, old in scalars],
+  )
+  following = iter(chosen)
+  array = lambda new, old: new if new is old else jnp.where(finite, new, old)
+  choose = lambda *x: array(*x) if jnp.ndim(x[0]) else next(following)
   return jax.tree.map(choose, after, before)
 
 
