@@ -11,6 +11,7 @@ INPUT_KEYS = ('inputs', 'x', 'image', 'images', 'features', 'tokens')
 TARGET_KEYS = ('labels', 'targets', 'y', 'label', 'target')
 # An iterable without an end must not fill the memory.
 _MOST_BYTES = 2**32
+_MOST_EXAMPLES = 2**22
 _INTEGERS = np.iinfo(np.int32)
 
 
@@ -134,6 +135,14 @@ def _of_mapping(
 
 def _of_examples(name: str, given: Any, is_single: bool) -> tuple[Any, Any]:
   inputs, targets, size = [], [], 0
+  too_many = (
+    f'{name} has more than {_MOST_EXAMPLES:,} examples, more than '
+    f'{_MOST_BYTES >> 30} GiB or no end, and is read into memory; give fewer '
+    f'examples, without repeat()'
+  )
+  # Of a Grain dataset that repeats without an end: the largest integer.
+  if hasattr(given, '__len__') and len(given) > _MOST_EXAMPLES:
+    raise ValueError(too_many)
   for example in given:
     if isinstance(example, Mapping):
       one = _of_mapping(name, example, is_single)
@@ -150,12 +159,8 @@ def _of_examples(name: str, given: Any, is_single: bool) -> tuple[Any, Any]:
     inputs.append(np.asarray(one[0]))
     targets.append(0 if one[1] is None else np.asarray(one[1]))
     size += inputs[-1].nbytes
-    if size > _MOST_BYTES:
-      msg = (
-        f'{name} has more than {_MOST_BYTES >> 30} GiB of examples, or no end, '
-        f'and is read into memory; give fewer examples, without repeat()'
-      )
-      raise ValueError(msg)
+    if size > _MOST_BYTES or len(inputs) > _MOST_EXAMPLES:
+      raise ValueError(too_many)
   for values in (inputs, targets):
     if len({np.shape(value) for value in values}) > 1:
       msg = f'{name} has examples of different shapes; give all the same shape'
