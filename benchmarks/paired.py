@@ -34,7 +34,8 @@ class Version:
     for name in _own_modules():
       del sys.modules[name]
     sys.modules.update(self._modules)
-    sys.path[:] = [self._directory, *sys.path]
+    others = [path for path in sys.path if path != self._directory]
+    sys.path[:] = [self._directory, *others]
 
 
 def _own_modules() -> dict[str, ModuleType]:

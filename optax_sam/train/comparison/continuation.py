@@ -17,7 +17,7 @@ class Continuation:
   """A configuration with that of an earlier comparison in its output.
 
   Attributes:
-    config: what is to be there at the end.
+    config: the configuration of the complete comparison.
     adding: seeds and methods that this command adds, ready for JSON; None if
       it adds none.
   """

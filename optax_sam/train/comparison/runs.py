@@ -340,7 +340,7 @@ class _Comparison:
       threads.together(jobs, stop=stop, done=phase.advance)
 
   def _keep_state(self, name: str, current: Progress) -> None:
-    """Keeps a copy of the state at the points of timing."""
+    """Stores a copy of the state at the points of timing."""
     points = timing.points(self.trainers[name].config.steps)
     # A copy, because the next step donates the buffers of the state.
     for _ in range(max(points.count(current.step), bool(current.stopped))):

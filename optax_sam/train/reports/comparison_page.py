@@ -17,12 +17,8 @@ from optax_sam.train.reports import (
 )
 from optax_sam.train.reports.display import Style
 from optax_sam.train.reports.figures import Figure
-from optax_sam.train.reports.results import (
-  Comparison,
-  Summary,
-  finite,
-  summarize,
-)
+from optax_sam.train.reports.results import Comparison
+from optax_sam.train.reports.summary import Summary, finite, summarize
 
 Facts = list[tuple[str, list[tuple[str, str]]]]
 

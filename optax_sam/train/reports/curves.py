@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from optax_sam.train.reports.results import Comparison, Run, mean
+from optax_sam.train.reports.results import Comparison, Run
+from optax_sam.train.reports.summary import mean
 
 SHARE_SPANS = 20
 # Axes overflow near the largest float.

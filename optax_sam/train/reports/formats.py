@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from optax_sam.train.reports.paired import Difference
-from optax_sam.train.reports.results import Metric, Summary
+from optax_sam.train.reports.results import Metric
+from optax_sam.train.reports.summary import Summary
 
 MISSING = '\N{EN DASH}'
 MINUS = '\N{MINUS SIGN}'

@@ -9,12 +9,8 @@ from optax_sam.train.reports.curves import (
 )
 from optax_sam.train.reports.display import Style
 from optax_sam.train.reports.figures import Figure, Row, rows
-from optax_sam.train.reports.results import (
-  Comparison,
-  Summary,
-  finite,
-  mean,
-)
+from optax_sam.train.reports.results import Comparison
+from optax_sam.train.reports.summary import Summary, finite, mean
 
 
 def differences(

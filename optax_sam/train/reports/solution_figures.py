@@ -11,7 +11,8 @@ from optax_sam.train.reports import formats, random_lines
 from optax_sam.train.reports.curves import is_drawable
 from optax_sam.train.reports.display import Style
 from optax_sam.train.reports.figures import Figure, Row, axis, rows
-from optax_sam.train.reports.results import Comparison, finite, mean
+from optax_sam.train.reports.results import Comparison
+from optax_sam.train.reports.summary import finite, mean
 
 _DISTANCE = 'distance from the solution, in units of its weights'
 

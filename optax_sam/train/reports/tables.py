@@ -8,8 +8,9 @@ from typing import Any
 
 from optax_sam.train.reports import formats
 from optax_sam.train.reports.display import Style
-from optax_sam.train.reports.results import Comparison, Summary, mean
+from optax_sam.train.reports.results import Comparison
 from optax_sam.train.reports.score_figures import spent
+from optax_sam.train.reports.summary import Summary, mean
 
 # Characters with a meaning in LaTeX, and what replaces them.
 _LATEX = {

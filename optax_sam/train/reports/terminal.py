@@ -4,12 +4,8 @@ from typing import TYPE_CHECKING
 
 from optax_sam.train.reports import formats, wording
 from optax_sam.train.reports.display import title
-from optax_sam.train.reports.results import (
-  Comparison,
-  Metric,
-  Summary,
-  summarize,
-)
+from optax_sam.train.reports.results import Comparison, Metric
+from optax_sam.train.reports.summary import Summary, summarize
 
 if TYPE_CHECKING:
   import rich.console

@@ -10,8 +10,9 @@ from optax_sam.train.reports import formats
 from optax_sam.train.reports.curves import is_drawable
 from optax_sam.train.reports.display import Style
 from optax_sam.train.reports.figures import Figure, axis
-from optax_sam.train.reports.results import Comparison, Trial, finite, mean
+from optax_sam.train.reports.results import Comparison, Trial
 from optax_sam.train.reports.score_figures import value_label
+from optax_sam.train.reports.summary import finite, mean
 
 # Values of an axis that are written out, if they are as far apart as this.
 _TICKS, _FACTOR = 8, 1.6

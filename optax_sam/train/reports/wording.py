@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from optax_sam.train.reports import formats
 from optax_sam.train.reports.display import title
 from optax_sam.train.reports.formats import count, join
-from optax_sam.train.reports.results import Comparison, Summary
+from optax_sam.train.reports.results import Comparison
+from optax_sam.train.reports.summary import Summary
 
 # A sentence lists at most this many names.
 NAMES_IN_SENTENCE = 4

@@ -12,7 +12,7 @@ from optax_sam.train.reports.comparison_report import (
   print_table,
   write_report,
 )
-from optax_sam.train.reports.results import summarize
+from optax_sam.train.reports.summary import summarize
 from optax_sam.train.reports.wording import headline, warnings
 from tests.train.problems import names
 from tests.train.reports.comparisons import (

@@ -9,7 +9,8 @@ from optax_sam.catalog import METHODS
 from optax_sam.train.reports import run_page, tables
 from optax_sam.train.reports.comparison_page import render_page
 from optax_sam.train.reports.display import styles
-from optax_sam.train.reports.results import Metric, Trial, summarize
+from optax_sam.train.reports.results import Metric, Trial
+from optax_sam.train.reports.summary import summarize
 from tests.train.reports.comparisons import (
   BETTER,
   SGD,

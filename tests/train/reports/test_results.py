@@ -6,7 +6,8 @@ import pytest
 from scipy import stats
 
 from optax_sam.train.reports import paired
-from optax_sam.train.reports.results import Metric, summarize
+from optax_sam.train.reports.results import Metric
+from optax_sam.train.reports.summary import summarize
 from tests.train.reports.comparisons import (
   STEPS,
   comparison,
