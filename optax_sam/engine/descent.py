@@ -119,32 +119,25 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
 
 
 def orthogonal_part(
-  updates: optax.Updates, *, to: optax.Updates, unit: jax.Array
+  updates: optax.Updates, *, to: optax.Updates
 ) -> tuple[optax.Updates, jax.Array]:
   """Returns the part of a tree that is orthogonal to `to`, and its norm.
 
   Both are 0 if the part is within rounding error.
-
-  Args:
-    updates: a tree like `to`.
-    to: the direction.
-    unit: the `power_of_two` of a norm of their order.
   """
-  x, y = (tree_math.divide(tree, unit) for tree in (updates, to))
-  square = tree_math.dot(y, y)
+  square, unit = tree_math.squared_norm(to)
   usable = square > 0
-  slope = jnp.where(
-    usable, tree_math.dot(x, y) / jnp.where(usable, square, 1), 0
-  )
+  along = tree_math.dot_in_unit(updates, to, unit)
+  slope = jnp.where(usable, along / jnp.where(usable, square, 1), 0)
 
   def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
     dtype = tree_math.wide_dtype(x, y)
     return x.astype(dtype) - slope.astype(dtype) * y.astype(dtype)
 
   part = jax.tree.map(leaf, updates, to)
-  length = tree_math.norm(part, unit)
+  length = tree_math.norm(part)
   # The norm of `updates`, by Pythagoras: saves a pass over the parameters.
-  along = slope * jnp.sqrt(square) * unit.astype(square.dtype)
+  along = slope * jnp.sqrt(square) * unit
   whole = jnp.hypot(length, along.astype(length.dtype))
   negligible = tree_math.is_negligible(length, whole)
   part = jax.tree.map(lambda x: jnp.where(negligible, 0, x), part)

@@ -14,6 +14,7 @@ from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.policy import Policy
 from optax_sam.engine.selection import Selection
+from optax_sam.engine.transformation import accept
 from optax_sam.trees import control_flow, tree_math
 from optax_sam.trees.array_types import vary_like
 
@@ -156,13 +157,17 @@ def take_step(
     second = second_at(1)
     at = lambda t: second.gradient if t == 1 else second_at(t).gradient
     clean = averaged if plan.by_descent else local
-    direction, descent_state = descent.on_ascent(clean, at, state.descent)
+    direction, found = descent.on_ascent(clean, at, state.descent)
+    # Here, as a branch that returns its old state needs no select.
+    valid = jnp.isfinite(second.norm)
+    descent_state = accept(direction, found, state.descent, valid)
     found = plan.ascended((direction, second.norm, second.loss))
     # The two branches must agree in what varies over devices.
     return vary_like((*found, descent_state), averaged)
 
   def skipping() -> tuple[optax.Updates, jax.Array, jax.Array, Any]:
-    direction, descent_state = descent.on_skip(averaged, state.descent)
+    direction, found = descent.on_skip(averaged, state.descent)
+    descent_state = accept(direction, found, state.descent)
     last = (state.info.ascent_norm, state.info.perturbed_loss)
     return vary_like((direction, *last, descent_state), averaged)
 

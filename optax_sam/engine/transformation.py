@@ -67,15 +67,17 @@ def transformation(
     view.check_given(examples=needs_examples)
     local = view.leaves.split(updates)
     manual_axes.check(view, local, axis_name)
-    others = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
-    direction, after = step(view, local, state, ascend, others)
+    given = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
+    direction, after = step(view, local, state, ascend, given)
     # Only leaves that may be perturbed, so that frozen ones cost no gradient.
     is_all_used = bool(jax.tree.leaves(state.descent))
     used = direction if is_all_used else view.leaves.inside(direction)
     # If epsilon is 0 for such a norm, the perturbed gradient may be finite, and
     # would hide it. Storing the ascent gradient to return it would take memory.
     valid = jnp.isfinite(after.info.ascent_norm)
-    after = accept(used, after, state, valid)
+    # `step` has already accepted or rejected the state of this component.
+    others, descent = after._replace(descent=state.descent), after.descent
+    after = accept(used, others, state, valid)._replace(descent=descent)
     direction = tree_math.nan_unless(valid, direction)
     return view.leaves.join(direction, updates), after
 
@@ -140,6 +142,8 @@ def accept(
     before: the state before it.
     valid: a further condition, of a direction that is NaN without it.
   """
+  if after is before:
+    return before
   finite = tree_math.all_finite(direction) & valid
   pairs = zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)
   scalars = [(new, old) for new, old in pairs if jnp.ndim(new) == 0]

@@ -23,10 +23,8 @@ def surrogate_gap(alpha: float = 0.4, *, minimize_fp: bool = True) -> Descent:
     left, to, sign = at(1), clean, 1
     if minimize_fp:
       left, to, sign = clean, left, -1
-    unit = tree_math.power_of_two(tree_math.norm(clean))
-    part, length = orthogonal_part(left, to=to, unit=unit)
-    usable = tree_math.is_usable(tree_math.norm(to, unit))
-    usable &= jnp.isfinite(length)
+    part, length = orthogonal_part(left, to=to)
+    usable = tree_math.is_usable(tree_math.norm(to)) & jnp.isfinite(length)
     weight = sign * jnp.asarray(alpha, length.dtype)
     added = tree_math.multiply_where(usable, weight, part)
     moved = jax.tree.map(lambda x, y: tree_math.widen(x) + y, to, added)

@@ -44,8 +44,7 @@ def reuse_orthogonal(
     return ReuseOrthogonalState(direction, zero)
 
   def unit(clean: Any, perturbed: Any) -> tuple[Any, jax.Array]:
-    power = tree_math.power_of_two(tree_math.norm(clean))
-    part, length = orthogonal_part(perturbed, to=clean, unit=power)
+    part, length = orthogonal_part(perturbed, to=clean)
     divisor = jnp.where(length > 0, length, 1)
     return jax.tree.map(lambda x: x / divisor.astype(x.dtype), part), length
 

@@ -83,17 +83,30 @@ def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
   )
 
 
+def dot_in_unit(
+  left: optax.Updates, right: optax.Updates, unit: jax.Array
+) -> jax.Array:
+  """Returns the inner product of `left / unit` and `right / unit`."""
+
+  def scaled() -> jax.Array:
+    return dot(divide(left, unit), divide(right, unit))
+
+  # The unit is nearly always 1, and scaled trees would be written to memory.
+  return control_flow.cond(unit == 1, lambda: dot(left, right), scaled)
+
+
 def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
   """Returns the square of the 2-norm over all leaves, and its unit.
 
-  Where squares of float32 under- or overflow, the largest entry decides a unit:
-  a power of two, which changes no other bit. `norm = sqrt(square) * unit`.
+  The unit is 1, or a power of two, which changes no other bit, where squares
+  would under- or overflow. `norm = sqrt(square) * unit`.
   """
   square = dot(tree, tree)
+  exponent = jnp.finfo(square.dtype).maxexp
 
   def in_unit() -> tuple[jax.Array, jax.Array]:
-    sizes = [jnp.max(jnp.abs(x), initial=0) for x in jax.tree.leaves(tree)]
-    unit = power_of_two(_over_leaves(jnp.max, sizes, square.dtype), 20)
+    power = jnp.where(square < 1, -5, 5) * (exponent // 8)
+    unit = jnp.ldexp(jnp.ones_like(square), power)
     # Changes nothing. But for a constant x XLA computes x * x * unit**-2, even
     # after a barrier, and that over- and underflows.
     at_most = lambda x: jnp.minimum(x, jnp.finfo(x.dtype).max)
@@ -102,24 +115,15 @@ def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
 
   one = array_types.vary_like(jnp.ones_like(square), square)
   # Within these limits the squares that underflow are too small to matter.
-  is_usual = (square > 2.0**-60) & (square < 2.0**100)
+  low, high = 2.0 ** -(exponent // 2), 2.0 ** (exponent * 3 // 4)
+  is_usual = (square > low) & (square < high)
   return control_flow.cond(is_usual, lambda: (square, one), in_unit)
 
 
 @jax.custom_jvp
-def norm(tree: optax.Updates, unit: jax.Array | None = None) -> jax.Array:
-  """One 2-norm over all leaves together; its derivative at 0 is 0.
-
-  Args:
-    tree: arrays.
-    unit: the `power_of_two` of a norm of their order, which saves sums.
-  """
-  if unit is None:
-    square, unit = squared_norm(tree)
-  else:
-    scaled = divide(tree, unit)
-    square = dot(scaled, scaled)
-    unit = unit.astype(square.dtype)
+def norm(tree: optax.Updates) -> jax.Array:
+  """One 2-norm over all leaves together; its derivative at 0 is 0."""
+  square, unit = squared_norm(tree)
   return jnp.sqrt(square) * unit
 
 
@@ -138,13 +142,10 @@ def divide(tree: optax.Updates, size: jax.Array) -> optax.Updates:
   )
 
 
-def power_of_two(size: jax.Array, bits: int = 48) -> jax.Array:
+def power_of_two(size: jax.Array, bits: int) -> jax.Array:
   """Returns the power of two below a norm, an exact divisor.
 
-  Args:
-    size: the norm.
-    bits: the result is 1 between `2**-bits` and `2**bits`, whose squares fit in
-      float32, and if the norm is unusable.
+  It is 1 between `2**-bits` and `2**bits`, and if the norm is unusable.
   """
   size = jax.lax.stop_gradient(size)
   limit = jnp.finfo(size.dtype).maxexp - 4
