@@ -19,7 +19,6 @@ from optax_sam.trees import tree_math
 
 Mask = Any | Callable[[optax.Params], Any] | None
 
-
 _NORM_LAYER = re.compile(r'(bn|ln|gn)_?\d*')
 
 

@@ -37,7 +37,8 @@ def transformation(
   Args:
     init_choices: from the floating-point leaves and a `Leaves` to fields of
       `SharpnessAwareState`.
-    step: the step, on floating-point leaves only.
+    step: the step, on floating-point leaves only. It calls `accept` for the
+      `descent` of the state; the other fields are accepted or rejected here.
     mask: leaves that may be perturbed.
     axis_name: device axis to average over.
     needs_examples: whether the step needs per-example losses.
@@ -75,7 +76,7 @@ def transformation(
     # If epsilon is 0 for such a norm, the perturbed gradient may be finite, and
     # would hide it. Storing the ascent gradient to return it would take memory.
     valid = jnp.isfinite(after.info.ascent_norm)
-    # `step` has already accepted or rejected the state of this component.
+    # `step` accepts or rejects the state of this component.
     others, descent = after._replace(descent=state.descent), after.descent
     after = accept(used, others, state, valid)._replace(descent=descent)
     direction = tree_math.nan_unless(valid, direction)

@@ -11,7 +11,7 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.info import SharpnessAwareState, advance
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.transformation import skip, transformation
+from optax_sam.engine.transformation import accept, skip, transformation
 from optax_sam.trees import tree_math
 
 
@@ -104,9 +104,12 @@ def momentum_sam(
       return skip(view, clean, state)
     loss, gradient = view.value_and_grad(view.leaves.move(w, epsilon))
     gradient, loss = devices.average((gradient, loss), axis_name)
-    momentum = jax.tree.map(add, momentum, gradient)
-    state = state._replace(descent=MomentumState(momentum))
-    direction = optax.tree.cast_like(gradient, clean)
-    return direction, advance(state, tree_math.norm(ascent), loss)
+    direction, size = (
+      optax.tree.cast_like(gradient, clean),
+      tree_math.norm(ascent),
+    )
+    found = MomentumState(jax.tree.map(add, momentum, gradient))
+    found = accept(direction, found, state.descent, jnp.isfinite(size))
+    return direction, advance(state._replace(descent=found), size, loss)
 
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)

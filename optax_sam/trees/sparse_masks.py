@@ -19,11 +19,7 @@ from optax_sam import validation
 from optax_sam.trees import array_types, control_flow, tree_math
 
 EXCLUDED = -1  # a rank below all scores
-
-
 _MAX_ENTRIES = 2**31 - 1  # the largest int32
-
-
 _SMALLEST_NORMAL = 2**23  # bits of the smallest normal float32
 
 
