@@ -147,7 +147,7 @@ _ROWS = (
     title='ASAM',
     paper=Paper('Kwon et al.', 2021, '2102.11600'),
     use_when='weights or layers differ much in scale',
-    unverified='the rule and the default of `eta`',
+    unverified='the rule, known from the author, not from the paper',
   ),
   Method(
     optax_sam.friendly_sam,
@@ -215,7 +215,8 @@ _ROWS = (
     state='one direction',
     collectives=('1 a product', '1 a step, 1 a product'),
     example={'key': 0},
-    unverified='the defaults',
+    unverified='whether the defaults, of the run of the authors, are those of '
+    'the paper',
   ),
   Method(
     optax_sam.frob_sam,
@@ -237,7 +238,7 @@ _ROWS = (
     needs='examples',
     collectives=('1 a refresh', '1 a step, 1 a refresh'),
     example={'refresh_every': 100},
-    unverified='initial mask, refresh schedule, `num_samples`, `rho`',
+    unverified='whether the paper has the values of the published code',
   ),
   Method(
     optax_sam.sparse_sam_dynamic,
@@ -247,14 +248,15 @@ _ROWS = (
     state='mask, PRNG key',
     collectives=('1 a refresh', '1 a step'),
     example={'refresh_every': 100, 'total_steps': 1000, 'key': 0},
-    unverified='`drop_rate`, and which entries are grown',
+    unverified='whether the paper has the values of the published code',
   ),
   Method(
     optax_sam.z_sharp,
     title='ZSharp',
     paper=Paper('Yun', 2025, '2505.02369'),
     use_when='only the entries with the largest gradients should be perturbed',
-    unverified='whether the radius is that of all leaves together or of each',
+    unverified='whether the paper means the radius of all leaves together, or '
+    'of each, as the published code',
   ),
   Method(
     optax_sam.async_sam,

@@ -168,7 +168,7 @@ def eigen_sam(
   .. note::
     Given `v`, the authors' code gives the same numbers. But it has no `v` for
     its first 100 steps and perturbs by `rho * g`, not normalized, until then.
-    Unverified: whether its defaults are the paper's.
+    All defaults are those of their documented run.
 
   References:
     Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware

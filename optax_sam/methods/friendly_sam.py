@@ -107,7 +107,9 @@ def friendly_sam(
       default of the authors' class; their CIFAR runs use 0.1 to 0.2.
     sigma: part of `m` subtracted, in [0, 1]: 0 is SAM, 1 the paper's (quoted).
     decay: weight :math:`\delta` of the past, in [0, 1), above 0 with 'paper';
-      the paper's value is unverified. The authors' class: 0.9; runs: 0.6, 0.95.
+      the paper's value is unverified. 0.9 is the default of the authors' class,
+      which none of their runs uses: those have 0.95, and since October 2024
+      0.6, with `rho=0.2` and `sigma=1`.
     order: 'paper' subtracts the new `m`, 'official' the old one.
     accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
       `decay=0.9` an `m` within 4 % of the gradient may stop moving.

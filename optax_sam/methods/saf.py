@@ -92,10 +92,10 @@ def saf_loss(
 
   .. note::
     :math:`\tau^2` is in the authors' code, not in the paper's equations;
-    without it the loss is 25 times weaker. Their code has the weight 0.16,
-    starts an epoch later, and has a table per process but deals the
-    examples again every epoch: with 8 processes, 13 % of its targets are of the
-    right age.
+    without it the loss is 25 times weaker. Their documented run has `lag=2` and
+    weight 0.3; 3 and 0.16 are only defaults of their command line. Their code
+    starts an epoch later, and has a table per process but deals the examples
+    again every epoch: with 8 processes, 13 % of its targets have the right age.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free

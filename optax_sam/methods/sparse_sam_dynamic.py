@@ -185,10 +185,10 @@ def sparse_sam_dynamic(
   .. note::
     In the authors' code the size of the mask drifts by one and, as only growth
     is limited to what is left, falls below the target if `sparsity < r / (1 +
-    r)`; here it is exact. `sparsity`, `drop_rate` and criteria are those of
-    their command line. `keep_dynamic` can also drop and grow by the size of the
-    weights, which their code reads while they are perturbed. Unverified: if the
-    defaults are the paper's, and its `rho` per data set.
+    r)`; here it is exact. `drop_rate` and criteria are those of their command
+    line, whose `sparsity` is 0.2; their README's example has 0.5. In
+    `keep_dynamic` the size of the weights can decide too, which their code
+    reads while they are perturbed. Unverified: the paper's values.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified

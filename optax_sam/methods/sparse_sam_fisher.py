@@ -164,7 +164,8 @@ def sparse_sam_fisher(
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
-      authors' README has 0.7 for ImageNet, perhaps a slip for 0.07.
+      authors' README has 0.1 for CIFAR-10, and 0.7 for ImageNet, where their
+      other code has 0.05 and 0.1: probably a slip.
     sparsity: fraction of the entries that is not perturbed, in [0, 1]: 0 is
       SAM, 1 the base optimizer. The authors advertise 0.5 and tried up to 0.99.
     num_samples: number of examples in F, at least 1, and at most those of the
@@ -187,10 +188,9 @@ def sparse_sam_fisher(
     per-example one use running statistics: one example has no variance.
     Rule and count are those of the authors' code, without the error of its
     floating-point count (0 of 10 entries at `sparsity=0.9`). Their code starts
-    with an empty mask and refreshes after a step, so that its first step is not
-    perturbed; draws other examples; and adds the first example's gradient to an
-    earlier one before squaring. Unverified: initial mask, refresh timing,
-    `num_samples` and `rho` of the paper.
+    with an empty mask and refreshes after the first step of an epoch, so that
+    its first step is not perturbed; draws other examples; and adds the first
+    example's gradient to an earlier one before squaring.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified
