@@ -126,9 +126,9 @@ def orthogonal_part(
   Both are 0 if the part is within rounding error.
   """
   square, unit = tree_math.squared_norm(to)
-  usable = square > 0
   along = tree_math.dot_in_unit(updates, to, unit)
-  slope = jnp.where(usable, along / jnp.where(usable, square, 1), 0)
+  along = jnp.where(square > 0, along / jnp.sqrt(square), 0)
+  slope = along / jnp.where(square > 0, jnp.sqrt(square) * unit, 1)
 
   def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
     dtype = tree_math.wide_dtype(x, y)
@@ -137,7 +137,6 @@ def orthogonal_part(
   part = jax.tree.map(leaf, updates, to)
   length = tree_math.norm(part)
   # The norm of `updates`, by Pythagoras: saves a pass over the parameters.
-  along = slope * jnp.sqrt(square) * unit
   whole = jnp.hypot(length, along.astype(length.dtype))
   negligible = tree_math.is_negligible(length, whole)
   part = jax.tree.map(lambda x: jnp.where(negligible, 0, x), part)

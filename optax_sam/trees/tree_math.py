@@ -86,12 +86,9 @@ def dot(left: optax.Updates, right: optax.Updates) -> jax.Array:
 def dot_in_unit(
   left: optax.Updates, right: optax.Updates, unit: jax.Array
 ) -> jax.Array:
-  """Returns the inner product of `left / unit` and `right / unit`."""
-
-  def scaled() -> jax.Array:
-    return dot(divide(left, unit), divide(right, unit))
-
-  # The unit is nearly always 1, and scaled trees would be written to memory.
+  """Returns the inner product of `left` and `right / unit`."""
+  # The unit is nearly always 1, and a scaled tree would be written to memory.
+  scaled = lambda: dot(left, divide(right, unit))
   return control_flow.cond(unit == 1, lambda: dot(left, right), scaled)
 
 
