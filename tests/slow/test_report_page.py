@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from optax_sam.train.reports import run_page, tables
-from optax_sam.train.reports.comparison_page import render_page
+from optax_sam.train.reports import comparison_report, tables
+from optax_sam.train.reports.comparison_report import render_page
 from optax_sam.train.reports.results import Trial
 from tests.train.reports.comparisons import (
   BETTER,
@@ -310,7 +310,7 @@ def test_print_shows_everything_within_the_paper(browser, file, tmp_path):
       svg.getBoundingClientRect().right <= 701)"""
   )
   page.evaluate("dispatchEvent(new Event('afterprint'))")
-  assert page.locator('details:not([open])').count() == 2
+  assert page.locator('details:not([open])').count() == 1
   assert page.faults == []
   page.close()
 
@@ -328,7 +328,9 @@ def test_without_javascript_there_are_headline_table_and_texts(browser, file):
 
 def test_the_page_of_one_run_works(browser, tmp_path):
   path = tmp_path / 'report.html'
-  run_page.write(comparison([run('sam', 0, 0.9)], base='sam'), path)
+  comparison_report.write_page(
+    comparison([run('sam', 0, 0.9)], base='sam'), path
+  )
   page = opened(browser, path, viewport={'width': 390, 'height': 800})
   assert page.faults == []
   assert methods_in(page, 'test-loss') == ['sam']

@@ -20,8 +20,8 @@ from optax_sam.train.loop import task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.reports import (
+  formats,
   machine,
-  page,
   random_lines,
   sharpness_report,
 )
@@ -121,7 +121,7 @@ def _complete(config: configs.TrainConfig) -> dict[str, Any]:
   del settings['rho'], settings['set']
   method = {
     'method': settings.pop('method'),
-    'method_settings': page.in_one_line(train.method_settings(config)),
+    'method_settings': formats.in_words(train.method_settings(config)),
   }
   rates = {
     'learning_rate': configs.learning_rate(config),

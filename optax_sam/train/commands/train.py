@@ -29,7 +29,7 @@ from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, Row, Trainer
 from optax_sam.train.optimizers import accuracy_schedule, build
-from optax_sam.train.reports import machine, results, run_page
+from optax_sam.train.reports import comparison_report, machine, results
 
 CHECKPOINTS = 'checkpoints'
 METRICS = 'metrics.jsonl'
@@ -97,7 +97,9 @@ def run(
     processes.on_first(
       lambda: _write_metrics(target / METRICS, current, sharpness)
     )
-    processes.on_first(lambda: run_page.write(page, target / PAGE))
+    processes.on_first(
+      lambda: comparison_report.write_page(page, target / PAGE)
+    )
     if current.stopped:
       raise errors.DivergedError(_divergence(config, current, target))
     reporter.line(_summary(config, current, sharpness))

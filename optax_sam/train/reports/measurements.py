@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any
 
-from optax_sam.landscape import Line
 from optax_sam.train.config.configs import SharpnessConfig
 
 ASCENT_STEPS = 20  # for a SAM sharpness close to the maximum
@@ -18,7 +17,8 @@ class Measurements:
     command: The command line.
     settings: Settings of the runs, by name.
     numbers: `test_accuracy` and the measures, by name of the run.
-    lines: The loss along one random direction, by name of the run.
+    lines: Rows of `position` and `loss` along one random direction, by name of
+      the run.
     versions: Versions of Python and of the libraries.
     machine: Device, processor, cores and operating system.
     started: Start time, as an ISO date.
@@ -29,33 +29,8 @@ class Measurements:
   command: str
   settings: dict[str, dict[str, Any]]
   numbers: dict[str, dict[str, float]]
-  lines: dict[str, Line]
+  lines: dict[str, list[dict[str, float]]]
   versions: dict[str, str]
   machine: dict[str, str]
   started: str
   seconds: float
-
-  def differing(self) -> dict[str, list[Any]]:
-    """Returns the settings that differ, with a value per run."""
-    return {
-      name: values
-      for name, values in self._values().items()
-      if any(value != values[0] for value in values)
-    }
-
-  def common(self) -> dict[str, Any]:
-    """Returns the settings that all runs share."""
-    return {
-      name: values[0]
-      for name, values in self._values().items()
-      if all(value == values[0] for value in values)
-    }
-
-  def _values(self) -> dict[str, list[Any]]:
-    names = dict.fromkeys(
-      name for settings in self.settings.values() for name in settings
-    )
-    return {
-      name: [settings.get(name) for settings in self.settings.values()]
-      for name in names
-    }

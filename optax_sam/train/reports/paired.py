@@ -70,22 +70,26 @@ class Difference:
       return self.mean
     return -self.mean
 
+  @property
+  def verdict(self) -> str:
+    """What the difference shows: better, worse, or nothing clear."""
+    if self.significant:
+      return 'better' if (self.gain or 0.0) > 0 else 'worse'
+    return 'not tested' if self.interval is None else 'no clear difference'
+
 
 def paired_difference(
   method: dict[int, float],
   base: dict[int, float],
   examples: tuple[Examples, Examples] = ({}, {}),
 ) -> Difference:
-  """Compares two sets of scores on their common seeds.
+  """Compares two sets of scores, by seed, on their common seeds.
 
   Args:
-    method: Score of the method by seed.
-    base: Score of the base optimizer by seed.
+    method: Scores of the method.
+    base: Scores of the base optimizer.
     examples: Values of the test examples of both, whose means are the scores.
       They are used only if the seeds have no variance.
-
-  Returns:
-    The differences, with mean and 95% interval.
   """
   shared = [seed for seed in method if seed in base]
   by_seed = {seed: method[seed] - base[seed] for seed in shared}
@@ -154,12 +158,7 @@ def _of_examples(
 
 
 def _bootstrap(by_seed: dict[int, float], values: np.ndarray) -> Difference:
-  """Resamples test examples, the same for all seeds, and seeds.
-
-  Args:
-    by_seed: The difference for each seed.
-    values: Per-example differences, of shape (seeds, examples).
-  """
+  """Resamples seeds, and test examples, which are the same for all seeds."""
   seeds, examples = values.shape
   generator = np.random.default_rng(0)
   # Accuracies have few different columns, so drawing their numbers is fast.

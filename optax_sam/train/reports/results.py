@@ -25,6 +25,21 @@ class Metric:
   higher_is_better: bool = True
   percent: bool = True
 
+  @property
+  def title(self) -> str:
+    """The name in words."""
+    return self.name.replace('_', ' ')
+
+  @property
+  def scale(self) -> float:
+    """The factor from a value to the number that pages show."""
+    return 100.0 if self.percent else 1.0
+
+  @property
+  def sign(self) -> int:
+    """1 if a larger value is better, else -1."""
+    return 1 if self.higher_is_better else -1
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -58,26 +73,22 @@ class Run:
     method: Name of the method.
     seed: Seed of the initial parameters and of the order of the examples.
     settings: The method's own settings (radius, period, ...).
-    log: Rows of training metrics, every few steps: `step` (number of steps
-      taken), `loss` (training loss at the unperturbed parameters),
-      `perturbed_loss`, `ascended`, `second_gradients` (number of steps so far
-      with a perturbed gradient), `gradient_norm`, `parameter_norm`,
-      `update_norm`, `learning_rate`.
-    evaluations: Rows of `step`, `test_loss`, `test_METRIC` (as in
-      `test_accuracy`, a fraction), `train_loss` and `train_METRIC`; the last
-      one is at the end of the run. Rows of `log` and `evaluations` may have
-      `gradients` (gradient evaluations so far, measured by operations, in
-      units of a step of the base optimizer) and `seconds` (of training so
-      far).
+    log: Rows of training metrics: `step` (number of steps taken), `loss` (at
+      the unperturbed parameters), `perturbed_loss`, `ascended`,
+      `second_gradients` (number of steps so far with a perturbed gradient),
+      `gradient_norm`, `parameter_norm`, `update_norm`, `learning_rate`.
+    evaluations: Rows of `step`, `test_loss`, `test_METRIC`, `train_loss` and
+      `train_METRIC`; the last one is at the end of the run. Rows of `log` and
+      `evaluations` may have `gradients` (gradient evaluations so far, in units
+      of a step of the base optimizer) and `seconds` (of training so far).
     sharpness: `sam_sharpness` and `top_eigenvalue` at the end of the run;
       empty if they were not measured.
     seconds: Wall time of the run.
     landscape: Rows of `position` and `loss` along a random direction through
-      the solution (`random_lines`); empty if they were not measured.
+      the solution; empty if they were not measured.
     validations: Rows of `step`, `validation_loss`, `validation_accuracy` on
       held-out examples, and of `first_segment` and `last_segment`, the first
-      and last segment between validations that the average includes; empty if
-      the method holds out no examples.
+      and last segment between validations that the average includes.
     test_values: The metric of every test example at the end of the run, in
       their order; empty if it was not measured.
     planned_steps: Steps of the complete run; 0 for those of the comparison.
@@ -113,10 +124,8 @@ class Run:
   @property
   def second_gradient_share(self) -> float | None:
     """Fraction of the logged steps that took a perturbed gradient."""
-    if not self.log or 'second_gradients' not in self.log[-1]:
-      return None
-    steps = self.log[-1]['step']
-    taken = float(self.log[-1]['second_gradients'])
+    last = self.log[-1] if self.log else {}
+    steps, taken = last.get('step', 0), last.get('second_gradients', math.nan)
     return taken / steps if steps > 0 and math.isfinite(taken) else None
 
   @property
@@ -133,11 +142,9 @@ class Run:
   @property
   def diverged(self) -> bool:
     """Whether it was stopped, or the last losses are not all finite."""
-    if self.stopped:
-      return True
     last = [row.get('loss', 0.0) for row in self.log[-1:]]
     last += [row.get('test_loss', 0.0) for row in self.evaluations[-1:]]
-    return not all(math.isfinite(loss) for loss in last)
+    return bool(self.stopped) or not all(map(math.isfinite, last))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,6 +235,10 @@ class Comparison:
     planned = run.planned_steps or self.total_steps
     return run.diverged or run.steps >= planned
 
+  def complete_runs(self, method: str) -> list[Run]:
+    """Returns the runs of a method that count."""
+    return [run for run in self.runs_of(method) if self.is_complete(run)]
+
   def did_nothing(self, method: str) -> bool:
     """Whether a method equals its base: same numbers, or auxiliary loss 0."""
     losses = [
@@ -251,14 +262,14 @@ class Comparison:
     with the worst value of its evaluations. Without any, it does not count.
     """
     name = f'test_{self.metric.name}'
+    worst = min if self.metric.higher_is_better else max
     scores: dict[int, float] = {}
-    for run in self.runs_of(method):
+    for run in self.complete_runs(method):
       score = run.last(name)
       if run.diverged and not math.isfinite(score):
         evaluated = finite(row.get(name) for row in run.evaluations)
-        worst = min if self.metric.higher_is_better else max
         score = worst(evaluated, default=math.nan)
-      if self.is_complete(run) and math.isfinite(score):
+      if math.isfinite(score):
         scores[run.seed] = score
     return scores
 
@@ -266,8 +277,8 @@ class Comparison:
     """Returns the metric of each test example by seed, where it is measured."""
     return {
       run.seed: run.test_values
-      for run in self.runs_of(method)
-      if run.test_values and self.is_complete(run) and not run.diverged
+      for run in self.complete_runs(method)
+      if run.test_values and not run.diverged
     }
 
   def best(self) -> str:
@@ -284,9 +295,8 @@ class Comparison:
     if not rows:
       message = 'comparison: no run is complete, so there is no best method'
       raise ValueError(message)
-    sign = -1 if self.metric.higher_is_better else 1
     order = lambda row: (
-      sign * (row.score or 0.0),
+      -self.metric.sign * (row.score or 0.0),
       math.inf if row.relative_time is None else row.relative_time,
     )
     return min(rows, key=order).method
@@ -311,7 +321,7 @@ class Comparison:
     Raises:
       ImportError: If pandas is not installed.
     """
-    from optax_sam.train.reports.comparison_report import results_csv
+    from optax_sam.train.reports.tables import results_csv
 
     try:
       pandas: Any = importlib.import_module('pandas')
@@ -327,40 +337,23 @@ class Comparison:
       path: A file such as `report.html`; or a directory, which gets
         report.html, results.csv and metrics.jsonl.
     """
-    from optax_sam.train.reports import comparison_page, comparison_report
+    from optax_sam.train.reports import comparison_report
 
     path = pathlib.Path(path)
-    if path.suffix == '.html':
-      page = comparison_page.render_page(self)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(page, encoding='utf-8')
+    is_page = path.suffix == '.html'
+    (path.parent if is_page else path).mkdir(parents=True, exist_ok=True)
+    if is_page:
+      comparison_report.write_page(self, path)
       return path
-    path.mkdir(parents=True, exist_ok=True)
     comparison_report.write_report(self, path)
     return path / 'report.html'
 
   def _repr_html_(self) -> str:
     """Returns a compact table for notebooks."""
-    scale, unit = (100, ' %') if self.metric.percent else (1, '')
+    from optax_sam.train.reports import tables
 
-    def text(value: float | None, scale: float = 1) -> str:
-      return '' if value is None else f'{scale * value:.4g}'
-
-    title = f'test {self.metric.name.replace("_", " ")}{unit}'
-    lines = [['method', title, 'over seeds \N{PLUS-MINUS SIGN}']]
-    lines[0] += ['difference', 'step time']
-    lines += [
-      [
-        row.method,
-        text(row.score, scale),
-        text(row.score_deviation, scale),
-        text(row.difference.mean, scale),
-        text(row.relative_time),
-      ]
-      for row in summarize(self)
-    ]
     rows = (
-      ''.join(f'<td>{html.escape(cell)}</td>' for cell in line)
-      for line in lines
+      ''.join(f'<td>{html.escape(text)}</td>' for text in line)
+      for line in tables.texts(tables.results(self))
     )
     return f'<table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'

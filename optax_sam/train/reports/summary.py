@@ -11,14 +11,12 @@ from optax_sam.train.reports import paired
 from optax_sam.train.reports.paired import Difference
 
 if TYPE_CHECKING:
-  from optax_sam.train.reports.results import Comparison, Timing
+  from optax_sam.train.reports.results import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """One method's row of the results.
-
-  Missing numbers are None.
+  """One method's row of the results; missing numbers are None.
 
   Attributes:
     method: Name of the method.
@@ -73,75 +71,59 @@ def summarize(comparison: 'Comparison') -> list[Summary]:
 
   Interrupted runs don't count; diverged ones do (`Comparison.scores`). The
   p-values are adjusted for the number of methods by Holm's correction.
-
-  Args:
-    comparison: The measured comparison.
-
-  Returns:
-    The rows, the base optimizer first, then the others in run order.
   """
-  base = comparison.scores(comparison.base)
-  timings = {timing.method: timing for timing in comparison.timings}
-  rows = [
-    _summary(comparison, method, base, timings.get(method))
-    for method in comparison.methods
-  ]
-  tested = [row for row in rows if row.difference.p_value is not None]
-  adjusted = paired.holm([row.difference.p_value or 0.0 for row in tested])
-  by_method = {row.method: p for row, p in zip(tested, adjusted, strict=True)}
+  differences = [_difference(comparison, name) for name in comparison.methods]
+  tested = [one for one in differences if one.p_value is not None]
+  adjusted = iter(paired.holm([one.p_value or 0.0 for one in tested]))
   return [
-    dataclasses.replace(
-      row,
-      difference=dataclasses.replace(
-        row.difference,
-        adjusted_p_value=by_method.get(row.method),
+    _summary(
+      comparison,
+      method,
+      dataclasses.replace(
+        one,
+        adjusted_p_value=None if one.p_value is None else next(adjusted),
         higher_is_better=comparison.metric.higher_is_better,
       ),
     )
-    for row in rows
+    for method, one in zip(comparison.methods, differences, strict=True)
   ]
 
 
-def _summary(
-  comparison: 'Comparison',
-  method: str,
-  base: dict[int, float],
-  timing: 'Timing | None',
-) -> Summary:
-  runs = comparison.runs_of(method)
-  complete = [run for run in runs if comparison.is_complete(run)]
-  scores = comparison.scores(method)
-  is_base = method == comparison.base
-  if is_base:
-    difference = Difference({}, None, None, 'this is the base optimizer')
-  elif not base:
+def _difference(comparison: 'Comparison', method: str) -> Difference:
+  base = comparison.scores(comparison.base)
+  if method == comparison.base:
+    return Difference({}, None, None, 'this is the base optimizer')
+  if not base:
     reason = f'{comparison.base} has no complete run to compare with'
-    difference = Difference({}, None, None, reason)
-  else:
-    difference = paired.paired_difference(
-      scores,
-      base,
-      (comparison.test_values(method), comparison.test_values(comparison.base)),
-    )
-  deviation = None
-  if len(scores) > 1:
-    deviation = float(np.std(list(scores.values()), ddof=1))
+    return Difference({}, None, None, reason)
+  return paired.paired_difference(
+    comparison.scores(method),
+    base,
+    (comparison.test_values(method), comparison.test_values(comparison.base)),
+  )
+
+
+def _summary(
+  comparison: 'Comparison', method: str, difference: Difference
+) -> Summary:
+  runs, complete = comparison.runs_of(method), comparison.complete_runs(method)
+  scores = list(comparison.scores(method).values())
+  timings = {timing.method: timing for timing in comparison.timings}
+  timing = timings.get(method)
   relative = finite(timing.relative) if timing else []
-  quartiles = np.quantile(relative, (0.25, 0.75)) if relative else None
+  low, time, high = np.quantile(relative or [math.nan], (0.25, 0.5, 0.75))
   return Summary(
     method=method,
-    is_base=is_base,
+    is_base=method == comparison.base,
     seeds=len(scores),
     unfinished=len(runs) - len(complete),
     diverged=sum(run.diverged for run in runs),
-    score=mean(scores.values()),
-    score_deviation=deviation,
+    score=mean(scores),
+    score_deviation=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
     difference=difference,
     second_gradients=mean(run.second_gradient_share for run in complete),
-    relative_time=float(np.median(relative)) if relative else None,
-    relative_time_quartiles=(
-      None if quartiles is None else (float(quartiles[0]), float(quartiles[1]))
-    ),
+    relative_time=float(time) if relative else None,
+    relative_time_quartiles=(float(low), float(high)) if relative else None,
     sam_sharpness=mean(run.sharpness.get('sam_sharpness') for run in complete),
     top_eigenvalue=mean(
       run.sharpness.get('top_eigenvalue') for run in complete
