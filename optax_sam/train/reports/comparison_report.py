@@ -26,19 +26,13 @@ def write_report(comparison: Comparison, directory: pathlib.Path) -> None:
 
   All are rendered before the first is written; each is written atomically.
 
-  Args:
-    comparison: The measured comparison.
-    directory: An existing directory; files of these names are replaced.
-
   Raises:
     ValueError: If the directory does not exist.
   """
   directory = pathlib.Path(directory)
   if not directory.is_dir():
-    message = (
-      f'directory: {str(directory)!r} is not a directory; create it first'
-    )
-    raise ValueError(message)
+    msg = f'directory: {str(directory)!r} is not a directory; create it first'
+    raise ValueError(msg)
   files = {
     'results.csv': tables.results_csv(comparison).encode(),
     'metrics.jsonl': metrics_jsonl(comparison),
@@ -77,12 +71,7 @@ def metrics_jsonl(comparison: Comparison) -> bytes:
 def print_table(
   comparison: Comparison, console: 'rich.console.Console'
 ) -> None:
-  """Prints headline, table and warnings.
-
-  Args:
-    comparison: The measured comparison.
-    console: The console.
-  """
+  """Prints headline, table and warnings."""
   from rich.text import Text
 
   rows = summarize(comparison)

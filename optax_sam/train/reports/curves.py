@@ -31,16 +31,13 @@ def over_seeds(
   """Returns a curve for the page; long ones are averaged over spans of steps.
 
   A mean over a changing set of seeds would jump, so a curve ends where its
-  first run diverges or stops.
+  first run diverges or stops. None if no step is common to all runs.
 
   Args:
     comparison: The measured comparison.
     method: Name of the method.
     rows_of: Maps a run to its rows.
     value: Maps a row to the number; NaN if the row lacks it.
-
-  Returns:
-    The curve; None if no step is common to all runs.
   """
   runs = comparison.complete_runs(method) or comparison.runs_of(method)
   # The number of points bounds the size of the page.
@@ -56,11 +53,16 @@ def over_seeds(
     'steps': steps,
     'gradients': _spent(steps, [_gradients(run) for run in runs]),
     'seconds': _spent(steps, [_seconds(comparison, run) for run in runs]),
-    'y': values.mean(axis=0),
-    'low': values.min(axis=0),
-    'high': values.max(axis=0),
+    'y': _short(values.mean(axis=0)),
+    'low': _short(values.min(axis=0)),
+    'high': _short(values.max(axis=0)),
     'diverged': any(run.diverged for run in runs),
   }
+
+
+def _short(values: Iterable[float]) -> list[float]:
+  """Rounds values, for the size of the page."""
+  return [float(f'{value:.5g}') for value in values]
 
 
 def perturbed_fraction(run: Run) -> list[dict[str, float]]:
@@ -135,10 +137,10 @@ def _seconds(comparison: Comparison, run: Run) -> _Points:
 
 def _spent(
   steps: Sequence[float], costs: Sequence[_Points]
-) -> np.ndarray | None:
+) -> list[float] | None:
   """Interpolates what the steps cost, mean over runs; None if unknown."""
   if not all(costs):
     return None
   knots = [np.array(sorted(({0.0: 0.0} | one).items())).T for one in costs]
   each = [np.interp(steps, of_run[0], of_run[1]) for of_run in knots]
-  return np.mean(each, axis=0)
+  return _short(np.mean(each, axis=0))

@@ -25,48 +25,35 @@ _BASES = {'sgd': 'SGD', 'adamw': 'AdamW', 'adam': 'Adam', 'lion': 'Lion'}
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """How a method, or a run, appears in every figure and table.
+  """How a method, or a run, appears in every figure and table."""
 
-  Attributes:
-    label: The name in the paper, or the given name.
-    text: The label in a figure: short, and escaped, as for HTML.
-    color: Name of the CSS variable of its colour.
-    dash: Dash pattern of its lines, as Plotly names it.
-    symbol: Its marker, as Plotly names it.
-    link: Address of the method's page, or of the paper; empty without both.
-  """
-
-  label: str
-  text: str
-  color: str
-  dash: str
+  label: str  # the name in the paper, or the given name
+  text: str  # the label in a figure: short, and escaped, as for HTML
+  color: str  # name of a CSS variable
+  dash: str  # name of a pattern and a marker of Plotly
   symbol: str
-  link: str
+  link: str  # to the page of the method, or to the paper; may be empty
 
 
 def styles(names: Sequence[str], base: str) -> dict[str, Style]:
   """Gives each method a name, a colour and a dash pattern.
 
-  Args:
-    names: The methods, base optimizer first.
-    base: Name of the base optimizer, which has the colour of the text.
+  The base optimizer, the first one, has the colour of the text.
   """
   found, others = {}, 0
   for name in names:
     label, link = title(name), ''
-    short = label
+    in_brackets = None
     if name in METHODS:
-      link = (
-        f'{_site()}methods/{name}/' if _site() else METHODS[name].paper.link
-      )
+      page = f'{_site()}methods/{name}/'
+      link = page if _site() else METHODS[name].paper.link
       in_brackets = re.search(r'\((\S+)\)$', label)
-      short = in_brackets[1] if in_brackets else label
     color, (dash, symbol) = '--ink', ROUNDS[0]
     if name != base:
       color = f'--hue-{others % HUES}'
       dash, symbol = ROUNDS[others // HUES % len(ROUNDS)]
       others += 1
-    text = html.escape(short, quote=False)
+    text = html.escape(in_brackets[1] if in_brackets else label, quote=False)
     found[name] = Style(label, text, color, dash, symbol, link)
   return found
 

@@ -128,16 +128,19 @@ const figuresOf = (page, options, hidden) => {
     return {curves, own, asDifference};
   }
 
-  function rangeOf(curves, {skip, include}, logarithmic) {
+  function rangeOf(curves, {skip, include, decades, x_label}, logarithmic) {
     const calm = curves.filter((curve) => !curve.diverged);
     const values = (calm.length ? calm : curves).flatMap((curve) => {
+      // The start of training, or both ends of a line through the solution.
       const first = Math.floor(skip * curve.y.length);
-      return curve.y.slice(first).filter((value) => value !== null);
+      const last = curve.y.length - (x_label ? first : 0);
+      return curve.y.slice(first, last).filter((value) => value !== null);
     });
     if (!values.length) return null;
     if (!logarithmic) values.push(...include);
     let [low, high] = [Math.min(...values), Math.max(...values)];
     if (logarithmic) [low, high] = [Math.log10(low), Math.log10(high)];
+    if (logarithmic && decades) low = Math.max(low, high - decades);
     const margin = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.01;
     return [low - margin, high + margin];
   }
@@ -193,10 +196,7 @@ const figuresOf = (page, options, hidden) => {
     const wanted =
       options.scale === 'log' || (options.scale === 'auto' && figure.log);
     const logarithmic = wanted && positive && !asDifference;
-    const range =
-      figure.range && logarithmic === figure.log
-        ? figure.range
-        : rangeOf(curves, figure, logarithmic);
+    const range = rangeOf(curves, figure, logarithmic);
     const labels = range ? endLabels(curves, range, logarithmic, box) : [];
     const label = asDifference ? `${figure.label}, difference` : figure.label;
     const bands = curves

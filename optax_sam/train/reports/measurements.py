@@ -10,19 +10,10 @@ ASCENT_STEPS = 20  # for a SAM sharpness close to the maximum
 
 @dataclasses.dataclass(frozen=True)
 class Measurements:
-  """The results of `optax-sam sharpness`.
+  """The results of `optax-sam sharpness`, by name of the run.
 
-  Attributes:
-    config: The configuration of the command.
-    command: The command line.
-    settings: Settings of the runs, by name.
-    numbers: `test_accuracy` and the measures, by name of the run.
-    lines: Rows of `position` and `loss` along one random direction, by name of
-      the run.
-    versions: Versions of Python and of the libraries.
-    machine: Device, processor, cores and operating system.
-    started: Start time, as an ISO date.
-    seconds: Wall time.
+  `numbers` are `test_accuracy` and the measures; `lines` have `position` and
+  `loss` along one random direction; `started` is an ISO date.
   """
 
   config: SharpnessConfig

@@ -1,13 +1,11 @@
 """Rendering of self-contained HTML pages."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-import numpy as np
+import msgspec
 
-from optax_sam.train.reports.curves import is_drawable
 from optax_sam.train.reports.display import Style
 from optax_sam.train.reports.formats import in_words, printable
 from optax_sam.train.reports.tables import Table
@@ -59,17 +57,8 @@ def render(
     },
     'downloads': downloads or {},
   }
-  files = {
-    name: markupsafe.Markup(_read(path))
-    for name, path in (
-      ('css', 'page.css'),
-      ('plotly', 'vendor/plotly-cartesian.min.js'),
-      ('figures_script', 'figures.js'),
-      ('page_script', 'page.js'),
-    )
-  }
   return environment.get_template('page.html').render(
-    files,
+    read=lambda path: markupsafe.Markup(_read(path)),
     policy=_POLICY,
     data=markupsafe.Markup(as_script(data)),
     in_words=in_words,
@@ -83,28 +72,12 @@ def render(
 
 
 def as_script(data: object) -> str:
-  """Returns data as JSON in which no text ends the script or starts a comment.
-
-  Args:
-    data: Mappings, sequences, texts and numbers.
-  """
-  text = json.dumps(plain(data), allow_nan=False, separators=(',', ':'))
+  """Returns data as JSON in which no text ends the script; NaN is null."""
+  as_list = lambda array: array.tolist()
+  text = msgspec.json.encode(data, enc_hook=as_list).decode()
   for character in '<>&':
     text = text.replace(character, f'\\u{ord(character):04x}')
   return text
-
-
-def plain(value: Any) -> Any:
-  """Returns a value as JSON has it: rounded, NaN and infinity are null."""
-  if isinstance(value, Mapping):
-    return {str(key): plain(entry) for key, entry in value.items()}
-  if isinstance(value, np.ndarray | list | tuple):
-    return [plain(entry) for entry in value]
-  if isinstance(value, float | np.floating):
-    value = float(value)
-    short = float(f'{value:.5g}') if is_drawable(value) else None
-    return int(short) if short is not None and short.is_integer() else short
-  return value
 
 
 def _read(name: str) -> str:

@@ -32,13 +32,11 @@ class Difference:
   Attributes:
     by_seed: The difference for each common seed.
     mean: The mean difference; None without a common seed.
-    interval: 95% interval of the mean, not corrected for the number of methods;
-      None if it does not exist.
+    interval: 95% interval of the mean, not corrected for the number of methods.
     reason: The reason for a missing interval; empty if there is one.
     method: The test: `STUDENT`, `BOOTSTRAP`, or '' if there is none.
     p_value: Two-sided p-value of a difference of 0; None without a test.
-    adjusted_p_value: The p-value after Holm's correction for the number of
-      methods that are compared with the base; None if it was not corrected.
+    adjusted_p_value: The p-value after Holm's correction.
     higher_is_better: Whether a positive difference is an improvement.
   """
 

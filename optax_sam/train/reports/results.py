@@ -45,15 +45,8 @@ class Metric:
 class Trial:
   """One training run of the search for settings.
 
-  Attributes:
-    method: Name of the method.
-    settings: The settings that were tried: `rho`, `learning_rate`, ...
-    seed: Seed of the run.
-    steps: Steps of the run.
-    validation_loss: Loss on the validation examples at the end.
-    validation_metric: Metric on the validation examples at the end; NaN if
-      the run diverged.
-    second_gradients: Fraction of the steps that took a perturbed gradient.
+  The metric is NaN if it diverged; `second_gradients` is the fraction of the
+  steps that took a perturbed gradient.
   """
 
   method: str
@@ -74,26 +67,19 @@ class Run:
     seed: Seed of the initial parameters and of the order of the examples.
     settings: The method's own settings (radius, period, ...).
     log: Rows of training metrics: `step` (number of steps taken), `loss` (at
-      the unperturbed parameters), `perturbed_loss`, `ascended`,
-      `second_gradients` (number of steps so far with a perturbed gradient),
-      `gradient_norm`, `parameter_norm`, `update_norm`, `learning_rate`.
+      the unperturbed parameters), `second_gradients` (number of steps so far
+      with a perturbed gradient), norms, `learning_rate`, ...
     evaluations: Rows of `step`, `test_loss`, `test_METRIC`, `train_loss` and
-      `train_METRIC`; the last one is at the end of the run. Rows of `log` and
-      `evaluations` may have `gradients` (gradient evaluations so far, in units
-      of a step of the base optimizer) and `seconds` (of training so far).
-    sharpness: `sam_sharpness` and `top_eigenvalue` at the end of the run;
-      empty if they were not measured.
+      `train_METRIC`. They and the log may have `gradients` (evaluations so far,
+      in units of a step of the base optimizer) and `seconds` (of training).
+    sharpness: `sam_sharpness` and `top_eigenvalue` at the end of the run.
     seconds: Wall time of the run.
-    landscape: Rows of `position` and `loss` along a random direction through
-      the solution; empty if they were not measured.
-    validations: Rows of `step`, `validation_loss`, `validation_accuracy` on
-      held-out examples, and of `first_segment` and `last_segment`, the first
-      and last segment between validations that the average includes.
-    test_values: The metric of every test example at the end of the run, in
-      their order; empty if it was not measured.
+    landscape: Rows of `position` and `loss` along a random direction.
+    validations: Rows of `step`, `validation_loss`, `validation_accuracy`,
+      `first_segment` and `last_segment` (of the average).
+    test_values: The metric of every test example at the end of the run.
     planned_steps: Steps of the complete run; 0 for those of the comparison.
-    stopped: The reason why the run was stopped early, because it diverged;
-      empty if it was not.
+    stopped: The reason why the run was stopped early; empty if it was not.
   """
 
   method: str
@@ -131,13 +117,9 @@ class Run:
   @property
   def numbers(self) -> list[float]:
     """Logged training losses and everything that was evaluated."""
-    evaluated = [
-      value
-      for row in self.evaluations
-      for name, value in row.items()
-      if name not in ('seconds', 'gradients')
-    ]
-    return [row['loss'] for row in self.log if 'loss' in row] + evaluated
+    losses = [row['loss'] for row in self.log if 'loss' in row]
+    rows = [row | {'seconds': 0, 'gradients': 0} for row in self.evaluations]
+    return losses + [value for row in rows for value in row.values()]
 
   @property
   def diverged(self) -> bool:
@@ -149,14 +131,10 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """Time and memory of one method's step.
+  """Time and memory of one method's step, with an entry per round.
 
-  Attributes:
-    method: Name of the method.
-    milliseconds: Time per step, one entry per round.
-    relative: Time per step divided by the base optimizer's in the same round.
-    temporary_bytes: Memory of the compiled step in addition to inputs and
-      outputs; None if the device does not report it.
+  Times are also relative to that of the base optimizer in the same round. The
+  memory, in addition to inputs and outputs, is None if it is unknown.
   """
 
   method: str
@@ -172,8 +150,8 @@ class Comparison:
   Attributes:
     settings: Settings common to all runs (dataset, model, batch size, ...).
     command: The command line.
-    base: Method name of the base optimizer, 'sgd' or 'adamw'.
-    runs: The runs, in the order of `--methods`.
+    base: Method name of the base optimizer.
+    runs: The runs.
     timings: Time per step of the methods that were timed.
     versions: Versions of Python and of the libraries.
     machine: Device, processor, cores and operating system.
@@ -186,10 +164,8 @@ class Comparison:
     metric: The metric.
     budget: What is equal for all methods: 'steps', 'gradients' or 'seconds'.
     trials: The runs of the search for settings, if there was one.
-    planes: By method, rows of `x`, `y` and `loss` in a plane through its
-      solution for the first seed, along two random directions.
-    spectra: By method, rows of `eigenvalue` and `density` of the Hessian at
-      its solution for the first seed.
+    planes: By method, rows of `x`, `y` and `loss` around its first solution.
+    spectra: By method, rows of `eigenvalue` and `density` of the Hessian there.
   """
 
   settings: dict[str, object]
@@ -241,18 +217,13 @@ class Comparison:
 
   def did_nothing(self, method: str) -> bool:
     """Whether a method equals its base: same numbers, or auxiliary loss 0."""
-    losses = [
-      row['trajectory_loss']
-      for run in self.runs_of(method)
-      for row in run.log
-      if 'trajectory_loss' in row
-    ]
-    if losses:
-      return not any(losses)
+    runs = self.runs_of(method)
+    rows = [row for run in runs for row in run.log if 'trajectory_loss' in row]
+    if rows:
+      return not any(row['trajectory_loss'] for row in rows)
     base = {run.seed: run.numbers for run in self.runs_of(self.base)}
-    found = {run.seed: run.numbers for run in self.runs_of(method)}
-    return any(found.values()) and all(
-      numbers == base.get(seed) for seed, numbers in found.items()
+    return any(run.numbers for run in runs) and all(
+      run.numbers == base.get(run.seed) for run in runs
     )
 
   def scores(self, method: str) -> dict[int, float]:
@@ -302,11 +273,7 @@ class Comparison:
     return min(rows, key=order).method
 
   def table(self, width: int = 100) -> str:
-    """Returns the results as text, as the command prints them.
-
-    Args:
-      width: Number of columns of the text.
-    """
+    """Returns the results as text of a width, as the command prints them."""
     from rich.console import Console
 
     from optax_sam.train.reports.comparison_report import print_table
@@ -323,11 +290,7 @@ class Comparison:
     """
     from optax_sam.train.reports.tables import results_csv
 
-    try:
-      pandas: Any = importlib.import_module('pandas')
-    except ModuleNotFoundError:
-      message = 'to_dataframe needs pandas: pip install pandas'
-      raise ImportError(message) from None
+    pandas: Any = importlib.import_module('pandas')
     return pandas.read_csv(io.StringIO(results_csv(self)))
 
   def report(self, path: str | pathlib.Path) -> pathlib.Path:
@@ -352,8 +315,8 @@ class Comparison:
     """Returns a compact table for notebooks."""
     from optax_sam.train.reports import tables
 
-    rows = (
-      ''.join(f'<td>{html.escape(text)}</td>' for text in line)
-      for line in tables.texts(tables.results(self))
-    )
-    return f'<table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
+    rows = ''
+    for line in tables.texts(tables.results(self)):
+      cells = ''.join(f'<td>{html.escape(text)}</td>' for text in line)
+      rows += f'<tr>{cells}</tr>'
+    return f'<table>{rows}</table>'

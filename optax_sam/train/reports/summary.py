@@ -18,21 +18,9 @@ if TYPE_CHECKING:
 class Summary:
   """One method's row of the results; missing numbers are None.
 
-  Attributes:
-    method: Name of the method.
-    is_base: Whether this is the base optimizer.
-    seeds: Number of complete runs, over which the score is averaged.
-    unfinished: Number of interrupted runs, which don't count.
-    diverged: Number of runs whose last loss is not finite.
-    score: Mean test metric at the end.
-    score_deviation: Standard deviation of the score over seeds.
-    difference: Paired difference to the base optimizer.
-    second_gradients: Fraction of steps that took a perturbed gradient.
-    relative_time: Median time per step relative to the base optimizer.
-    relative_time_quartiles: First and third quartile of the relative time.
-    sam_sharpness: Mean SAM sharpness at the end.
-    top_eigenvalue: Mean top Hessian eigenvalue at the end.
-    temporary_bytes: Temporary memory of the compiled step.
+  Scores, sharpness and the fraction of `second_gradients` are means over the
+  `seeds` complete runs; `unfinished` runs don't count. Times are relative to a
+  step of the base optimizer: median, first and third quartile.
   """
 
   method: str

@@ -6,13 +6,13 @@ import io
 import math
 import re
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from optax_sam.train.reports import curves, formats
 from optax_sam.train.reports.display import title
 from optax_sam.train.reports.formats import MISSING, gain, number, score
-from optax_sam.train.reports.results import Comparison
+from optax_sam.train.reports.results import Comparison, Metric
 from optax_sam.train.reports.summary import Summary, mean, summarize
 
 if TYPE_CHECKING:
@@ -36,37 +36,22 @@ OPEN = '~'
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """A number of a table.
-
-  Attributes:
-    text: Its text.
-    value: The number, by which the page sorts.
-    note: Its uncertainty.
-    detail: What only the page shows.
-    verdict: What a difference shows; empty for other numbers.
-  """
+  """A number of a table."""
 
   text: str
-  value: float | None = None
-  note: str = ''
-  detail: str = ''
-  verdict: str = ''
+  value: float | None = None  # by which the page sorts
+  note: str = ''  # its uncertainty
+  detail: str = ''  # what only the page shows
+  verdict: str = ''  # of a difference
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """A table with a row for each method, or for each run.
-
-  Attributes:
-    name: Identifier within the page.
-    title: Title.
-    columns: Titles of the columns, each with a note such as a unit.
-    rows: The cells by method.
-  """
+  """A table with a row for each method, or for each run."""
 
   name: str
   title: str
-  columns: Sequence[tuple[str, str]]
+  columns: Sequence[tuple[str, str]]  # with a note such as a unit
   rows: Mapping[str, Sequence[Cell]]
 
 
@@ -80,85 +65,67 @@ def results(comparison: Comparison) -> Table:
   """Returns the main table, without columns in which nothing was measured."""
   metric, base = comparison.metric, title(comparison.base)
   unit, points = ('%, ', 'points, ') if metric.percent else ('', '')
-  columns: list[tuple[str, str, Callable[[Summary], Cell]]] = [
-    (
-      f'test {metric.title}',
-      f'{unit}± std over seeds',
-      lambda row: Cell(
-        score(row.score, metric),
-        row.score,
-        f'± {score(row.score_deviation, metric)}'
-        * (row.score_deviation is not None),
-      ),
-    ),
-    (
-      f'difference to {base}',
-      f'{points}95% interval',
-      lambda row: _difference(row, comparison),
-    ),
-    (
-      'perturbed gradients',
-      '% of steps',
-      lambda row: cell(row.second_gradients and 100 * row.second_gradients),
-    ),
-    ('time per step', f'{base} = 1', _time),
-    (
-      'SAM sharpness',
-      f'at radius {number(comparison.sharpness_radius)}',
-      lambda row: cell(row.sam_sharpness),
-    ),
-    ('top eigenvalue', 'of the Hessian', lambda row: cell(row.top_eigenvalue)),
-    (
-      'peak temporary memory',
-      'of a step, MiB',
-      lambda row: cell(row.temporary_bytes and row.temporary_bytes / 2**20),
-    ),
-    ('runs', 'complete', _runs),
+  columns = [
+    (f'test {metric.title}', f'{unit}± std over seeds'),
+    (f'difference to {base}', f'{points}95% interval'),
+    ('perturbed gradients', '% of steps'),
+    ('time per step', f'{base} = 1'),
+    ('SAM sharpness', f'at radius {number(comparison.sharpness_radius)}'),
+    ('top eigenvalue', 'of the Hessian'),
+    ('peak temporary memory', 'of a step, MiB'),
+    ('runs', 'complete'),
   ]
-  rows = summarize(comparison)
-  shown = [
-    (name, note, [make(row) for row in rows]) for name, note, make in columns
-  ]
-  shown = [
-    column
-    for column in shown
-    if any(one.value is not None for one in column[2] if one.text != 'base')
+  rows = {row.method: _cells(row, metric) for row in summarize(comparison)}
+  kept = [
+    index
+    for index in range(len(columns))
+    if any(of[index].value is not None for of in rows.values())
   ]
   return Table(
     'results',
     'Results',
-    [(name, note) for name, note, _ in shown],
-    {row.method: [of[i] for _, _, of in shown] for i, row in enumerate(rows)},
+    [columns[index] for index in kept],
+    {name: [of[index] for index in kept] for name, of in rows.items()},
   )
 
 
-def _difference(row: Summary, comparison: Comparison) -> Cell:
-  found, p = row.difference, row.difference.adjusted_p_value
-  if row.is_base:
-    return Cell('base', 0.0)
-  ends = [gain(end, comparison.metric) for end in found.interval or ()]
+def _cells(row: Summary, metric: Metric) -> list[Cell]:
+  found, p, std = (
+    row.difference,
+    row.difference.adjusted_p_value,
+    row.score_deviation,
+  )
+  ends = [gain(end, metric) for end in found.interval or ()]
   detail = found.verdict if found.by_seed else ''
   if p is not None:
     detail += ', p < 0.001' if p < 0.001 else f', p = {p:.2g}'
-  return Cell(
-    gain(found.mean, comparison.metric),
-    found.mean,
-    f'({" to ".join(ends)})' if ends else '',
-    detail,
-    found.verdict,
+  note = f'({" to ".join(ends)})' if ends else ''
+  difference = Cell(
+    gain(found.mean, metric), found.mean, note, detail, found.verdict
   )
-
-
-def _time(row: Summary) -> Cell:
   time, quartiles = row.relative_time, row.relative_time_quartiles or ()
-  text = MISSING if time is None else f'{time:.2f}{formats.TIMES}'
-  return Cell(text, time, detail=' to '.join(f'{end:.2f}' for end in quartiles))
-
-
-def _runs(row: Summary) -> Cell:
+  span = ' to '.join(f'{end:.2f}' for end in quartiles)
   failed = {'diverged': row.diverged, 'unfinished': row.unfinished}
-  detail = ', '.join(f'{size} {what}' for what, size in failed.items() if size)
-  return Cell(str(row.seeds), row.seeds, detail=detail)
+  return [
+    Cell(
+      score(row.score, metric),
+      row.score,
+      '' if std is None else f'± {score(std, metric)}',
+    ),
+    Cell('base') if row.is_base else difference,
+    cell(row.second_gradients and 100 * row.second_gradients),
+    Cell(number(time, '.2f') + formats.TIMES * bool(time), time, detail=span),
+    cell(row.sam_sharpness),
+    cell(row.top_eigenvalue),
+    cell(row.temporary_bytes and row.temporary_bytes / 2**20),
+    Cell(
+      str(row.seeds),
+      row.seeds,
+      detail=', '.join(
+        f'{size} {what}' for what, size in failed.items() if size
+      ),
+    ),
+  ]
 
 
 def fit(comparison: Comparison) -> Table:

@@ -13,15 +13,7 @@ NAMES_IN_SENTENCE = 4
 
 
 def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
-  """Returns the main result in one sentence: only significant differences.
-
-  Args:
-    comparison: The measured comparison.
-    rows: The summary of the comparison.
-
-  Returns:
-    The sentence, without a full stop.
-  """
+  """Returns the main result in one sentence: only significant differences."""
   base, metric = title(comparison.base), comparison.metric
   others = [row for row in rows if not row.is_base]
   if not any(row.seeds for row in rows):
