@@ -110,14 +110,13 @@ def render_page(comparison: Comparison) -> str:
       'Sharpness and landscape': figures.solutions(comparison),
       'Course of training': figures.course(comparison),
     },
-    base=base,
+    comparison,
     downloads={
       'results.csv': tables.results_csv(comparison),
       'results.md': tables.markdown(results),
       'results.tex': tables.latex(results),
     },
     kind='One training run' if alone else 'Comparison of optimizers',
-    started=comparison.started,
     title=f'{count(len(methods), "method")} on {wording.data(comparison)}',
     headline=wording.headline(comparison, summary),
     setup=wording.setup(comparison),
@@ -127,7 +126,6 @@ def render_page(comparison: Comparison) -> str:
     radius=number(comparison.sharpness_radius),
     worth=f'{worth:.2g}' if metric.percent and worth else '',
     holding_out=join([display.title(name) for name in sorted(held_out)]),
-    command=comparison.command,
     facts=_facts(comparison, alone=alone),
   )
 
@@ -154,6 +152,4 @@ def _facts(
       display.title(name): comparison.runs_of(name)[0].settings
       for name in comparison.methods
     },
-    'Versions': dict(comparison.versions),
-    'Machine': dict(comparison.machine),
   }

@@ -285,15 +285,11 @@ def _named(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
   return {'radius' if k == radius else k: v for k, v in settings.items()}
 
 
-def _sharpness(key: str) -> Callable[[Run], float | None]:
-  return lambda run: run.sharpness.get(key)
-
-
 def solutions(comparison: Comparison) -> list[Figure]:
   """Returns sharpness, landscape and Hessian spectrum at the end of runs."""
   made: list[Figure] = []
-  for title in ('SAM sharpness', 'Top eigenvalue'):
-    value = _sharpness(title.lower().replace(' ', '_'))
+  for name, title in comparison.measures.items():
+    value = lambda run, name=name: run.sharpness.get(name)
     made += _of_runs(comparison, title, 'Lower is flatter.', value)
   made += _planes(comparison)
   with_line = [run for run in comparison.runs if run.landscape]

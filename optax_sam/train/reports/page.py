@@ -8,6 +8,7 @@ import msgspec
 
 from optax_sam.train.reports.display import Style
 from optax_sam.train.reports.formats import in_words, printable
+from optax_sam.train.reports.results import Comparison
 from optax_sam.train.reports.tables import Table
 
 # The page may load nothing: neither scripts, styles and images from elsewhere
@@ -22,8 +23,8 @@ def render(
   styles: Mapping[str, Style],
   tables: Sequence[Table],
   sections: Mapping[str, Sequence[Mapping[str, Any]]],
+  comparison: Comparison,
   *,
-  base: str = '',
   downloads: Mapping[str, str] | None = None,
   **values: Any,
 ) -> str:
@@ -33,7 +34,7 @@ def render(
     styles: Style of each method or run.
     tables: The tables; the first one is above the figures.
     sections: Figures by heading; those without figures are left out.
-    base: The reference of differences; empty if there is none.
+    comparison: The results, for command, versions, machine and start.
     downloads: Texts by file name.
     **values: Further variables of page.html.
   """
@@ -50,7 +51,7 @@ def render(
   )
   sections = {title: found for title, found in sections.items() if found}
   data = {
-    'base': base,
+    'base': comparison.base,
     'styles': {name: vars(style) for name, style in styles.items()},
     'figures': {
       figure['name']: figure for found in sections.values() for figure in found
@@ -65,7 +66,8 @@ def render(
     styles=styles,
     tables=tables,
     sections=sections,
-    base=base,
+    comparison=comparison,
+    base=comparison.base,
     downloads=downloads,
     **values,
   )

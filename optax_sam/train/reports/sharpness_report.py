@@ -9,22 +9,21 @@ from rich.text import Text
 
 from optax_sam.train.config import output_dir
 from optax_sam.train.reports import display, figures, page, tables
-from optax_sam.train.reports.formats import count, duration, number, printable
+from optax_sam.train.reports.formats import count, duration, printable
 from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
+from optax_sam.train.reports.results import Comparison, Run
 
 _NUMBERS, _POINTS, _PAGE = 'sharpness.csv', 'landscape.csv', 'report.html'
 FILES = frozenset({output_dir.CONFIG, _NUMBERS, _POINTS, _PAGE})
-_SEVERAL = f'sam_sharpness_{ASCENT_STEPS}_steps'
 
 
 def write(measured: Measurements, directory: pathlib.Path) -> None:
   """Writes all files of the report into an existing directory."""
   numbers, lines = measured.numbers.items(), measured.lines.items()
   points = [{'run': name, **row} for name, rows in lines for row in rows]
+  rows = [{'run': name, **of_run} for name, of_run in numbers]
   files = {
-    _NUMBERS: tables.csv_of(
-      [{'run': name, **of_run} for name, of_run in numbers]
-    ),
+    _NUMBERS: tables.csv_of(rows),
     _POINTS: tables.csv_of(points),
     _PAGE: render_page(measured),
   }
@@ -58,81 +57,71 @@ def _setup(measured: Measurements) -> str:
 
 def render_page(measured: Measurements) -> str:
   """Renders the report on finished runs as a page of HTML."""
-  config, runs = measured.config, list(measured.numbers)
-  numbers = list(measured.numbers.values())
-  names = dict.fromkeys(key for of in measured.settings.values() for key in of)
-  settings = {
-    name.replace('_', ' '): [of.get(name) for of in measured.settings.values()]
-    for name in names
+  settings = measured.settings
+  first = next(iter(settings.values()))
+  common = {
+    name: value
+    for name, value in first.items()
+    if all(of_run.get(name) == value for of_run in settings.values())
   }
+  runs = [
+    Run(
+      name,
+      seed=0,
+      settings={},
+      log=[],
+      evaluations=[{'step': 0, 'test_accuracy': numbers.pop('test_accuracy')}],
+      sharpness=numbers,
+      seconds=math.nan,
+      landscape=measured.lines[name],
+    )
+    for name, of_run in measured.numbers.items()
+    for numbers in [dict(of_run)]
+  ]
+  found = Comparison(
+    common,
+    measured.command,
+    base='',
+    runs=runs,
+    timings=[],
+    versions=measured.versions,
+    machine=measured.machine,
+    started=measured.started,
+    seconds=measured.seconds,
+    interrupted=False,
+    total_steps=0,
+    test_examples=0,
+    sharpness_radius=measured.config.rho,
+  )
   missing = [
-    f'{run} ({key.replace("_", " ")})'
-    for run, of_run in measured.numbers.items()
-    for key, value in of_run.items()
+    f'{run.method} ({name.replace("_", " ")})'
+    for run in runs
+    for name, value in run.sharpness.items()
     if not math.isfinite(value)
   ]
-  measures = {
-    'sam_sharpness': 'SAM sharpness, 1 step',
-    _SEVERAL: f'SAM sharpness, {ASCENT_STEPS} steps',
-    'adaptive_sharpness': 'Adaptive sharpness',
-    **{
-      f'eigenvalue_{index}': f'Eigenvalue {index} of the Hessian'
-      for index in range(1, config.eigenvalues + 1)
-    },
-    'trace': 'Trace of the Hessian',
-  }
-  made, cells = [], [[tables.cell(100 * of['test_accuracy'])] for of in numbers]
-  for key, title in measures.items():
-    rows = []
-    for run, of_run, row in zip(runs, numbers, cells, strict=True):
-      center, bar, note = of_run[key], None, ''
-      if key == 'trace':  # the only one that is an estimate
-        error = of_run['trace_standard_error']
-        bar, note = (center - error, center + error), f'± {number(error)}'
-      row.append(tables.cell(center, note=note))
-      rows.append({'method': run, 'center': center, 'bar': bar})
-    made += figures.rows(title, 'Lower is flatter.', rows, name=key)
-  differing = {k: of for k, of in settings.items() if of.count(of[0]) < len(of)}
-  heads = [
-    ('test accuracy, %', ''),
-    *((title, '') for title in measures.values()),
-  ]
-  of_settings = zip(*differing.values(), strict=True)
-  shown = [
-    tables.Table(
-      'measures', 'Measures', heads, dict(zip(runs, cells, strict=True))
-    )
-  ]
-  if differing:
-    heads = [(name, '') for name in differing]
-    rows = {
-      run: [tables.Cell(page.in_words(value)) for value in of_run]
-      for run, of_run in zip(runs, of_settings, strict=True)
-    }
-    shown.append(tables.Table('settings', 'How the runs differ', heads, rows))
+  title = f'Sharpness of {count(len(runs), "finished run")}'
+  warning = f'Missing, not finite or not converged: {"; ".join(missing)}.'
   return page.render(
-    display.styles(runs, base=''),
-    shown,
-    {'In figures': made, 'Landscape': figures.landscape(measured.lines)},
+    display.styles(list(settings), base=''),
+    [tables.results(found)],
+    {'Sharpness and landscape': figures.solutions(found)},
+    found,
     kind='Sharpness of finished runs',
-    started=measured.started,
-    title=f'Sharpness of {count(len(runs), "run")}',
-    headline='',
+    title=title,
+    headline=title,
     setup=_setup(measured),
-    warnings=[f'Missing, not finite or not converged: {"; ".join(missing)}.']
-    * bool(missing),
+    warnings=[warning] * bool(missing),
     glossary='sharpness_glossary.html',
-    config=config,
-    command=measured.command,
+    config=measured.config,
     facts={
       'Measurement': {
         'duration': duration(measured.seconds),
-        'seed of everything random': config.seed,
+        'seed of everything random': measured.config.seed,
       },
-      'Settings of all runs': {
-        name: of[0] for name, of in settings.items() if name not in differing
+      'Settings that differ': {
+        name: {k: v for k, v in of_run.items() if k not in common}
+        for name, of_run in settings.items()
       },
-      'Versions': measured.versions,
-      'Machine': measured.machine,
+      'Settings of all runs': common,
     },
   )

@@ -34,8 +34,7 @@ class Summary:
   second_gradients: float | None
   relative_time: float | None
   relative_time_quartiles: tuple[float, float] | None
-  sam_sharpness: float | None
-  top_eigenvalue: float | None
+  sharpness: dict[str, float | None]
   temporary_bytes: int | None
 
 
@@ -112,9 +111,9 @@ def _summary(
     second_gradients=mean(run.second_gradient_share for run in complete),
     relative_time=float(time) if relative else None,
     relative_time_quartiles=(float(low), float(high)) if relative else None,
-    sam_sharpness=mean(run.sharpness.get('sam_sharpness') for run in complete),
-    top_eigenvalue=mean(
-      run.sharpness.get('top_eigenvalue') for run in complete
-    ),
+    sharpness={
+      name: mean(run.sharpness.get(name) for run in complete)
+      for name in comparison.measures
+    },
     temporary_bytes=timing.temporary_bytes if timing else None,
   )

@@ -70,8 +70,7 @@ def results(comparison: Comparison) -> Table:
     (f'difference to {base}', f'{points}95% interval'),
     ('perturbed gradients', '% of steps'),
     ('time per step', f'{base} = 1'),
-    ('SAM sharpness', f'at radius {number(comparison.sharpness_radius)}'),
-    ('top eigenvalue', 'of the Hessian'),
+    *((name, '') for name in comparison.measures.values()),
     ('peak temporary memory', 'of a step, MiB'),
     ('runs', 'complete'),
   ]
@@ -115,8 +114,7 @@ def _cells(row: Summary, metric: Metric) -> list[Cell]:
     Cell('base') if row.is_base else difference,
     cell(row.second_gradients and 100 * row.second_gradients),
     Cell(number(time, '.2f') + formats.TIMES * bool(time), time, detail=span),
-    cell(row.sam_sharpness),
-    cell(row.top_eigenvalue),
+    *map(cell, row.sharpness.values()),
     cell(row.temporary_bytes and row.temporary_bytes / 2**20),
     Cell(
       str(row.seeds),
