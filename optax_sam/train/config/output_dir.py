@@ -78,12 +78,14 @@ def check(
   if not (target.exists() or target.is_symlink()):
     return
   _check_directory(target)
+  left_over = {'probe', *(unfinished(target / name).name for name in known)}
+  names = {entry.name for entry in target.iterdir()} - left_over
+  if names <= {LOCK}:  # of a killed process
+    return
   if not overwrite:
     msg = f'--output {target} exists; choose another one or add --overwrite'
     raise ValueError(msg)
-  left_over = {unfinished(target / name).name for name in known}
-  names = {entry.name for entry in target.iterdir()}
-  foreign = sorted(names - known - left_over)
+  foreign = sorted(names - known)
   if read_config(target) is None or foreign:
     why = f'it contains {foreign[0]!r}' if foreign else f'it has no {CONFIG}'
     msg = (
@@ -187,8 +189,10 @@ def _make_parents(directory: pathlib.Path) -> list[pathlib.Path]:
 def _probe(directory: pathlib.Path) -> None:
   """Raises an OSError now rather than after the training."""
   probe = directory / 'probe'
-  probe.write_bytes(bytes(4096))
-  probe.unlink()
+  try:
+    probe.write_bytes(bytes(4096))
+  finally:
+    probe.unlink(missing_ok=True)
 
 
 def _replace(target: pathlib.Path, temporary: pathlib.Path) -> None:

@@ -61,8 +61,10 @@ def test_overwrite_replaces_a_former_output(target):
 
 
 def test_the_output_of_another_program_is_never_replaced(tmp_path):
-  with pytest.raises(ValueError, match=r'has no config\.json'):
+  (tmp_path / 'metrics.jsonl').touch()
+  with pytest.raises(ValueError, match=r'has no config\.json|contains'):
     write(tmp_path, 'new', overwrite=True)
+  (tmp_path / 'metrics.jsonl').unlink()
   (tmp_path / output_dir.CONFIG).write_text('{"steps": 1}')
   with pytest.raises(ValueError, match='not an output of optax-sam'):
     write(tmp_path, 'new', overwrite=True)
