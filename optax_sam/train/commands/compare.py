@@ -1,11 +1,7 @@
 """The command `compare`: trains methods and seeds, then writes the report."""
 
-import contextlib
 import pathlib
 import shlex
-import signal
-import threading
-from collections.abc import Iterator
 
 from rich.console import Console
 
@@ -54,19 +50,18 @@ def run(
   kept = configs.settings(config)
   how = {'overwrite': config.overwrite, 'adding': adding}
   try:
-    with _termination_as_interrupt():
-      problem = problem or task.build(config)
-      with (
-        store.opened(target, kept, **how) as stored,
-        progress.Reporter(console) as reporter,
-      ):
-        comparison = runs.measure(
-          config, settings, reporter, command, problem, stored
-        )
-        comparison_report.print_table(comparison, console)
-        comparison_report.write_report(comparison, target)
-        if not comparison.interrupted:  # nothing is to be added any more
-          output_dir.write_config(target, 'compare', kept)
+    problem = problem or task.build(config)
+    with (
+      store.opened(target, kept, **how) as stored,
+      progress.Reporter(console) as reporter,
+    ):
+      comparison = runs.measure(
+        config, settings, reporter, command, problem, stored
+      )
+      comparison_report.print_table(comparison, console)
+      comparison_report.write_report(comparison, target)
+      if not comparison.interrupted:  # nothing is to be added any more
+        output_dir.write_config(target, 'compare', kept)
   except (KeyboardInterrupt, OSError) as error:
     if (target / output_dir.CONFIG).exists():
       _print(console, _how_to_go_on(config, target))
@@ -92,16 +87,3 @@ def _how_to_go_on(config: configs.CompareConfig, target: pathlib.Path) -> str:
 
 def _print(console: Console, text: str) -> None:
   console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-  """Treats SIGTERM like Ctrl-C."""
-  if threading.current_thread() is not threading.main_thread():
-    yield  # only the main thread may install a handler
-    return
-  former = signal.signal(signal.SIGTERM, signal.default_int_handler)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, former)

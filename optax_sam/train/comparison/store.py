@@ -15,7 +15,6 @@ import contextlib
 import dataclasses
 import math
 import pathlib
-import shutil
 import zlib
 from collections.abc import Iterator
 from typing import Any, TypeVar
@@ -203,15 +202,14 @@ def opened(
       before = configs.settings(configs.CompareConfig()) | former['settings']
       check_same(directory, before, settings, FREE)
     if overwrite:
-      _clear(directory)
+      output_dir.clear(directory, FILES)
     store = Store(directory)
     try:
       output_dir.write_config(directory, 'compare', settings, adding=adding)
       yield store
     finally:
       if is_new and store.is_empty:
-        _clear(directory)
-        (directory / output_dir.LOCK).unlink(missing_ok=True)
+        output_dir.clear(directory, FILES)
 
 
 def former_output(
@@ -223,12 +221,9 @@ def former_output(
     ValueError: if the directory is of something else.
   """
   former = output_dir.read_config(directory)
-  if former is not None and former[output_dir.MARK] == 'compare':
-    if not isinstance(former.get('settings'), dict):
-      msg = f'{directory / output_dir.CONFIG} has no settings'
-      raise ValueError(msg)
-    if not overwrite:
-      return former
+  is_own = former is not None and former[output_dir.MARK] == 'compare'
+  if is_own and not overwrite:
+    return former
   output_dir.check(directory, overwrite=overwrite, known=FILES)
   return None
 
@@ -283,16 +278,6 @@ def describe(task: Any) -> dict[str, Any]:
     'data': _shapes(parts),
     'checksum': checksum,
   }
-
-
-def _clear(directory: pathlib.Path) -> None:
-  """Removes the files of a comparison, config.json last: it marks them."""
-  for name in sorted(FILES - {output_dir.LOCK}, key='config.json'.__eq__):
-    for path in (output_dir.unfinished(directory / name), directory / name):
-      if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-      else:
-        path.unlink(missing_ok=True)
 
 
 def _differences(

@@ -189,8 +189,11 @@ def opened(
 
 
 def clear(directory: pathlib.Path, known: frozenset[str]) -> None:
-  """Removes the files of an output, config.json first, and what writes left."""
-  for name in sorted(known - {LOCK}, key=CONFIG.__ne__):
+  """Removes the files of an output, and what writes left.
+
+  The last one is config.json, which marks the rest as replaceable.
+  """
+  for name in sorted(known - {LOCK}, key=CONFIG.__eq__):
     for path in (directory / name, unfinished(directory / name)):
       if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
