@@ -14,7 +14,7 @@ from rich.console import Console
 
 from optax_sam import sharpness
 from optax_sam.train.commands import progress, train
-from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.config import checks, configs, files, output_dir
 from optax_sam.train.data import datasets
 from optax_sam.train.loop import task
 from optax_sam.train.loop.checkpoints import Checkpoints
@@ -23,9 +23,9 @@ from optax_sam.train.reports import (
   formats,
   machine,
   random_lines,
+  results,
   sharpness_report,
 )
-from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
 
 # Settings that must agree for the numbers to be comparable.
 _DATA = ('dataset', 'label_noise', 'image_size')
@@ -34,14 +34,7 @@ _VECTORS = 20
 
 @dataclasses.dataclass(frozen=True)
 class _Solution:
-  """The final parameters of a run, and its loss on fixed examples.
-
-  Attributes:
-    test_accuracy: test accuracy at the end of the run.
-    params: the final parameters.
-    args: further arguments of `value_fn`.
-    value_fn: mean loss in evaluation mode.
-  """
+  """The final parameters of a run, and its loss on fixed examples."""
 
   test_accuracy: float
   params: Any
@@ -68,16 +61,15 @@ def run(
   settings = [_settings(path, config.data_dir) for path in config.runs]
   _check_one_dataset(config.runs, settings)
   target = config.output or output_dir.dated('sharpness')
-  with output_dir.new_directory(
+  with output_dir.opened(
     target, overwrite=config.overwrite, known=sharpness_report.FILES
-  ) as directory:
+  ):
     measured = _measure_all(config, settings, console, command)
-    sharpness_report.write(measured, directory)
-    output_dir.write_config(directory, 'sharpness', _as_json(config))
-  sharpness_report.print_table(measured, console)
-  console.print(
-    f'Report: {target / "report.html"}', soft_wrap=True, highlight=False
-  )
+    with output_dir.staged(target) as directory:
+      sharpness_report.write(measured, config, directory)
+      output_dir.write_config(directory, 'sharpness', _as_json(config))
+  sharpness_report.print_table(measured, config, console)
+  progress.say(console, f'Report: {target / "report.html"}')
 
 
 def _measure_all(
@@ -85,32 +77,44 @@ def _measure_all(
   settings: list[configs.TrainConfig],
   console: Console,
   command: str,
-) -> Measurements:
+) -> results.Comparison:
+  """Returns the runs, each as one of a method of its own."""
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
-  numbers, lines = {}, {}
+  runs = []
   names = checks.run_names(config)
   with progress.Reporter(console) as reporter:
     for name, path, given in zip(names, config.runs, settings, strict=True):
       with reporter.phase(f'Measuring {path}', 1) as phase:
         solution = _load(path, given, config.examples, reporter)
-        numbers[name] = _measure(solution, config)
-        lines[name] = random_lines.measure(
-          solution.value_fn, solution.params, solution.args, seed=config.seed
+        last = {'step': given.steps, 'test_accuracy': solution.test_accuracy}
+        run = results.Run(
+          method=name,
+          seed=given.seed,
+          settings=_complete(given),
+          log=[],
+          evaluations=[last],
+          sharpness=_measure(solution, config),
+          seconds=math.nan,
+          landscape=random_lines.measure(
+            solution.value_fn, solution.params, solution.args, seed=config.seed
+          ),
         )
+        runs.append(run)
         phase.advance()
-  return Measurements(
-    config=config,
+  return results.Comparison(
+    settings={},
     command=command,
-    settings={
-      name: _complete(given)
-      for name, given in zip(names, settings, strict=True)
-    },
-    numbers=numbers,
-    lines=lines,
+    base='',
+    runs=runs,
+    timings=[],
     versions=machine.versions(),
     machine=machine.describe(),
     started=started.isoformat(timespec='seconds'),
     seconds=time.perf_counter() - start,
+    interrupted=False,
+    total_steps=0,
+    test_examples=0,
+    sharpness_radius=config.rho,
   )
 
 
@@ -134,18 +138,12 @@ def _settings(
   path: pathlib.Path, data_dir: pathlib.Path | None
 ) -> configs.TrainConfig:
   """Returns the configuration of a run that has finished."""
-  found = output_dir.read_config(path)
-  if found is None or found.get(output_dir.MARK) != 'train':
-    msg = f'{path} is not a run of `optax-sam train`'
-    raise ValueError(msg)
-  if not (path / train.METRICS).exists():
+  config = files.of_run(path)
+  if not (path / train.METRICS).is_file():
     msg = f'{path} has not finished; continue with --output {path} --resume'
     raise ValueError(msg)
-  given: dict[str, Any] = {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in found['settings'].items()
-  }
-  config = configs.TrainConfig(**given, output=path, data_dir=data_dir)
+  if data_dir is not None:
+    config = dataclasses.replace(config, data_dir=data_dir)
   checks.validate(config)
   return config
 
@@ -216,15 +214,14 @@ def _measure(
   trace = sharpness.hessian_trace(
     *given, probes=config.probes, seed=config.seed, **args
   )
+  rise = sharpness.sam_sharpness
+  adaptive_rise = sharpness.adaptive_sharpness
   return {
-    'test_accuracy': solution.test_accuracy,
-    'sam_sharpness': sharpness.sam_sharpness(*given, config.rho, **args),
-    'sam_sharpness_20_steps': sharpness.sam_sharpness(
-      *given, config.rho, steps=ASCENT_STEPS, **args
+    'sam_sharpness': rise(*given, config.rho, **args),
+    'sam_sharpness_20_steps': rise(
+      *given, config.rho, steps=sharpness_report.ASCENT_STEPS, **args
     ),
-    'adaptive_sharpness': sharpness.adaptive_sharpness(
-      *given, config.adaptive_rho, **args
-    ),
+    'adaptive_sharpness': adaptive_rise(*given, config.adaptive_rho, **args),
     **{
       f'eigenvalue_{number}': float(value)
       for number, value in enumerate(eigenvalues, start=1)

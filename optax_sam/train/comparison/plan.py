@@ -1,34 +1,82 @@
-"""The plan of a comparison: its methods and their settings."""
+"""The plan of a comparison: its configuration, methods, settings and steps."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Any
 
+import msgspec
+
 from optax_sam.train.commands import progress
-from optax_sam.train.comparison import budget, tuning
-from optax_sam.train.config import configs
+from optax_sam.train.comparison import budget, store, tuning
+from optax_sam.train.comparison.store import Plan
+from optax_sam.train.config import configs, output_dir
 from optax_sam.train.loop.task import Task
 from optax_sam.train.optimizers import build
-from optax_sam.train.reports import results
+
+Config = configs.CompareConfig
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What a comparison trains, after the search for settings and the budget.
+def resolve(config: Config) -> tuple[Config, dict[str, Any] | None]:
+  """Returns the configuration with the settings of an earlier comparison.
 
-  Attributes:
-    settings: complete settings of each method, base optimizer first. A
-      `learning_rate` replaces that of the configuration, for this method.
-    steps: number of training steps of each method.
-    trials: the runs of the search for settings; empty without a search.
+  A command that gives only the output takes all settings from there. If what
+  is added was interrupted, the same command goes on and adds no more.
+
+  Args:
+    config: the flags.
+
+  Returns:
+    The configuration of the complete comparison, and the seeds and methods that
+    this command adds, ready for JSON; None if it adds none.
+
+  Raises:
+    ValueError: if something is added, and there is no earlier comparison or it
+      has other settings.
   """
+  seeds, methods = config.add_seeds, config.add_methods
+  adding = None
+  if seeds or methods:
+    adding = {'seeds': seeds, 'methods': list(methods)}
+  former = None
+  if config.output is not None:
+    former = store.former_output(config.output, overwrite=config.overwrite)
+  if former is None:
+    if adding:
+      where = config.output or 'an output'
+      msg = (
+        f'--add-seeds and --add-methods: there is no comparison in {where}; '
+        f'run the first one without them'
+      )
+      raise ValueError(msg)
+    return config, None
+  try:
+    stored = msgspec.convert(former['settings'], Config)
+  except msgspec.ValidationError as error:
+    msg = f'{config.output}/{output_dir.CONFIG} is damaged: {error}'
+    raise ValueError(msg) from None
+  stored = _with_flags(stored, config)
+  given = config.set if methods else ()  # settings of the new methods
+  plain = dataclasses.replace(config, add_seeds=0, add_methods=())
+  if given:
+    plain = dataclasses.replace(plain, set=())
+  if plain == _with_flags(Config(), config):
+    plain = stored
+  if not adding:
+    return plain, None
+  if plain != stored:
+    assert config.output is not None
+    settings = configs.settings(stored), configs.settings(plain)
+    store.check_same(config.output, *settings, store.FREE)
+  if adding != former.get('adding'):  # not the same command, interrupted
+    stored = dataclasses.replace(
+      stored,
+      seeds=stored.seeds + seeds,
+      methods=tuple(dict.fromkeys((*stored.methods, *methods))),
+      set=tuple(dict.fromkeys((*stored.set, *given))),
+    )
+  return stored, adding
 
-  settings: dict[str, dict[str, Any]]
-  steps: dict[str, int]
-  trials: list[results.Trial] = dataclasses.field(default_factory=list)
 
-
-def method_settings(config: configs.CompareConfig) -> dict[str, dict[str, Any]]:
+def method_settings(config: Config) -> dict[str, dict[str, Any]]:
   """Returns the complete settings of each method, base optimizer first.
 
   Builds every method once, so bad settings raise before any training.
@@ -54,14 +102,11 @@ def method_settings(config: configs.CompareConfig) -> dict[str, dict[str, Any]]:
 
 
 def make(
-  config: configs.CompareConfig,
+  config: Config,
   task: Task,
   settings: dict[str, dict[str, Any]],
   reporter: progress.Reporter,
-  *,
-  trials: list[results.Trial],
-  save: Callable[[results.Trial], None] = lambda _: None,
-  known: Mapping[str, int] | None = None,
+  stored: store.Store,
 ) -> tuple[Plan, Task]:
   """Searches for settings and applies the budget, if the flags say so.
 
@@ -70,9 +115,7 @@ def make(
     task: the task with all training examples.
     settings: result of `method_settings`.
     reporter: shows the progress.
-    trials: finished trials, which are not repeated; new ones are appended.
-    save: called with each new trial.
-    known: steps of methods that are already trained.
+    stored: has the finished trials, which are not repeated, and gets new ones.
 
   Returns:
     The plan, and the task of the runs. With a search it lacks the validation
@@ -83,14 +126,27 @@ def make(
   """
   if config.tune is not None:
     task, searched = tuning.split(config, task)
-    settings = tuning.tune(config, searched, settings, reporter, trials, save)
+    settings = tuning.tune(config, searched, settings, reporter, stored)
   if config.budget != 'steps':
     reporter.line(f'Measuring {config.budget} of a step')
-  steps = budget.steps(config, task, settings, trials, known)
+  known = stored.record.plan.steps if stored.record else None
+  steps = budget.steps(config, task, settings, stored.trials, known)
   if len(set(steps.values())) > 1:
     each = ', '.join(f'{name} {count}' for name, count in steps.items())
     reporter.line(f'Steps at equal {config.budget}: {each}')
   order = list(settings)
-  made = [trial for trial in trials if trial.method in settings]
-  made.sort(key=lambda trial: order.index(trial.method))
-  return Plan(settings, steps, made), task
+  trials = [trial for trial in stored.trials if trial.method in order]
+  trials.sort(key=lambda trial: order.index(trial.method))
+  return Plan(settings, steps, trials), task
+
+
+def _with_flags(settings: Config, flags: Config) -> Config:
+  """Returns the settings of one configuration with all else of another."""
+  taken = configs.settings(flags).keys() - store.FREE
+  others = {
+    field.name: getattr(flags, field.name)
+    for field in dataclasses.fields(flags)
+    if field.name not in taken
+  }
+  others |= {'add_seeds': 0, 'add_methods': ()}
+  return dataclasses.replace(settings, **others)

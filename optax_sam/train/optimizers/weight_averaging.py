@@ -32,8 +32,7 @@ def swa(
   """Averages the weights of the last epochs of a run, once an epoch.
 
   The authors average over about the last half of a run, at a high learning
-  rate. All methods of a comparison have the same schedule, under which the
-  weights of the last quarter are close enough to each other.
+  rate. Under the schedule of a comparison the last quarter is close enough.
 
   Args:
     start: fraction of the run before averaging starts.

@@ -173,7 +173,7 @@ def _of_runs(
   found = []
   for method in comparison.methods:
     seeds = finite(map(value, comparison.complete_runs(method)))
-    if seeds:
+    if any(map(is_drawable, seeds)):
       center = sum(seeds) / len(seeds)
       row = {'center': center, 'seeds': seeds, 'text': text(center)}
       found.append({'method': method, **row})
@@ -260,9 +260,10 @@ def sensitivity(comparison: Comparison) -> list[Figure]:
         xs, ys, steps = zip(*points[name, method], strict=True)
         runs = comparison.runs_of(method)
         chosen = [_named(method, run.settings).get(name) for run in runs]
+        size = [15 if x in chosen else 7 for x in xs]
+        shorter = [one < max(steps) for one in steps]
         curve = {'method': method, 'x': xs, 'y': ys}
-        curve['size'] = [15 if x in chosen else 7 for x in xs]
-        found.append(curve | {'open': [one < max(steps) for one in steps]})
+        found.append({**curve, 'size': size, 'open': shorter})
     words = name.replace('_', ' ')
     if any(len(curve['x']) > 1 for curve in found):
       made += lines(
@@ -290,13 +291,12 @@ def solutions(comparison: Comparison) -> list[Figure]:
   made: list[Figure] = []
   for name, title in comparison.measures.items():
     value = lambda run, name=name: run.sharpness.get(name)
-    made += _of_runs(comparison, title, 'Lower is flatter.', value)
+    if not name.endswith('_error'):
+      made += _of_runs(comparison, title, 'Lower is flatter.', value)
   made += _planes(comparison)
-  with_line = [run for run in comparison.runs if run.landscape]
-  seed = min((run.seed for run in with_line), default=0)
-  made += landscape(
-    {run.method: run.landscape for run in with_line if run.seed == seed}
-  )
+  runs = sorted(comparison.runs, key=lambda run: -run.seed)
+  of_first = {run.method: run.landscape for run in runs if run.landscape}
+  made += _landscape(of_first)
   spectra = [
     {
       'method': name,
@@ -318,7 +318,7 @@ def solutions(comparison: Comparison) -> list[Figure]:
   )
 
 
-def landscape(found: Mapping[str, Sequence[_Row]]) -> list[Figure]:
+def _landscape(found: Mapping[str, Sequence[_Row]]) -> list[Figure]:
   """Returns the loss along a random direction, from `position` and `loss`."""
   shown = [
     {

@@ -86,7 +86,7 @@ def test_numbers_are_measured_at_the_last_checkpoint(solutions, both):
     numbers = [float(row[name]) for name in row if name != 'run']
     assert np.isfinite(numbers).all()
     assert f'{accuracy:.4g}' in printed
-  assert problems.names(target) == sharpness_report.FILES
+  assert problems.names(target) == sharpness_report.FILES | {output_dir.LOCK}
   assert str(target / 'report.html') in printed
 
 
