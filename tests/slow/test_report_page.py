@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from optax_sam.train.reports import comparison_report, tables
+from optax_sam.train.reports import tables
 from optax_sam.train.reports.comparison_report import render_page
 from optax_sam.train.reports.results import Trial
 from tests.train.reports.comparisons import (
@@ -328,9 +328,7 @@ def test_without_javascript_there_are_headline_table_and_texts(browser, file):
 
 def test_the_page_of_one_run_works(browser, tmp_path):
   path = tmp_path / 'report.html'
-  comparison_report.write_page(
-    comparison([run('sam', 0, 0.9)], base='sam'), path
-  )
+  comparison([run('sam', 0, 0.9)], base='sam').report(path)
   page = opened(browser, path, viewport={'width': 390, 'height': 800})
   assert page.faults == []
   assert methods_in(page, 'test-loss') == ['sam']

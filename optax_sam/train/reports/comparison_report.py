@@ -42,11 +42,6 @@ def write_report(comparison: Comparison, directory: pathlib.Path) -> None:
     output_dir.write(directory / name, content)
 
 
-def write_page(comparison: Comparison, path: pathlib.Path) -> None:
-  """Writes the page, atomically."""
-  output_dir.write(path, render_page(comparison).encode())
-
-
 def metrics_jsonl(comparison: Comparison) -> bytes:
   """Returns a line for every logged step, evaluation and landscape point.
 

@@ -71,11 +71,11 @@ def perturbed_fraction(run: Run) -> list[dict[str, float]]:
   It is exact for any logging interval, because the count is cumulative.
   """
   counts = _points(run.log, _get('second_gradients'))
+  pairs = itertools.pairwise([(0.0, 0.0), *counts.items()])
   return [
     {'step': (one + two) / 2, 'fraction': (taken - before) / (two - one)}
-    for (one, before), (two, taken) in itertools.pairwise(
-      [(0.0, 0.0), *counts.items()]
-    )
+    for (one, before), (two, taken) in pairs
+    if two > one
   ]
 
 
@@ -84,11 +84,9 @@ def spent(
 ) -> tuple[float | None, float | None]:
   """Returns the gradients and the seconds of a complete run, means."""
   done = comparison.complete_runs(method)
-  gradients = [max(_gradients(run).values(), default=None) for run in done]
-  seconds = [
-    max(_seconds(comparison, run).values(), default=None) for run in done
-  ]
-  return mean(gradients), mean(seconds)
+  last = lambda points: max(points.values(), default=None)
+  gradients = mean(last(_gradients(run)) for run in done)
+  return gradients, mean(last(_seconds(comparison, run)) for run in done)
 
 
 def _get(key: str) -> Callable[[_Row], float]:
@@ -106,13 +104,11 @@ def _points(rows: Iterable[_Row], value: Callable[[_Row], float]) -> _Points:
 def _averaged(points: _Points, width: float) -> _Points:
   if not points or len(points) * width <= max(points):
     return points
-  spans: dict[int, list[float]] = {}
+  spans: dict[float, list[float]] = {}
   for step, value in points.items():
-    spans.setdefault(int(np.ceil(step / width)), []).append(value)
-  return {
-    (span - 0.5) * width: float(np.mean(values))
-    for span, values in spans.items()
-  }
+    middle = (math.ceil(step / width) - 0.5) * width
+    spans.setdefault(middle, []).append(value)
+  return {middle: float(np.mean(values)) for middle, values in spans.items()}
 
 
 def _gradients(run: Run) -> _Points:

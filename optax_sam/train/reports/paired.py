@@ -57,9 +57,8 @@ class Difference:
     """
     if self.adjusted_p_value is not None:
       return self.adjusted_p_value < 1 - CONFIDENCE
-    return self.interval is not None and not (
-      self.interval[0] <= 0 <= self.interval[1]
-    )
+    low, high = self.interval or (0, 0)
+    return not low <= 0 <= high
 
   @property
   def gain(self) -> float | None:
@@ -96,9 +95,7 @@ def paired_difference(
     reason = 'no seed has a complete run of both'
     return Difference(by_seed, None, None, reason)
   center = float(differences.mean())
-  largest = max(
-    abs(scores[seed]) for scores in (method, base) for seed in shared
-  )
+  largest = max(abs(x[seed]) for x in (method, base) for seed in shared)
   if len(shared) == 1:
     reason = 'one seed gives no estimate of the seed-to-seed variance'
   # Equal differences are an artifact of accuracies in whole examples, not a
@@ -107,7 +104,12 @@ def paired_difference(
   elif np.ptp(differences) <= 1e-6 * largest:
     reason = 'all seeds differ by the same amount: no variance to estimate'
   else:
-    return _student(by_seed)
+    from scipy import stats
+
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = map(float, test.confidence_interval(CONFIDENCE))
+    p_value = float(test.pvalue)
+    return Difference(by_seed, center, (low, high), '', STUDENT, p_value)
   values = _of_examples(*examples, shared)
   if values is None:
     return Difference(by_seed, center, None, reason)
@@ -129,18 +131,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     largest = max(largest, (len(p_values) - rank) * p_values[index])
     adjusted[index] = min(1.0, largest)
   return adjusted
-
-
-def _student(by_seed: dict[int, float]) -> Difference:
-  from scipy import stats
-
-  differences = np.array(list(by_seed.values()))
-  center, df = float(differences.mean()), len(differences) - 1
-  scale = float(stats.sem(differences))
-  low, high = stats.t.interval(CONFIDENCE, df=df, loc=center, scale=scale)
-  p_value = 2 * stats.t.sf(abs(center) / scale, df)
-  interval = (float(low), float(high))
-  return Difference(by_seed, center, interval, '', STUDENT, float(p_value))
 
 
 def _of_examples(
@@ -174,11 +164,5 @@ def _bootstrap(by_seed: dict[int, float], values: np.ndarray) -> Difference:
   # Rounding must not decide on which side of 0 a mean of 0 is.
   below, above = np.sum(resampled <= 1e-12), np.sum(resampled >= -1e-12)
   p_value = min(1.0, 2 * (1 + min(below, above)) / (_RESAMPLES + 1))
-  return Difference(
-    by_seed,
-    math.fsum(by_seed.values()) / seeds,
-    (float(low), float(high)),
-    '',
-    BOOTSTRAP,
-    float(p_value),
-  )
+  center, ends = math.fsum(by_seed.values()) / seeds, (float(low), float(high))
+  return Difference(by_seed, center, ends, '', BOOTSTRAP, float(p_value))

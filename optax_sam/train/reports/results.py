@@ -5,6 +5,7 @@ import html
 import importlib
 import io
 import math
+import operator
 import pathlib
 from typing import Any
 
@@ -239,9 +240,8 @@ class Comparison:
     If the metric of a diverged run is not finite at its end, the run counts
     with the worst value of its evaluations. Without any, it does not count.
     """
-    name = f'test_{self.metric.name}'
+    name, scores = f'test_{self.metric.name}', {}
     worst = min if self.metric.higher_is_better else max
-    scores: dict[int, float] = {}
     for run in self.complete_runs(method):
       score = run.last(name)
       if run.diverged and not math.isfinite(score):
@@ -269,15 +269,15 @@ class Comparison:
     Raises:
       ValueError: If no run is complete.
     """
-    rows = [row for row in summarize(self) if row.score is not None]
+    rows = [
+      (-self.metric.sign * row.score, row.relative_time or math.inf, row.method)
+      for row in summarize(self)
+      if row.score is not None
+    ]
     if not rows:
-      message = 'comparison: no run is complete, so there is no best method'
-      raise ValueError(message)
-    order = lambda row: (
-      -self.metric.sign * (row.score or 0.0),
-      math.inf if row.relative_time is None else row.relative_time,
-    )
-    return min(rows, key=order).method
+      msg = 'comparison: no run is complete, so there is no best method'
+      raise ValueError(msg)
+    return min(rows, key=operator.itemgetter(0, 1))[-1]
 
   def table(self, width: int = 100) -> str:
     """Returns the results as text of a width, as the command prints them."""
@@ -307,13 +307,14 @@ class Comparison:
       path: A file such as `report.html`; or a directory, which gets
         report.html, results.csv and metrics.jsonl.
     """
+    from optax_sam.train.config import output_dir
     from optax_sam.train.reports import comparison_report
 
     path = pathlib.Path(path)
     is_page = path.suffix == '.html'
     (path.parent if is_page else path).mkdir(parents=True, exist_ok=True)
     if is_page:
-      comparison_report.write_page(self, path)
+      output_dir.write(path, comparison_report.render_page(self).encode())
       return path
     comparison_report.write_report(self, path)
     return path / 'report.html'

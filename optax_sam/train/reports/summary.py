@@ -40,11 +40,7 @@ class Summary:
 
 def finite(values: Iterable[float | None]) -> list[float]:
   """Returns the finite values as Python floats."""
-  return [
-    float(value)
-    for value in values
-    if value is not None and math.isfinite(value)
-  ]
+  return [float(x) for x in values if x is not None and math.isfinite(x)]
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -59,21 +55,17 @@ def summarize(comparison: 'Comparison') -> list[Summary]:
   Interrupted runs don't count; diverged ones do (`Comparison.scores`). The
   p-values are adjusted for the number of methods by Holm's correction.
   """
-  differences = [_difference(comparison, name) for name in comparison.methods]
-  tested = [one for one in differences if one.p_value is not None]
-  adjusted = iter(paired.holm([one.p_value or 0.0 for one in tested]))
-  return [
-    _summary(
-      comparison,
-      method,
-      dataclasses.replace(
-        one,
-        adjusted_p_value=None if one.p_value is None else next(adjusted),
-        higher_is_better=comparison.metric.higher_is_better,
-      ),
-    )
-    for method, one in zip(comparison.methods, differences, strict=True)
-  ]
+  found = {name: _difference(comparison, name) for name in comparison.methods}
+  tested = {name: one.p_value for name, one in found.items()}
+  tested = {name: p for name, p in tested.items() if p is not None}
+  p_values = dict(zip(tested, paired.holm(list(tested.values())), strict=True))
+  higher = comparison.metric.higher_is_better
+  rows = []
+  for name, one in found.items():
+    more = {'adjusted_p_value': p_values.get(name), 'higher_is_better': higher}
+    difference = dataclasses.replace(one, **more)
+    rows.append(_summary(comparison, name, difference))
+  return rows
 
 
 def _difference(comparison: 'Comparison', method: str) -> Difference:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from optax_sam.catalog import METHODS
-from optax_sam.train.reports import comparison_report, tables
+from optax_sam.train.reports import tables
 from optax_sam.train.reports.comparison_report import render_page
 from optax_sam.train.reports.results import Metric, Trial
 from tests.train.reports.comparisons import (
@@ -159,8 +159,8 @@ def test_tables_for_markdown_and_latex():
 
 def test_a_single_run_has_a_page(tmp_path):
   one = comparison([run('sam', 3, 0.875)], base='sam', seconds=math.nan)
-  comparison_report.write_page(one, tmp_path / 'report.html')
-  page = Page((tmp_path / 'report.html').read_text('utf-8'))
+  path = one.report(tmp_path / 'report.html')
+  page = Page(path.read_text('utf-8'))
   page.assert_complete_in_itself()
   assert 'SAM on digits: 87.50% test accuracy' in page.text
   assert 'training-loss' in page.data['figures']
