@@ -91,9 +91,9 @@ def _figure(
     for one, word in zip(found, words, strict=True)
   )
   figure = {
-    'title': title,
+    'title': title[0].upper() + title[1:],
     'name': title.lower().replace(' ', '-'),
-    'label': title[0].lower() + title[1:],
+    'label': title,
     'caption': caption.strip(),
     'alternative': f'{title}: {text}.',
   }
@@ -127,7 +127,7 @@ def scores(comparison: Comparison, summary: Sequence[Summary]) -> list[Figure]:
   tradeoff = {'name': 'tradeoff', 'label': label, 'sign': metric.sign}
   return [
     *rows(
-      f'Difference to {label_of(comparison.base)}',
+      f'difference to {label_of(comparison.base)}',
       f'Mean of the paired differences, with 95% interval. {_DOTS} Better is to'
       f' the {better}. Filled marker: a clear difference, corrected for the'
       ' number of methods. An arrow points to a method outside of the axis.',
@@ -138,7 +138,7 @@ def scores(comparison: Comparison, summary: Sequence[Summary]) -> list[Figure]:
       scale=metric.scale,
     ),
     *_figure(
-      f'Test {metric.title} against cost',
+      f'test {metric.title} against cost',
       'Mean over seeds; bars: std over seeds. The dashed line joins the methods'
       ' that no other beats in both.',
       costs,
@@ -146,14 +146,18 @@ def scores(comparison: Comparison, summary: Sequence[Summary]) -> list[Figure]:
       tradeoff | {'points': costs},
     ),
     *rows(
-      'Time per step, base optimizer = 1',
+      'time per step, base optimizer = 1',
       'In the same round: median and quartiles.',
       steps,
       name='step-time',
       reference=1,
     ),
     *_of_runs(
-      comparison, 'Total time of a run', '', lambda run: run.seconds, duration
+      comparison,
+      'total time of a run, s',
+      '',
+      lambda run: run.seconds,
+      duration,
     ),
   ]
 
@@ -189,14 +193,14 @@ def learning_curves(comparison: Comparison) -> list[Figure]:
   gap = lambda row: train(row) - test(row)
   # The range of the axis ignores the first quarter.
   on_test = {'name': 'test-metric', 'skip': 0.25}
-  made = _course(comparison, f'Test {metric.title}{percent}', test, **on_test)
+  made = _course(comparison, f'test {metric.title}{percent}', test, **on_test)
   if metric.name != 'loss':
-    made += _course(comparison, 'Test loss', _value('test_loss'))
-  made += _course(comparison, 'Training loss', _value('loss'), _LOG)
+    made += _course(comparison, 'test loss', _value('test_loss'))
+  made += _course(comparison, 'training loss', _value('loss'), _LOG)
   on_train = {'name': 'train-metric', 'skip': 0.25}
-  title = f'Training {metric.title}{percent}'
+  title = f'training {metric.title}{percent}'
   made += _course(comparison, title, train, **on_train)
-  title = f'Training minus test {metric.title}{points}'
+  title = f'training minus test {metric.title}{points}'
   return made + _course(comparison, title, gap, name='gap', include=(0,))
 
 
@@ -204,14 +208,14 @@ def course(comparison: Comparison) -> list[Figure]:
   """Returns the fraction of perturbed gradients, learning rate and norms."""
   made = _course(
     comparison,
-    'Perturbed gradients, % of steps',
+    'perturbed gradients, % of steps',
     _value('fraction', 100),
     curves.perturbed_fraction,
     name='perturbed-gradients',
     include=(0, 100),
   )
   for key in _LOGGED:
-    title = key.replace('_', ' ').capitalize()
+    title = key.replace('_', ' ')
     made += _course(comparison, title, _value(key), _LOG, log=False)
   return made
 

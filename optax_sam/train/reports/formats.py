@@ -55,9 +55,8 @@ def count(size: int, noun: str) -> str:
 
 def printable(text: str) -> str:
   """Escapes control characters, which terminals would obey."""
-  return ''.join(
-    c if c.isprintable() or c == '\n' else repr(c)[1:-1] for c in text
-  )
+  shown = lambda c: c.isprintable() or c in '\n\N{NO-BREAK SPACE}'
+  return ''.join(c if shown(c) else repr(c)[1:-1] for c in text)
 
 
 def in_words(value: object) -> str:

@@ -207,8 +207,8 @@ class Comparison:
   def measures(self) -> dict[str, str]:
     """Names and titles of the measures of sharpness."""
     names = dict.fromkeys(name for run in self.runs for name in run.sharpness)
-    words = {name: name.replace('_', ' ').capitalize() for name in names}
-    return {name: one.replace('Sam', 'SAM') for name, one in words.items()}
+    words = {name: name.replace('_', ' ') for name in names}
+    return {name: one.replace('sam ', 'SAM ') for name, one in words.items()}
 
   def runs_of(self, method: str) -> list[Run]:
     """Returns the runs of a method, in order."""

@@ -66,7 +66,7 @@ def results(comparison: Comparison) -> Table:
   metric, base = comparison.metric, title(comparison.base)
   unit, points = ('%, ', 'points, ') if metric.percent else ('', '')
   columns = [
-    (f'test {metric.title}', f'{unit}± std over seeds'),
+    (f'test {metric.title}', f'{unit}± std'),
     (f'difference to {base}', f'{points}95% interval'),
     ('perturbed gradients', '% of steps'),
     ('time per step', f'{base} = 1'),
@@ -219,8 +219,9 @@ def for_terminal(table: Table, width: int) -> 'rich.table.Table':
   room = width - max(map(len, names), default=0) - 2
   for index, (name, note) in enumerate(table.columns):
     column = [_marked(cells[index]) for cells in table.rows.values()]
-    widest = max(8, *(len(text) for text, _ in column))
-    head = textwrap.fill(f'{name}, {note}' if note else name, widest)
+    head = f'{name}, {note}' if note else name
+    widest = max(map(len, [*head.split(), *(text for text, _ in column)]))
+    head = textwrap.fill(head, widest)
     room -= max(widest, *map(len, head.splitlines())) + 2
     if room < 0:
       break
