@@ -14,6 +14,7 @@ const figuresOf = (page, options, hidden) => {
   };
   const HEIGHT = 340;
   const MARGIN = {l: 58, r: 16, t: 12, b: 46};
+  const SPREAD = 8; // an axis is logarithmic if its values span this factor
   const LABEL_GAP = 14; // pixels between the labels of two curves
 
   // Colours
@@ -128,18 +129,21 @@ const figuresOf = (page, options, hidden) => {
     return {curves, own, asDifference};
   }
 
-  function rangeOf(curves, {skip, include, decades, x_label}, logarithmic) {
+  function extentOf(curves, {skip, x_label}) {
     const calm = curves.filter((curve) => !curve.diverged);
     const values = (calm.length ? calm : curves).flatMap((curve) => {
-      // The start of training, or both ends of a line through the solution.
+      // Not the start of training, or the ends of a line through the solution.
       const first = Math.floor(skip * curve.y.length);
       const last = curve.y.length - (x_label ? first : 0);
       return curve.y.slice(first, last).filter((value) => value !== null);
     });
-    if (!values.length) return null;
-    if (!logarithmic) values.push(...include);
-    let [low, high] = [Math.min(...values), Math.max(...values)];
-    if (logarithmic) [low, high] = [Math.log10(low), Math.log10(high)];
+    return values.length ? [Math.min(...values), Math.max(...values)] : null;
+  }
+
+  function rangeOf(extent, {include, decades}, logarithmic) {
+    if (!extent) return null;
+    const shown = logarithmic ? extent.map(Math.log10) : [...extent, ...include];
+    let [low, high] = [Math.min(...shown), Math.max(...shown)];
     if (logarithmic && decades) low = Math.max(low, high - decades);
     const margin = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.01;
     return [low - margin, high + margin];
@@ -193,10 +197,12 @@ const figuresOf = (page, options, hidden) => {
     const positive = curves.every((curve) =>
       curve.y.every((value) => value === null || value > 0),
     );
+    const extent = extentOf(curves, figure);
+    const spread = figure.log && extent && extent[1] > SPREAD * extent[0];
     const wanted =
-      options.scale === 'log' || (options.scale === 'auto' && figure.log);
+      options.scale === 'log' || (options.scale === 'auto' && spread);
     const logarithmic = wanted && positive && !asDifference;
-    const range = rangeOf(curves, figure, logarithmic);
+    const range = rangeOf(extent, figure, logarithmic);
     const labels = range ? endLabels(curves, range, logarithmic, box) : [];
     const label = asDifference ? `${figure.label}, difference` : figure.label;
     const bands = curves
@@ -387,7 +393,7 @@ const figuresOf = (page, options, hidden) => {
       .flatMap(({center, bar, seeds}) => [center, ...(bar || []), ...seeds])
       .concat(reference === null ? [] : [reference]);
     let [low, high] = [Math.min(...values), Math.max(...values)];
-    const logarithmic = reference === null && low > 0 && high > 8 * low;
+    const logarithmic = reference === null && low > 0 && high > SPREAD * low;
     if (logarithmic) [low, high] = [Math.log10(low), Math.log10(high)];
     else if (reference !== 0) low = Math.min(0, low); // lengths are ratios
     const margin = 0.06 * (high - low) || 0.5;

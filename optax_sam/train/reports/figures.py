@@ -1,7 +1,14 @@
 """Figures of the pages, as plain data: `figures.js` draws them.
 
-A figure has a `name`, a `title`, a `caption`, an `alternative` text, and
-`rows`, `curves`, `points` or a `plane`.
+A figure has a `name`, a `title`, a `caption`, an `alternative` text, and one of
+
+* `rows` from top to bottom: `method`, `center`, and optionally `text`,
+  `verdict`, `bar`, values of the `seeds`, and whether a run `diverged`; with a
+  `label`, a vertical line `reference` and a `scale` of the values;
+* `curves` over the steps (`curves.over_seeds`), or with `x` and `y`; with
+  `label`, `x_label`, `x_log`, whether the y axis may be `log`, and for its range
+  values to `include`, a fraction of the curves to `skip`, a number of `decades`;
+* `points` of value and cost, or a `plane` with its `x`, `y` and `range`.
 """
 
 import collections
@@ -18,8 +25,6 @@ from optax_sam.train.reports.formats import duration, gain, number
 from optax_sam.train.reports.results import Comparison, Run
 from optax_sam.train.reports.summary import Summary, finite, mean
 
-# An axis is logarithmic if its values span more than this factor.
-_LOGARITHMIC = 8
 _DOTS = 'Small dots are seeds.'
 _LOGGED = ('learning_rate', 'gradient_norm', 'update_norm', 'parameter_norm')
 _LOG = operator.attrgetter('log')
@@ -31,21 +36,16 @@ _Row = Mapping[str, float]
 def rows(
   title: str, caption: str, given: Iterable[Mapping[str, Any]], **content: Any
 ) -> list[Figure]:
-  """Returns a figure with a row for each method; none without rows.
-
-  Args:
-    title: Title of the figure.
-    caption: Explanation.
-    given: From top to bottom: `method`, `center`, and optionally `text`,
-      `verdict`, `bar`, values of the `seeds`, and whether a run `diverged`.
-    **content: `name`, `label`, a vertical line `reference`, `scale` of values.
-  """
+  """Returns a figure with a row for each method; none without rows."""
   found = [
     {'text': number(row['center']), **row}
     for row in given
     if is_drawable(row['center'])
   ]
-  words = [f'{row["text"]} ({row.get("verdict")})' for row in found]
+  words = [
+    f'{row["text"]} ({row["verdict"]})' if 'verdict' in row else row['text']
+    for row in found
+  ]
   content = {'reference': None, **content, 'rows': found}
   return _figure(title, caption, found, words, content)
 
@@ -54,27 +54,13 @@ def lines(
   title: str,
   caption: str,
   found: Iterable[Mapping[str, Any] | None],
-  *,
-  log: bool = True,
   **content: Any,
 ) -> list[Figure]:
-  """Returns a figure with a curve for each method; none without curves.
-
-  Args:
-    title: Title of the figure.
-    caption: Explanation.
-    found: Curves over the steps (`curves.over_seeds`), or with `x` and `y`.
-    log: Whether the axis is logarithmic if the values span decades.
-    **content: `name`, `label`, `x_label`, `x_log`; for the range of the y axis,
-      values to `include`, the fraction of the curves to `skip` for it, and its
-      number of `decades`.
-  """
+  """Returns a figure with a curve for each method; none without curves."""
   shown = [curve for curve in found if curve and finite(curve['y'])]
-  values = finite(y for curve in shown for y in curve['y'])
   if any(curve.get('diverged') for curve in shown):
     caption += ' A curve ends where its first run diverged.'
-  log = log and 0 < min(values, default=0) * _LOGARITHMIC < max(values)
-  content = {'skip': 0, 'include': [], 'log': log, **content, 'curves': shown}
+  content = {'skip': 0, 'include': [], 'log': True, **content, 'curves': shown}
   words = [number(curve['y'][-1]) for curve in shown]
   return _figure(title, caption, shown, words, content)
 
@@ -87,7 +73,7 @@ def _figure(
   content: Figure,
 ) -> list[Figure]:
   text = '; '.join(
-    f'{label_of(one["method"])} {word.removesuffix(" (None)")}'
+    f'{label_of(one["method"])} {word}'
     for one, word in zip(found, words, strict=True)
   )
   figure = {
@@ -153,11 +139,7 @@ def scores(comparison: Comparison, summary: Sequence[Summary]) -> list[Figure]:
       reference=1,
     ),
     *_of_runs(
-      comparison,
-      'total time of a run, s',
-      '',
-      lambda run: run.seconds,
-      duration,
+      comparison, 'total time, s', '', lambda run: run.seconds, duration
     ),
   ]
 
@@ -176,8 +158,9 @@ def _of_runs(
 ) -> list[Figure]:
   found = []
   for method in comparison.methods:
-    seeds = finite(map(value, comparison.complete_runs(method)))
-    if any(map(is_drawable, seeds)):
+    values = map(value, comparison.complete_runs(method))
+    seeds = [seed for seed in values if seed is not None and is_drawable(seed)]
+    if seeds:
       center = sum(seeds) / len(seeds)
       row = {'center': center, 'seeds': seeds, 'text': text(center)}
       found.append({'method': method, **row})
@@ -191,17 +174,19 @@ def learning_curves(comparison: Comparison) -> list[Figure]:
     _value(f'{data}_{metric.name}', metric.scale) for data in ('test', 'train')
   )
   gap = lambda row: train(row) - test(row)
-  # The range of the axis ignores the first quarter.
-  on_test = {'name': 'test-metric', 'skip': 0.25}
-  made = _course(comparison, f'test {metric.title}{percent}', test, **on_test)
-  if metric.name != 'loss':
-    made += _course(comparison, 'test loss', _value('test_loss'))
-  made += _course(comparison, 'training loss', _value('loss'), _LOG)
-  on_train = {'name': 'train-metric', 'skip': 0.25}
-  title = f'training {metric.title}{percent}'
-  made += _course(comparison, title, train, **on_train)
+  name, skip = metric.title + percent, 0.25  # the start is not in the range
+  of_test = _course(
+    comparison, f'test {name}', test, skip=skip, name='test-metric'
+  )
+  of_train = _course(
+    comparison, f'training {name}', train, skip=skip, name='train-metric'
+  )
   title = f'training minus test {metric.title}{points}'
-  return made + _course(comparison, title, gap, name='gap', include=(0,))
+  losses = _course(comparison, 'training loss', _value('loss'), _LOG)
+  if metric.name != 'loss':
+    losses = _course(comparison, 'test loss', _value('test_loss')) + losses
+  of_gap = _course(comparison, title, gap, name='gap', include=(0,))
+  return of_test + losses + of_train + of_gap
 
 
 def course(comparison: Comparison) -> list[Figure]:

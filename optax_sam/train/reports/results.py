@@ -14,17 +14,11 @@ from optax_sam.train.reports.summary import finite, summarize
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """What a comparison is judged by, besides the loss.
+  """What a comparison is judged by, besides the loss."""
 
-  Attributes:
-    name: Name in the rows: `test_accuracy` for the metric `accuracy`.
-    higher_is_better: Whether a larger value is better.
-    percent: Whether it is a fraction that pages show in percent.
-  """
-
-  name: str = 'accuracy'
+  name: str = 'accuracy'  # in the rows: `test_accuracy`
   higher_is_better: bool = True
-  percent: bool = True
+  percent: bool = True  # a fraction that pages show in percent
 
   @property
   def title(self) -> str:
@@ -63,38 +57,29 @@ class Trial:
 class Run:
   """One training run: one method, one seed.
 
-  Attributes:
-    method: Name of the method.
-    seed: Seed of the initial parameters and of the order of the examples.
-    settings: The method's own settings (radius, period, ...).
-    log: Rows of training metrics: `step` (number of steps taken), `loss` (at
-      the unperturbed parameters), `second_gradients` (number of steps so far
-      with a perturbed gradient), norms, `learning_rate`, ...
-    evaluations: Rows of `step`, `test_loss`, `test_METRIC`, `train_loss` and
-      `train_METRIC`. They and the log may have `gradients` (evaluations so far,
-      in units of a step of the base optimizer) and `seconds` (of training).
-    sharpness: `sam_sharpness` and `top_eigenvalue` at the end of the run.
-    seconds: Wall time of the run.
-    landscape: Rows of `position` and `loss` along a random direction.
-    validations: Rows of `step`, `validation_loss`, `validation_accuracy`,
-      `first_segment` and `last_segment` (of the average).
-    test_values: The metric of every test example at the end of the run.
-    planned_steps: Steps of the complete run; 0 for those of the comparison.
-    stopped: The reason why the run was stopped early; empty if it was not.
+  Rows of `log` have the `step` (number of steps taken), `loss` (at the
+  unperturbed parameters), `second_gradients` (number of steps so far with a
+  perturbed gradient), norms, and so on. Rows of `evaluations` have `test_loss`,
+  `test_METRIC`, `train_loss` and `train_METRIC`. Both may have `gradients`
+  (evaluations so far, in units of a step of the base optimizer) and `seconds`
+  (of training so far).
   """
 
   method: str
-  seed: int
-  settings: dict[str, object]
+  seed: int  # of the initial parameters and of the order of the examples
+  settings: dict[str, object]  # the method's own
   log: list[dict[str, float]]
-  evaluations: list[dict[str, float]]
-  sharpness: dict[str, float]
-  seconds: float
+  evaluations: list[dict[str, float]]  # the last one at the end of the run
+  sharpness: dict[str, float]  # `sam_sharpness`, `top_eigenvalue`, ...
+  seconds: float  # wall time
+  # `position` and `loss` along a random direction through the solution.
   landscape: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  # On held-out examples: `validation_loss`, `validation_accuracy`, ...
   validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  # The metric of every test example at the end of the run.
   test_values: list[float] = dataclasses.field(default_factory=list)
-  planned_steps: int = 0
-  stopped: str = ''
+  planned_steps: int = 0  # 0 for those of the comparison
+  stopped: str = ''  # the reason of an early stop
 
   @property
   def steps(self) -> int:

@@ -1,6 +1,7 @@
 """The data of the pages, and names that are hostile to them."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -96,6 +97,29 @@ def test_hostile_names_stay_texts():
   assert HOSTILE in page.data['styles']
   assert page.data['styles'][HOSTILE]['text'].startswith('&lt;/script&gt;')
   assert HOSTILE in page.text
+
+
+def test_control_characters_of_names_are_escaped():
+  escape = '\x1b]0;red\x07'
+  runs = [run('sgd', 0, 0.9), run(escape, 0, 0.9, settings={'a': escape})]
+  made = comparison(
+    runs, settings={'dataset': escape, 'methods': [escape, 'b']}
+  )
+  table = tables.results(made)
+  found = [made.table(), render_page(made), tables.latex(table)]
+  for text in (*found, tables.markdown(table), made._repr_html_()):
+    assert 'x1b]0;red' in text
+    assert not {'\x1b', '\x07'} & set(text)
+
+
+def test_files_follow_the_umask(tmp_path):
+  former = os.umask(0o027)
+  try:
+    usual().report(tmp_path / 'out')
+  finally:
+    os.umask(former)
+  modes = {path.stat().st_mode & 0o777 for path in (tmp_path / 'out').iterdir()}
+  assert modes == {0o640}
 
 
 def test_a_metric_that_is_better_if_lower_is_not_in_percent():
