@@ -6,8 +6,8 @@ A figure has a `name`, a `title`, a `caption`, an `alternative` text, and one of
   `verdict`, `bar`, values of the `seeds`, and whether a run `diverged`; with a
   `label`, a vertical line `reference` and a `scale` of the values;
 * `curves` over the steps (`curves.over_seeds`), or with `x` and `y`; with
-  `label`, `x_label`, `x_log`, whether the y axis may be `log`, and for its range
-  values to `include`, a fraction of the curves to `skip`, a number of `decades`;
+  `label`, `x_label`, `x_log`, whether the y axis may be `log`, and for its
+  range, values to `include`, the fraction of the curves to `skip`, `decades`;
 * `points` of value and cost, or a `plane` with its `x`, `y` and `range`.
 """
 
@@ -174,19 +174,24 @@ def learning_curves(comparison: Comparison) -> list[Figure]:
     _value(f'{data}_{metric.name}', metric.scale) for data in ('test', 'train')
   )
   gap = lambda row: train(row) - test(row)
-  name, skip = metric.title + percent, 0.25  # the start is not in the range
-  of_test = _course(
-    comparison, f'test {name}', test, skip=skip, name='test-metric'
-  )
-  of_train = _course(
-    comparison, f'training {name}', train, skip=skip, name='train-metric'
-  )
-  title = f'training minus test {metric.title}{points}'
-  losses = _course(comparison, 'training loss', _value('loss'), _LOG)
-  if metric.name != 'loss':
-    losses = _course(comparison, 'test loss', _value('test_loss')) + losses
-  of_gap = _course(comparison, title, gap, name='gap', include=(0,))
-  return of_test + losses + of_train + of_gap
+  name, gap_name = metric.title + percent, metric.title + points
+  loss = _course(comparison, 'test loss', _value('test_loss'))
+  early = {'skip': 0.25}  # not in the range of the axis
+  return [
+    *_course(comparison, f'test {name}', test, name='test-metric', **early),
+    *loss[metric.name == 'loss' :],
+    *_course(comparison, 'training loss', _value('loss'), _LOG),
+    *_course(
+      comparison, f'training {name}', train, name='train-metric', **early
+    ),
+    *_course(
+      comparison,
+      f'training minus test {gap_name}',
+      gap,
+      name='gap',
+      include=[0],
+    ),
+  ]
 
 
 def course(comparison: Comparison) -> list[Figure]:

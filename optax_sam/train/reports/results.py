@@ -282,7 +282,11 @@ class Comparison:
     """
     from optax_sam.train.reports.tables import results_csv
 
-    pandas: Any = importlib.import_module('pandas')
+    try:
+      pandas: Any = importlib.import_module('pandas')
+    except ModuleNotFoundError:
+      msg = 'to_dataframe needs pandas: pip install pandas'
+      raise ImportError(msg) from None
     return pandas.read_csv(io.StringIO(results_csv(self)))
 
   def report(self, path: str | pathlib.Path) -> pathlib.Path:

@@ -75,10 +75,11 @@ def results(comparison: Comparison) -> Table:
     ('runs', 'complete'),
   ]
   rows = {row.method: _cells(row, metric) for row in summarize(comparison)}
+  is_known = lambda cell: cell.value is not None and cell.text != 'base'
   kept = [
     index
     for index in range(len(columns))
-    if any(of[index].value is not None for of in rows.values())
+    if any(is_known(cells[index]) for cells in rows.values())
   ]
   return Table(
     'results',
@@ -89,11 +90,8 @@ def results(comparison: Comparison) -> Table:
 
 
 def _cells(row: Summary, metric: Metric) -> list[Cell]:
-  found, p, std = (
-    row.difference,
-    row.difference.adjusted_p_value,
-    row.score_deviation,
-  )
+  found, std = row.difference, row.score_deviation
+  p = found.adjusted_p_value
   ends = [gain(end, metric) for end in found.interval or ()]
   detail = found.verdict if found.by_seed else ''
   if p is not None:
@@ -105,24 +103,16 @@ def _cells(row: Summary, metric: Metric) -> list[Cell]:
   time, quartiles = row.relative_time, row.relative_time_quartiles or ()
   span = ' to '.join(f'{end:.2f}' for end in quartiles)
   failed = {'diverged': row.diverged, 'unfinished': row.unfinished}
+  failures = [f'{size} {what}' for what, size in failed.items() if size]
+  plus_minus = '' if std is None else f'± {score(std, metric)}'
   return [
-    Cell(
-      score(row.score, metric),
-      row.score,
-      '' if std is None else f'± {score(std, metric)}',
-    ),
-    Cell('base') if row.is_base else difference,
+    Cell(score(row.score, metric), row.score, plus_minus),
+    Cell('base', 0.0) if row.is_base else difference,
     cell(row.second_gradients and 100 * row.second_gradients),
     Cell(number(time, '.2f') + formats.TIMES * bool(time), time, detail=span),
     *map(cell, row.sharpness.values()),
     cell(row.temporary_bytes and row.temporary_bytes / 2**20),
-    Cell(
-      str(row.seeds),
-      row.seeds,
-      detail=', '.join(
-        f'{size} {what}' for what, size in failed.items() if size
-      ),
-    ),
+    Cell(str(row.seeds), row.seeds, detail=', '.join(failures)),
   ]
 
 
