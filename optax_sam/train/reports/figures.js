@@ -198,7 +198,8 @@ const figuresOf = (page, options, hidden) => {
       curve.y.every((value) => value === null || value > 0),
     );
     const extent = extentOf(curves, figure);
-    const spread = figure.log && extent && extent[1] > SPREAD * extent[0];
+    const may = figure.log && !figure.include.length && extent;
+    const spread = may && extent[1] > SPREAD * extent[0];
     const wanted =
       options.scale === 'log' || (options.scale === 'auto' && spread);
     const logarithmic = wanted && positive && !asDifference;

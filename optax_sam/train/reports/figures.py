@@ -162,9 +162,11 @@ def _of_runs(
     seeds = [seed for seed in values if seed is not None and is_drawable(seed)]
     if seeds:
       center = sum(seeds) / len(seeds)
-      row = {'center': center, 'seeds': seeds, 'text': text(center)}
-      found.append({'method': method, **row})
-  return rows(title, f'Mean. {_DOTS} {caption}', found)
+      row = {'method': method, 'center': center, 'text': text(center)}
+      found.append(row | {'seeds': seeds if len(seeds) > 1 else []})
+  if any(row['seeds'] for row in found):
+    caption = f'Mean. {_DOTS} {caption}'
+  return rows(title, caption, found) if len(found) > 1 else []
 
 
 def learning_curves(comparison: Comparison) -> list[Figure]:

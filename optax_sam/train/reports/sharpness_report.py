@@ -113,6 +113,8 @@ def render_page(measured: Comparison, config: SharpnessConfig) -> str:
         name: {key: of_run[key] for key in of_run if key not in common}
         for name, of_run in settings.items()
       },
-      'Settings of all runs': common,
+      'Settings of all runs': {
+        name.replace('_', ' '): value for name, value in common.items()
+      },
     },
   )
