@@ -20,17 +20,6 @@ def resolve(config: Config) -> tuple[Config, dict[str, Any] | None]:
 
   A command that gives only the output takes all settings from there. If what
   is added was interrupted, the same command goes on and adds no more.
-
-  Args:
-    config: the flags.
-
-  Returns:
-    The configuration of the complete comparison, and the seeds and methods that
-    this command adds, ready for JSON; None if it adds none.
-
-  Raises:
-    ValueError: if something is added, and there is no earlier comparison or it
-      has other settings.
   """
   seeds, methods = config.add_seeds, config.add_methods
   adding = None
@@ -80,12 +69,6 @@ def method_settings(config: Config) -> dict[str, dict[str, Any]]:
   """Returns the complete settings of each method, base optimizer first.
 
   Builds every method once, so bad settings raise before any training.
-
-  Args:
-    config: the configuration.
-
-  Raises:
-    ValueError: if a method or a setting is unknown or out of its range.
   """
   build.check_names(config.methods, config.base)
   names = list(dict.fromkeys((config.base, *config.methods)))
@@ -108,22 +91,7 @@ def make(
   reporter: progress.Reporter,
   stored: store.Store,
 ) -> tuple[Plan, Task]:
-  """Searches for settings and applies the budget, if the flags say so.
-
-  Args:
-    config: the configuration.
-    task: the task with all training examples.
-    settings: result of `method_settings`.
-    reporter: shows the progress.
-    stored: has the finished trials, which are not repeated, and gets new ones.
-
-  Returns:
-    The plan, and the task of the runs. With a search it lacks the validation
-    examples.
-
-  Raises:
-    ValueError: if there are too few examples; raised before any training.
-  """
+  """Searches for settings and applies the budget, if the flags say so."""
   if config.tune is not None:
     task, searched = tuning.split(config, task)
     settings = tuning.tune(config, searched, settings, reporter, stored)

@@ -48,17 +48,6 @@ def search(
   where the best point is at its edge, and gets finer where it is not. Each
   later round repeats the better half in longer runs. Its last run is beyond the
   edge if the best point of the round is at the edge.
-
-  Args:
-    measure: returns the score of a point in a run of a length, one of
-      `LENGTHS`. If the first number is not finite, the run diverged. That is
-      worse than any other score, and the smaller of two such points is better.
-    axes: number of settings, at least 1.
-    trials: points of the first round, at least 1.
-    is_allowed: whether a point may be tried.
-
-  Returns:
-    The best point of the last round.
   """
   tried: list[Point] = []
   scores: dict[Point, Score] = {}

@@ -46,16 +46,6 @@ def measure(
   In each round every method runs a few steps from each of its starts. The
   methods alternate at every start, so that load on the machine affects all of
   them. Skipped steps are included.
-
-  Args:
-    trainers: the compiled trainers, by method.
-    starts: for each method, several states of its own training, at least one.
-    base: the method whose time is the unit of the relative times.
-    rounds: number of rounds that count; a warm-up round precedes them.
-    after_round: called after every round that counts.
-
-  Returns:
-    One timing for each method, with one entry a round.
   """
   seconds: dict[str, list[float]] = {name: [] for name in trainers}
   turns = max(map(len, starts.values()))

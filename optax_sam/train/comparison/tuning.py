@@ -3,12 +3,12 @@
 import copy
 import dataclasses
 import functools
+import inspect
 import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from optax_sam.train.commands import progress
@@ -24,6 +24,7 @@ from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
 from optax_sam.train.reports.results import Trial
 
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 RADIUS, RATE = 'radius', 'learning_rate'
 # Of parameters and order of the examples; no run of a comparison has this seed.
 SEED = 2**20
@@ -32,12 +33,7 @@ Settings = dict[str, dict[str, Any]]
 
 
 def check(config: configs.CompareConfig, settings: Settings) -> None:
-  """Raises a ValueError if the flags of a search are invalid.
-
-  Args:
-    config: the configuration, with `tune`.
-    settings: complete settings of each method, base optimizer first.
-  """
+  """Raises a ValueError if the flags of a search are invalid."""
   if config.trials < 2:
     msg = f'--trials must be at least 2, not {config.trials}'
     raise ValueError(msg)
@@ -74,11 +70,6 @@ def start(
 
   A method without any of the named settings tunes its radius, or without a
   radius its learning rate. So every method, and the base, has a search.
-
-  Args:
-    config: the configuration.
-    name: the method.
-    own: its complete settings.
   """
   values = {RATE: configs.learning_rate(config), **own}
   radius = METHODS[name].row.radius if name in METHODS else None
@@ -101,13 +92,6 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
   The test examples of the second one are the validation examples, so a search
   cannot read those of the comparison. They are the dataset's own, or else a
   fraction of the training examples, of each class alike.
-
-  Args:
-    config: the configuration.
-    task: the task with all training examples, in memory.
-
-  Raises:
-    ValueError: if there are too few examples.
   """
   data = task.inputs
   if not isinstance(data, inputs.InMemory):
@@ -148,13 +132,6 @@ def tune(
   The base optimizer comes first. The methods take its learning rate, those that
   tune their own start from it. A method with a learning rate among its settings
   keeps it. The searches of the methods are independent and run in threads.
-
-  Args:
-    config: the configuration.
-    task: the task of the search, the second one of `split`.
-    settings: complete settings of each method, base optimizer first.
-    reporter: shows the progress.
-    stored: has the finished trials, which are not repeated, and gets new ones.
   """
   chosen: Settings = {}
   stop, lock = threading.Event(), threading.Lock()
@@ -323,21 +300,11 @@ class TracedTrainer(Trainer):
   ) -> optax.GradientTransformation:
     """Returns method and base, which read these settings from the state."""
 
-    def made(values: Mapping[str, Any]) -> Any:
+    def made(**values: Any) -> optax.GradientTransformation:
       other = copy.copy(self)
-      other.settings = {**self.settings, **values}
-      built = Trainer.optimizer(other, seed, accuracy)
-      return optax.with_extra_args_support(built)
+      other.settings = self.settings | values
+      return Trainer.optimizer(other, seed, accuracy)
 
-    def init(params: optax.Params) -> Any:
-      values = {key: jnp.asarray(x) for key, x in self.traced.items()}
-      return values, made(self.traced).init(params)
-
-    def update(
-      updates: optax.Updates, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[optax.Updates, Any]:
-      values, inner = state
-      updates, inner = made(values).update(updates, inner, params, **extra)
-      return updates, (values, inner)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    named = [inspect.Parameter(name, _KEYWORD) for name in self.traced]
+    vars(made)['__signature__'] = inspect.Signature(named)
+    return optax.inject_hyperparams(made)(**self.traced)

@@ -116,14 +116,7 @@ BASES: dict[str, Callable[[Any], optax.GradientTransformation]] = {}
 
 
 def own(name: str, given: Any, *, reports: bool) -> Method:
-  """Returns a method that is not in the catalog.
-
-  Args:
-    name: its name.
-    given: a gradient transformation, which is placed before the base optimizer,
-      or a function from the base optimizer to the complete optimizer.
-    reports: whether `optax_sam.metrics` finds metrics in its state.
-  """
+  """Returns a method that is not in the catalog."""
   is_function = not isinstance(given, optax.GradientTransformation)
   row = dataclasses.replace(
     catalog.METHODS['sam'],

@@ -366,6 +366,6 @@ def test_radius_and_learning_rate_may_be_traced(name):
     )
   )
   assert jax.tree.leaves(updates)
-  if build.reports(name):
+  if build.method(name).reports:
     shapes = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), after)
     assert 'second_gradients' in optax_sam.metrics(shapes)
