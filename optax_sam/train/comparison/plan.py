@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import msgspec
-
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import budget, store, tuning
 from optax_sam.train.comparison.store import Plan
@@ -22,14 +20,13 @@ def resolve(config: Config) -> tuple[Config, dict[str, Any] | None]:
   is added was interrupted, the same command goes on and adds no more.
   """
   seeds, methods = config.add_seeds, config.add_methods
-  adding = None
-  if seeds or methods:
-    adding = {'seeds': seeds, 'methods': list(methods)}
+  adding = {'seeds': seeds, 'methods': list(methods)}
+  adds = bool(seeds or methods)
   former = None
   if config.output is not None:
     former = store.former_output(config.output, overwrite=config.overwrite)
   if former is None:
-    if adding:
+    if adds:
       where = config.output or 'an output'
       msg = (
         f'--add-seeds and --add-methods: there is no comparison in {where}; '
@@ -37,24 +34,25 @@ def resolve(config: Config) -> tuple[Config, dict[str, Any] | None]:
       )
       raise ValueError(msg)
     return config, None
-  try:
-    stored = msgspec.convert(former['settings'], Config)
-  except msgspec.ValidationError as error:
-    msg = f'{config.output}/{output_dir.CONFIG} is damaged: {error}'
-    raise ValueError(msg) from None
-  stored = _with_flags(stored, config)
+  assert config.output is not None
+  defaults = configs.settings(Config())
+  free = {name: getattr(config, name) for name in store.FREE}
   given = config.set if methods else ()  # settings of the new methods
-  plain = dataclasses.replace(config, add_seeds=0, add_methods=())
-  if given:
-    plain = dataclasses.replace(plain, set=())
-  if plain == _with_flags(Config(), config):
+  plain = dataclasses.replace(
+    config, add_seeds=0, add_methods=(), set=() if given else config.set
+  )
+  stored = configs.build(
+    Config,
+    {**vars(plain), **defaults, **former['settings'], **free},
+    f'{config.output / output_dir.CONFIG}: ',
+  )
+  if configs.settings(plain) == defaults | free:
     plain = stored
-  if not adding:
+  if not adds:
     return plain, None
-  if plain != stored:
-    assert config.output is not None
-    settings = configs.settings(stored), configs.settings(plain)
-    store.check_same(config.output, *settings, store.FREE)
+  store.check_same(
+    config.output, configs.settings(stored), configs.settings(plain)
+  )
   if adding != former.get('adding'):  # not the same command, interrupted
     stored = dataclasses.replace(
       stored,
@@ -106,15 +104,3 @@ def make(
   trials = [trial for trial in stored.trials if trial.method in order]
   trials.sort(key=lambda trial: order.index(trial.method))
   return Plan(settings, steps, trials), task
-
-
-def _with_flags(settings: Config, flags: Config) -> Config:
-  """Returns the settings of one configuration with all else of another."""
-  taken = configs.settings(flags).keys() - store.FREE
-  others = {
-    field.name: getattr(flags, field.name)
-    for field in dataclasses.fields(flags)
-    if field.name not in taken
-  }
-  others |= {'add_seeds': 0, 'add_methods': ()}
-  return dataclasses.replace(settings, **others)

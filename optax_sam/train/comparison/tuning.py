@@ -168,31 +168,17 @@ def tune(
 
 @dataclasses.dataclass(frozen=True)
 class Trials:
-  """The trials of a method: training runs with other settings.
-
-  Attributes:
-    config: the configuration.
-    task: the task of the search.
-    name: the method.
-    own: its complete settings.
-    done: its finished trials.
-    save: called with each new trial.
-    after_step: called after every step.
-  """
+  """The trials of a method: training runs with other settings."""
 
   config: configs.CompareConfig
   task: Task
   name: str
-  own: dict[str, Any]
+  own: dict[str, Any]  # its complete settings
   done: list[Trial]
   save: Callable[[Trial], None]
   after_step: Callable[[Progress], None]
-  _points: dict[tuple[Any, ...], Point] = dataclasses.field(
-    default_factory=dict
-  )
-  _trainers: dict[Any, 'TracedTrainer'] = dataclasses.field(
-    default_factory=dict
-  )
+  _points: dict[Any, Point] = dataclasses.field(default_factory=dict)
+  _trainers: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def start(self) -> dict[str, Any]:
@@ -247,7 +233,7 @@ class Trials:
       self._trainers[place] = TracedTrainer(
         config, self.task, self.name, self.own | static
       )
-    trainer = self._trainers[place]
+    trainer: TracedTrainer = self._trainers[place]
     trainer.traced = traced
     end = trainer.start(SEED)
     trainer.run(end, SEED, self.after_step)
