@@ -60,7 +60,8 @@ def run(
 
 def _how_to_go_on(config: configs.CompareConfig, target: pathlib.Path) -> str:
   finished = store.finished(target) or 'no finished run'
-  text = f'{target} has {finished}; repeat the command to go on'
+  how = ' without --overwrite' if config.overwrite else ''
+  text = f'{target} has {finished}; repeat the command{how} to go on'
   if config.data_dir or config.dataset == 'own data':
     return text
   command = shlex.join(['optax-sam', 'compare', '--output', str(target)])
