@@ -44,7 +44,7 @@ def run(
       comparison_report.write_report(comparison, target)
       if not comparison.interrupted:  # nothing is to be added any more
         output_dir.write_config(target, 'compare', kept)
-  except (KeyboardInterrupt, OSError) as error:
+  except (KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
     if (target / output_dir.CONFIG).exists():
       _print(console, _how_to_go_on(config, target))
       if isinstance(error, KeyboardInterrupt):

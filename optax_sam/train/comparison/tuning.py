@@ -34,12 +34,6 @@ Settings = dict[str, dict[str, Any]]
 
 def check(config: configs.CompareConfig, settings: Settings) -> None:
   """Raises a ValueError if the flags of a search are invalid."""
-  if config.trials < 2:
-    msg = f'--trials must be at least 2, not {config.trials}'
-    raise ValueError(msg)
-  if not 0 < config.validation < 1:
-    msg = f'--validation must be above 0 and below 1, not {config.validation}'
-    raise ValueError(msg)
   for text in config.tune or ():
     method, dot, setting = text.rpartition('.')
     if text not in (RADIUS, RATE) and not (dot and method in settings):
