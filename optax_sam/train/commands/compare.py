@@ -1,5 +1,6 @@
 """The command `compare`: trains methods and seeds, then writes the report."""
 
+import contextlib
 import pathlib
 import shlex
 
@@ -46,7 +47,8 @@ def run(
         output_dir.write_config(target, 'compare', kept)
   except (KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
     if (target / output_dir.CONFIG).exists():
-      _print(console, _how_to_go_on(config, target))
+      with contextlib.suppress(KeyboardInterrupt):  # again
+        _print(console, _how_to_go_on(config, target))
       if isinstance(error, KeyboardInterrupt):
         raise SystemExit(errors.INTERRUPTED) from None
     if isinstance(error, OSError):

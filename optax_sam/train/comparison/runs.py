@@ -183,7 +183,7 @@ class _Runs:
     self, found: results.Comparison
   ) -> tuple[dict[str, surroundings.Rows], dict[str, surroundings.Rows]]:
     """Returns planes and spectra of the base optimizer and the best method."""
-    names = []
+    names: list[str] = []
     for name in _base_and_best(found):
       run = self.stored.runs.get((name, 0))
       if run is not None and not run.stopped:

@@ -20,19 +20,12 @@ _LARGEST_EXPONENT = 20
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """The result of a search.
-
-  Attributes:
-    best: the best point of the last round.
-    score: its score in the last round.
-    tried: all points that were tried, in order.
-    at_edge: whether a point beyond all tried ones might be better.
-  """
+  """The result of a search: the best point of the last round."""
 
   best: Point
   score: Score
   tried: list[Point]
-  at_edge: bool
+  at_edge: bool  # whether a point beyond all tried ones might be better
 
 
 def search(

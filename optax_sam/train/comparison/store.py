@@ -47,11 +47,8 @@ T = TypeVar('T')
 class Plan:
   """What a comparison trains, after the search for settings and the budget.
 
-  Attributes:
-    settings: complete settings of each method, base optimizer first. A
-      `learning_rate` replaces that of the configuration, for this method.
-    steps: number of training steps of each method.
-    trials: the runs of the search for settings; empty without a search.
+  `settings` are the complete settings of each method, base optimizer first. A
+  `learning_rate` replaces that of the configuration, for this method.
   """
 
   settings: dict[str, dict[str, Any]]
@@ -61,17 +58,11 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What a comparison has besides its runs.
-
-  Attributes:
-    plan: what it trains.
-    problem: description of data and model; see `describe`.
-    comparison: the results without runs and trials.
-  """
+  """What a comparison has besides its runs."""
 
   plan: Plan
-  problem: dict[str, Any]
-  comparison: Comparison
+  problem: dict[str, Any]  # of `describe`
+  comparison: Comparison  # without runs and trials
 
 
 class Store:
@@ -180,6 +171,7 @@ def opened(
       output_dir.write_config(directory, 'compare', settings, adding=adding)
       yield store
     finally:
+      store.directory = None  # for threads that outlive a second Ctrl-C
       if is_new and store.is_empty:
         output_dir.clear(directory, FILES)
 
