@@ -1,5 +1,6 @@
 """The command `compare`: trains methods and seeds, then writes the report."""
 
+import contextlib
 import pathlib
 import shlex
 
@@ -21,36 +22,18 @@ def run(
   """Compares methods and writes a report.
 
   What an earlier comparison in the same output has finished is not repeated.
-
-  Args:
-    config: methods, seeds and settings to compare.
-    console: console for progress and the table of results.
-    command: the command line, for the report.
-    problem: the task of a checked configuration that is complete; None for that
-      of the flags.
-
-  Returns:
-    The measured comparison. After Ctrl-C or SIGTERM it is marked `interrupted`
-    and has only the finished runs.
-
-  Raises:
-    KeyboardInterrupt: if it was interrupted before anything was written.
-    SystemExit: if it was interrupted, and there is no report.
-    ValueError: if the configuration is invalid; raised before any training.
-    OSError: if the output cannot be written. Finished runs are stored.
   """
-  adding = None
-  if problem is None:
-    checks.validate(config)
-    config, adding = plan.resolve(config)
-    checks.validate(config)
-  settings = plan.method_settings(config)
   target = config.output or output_dir.dated(configs.dataset_name(config))
-  store.former_output(target, overwrite=config.overwrite)  # before the data
-  kept = configs.settings(config)
-  how = {'overwrite': config.overwrite, 'adding': adding}
+  adding = None
   try:
+    if problem is None:
+      checks.validate(config)
+      config, adding = plan.resolve(config)
+      checks.validate(config)
+    settings, kept = plan.method_settings(config), configs.settings(config)
+    store.former_output(target, overwrite=config.overwrite)  # before the data
     problem = problem or task.build(config)
+    how = {'overwrite': config.overwrite, 'adding': adding}
     with (
       store.opened(target, kept, **how) as stored,
       progress.Reporter(console) as reporter,
@@ -62,9 +45,10 @@ def run(
       comparison_report.write_report(comparison, target)
       if not comparison.interrupted:  # nothing is to be added any more
         output_dir.write_config(target, 'compare', kept)
-  except (KeyboardInterrupt, OSError) as error:
+  except (KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
     if (target / output_dir.CONFIG).exists():
-      _print(console, _how_to_go_on(config, target))
+      with contextlib.suppress(KeyboardInterrupt):  # again
+        _print(console, _how_to_go_on(config, target))
       if isinstance(error, KeyboardInterrupt):
         raise SystemExit(errors.INTERRUPTED) from None
     if isinstance(error, OSError):
@@ -78,7 +62,8 @@ def run(
 
 def _how_to_go_on(config: configs.CompareConfig, target: pathlib.Path) -> str:
   finished = store.finished(target) or 'no finished run'
-  text = f'{target} has {finished}; repeat the command to go on'
+  how = ' without --overwrite' if config.overwrite else ''
+  text = f'{target} has {finished}; repeat the command{how} to go on'
   if config.data_dir or config.dataset == 'own data':
     return text
   command = shlex.join(['optax-sam', 'compare', '--output', str(target)])

@@ -228,10 +228,11 @@ def _methods(given: Any, base: str) -> dict[str, Any]:
     find = build.canonical_name
     return dict.fromkeys(find(name, base, 'methods:') for name in given)
   for name, value in given.items():
-    if not re.fullmatch(r'[\w.+-]+( [\w.+-]+)*', str(name)):
+    # It is part of the names of files.
+    if not re.fullmatch(r'(?=.{1,40}$)\w[\w.+-]*( [\w.+-]+)*', str(name)):
       msg = (
-        f'methods: the name {name!r} must be of letters, digits, single spaces '
-        f'and any of _ . + -'
+        f'methods: the name {name!r} must begin with a letter or digit and '
+        f'have at most 40 letters, digits, single spaces and any of _ . + -'
       )
       raise ValueError(msg)
     if not (isinstance(value, optax.GradientTransformation) or callable(value)):

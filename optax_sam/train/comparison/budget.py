@@ -29,10 +29,6 @@ def step_costs(
   branch. A skipped step counts as a step of the base, because it computes one
   gradient, as the tests of the library check. Work between steps, such as a
   validation, does not count.
-
-  Args:
-    trainers: the trainers, by method.
-    base: the base optimizer.
   """
   first = next(iter(trainers.values()))
   alone = trainers.get(base) or Trainer(first.config, first.task, base, {})
@@ -40,7 +36,9 @@ def step_costs(
   costs = {}
   for name, trainer in trainers.items():
     ascended = 1.0 if name == base else _operations(trainer) / unit
-    costs[name] = StepCost(ascended, 1.0 if build.skips(name) else ascended)
+    costs[name] = StepCost(
+      ascended, 1.0 if build.method(name).skips else ascended
+    )
   return costs
 
 
@@ -58,14 +56,6 @@ def steps(
   their steps are cheaper. The mean cost of a method that skips depends on the
   fraction of steps that take an ascent step. It is that of its longest trial
   with these settings, or else of a pilot run.
-
-  Args:
-    config: the configuration, with `budget`.
-    task: model and data.
-    settings: complete settings of each method, base optimizer first.
-    trials: the trials of the search for settings.
-    known: steps of methods that are already trained; the others get as many
-      steps as the first of these affords.
   """
   known = {name: n for name, n in (known or {}).items() if name in settings}
   new = [name for name in settings if name not in known]

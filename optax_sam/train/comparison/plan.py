@@ -3,8 +3,6 @@
 import dataclasses
 from typing import Any
 
-import msgspec
-
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import budget, store, tuning
 from optax_sam.train.comparison.store import Plan
@@ -20,27 +18,15 @@ def resolve(config: Config) -> tuple[Config, dict[str, Any] | None]:
 
   A command that gives only the output takes all settings from there. If what
   is added was interrupted, the same command goes on and adds no more.
-
-  Args:
-    config: the flags.
-
-  Returns:
-    The configuration of the complete comparison, and the seeds and methods that
-    this command adds, ready for JSON; None if it adds none.
-
-  Raises:
-    ValueError: if something is added, and there is no earlier comparison or it
-      has other settings.
   """
   seeds, methods = config.add_seeds, config.add_methods
-  adding = None
-  if seeds or methods:
-    adding = {'seeds': seeds, 'methods': list(methods)}
+  adding = {'seeds': seeds, 'methods': list(methods)}
+  adds = bool(seeds or methods)
   former = None
   if config.output is not None:
     former = store.former_output(config.output, overwrite=config.overwrite)
   if former is None:
-    if adding:
+    if adds:
       where = config.output or 'an output'
       msg = (
         f'--add-seeds and --add-methods: there is no comparison in {where}; '
@@ -48,24 +34,25 @@ def resolve(config: Config) -> tuple[Config, dict[str, Any] | None]:
       )
       raise ValueError(msg)
     return config, None
-  try:
-    stored = msgspec.convert(former['settings'], Config)
-  except msgspec.ValidationError as error:
-    msg = f'{config.output}/{output_dir.CONFIG} is damaged: {error}'
-    raise ValueError(msg) from None
-  stored = _with_flags(stored, config)
+  assert config.output is not None
+  defaults = configs.settings(Config())
+  free = {name: getattr(config, name) for name in store.FREE}
   given = config.set if methods else ()  # settings of the new methods
-  plain = dataclasses.replace(config, add_seeds=0, add_methods=())
-  if given:
-    plain = dataclasses.replace(plain, set=())
-  if plain == _with_flags(Config(), config):
+  plain = dataclasses.replace(
+    config, add_seeds=0, add_methods=(), set=() if given else config.set
+  )
+  stored = configs.build(
+    Config,
+    {**vars(plain), **defaults, **former['settings'], **free},
+    f'{config.output / output_dir.CONFIG}: ',
+  )
+  if configs.settings(plain) == defaults | free:
     plain = stored
-  if not adding:
+  if not adds:
     return plain, None
-  if plain != stored:
-    assert config.output is not None
-    settings = configs.settings(stored), configs.settings(plain)
-    store.check_same(config.output, *settings, store.FREE)
+  store.check_same(
+    config.output, configs.settings(stored), configs.settings(plain)
+  )
   if adding != former.get('adding'):  # not the same command, interrupted
     stored = dataclasses.replace(
       stored,
@@ -80,12 +67,6 @@ def method_settings(config: Config) -> dict[str, dict[str, Any]]:
   """Returns the complete settings of each method, base optimizer first.
 
   Builds every method once, so bad settings raise before any training.
-
-  Args:
-    config: the configuration.
-
-  Raises:
-    ValueError: if a method or a setting is unknown or out of its range.
   """
   build.check_names(config.methods, config.base)
   names = list(dict.fromkeys((config.base, *config.methods)))
@@ -108,22 +89,7 @@ def make(
   reporter: progress.Reporter,
   stored: store.Store,
 ) -> tuple[Plan, Task]:
-  """Searches for settings and applies the budget, if the flags say so.
-
-  Args:
-    config: the configuration.
-    task: the task with all training examples.
-    settings: result of `method_settings`.
-    reporter: shows the progress.
-    stored: has the finished trials, which are not repeated, and gets new ones.
-
-  Returns:
-    The plan, and the task of the runs. With a search it lacks the validation
-    examples.
-
-  Raises:
-    ValueError: if there are too few examples; raised before any training.
-  """
+  """Searches for settings and applies the budget, if the flags say so."""
   if config.tune is not None:
     task, searched = tuning.split(config, task)
     settings = tuning.tune(config, searched, settings, reporter, stored)
@@ -138,15 +104,3 @@ def make(
   trials = [trial for trial in stored.trials if trial.method in order]
   trials.sort(key=lambda trial: order.index(trial.method))
   return Plan(settings, steps, trials), task
-
-
-def _with_flags(settings: Config, flags: Config) -> Config:
-  """Returns the settings of one configuration with all else of another."""
-  taken = configs.settings(flags).keys() - store.FREE
-  others = {
-    field.name: getattr(flags, field.name)
-    for field in dataclasses.fields(flags)
-    if field.name not in taken
-  }
-  others |= {'add_seeds': 0, 'add_methods': ()}
-  return dataclasses.replace(settings, **others)

@@ -35,25 +35,7 @@ def measure(
   problem: task.Task,
   stored: store.Store,
 ) -> results.Comparison:
-  """Trains and times what is missing, until the end or Ctrl-C.
-
-  Args:
-    config: the configuration.
-    settings: the complete settings of each method, base optimizer first.
-    reporter: shows the progress.
-    command: the command line, for the report.
-    problem: the task with all training examples.
-    stored: has what is finished, and gets what this call finishes.
-
-  Returns:
-    The comparison with all finished runs. After Ctrl-C it is marked
-    `interrupted`.
-
-  Raises:
-    KeyboardInterrupt: after Ctrl-C before the first run.
-    ValueError: if what is finished is of other data, or has other settings.
-    OSError: if a run cannot be stored. Those before it are.
-  """
+  """Trains and times what is missing, until the end or Ctrl-C."""
   start = time.perf_counter()
   description = store.describe(problem)
   former = stored.record
@@ -173,12 +155,7 @@ class _Runs:
     timings: list[results.Timing],
     save: Callable[[list[results.Timing]], None],
   ) -> None:
-    """Trains what is missing; times the steps after the first seed.
-
-    Args:
-      timings: the methods that are already timed.
-      save: called with the timings of all methods.
-    """
+    """Trains what is missing; times the steps after the first seed."""
     missing = [
       (seed, name)
       for seed in range(self.config.seeds)
@@ -206,7 +183,7 @@ class _Runs:
     self, found: results.Comparison
   ) -> tuple[dict[str, surroundings.Rows], dict[str, surroundings.Rows]]:
     """Returns planes and spectra of the base optimizer and the best method."""
-    names = []
+    names: list[str] = []
     for name in _base_and_best(found):
       run = self.stored.runs.get((name, 0))
       if run is not None and not run.stopped:

@@ -20,19 +20,12 @@ _LARGEST_EXPONENT = 20
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """The result of a search.
-
-  Attributes:
-    best: the best point of the last round.
-    score: its score in the last round.
-    tried: all points that were tried, in order.
-    at_edge: whether a point beyond all tried ones might be better.
-  """
+  """The result of a search: the best point of the last round."""
 
   best: Point
   score: Score
   tried: list[Point]
-  at_edge: bool
+  at_edge: bool  # whether a point beyond all tried ones might be better
 
 
 def search(
@@ -48,17 +41,6 @@ def search(
   where the best point is at its edge, and gets finer where it is not. Each
   later round repeats the better half in longer runs. Its last run is beyond the
   edge if the best point of the round is at the edge.
-
-  Args:
-    measure: returns the score of a point in a run of a length, one of
-      `LENGTHS`. If the first number is not finite, the run diverged. That is
-      worse than any other score, and the smaller of two such points is better.
-    axes: number of settings, at least 1.
-    trials: points of the first round, at least 1.
-    is_allowed: whether a point may be tried.
-
-  Returns:
-    The best point of the last round.
   """
   tried: list[Point] = []
   scores: dict[Point, Score] = {}

@@ -47,11 +47,8 @@ T = TypeVar('T')
 class Plan:
   """What a comparison trains, after the search for settings and the budget.
 
-  Attributes:
-    settings: complete settings of each method, base optimizer first. A
-      `learning_rate` replaces that of the configuration, for this method.
-    steps: number of training steps of each method.
-    trials: the runs of the search for settings; empty without a search.
+  `settings` are the complete settings of each method, base optimizer first. A
+  `learning_rate` replaces that of the configuration, for this method.
   """
 
   settings: dict[str, dict[str, Any]]
@@ -61,31 +58,18 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What a comparison has besides its runs.
-
-  Attributes:
-    plan: what it trains.
-    problem: description of data and model; see `describe`.
-    comparison: the results without runs and trials.
-  """
+  """What a comparison has besides its runs."""
 
   plan: Plan
-  problem: dict[str, Any]
-  comparison: Comparison
+  problem: dict[str, Any]  # of `describe`
+  comparison: Comparison  # without runs and trials
 
 
 class Store:
   """The finished runs of a comparison, and what it has besides."""
 
   def __init__(self, directory: pathlib.Path | None = None) -> None:
-    """Reads what is stored.
-
-    Args:
-      directory: of the comparison; None for a store in memory only.
-
-    Raises:
-      ValueError: if a file is damaged; names the file in one line.
-    """
+    """Reads what is stored."""
     self.directory = directory
     self.record: Record | None = None
     self.runs: dict[tuple[str, int], Run] = {}
@@ -147,14 +131,7 @@ class Store:
 
 
 def read(directory: pathlib.Path) -> Comparison:
-  """Returns the comparison in a directory, finished or not.
-
-  Args:
-    directory: an output of `optax-sam compare`.
-
-  Raises:
-    ValueError: if there is none, or a file is damaged, in one line.
-  """
+  """Returns the comparison in a directory, finished or not."""
   directory = pathlib.Path(directory)
   found = output_dir.read_config(directory)
   if found is None or found.get(output_dir.MARK) != 'compare':
@@ -178,20 +155,6 @@ def opened(
   """Opens the store of a comparison, new or to go on with, for one process.
 
   A new directory is removed again if nothing is finished in it.
-
-  Args:
-    directory: of the comparison.
-    settings: all settings, ready for JSON.
-    overwrite: whether to remove what an earlier comparison has stored.
-    adding: what is added to an earlier comparison, whose settings differ.
-
-  Yields:
-    The store, with what is finished.
-
-  Raises:
-    ValueError: if the directory belongs to something else, to another process
-      or to a comparison with other settings, or if a file is damaged.
-    OSError: if the directory cannot be written.
   """
   former_output(directory, overwrite=overwrite)
   with output_dir.created(directory) as is_new, output_dir.locked(directory):
@@ -208,6 +171,7 @@ def opened(
       output_dir.write_config(directory, 'compare', settings, adding=adding)
       yield store
     finally:
+      store.directory = None  # for threads that outlive a second Ctrl-C
       if is_new and store.is_empty:
         output_dir.clear(directory, FILES)
 
@@ -215,11 +179,7 @@ def opened(
 def former_output(
   directory: pathlib.Path, *, overwrite: bool
 ) -> dict[str, Any] | None:
-  """Returns the config.json of the comparison to go on with, if any.
-
-  Raises:
-    ValueError: if the directory is of something else.
-  """
+  """Returns the config.json of the comparison to go on with, if any."""
   former = output_dir.read_config(directory)
   is_own = former is not None and former[output_dir.MARK] == 'compare'
   if is_own and not overwrite:
@@ -244,14 +204,7 @@ def check_same(
   now: dict[str, Any],
   free: frozenset[str] = frozenset(),
 ) -> None:
-  """Raises a ValueError that lists every setting that differs.
-
-  Args:
-    directory: of the comparison, for the message.
-    former: its settings, or other properties.
-    now: those of the present command.
-    free: names that may differ.
-  """
+  """Raises a ValueError that lists every setting that differs."""
   different = list(_differences(_plain(former), _plain(now), free))
   if different:
     msg = (
@@ -262,11 +215,7 @@ def check_same(
 
 
 def describe(task: Any) -> dict[str, Any]:
-  """Returns a description of data and model, to notice that they differ.
-
-  Args:
-    task: a `loop.task.Task` with data in memory.
-  """
+  """Returns a description of data and model, to notice that they differ."""
   parts = {'train': task.inputs.train(), 'test': list(task.inputs.test())}
   shapes = jax.eval_shape(task.init, jax.random.key(0))[0]
   checksum = 0
@@ -291,11 +240,8 @@ def _differences(
       yield f'{name} was {one!r} and is now {other!r}'
 
 
-def _shapes(tree: Any) -> dict[str, str]:
-  return {
-    jax.tree_util.keystr(path): f'{leaf.dtype}{list(leaf.shape)}'
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+def _shapes(tree: Any) -> Any:
+  return jax.tree.map(lambda leaf: f'{leaf.dtype}{list(leaf.shape)}', tree)
 
 
 def _files(directory: pathlib.Path, part: str) -> list[pathlib.Path]:

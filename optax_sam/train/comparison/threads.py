@@ -31,13 +31,7 @@ def together(
   stop: threading.Event | None = None,
   done: Callable[[], None] = lambda: None,
 ) -> None:
-  """Runs jobs in threads; on an error or Ctrl-C the others end early.
-
-  Args:
-    jobs: the jobs. Each is deterministic alone, so their order doesn't matter.
-    stop: set if the other jobs are to end.
-    done: called after each job.
-  """
+  """Runs jobs in threads; on an error or Ctrl-C the others end early."""
   with concurrent.futures.ThreadPoolExecutor(workers()) as pool:
     try:
       started = [pool.submit(job) for job in jobs]

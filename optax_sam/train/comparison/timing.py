@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import numpy as np
 
 from optax_sam.train.loop import train_step
 from optax_sam.train.loop.trainer import Progress, Trainer
@@ -46,38 +47,26 @@ def measure(
   In each round every method runs a few steps from each of its starts. The
   methods alternate at every start, so that load on the machine affects all of
   them. Skipped steps are included.
-
-  Args:
-    trainers: the compiled trainers, by method.
-    starts: for each method, several states of its own training, at least one.
-    base: the method whose time is the unit of the relative times.
-    rounds: number of rounds that count; a warm-up round precedes them.
-    after_round: called after every round that counts.
-
-  Returns:
-    One timing for each method, with one entry a round.
   """
-  seconds: dict[str, list[float]] = {name: [] for name in trainers}
   turns = max(map(len, starts.values()))
-  for round_number in range(rounds + 1):
-    spent = dict.fromkeys(trainers, 0.0)
+  seconds = np.zeros((1 + rounds, len(trainers)))
+  for number, spent in enumerate(seconds):
     for turn in range(turns):
-      for name, trainer in trainers.items():
+      for column, (name, trainer) in enumerate(trainers.items()):
         own = starts[name]
-        spent[name] += _turn(trainer, own[turn % len(own)])
-    if round_number == 0:
-      continue
-    for name, total in spent.items():
-      seconds[name].append(total / (STEPS_A_TURN * turns))
-    after_round()
+        spent[column] += _turn(trainer, own[turn % len(own)])
+    if number:  # the first round is a warm-up
+      after_round()
+  seconds = seconds[1:].T / (STEPS_A_TURN * turns)
+  of_base = seconds[list(trainers).index(base)]
   return [
     Timing(
       method=name,
-      milliseconds=[1e3 * value for value in values],
-      relative=[x / y for x, y in zip(values, seconds[base], strict=True)],
+      milliseconds=(1e3 * own).tolist(),
+      relative=(own / of_base).tolist(),
       temporary_bytes=trainers[name].temporary_bytes,
     )
-    for name, values in seconds.items()
+    for name, own in zip(trainers, seconds, strict=True)
   ]
 
 

@@ -3,12 +3,12 @@
 import copy
 import dataclasses
 import functools
+import inspect
 import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from optax_sam.train.commands import progress
@@ -24,6 +24,7 @@ from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
 from optax_sam.train.reports.results import Trial
 
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 RADIUS, RATE = 'radius', 'learning_rate'
 # Of parameters and order of the examples; no run of a comparison has this seed.
 SEED = 2**20
@@ -32,18 +33,7 @@ Settings = dict[str, dict[str, Any]]
 
 
 def check(config: configs.CompareConfig, settings: Settings) -> None:
-  """Raises a ValueError if the flags of a search are invalid.
-
-  Args:
-    config: the configuration, with `tune`.
-    settings: complete settings of each method, base optimizer first.
-  """
-  if config.trials < 2:
-    msg = f'--trials must be at least 2, not {config.trials}'
-    raise ValueError(msg)
-  if not 0 < config.validation < 1:
-    msg = f'--validation must be above 0 and below 1, not {config.validation}'
-    raise ValueError(msg)
+  """Raises a ValueError if the flags of a search are invalid."""
   for text in config.tune or ():
     method, dot, setting = text.rpartition('.')
     if text not in (RADIUS, RATE) and not (dot and method in settings):
@@ -74,11 +64,6 @@ def start(
 
   A method without any of the named settings tunes its radius, or without a
   radius its learning rate. So every method, and the base, has a search.
-
-  Args:
-    config: the configuration.
-    name: the method.
-    own: its complete settings.
   """
   values = {RATE: configs.learning_rate(config), **own}
   radius = METHODS[name].row.radius if name in METHODS else None
@@ -101,13 +86,6 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
   The test examples of the second one are the validation examples, so a search
   cannot read those of the comparison. They are the dataset's own, or else a
   fraction of the training examples, of each class alike.
-
-  Args:
-    config: the configuration.
-    task: the task with all training examples, in memory.
-
-  Raises:
-    ValueError: if there are too few examples.
   """
   data = task.inputs
   if not isinstance(data, inputs.InMemory):
@@ -148,13 +126,6 @@ def tune(
   The base optimizer comes first. The methods take its learning rate, those that
   tune their own start from it. A method with a learning rate among its settings
   keeps it. The searches of the methods are independent and run in threads.
-
-  Args:
-    config: the configuration.
-    task: the task of the search, the second one of `split`.
-    settings: complete settings of each method, base optimizer first.
-    reporter: shows the progress.
-    stored: has the finished trials, which are not repeated, and gets new ones.
   """
   chosen: Settings = {}
   stop, lock = threading.Event(), threading.Lock()
@@ -191,31 +162,17 @@ def tune(
 
 @dataclasses.dataclass(frozen=True)
 class Trials:
-  """The trials of a method: training runs with other settings.
-
-  Attributes:
-    config: the configuration.
-    task: the task of the search.
-    name: the method.
-    own: its complete settings.
-    done: its finished trials.
-    save: called with each new trial.
-    after_step: called after every step.
-  """
+  """The trials of a method: training runs with other settings."""
 
   config: configs.CompareConfig
   task: Task
   name: str
-  own: dict[str, Any]
+  own: dict[str, Any]  # its complete settings
   done: list[Trial]
   save: Callable[[Trial], None]
   after_step: Callable[[Progress], None]
-  _points: dict[tuple[Any, ...], Point] = dataclasses.field(
-    default_factory=dict
-  )
-  _trainers: dict[Any, 'TracedTrainer'] = dataclasses.field(
-    default_factory=dict
-  )
+  _points: dict[Any, Point] = dataclasses.field(default_factory=dict)
+  _trainers: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
   @functools.cached_property
   def start(self) -> dict[str, Any]:
@@ -270,7 +227,7 @@ class Trials:
       self._trainers[place] = TracedTrainer(
         config, self.task, self.name, self.own | static
       )
-    trainer = self._trainers[place]
+    trainer: TracedTrainer = self._trainers[place]
     trainer.traced = traced
     end = trainer.start(SEED)
     trainer.run(end, SEED, self.after_step)
@@ -323,21 +280,11 @@ class TracedTrainer(Trainer):
   ) -> optax.GradientTransformation:
     """Returns method and base, which read these settings from the state."""
 
-    def made(values: Mapping[str, Any]) -> Any:
+    def made(**values: Any) -> optax.GradientTransformation:
       other = copy.copy(self)
-      other.settings = {**self.settings, **values}
-      built = Trainer.optimizer(other, seed, accuracy)
-      return optax.with_extra_args_support(built)
+      other.settings = self.settings | values
+      return Trainer.optimizer(other, seed, accuracy)
 
-    def init(params: optax.Params) -> Any:
-      values = {key: jnp.asarray(x) for key, x in self.traced.items()}
-      return values, made(self.traced).init(params)
-
-    def update(
-      updates: optax.Updates, state: Any, params: Any = None, **extra: Any
-    ) -> tuple[optax.Updates, Any]:
-      values, inner = state
-      updates, inner = made(values).update(updates, inner, params, **extra)
-      return updates, (values, inner)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    named = [inspect.Parameter(name, _KEYWORD) for name in self.traced]
+    vars(made)['__signature__'] = inspect.Signature(named)
+    return optax.inject_hyperparams(made)(**self.traced)

@@ -43,7 +43,8 @@ def value(text: str, setting: str, written: str, default: Any) -> Any:
   elif isinstance(default, numbers.Real) and not is_number:
     wanted = 'a number'
   elif isinstance(parsed, int | float):
-    largest = _LARGEST[isinstance(parsed, int) != isinstance(default, float)]
+    typical = default if isinstance(default, numbers.Real) else parsed
+    largest = _LARGEST[isinstance(typical, int)]
     if not abs(parsed) <= largest:
       wanted = f'a finite number, at most {largest:.2g}'
     elif setting == 'learning_rate' and not parsed > 0:

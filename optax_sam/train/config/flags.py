@@ -11,6 +11,7 @@ import tyro
 Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
 CountOrZero = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Size = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+SizeOrZero = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
 Positive = Annotated[float, msgspec.Meta(gt=0, le=3.4e38)]
@@ -164,23 +165,23 @@ class Comparison:
     DEFAULT_METHODS
   )
   """Methods to compare with the base optimizer, which is always trained."""
-  seeds: Count = 3
+  seeds: Size = 3
   """Runs of each method, with seeds 0, 1, ..."""
   tune: Annotated[
     tuple[str, ...] | None, flag(default='no search', value='[NAME ...]')
   ] = None
   """Choose settings of every method on validation examples: radius (which
   --tune alone means), learning_rate, or METHOD.SETTING."""
-  trials: Count = 8
+  trials: Annotated[int, msgspec.Meta(ge=2, le=4096)] = 8
   """With --tune: values that are tried for each method, the base included."""
-  validation: float = 0.2
+  validation: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.2
   """With --tune: fraction of the training examples that no run trains on."""
   budget: Budget = 'steps'
   """What is equal for all methods. With gradients or seconds, cheaper methods
   take more steps than --steps, as many as the most expensive one affords."""
-  timing_rounds: CountOrZero = 5
+  timing_rounds: SizeOrZero = 5
   """Rounds of timing after training; 0 leaves the timing out."""
-  add_seeds: CountOrZero = 0
+  add_seeds: SizeOrZero = 0
   """Train so many further seeds for the comparison in --output."""
   add_methods: Annotated[
     tuple[str, ...], flag(default='none', value='NAME,NAME')

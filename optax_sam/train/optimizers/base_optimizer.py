@@ -48,11 +48,7 @@ def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
 
 
 def arguments(config: configs.Experiment) -> dict[str, Any]:
-  """Returns the arguments of the base optimizer from `--set base.NAME=VALUE`.
-
-  Raises:
-    ValueError: if an argument doesn't exist or has another type.
-  """
+  """Returns the arguments given by `--set base.NAME=VALUE`, and defaults."""
   given = dict(_DEFAULTS.get(config.base, {}))
   parameters = inspect.signature(optimizers()[config.base]).parameters
   allowed = [name for name in parameters if _is_settable(name, parameters)]
@@ -79,12 +75,7 @@ def arguments(config: configs.Experiment) -> dict[str, Any]:
 def schedule(
   config: configs.Experiment, highest: float | None = None
 ) -> optax.Schedule:
-  """Returns the learning-rate schedule: linear warm-up, then cosine decay.
-
-  Args:
-    config: lengths of training and warm-up.
-    highest: peak learning rate, None for that of the base optimizer.
-  """
+  """Returns the learning-rate schedule: linear warm-up, then cosine decay."""
   if highest is None:
     highest = configs.learning_rate(config)
   # The peak may be traced, which this function of Optax does not accept.
@@ -106,13 +97,6 @@ def base_optimizer(
   kernels only if it also has one for a mask. Otherwise it is added to the
   gradients, on kernels only. `--clip-norm` clips the gradients that it receives
   from a sharpness-aware method, which itself uses unclipped gradients.
-
-  Args:
-    config: name and settings of the base optimizer.
-    steps: number of its steps in one training step.
-
-  Raises:
-    ValueError: if an argument is unknown or refused.
   """
   of_training = schedule(config)
   rate: Any = of_training

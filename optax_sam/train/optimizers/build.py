@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -51,17 +51,7 @@ def check_names(names: Iterable[str], base: str) -> None:
 
 
 def canonical_name(name: str, base: str, what: str) -> str:
-  """Returns the name of a method, or of the base optimizer.
-
-  Args:
-    name: as somebody writes it: in any case, with hyphens, or the title in the
-      paper.
-    base: name of the base optimizer.
-    what: the flag, for the error message.
-
-  Raises:
-    ValueError: if it is unknown, with the closest names.
-  """
+  """Returns the name of a method, or of the base optimizer."""
   optimizers = base_optimizer_lib.optimizers()
   if name.lower() in optimizers and name.lower() not in (base, *METHODS):
     msg = f'{what} {name!r} is a base optimizer; write --base {name.lower()}'
@@ -82,18 +72,7 @@ def canonical_name(name: str, base: str, what: str) -> str:
 def parse_settings(
   assignments: Iterable[str], names: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-  """Reads assignments such as `ae_sam.lambda_2=2`.
-
-  Args:
-    assignments: texts of the form METHOD.SETTING=VALUE.
-    names: the methods of this run; a setting of another method is an error.
-
-  Returns:
-    The given settings by method, possibly none.
-
-  Raises:
-    ValueError: if an assignment is invalid; lists the valid names.
-  """
+  """Reads assignments such as `ae_sam.lambda_2=2`."""
   parsed: dict[str, dict[str, Any]] = {
     name: {} for name in names if name in METHODS
   }
@@ -115,8 +94,7 @@ def parse_settings(
     setting = names_lib.find(what, setting, settable(name))
     default = complete_settings(name, {}, None).get(setting)
     value = assignment.value(text, setting, written, default)
-    positive = ('learning_rate', METHODS[name].row.radius)
-    if setting in positive and not np.float32(value) > 0:
+    if setting == METHODS[name].row.radius and not np.float32(value) > 0:
       msg = f'--set {text}: {setting} must be above 0, not {written}'
       raise ValueError(msg)
     parsed[name][setting] = value
@@ -129,14 +107,14 @@ def complete_settings(
   """Returns all settings of a method: given ones, --rho, then defaults."""
   if name not in METHODS:
     return {}
-  method, parameters = METHODS[name], _parameters(name)
+  row, parameters = METHODS[name].row, _parameters(name)
   chosen: dict[str, Any] = {
-    key: method.row.example.get(key)
+    key: row.example.get(key)
     if parameters[key].default is inspect.Parameter.empty
     else parameters[key].default
     for key in settable(name)
   }
-  chosen |= method.defaults
+  chosen |= METHODS[name].defaults
   if rho is not None and 'rho' in chosen:
     chosen['rho'] = rho
   return {**chosen, **given}
@@ -153,28 +131,14 @@ def optimizer(
   batch_like: Any = None,
   num_data: int = 1,
 ) -> optax.GradientTransformation:
-  """Returns the optimizer of a method, or the base optimizer alone.
-
-  Args:
-    name: name of a method in the registry, or of the base optimizer.
-    settings: result of `complete_settings`, possibly with a `learning_rate`,
-      which replaces that of `config`.
-    config: base optimizer, learning rate and length of training.
-    seed: seed of stochastic methods; used only in `init`.
-    epoch_steps: steps in an epoch, for methods that refresh their state once an
-      epoch.
-    accuracy: training accuracy, for settings that depend on it.
-    batch_like: shapes and dtypes of a batch, for methods with a batch in their
-      state.
-    num_data: number of training examples, for methods that depend on it.
-  """
+  """Returns the optimizer of a method, or the base optimizer alone."""
   if 'learning_rate' in settings:
     rate = settings['learning_rate']
     config = dataclasses.replace(config, learning_rate=rate)
   if name not in METHODS:
     return optax.chain(optax.identity(), base_optimizer(config))
-  method, parameters = METHODS[name], _parameters(name)
-  base_steps = settings[method.base_steps] if method.base_steps else 1
+  own, parameters = METHODS[name], _parameters(name)
+  base_steps = settings[own.base_steps] if own.base_steps else 1
   base = base_optimizer(config, base_steps)
   filled = {
     'total_steps': config.steps,
@@ -191,11 +155,11 @@ def optimizer(
     highest = settings.get('learning_rate')
     arguments['learning_rate'] = schedule(config, highest)
   try:
-    built = method.factory(**arguments)
+    built = own.factory(**arguments)
   except (TypeError, ValueError, OverflowError) as error:
     msg = f'{name}: {error}'
     raise ValueError(msg) from error
-  match method.row.place:
+  match own.row.place:
     case 'chain':
       return optax.chain(built, base)
     case 'after':
@@ -220,34 +184,9 @@ def averaging(
   return _placed('outside', name, settings)
 
 
-def skips(name: str) -> bool:
-  """Whether a method skips the perturbed gradient in some steps."""
-  return METHODS.get(name, _BASE).skips
-
-
-def reports(name: str) -> bool:
-  """Whether the state of a method contains metrics."""
-  return METHODS.get(name, _BASE).reports
-
-
-def uses_gradient(name: str) -> bool:
-  """Whether a method, or the base optimizer, reads the unperturbed gradient."""
-  return METHODS.get(name, _BASE).uses_gradient
-
-
-def solution(
-  name: str,
-) -> Callable[[optax.Params, Any], optax.Params] | None:
-  """Returns the function that computes the solution of a run, if any.
-
-  It maps trained parameters and optimizer state to the parameters to evaluate.
-  """
-  return METHODS.get(name, _BASE).solution
-
-
-def takes_per_example_losses(name: str) -> bool:
-  """Whether a method differentiates per-example losses."""
-  return METHODS.get(name, _BASE).takes_per_example_losses
+def method(name: str) -> Method:
+  """Returns the description of a method, or that of a base optimizer."""
+  return METHODS.get(name, _BASE)
 
 
 def _placed(place: str, name: str, settings: Mapping[str, Any]) -> Any:

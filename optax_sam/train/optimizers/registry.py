@@ -23,19 +23,14 @@ class Method:
 
   Attributes:
     row: the row of the catalog.
-    factory: the function that builds it. The trainer sets the arguments that
-      depend on the run; a method outside of the optimizer returns a
-      `ValidatedAveraging`.
+    factory: the function that builds it, or its `ValidatedAveraging`.
     uses_gradient: whether it reads the unperturbed gradient of the batch.
     takes_per_example_losses: whether it differentiates per-example losses, for
       which batch norm must use its running statistics.
-    defaults: values of arguments that differ from those of factory and row. A
-      value may be a rule that follows the training accuracy.
-    base_steps: the setting with the number of base optimizer steps in a step;
-      None for one.
-    solution: maps the parameters and the optimizer state to the solution of the
-      run, if it differs from the trained parameters. A `ValidatedAveraging` has
-      its own function for that.
+    defaults: values that differ from those of factory and row, or rules.
+    base_steps: the setting with the number of base optimizer steps in a step.
+    solution: maps parameters and optimizer state to the solution of the run, if
+      that differs from the trained parameters.
   """
 
   row: catalog.Method
@@ -116,14 +111,7 @@ BASES: dict[str, Callable[[Any], optax.GradientTransformation]] = {}
 
 
 def own(name: str, given: Any, *, reports: bool) -> Method:
-  """Returns a method that is not in the catalog.
-
-  Args:
-    name: its name.
-    given: a gradient transformation, which is placed before the base optimizer,
-      or a function from the base optimizer to the complete optimizer.
-    reports: whether `optax_sam.metrics` finds metrics in its state.
-  """
+  """Returns a method that is not in the catalog."""
   is_function = not isinstance(given, optax.GradientTransformation)
   row = dataclasses.replace(
     catalog.METHODS['sam'],

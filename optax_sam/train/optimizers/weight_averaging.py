@@ -12,18 +12,13 @@ from optax_sam.methods.swad import Swad
 class ValidatedAveraging(NamedTuple):
   """An average that depends on validation losses.
 
-  Attributes:
-    functions: the functions of `optax_sam.swad`. `accumulate` is part of each
-      step, `validate` is called after the last step of an epoch, and `result`
-      returns the solution of a run.
-    held_out: fraction of the training examples that are held out for
-      validation.
-    epochs: number of epochs between validations.
+  `accumulate` of its functions is part of each step, `validate` is called after
+  the last step of an epoch, and `result` returns the solution of a run.
   """
 
   functions: Swad
-  held_out: float
-  epochs: int
+  held_out: float  # fraction of the training examples
+  epochs: int  # between validations
 
 
 def swa(

@@ -108,7 +108,9 @@ def test_every_method_has_something_to_tune(name, tuned, expected):
   ('changes', 'message'),
   [
     ({'trials': 1}, '--trials must be at least 2, not 1'),
-    ({'validation': 1.0}, '--validation must be above 0 and below 1, not 1.0'),
+    ({'trials': 10**8}, '--trials must be at most 4096, not 100000000'),
+    ({'validation': 1.0}, '--validation must be below 1, not 1.0'),
+    ({'validation': 0.0}, '--validation must be above 0, not 0.0'),
     ({'tune': ('rho',)}, "--tune 'rho' must be radius, learning_rate or"),
     ({'tune': ('asam.rho',)}, r'a method of this run \(sgd, sam\)'),
     ({'tune': ('sam.tau',)}, '--tune sam.tau: choose a setting of sam among'),
@@ -121,7 +123,7 @@ def test_every_method_has_something_to_tune(name, tuned, expected):
 def test_invalid_flags_are_refused(changes, message):
   config = problems.compare_config(**({'tune': ()} | changes))
   with pytest.raises(ValueError, match=message):
-    plan.method_settings(config)
+    compare.run(config, Console(quiet=True))
 
 
 def test_integers_are_tried_once_and_only_if_the_method_accepts_them(
@@ -366,6 +368,6 @@ def test_radius_and_learning_rate_may_be_traced(name):
     )
   )
   assert jax.tree.leaves(updates)
-  if build.reports(name):
+  if build.method(name).reports:
     shapes = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), after)
     assert 'second_gradients' in optax_sam.metrics(shapes)
