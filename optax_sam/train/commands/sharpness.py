@@ -127,7 +127,7 @@ def _settings(
 ) -> configs.TrainConfig:
   """Returns the configuration of a run that has finished."""
   config = files.of_run(path)
-  if not (path / train.METRICS).is_file():
+  if not ((path / train.METRICS).is_file() and train.saved_steps(path)):
     msg = f'{path} has not finished; continue with --output {path} --resume'
     raise ValueError(msg)
   if data_dir is not None:

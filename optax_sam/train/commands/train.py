@@ -88,7 +88,8 @@ def run(
     target = pathlib.Path(processes.broadcast(str(config.output or default)))
     processes.on_first(lambda: stack.enter_context(_opened(config, target)))
     processes.together(lambda: _check_shared(target))
-    finished, sharpness = False, {}
+    finished, sharpness = None, {}
+    again = shlex.join(['optax-sam', 'train', '--output', str(target)])
     try:
       with Checkpoints(
         target / CHECKPOINTS, configs.settings(config)
@@ -96,6 +97,7 @@ def run(
         if config.resume:
           current = _restored(config, trainer, current, checkpoints, reporter)
           processes.on_first(lambda: _prolong(config, target))
+        finished = False
         finished = _train(config, trainer, current, checkpoints, reporter)
       if finished and not current.stopped:
         sharpness = trainer.measure_sharpness(current.state)
@@ -118,8 +120,16 @@ def run(
       if jax.process_count() > 1:
         raise  # the other processes do not know
       finished = False
+    except (ValueError, OSError) as error:
+      if finished is None or not saved_steps(target):
+        raise  # nothing was trained, or nothing is left
+      refused = isinstance(error, processes.RefusedError)
+      msg = (
+        f'{errors.describe(error)}; {target} has {_saved(target)}; continue '
+        f'with: {again} --resume'
+      )
+      raise (processes.RefusedError if refused else ValueError)(msg) from None
     if not finished:
-      again = shlex.join(['optax-sam', 'train', '--output', str(target)])
       reporter.line(
         f'Interrupted after step {current.step} of {config.steps}; {target} '
         f'has {_saved(target)}; continue with: {again} --resume'
@@ -211,7 +221,7 @@ def _opened(
     try:
       yield
     except BaseException:
-      nothing = not (_steps(target) or (target / METRICS).exists())
+      nothing = not (saved_steps(target) or (target / METRICS).exists())
       if nothing and not config.resume:
         output_dir.clear(target, FILES)
       raise
@@ -427,7 +437,7 @@ def _evaluation(current: Progress, measured: results.Metric) -> str:
   return line
 
 
-def _steps(target: pathlib.Path) -> list[int]:
+def saved_steps(target: pathlib.Path) -> list[int]:
   """Returns the steps of the checkpoints that are complete."""
   paths = (target / CHECKPOINTS).glob('[0-9]*')
   return sorted(int(path.name) for path in paths if path.name.isdecimal())
@@ -435,7 +445,7 @@ def _steps(target: pathlib.Path) -> list[int]:
 
 def _saved(target: pathlib.Path) -> str:
   """Returns what is saved of a run, for a message."""
-  steps = ', '.join(map(str, _steps(target)))
+  steps = ', '.join(map(str, saved_steps(target)))
   return f'checkpoints of steps {steps}' if steps else 'no checkpoint'
 
 
