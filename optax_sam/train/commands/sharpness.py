@@ -32,25 +32,10 @@ _DATA = ('dataset', 'label_noise', 'image_size')
 _VECTORS = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class _Solution:
-  """The final parameters of a run, and its loss on fixed examples."""
-
-  test_accuracy: float
-  params: Any
-  args: tuple[Any, datasets.Batch]
-  value_fn: Any
-
-
 def run(
   config: configs.SharpnessConfig, console: Console, command: str = ''
 ) -> None:
   """Measures finished runs of `optax-sam train` and writes a report.
-
-  Args:
-    config: directories of the runs, and settings of the measures.
-    console: console for progress and the table.
-    command: the command line, for the report.
 
   Raises:
     ValueError: if a directory is not a finished run, if the runs use different
@@ -80,24 +65,20 @@ def _measure_all(
 ) -> results.Comparison:
   """Returns the runs, each as one of a method of its own."""
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
-  runs = []
-  names = checks.run_names(config)
+  runs, names = [], checks.run_names(config)
   with progress.Reporter(console) as reporter:
     for name, path, given in zip(names, config.runs, settings, strict=True):
       with reporter.phase(f'Measuring {path}', 1) as phase:
-        solution = _load(path, given, config.examples, reporter)
-        last = {'step': given.steps, 'test_accuracy': solution.test_accuracy}
+        accuracy, *solution = _load(path, given, config.examples, reporter)
         run = results.Run(
           method=name,
           seed=given.seed,
           settings=_complete(given),
           log=[],
-          evaluations=[last],
+          evaluations=[{'step': given.steps, 'test_accuracy': accuracy}],
           sharpness=_measure(solution, config),
           seconds=math.nan,
-          landscape=random_lines.measure(
-            solution.value_fn, solution.params, solution.args, seed=config.seed
-          ),
+          landscape=random_lines.measure(*solution, seed=config.seed),
         )
         runs.append(run)
         phase.advance()
@@ -123,15 +104,14 @@ def _complete(config: configs.TrainConfig) -> dict[str, Any]:
   settings = configs.settings(config)
   # The settings of the method include the effect of these two flags.
   del settings['rho'], settings['set']
-  method = {
+  method = formats.in_words(train.method_settings(config))
+  return {
     'method': settings.pop('method'),
-    'method_settings': formats.in_words(train.method_settings(config)),
-  }
-  rates = {
+    'method_settings': method,
+    **settings,
     'learning_rate': configs.learning_rate(config),
     'weight_decay': configs.weight_decay(config),
   }
-  return method | settings | rates
 
 
 def _settings(
@@ -160,6 +140,9 @@ def _check_one_dataset(
           f'{paths[0]} and {value!r} in {path}; measure them separately'
         )
         raise ValueError(msg)
+    if given.steps not in train.saved_steps(path):
+      msg = f'{path} lacks the checkpoint of its last step, {given.steps}'
+      raise ValueError(msg)
 
 
 def _load(
@@ -167,12 +150,17 @@ def _load(
   config: configs.TrainConfig,
   examples: int,
   reporter: progress.Reporter,
-) -> _Solution:
+) -> tuple[float, Any, Any, tuple[Any, datasets.Batch]]:
+  """Returns the test accuracy at the end of a run, its loss and parameters.
+
+  The last are the further arguments of the loss: statistics and a batch.
+  """
   with contextlib.closing(task.build(config, reporter.line)) as problem:
     trainer = Trainer(
       config, problem, config.method, train.method_settings(config)
     )
-    with Checkpoints(path / train.CHECKPOINTS, {}) as checkpoints:
+    kept = configs.settings(config)
+    with Checkpoints(path / train.CHECKPOINTS, kept) as checkpoints:
       found = checkpoints.restore(
         trainer.start(config.seed).state, reporter.line, goes_on=False
       )
@@ -187,32 +175,29 @@ def _load(
       raise ValueError(msg)
     batch = jax.device_put(problem.inputs.fixed(examples))
     params, statistics = trainer.solution(found.state)
-    return _Solution(
-      test_accuracy=found.evaluations[-1]['test_accuracy'],
-      params=params,
-      args=(statistics, batch),
-      value_fn=problem.evaluation_loss,
-    )
+    # Not known with another metric.
+    accuracy = found.evaluations[-1].get('test_accuracy', math.nan)
+    return accuracy, problem.evaluation_loss, params, (statistics, batch)
 
 
 def _measure(
-  solution: _Solution, config: configs.SharpnessConfig
+  solution: list[Any], config: configs.SharpnessConfig
 ) -> dict[str, float]:
-  given = (solution.value_fn, solution.params)
-  args = {'args': solution.args}
+  given: tuple[Any, Any] = (solution[0], solution[1])
+  args, seed = {'args': solution[2]}, config.seed
   try:
     eigenvalues = sharpness.top_eigenvalues(
       *given,
       config.eigenvalues,
       max_vectors=max(_VECTORS, config.eigenvalues + 2),
       tolerance=1e-2,
-      seed=config.seed,
+      seed=seed,
       **args,
     )
   except RuntimeError:  # no convergence: report NaN, not a wrong number
     eigenvalues = [math.nan] * config.eigenvalues
   trace = sharpness.hessian_trace(
-    *given, probes=config.probes, seed=config.seed, **args
+    *given, probes=config.probes, seed=seed, **args
   )
   rise = sharpness.sam_sharpness
   adaptive_rise = sharpness.adaptive_sharpness
