@@ -205,6 +205,9 @@ def test_a_click_hides_a_method_in_all_figures(page):
     assert 'sam' not in methods_in(page, figure)
   button.press('Enter')
   assert all('sam' in methods_in(page, figure) for figure in figures)
+  for one in page.locator('.methods button').all():
+    one.click()
+  assert not any(methods_in(page, figure) for figure in figures)
 
 
 def test_axes_switch_in_all_curves(page):

@@ -31,13 +31,8 @@ def over_seeds(
   """Returns a curve for the page; long ones are averaged over spans of steps.
 
   A mean over a changing set of seeds would jump, so a curve ends where its
-  first run diverges or stops. None if no step is common to all runs.
-
-  Args:
-    comparison: The measured comparison.
-    method: Name of the method.
-    rows_of: Maps a run to its rows.
-    value: Maps a row to the number; NaN if the row lacks it.
+  first run diverges or stops. It is None if no step is common to all runs. The
+  `value` of a row is NaN if the row lacks it.
   """
   runs = comparison.complete_runs(method) or comparison.runs_of(method)
   # The number of points bounds the size of the page.

@@ -507,6 +507,10 @@ const figuresOf = (page, options, hidden) => {
   }
 
   function content(figure, box) {
+    const shown = figure.rows || figure.curves || figure.points;
+    if (shown && shown.every(({method}) => hidden.has(method))) {
+      return {traces: [], layout: {}};
+    }
     if (figure.curves) return drawCurves(figure, box);
     if (figure.points) return drawPoints(figure, box);
     return figure.rows ? drawRows(figure) : drawPlane(figure, box);

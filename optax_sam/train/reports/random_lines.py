@@ -18,12 +18,7 @@ def measure(
 
   Networks with equal shapes get the same Gaussian direction for the same seed,
   scaled filter by filter to their own weights. So their lines are comparable.
-
-  Args:
-    value_fn: maps the parameters and `args` to a scalar loss.
-    params: the solution, the middle of the line.
-    args: further arguments of `value_fn`; each `value_fn` is compiled once.
-    seed: seed of the direction.
+  Each `value_fn`, of the parameters and `args`, is compiled once.
   """
   direction = _direction(params, jax.random.key(seed))
   found = landscape.line(value_fn, params, direction, points=POINTS, args=args)
