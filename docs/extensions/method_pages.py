@@ -296,7 +296,7 @@ def _evidence(method: Method) -> str:
 
 
 def _bibtex(method: Method) -> str:
-  """Returns the BibTeX entry of a method's paper, from catalog and docstring."""
+  """Returns the BibTeX entry of a paper, from catalog and docstring."""
   paper = method.paper
   text = inspect.getdoc(method.function) or ''
   found = re.search(rf'`([^`<]+?)\s*<{re.escape(paper.link)}>`_', text)
