@@ -88,8 +88,8 @@ def of_task(
     taken = train_step.jitted_step(
       problem,
       trainer.optimizer(seed=0),
-      uses_gradient=build.uses_gradient(name),
-      takes_per_example_losses=build.takes_per_example_losses(name),
+      uses_gradient=build.method(name).uses_gradient,
+      takes_per_example_losses=build.method(name).takes_per_example_losses,
       ema_decay=config.ema_decay,
       sharding=NamedSharding(mesh, P()),
       rows=NamedSharding(mesh, P('data')),

@@ -16,7 +16,6 @@ import evidence
 import griffe
 
 from optax_sam.catalog import GROUPS, METHODS, Method
-from optax_sam.train.reports.display import bibtex
 
 _TEXTS = pathlib.Path(__file__).parents[1] / 'methods' / 'texts.toml'
 _PLACES = {
@@ -206,7 +205,7 @@ def _page(method: Method) -> str:
     parts.append(f'## Checked by hand\n\n{example}')
   parts += [
     f'## Evidence\n\n{_evidence(method)}',
-    f'## Paper\n\n{references}\n\n```bibtex\n{bibtex(method)}```',
+    f'## Paper\n\n{references}\n\n```bibtex\n{_bibtex(method)}```',
     f'??? note "Fidelity to the paper"\n\n{textwrap.indent(fidelity, "    ")}',
   ]
   return '\n\n'.join(parts) + '\n'
@@ -293,4 +292,24 @@ def _evidence(method: Method) -> str:
     'interval; bold if the interval excludes 0. Each radius was chosen on '
     'validation data. [How it was measured](../evidence.md).\n\n'
     + evidence.gains(method)
+  )
+
+
+def _bibtex(method: Method) -> str:
+  """Returns the BibTeX entry of a paper, from catalog and docstring."""
+  paper = method.paper
+  text = inspect.getdoc(method.function) or ''
+  found = re.search(rf'`([^`<]+?)\s*<{re.escape(paper.link)}>`_', text)
+  name = ' '.join(found[1].split()) if found else method.title
+  authors = paper.authors.replace(' et al.', ' and others')
+  key = re.sub(r'\W', '', paper.authors.split()[0].lower())
+  return (
+    f'@article{{{key}{paper.year}{method.name.replace("_", "")},\n'
+    f'  title = {{{{{name}}}}},\n'
+    f'  author = {{{authors}}},\n'
+    f'  year = {{{paper.year}}},\n'
+    f'  eprint = {{{paper.arxiv}}},\n'
+    '  archivePrefix = {arXiv},\n'
+    f'  url = {{{paper.link}}}\n'
+    '}\n'
   )

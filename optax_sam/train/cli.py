@@ -1,9 +1,17 @@
 """The command `optax-sam`."""
 
+import io
+import logging
+import os
 import shlex
+import signal
 import sys
+import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any
+
+import jax
 
 import optax_sam
 from optax_sam.train.config import errors
@@ -12,30 +20,75 @@ from optax_sam.train.config import errors
 def main(arguments: Sequence[str] | None = None) -> None:
   """Runs the command and exits.
 
-  The status is 0, 1 if `train` diverged, 2 on bad input, 130 after Ctrl-C.
+  The status is 0, 1 if `train` diverged or the devices failed, 2 on bad input,
+  130 after Ctrl-C or SIGTERM.
   """
-  arguments = sys.argv[1:] if arguments is None else list(arguments)
+  if arguments is not None:
+    sys.exit(_status(list(arguments)))
+  _prepare_process()
+  status = _status(sys.argv[1:])
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said
+  sys.exit(status)
+
+
+def _prepare_process() -> None:
+  """Prepares for signals, for output that nobody reads, for noisy libraries."""
+  for number, name in ((1, 'stdout'), (2, 'stderr')):
+    if getattr(sys, name) is None:  # it was closed before the start
+      number = os.open(os.devnull, os.O_WRONLY)
+    stream = io.BufferedWriter(_Unfailing(number, 'w', closefd=False))
+    text = io.TextIOWrapper(
+      stream, errors='backslashreplace', line_buffering=True
+    )
+    setattr(sys, name, text)
+  for ending in (signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(ending) is not signal.SIG_IGN:  # as under nohup
+      signal.signal(ending, signal.default_int_handler)
+  # Libraries report what ends here as one line.
+  logging.disable(logging.CRITICAL)
+  warnings.simplefilter('ignore')
+  sys.unraisablehook = threading.excepthook = lambda _: None
+
+
+class _Unfailing(io.FileIO):
+  """A stream that may be closed, or full, without ending a run."""
+
+  def write(self, data: Any) -> int:
+    """Writes what can be written."""
+    try:
+      return super().write(data)
+    except OSError:
+      return len(data)
+
+
+def _status(arguments: list[str]) -> int:
   if arguments[-1:] == ['--version'] and len(arguments) <= 2:
     print(f'optax-sam {optax_sam.__version__}')
-    sys.exit(0)
+    return 0
   try:
     from optax_sam.train.config.arguments import parse
+
+    return _run(parse(arguments), shlex.join(['optax-sam', *arguments]))
   except ModuleNotFoundError as error:
+    if error.name not in _EXTRA:
+      raise
     message = f"it needs {error.name}: pip install 'optax-sam[train]'"
-    errors.print_error(message)
-    sys.exit(errors.USAGE_ERROR)
-  try:
-    config = parse(arguments)
-    sys.exit(_run(config, shlex.join(['optax-sam', *arguments])))
+    status = errors.USAGE_ERROR
   except KeyboardInterrupt:
-    errors.print_error('interrupted, nothing was written')
-    sys.exit(errors.INTERRUPTED)
+    message, status = 'interrupted, nothing was written', errors.INTERRUPTED
   except errors.DivergedError as error:
-    errors.print_error(str(error))
-    sys.exit(errors.FAILED)
-  except (ValueError, OSError) as error:
-    errors.print_error(errors.describe(error))
-    sys.exit(errors.USAGE_ERROR)
+    message, status = str(error), errors.FAILED
+  except jax.errors.JaxRuntimeError as error:
+    message = f'the devices failed: {str(error).splitlines()[0]}'
+    status = errors.FAILED
+  except (ValueError, OSError, ArithmeticError, MemoryError) as error:
+    message, status = errors.describe(error), errors.USAGE_ERROR
+  errors.print_error(message)
+  return status
+
+
+# Packages of the extra `train` that every command needs.
+_EXTRA = ('msgspec', 'rich', 'tyro', 'flax')
 
 
 def _run(config: Any, command: str) -> int:
@@ -64,12 +117,10 @@ def _run(config: Any, command: str) -> int:
       from optax_sam.train.commands import sharpness
 
       sharpness.run(config, console, command)
-      return 0
     case configs.ReportConfig():
       from optax_sam.train.commands import report
 
       report.run(config, console)
-      return 0
     case configs.ConvertConfig():
       from optax_sam.train.commands import convert
 
@@ -78,7 +129,7 @@ def _run(config: Any, command: str) -> int:
       from optax_sam.train.commands import methods
 
       methods.run(config, console)
-      return 0
+  return 0
 
 
 if __name__ == '__main__':

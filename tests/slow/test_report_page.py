@@ -7,8 +7,8 @@ import shutil
 
 import pytest
 
-from optax_sam.train.reports import run_page, tables
-from optax_sam.train.reports.comparison_page import render_page
+from optax_sam.train.reports import tables
+from optax_sam.train.reports.comparison_report import render_page
 from optax_sam.train.reports.results import Trial
 from tests.train.reports.comparisons import (
   BETTER,
@@ -205,6 +205,9 @@ def test_a_click_hides_a_method_in_all_figures(page):
     assert 'sam' not in methods_in(page, figure)
   button.press('Enter')
   assert all('sam' in methods_in(page, figure) for figure in figures)
+  for one in page.locator('.methods button').all():
+    one.click()
+  assert not any(methods_in(page, figure) for figure in figures)
 
 
 def test_axes_switch_in_all_curves(page):
@@ -310,7 +313,7 @@ def test_print_shows_everything_within_the_paper(browser, file, tmp_path):
       svg.getBoundingClientRect().right <= 701)"""
   )
   page.evaluate("dispatchEvent(new Event('afterprint'))")
-  assert page.locator('details:not([open])').count() == 2
+  assert page.locator('details:not([open])').count() == 1
   assert page.faults == []
   page.close()
 
@@ -328,7 +331,7 @@ def test_without_javascript_there_are_headline_table_and_texts(browser, file):
 
 def test_the_page_of_one_run_works(browser, tmp_path):
   path = tmp_path / 'report.html'
-  run_page.write(comparison([run('sam', 0, 0.9)], base='sam'), path)
+  comparison([run('sam', 0, 0.9)], base='sam').report(path)
   page = opened(browser, path, viewport={'width': 390, 'height': 800})
   assert page.faults == []
   assert methods_in(page, 'test-loss') == ['sam']

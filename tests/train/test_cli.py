@@ -37,10 +37,10 @@ ONE_LINE = [
   (['methods', 'nothing'], '`optax-sam methods` lists all'),
   # Values
   (['compare', '--steps', '0'], '--steps must be at least 1'),
-  (['compare', '--steps', '9' * 400], 'not a number of 400 digits'),
+  (['compare', '--steps', '9' * 400], 'of 400 characters'),
   (['compare', '--rho', '0'], '--rho 0 perturbs nothing'),
-  (['compare', '--rho', '1e39'], '--rho must be above 0 and finite in float32'),
-  (['compare', '--label-noise', '1'], '--label-noise must be at least 0 and b'),
+  (['compare', '--rho', '1e39'], '--rho must be at most 3.4e+38, not 1e+39'),
+  (['compare', '--label-noise', '1'], '--label-noise must be below 1, not 1.0'),
   (['train', '--seed', str(2**63)], '--seed must be at most'),
   (['train', '--prefetch', '1000000000000'], '--prefetch must be at most 4096'),
   (['compare', '--resize', '8'], '--resize 8 is not for --dataset digits'),
@@ -166,6 +166,8 @@ def test_examples_of_the_help_can_be_parsed(command):
   for example in arguments.EXAMPLES[command]:
     program, *flags = shlex.split(example)
     assert program == 'optax-sam'
+    if '--resume' in flags:  # needs the run
+      continue
     config = arguments.parse(flags)
     if command in ('compare', 'train'):
       checks.validate(config)

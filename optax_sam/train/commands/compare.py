@@ -3,14 +3,11 @@
 import contextlib
 import pathlib
 import shlex
-import signal
-import threading
-from collections.abc import Iterator
 
 from rich.console import Console
 
 from optax_sam.train.commands import progress
-from optax_sam.train.comparison import continuation, plan, runs, store
+from optax_sam.train.comparison import plan, runs, store
 from optax_sam.train.config import checks, configs, errors, output_dir
 from optax_sam.train.loop import task
 from optax_sam.train.reports import comparison_report, results
@@ -25,76 +22,48 @@ def run(
   """Compares methods and writes a report.
 
   What an earlier comparison in the same output has finished is not repeated.
-
-  Args:
-    config: methods, seeds and settings to compare.
-    console: console for progress and the table of results.
-    command: the command line, for the report.
-    problem: the task of a checked configuration that is complete; None for that
-      of the flags.
-
-  Returns:
-    The measured comparison. After Ctrl-C or SIGTERM it is marked `interrupted`
-    and has only the finished runs.
-
-  Raises:
-    KeyboardInterrupt: if it was interrupted before anything was finished; then
-      nothing is written.
-    ValueError: if the configuration is invalid; raised before any training.
-    OSError: if the output cannot be written. Finished runs are stored.
   """
-  adding = None
-  if problem is None:
-    checks.validate(config)
-    resolved = continuation.resolve(config)
-    config, adding = resolved.config, resolved.adding
-    checks.validate(config)
-  settings = plan.method_settings(config)
   target = config.output or output_dir.dated(configs.dataset_name(config))
-  store.former_output(target, overwrite=config.overwrite)  # before the data
-  problem = problem or task.build(config)
-  with (
-    store.opened(
-      target,
-      configs.settings(config),
-      overwrite=config.overwrite,
-      adding=adding,
-      free=continuation.FREE,
-      defaults=configs.settings(configs.CompareConfig()),
-    ) as stored,
-    progress.Reporter(console) as reporter,
-    _termination_as_interrupt(),
-  ):
-    try:
+  adding = None
+  try:
+    if problem is None:
+      checks.validate(config)
+      config, adding = plan.resolve(config)
+      checks.validate(config)
+    settings, kept = plan.method_settings(config), configs.settings(config)
+    store.former_output(target, overwrite=config.overwrite)  # before the data
+    problem = problem or task.build(config)
+    how = {'overwrite': config.overwrite, 'adding': adding}
+    with (
+      store.opened(target, kept, **how) as stored,
+      progress.Reporter(console) as reporter,
+    ):
       comparison = runs.measure(
         config, settings, reporter, command, problem, stored
       )
-      if comparison.runs:
-        comparison_report.print_table(comparison, console)
-        comparison_report.write_report(comparison, target)
+      comparison_report.print_table(comparison, console)
+      comparison_report.write_report(comparison, target)
       if not comparison.interrupted:  # nothing is to be added any more
-        output_dir.write_config(target, 'compare', configs.settings(config))
-    except KeyboardInterrupt:
-      if stored.is_empty:
-        raise
-      _print(console, _how_to_go_on(config, target))
-      raise SystemExit(errors.INTERRUPTED) from None
-    except OSError as error:
-      error.filename = error.filename or str(target)
-      if not stored.is_empty:
+        output_dir.write_config(target, 'compare', kept)
+  except (KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
+    if (target / output_dir.CONFIG).exists():
+      with contextlib.suppress(KeyboardInterrupt):  # again
         _print(console, _how_to_go_on(config, target))
-      raise
-  if stored.is_empty:
-    raise KeyboardInterrupt
-  if comparison.runs:
-    _print(console, f'Report: {target / "report.html"}')
+      if isinstance(error, KeyboardInterrupt):
+        raise SystemExit(errors.INTERRUPTED) from None
+    if isinstance(error, OSError):
+      error.filename = error.filename or str(target)
+    raise
+  _print(console, f'Report: {target / "report.html"}')
   if comparison.interrupted:
     _print(console, _how_to_go_on(config, target))
   return comparison
 
 
 def _how_to_go_on(config: configs.CompareConfig, target: pathlib.Path) -> str:
-  text = 'What is finished is stored; repeat the command to go on'
+  finished = store.finished(target) or 'no finished run'
+  how = ' without --overwrite' if config.overwrite else ''
+  text = f'{target} has {finished}; repeat the command{how} to go on'
   if config.data_dir or config.dataset == 'own data':
     return text
   command = shlex.join(['optax-sam', 'compare', '--output', str(target)])
@@ -103,16 +72,3 @@ def _how_to_go_on(config: configs.CompareConfig, target: pathlib.Path) -> str:
 
 def _print(console: Console, text: str) -> None:
   console.print(text, soft_wrap=True, highlight=False, markup=False)
-
-
-@contextlib.contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
-  """Treats SIGTERM like Ctrl-C."""
-  if threading.current_thread() is not threading.main_thread():
-    yield  # only the main thread may install a handler
-    return
-  former = signal.signal(signal.SIGTERM, signal.default_int_handler)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, former)

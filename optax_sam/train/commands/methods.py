@@ -32,7 +32,7 @@ def run(config: configs.MethodsConfig, console: Console) -> None:
     ValueError: if a name is unknown.
   """
   names = [
-    build.canonical_name(name, '', 'method')
+    build.canonical_name(name, 'sam', 'method')
     for text in config.names
     for name in text.split(',')
   ]

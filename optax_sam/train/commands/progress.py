@@ -1,11 +1,20 @@
 """Progress output: bars on a terminal, plain lines elsewhere."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Self
 
 from rich import progress as rich_progress
 from rich.console import Console
+
+from optax_sam.train.config import errors
+
+
+def say(console: Console, text: str) -> None:
+  """Prints lines as they are, with escaped control characters."""
+  text = '\n'.join(map(errors.printable, text.split('\n')))
+  console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class Reporter:
@@ -16,18 +25,14 @@ class Reporter:
   """
 
   def __init__(self, console: Console) -> None:
-    """Creates a reporter that shows nothing yet.
-
-    Args:
-      console: console to print on.
-    """
+    """Creates a reporter that shows nothing yet."""
     self.console = console
     self._bars = rich_progress.Progress(
-      rich_progress.TextColumn('{task.description}'),
+      rich_progress.TextColumn('{task.description}', markup=False),
       rich_progress.BarColumn(),
       rich_progress.MofNCompleteColumn(),
       rich_progress.TimeRemainingColumn(),
-      rich_progress.TextColumn('[dim]{task.fields[detail]}'),
+      rich_progress.TextColumn('{task.fields[detail]}', 'dim', markup=False),
       console=console,
       disable=not console.is_terminal,
     )
@@ -43,37 +48,28 @@ class Reporter:
 
   def line(self, text: str) -> None:
     """Prints one line, above the bars if there are any."""
-    self._bars.console.print(
-      text, markup=False, highlight=False, soft_wrap=True
-    )
+    say(self._bars.console, text)
 
   @contextlib.contextmanager
   def phase(self, text: str, total: int) -> Iterator['Phase']:
     """Starts a phase of `total` units of work."""
     if not self.console.is_terminal:
       self.line(text)
+    text = errors.printable(text)
     yield Phase(self._bars, self._bars.add_task(text, total=total, detail=''))
 
 
+@dataclasses.dataclass(frozen=True)
 class Phase:
-  """One bar."""
+  """One bar of a display."""
 
-  def __init__(
-    self, bars: rich_progress.Progress, task: rich_progress.TaskID
-  ) -> None:
-    """Wraps a progress bar of rich.
-
-    Args:
-      bars: the progress display with all bars.
-      task: identifier of this bar.
-    """
-    self._bars = bars
-    self._task = task
+  bars: rich_progress.Progress
+  task: rich_progress.TaskID
 
   def advance(self, amount: int = 1) -> None:
     """Counts units of work as done."""
-    self._bars.advance(self._task, amount)
+    self.bars.advance(self.task, amount)
 
   def detail(self, text: str) -> None:
     """Shows the name of the current item."""
-    self._bars.update(self._task, detail=text)
+    self.bars.update(self.task, detail=errors.printable(text))

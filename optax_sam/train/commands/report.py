@@ -2,6 +2,7 @@
 
 from rich.console import Console
 
+from optax_sam.train.commands import progress
 from optax_sam.train.comparison import store
 from optax_sam.train.config import configs
 from optax_sam.train.reports import comparison_report
@@ -10,10 +11,6 @@ from optax_sam.train.reports import comparison_report
 def run(config: configs.ReportConfig, console: Console) -> None:
   """Renders the saved results of a comparison.
 
-  Args:
-    config: the directory of the comparison.
-    console: console for the table of results.
-
   Raises:
     ValueError: if the directory has no results of a comparison.
     OSError: if the report cannot be written.
@@ -21,8 +18,4 @@ def run(config: configs.ReportConfig, console: Console) -> None:
   comparison = store.read(config.directory)
   comparison_report.print_table(comparison, console)
   comparison_report.write_report(comparison, config.directory)
-  console.print(
-    f'Report: {config.directory / "report.html"}',
-    soft_wrap=True,
-    highlight=False,
-  )
+  progress.say(console, f'Report: {config.directory / "report.html"}')

@@ -14,50 +14,28 @@ from rich.console import Console
 
 from optax_sam import sharpness
 from optax_sam.train.commands import progress, train
-from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.config import checks, configs, files, output_dir
 from optax_sam.train.data import datasets
 from optax_sam.train.loop import task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.reports import (
+  formats,
   machine,
-  page,
   random_lines,
+  results,
   sharpness_report,
 )
-from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
 
 # Settings that must agree for the numbers to be comparable.
 _DATA = ('dataset', 'label_noise', 'image_size')
 _VECTORS = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class _Solution:
-  """The final parameters of a run, and its loss on fixed examples.
-
-  Attributes:
-    test_accuracy: test accuracy at the end of the run.
-    params: the final parameters.
-    args: further arguments of `value_fn`.
-    value_fn: mean loss in evaluation mode.
-  """
-
-  test_accuracy: float
-  params: Any
-  args: tuple[Any, datasets.Batch]
-  value_fn: Any
-
-
 def run(
   config: configs.SharpnessConfig, console: Console, command: str = ''
 ) -> None:
   """Measures finished runs of `optax-sam train` and writes a report.
-
-  Args:
-    config: directories of the runs, and settings of the measures.
-    console: console for progress and the table.
-    command: the command line, for the report.
 
   Raises:
     ValueError: if a directory is not a finished run, if the runs use different
@@ -68,16 +46,15 @@ def run(
   settings = [_settings(path, config.data_dir) for path in config.runs]
   _check_one_dataset(config.runs, settings)
   target = config.output or output_dir.dated('sharpness')
-  with output_dir.new_directory(
+  with output_dir.opened(
     target, overwrite=config.overwrite, known=sharpness_report.FILES
-  ) as directory:
+  ):
     measured = _measure_all(config, settings, console, command)
-    sharpness_report.write(measured, directory)
-    output_dir.write_config(directory, 'sharpness', _as_json(config))
-  sharpness_report.print_table(measured, console)
-  console.print(
-    f'Report: {target / "report.html"}', soft_wrap=True, highlight=False
-  )
+    with output_dir.staged(target) as directory:
+      sharpness_report.write(measured, config, directory)
+      output_dir.write_config(directory, 'sharpness', _as_json(config))
+  sharpness_report.print_table(measured, config, console)
+  progress.say(console, f'Report: {target / "report.html"}')
 
 
 def _measure_all(
@@ -85,32 +62,40 @@ def _measure_all(
   settings: list[configs.TrainConfig],
   console: Console,
   command: str,
-) -> Measurements:
+) -> results.Comparison:
+  """Returns the runs, each as one of a method of its own."""
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
-  numbers, lines = {}, {}
-  names = checks.run_names(config)
+  runs, names = [], checks.run_names(config)
   with progress.Reporter(console) as reporter:
     for name, path, given in zip(names, config.runs, settings, strict=True):
       with reporter.phase(f'Measuring {path}', 1) as phase:
-        solution = _load(path, given, config.examples, reporter)
-        numbers[name] = _measure(solution, config)
-        lines[name] = random_lines.measure(
-          solution.value_fn, solution.params, solution.args, seed=config.seed
+        accuracy, *solution = _load(path, given, config.examples, reporter)
+        run = results.Run(
+          method=name,
+          seed=given.seed,
+          settings=_complete(given),
+          log=[],
+          evaluations=[{'step': given.steps, 'test_accuracy': accuracy}],
+          sharpness=_measure(solution, config),
+          seconds=math.nan,
+          landscape=random_lines.measure(*solution, seed=config.seed),
         )
+        runs.append(run)
         phase.advance()
-  return Measurements(
-    config=config,
+  return results.Comparison(
+    settings={},
     command=command,
-    settings={
-      name: _complete(given)
-      for name, given in zip(names, settings, strict=True)
-    },
-    numbers=numbers,
-    lines=lines,
+    base='',
+    runs=runs,
+    timings=[],
     versions=machine.versions(),
     machine=machine.describe(),
     started=started.isoformat(timespec='seconds'),
     seconds=time.perf_counter() - start,
+    interrupted=False,
+    total_steps=0,
+    test_examples=0,
+    sharpness_radius=config.rho,
   )
 
 
@@ -119,33 +104,26 @@ def _complete(config: configs.TrainConfig) -> dict[str, Any]:
   settings = configs.settings(config)
   # The settings of the method include the effect of these two flags.
   del settings['rho'], settings['set']
-  method = {
+  method = formats.in_words(train.method_settings(config))
+  return {
     'method': settings.pop('method'),
-    'method_settings': page.in_one_line(train.method_settings(config)),
-  }
-  rates = {
+    'method_settings': method,
+    **settings,
     'learning_rate': configs.learning_rate(config),
     'weight_decay': configs.weight_decay(config),
   }
-  return method | settings | rates
 
 
 def _settings(
   path: pathlib.Path, data_dir: pathlib.Path | None
 ) -> configs.TrainConfig:
   """Returns the configuration of a run that has finished."""
-  found = output_dir.read_config(path)
-  if found is None or found.get(output_dir.MARK) != 'train':
-    msg = f'{path} is not a run of `optax-sam train`'
-    raise ValueError(msg)
-  if not (path / train.METRICS).exists():
+  config = files.of_run(path)
+  if not (path / train.METRICS).is_file():
     msg = f'{path} has not finished; continue with --output {path} --resume'
     raise ValueError(msg)
-  given: dict[str, Any] = {
-    name: tuple(value) if isinstance(value, list) else value
-    for name, value in found['settings'].items()
-  }
-  config = configs.TrainConfig(**given, output=path, data_dir=data_dir)
+  if data_dir is not None:
+    config = dataclasses.replace(config, data_dir=data_dir)
   checks.validate(config)
   return config
 
@@ -162,6 +140,9 @@ def _check_one_dataset(
           f'{paths[0]} and {value!r} in {path}; measure them separately'
         )
         raise ValueError(msg)
+    if given.steps not in train.saved_steps(path):
+      msg = f'{path} lacks the checkpoint of its last step, {given.steps}'
+      raise ValueError(msg)
 
 
 def _load(
@@ -169,12 +150,17 @@ def _load(
   config: configs.TrainConfig,
   examples: int,
   reporter: progress.Reporter,
-) -> _Solution:
+) -> tuple[float, Any, Any, tuple[Any, datasets.Batch]]:
+  """Returns the test accuracy at the end of a run, its loss and parameters.
+
+  The last are the further arguments of the loss: statistics and a batch.
+  """
   with contextlib.closing(task.build(config, reporter.line)) as problem:
     trainer = Trainer(
       config, problem, config.method, train.method_settings(config)
     )
-    with Checkpoints(path / train.CHECKPOINTS, {}) as checkpoints:
+    kept = configs.settings(config)
+    with Checkpoints(path / train.CHECKPOINTS, kept) as checkpoints:
       found = checkpoints.restore(
         trainer.start(config.seed).state, reporter.line, goes_on=False
       )
@@ -189,42 +175,38 @@ def _load(
       raise ValueError(msg)
     batch = jax.device_put(problem.inputs.fixed(examples))
     params, statistics = trainer.solution(found.state)
-    return _Solution(
-      test_accuracy=found.evaluations[-1]['test_accuracy'],
-      params=params,
-      args=(statistics, batch),
-      value_fn=problem.evaluation_loss,
-    )
+    # Not known with another metric.
+    accuracy = found.evaluations[-1].get('test_accuracy', math.nan)
+    return accuracy, problem.evaluation_loss, params, (statistics, batch)
 
 
 def _measure(
-  solution: _Solution, config: configs.SharpnessConfig
+  solution: list[Any], config: configs.SharpnessConfig
 ) -> dict[str, float]:
-  given = (solution.value_fn, solution.params)
-  args = {'args': solution.args}
+  given: tuple[Any, Any] = (solution[0], solution[1])
+  args, seed = {'args': solution[2]}, config.seed
   try:
     eigenvalues = sharpness.top_eigenvalues(
       *given,
       config.eigenvalues,
       max_vectors=max(_VECTORS, config.eigenvalues + 2),
       tolerance=1e-2,
-      seed=config.seed,
+      seed=seed,
       **args,
     )
   except RuntimeError:  # no convergence: report NaN, not a wrong number
     eigenvalues = [math.nan] * config.eigenvalues
   trace = sharpness.hessian_trace(
-    *given, probes=config.probes, seed=config.seed, **args
+    *given, probes=config.probes, seed=seed, **args
   )
+  rise = sharpness.sam_sharpness
+  adaptive_rise = sharpness.adaptive_sharpness
   return {
-    'test_accuracy': solution.test_accuracy,
-    'sam_sharpness': sharpness.sam_sharpness(*given, config.rho, **args),
-    'sam_sharpness_20_steps': sharpness.sam_sharpness(
-      *given, config.rho, steps=ASCENT_STEPS, **args
+    'sam_sharpness': rise(*given, config.rho, **args),
+    'sam_sharpness_20_steps': rise(
+      *given, config.rho, steps=sharpness_report.ASCENT_STEPS, **args
     ),
-    'adaptive_sharpness': sharpness.adaptive_sharpness(
-      *given, config.adaptive_rho, **args
-    ),
+    'adaptive_sharpness': adaptive_rise(*given, config.adaptive_rho, **args),
     **{
       f'eigenvalue_{number}': float(value)
       for number, value in enumerate(eigenvalues, start=1)

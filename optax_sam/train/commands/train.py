@@ -1,40 +1,42 @@
 """One run of one method, with checkpoints and resume.
 
-Several processes may train one model together
-(`optax_sam.train.distributed.processes`). Then only the first one writes and
-reports.
+Several processes may train together (`optax_sam.train.distributed.processes`).
+Then only the first one writes and reports.
 """
 
 import contextlib
 import dataclasses
 import datetime as dt
-import json
+import functools
 import math
 import pathlib
+import shlex
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+import msgspec
 from rich.console import Console
 
 from optax_sam.train.commands import progress
-from optax_sam.train.config import checks, configs, errors, output_dir
+from optax_sam.train.config import checks, configs, errors, files, output_dir
 from optax_sam.train.data import inputs
 from optax_sam.train.distributed import processes, sharding
 from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, Row, Trainer
 from optax_sam.train.optimizers import accuracy_schedule, build
-from optax_sam.train.reports import machine, results, run_page
+from optax_sam.train.reports import comparison_report, machine, results
 
 CHECKPOINTS = 'checkpoints'
 METRICS = 'metrics.jsonl'
 PAGE = 'report.html'
-FILES = frozenset({output_dir.CONFIG, CHECKPOINTS, METRICS, PAGE})
+FILES = frozenset(
+  {output_dir.CONFIG, output_dir.LOCK, CHECKPOINTS, METRICS, PAGE}
+)
 
 
 def run(
@@ -48,7 +50,7 @@ def run(
     command: the command line, for the report.
 
   Returns:
-    True if the run is finished; False after Ctrl-C, with a checkpoint saved.
+    True if the run is finished; False after Ctrl-C or SIGTERM.
 
   Raises:
     ValueError: if the configuration is invalid, or differs from that of the run
@@ -63,48 +65,82 @@ def run(
     lambda: sharding.build(config.mesh, config.batch_size)
   )
   settings = processes.together(lambda: method_settings(config))
-  processes.on_first(lambda: _check_output(config))
+  if config.resume:  # checked before images are listed, which takes minutes
+    processes.on_first(lambda: _check_resumable(config))
+  elif config.output is not None:
+    check = functools.partial(output_dir.check, config.output, known=FILES)
+    processes.on_first(lambda: check(overwrite=config.overwrite))
   if not processes.is_first():
     console = Console(quiet=True)
-  with (
-    progress.Reporter(console) as reporter,
-    contextlib.closing(
-      processes.together(lambda: task.build(config, _warn(reporter)))
-    ) as problem,
-  ):
+  with contextlib.ExitStack() as stack:
+    reporter = stack.enter_context(progress.Reporter(console))
+    # A warning is of one process.
+    warn = reporter.line if processes.is_first() else errors.print_warning
+    problem = processes.together(lambda: task.build(config, warn))
+    stack.callback(problem.close)
     config = processes.together(lambda: _with_steps(config, problem, settings))
-    target = _prepare(config)
     trainer = Trainer(config, problem, config.method, settings, devices)
-    with Checkpoints(
-      target / CHECKPOINTS, configs.settings(config)
-    ) as checkpoints:
-      current = _begin(config, trainer, checkpoints, reporter)
-      finished = _train(config, trainer, current, checkpoints, reporter)
+    current = trainer.start(config.seed)  # fails before anything is written
+    default = output_dir.dated(
+      f'{config.method}-{configs.dataset_name(config)}'
+    )
+    target = pathlib.Path(processes.broadcast(str(config.output or default)))
+    processes.on_first(lambda: stack.enter_context(_opened(config, target)))
+    processes.together(lambda: _check_shared(target))
+    finished, sharpness = None, {}
+    again = shlex.join(['optax-sam', 'train', '--output', str(target)])
+    try:
+      with Checkpoints(
+        target / CHECKPOINTS, configs.settings(config)
+      ) as checkpoints:
+        if config.resume:
+          current = _restored(config, trainer, current, checkpoints, reporter)
+          processes.on_first(lambda: _prolong(config, target))
+        finished = False
+        finished = _train(config, trainer, current, checkpoints, reporter)
+      if finished and not current.stopped:
+        sharpness = trainer.measure_sharpness(current.state)
+      if finished:
+        processes.on_first(lambda: _write_metrics(target, current, sharpness))
+        page = _as_comparison(
+          config,
+          problem,
+          settings,
+          current,
+          sharpness,
+          command=command,
+          started=started.isoformat(timespec='seconds'),
+          # The time of a resumed run is that of more than one process.
+          seconds=math.nan if config.resume else time.perf_counter() - start,
+        )
+        text = comparison_report.render_page(page).encode()
+        processes.on_first(lambda: output_dir.write(target / PAGE, text))
+    except KeyboardInterrupt:
+      if jax.process_count() > 1:
+        raise  # the other processes do not know
+      finished = False
+    except (ValueError, OSError) as error:
+      if finished is None or not saved_steps(target):
+        raise  # nothing was trained, or nothing is left
+      refused = isinstance(error, processes.RefusedError)
+      msg = (
+        f'{errors.describe(error)}; {target} has {_saved(target)}; continue '
+        f'with: {again} --resume'
+      )
+      raise (processes.RefusedError if refused else ValueError)(msg) from None
     if not finished:
       reporter.line(
-        f'Interrupted after step {current.step} of {config.steps}; continue '
-        f'with --output {target} --resume.'
+        f'Interrupted after step {current.step} of {config.steps}; {target} '
+        f'has {_saved(target)}; continue with: {again} --resume'
       )
       return False
-    sharpness = {}
-    if not current.stopped:
-      sharpness = trainer.measure_sharpness(current.state)
-    # The time of a resumed run is that of more than one process.
-    seconds = math.nan if config.resume else time.perf_counter() - start
-    page = _as_comparison(
-      config, problem, settings, current, sharpness, seconds, started, command
-    )
-    processes.on_first(
-      lambda: _write_metrics(target / METRICS, current, sharpness)
-    )
-    processes.on_first(lambda: run_page.write(page, target / PAGE))
     if current.stopped:
       raise errors.DivergedError(_divergence(config, current, target))
     reporter.line(_summary(config, current, sharpness))
     skipped = sum(map(int, processes.gather(str(problem.inputs.skipped))))
     if skipped:
       reporter.line(f'Images skipped as corrupt: {skipped}.')
-  console.print(f'Run: {target}', soft_wrap=True, highlight=False)
+    reporter.line(f'Run: {target}')
   return True
 
 
@@ -117,12 +153,6 @@ def _check_alike(config: configs.TrainConfig) -> None:
   processes.check_alike('flags', values)
 
 
-def _check_output(config: configs.TrainConfig) -> None:
-  # Checked before images are listed, which may take minutes.
-  if config.output is not None and not config.resume:
-    output_dir.check(config.output, overwrite=config.overwrite, known=FILES)
-
-
 def _with_steps(
   config: configs.TrainConfig, problem: task.Task, settings: dict[str, Any]
 ) -> configs.TrainConfig:
@@ -131,14 +161,8 @@ def _with_steps(
   trainer = Trainer(config, problem, config.method, settings)
   if config.epochs is None:
     return config
-  return dataclasses.replace(config, steps=config.epochs * trainer.epoch_steps)
-
-
-def _warn(reporter: progress.Reporter) -> Callable[[str], None]:
-  """Returns a function that prints a warning on this process."""
-  if processes.is_first():
-    return reporter.line
-  return lambda text: print(text, file=sys.stderr)
+  steps = config.epochs * trainer.epoch_steps
+  return dataclasses.replace(config, steps=steps, epochs=None)
 
 
 def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
@@ -166,38 +190,55 @@ def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
   return settings
 
 
-def _prepare(config: configs.TrainConfig) -> pathlib.Path:
-  """Returns the directory of the run, new or existing."""
-  data = configs.dataset_name(config)
-  default = output_dir.dated(f'{config.method}-{data}')
-  target = pathlib.Path(processes.broadcast(str(config.output or default)))
-  action = _check_resumable if config.resume else _create
-  processes.on_first(lambda: action(config, target))
-  processes.together(lambda: _check_shared(target))
-  return target
+@contextlib.contextmanager
+def _opened(
+  config: configs.TrainConfig, target: pathlib.Path
+) -> Iterator[None]:
+  """Holds the directory of the run, new, emptied or to resume."""
+  with output_dir.opened(
+    target, known=FILES, overwrite=config.overwrite, resume=config.resume
+  ):
+    if config.resume:
+      _check_resumable(config)
+    else:
+      output_dir.clear(target, FILES)
+      files.write_run(target, config)
+    try:
+      yield
+    except BaseException:
+      nothing = not (saved_steps(target) or (target / METRICS).exists())
+      if nothing and not config.resume:
+        output_dir.clear(target, FILES)
+      raise
 
 
-def _create(config: configs.TrainConfig, target: pathlib.Path) -> None:
-  with output_dir.new_directory(
-    target, overwrite=config.overwrite, known=FILES
-  ) as directory:
-    output_dir.write_config(directory, 'train', configs.settings(config))
-
-
-def _check_resumable(config: configs.TrainConfig, target: pathlib.Path) -> None:
-  if config.output is None:
-    msg = '--resume needs --output, the directory of the run to resume'
+def _check_resumable(config: configs.TrainConfig) -> None:
+  """Raises a ValueError that lists every setting that differs."""
+  former, now = files.of_run(config.output, '--output '), config
+  target = now.output
+  assert target is not None  # checked by `of_run`
+  for name in FILES & {path.name for path in target.iterdir()}:
+    if (target / name).is_dir() != (name == CHECKPOINTS):
+      msg = f'--output {target}: {name} is not of optax-sam; remove it'
+      raise ValueError(msg)
+  different = [
+    f'{name} was {getattr(former, name)!r} and is now {getattr(now, name)!r}'
+    for name in sorted(configs.settings(now).keys() - {'steps'})
+    if getattr(former, name) != getattr(now, name)
+  ]
+  if now.epochs is None and now.steps < former.steps:
+    different.append(f'steps was {former.steps} and can only grow')
+  if different:
+    msg = f'--resume under another configuration: {"; ".join(different)}'
     raise ValueError(msg)
-  if not target.is_dir():
-    msg = f'--output {target}: there is no run to resume'
-    raise ValueError(msg)
-  former = output_dir.read_config(target)
-  if former is None or former.get(output_dir.MARK) != 'train':
-    msg = f'--output {target} is not a run of `optax-sam train`'
-    raise ValueError(msg)
-  # A flag that is younger than the run had its present default.
-  defaults = configs.settings(configs.TrainConfig())
-  _check_same(defaults | former['settings'], configs.settings(config))
+
+
+def _prolong(config: configs.TrainConfig, target: pathlib.Path) -> None:
+  """Removes the results of a run that was finished with fewer steps."""
+  if files.of_run(target).steps != config.steps:
+    files.write_run(target, config)
+    for name in (METRICS, PAGE):
+      (target / name).unlink(missing_ok=True)
 
 
 def _check_shared(target: pathlib.Path) -> None:
@@ -209,38 +250,24 @@ def _check_shared(target: pathlib.Path) -> None:
     raise ValueError(msg)
 
 
-def _check_same(former: dict[str, Any], now: dict[str, Any]) -> None:
-  """Raises a ValueError that lists every setting that differs."""
-  different = [
-    f'{name} was {former.get(name)!r} and is now {now.get(name)!r}'
-    for name in sorted(former.keys() | now.keys())
-    if former.get(name) != now.get(name)
-  ]
-  if different:
-    msg = f'--resume under another configuration: {"; ".join(different)}'
-    raise ValueError(msg)
-
-
-def _begin(
+def _restored(
   config: configs.TrainConfig,
   trainer: Trainer,
+  start: Progress,
   checkpoints: Checkpoints,
   reporter: progress.Reporter,
 ) -> Progress:
-  start = trainer.start(config.seed)
-  found = None
-  if config.resume:
-    found = former = checkpoints.restore(start.state, reporter.line)
-    where = 'no checkpoint yet, from the start'
-    if former is not None:
-      processes.together(
-        lambda: inputs.check_state(
-          trainer.inputs, former.inputs, former.step, config.seed
-        )
-      )
-      where = f'from the checkpoint of step {former.step}'
-    reporter.line(f'Resuming {where}.')
-  return start if found is None else found
+  found = checkpoints.restore(start.state, reporter.line)
+  if found is None:
+    reporter.line('Resuming from the start, there is no checkpoint yet.')
+    return start
+  processes.together(
+    lambda: inputs.check_state(
+      trainer.inputs, found.inputs, found.step, config.seed
+    )
+  )
+  reporter.line(f'Resuming from the checkpoint of step {found.step}.')
+  return found
 
 
 def _train(
@@ -301,9 +328,11 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
     yield event  # only the main thread may install a handler
     return
   # With several processes JAX handles SIGTERM and notifies the others.
-  heard = [signal.SIGINT]
+  heard = {signal.SIGINT}
   if jax.process_count() == 1:
-    heard.append(signal.SIGTERM)
+    heard |= {signal.SIGTERM, signal.SIGHUP}
+  if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+    heard -= {signal.SIGHUP}
   former = {number: signal.signal(number, handle) for number in heard}
   try:
     yield event
@@ -313,12 +342,9 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
 
 
 def _write_metrics(
-  path: pathlib.Path, current: Progress, sharpness: Row
+  target: pathlib.Path, current: Progress, sharpness: Row
 ) -> None:
-  """Writes one JSON object per line, atomically.
-
-  A run that diverged has no sharpness, and its last row is the reason.
-  """
+  """Writes one JSON object per line; the last row is why a run diverged."""
   last = {'kind': 'sharpness', **sharpness}
   if current.stopped:
     step, reason = current.step, current.stopped
@@ -329,21 +355,9 @@ def _write_metrics(
     *({'kind': 'evaluation', **row} for row in current.evaluations),
     last,
   ]
-  # JSON has neither NaN nor infinity.
-  lines = [
-    json.dumps(
-      {
-        key: None
-        if isinstance(value, float) and not math.isfinite(value)
-        else value
-        for key, value in row.items()
-      }
-    )
-    for row in rows
-  ]
-  temporary = path.with_suffix('.partial')
-  temporary.write_text('\n'.join(lines) + '\n', encoding='utf-8')
-  temporary.replace(path)
+  # msgspec writes NaN and infinity, which JSON lacks, as null.
+  lines = b''.join(msgspec.json.encode(row) + b'\n' for row in rows)
+  output_dir.write(target / METRICS, lines)
 
 
 def _as_comparison(
@@ -352,9 +366,7 @@ def _as_comparison(
   settings: dict[str, Any],
   current: Progress,
   sharpness: Row,
-  seconds: float,
-  started: dt.datetime,
-  command: str,
+  **more: Any,
 ) -> results.Comparison:
   """Returns the run as a comparison of one method, for the page."""
   run = results.Run(
@@ -364,25 +376,23 @@ def _as_comparison(
     log=current.log,
     evaluations=current.evaluations,
     sharpness=sharpness,
-    seconds=seconds,
+    seconds=more['seconds'],
     validations=current.validations,
     stopped=current.stopped,
   )
   return results.Comparison(
     settings=configs.settings(config),
-    command=command,
     base=config.method,
     runs=[run],
     timings=[],
     versions=machine.versions(),
     machine=machine.describe(),
-    started=started.isoformat(timespec='seconds'),
-    seconds=seconds,
     interrupted=False,
     total_steps=config.steps,
     test_examples=problem.inputs.test_examples,
     sharpness_radius=config.sharpness_radius,
     metric=problem.objective.measured,
+    **more,
   )
 
 
@@ -395,16 +405,25 @@ def _evaluation(current: Progress, measured: results.Metric) -> str:
   return line
 
 
+def saved_steps(target: pathlib.Path) -> list[int]:
+  """Returns the steps of the checkpoints that are complete."""
+  paths = (target / CHECKPOINTS).glob('[0-9]*')
+  return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def _saved(target: pathlib.Path) -> str:
+  """Returns what is saved of a run, for a message."""
+  steps = ', '.join(map(str, saved_steps(target)))
+  return f'checkpoints of steps {steps}' if steps else 'no checkpoint'
+
+
 def _divergence(
   config: configs.TrainConfig, current: Progress, target: pathlib.Path
 ) -> str:
-  paths = (target / CHECKPOINTS).glob('[0-9]*')
-  steps = ', '.join(map(str, sorted(int(path.name) for path in paths)))
-  saved = f'checkpoints of steps {steps}' if steps else 'no checkpoint'
   return (
     f'{config.method} diverged at step {current.step} of {config.steps}: '
-    f'{current.stopped}; {target} has {METRICS} up to this step and {saved}; '
-    f'try a smaller --learning-rate or --rho, or --clip-norm'
+    f'{current.stopped}; {target} has {METRICS} up to this step and '
+    f'{_saved(target)}; try a smaller --learning-rate or --rho, or --clip-norm'
   )
 
 

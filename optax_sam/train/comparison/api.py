@@ -126,23 +126,20 @@ def compare(
       higher_is_better=higher_is_better,
       label_smoothing=options.get('label_smoothing', 0.0),
     )
-    held_out = (
-      {} if not isinstance(validation, float) else {'validation': validation}
-    )
-    dataset = arrays.dataset(
-      train, test, None if held_out else validation, loss=objective.names[0]
-    )
-    given, bases = (
-      _methods(methods, base if isinstance(base, str) else 'sgd'),
-      {} if isinstance(base, str) else {_name_of(base): base},
-    )
-    options = {
+    examples = None
+    flags = {
       names.find('argument', name, _OPTIONS): value
       for name, value in options.items()
     }
+    if isinstance(validation, float):
+      flags['validation'] = validation
+    else:
+      examples = validation
+    dataset = arrays.dataset(train, test, examples, loss=objective.names[0])
+    own_base = not isinstance(base, str)
+    given = _methods(methods, 'sgd' if own_base else base)
     config = _config(
-      options
-      | held_out
+      flags
       | {
         'model': own.name,
         'loss': objective.names[0] or 'function',
@@ -153,7 +150,7 @@ def compare(
           for name, values in (settings or {}).items()
           for key, value in values.items()
         ),
-        'base': base if isinstance(base, str) else _name_of(base),
+        'base': _name_of(base) if own_base else base,
         'learning_rate': learning_rate,
         'weight_decay': weight_decay,
         'steps': steps,
@@ -165,45 +162,35 @@ def compare(
         'output': None if output is None else pathlib.Path(output),
       },
       len(dataset.train['labels']),
-      own_base=bool(bases),
+      own_base=own_base,
     )
     problem = task.create(own, dataset, config.batch_size, objective)
     console = Console(quiet=not verbose)
+    text = f'optax_sam.train.compare({config.model}, ...)'
+    bases: Any = {config.base: base} if own_base else {}
     with registry.added(_registered(given, problem), bases):
-      return _run(config, problem, console)
+      if config.output is not None:
+        return command.run(config, console, text, problem)
+      chosen, stored = plan.method_settings(config), store.Store()
+      with progress.Reporter(console) as reporter:
+        return runs.measure(config, chosen, reporter, text, problem, stored)
   except ValueError as error:
     # Checks that the command shares name flags.
-    text = re.sub(r'(?<!\S)--([a-z-]+)', _argument, str(error))
-    raise ValueError(text) from error
-
-
-def _run(
-  config: configs.CompareConfig, problem: task.Task, console: Console
-) -> results.Comparison:
-  text = f'optax_sam.train.compare({config.model}, ...)'
-  if config.output is not None:
-    return command.run(config, console, text, problem)
-  chosen = plan.method_settings(config)
-  with progress.Reporter(console) as reporter:
-    comparison = runs.measure(
-      config, chosen, reporter, text, problem, store.Store()
+    changed = re.sub(
+      r'(?<!\S)--([a-z-]+)', lambda x: x[1].replace('-', '_'), str(error)
     )
-  if not comparison.runs:
-    raise KeyboardInterrupt
-  return comparison
+    raise ValueError(changed) from error
 
 
 def _config(
   given: dict[str, Any], examples: int, *, own_base: bool
 ) -> configs.CompareConfig:
-  """Returns the checked configuration.
-
-  Args:
-    given: values by name.
-    examples: number of training examples.
-    own_base: whether the base optimizer is a function.
-  """
+  """Returns the checked configuration."""
+  # Names that only an own comparison has are replaced by known ones.
+  known: dict[str, Any] = {'loss': 'cross_entropy', 'metric': None}
+  known |= {'dataset': 'digits', 'model': 'mlp', 'methods': ()}
   if own_base:
+    known['base'] = 'sgd'
     if given['learning_rate'] is None:
       msg = (
         f'learning_rate must be given with base={given["base"]}, a function; '
@@ -219,11 +206,6 @@ def _config(
     given['weight_decay'] = 0.0
   given.setdefault('sharpness_examples', min(256, examples))
   config = configs.CompareConfig(**given)
-  # Names that only an own comparison has are replaced by known ones.
-  known: dict[str, Any] = {'loss': 'cross_entropy', 'metric': None}
-  known |= {'dataset': 'digits', 'model': 'mlp', 'methods': ()}
-  if own_base:
-    known['base'] = 'sgd'
   checked = dataclasses.replace(config, **known)
   checks.validate(checked)
   for name in ('batch_size', 'sharpness_examples'):
@@ -246,10 +228,11 @@ def _methods(given: Any, base: str) -> dict[str, Any]:
     find = build.canonical_name
     return dict.fromkeys(find(name, base, 'methods:') for name in given)
   for name, value in given.items():
-    if not re.fullmatch(r'[\w.+-]+( [\w.+-]+)*', str(name)):
+    # It is part of the names of files.
+    if not re.fullmatch(r'(?=.{1,40}$)\w[\w.+-]*( [\w.+-]+)*', str(name)):
       msg = (
-        f'methods: the name {name!r} must be of letters, digits, single spaces '
-        f'and any of _ . + -'
+        f'methods: the name {name!r} must begin with a letter or digit and '
+        f'have at most 40 letters, digits, single spaces and any of _ . + -'
       )
       raise ValueError(msg)
     if not (isinstance(value, optax.GradientTransformation) or callable(value)):
@@ -266,9 +249,10 @@ def _registered(
 ) -> dict[str, registry.Method]:
   """Returns the methods that are not of the catalog, each tried once."""
   found = {}
-  own = {name: value for name, value in given.items() if value is not None}
-  params: Any = problem.init(jax.random.key(0))[0] if own else None
-  for name, value in own.items():
+  params: Any = problem.init(jax.random.key(0))[0]
+  for name, value in given.items():
+    if value is None:
+      continue
     tx = value
     if not isinstance(tx, optax.GradientTransformation):
       tx = value(optax.sgd(0.1))
@@ -302,7 +286,3 @@ def _name_of(base: Any) -> str:
     raise ValueError(msg)
   name = getattr(base, '__name__', 'base')
   return name if name.isidentifier() else 'base'
-
-
-def _argument(flag: re.Match[str]) -> str:
-  return flag[1].replace('-', '_')

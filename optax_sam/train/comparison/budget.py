@@ -1,14 +1,14 @@
 """The cost of the methods' steps, and how many steps a budget affords."""
 
 import dataclasses
+import functools
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optax_sam.train.comparison import threads, timing
-from optax_sam.train.comparison.trials import SEED
+from optax_sam.train.comparison.tuning import SEED
 from optax_sam.train.config import configs
-from optax_sam.train.loop import train_step
 from optax_sam.train.loop.cost import StepCost
 from optax_sam.train.loop.task import Task
 from optax_sam.train.loop.trainer import Progress, Trainer
@@ -29,20 +29,16 @@ def step_costs(
   branch. A skipped step counts as a step of the base, because it computes one
   gradient, as the tests of the library check. Work between steps, such as a
   validation, does not count.
-
-  Args:
-    trainers: the trainers, by method.
-    base: the base optimizer.
   """
   first = next(iter(trainers.values()))
-  if base not in trainers:
-    unit = _operations(Trainer(first.config, first.task, base, {}))
-  else:
-    unit = _operations(trainers[base])
+  alone = trainers.get(base) or Trainer(first.config, first.task, base, {})
+  unit = _operations(alone)
   costs = {}
   for name, trainer in trainers.items():
     ascended = 1.0 if name == base else _operations(trainer) / unit
-    costs[name] = StepCost(ascended, 1.0 if build.skips(name) else ascended)
+    costs[name] = StepCost(
+      ascended, 1.0 if build.method(name).skips else ascended
+    )
   return costs
 
 
@@ -60,26 +56,27 @@ def steps(
   their steps are cheaper. The mean cost of a method that skips depends on the
   fraction of steps that take an ascent step. It is that of its longest trial
   with these settings, or else of a pilot run.
-
-  Args:
-    config: the configuration, with `budget`.
-    task: model and data.
-    settings: complete settings of each method, base optimizer first.
-    trials: the trials of the search for settings.
-    known: steps of methods that are already trained; the others get as many
-      steps as the first of these affords.
   """
   known = {name: n for name, n in (known or {}).items() if name in settings}
   new = [name for name in settings if name not in known]
   if config.budget == 'steps' or not new:
     return dict.fromkeys(settings, config.steps) | known
   anchor = list(known)[:1]
-  names = [config.base, *anchor, *new]
-  chosen = {name: settings[name] for name in dict.fromkeys(names)}
+  short = dataclasses.replace(
+    config, steps=max(1, round(_PILOT * config.steps)), evaluations=1
+  )
+  pilots = {
+    name: Trainer(short, task, name, settings[name])
+    for name in dict.fromkeys((config.base, *anchor, *new))
+  }
+  threads.together(pilot.compile for pilot in pilots.values())
   if config.budget == 'gradients':
-    costs = _mean_costs(config, task, chosen, trials)
+    costs = {
+      name: cost.mean(_fraction(pilots[name], cost, trials))
+      for name, cost in step_costs(pilots, config.base).items()
+    }
   else:
-    costs = _seconds(config, task, chosen)
+    costs = _seconds(pilots, config.base)
   affordable = config.steps * max(costs[name] for name in new)
   for name in anchor:
     affordable = known[name] * costs[name]
@@ -87,75 +84,31 @@ def steps(
   return {name: (found | known)[name] for name in settings}
 
 
-def _mean_costs(
-  config: configs.CompareConfig,
-  task: Task,
-  settings: Mapping[str, dict[str, Any]],
-  trials: Sequence[Trial],
-) -> dict[str, float]:
-  trainers = _pilots(config, task, settings)
-  costs = {}
-  for name, cost in step_costs(trainers, config.base).items():
-    fraction = 1.0
-    if cost.skipped != cost.ascended:
-      own = [
-        trial
-        for trial in trials
-        if trial.method == name
-        and trial.settings.items() <= settings[name].items()
-      ]
-      if own:
-        fraction = max(own, key=lambda trial: trial.steps).second_gradients
-      else:
-        log = _run(trainers[name])[-1].log
-        fraction = log[-1]['second_gradients'] / log[-1]['step']
-    costs[name] = cost.mean(fraction)
-  return costs
+def _fraction(pilot: Trainer, cost: StepCost, trials: Sequence[Trial]) -> float:
+  """Returns the fraction of the steps that take an ascent step."""
+  if cost.skipped == cost.ascended:
+    return 1.0
+  own = [
+    trial
+    for trial in trials
+    if trial.method == pilot.name
+    and trial.settings.items() <= pilot.settings.items()
+  ]
+  if own:
+    return max(own, key=lambda trial: trial.steps).second_gradients
+  end = pilot.start(SEED)
+  pilot.run(end, SEED, lambda _: None)
+  return end.log[-1]['second_gradients'] / end.log[-1]['step']
 
 
-def _seconds(
-  config: configs.CompareConfig,
-  task: Task,
-  settings: Mapping[str, dict[str, Any]],
-) -> dict[str, float]:
+def _seconds(pilots: Mapping[str, Trainer], base: str) -> dict[str, float]:
   """Returns the median seconds of a step; the methods alternate."""
-  trainers = _pilots(config, task, settings)
-  starts = {name: _run(trainer)[:-1] for name, trainer in trainers.items()}
-  timings = timing.measure(
-    trainers, starts, base=config.base, rounds=_TIMING_ROUNDS
-  )
+  starts: dict[str, list[Progress]] = {name: [] for name in pilots}
+  for name, pilot in pilots.items():
+    keep = functools.partial(timing.keep_starts, pilot, starts[name])
+    pilot.run(pilot.start(SEED), SEED, keep)
+  timings = timing.measure(pilots, starts, base=base, rounds=_TIMING_ROUNDS)
   return {one.method: statistics.median(one.milliseconds) for one in timings}
-
-
-def _pilots(
-  config: configs.CompareConfig,
-  task: Task,
-  settings: Mapping[str, dict[str, Any]],
-) -> dict[str, Trainer]:
-  short = dataclasses.replace(
-    config, steps=max(1, round(_PILOT * config.steps)), evaluations=1
-  )
-  trainers = {
-    name: Trainer(short, task, name, own) for name, own in settings.items()
-  }
-  threads.together(trainer.compile for trainer in trainers.values())
-  return trainers
-
-
-def _run(trainer: Trainer) -> list[Progress]:
-  """Trains; returns copies at the points of timing, and the end."""
-  found: list[Progress] = []
-  points = timing.points(trainer.config.steps)
-
-  def after_step(current: Progress) -> None:
-    for _ in range(max(points.count(current.step), bool(current.stopped))):
-      # A copy, because the next step donates the buffers of the state.
-      state = train_step.copy(current.state)
-      found.append(dataclasses.replace(current, state=state))
-
-  current = trainer.start(SEED)
-  trainer.run(current, SEED, after_step)
-  return [*found, current]
 
 
 def _operations(trainer: Trainer) -> float:

@@ -20,19 +20,12 @@ _LARGEST_EXPONENT = 20
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """The result of a search.
-
-  Attributes:
-    best: the best point of the last round.
-    score: its score in the last round.
-    tried: all points that were tried, in order.
-    at_edge: whether a point beyond all tried ones might be better.
-  """
+  """The result of a search: the best point of the last round."""
 
   best: Point
   score: Score
   tried: list[Point]
-  at_edge: bool
+  at_edge: bool  # whether a point beyond all tried ones might be better
 
 
 def search(
@@ -48,17 +41,6 @@ def search(
   where the best point is at its edge, and gets finer where it is not. Each
   later round repeats the better half in longer runs. Its last run is beyond the
   edge if the best point of the round is at the edge.
-
-  Args:
-    measure: returns the score of a point in a run of a length, one of
-      `LENGTHS`. If the first number is not finite, the run diverged. That is
-      worse than any other score, and the smaller of two such points is better.
-    axes: number of settings, at least 1.
-    trials: points of the first round, at least 1.
-    is_allowed: whether a point may be tried.
-
-  Returns:
-    The best point of the last round.
   """
   tried: list[Point] = []
   scores: dict[Point, Score] = {}
@@ -71,11 +53,23 @@ def search(
       score = (-math.inf, -sum(point))
     scores[point] = score
 
-  grid = filter(is_allowed, _grid(axes))
+  def best() -> Point:
+    return max(scores, key=scores.__getitem__)
+
+  def first_new(points: Iterable[Point]) -> Point | None:
+    for point in points:
+      small = max(map(abs, point)) <= _LARGEST_EXPONENT
+      if point not in tried and small and is_allowed(point):
+        return point
+    return None
+
+  origin = (0.0,) * axes
+  distances = range(1, _LARGEST_EXPONENT + 1)
+  grid = filter(is_allowed, (origin, *_moved(origin, distances)))
   for point in itertools.islice(grid, math.ceil(trials / 2)):
     run(point, LENGTHS[0])
   while len(scores) < trials:
-    point = _first_new(_around(_best(scores)), tried, is_allowed)
+    point = first_new(_moved(best(), _DISTANCES))
     if point is None:
       break
     run(point, LENGTHS[0])
@@ -86,29 +80,18 @@ def search(
     scores.clear()
     for point in order[:-1]:
       run(point, length)
-    last = None
-    if scores:
-      last = _first_new(_beyond(_best(scores), tried), tried, is_allowed)
+    last = first_new(_beyond(best(), tried)) if scores else None
     run(order[-1] if last is None else last, length)
-  best = _best(scores)
-  beyond = _first_new(_beyond(best, tried), tried, is_allowed)
-  return Found(best, scores[best], tried, beyond is not None)
+  at_edge = first_new(_beyond(best(), tried)) is not None
+  return Found(best(), scores[best()], tried, at_edge)
 
 
-def _best(scores: dict[Point, Score]) -> Point:
-  return max(scores, key=scores.__getitem__)
-
-
-def _grid(axes: int) -> Iterator[Point]:
-  """Yields points along the axes, in the order of their distance to 0."""
-  yield (0.0,) * axes
-  for distance in range(1, _LARGEST_EXPONENT + 1):
-    yield from _moved((0.0,) * axes, float(distance))
-
-
-def _around(point: Point) -> Iterator[Point]:
-  for distance in _DISTANCES:
-    yield from _moved(point, distance)
+def _moved(point: Point, distances: Iterable[float]) -> Iterator[Point]:
+  """Yields points along the axes, in the order of the distances."""
+  for distance in distances:
+    for axis, value in enumerate(point):
+      yield _with(point, axis, value + distance)
+      yield _with(point, axis, value - distance)
 
 
 def _beyond(point: Point, tried: list[Point]) -> Iterator[Point]:
@@ -121,23 +104,5 @@ def _beyond(point: Point, tried: list[Point]) -> Iterator[Point]:
       yield _with(point, axis, value - 1)
 
 
-def _moved(point: Point, distance: float) -> Iterator[Point]:
-  for axis, value in enumerate(point):
-    yield _with(point, axis, value + distance)
-    yield _with(point, axis, value - distance)
-
-
 def _with(point: Point, axis: int, value: float) -> Point:
-  return (*point[:axis], value, *point[axis + 1 :])
-
-
-def _first_new(
-  points: Iterable[Point],
-  tried: list[Point],
-  is_allowed: Callable[[Point], bool],
-) -> Point | None:
-  for point in points:
-    small = max(map(abs, point)) <= _LARGEST_EXPONENT
-    if point not in tried and small and is_allowed(point):
-      return point
-  return None
+  return (*point[:axis], float(value), *point[axis + 1 :])

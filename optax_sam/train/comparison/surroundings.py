@@ -1,4 +1,8 @@
-"""The loss around a solution: line, plane and Hessian spectrum, as rows."""
+"""The loss around a solution: line, plane and Hessian spectrum, as rows.
+
+Each function takes a scalar loss of the parameters and further arguments, which
+is compiled once, the solution, and these arguments.
+"""
 
 from typing import Any
 
@@ -18,14 +22,7 @@ Rows = list[dict[str, float]]
 
 
 def line(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
-  """Returns `position` and `loss` along a random direction.
-
-  Args:
-    value_fn: maps the parameters and `args` to a scalar loss; each `value_fn`
-      is compiled once.
-    params: the solution.
-    args: further arguments.
-  """
+  """Returns `position` and `loss` along a random direction."""
   found = landscape.line(
     value_fn,
     params,
@@ -37,10 +34,7 @@ def line(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
 
 
 def plane(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
-  """Returns `x`, `y` and `loss` in a plane along two random directions.
-
-  The first direction is that of `line`; arguments as in `line`.
-  """
+  """Returns `x`, `y` and `loss` along the direction of `line` and another."""
   directions = _direction(params, seed=0), _direction(params, seed=1)
   positions, losses = landscape.plane(
     value_fn, params, directions, points=_PLANE_POINTS, args=args
@@ -53,7 +47,7 @@ def plane(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
 
 
 def spectrum(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
-  """Returns `eigenvalue` and `density` of the Hessian; arguments as in `line`.
+  """Returns `eigenvalue` and `density` of the Hessian.
 
   The Gaussians are wider than usual, because the estimate has few nodes.
   """

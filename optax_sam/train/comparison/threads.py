@@ -1,7 +1,6 @@
 """Independent training runs in threads."""
 
 import concurrent.futures
-import contextlib
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -21,9 +20,8 @@ def workers() -> int:
   """Returns the number of runs that are trained at a time."""
   if jax.default_backend() != 'cpu':
     return 1
-  cores = os.cpu_count() or 1
-  with contextlib.suppress(AttributeError):  # not on macOS
-    cores = len(os.sched_getaffinity(0))
+  affinity = getattr(os, 'sched_getaffinity', None)  # not on macOS
+  cores = len(affinity(0)) if affinity else os.cpu_count() or 1
   return min(cores, _MOST_WORKERS)
 
 
@@ -33,22 +31,15 @@ def together(
   stop: threading.Event | None = None,
   done: Callable[[], None] = lambda: None,
 ) -> None:
-  """Runs jobs in threads; on an error or Ctrl-C the others end early.
-
-  Args:
-    jobs: the jobs. Each is deterministic alone, so their order doesn't matter.
-    stop: set if the other jobs are to end.
-    done: called after each job.
-  """
-  pool = concurrent.futures.ThreadPoolExecutor(workers())
-  try:
-    started = [pool.submit(job) for job in jobs]
-    for job in concurrent.futures.as_completed(started):
-      job.result()
-      done()
-  except BaseException:
-    if stop is not None:
-      stop.set()
-    pool.shutdown(cancel_futures=True)
-    raise
-  pool.shutdown()
+  """Runs jobs in threads; on an error or Ctrl-C the others end early."""
+  with concurrent.futures.ThreadPoolExecutor(workers()) as pool:
+    try:
+      started = [pool.submit(job) for job in jobs]
+      for job in concurrent.futures.as_completed(started):
+        job.result()
+        done()
+    except BaseException:
+      if stop is not None:
+        stop.set()
+      pool.shutdown(cancel_futures=True, wait=False)
+      raise

@@ -1,9 +1,11 @@
 """Time per step: methods alternate in one process."""
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
+import numpy as np
 
 from optax_sam.train.loop import train_step
 from optax_sam.train.loop.trainer import Progress, Trainer
@@ -23,6 +25,15 @@ def points(steps: int) -> tuple[int, ...]:
   )
 
 
+def keep_starts(trainer: Trainer, kept: list[Progress], now: Progress) -> None:
+  """Adds a copy of the state at a point of timing, or of divergence."""
+  at = points(trainer.config.steps)
+  for _ in range(max(at.count(now.step), bool(now.stopped))):
+    # A copy, because the next step donates the buffers of the state.
+    state = train_step.copy(now.state)
+    kept.append(dataclasses.replace(now, state=state))
+
+
 def measure(
   trainers: Mapping[str, Trainer],
   starts: Mapping[str, Sequence[Progress]],
@@ -35,44 +46,27 @@ def measure(
 
   In each round every method runs a few steps from each of its starts. The
   methods alternate at every start, so that load on the machine affects all of
-  them. Skipped steps are included. A setting that changes during training has
-  its value at each start.
-
-  Args:
-    trainers: the compiled trainers, by method.
-    starts: for each method, several states of its own training; fewer if it
-      was stopped early, but at least one.
-    base: the method whose time is the unit of the relative times.
-    rounds: number of rounds that count; a warm-up round precedes them.
-    after_round: called after every round that counts.
-
-  Returns:
-    One timing for each method, with one entry a round.
+  them. Skipped steps are included.
   """
-  seconds: dict[str, list[float]] = {name: [] for name in trainers}
-  points = max(map(len, starts.values()))
-  for round_number in range(rounds + 1):
-    spent = dict.fromkeys(trainers, 0.0)
-    for point in range(points):
-      for name, trainer in trainers.items():
+  turns = max(map(len, starts.values()))
+  seconds = np.zeros((1 + rounds, len(trainers)))
+  for number, spent in enumerate(seconds):
+    for turn in range(turns):
+      for column, (name, trainer) in enumerate(trainers.items()):
         own = starts[name]
-        spent[name] += _turn(trainer, own[point % len(own)])
-    if round_number == 0:
-      continue
-    for name, total in spent.items():
-      seconds[name].append(total / (STEPS_A_TURN * points))
-    after_round()
+        spent[column] += _turn(trainer, own[turn % len(own)])
+    if number:  # the first round is a warm-up
+      after_round()
+  seconds = seconds[1:].T / (STEPS_A_TURN * turns)
+  of_base = seconds[list(trainers).index(base)]
   return [
     Timing(
       method=name,
-      milliseconds=[1e3 * value for value in values],
-      relative=[
-        value / reference
-        for value, reference in zip(values, seconds[base], strict=True)
-      ],
+      milliseconds=(1e3 * own).tolist(),
+      relative=(own / of_base).tolist(),
       temporary_bytes=trainers[name].temporary_bytes,
     )
-    for name, values in seconds.items()
+    for name, own in zip(trainers, seconds, strict=True)
   ]
 
 

@@ -1,40 +1,39 @@
 """The search for settings on validation examples."""
 
+import copy
 import dataclasses
+import functools
+import inspect
 import math
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import optax
+
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import threads
-from optax_sam.train.comparison.search import search
-from optax_sam.train.comparison.trials import Trials
+from optax_sam.train.comparison.search import Found, Point, Score, search
+from optax_sam.train.comparison.store import Store
 from optax_sam.train.config import configs
 from optax_sam.train.data import datasets, inputs
+from optax_sam.train.loop import evaluation
 from optax_sam.train.loop.task import Task
-from optax_sam.train.loop.trainer import Progress
+from optax_sam.train.loop.trainer import Progress, Trainer
+from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
 from optax_sam.train.reports.results import Trial
 
+_KEYWORD = inspect.Parameter.KEYWORD_ONLY
 RADIUS, RATE = 'radius', 'learning_rate'
+# Of parameters and order of the examples; no run of a comparison has this seed.
+SEED = 2**20
 
 Settings = dict[str, dict[str, Any]]
 
 
 def check(config: configs.CompareConfig, settings: Settings) -> None:
-  """Raises a ValueError if the flags of a search are invalid.
-
-  Args:
-    config: the configuration, with `tune`.
-    settings: complete settings of each method, base optimizer first.
-  """
-  if config.trials < 2:
-    msg = f'--trials must be at least 2, not {config.trials}'
-    raise ValueError(msg)
-  if not 0 < config.validation < 1:
-    msg = f'--validation must be above 0 and below 1, not {config.validation}'
-    raise ValueError(msg)
+  """Raises a ValueError if the flags of a search are invalid."""
   for text in config.tune or ():
     method, dot, setting = text.rpartition('.')
     if text not in (RADIUS, RATE) and not (dot and method in settings):
@@ -65,11 +64,6 @@ def start(
 
   A method without any of the named settings tunes its radius, or without a
   radius its learning rate. So every method, and the base, has a search.
-
-  Args:
-    config: the configuration.
-    name: the method.
-    own: its complete settings.
   """
   values = {RATE: configs.learning_rate(config), **own}
   radius = METHODS[name].row.radius if name in METHODS else None
@@ -92,13 +86,6 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
   The test examples of the second one are the validation examples, so a search
   cannot read those of the comparison. They are the dataset's own, or else a
   fraction of the training examples, of each class alike.
-
-  Args:
-    config: the configuration.
-    task: the task with all training examples, in memory.
-
-  Raises:
-    ValueError: if there are too few examples.
   """
   data = task.inputs
   if not isinstance(data, inputs.InMemory):
@@ -117,9 +104,14 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
       f'that --validation {config.validation} leaves, not {config.batch_size}'
     )
     raise ValueError(msg)
-  rest = dataclasses.replace(data.dataset, train=train)
-  searched = dataclasses.replace(rest, test=held_out)
-  return _with_data(task, data, rest), _with_data(task, data, searched)
+
+  def changed(**parts: Any) -> Task:
+    dataset = dataclasses.replace(data.dataset, **parts)
+    made = inputs.InMemory(dataset, data.batch_size)
+    made.classes = data.classes  # may be that of the model
+    return dataclasses.replace(task, inputs=made)
+
+  return changed(train=train), changed(train=train, test=held_out)
 
 
 def tune(
@@ -127,59 +119,172 @@ def tune(
   task: Task,
   settings: Settings,
   reporter: progress.Reporter,
-  trials: list[Trial],
-  save: Callable[[Trial], None] = lambda _: None,
+  stored: Store,
 ) -> Settings:
   """Returns the settings of all methods, with those of the best trials.
 
   The base optimizer comes first. The methods take its learning rate, those that
   tune their own start from it. A method with a learning rate among its settings
   keeps it. The searches of the methods are independent and run in threads.
-
-  Args:
-    config: the configuration.
-    task: the task of the search, the second one of `split`.
-    settings: complete settings of each method, base optimizer first.
-    reporter: shows the progress.
-    trials: the finished trials, which are not repeated; new ones are appended.
-    save: called with each new trial.
   """
   chosen: Settings = {}
   stop, lock = threading.Event(), threading.Lock()
 
-  def keep(trial: Trial) -> None:
-    with lock:
-      trials.append(trial)
-      save(trial)
-
-  def after_step(current: Progress) -> None:
-    del current
+  def after_step(_: Progress) -> None:
     if stop.is_set():
       raise threads.StoppedError
+
+  def save(trial: Trial) -> None:
+    with lock:
+      stored.add_trial(trial)
 
   def search_for(name: str) -> None:
     own = settings[name]
     if name != config.base and RATE in chosen[config.base]:
       own = {RATE: chosen[config.base][RATE]} | own
-    axes = start(config, name, own)
-    trained = Trials(config, task, name, own, axes, trials, keep, after_step)
-    found = search(trained.score, len(axes), config.trials, trained.is_allowed)
-    chosen[name] = own | trained.values(found.best)
-    reporter.line(trained.summary(found))
+    done = [trial for trial in stored.trials if trial.method == name]
+    trials = Trials(config, task, name, own, done, save, after_step)
+    found = search(
+      trials.score, len(trials.start), config.trials, trials.is_allowed
+    )
+    chosen[name] = own | trials.values(found.best)
+    reporter.line(trials.summary(found))
 
   base, *others = settings
   with reporter.phase('Tuning', len(settings)) as phase:
     for names in ([base], others):
       phase.detail(', '.join(names))
-      jobs = [lambda name=name: search_for(name) for name in names]
+      jobs = [functools.partial(search_for, name) for name in names]
       threads.together(jobs, stop=stop, done=phase.advance)
     phase.detail('')
   return {name: chosen[name] for name in settings}
 
 
-def _with_data(
-  task: Task, data: inputs.InMemory, dataset: datasets.Dataset
-) -> Task:
-  changed = inputs.InMemory(dataset, data.batch_size)
-  changed.classes = data.classes  # may be that of the model
-  return dataclasses.replace(task, inputs=changed)
+@dataclasses.dataclass(frozen=True)
+class Trials:
+  """The trials of a method: training runs with other settings."""
+
+  config: configs.CompareConfig
+  task: Task
+  name: str
+  own: dict[str, Any]  # its complete settings
+  done: list[Trial]
+  save: Callable[[Trial], None]
+  after_step: Callable[[Progress], None]
+  _points: dict[Any, Point] = dataclasses.field(default_factory=dict)
+  _trainers: dict[Any, Any] = dataclasses.field(default_factory=dict)
+
+  @functools.cached_property
+  def start(self) -> dict[str, Any]:
+    """The settings to tune, and their values at the start."""
+    return start(self.config, self.name, self.own)
+
+  def values(self, point: Point) -> dict[str, Any]:
+    """Returns the settings at a point."""
+    return {
+      key: max(1, round(value * 2**exponent))
+      if isinstance(value, int)
+      else float(f'{value * 2**exponent:.3g}')  # short enough to be typed
+      for (key, value), exponent in zip(self.start.items(), point, strict=True)
+    }
+
+  def is_allowed(self, point: Point) -> bool:
+    """Whether a point has new values that the method accepts."""
+    values = self.values(point)
+    if self._points.setdefault(tuple(values.values()), point) != point:
+      return False  # other integers round to the same values
+    try:
+      build.optimizer(self.name, self.own | values, self.config, seed=SEED)
+    except ValueError:
+      return False
+    return True
+
+  def score(self, point: Point, length: float) -> Score:
+    """Returns metric and loss on the validation examples, higher is better."""
+    values = self.values(point)
+    key = (values, max(1, round(length * self.config.steps)), SEED)
+    for trial in self.done:
+      if (trial.settings, trial.steps, trial.seed) == key:
+        break
+    else:
+      trial = self._train(*key[:2])
+      self.done.append(trial)
+      self.save(trial)
+    sign = 1 if self.task.objective.measured.higher_is_better else -1
+    return sign * trial.validation_metric, -trial.validation_loss
+
+  def _train(self, values: dict[str, Any], steps: int) -> Trial:
+    row = METHODS[self.name].row if self.name in METHODS else None
+    traced = {
+      key: value
+      for key, value in values.items()
+      if isinstance(value, float) and (row is None or key not in row.static)
+    }
+    static = {key: x for key, x in values.items() if key not in traced}
+    place = (steps, *static.items())
+    if place not in self._trainers:
+      config = dataclasses.replace(self.config, steps=steps, evaluations=0)
+      self._trainers[place] = TracedTrainer(
+        config, self.task, self.name, self.own | static
+      )
+    trainer: TracedTrainer = self._trainers[place]
+    trainer.traced = traced
+    end = trainer.start(SEED)
+    trainer.run(end, SEED, self.after_step)
+    solution, examples = trainer.solution(end.state), self.task.inputs.test()
+    loss, value = evaluation.evaluate(
+      self.task, *solution, examples, trainer.placement
+    )
+    return Trial(
+      method=self.name,
+      settings=values,
+      seed=SEED,
+      steps=steps,
+      validation_loss=loss,
+      validation_metric=math.nan
+      if end.stopped or not math.isfinite(loss)
+      else value,
+      second_gradients=end.log[-1]['second_gradients'] / end.step,
+    )
+
+  def summary(self, found: Found) -> str:
+    """Returns the line that says what was tried, and what is best."""
+    tried = [self.values(point) for point in found.tried]
+    parts = [
+      f'{key}={value} (tried {min(each[key] for each in tried):g} to '
+      f'{max(each[key] for each in tried):g})'
+      for key, value in self.values(found.best).items()
+    ]
+    metric, value = self.task.objective.measured, abs(found.score[0])
+    shown = f'{100 * value:.2f} %' if metric.percent else f'{value:.4g}'
+    name = metric.name.replace('_', ' ')
+    text = f'  {self.name}: {", ".join(parts)}, validation {name} {shown}'
+    if not math.isfinite(value):
+      text = f'  {self.name}: all trials diverged; it keeps {", ".join(parts)}'
+    if found.at_edge:
+      text += '; it is at the edge, more --trials may find a better one'
+    return text
+
+
+class TracedTrainer(Trainer):
+  """A trainer whose state has some settings, so that all values share a step.
+
+  Attributes:
+    traced: the values of these settings, for the next start.
+  """
+
+  traced: Mapping[str, float]
+
+  def optimizer(
+    self, seed: int, accuracy: float = 0.0
+  ) -> optax.GradientTransformation:
+    """Returns method and base, which read these settings from the state."""
+
+    def made(**values: Any) -> optax.GradientTransformation:
+      other = copy.copy(self)
+      other.settings = self.settings | values
+      return Trainer.optimizer(other, seed, accuracy)
+
+    named = [inspect.Parameter(name, _KEYWORD) for name in self.traced]
+    vars(made)['__signature__'] = inspect.Signature(named)
+    return optax.inject_hyperparams(made)(**self.traced)

@@ -6,12 +6,13 @@ import dataclasses
 import inspect
 import io
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, get_type_hints
 
 import tyro
 
-from optax_sam.train.config import configs, files, flags
+from optax_sam.train.config import configs, errors, files, flags
 
 _COMMANDS = {
   'compare': configs.CompareConfig,
@@ -21,20 +22,23 @@ _COMMANDS = {
   'methods': configs.MethodsConfig,
   'convert': configs.ConvertConfig,
 }
+_CONFIGS = {config.__name__: config for config in _COMMANDS.values()}
 # The groups of the help text, in its order.
 _GROUPS = {
-  'data': flags.Data,
-  'model': flags.Model,
-  'method': flags.Method,
-  'run': flags.Run,
-  'comparison': flags.Comparison,
-  'optimizer': flags.Optimizer,
-  'output': flags.Output,
-  'measurement': flags.Measurement,
-  'devices': flags.Devices,
-  'imagenet': flags.ImageNet,
+  group.__name__.lower(): group
+  for group in (
+    flags.Data,
+    flags.Model,
+    flags.Method,
+    flags.Run,
+    flags.Comparison,
+    flags.Optimizer,
+    flags.Output,
+    flags.Measurement,
+    flags.Devices,
+    flags.ImageNet,
+  )
 }
-_CONFIGS = {config.__name__: config for config in _COMMANDS.values()}
 EXAMPLES = {
   '': (
     'optax-sam compare --methods sam,asam --label-noise 0.3 --seeds 5',
@@ -50,7 +54,8 @@ EXAMPLES = {
   'train': (
     'optax-sam train --method ae_sam --set ae_sam.lambda_2=2 -o runs/ae_sam',
     'optax-sam train --dataset photos/ --resize 32 --model net.py:Net --seed 1',
-    'optax-sam train --method sam --steps 1000 -o runs/sam --resume',
+    'optax-sam train --output runs/ae_sam --resume',
+    'optax-sam train --output runs/ae_sam --resume --steps 1000',
   ),
   'sharpness': ('optax-sam sharpness runs/ae_sam runs/sgd -o sharpness',),
   'report': ('optax-sam report runs/demo',),
@@ -59,31 +64,60 @@ EXAMPLES = {
 }
 
 
+# Other names of flags of `train`.
+_ALIASES = {'lr': 'learning_rate', 'optimizer': 'base', 'o': 'output'}
+_ALIASES['m'] = 'method'
+
+
 def parse(arguments: Sequence[str]) -> Any:
   """Returns the configuration of a command.
 
   Raises:
     ValueError: with tyro's error message in one line.
   """
-  arguments = files.expand(arguments)
-  lines = io.StringIO()
+  for text in arguments:
+    if not errors.is_printable(text) or not text or text.endswith('='):
+      msg = f'argument {text[:100]!r} must have a value and be printable text'
+      raise ValueError(msg)
+  box = io.StringIO()
   try:
-    with contextlib.redirect_stderr(lines):
+    with contextlib.redirect_stderr(box):
       parsed = tyro.extras.subcommand_cli_from_dict(
         {name: _grouped(config) for name, config in _COMMANDS.items()},
         prog='optax-sam',
         description='Trains with sharpness-aware methods and compares them. '
         '--version prints the version.',
         args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes),
+        config=(
+          tyro.conf.FlagCreatePairsOff,
+          tyro.conf.OmitArgPrefixes,
+          tyro.conf.DisallowNone,
+        ),
       )
   except SystemExit as stop:
     if stop.code == 0:  # --help
       command = arguments[0] if arguments[0] in _COMMANDS else ''
       print('\nExamples:\n', *(f'  {x}\n' for x in EXAMPLES[command]), sep='')
       raise
-    raise ValueError(_first_lines(lines.getvalue())) from None
-  return _flat(parsed)
+    lines = [line.strip('│╭╮╰╯─ ') for line in box.getvalue().splitlines()]
+    # The first line is a title.
+    message = ' '.join(line for line in lines[1:] if line.strip('-'))
+    raise ValueError(message) from None
+  values = vars(parsed)
+  if any(map(dataclasses.is_dataclass, values.values())):
+    values = {k: v for group in values.values() for k, v in vars(group).items()}
+  config = configs.build(_CONFIGS[type(parsed).__name__], values)
+  if isinstance(config, configs.TrainConfig):
+    return files.complete(config, _given(arguments, set(values)))
+  return config
+
+
+def _given(arguments: Sequence[str], known: set[str]) -> Counter[str]:
+  """Returns how often each flag is given."""
+  written = [text.partition('=')[0] for text in arguments if text[0] == '-']
+  names = [text.lstrip('-').replace('-', '_') for text in written]
+  found = (_ALIASES.get(name, name) for name in names)
+  return Counter(name for name in found if name in known)
 
 
 def _grouped(config: type) -> Any:
@@ -112,50 +146,17 @@ def _with_help(group: Any, description: str = '') -> Any:
   (definition,) = ast.parse(inspect.getsource(group)).body
   for before, text in itertools.pairwise(vars(definition)['body']):
     if isinstance(before, ast.AnnAssign):
-      name = vars(before.target)['id']
-      texts[name] = ' '.join(text.value.value.split())
+      texts[vars(before.target)['id']] = ' '.join(text.value.value.split())
   hints = get_type_hints(group, include_extras=True)
+  fields = []
+  for field in dataclasses.fields(group):
+    with_help = Annotated[
+      hints[field.name], tyro.conf.arg(help=texts[field.name])
+    ]
+    default = dataclasses.field(default=field.default)
+    fields.append((field.name, with_help, default))
   made: Any = dataclasses.make_dataclass(
-    group.__name__,
-    [
-      (
-        field.name,
-        Annotated[hints[field.name], tyro.conf.arg(help=texts[field.name])],
-        dataclasses.field(default=field.default),
-      )
-      for field in dataclasses.fields(group)
-    ],
-    frozen=True,
-    kw_only=True,
+    group.__name__, fields, frozen=True, kw_only=True
   )
   made.__doc__ = description
   return made
-
-
-def _flat(parsed: Any) -> Any:
-  """Returns the configuration of a command from its groups."""
-  values = vars(parsed)
-  if any(map(dataclasses.is_dataclass, values.values())):
-    values = {k: v for group in values.values() for k, v in vars(group).items()}
-  return _CONFIGS[type(parsed).__name__](**values)
-
-
-def _first_lines(box: str) -> str:
-  """Extracts the error message and tyro's suggestion from a box."""
-  sections: list[list[str]] = [[]]
-  for line in box.splitlines():
-    text = line.strip('│╭╮╰╯ ')
-    if not text.strip('─-'):
-      sections.append([])
-    elif not text.startswith('─'):  # the title of the box
-      sections[-1].append(text.strip())
-  if '╭' not in box:  # ASCII output has the title as a section
-    sections.pop(0)
-  lines, *more = [section for section in sections if section]
-  message = ' '.join(lines).rstrip('.')
-  for section in more:
-    if section[0].startswith('Perhaps you meant'):
-      message += f'; perhaps you meant {section[1]}'
-    elif section[0].startswith('Available'):
-      message += f'; {section[0]}'
-  return f'{message}; see --help'

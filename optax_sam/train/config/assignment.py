@@ -5,7 +5,8 @@ import numbers
 from typing import Any
 
 _LONGEST = 200
-_TOO_LARGE = 2.0**63
+# Integers are counts in JAX's 32 bits; other numbers become float32.
+_LARGEST = {True: 2**31 - 1, False: 3.4e38}
 
 
 def split(text: str) -> tuple[str, str, str, str]:
@@ -24,13 +25,9 @@ def split(text: str) -> tuple[str, str, str, str]:
 
 
 def value(text: str, setting: str, written: str, default: Any) -> Any:
-  """Returns the value of a setting.
+  """Returns the value of a setting, as written in the assignment `text`.
 
-  Args:
-    text: the assignment.
-    setting: name of the setting.
-    written: the value as written.
-    default: default of the setting, which determines the type.
+  The default of the setting determines the type.
 
   Raises:
     ValueError: if it is of another type, infinite or too large.
@@ -45,8 +42,13 @@ def value(text: str, setting: str, written: str, default: Any) -> Any:
     wanted = '' if isinstance(parsed, bool) else 'True or False'
   elif isinstance(default, numbers.Real) and not is_number:
     wanted = 'a number'
-  elif isinstance(parsed, int | float) and not abs(parsed) < _TOO_LARGE:
-    wanted = 'a finite number'
+  elif isinstance(parsed, int | float):
+    typical = default if isinstance(default, numbers.Real) else parsed
+    largest = _LARGEST[isinstance(typical, int)]
+    if not abs(parsed) <= largest:
+      wanted = f'a finite number, at most {largest:.2g}'
+    elif setting == 'learning_rate' and not parsed > 0:
+      wanted = 'above 0'
   if wanted:
     msg = f'--set {text}: {setting} must be {wanted}, not {written!r}'
     raise ValueError(msg)

@@ -2,9 +2,9 @@
 
 import dataclasses
 import pathlib
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
-from optax_sam.train.config import flags, names
+from optax_sam.train.config import configs, errors, flags, names
 from optax_sam.train.config.configs import (
   Experiment,
   SharpnessConfig,
@@ -19,33 +19,31 @@ MESH_AXES = ('data', 'fsdp')
 def validate(config: Experiment) -> None:
   """Raises a ValueError that names the first invalid value."""
   canonical(config)
-  choices = get_type_hints(type(config))
-  for name in ('dtype', 'execution', 'budget'):
-    value, allowed = getattr(config, name, None), get_args(choices.get(name))
-    if allowed and value not in allowed:
-      flag = _flag(name)
-      msg = f'{flag} {value!r} is unknown; choose one of {", ".join(allowed)}'
-      raise ValueError(msg)
-  for name, least in _AT_LEAST.items():
-    _check(config, name, lambda x, y=least: x >= y, f'at least {least}')
-  for name, most in _AT_MOST.items():
-    _check(config, name, lambda x, y=most: x <= y, f'at most {most}')
-  for name in ('label_noise', 'warmup', 'label_smoothing', 'ema_decay'):
-    _check(config, name, lambda x: 0 <= x < 1, 'at least 0 and below 1')
-  for name in ('learning_rate', 'sharpness_radius', 'clip_norm'):
-    _check(config, name, lambda x: x > 0, 'above 0')
-  _check(config, 'weight_decay', lambda x: x >= 0, 'at least 0')
   if config.rho == 0:
     msg = (
       f'--rho 0 perturbs nothing, at the cost of the method; train the base '
       f'optimizer alone, --method {config.base}, or leave --rho out'
     )
     raise ValueError(msg)
-  _check(config, 'rho', lambda x: x > 0, 'above 0')
+  configs.build(type(config), vars(config))
   _validate_data(config)
   if isinstance(config, TrainConfig):
+    if config.output is not None:
+      storable('--output', config.output)
     _validate_processes(config)
     axes(config.mesh or 'data=1')
+
+
+def storable(flag: str, path: pathlib.Path) -> None:
+  """Raises a ValueError if Orbax would store checkpoints at another path."""
+  where = str(path.absolute())
+  found = next((x for x in '\\*?[' if x in where), '')
+  if found or not errors.is_printable(where):
+    what = repr(found) if found else 'a character that cannot be printed'
+    msg = (
+      f'{flag} {where}: checkpoints cannot be stored below {what}; rename it'
+    )
+    raise ValueError(msg)
 
 
 def canonical(config: Experiment) -> Any:
@@ -68,7 +66,7 @@ def canonical(config: Experiment) -> Any:
     changed['metric'] = find('--metric', config.metric, objectives.METRICS)
   changed['dataset'] = _dataset(config)
   for name in ('method', 'methods', 'add_methods'):
-    value, flag = getattr(config, name, None), _flag(name)
+    value, flag = getattr(config, name, None), flags.name(name)
     if isinstance(value, str):
       changed[name] = build.canonical_name(value, base, flag)
     elif value is not None:
@@ -101,11 +99,9 @@ def validate_sharpness(config: SharpnessConfig) -> None:
   if len(set(found)) < len(found):
     msg = f'the directories must have different names, not {", ".join(found)}'
     raise ValueError(msg)
-  for name, least in (('examples', 1), ('eigenvalues', 1), ('probes', 2)):
-    _check(config, name, lambda x, y=least: x >= y, f'at least {least}')
-  _check(config, 'seed', lambda x: 0 <= x < 2**63, 'at least 0, below 2**63')
-  for name in ('rho', 'adaptive_rho'):
-    _check(config, name, lambda x: x > 0, 'above 0')
+  for path in config.runs:
+    storable('run', path.resolve())
+  configs.build(SharpnessConfig, vars(config))
 
 
 def run_names(config: SharpnessConfig) -> list[str]:
@@ -122,7 +118,8 @@ def axes(mesh: str) -> dict[str, int]:
   found: dict[str, int] = {}
   for part in mesh.split(','):
     name, _, size = part.partition('=')
-    if name not in MESH_AXES or not size.isdecimal() or not int(size):
+    valid = size.isdecimal() and len(size) < 10 and int(size)
+    if name not in MESH_AXES or not valid:
       msg = (
         f'--mesh {mesh!r}: {part!r} must be {" or ".join(MESH_AXES)}=N with a '
         f'number of devices, as in data=8 or data=4,fsdp=2'
@@ -149,19 +146,13 @@ def _validate_data(config: Experiment) -> None:
     raise ValueError(msg)
   for name in ('label_noise', 'train_examples', 'resize'):
     if images and getattr(config, name):
-      msg = f'{_flag(name)} is not for imagenet; leave it out'
+      msg = f'{flags.name(name)} is not for imagenet; leave it out'
       raise ValueError(msg)
   if config.loss != 'cross_entropy':
     for name in ('label_noise', 'label_smoothing'):
       if getattr(config, name):
-        msg = f'{_flag(name)} needs classes, not --loss {config.loss}'
+        msg = f'{flags.name(name)} needs classes, not --loss {config.loss}'
         raise ValueError(msg)
-  if not isinstance(config, TrainConfig):
-    return
-  # `--steps` with its default value is not detected here, but in files.py.
-  if config.epochs is not None and config.steps != Experiment.steps:
-    msg = '--steps and --epochs both give the length; leave one of them out'
-    raise ValueError(msg)
 
 
 def _validate_processes(config: TrainConfig) -> None:
@@ -172,73 +163,23 @@ def _validate_processes(config: TrainConfig) -> None:
   if config.distributed:
     msg = (
       '--distributed finds the other processes automatically; omit it, or omit '
-      + ', '.join(map(_flag, together))
+      + ', '.join(map(flags.name, together))
     )
     raise ValueError(msg)
   if missing:
     msg = (
-      f'{", ".join(map(_flag, together))} are given together; here '
-      f'{" and ".join(map(_flag, missing))} is missing'
+      f'{", ".join(map(flags.name, together))} are given together; here '
+      f'{" and ".join(map(flags.name, missing))} is missing'
     )
     raise ValueError(msg)
   host, _, port = str(config.coordinator).rpartition(':')
-  if not (host and port.isdecimal() and 0 < int(port) < 2**16):
+  valid = port.isdecimal() and len(port) < 6 and 0 < int(port) < 2**16
+  if not (host and valid):
     msg = f'--coordinator {config.coordinator!r} must read HOST:PORT'
     raise ValueError(msg)
-  count: Any = config.num_processes
-  _check(config, 'process_id', lambda x: x < count, f'below {count}')
-
-
-_AT_LEAST = {
-  'steps': 1,
-  'batch_size': 1,
-  'evaluations': 1,
-  'log_every': 1,
-  'sharpness_examples': 1,
-  'seeds': 1,
-  'add_seeds': 0,
-  'seed': 0,
-  'timing_rounds': 0,
-  'checkpoint_every': 1,
-  'image_size': 1,
-  'train_examples': 1,
-  'resize': 1,
-  'trials': 1,
-  'input_threads': 1,
-  'prefetch': 1,
-  'epochs': 1,
-  'num_processes': 1,
-  'process_id': 0,
-}
-
-
-# So that counts fit in the integers of JAX, and in memory.
-_AT_MOST = {
-  **dict.fromkeys(_AT_LEAST, 2**31 - 1),
-  'seed': 2**63 - 1,
-  'resize': 4096,
-  'image_size': 4096,
-  'prefetch': 4096,
-  'input_threads': 4096,
-}
-
-_MOST_FLOAT = 3.4e38  # of float32
-
-
-def _flag(name: str) -> str:
-  return '--' + name.replace('_', '-')
-
-
-def _check(config: Any, name: str, holds: Any, allowed: str) -> None:
-  value = getattr(config, name, None)  # some belong to one command only
-  if value is None:
-    return
-  # An integer may be too large for `isfinite` and for a message.
-  finite = isinstance(value, int) or abs(value) <= _MOST_FLOAT
-  if not (finite and holds(value)):
-    digits = len(str(value))
-    shown = value if digits < 40 else f'a number of {digits} digits'
-    if not finite:
-      allowed += ' and finite in float32'
-    msg = f'{_flag(name)} must be {allowed}, not {shown}'
+  count, index = config.num_processes, config.process_id
+  assert count is not None
+  assert index is not None
+  if index >= count:
+    msg = f'--process-id must be below {count}, not {index}'
     raise ValueError(msg)

@@ -2,8 +2,19 @@
 
 import dataclasses
 import pathlib
-from typing import Annotated, Any
+import re
+from collections.abc import Mapping
+from typing import (
+  Annotated,
+  Any,
+  Literal,
+  TypeVar,
+  get_args,
+  get_origin,
+  get_type_hints,
+)
 
+import msgspec
 import tyro
 
 from optax_sam.train.config import flags
@@ -14,6 +25,8 @@ DEFAULT_METHODS = flags.DEFAULT_METHODS
 LEARNING_RATES = {'sgd': 0.1, 'adamw': 0.003}
 WEIGHT_DECAYS = {'sgd': 5e-4, 'adamw': 0.05}
 _OTHER_LEARNING_RATE = 0.001
+# Characters of an invalid value in an error message.
+_LONGEST = 60
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,15 +54,12 @@ class ConvertConfig:
 
   source: pathlib.Path
   """Image folder: train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
-
   output: pathlib.Path
   """Directory of the shards; an interrupted conversion is continued."""
-
-  shards: int = 256
+  shards: flags.Size = 256
   """Number of shards of the training images; validation shards have the same
   size."""
-
-  threads: int = 16
+  threads: flags.Size = 16
   """Images that are read and checked concurrently."""
 
 
@@ -59,37 +69,26 @@ class SharpnessConfig:
 
   runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
   """Directories of the runs, all on the same data."""
-
-  examples: int = 512
+  examples: flags.Count = 512
   """Number of training examples to measure on; these are the first ones."""
-
-  rho: float = 0.05
+  rho: flags.Positive = 0.05
   """Radius of the SAM sharpness."""
-
-  adaptive_rho: float = 0.01
+  adaptive_rho: flags.Positive = 0.01
   """Radius of the adaptive sharpness, relative to each weight."""
-
-  eigenvalues: int = 3
+  eigenvalues: flags.Size = 3
   """Top eigenvalues of the Hessian."""
-
-  probes: int = 32
+  probes: Annotated[int, msgspec.Meta(ge=2, le=2**31 - 1)] = 32
   """Random vectors for the trace of the Hessian."""
-
-  seed: int = 0
+  seed: flags.Seed = 0
   """Seed of random vectors and directions."""
-
   data_dir: Annotated[
-    pathlib.Path | None,
-    flags.flag(default='$OPTAX_SAM_DATA, then the system', value='PATH'),
+    pathlib.Path | None, flags.flag(default='that of the run')
   ] = None
   """Directory of the images, for runs on imagenet, or of a named dataset."""
-
   output: Annotated[
-    pathlib.Path | None,
-    flags.flag('-o', default='runs/sharpness-DATE-TIME', value='PATH'),
+    pathlib.Path | None, flags.flag('-o', default='runs/sharpness-DATE-TIME')
   ] = None
   """Directory of the report."""
-
   overwrite: bool = False
   """Replace an earlier output of this command."""
 
@@ -110,38 +109,74 @@ class MethodsConfig:
     tyro.conf.Positional[tuple[str, ...]], flags.flag(default='all')
   ] = ()
   """Methods to describe: rule, settings, cost, paper."""
-
   json: bool = False
   """Print JSON."""
 
 
 # Flags that do not change the numbers: paths, devices, threads. A run may
 # resume with other devices, or with the shards of its images.
-_NOT_SETTINGS = (
-  'output',
-  'overwrite',
+_NOT_SETTINGS = {
+  field.name
+  for group in (flags.Output, flags.Devices)
+  for field in dataclasses.fields(group)
+} | {
   'resume',
-  'add_seeds',
-  'add_methods',
   'config',
+  'epochs',  # implied by the number of steps
   'data_dir',
   'input_threads',
   'prefetch',
-  'mesh',
-  'distributed',
-  'coordinator',
-  'num_processes',
-  'process_id',
-  'epochs',  # implied by the number of steps
+  'add_seeds',
+  'add_methods',
+}
+_PROBLEM = re.compile(
+  r'((?:Expected `\w+` ([<>]=?) (\S+)|.*)) - at `\$\.(\w+).*', re.DOTALL
 )
+_WORDS = {'>=': 'at least', '<=': 'at most', '>': 'above', '<': 'below'}
+T = TypeVar('T')
+
+
+def build(kind: type[T], values: Mapping[str, Any], where: str = '') -> T:
+  """Returns a configuration, after checking names, types and ranges.
+
+  Args:
+    kind: its class.
+    values: its fields, or some of them.
+    where: start of error messages, if the values are from a file.
+
+  Raises:
+    ValueError: that names the first invalid value.
+  """
+  hints = get_type_hints(kind)
+  for name in values.keys() - hints:
+    known = ', '.join(sorted(hints)).replace('_', '-')
+    msg = f'{where}unknown flag {name!r}; choose among {known}'
+    raise ValueError(msg)
+  try:
+    return msgspec.convert(
+      dict(values), kind, dec_hook=lambda made, value: made(value)
+    )
+  except msgspec.ValidationError as error:
+    found = _PROBLEM.fullmatch(str(error))
+    assert found is not None
+    allowed, compared, limit, name = found.groups()
+    if compared:
+      allowed = f'must be {_WORDS[compared]} {limit.removesuffix(".0")}'
+    elif get_origin(hints[name]) is Literal:
+      allowed = f'must be one of {", ".join(get_args(hints[name]))}'
+    shown = repr(values[name])
+    if len(shown) > _LONGEST:
+      shown = f'{shown[:20]}... of {len(shown)} characters'
+    msg = f'{where}{flags.name(name)} {allowed}, not {shown}'
+    msg = msg.replace('Expected', 'must be').replace('`', '')
+    raise ValueError(msg) from None
 
 
 def settings(config: Experiment) -> dict[str, Any]:
   """Returns all settings that affect the numbers, ready for JSON."""
-  fields = dataclasses.asdict(config)
   return {
     name: list(value) if isinstance(value, tuple) else value
-    for name, value in fields.items()
+    for name, value in dataclasses.asdict(config).items()
     if name not in _NOT_SETTINGS
   }
 

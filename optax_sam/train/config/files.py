@@ -1,118 +1,135 @@
-"""Flags of `optax-sam train` from a JSON file.
+"""The flags of a run from a JSON file, and from the run to resume.
 
 ::
 
   {'about': 'any text', 'dataset': 'imagenet', 'batch-size': 4096}
 
-The flags of the file come before those of the command line. So the latter
-override them, and both pass the same checks.
+Flags of the command line override those of the file; `--set` adds to it.
 """
 
 import dataclasses
-import itertools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from optax_sam.train.config import configs
+from optax_sam.train.config import configs, errors, flags, output_dir
 
-_FLAG = '--config'
-_COMMENT = 'about'
 # Either one sets the length of training.
 _LENGTHS = ('steps', 'epochs')
-_LISTS = ('set',)
 
 
-def expand(arguments: Sequence[str]) -> list[str]:
-  """Returns the arguments of a command, preceded by those of its file.
+def complete(
+  config: configs.TrainConfig, given: Counter[str]
+) -> configs.TrainConfig:
+  """Returns the flags of `train` with those of `--config` and `--resume`.
 
   Args:
-    arguments: those of the command line, the command first.
+    config: what the command line gives, and defaults.
+    given: how often it gives each flag.
 
   Raises:
-    ValueError: if the file cannot be read, has an unknown key, or if file or
-      command line give the length of the run twice.
+    ValueError: if a file is invalid, or the length is given twice.
   """
-  command, flags = list(arguments[:1]), list(arguments[1:])
-  if command != ['train']:
-    return [*command, *flags]
-  lengths = [
-    name
-    for name in _LENGTHS
-    if any(flag.split('=')[0] == f'--{name}' for flag in flags)
-  ]
-  path = _path(flags)
+  if given['config'] > 1:
+    msg = f'--config is given {given["config"]} times; give one file'
+    raise ValueError(msg)
+  line = {name: getattr(config, name) for name in given}
+  file = {} if config.config is None else _read(config.config)
+  run: dict[str, Any] = {}
+  if config.resume:
+    run = dataclasses.asdict(of_run(config.output, '--output '))
+  both = (*file.get('set', ()), *line.get('set', ()))
+  values = _with(_with(run, file), line)
+  if both:
+    values['set'] = both
+  return configs.build(configs.TrainConfig, values)
+
+
+def of_run(path: pathlib.Path | None, flag: str = '') -> configs.TrainConfig:
+  """Returns the configuration of a run, which `optax-sam train` has written.
+
+  Args:
+    path: directory of the run.
+    flag: the flag that gave it, for the message.
+
+  Raises:
+    ValueError: if there is none, or it has an invalid setting.
+  """
   if path is None:
-    _check_lengths(lengths)
-    return [*command, *flags]
-  given = _read(path)
-  if lengths:  # override those of the file
-    given = {key: given[key] for key in given if key not in _LENGTHS}
-  _check_lengths(
-    lengths or [name for name in _LENGTHS if given.get(name) is not None]
+    msg = '--resume needs --output, the directory of the run to resume'
+    raise ValueError(msg)
+  if not path.is_dir():
+    msg = f'{flag}{path}: there is no run'
+    raise ValueError(msg)
+  found = output_dir.read_config(path)
+  if found is None or found[output_dir.MARK] != 'train':
+    msg = f'{flag}{path} is not a run of `optax-sam train`'
+    raise ValueError(msg)
+  places = {'data_dir': found.get('data_dir'), 'output': path}
+  return configs.build(
+    configs.TrainConfig,
+    found['settings'] | places,
+    f'{path / output_dir.CONFIG}: ',
   )
-  return [*command, *_as_flags(path, given), *flags]
 
 
-def _check_lengths(given: Sequence[str]) -> None:
-  if len(given) > 1:
+def write_run(path: pathlib.Path, config: configs.TrainConfig) -> None:
+  """Writes the configuration of a run, with the place of its data."""
+  data = config.data_dir and str(config.data_dir.absolute())
+  settings = configs.settings(config)
+  output_dir.write_config(path, 'train', settings, data_dir=data)
+
+
+def _with(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns values that are overridden by others; they have one length."""
+  lengths = [name for name in _LENGTHS if more.get(name) is not None]
+  if len(lengths) > 1:
     msg = '--steps and --epochs both give the length; leave one of them out'
     raise ValueError(msg)
-
-
-def _path(flags: Sequence[str]) -> pathlib.Path | None:
-  found = []
-  for flag, after in itertools.zip_longest(flags, flags[1:], fillvalue=''):
-    name, equals, value = flag.partition('=')
-    if name == _FLAG:
-      found.append(value if equals else after)
-  if len(found) > 1:
-    msg = f'{_FLAG} is given {len(found)} times; give one file'
-    raise ValueError(msg)
-  if found == ['']:
-    msg = f'{_FLAG} needs the path of a JSON file'
-    raise ValueError(msg)
-  return pathlib.Path(found[0]) if found else None
+  kept = {k: v for k, v in values.items() if not (lengths and k in _LENGTHS)}
+  return kept | dict(more)
 
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
+  where = f'--config {path}'
+  if path.exists() and not path.is_file():
+    msg = f'{where} is not a regular file'
+    raise ValueError(msg)
   try:
-    content = json.loads(path.read_text(encoding='utf-8'))
+    text = path.read_text(encoding='utf-8')
+    content = json.loads(text, object_pairs_hook=_once)
   except OSError as error:
-    msg = f'{_FLAG} {path} cannot be read: {error.strerror}'
+    msg = f'{where} cannot be read: {error.strerror}'
     raise ValueError(msg) from None
   except (ValueError, RecursionError) as error:
-    msg = f'{_FLAG} {path} is not JSON: {error}'
+    msg = f'{where} is not JSON: {error}'
     raise ValueError(msg) from None
   if not isinstance(content, dict):
-    msg = f'{_FLAG} {path} must be one object that maps flags to values'
+    msg = f'{where} must be one object that maps flags to values'
     raise ValueError(msg)
-  known = {field.name for field in dataclasses.fields(configs.TrainConfig)}
-  flags = sorted(name.replace('_', '-') for name in known - {'config'})
-  given = {key.replace('_', '-'): value for key, value in content.items()}
-  given.pop(_COMMENT, None)
-  for key in given:
-    if key not in flags:
-      msg = (
-        f'{_FLAG} {path}: unknown flag {key!r}; choose among {", ".join(flags)}'
-      )
-      raise ValueError(msg)
-  return given
-
-
-def _as_flags(path: pathlib.Path, given: dict[str, Any]) -> list[str]:
-  flags = []
-  for key, value in given.items():
-    if isinstance(value, list) and key not in _LISTS:
-      msg = f'{_FLAG} {path}: {key!r} takes one value, not a list'
-      raise ValueError(msg)
+  content.pop('about', None)
+  content = {key: x for key, x in content.items() if x is not None}
+  if 'config' in content:
+    msg = f'{where}: config cannot be in it; give one file'
+    raise ValueError(msg)
+  for key, value in content.items():
     for one in value if isinstance(value, list) else [value]:
-      if one is True:
-        flags.append(f'--{key}')
-      elif isinstance(one, str | int | float) and one is not False:
-        flags += [f'--{key}', str(one)]
-      elif one is not False and one is not None:
-        msg = f'{_FLAG} {path}: {key!r} must be text, a number or true or false'
+      if isinstance(one, str) and not (one and errors.is_printable(one)):
+        msg = f'{where}: {flags.name(key)} {one!r} must be printable text'
         raise ValueError(msg)
-  return flags
+  built = configs.build(configs.TrainConfig, content, f'{where}: ')
+  return {key: getattr(built, key) for key in content}
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns an object of JSON with underscores in its keys, none twice."""
+  found: dict[str, Any] = {}
+  for written, value in pairs:
+    key = written.replace('-', '_')
+    if key in found:
+      msg = f'{written!r} is given twice'
+      raise ValueError(msg)
+    found[key] = value
+  return found

@@ -4,8 +4,18 @@ import dataclasses
 import pathlib
 from typing import Annotated, Any, Literal
 
+import msgspec
 import tyro
 
+# Ranges. Counts must fit in the integers of JAX, and numbers in float32.
+Count = Annotated[int, msgspec.Meta(ge=1, le=2**31 - 1)]
+CountOrZero = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Size = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+SizeOrZero = Annotated[int, msgspec.Meta(ge=0, le=4096)]
+Seed = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, lt=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=3.4e38)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=3.4e38)]
 Dtype = Literal['float32', 'bfloat16']
 Execution = Literal['auto', 'jit', 'host']
 Budget = Literal['steps', 'gradients', 'seconds']
@@ -24,18 +34,17 @@ DEFAULT_METHODS = (
 
 
 def flag(*aliases: str, default: str | None = None, value: str = '') -> Any:
-  """Describes a flag.
-
-  Args:
-    *aliases: other names of the flag.
-    default: what the help text says of the default, if it is not a value.
-    value: placeholder of the value.
-  """
+  """Describes a flag: other names, text for the default, placeholder."""
   return tyro.conf.arg(
     aliases=aliases or None,
     help_behavior_hint=f'(default: {default})' if default else None,
     metavar=value or None,
   )
+
+
+def name(field: str) -> str:
+  """Returns the flag of a field."""
+  return '--' + field.replace('_', '-')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,21 +56,17 @@ class Data:
   with x_train, y_train, x_test and y_test, a directory of IDX files, or a
   folder train/CLASS/*.png with test/CLASS/*.png. `train` also takes
   imagenet."""
-
   data_dir: Annotated[
     pathlib.Path | None,
-    flag(default='$OPTAX_SAM_DATA, then the system', value='PATH'),
+    flag(default='$OPTAX_SAM_DATA, then the system'),
   ] = None
   """Directory with the files of a named dataset."""
-
-  train_examples: Annotated[int | None, flag(default='all', value='INT')] = None
+  train_examples: Annotated[Count | None, flag(default='all')] = None
   """Train on the first examples only: so many, with the same fraction of every
   class."""
-
-  label_noise: float = 0.0
+  label_noise: Fraction = 0.0
   """Fraction of the training labels that are replaced by a wrong one."""
-
-  resize: Annotated[int | None, flag(default='unchanged', value='INT')] = None
+  resize: Annotated[Size | None, flag(default='unchanged')] = None
   """Height and width in pixels to which the images of a folder are resized."""
 
 
@@ -73,21 +78,17 @@ class Model:
   """cnn (convolutions with batch norm), mlp (dense layers with dropout),
   resnet18, resnet50, wideresnet28x10, vit_s16, or your own as
   package.module:Name or file.py:Name."""
-
   dtype: Dtype = 'float32'
   """Dtype of the computation; parameters are always float32. Your own model
   chooses its own."""
-
   loss: Annotated[str, flag(value='NAME')] = 'cross_entropy'
   """cross_entropy of classes, mean_squared_error of numbers, or next_token for
   sequences of tokens."""
-
   metric: Annotated[
     str | None, flag(default='the usual one of the loss', value='NAME')
   ] = None
   """What methods are compared by, on the test examples."""
-
-  label_smoothing: float = 0.0
+  label_smoothing: Fraction = 0.0
   """Fraction of a training label that is spread over all classes."""
 
 
@@ -99,39 +100,26 @@ class Optimizer:
   """The base optimizer: sgd (with momentum 0.9), adamw, or any other of Optax
   that needs only a learning rate and numbers, such as lion or muon. Set its
   arguments with --set base.NAME=VALUE."""
-
-  steps: int = 300
-  """Training steps of a run."""
-
-  batch_size: int = 100
+  steps: Count = 300
+  """Training steps of a run. `train --resume` may raise them."""
+  batch_size: Count = 100
   """Examples in a batch."""
-
   learning_rate: Annotated[
-    float | None,
-    flag(
-      '--lr',
-      default='0.1 for sgd, 0.003 for adamw, else 0.001',
-      value='FLOAT',
-    ),
+    Positive | None,
+    flag('--lr', default='0.1 for sgd, 0.003 for adamw, else 0.001'),
   ] = None
   """Peak of the cosine schedule."""
-
-  warmup: float = 0.1
+  warmup: Fraction = 0.1
   """Fraction of the steps in which the learning rate rises."""
-
   weight_decay: Annotated[
-    float | None,
-    flag(default='0.0005 for sgd, 0.05 for adamw, else 0', value='FLOAT'),
+    NotNegative | None,
+    flag(default='0.0005 for sgd, 0.05 for adamw, else 0'),
   ] = None
   """Weight decay, on kernels only if the optimizer can tell them apart."""
-
-  clip_norm: Annotated[float | None, flag(default='none', value='FLOAT')] = None
+  clip_norm: Annotated[Positive | None, flag(default='none')] = None
   """Largest norm of the gradient that a method forwards to the base
   optimizer."""
-
-  ema_decay: Annotated[
-    float | None, flag(default='no average', value='FLOAT')
-  ] = None
+  ema_decay: Annotated[Fraction | None, flag(default='no average')] = None
   """Decay of an exponential moving average of the weights, which is evaluated
   in addition to the weights."""
 
@@ -140,11 +128,8 @@ class Optimizer:
 class Method:
   """Flags of the sharpness-aware methods."""
 
-  rho: Annotated[
-    float | None, flag(default="each method's own", value='FLOAT')
-  ] = None
+  rho: Annotated[NotNegative | None, flag(default="each method's own")] = None
   """Radius of the perturbation, for all methods."""
-
   set: Annotated[
     tuple[str, ...],
     tyro.conf.UseAppendAction,
@@ -152,7 +137,6 @@ class Method:
   ] = ()
   """Argument of a method, as in ae_sam.lambda_2=2, or of the base optimizer,
   as in base.momentum=0.95."""
-
   execution: Execution = 'auto'
   """Where a method decides to skip the perturbed gradient: inside the compiled
   step (jit), or on the host, between two compiled functions; auto takes the
@@ -163,16 +147,13 @@ class Method:
 class Measurement:
   """Flags of what is measured."""
 
-  evaluations: int = 6
+  evaluations: Count = 6
   """Evaluations in a run, evenly spaced; at most one a step."""
-
-  log_every: int = 5
+  log_every: Count = 5
   """Steps between rows of the log."""
-
-  sharpness_radius: float = 0.05
+  sharpness_radius: Positive = 0.05
   """Radius of the SAM sharpness, the same for all methods."""
-
-  sharpness_examples: int = 256
+  sharpness_examples: Count = 256
   """Number of training examples on which sharpness is measured."""
 
 
@@ -184,32 +165,24 @@ class Comparison:
     DEFAULT_METHODS
   )
   """Methods to compare with the base optimizer, which is always trained."""
-
-  seeds: int = 3
+  seeds: Size = 3
   """Runs of each method, with seeds 0, 1, ..."""
-
   tune: Annotated[
     tuple[str, ...] | None, flag(default='no search', value='[NAME ...]')
   ] = None
   """Choose settings of every method on validation examples: radius (which
   --tune alone means), learning_rate, or METHOD.SETTING."""
-
-  trials: int = 8
+  trials: Annotated[int, msgspec.Meta(ge=2, le=4096)] = 8
   """With --tune: values that are tried for each method, the base included."""
-
-  validation: float = 0.2
+  validation: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.2
   """With --tune: fraction of the training examples that no run trains on."""
-
   budget: Budget = 'steps'
   """What is equal for all methods. With gradients or seconds, cheaper methods
   take more steps than --steps, as many as the most expensive one affords."""
-
-  timing_rounds: int = 5
+  timing_rounds: SizeOrZero = 5
   """Rounds of timing after training; 0 leaves the timing out."""
-
-  add_seeds: int = 0
+  add_seeds: SizeOrZero = 0
   """Train so many further seeds for the comparison in --output."""
-
   add_methods: Annotated[
     tuple[str, ...], flag(default='none', value='NAME,NAME')
   ] = ()
@@ -220,25 +193,22 @@ class Comparison:
 class Run:
   """Flags of `train` alone."""
 
-  config: Annotated[pathlib.Path | None, flag(default='none', value='PATH')] = (
-    None
-  )
+  config: Annotated[pathlib.Path | None, flag(default='none')] = None
   """JSON file of these flags; flags of the command line override it."""
-
   method: Annotated[str, flag('-m', value='NAME')] = 'sam'
   """The method, or the name of the base optimizer to train without one."""
-
-  seed: int = 0
+  seed: Seed = 0
   """Seed of initialization, order of the data and dropout."""
-
-  epochs: Annotated[int | None, flag(default='see --steps', value='INT')] = None
+  epochs: Annotated[Count | None, flag(default='see --steps')] = None
   """Passes over the training examples, instead of --steps."""
-
-  checkpoint_every: int = 50
+  checkpoint_every: Count = 50
   """Steps between checkpoints; the last three are stored."""
-
   resume: bool = False
-  """Resume from the last checkpoint in the output directory."""
+  """Resume from the last checkpoint in --output, with the settings of the run;
+  no other flag is needed. A larger --steps or --epochs prolongs the run, also a
+  finished one: the further steps follow the learning rate of the new length, so
+  it rises again, and the run differs from one that was as long from the
+  start."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -247,10 +217,9 @@ class Output:
 
   output: Annotated[
     pathlib.Path | None,
-    flag('-o', default='a new directory in runs/', value='PATH'),
+    flag('-o', default='a new directory in runs/'),
   ] = None
   """Directory of the output."""
-
   overwrite: bool = False
   """Replace an earlier output of this command."""
 
@@ -259,15 +228,13 @@ class Output:
 class ImageNet:
   """Flags of `--dataset imagenet`."""
 
-  image_size: int = 224
+  image_size: Size = 224
   """Height and width of the images in pixels. The images are in --data-dir, in
   train/CLASS/*.JPEG and val/CLASS/*.JPEG, or converted by `optax-sam
   convert`."""
-
-  input_threads: int = 16
+  input_threads: Size = 16
   """Batches that are prepared concurrently."""
-
-  prefetch: int = 16
+  prefetch: Size = 16
   """Batches that are prepared in advance, held in memory."""
 
 
@@ -285,17 +252,13 @@ class Devices:
   ] = None
   """Devices over which each batch is split, as in data=8, or data=4,fsdp=2 if
   parameters and states are also split over groups of two."""
-
   distributed: bool = False
   """One of several processes that find each other, as on a TPU pod."""
-
   coordinator: Annotated[
     str | None, flag(default='none', value='HOST:PORT')
   ] = None
   """Address of the first process, where --distributed fails."""
-
-  num_processes: Annotated[int | None, flag(default='one', value='INT')] = None
+  num_processes: Annotated[Count | None, flag(default='one')] = None
   """Number of processes that meet at --coordinator."""
-
-  process_id: Annotated[int | None, flag(default='none', value='INT')] = None
+  process_id: Annotated[CountOrZero | None, flag(default='none')] = None
   """Index of this process, from 0."""

@@ -1,4 +1,4 @@
-"""Output directories: created atomically, or locked while they grow."""
+"""Output directories: checked, locked, and written file by file."""
 
 import contextlib
 import datetime as dt
@@ -7,13 +7,24 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
+
+import msgspec
 
 CONFIG = 'config.json'
 LOCK = '.lock'
 MARK = 'optax_sam'
+_STAGE = '.unfinished'
+
+
+class _Config(TypedDict):
+  """The schema of `config.json`."""
+
+  optax_sam: str
+  settings: dict[str, Any]
+  adding: NotRequired[dict[str, Any] | None]
+  data_dir: NotRequired[str | None]
 
 
 def dated(name: str) -> pathlib.Path:
@@ -57,11 +68,14 @@ def write_config(
 
 def read_config(directory: pathlib.Path) -> dict[str, Any] | None:
   """Returns the content of `config.json`, None if it has another format."""
-  try:
-    content = json.loads((directory / CONFIG).read_text(encoding='utf-8'))
-  except (OSError, ValueError, RecursionError):
+  path = directory / CONFIG
+  if not path.is_file():  # reading a pipe could wait for ever
     return None
-  return content if isinstance(content, dict) and MARK in content else None
+  try:
+    found = msgspec.json.decode(path.read_bytes(), type=_Config)
+  except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
+    return None
+  return cast('dict[str, Any]', found)
 
 
 def check(
@@ -73,17 +87,26 @@ def check(
     target: the directory to write.
     overwrite: whether a former output may be replaced.
     known: names of the files of a former output. A directory with any other
-      entry is somebody's own and is never replaced.
+      entry is somebody's own and is never replaced. Names of directories have
+      no dot.
   """
-  if not (target.exists() or target.is_symlink()):
+  if not os.path.lexists(target):
     return
-  _check_directory(target)
+  if target.is_symlink() or not target.is_dir():
+    msg = f'--output {target} is not a directory; choose another one'
+    raise ValueError(msg)
+  left_over = {LOCK, _STAGE, *(unfinished(target / x).name for x in known)}
+  entries = {x.name: x for x in target.iterdir() if x.name not in left_over}
+  if not entries:
+    return
   if not overwrite:
     msg = f'--output {target} exists; choose another one or add --overwrite'
     raise ValueError(msg)
-  left_over = {unfinished(target / name).name for name in known}
-  names = {entry.name for entry in target.iterdir()}
-  foreign = sorted(names - known - left_over)
+  foreign = sorted(
+    name
+    for name, path in entries.items()
+    if name not in known or path.is_dir() == ('.' in name)
+  )
   if read_config(target) is None or foreign:
     why = f'it contains {foreign[0]!r}' if foreign else f'it has no {CONFIG}'
     msg = (
@@ -93,28 +116,22 @@ def check(
     raise ValueError(msg)
 
 
-def _check_directory(target: pathlib.Path) -> None:
-  if target.is_symlink() or not target.is_dir():
-    msg = f'--output {target} is not a directory; choose another one'
-    raise ValueError(msg)
-
-
 @contextlib.contextmanager
 def created(target: pathlib.Path) -> Iterator[bool]:
-  """Creates a directory that can be written; yields whether it is new.
+  """Creates a directory; yields whether it is new.
 
   On leaving it is removed if it is new and empty, and so are its new parents.
   """
   target = pathlib.Path(os.path.abspath(target))  # noqa: PTH100 (no symlinks)
-  new = _make_parents(target)
+  new = [path for path in (target, *target.parents) if not path.exists()]
   try:
-    _check_directory(target)
-    _probe(target)
+    for path in reversed(new):
+      path.mkdir(exist_ok=True)
     yield target in new
   finally:
     with contextlib.suppress(OSError):  # not empty
-      for directory in reversed(new):
-        directory.rmdir()
+      for path in new:
+        path.rmdir()
 
 
 @contextlib.contextmanager
@@ -123,6 +140,7 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
 
   Raises:
     ValueError: if another process holds it.
+    OSError: if the directory cannot be written.
   """
   with (directory / LOCK).open('w') as file:
     try:
@@ -133,76 +151,60 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
         f'it, or choose another directory'
       )
       raise ValueError(msg) from None
-    yield
+    except OSError:
+      pass  # a file system without locks
+    try:
+      file.write(' ' * 4096)  # a full disk is noticed here
+      file.flush()
+      file.truncate(0)
+      yield
+    finally:
+      if os.listdir(directory) == [LOCK]:  # noqa: PTH208
+        (directory / LOCK).unlink()
 
 
 @contextlib.contextmanager
-def new_directory(
-  target: pathlib.Path, *, overwrite: bool, known: frozenset[str]
-) -> Iterator[pathlib.Path]:
-  """Yields a temporary sibling of `target` that is renamed at the end.
+def opened(
+  target: pathlib.Path,
+  *,
+  known: frozenset[str],
+  overwrite: bool = False,
+  resume: bool = False,
+) -> Iterator[None]:
+  """Holds an output directory that is new, may be replaced, or is resumed.
 
-  On any error the sibling is removed and a former output is unchanged.
-
-  Args:
-    target: the directory to write.
-    overwrite: whether a former output may be replaced.
-    known: names of the files of an output, as in `check`.
+  A new one is removed if nothing is in it on leaving. Arguments as in `check`.
   """
-  target = pathlib.Path(os.path.abspath(target))  # noqa: PTH100 (no symlinks)
-  check(target, overwrite=overwrite, known=known)
-  created = _make_parents(target.parent)
-  temporary = None
-  try:
-    temporary = pathlib.Path(
-      tempfile.mkdtemp(prefix=f'.{target.name}-', dir=target.parent)
-    )
-    _probe(temporary)
-    yield temporary
-    temporary.chmod(0o755)
+  if not resume:
     check(target, overwrite=overwrite, known=known)
-    _replace(target, temporary)
-  except BaseException:
-    if temporary is not None:
-      shutil.rmtree(temporary, ignore_errors=True)
-    for directory in reversed(created):
-      with contextlib.suppress(OSError):
-        directory.rmdir()
-    raise
+  with created(target), locked(target):
+    if not resume:  # it may have appeared meanwhile
+      check(target, overwrite=overwrite, known=known)
+    yield
 
 
-def _make_parents(directory: pathlib.Path) -> list[pathlib.Path]:
-  """Creates missing directories and returns those that it created."""
-  missing = []
-  while not directory.exists():
-    missing.append(directory)
-    directory = directory.parent
-  created = []
-  for path in reversed(missing):
-    path.mkdir()
-    created.append(path)
-  return created
+def clear(directory: pathlib.Path, known: frozenset[str]) -> None:
+  """Removes the files of an output, and what writes left.
+
+  The last one is config.json, which marks the rest as replaceable.
+  """
+  for name in sorted(known - {LOCK}, key=CONFIG.__eq__):
+    for path in (directory / name, unfinished(directory / name)):
+      if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+      else:
+        path.unlink(missing_ok=True)
 
 
-def _probe(directory: pathlib.Path) -> None:
-  """Raises an OSError now rather than after the training."""
-  probe = directory / 'probe'
-  probe.write_bytes(bytes(4096))
-  probe.unlink()
-
-
-def _replace(target: pathlib.Path, temporary: pathlib.Path) -> None:
-  if not target.exists():
-    temporary.rename(target)
-    return
-  former = pathlib.Path(
-    tempfile.mkdtemp(prefix=f'.{target.name}-former-', dir=target.parent)
-  )
-  target.rename(former / target.name)
+@contextlib.contextmanager
+def staged(target: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a directory whose files replace those of `target` at the end."""
+  directory = target / _STAGE
+  shutil.rmtree(directory, ignore_errors=True)
+  directory.mkdir()
   try:
-    temporary.rename(target)
-  except BaseException:
-    (former / target.name).rename(target)
-    former.rmdir()
-    raise
-  shutil.rmtree(former, ignore_errors=True)
+    yield directory
+    for path in directory.iterdir():
+      path.replace(target / path.name)
+  finally:
+    shutil.rmtree(directory, ignore_errors=True)

@@ -94,7 +94,7 @@ class Trainer:
       self.inputs = swad_validation.inputs(task.inputs, self.averaging, name)
     self.name = name
     self.settings = dict(settings)
-    self.on_host = config.execution == 'host' and build.skips(name)
+    self.on_host = config.execution == 'host' and build.method(name).skips
     self.temporary_bytes: int | None = None
     self.repetition = 1.0  # of operations in the loops of a step
     # If the cost of a step is known, rows have `gradients` and `seconds`.
@@ -281,8 +281,8 @@ class Trainer:
     step: Any = train_step.jitted_step(
       self.task,
       optimizer,
-      uses_gradient=build.uses_gradient(self.name),
-      takes_per_example_losses=build.takes_per_example_losses(self.name),
+      uses_gradient=build.method(self.name).uses_gradient,
+      takes_per_example_losses=build.method(self.name).takes_per_example_losses,
       auxiliary_loss=self.auxiliary_loss,
       accumulate=None if averaging is None else averaging.functions.accumulate,
       rows=self.placement.rows,
@@ -303,7 +303,7 @@ class Trainer:
     If these parameters are not the trained ones, the running statistics of
     batch norm are recomputed over fixed training examples.
     """
-    read, kept = build.solution(self.name), state.opt_state
+    read, kept = build.method(self.name).solution, state.opt_state
     if self.averaging is not None:
       read, kept = self.averaging.functions.result, state.memory
     if read is None:
@@ -358,7 +358,7 @@ class Trainer:
     return {'gradients': gradients, 'seconds': watch.seconds}
 
   def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
-    if not build.reports(self.name):
+    if not build.method(self.name).reports:
       return {'ascended': 0, 'second_gradients': 0}
     return optax_sam.metrics(state.opt_state)
 

@@ -9,20 +9,11 @@ from typing import Any
 class ByTrainingAccuracy:
   """A setting that depends on the best training accuracy of a run so far.
 
-  It replaces the value of the setting::
-
-    value = the last of `then` whose accuracy was reached, else `start`
-    accuracy = highest one at the end of an epoch so far, so no value returns
-
   The accuracy is that of the whole training set, including wrong labels, in
   evaluation mode, after the last step of an epoch. So it does not depend on
-  dropout or on the order of the data, and it equals the `train_accuracy` of the
-  evaluations. It costs a forward pass over the training set per epoch, that is
-  a third of a gradient per step, which the measured time of a step excludes.
-  With batch norm it lags in the first epochs, because the running statistics
-  lag.
-
-  The method's state must not depend on the setting, because it is not reset.
+  dropout or on the order of the data, no value returns, and it costs a forward
+  pass an epoch, which the measured time of a step excludes. The method's state
+  must not depend on the setting, because it is not reset.
 
   Attributes:
     start: value until the first accuracy in `then` is reached.
@@ -35,11 +26,8 @@ class ByTrainingAccuracy:
 
   def at(self, accuracy: float) -> float:
     """Returns the value once this training accuracy has been reached."""
-    value = self.start
-    for reached, later in self.then:
-      if accuracy >= reached:
-        value = later
-    return value
+    reached = [later for least, later in self.then if accuracy >= least]
+    return [self.start, *reached][-1]
 
   def __str__(self) -> str:
     """Returns a description for the report."""

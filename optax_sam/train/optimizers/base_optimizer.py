@@ -10,6 +10,7 @@ import optax
 import optax.contrib
 
 from optax_sam.train.config import assignment, configs, names
+from optax_sam.train.optimizers.registry import BASES
 
 # `--set base.NAME=VALUE` sets an argument of the base optimizer.
 PREFIX = 'base'
@@ -47,11 +48,7 @@ def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
 
 
 def arguments(config: configs.Experiment) -> dict[str, Any]:
-  """Returns the arguments of the base optimizer from `--set base.NAME=VALUE`.
-
-  Raises:
-    ValueError: if an argument doesn't exist or has another type.
-  """
+  """Returns the arguments given by `--set base.NAME=VALUE`, and defaults."""
   given = dict(_DEFAULTS.get(config.base, {}))
   parameters = inspect.signature(optimizers()[config.base]).parameters
   allowed = [name for name in parameters if _is_settable(name, parameters)]
@@ -78,12 +75,7 @@ def arguments(config: configs.Experiment) -> dict[str, Any]:
 def schedule(
   config: configs.Experiment, highest: float | None = None
 ) -> optax.Schedule:
-  """Returns the learning-rate schedule: linear warm-up, then cosine decay.
-
-  Args:
-    config: lengths of training and warm-up.
-    highest: peak learning rate, None for that of the base optimizer.
-  """
+  """Returns the learning-rate schedule: linear warm-up, then cosine decay."""
   if highest is None:
     highest = configs.learning_rate(config)
   # The peak may be traced, which this function of Optax does not accept.
@@ -99,26 +91,28 @@ def schedule(
 def base_optimizer(
   config: configs.Experiment, steps: int = 1
 ) -> optax.GradientTransformation:
-  """Returns the base optimizer.
+  """Returns the base optimizer, by its name or by a function.
 
   Weight decay is decoupled if the optimizer has an argument for it, and on
   kernels only if it also has one for a mask. Otherwise it is added to the
-  gradients, on kernels only.
-
-  With `--clip-norm` it first clips the gradients that it receives from a
-  sharpness-aware method. So the method itself uses unclipped gradients.
-
-  Args:
-    config: name and settings of the base optimizer.
-    steps: number of its steps in one training step.
-
-  Raises:
-    ValueError: if an argument is unknown or refused.
+  gradients, on kernels only. `--clip-norm` clips the gradients that it receives
+  from a sharpness-aware method, which itself uses unclipped gradients.
   """
   of_training = schedule(config)
-  rate = of_training
+  rate: Any = of_training
   if steps > 1:
     rate = lambda count: of_training(count // steps)
+  parts = [_optimizer(config, rate)]
+  if config.clip_norm is not None:
+    parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+  return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+
+def _optimizer(
+  config: configs.Experiment, rate: optax.Schedule
+) -> optax.GradientTransformation:
+  if config.base in BASES:
+    return BASES[config.base](rate)
   function, given = optimizers()[config.base], arguments(config)
   parameters = inspect.signature(function).parameters
   decay = configs.weight_decay(config)
@@ -128,14 +122,12 @@ def base_optimizer(
     given |= {key: _is_kernel for key in _MASKS if key in parameters}
   try:
     base = function(rate, **given)
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     msg = f'--base {config.base}: {error}'
     raise ValueError(msg) from error
-  if not own:
-    base = optax.chain(optax.add_decayed_weights(decay, mask=_is_kernel), base)
-  if config.clip_norm is None:
+  if own:
     return base
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), base)
+  return optax.chain(optax.add_decayed_weights(decay, mask=_is_kernel), base)
 
 
 def _is_function(value: Any) -> bool:

@@ -2,44 +2,43 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import optax
 
 import optax_sam
+from optax_sam import catalog
 from optax_sam.train.config import assignment, configs
 from optax_sam.train.config import names as names_lib
 from optax_sam.train.optimizers import accuracy_schedule
 from optax_sam.train.optimizers import base_optimizer as base_optimizer_lib
 from optax_sam.train.optimizers.base_optimizer import base_optimizer, schedule
-from optax_sam.train.optimizers.registry import BASES, METHODS
+from optax_sam.train.optimizers.registry import METHODS, Method
 from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
 
 # Arguments that the trainer sets, or that describe devices, not the method.
 _NOT_SETTABLE = frozenset(
-  {
-    'base',
-    'batch_like',
-    'num_data',
-    'total_steps',
-    'key',
-    'refresh_every',
-    'mask',
-    'axis_name',
-    'sync_ascent',
-    'scaled',
-  }
+  {'base', 'batch_like', 'num_data', 'total_steps', 'key', 'refresh_every'}
+  | {'mask', 'axis_name', 'sync_ascent', 'scaled'}
 )
+_BASE = Method(
+  dataclasses.replace(catalog.METHODS['sam'], group='every step', needs=''),
+  optax.identity,
+)
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+  return inspect.signature(METHODS[name].factory).parameters
 
 
 def settable(name: str) -> tuple[str, ...]:
   """Returns the names that `--set NAME.setting=value` accepts."""
-  parameters = inspect.signature(METHODS[name].factory).parameters
   filled = set(_NOT_SETTABLE)
   if METHODS[name].row.place != 'replaces':
     filled.add('learning_rate')
-  return tuple(key for key in parameters if key not in filled)
+  return tuple(key for key in _parameters(name) if key not in filled)
 
 
 def check_names(names: Iterable[str], base: str) -> None:
@@ -52,55 +51,33 @@ def check_names(names: Iterable[str], base: str) -> None:
 
 
 def canonical_name(name: str, base: str, what: str) -> str:
-  """Returns the name of a method, or of the base optimizer.
-
-  Args:
-    name: as somebody writes it: in any case, with hyphens, or the title in the
-      paper.
-    base: name of the base optimizer.
-    what: the flag, for the error message.
-
-  Raises:
-    ValueError: if it is unknown, with the closest names.
-  """
+  """Returns the name of a method, or of the base optimizer."""
   optimizers = base_optimizer_lib.optimizers()
   if name.lower() in optimizers and name.lower() not in (base, *METHODS):
     msg = f'{what} {name!r} is a base optimizer; write --base {name.lower()}'
     raise ValueError(msg)
+  titles = {key: method.row.title for key, method in METHODS.items()}
   return names_lib.find(
     what,
     name,
     (base, *METHODS),
-    aliases={key: _titles(method.row.title) for key, method in METHODS.items()},
+    aliases={  # also the parts of a title such as 'Friendly SAM (F-SAM)'
+      key: [title, *title.rstrip(')').split(' (')]
+      for key, title in titles.items()
+    },
     hint='`optax-sam methods` lists all',
   )
-
-
-def _titles(title: str) -> list[str]:
-  """Returns the parts of a title such as 'Friendly SAM (F-SAM)'."""
-  return [title, *title.rstrip(')').split(' (')]
 
 
 def parse_settings(
   assignments: Iterable[str], names: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
-  """Reads assignments such as `ae_sam.lambda_2=2`.
-
-  Args:
-    assignments: texts of the form METHOD.SETTING=VALUE.
-    names: the methods of this run; a setting of another method is an error.
-
-  Returns:
-    The given settings by method, possibly none.
-
-  Raises:
-    ValueError: if an assignment is invalid; lists the valid names.
-  """
+  """Reads assignments such as `ae_sam.lambda_2=2`."""
   parsed: dict[str, dict[str, Any]] = {
     name: {} for name in names if name in METHODS
   }
   for one in assignments:
-    text, name, setting, value = assignment.split(one)
+    text, name, setting, written = assignment.split(one)
     if name == base_optimizer_lib.PREFIX:  # read by `base_optimizer`
       continue
     if name not in parsed:
@@ -113,11 +90,14 @@ def parse_settings(
           f'{allowed}'
         )
         raise ValueError(msg) from None
-    setting = names_lib.find(
-      f'--set {text}: setting of {name}', setting, settable(name)
-    )
+    what = f'--set {text}: setting of {name}'
+    setting = names_lib.find(what, setting, settable(name))
     default = complete_settings(name, {}, None).get(setting)
-    parsed[name][setting] = assignment.value(text, setting, value, default)
+    value = assignment.value(text, setting, written, default)
+    if setting == METHODS[name].row.radius and not np.float32(value) > 0:
+      msg = f'--set {text}: {setting} must be above 0, not {written}'
+      raise ValueError(msg)
+    parsed[name][setting] = value
   return parsed
 
 
@@ -127,14 +107,17 @@ def complete_settings(
   """Returns all settings of a method: given ones, --rho, then defaults."""
   if name not in METHODS:
     return {}
-  method = METHODS[name]
-  parameters = inspect.signature(method.factory).parameters
-  chosen = {key: parameters[key].default for key in settable(name)}
-  chosen.update(method.defaults)
+  row, parameters = METHODS[name].row, _parameters(name)
+  chosen: dict[str, Any] = {
+    key: row.example.get(key)
+    if parameters[key].default is inspect.Parameter.empty
+    else parameters[key].default
+    for key in settable(name)
+  }
+  chosen |= METHODS[name].defaults
   if rho is not None and 'rho' in chosen:
     chosen['rho'] = rho
-  chosen.update(given)
-  return {k: v for k, v in chosen.items() if v is not inspect.Parameter.empty}
+  return {**chosen, **given}
 
 
 def optimizer(
@@ -148,29 +131,15 @@ def optimizer(
   batch_like: Any = None,
   num_data: int = 1,
 ) -> optax.GradientTransformation:
-  """Returns the optimizer of a method, or the base optimizer alone.
-
-  Args:
-    name: name of a method in the registry, or of the base optimizer.
-    settings: result of `complete_settings`, possibly with a `learning_rate`,
-      which replaces that of `config`.
-    config: base optimizer, learning rate and length of training.
-    seed: seed of stochastic methods; used only in `init`.
-    epoch_steps: steps in an epoch, for methods that refresh their state once an
-      epoch.
-    accuracy: training accuracy, for settings that depend on it.
-    batch_like: shapes and dtypes of a batch, for methods with a batch in their
-      state.
-    num_data: number of training examples, for methods that depend on it.
-  """
+  """Returns the optimizer of a method, or the base optimizer alone."""
   if 'learning_rate' in settings:
     rate = settings['learning_rate']
     config = dataclasses.replace(config, learning_rate=rate)
   if name not in METHODS:
-    return optax.chain(optax.identity(), _base(config))
-  method = METHODS[name]
-  base_steps = settings[method.base_steps] if method.base_steps else 1
-  base = _base(config, base_steps)
+    return optax.chain(optax.identity(), base_optimizer(config))
+  own, parameters = METHODS[name], _parameters(name)
+  base_steps = settings[own.base_steps] if own.base_steps else 1
+  base = base_optimizer(config, base_steps)
   filled = {
     'total_steps': config.steps,
     'refresh_every': epoch_steps,
@@ -179,7 +148,6 @@ def optimizer(
     'batch_like': batch_like,
     'num_data': num_data,
   }
-  parameters = inspect.signature(method.factory).parameters
   arguments = {k: v for k, v in filled.items() if k in parameters}
   arguments |= _arguments(name, settings)
   arguments |= accuracy_schedule.following(settings, accuracy)
@@ -187,84 +155,51 @@ def optimizer(
     highest = settings.get('learning_rate')
     arguments['learning_rate'] = schedule(config, highest)
   try:
-    built = method.factory(**arguments)
-  except (TypeError, ValueError) as error:
+    built = own.factory(**arguments)
+  except (TypeError, ValueError, OverflowError) as error:
     msg = f'{name}: {error}'
     raise ValueError(msg) from error
-  place = method.row.place
-  if place in ('loss', 'outside'):
-    built = optax.identity()
-  if place in ('chain', 'loss', 'outside'):
-    return optax.chain(built, base)
-  return optax.chain(base, built) if place == 'after' else built
-
-
-def _base(
-  config: configs.Experiment, steps: int = 1
-) -> optax.GradientTransformation:
-  """Returns the base optimizer, by its name or by a function."""
-  if config.base not in BASES:
-    return base_optimizer(config, steps)
-  rate = schedule(config)
-  base = BASES[config.base](lambda count: rate(count // steps))
-  if config.clip_norm is None:
-    return base
-  return optax.chain(optax.clip_by_global_norm(config.clip_norm), base)
+  match own.row.place:
+    case 'chain':
+      return optax.chain(built, base)
+    case 'after':
+      return optax.chain(base, built)
+    case 'loss' | 'outside':
+      return optax.chain(optax.identity(), base)
+    case _:
+      return built
 
 
 def auxiliary_loss(
   name: str, settings: Mapping[str, Any]
 ) -> optax_sam.SafLoss | optax_sam.MesaLoss | None:
   """Returns the auxiliary loss that a method is, None for other methods."""
-  if name not in METHODS or METHODS[name].row.place != 'loss':
-    return None
-  return METHODS[name].factory(**_arguments(name, settings))
+  return _placed('loss', name, settings)
 
 
 def averaging(
   name: str, settings: Mapping[str, Any]
 ) -> ValidatedAveraging | None:
   """Returns the external average that a method is, None for other methods."""
-  if name not in METHODS or METHODS[name].row.place != 'outside':
+  return _placed('outside', name, settings)
+
+
+def method(name: str) -> Method:
+  """Returns the description of a method, or that of a base optimizer."""
+  return METHODS.get(name, _BASE)
+
+
+def _placed(place: str, name: str, settings: Mapping[str, Any]) -> Any:
+  if name not in METHODS or METHODS[name].row.place != place:
     return None
   return METHODS[name].factory(**_arguments(name, settings))
 
 
-def skips(name: str) -> bool:
-  """Whether a method skips the perturbed gradient in some steps."""
-  return name in METHODS and METHODS[name].skips
-
-
-def reports(name: str) -> bool:
-  """Whether the state of a method contains metrics."""
-  return name in METHODS and METHODS[name].reports
-
-
-def uses_gradient(name: str) -> bool:
-  """Whether a method, or the base optimizer, reads the unperturbed gradient."""
-  return name not in METHODS or METHODS[name].uses_gradient
-
-
-def solution(
-  name: str,
-) -> Callable[[optax.Params, Any], optax.Params] | None:
-  """Returns the function that computes the solution of a run, if any.
-
-  It maps trained parameters and optimizer state to the parameters to evaluate.
-  """
-  return METHODS[name].solution if name in METHODS else None
-
-
-def takes_per_example_losses(name: str) -> bool:
-  """Whether a method differentiates per-example losses."""
-  return name in METHODS and METHODS[name].takes_per_example_losses
-
-
 def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the settings without the learning rate of the base optimizer."""
-  parameters = inspect.signature(METHODS[name].factory).parameters
+  known = _parameters(name)
   return {
     key: value
     for key, value in settings.items()
-    if key != 'learning_rate' or key in parameters
+    if key != 'learning_rate' or key in known
   }

@@ -1,7 +1,7 @@
 """The registry: methods of the catalog with properties for the trainer.
 
-A new method of the catalog needs a row here only if a default of
-`optax_sam.train.optimizers.method.Method` is wrong for it.
+A new method of the catalog needs an entry here only if a default of `Method`,
+or what is derived from its row, is wrong for it.
 """
 
 import contextlib
@@ -15,7 +15,42 @@ import optax
 import optax_sam
 from optax_sam import catalog
 from optax_sam.train.optimizers import accuracy_schedule, weight_averaging
-from optax_sam.train.optimizers.method import Method
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+  """The trainer's description of a method.
+
+  Attributes:
+    row: the row of the catalog.
+    factory: the function that builds it, or its `ValidatedAveraging`.
+    uses_gradient: whether it reads the unperturbed gradient of the batch.
+    takes_per_example_losses: whether it differentiates per-example losses, for
+      which batch norm must use its running statistics.
+    defaults: values that differ from those of factory and row, or rules.
+    base_steps: the setting with the number of base optimizer steps in a step.
+    solution: maps parameters and optimizer state to the solution of the run, if
+      that differs from the trained parameters.
+  """
+
+  row: catalog.Method
+  factory: Callable[..., Any]
+  uses_gradient: bool = True
+  takes_per_example_losses: bool = False
+  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  base_steps: str | None = None
+  solution: Callable[[optax.Params, Any], optax.Params] | None = None
+
+  @property
+  def skips(self) -> bool:
+    """Whether it skips the ascent step in some steps."""
+    return self.row.group == 'some steps'
+
+  @property
+  def reports(self) -> bool:
+    """Whether `optax_sam.metrics` finds metrics in its state."""
+    return bool(self.row.needs)
+
 
 # The authors' rule. Open points, and differences to their code:
 # - The rule does not define the training accuracy. One of their programs passes
@@ -28,47 +63,30 @@ from optax_sam.train.optimizers.method import Method
 _SHARE_OF_LARGEST_LOSSES = accuracy_schedule.ByTrainingAccuracy(
   1.0, ((0.8, 1 / 2), (0.9, 1 / 4), (0.95, 1 / 8), (0.995, 1 / 16))
 )
-
+# The other methods of their groups, and those that need examples, do without.
+_USE_GRADIENT = frozenset({'esam', 'sparse_sam_fisher'})
 # Attributes of `Method` that differ from their defaults.
 _SPECIAL: dict[str, dict[str, Any]] = {
-  'anti_pgd': {
-    'defaults': {'sigma': 0.01},
-    'reports': False,
-    'solution': optax_sam.without_noise,
-  },
-  'b_sam': {'uses_gradient': False},
-  'entropy_sgd': {'reports': False, 'solution': optax_sam.outer_params},
-  'k_sam': {
-    'uses_gradient': False,
-    'defaults': {'ascent': 1 / 3, 'descent': 1 / 3},
-  },
+  'anti_pgd': {'solution': optax_sam.without_noise},
+  'entropy_sgd': {'solution': optax_sam.outer_params},
   'lookbehind': {'base_steps': 'steps'},
-  'lpf_sgd': {'uses_gradient': False},
-  'm_sam': {'uses_gradient': False, 'defaults': {'micro_batch_size': 32}},
-  'mesa_loss': {'reports': False},
-  'momentum_sam': {'uses_gradient': False},
-  'ordered_sgd': {
-    'uses_gradient': False,
-    'defaults': {'k': _SHARE_OF_LARGEST_LOSSES},
-  },
-  'saf_loss': {'reports': False},
-  'sampa': {'uses_gradient': False},
+  'ordered_sgd': {'defaults': {'k': _SHARE_OF_LARGEST_LOSSES}},
   'sparse_sam_fisher': {'takes_per_example_losses': True},
-  'subset_sam': {'uses_gradient': False},
   'swa': {
     'factory': weight_averaging.swa,
-    'reports': False,
     'solution': optax_sam.averaged_params,
   },
-  'swad': {'factory': weight_averaging.swad, 'reports': False},
-  'unnormalized_sam': {'defaults': {'rho': 0.05}},
+  'swad': {'factory': weight_averaging.swad},
 }
 
 
 def _method(row: catalog.Method) -> Method:
-  given: dict[str, Any] = {'factory': row.function}
-  given |= _SPECIAL.get(row.name, {})
-  return Method(row, **given)
+  needs_none = row.group == 'one gradient' or row.needs == 'examples'
+  given: dict[str, Any] = {
+    'factory': row.function,
+    'uses_gradient': row.name in _USE_GRADIENT or not needs_none,
+  }
+  return Method(row, **given | _SPECIAL.get(row.name, {}))
 
 
 # Auxiliary losses are registered without the ending of their names.
@@ -93,25 +111,19 @@ BASES: dict[str, Callable[[Any], optax.GradientTransformation]] = {}
 
 
 def own(name: str, given: Any, *, reports: bool) -> Method:
-  """Returns a method that is not in the catalog.
-
-  Args:
-    name: its name.
-    given: a gradient transformation, which is placed before the base optimizer,
-      or a function from the base optimizer to the complete optimizer.
-    reports: whether `optax_sam.metrics` finds metrics in its state.
-  """
+  """Returns a method that is not in the catalog."""
   is_function = not isinstance(given, optax.GradientTransformation)
   row = dataclasses.replace(
     catalog.METHODS['sam'],
     title=name,
     # Whether it skips steps is known from its metrics only.
     group='some steps' if reports else 'every step',
+    needs='value_fn' if reports else '',
     place='wraps' if is_function else 'chain',
     radius=None,
   )
   factory = (lambda base: given(base)) if is_function else (lambda: given)
-  return Method(row, factory, reports=reports)
+  return Method(row, factory)
 
 
 @contextlib.contextmanager
@@ -125,7 +137,7 @@ def added(
   try:
     yield
   finally:
-    METHODS.clear()
-    METHODS.update(former[0])
-    BASES.clear()
-    BASES.update(former[1])
+    registries: Any = zip((METHODS, BASES), former, strict=True)
+    for registered, before in registries:
+      registered.clear()
+      registered.update(before)

@@ -12,18 +12,13 @@ from optax_sam.methods.swad import Swad
 class ValidatedAveraging(NamedTuple):
   """An average that depends on validation losses.
 
-  Attributes:
-    functions: the functions of `optax_sam.swad`. `accumulate` is part of each
-      step, `validate` is called after the last step of an epoch, and `result`
-      returns the solution of a run.
-    held_out: fraction of the training examples that are held out for
-      validation.
-    epochs: number of epochs between validations.
+  `accumulate` of its functions is part of each step, `validate` is called after
+  the last step of an epoch, and `result` returns the solution of a run.
   """
 
   functions: Swad
-  held_out: float
-  epochs: int
+  held_out: float  # fraction of the training examples
+  epochs: int  # between validations
 
 
 def swa(
@@ -32,8 +27,7 @@ def swa(
   """Averages the weights of the last epochs of a run, once an epoch.
 
   The authors average over about the last half of a run, at a high learning
-  rate. All methods of a comparison have the same schedule, under which the
-  weights of the last quarter are close enough to each other.
+  rate. Under the schedule of a comparison the last quarter is close enough.
 
   Args:
     start: fraction of the run before averaging starts.

@@ -1,7 +1,8 @@
 """Metrics over the course of training: mean and range over seeds."""
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,205 +10,128 @@ import numpy as np
 from optax_sam.train.reports.results import Comparison, Run
 from optax_sam.train.reports.summary import mean
 
-SHARE_SPANS = 20
 # Axes overflow near the largest float.
 LARGEST = 1e30
 
+_Row = Mapping[str, float]
 _Points = dict[float, float]
 
 
-@dataclasses.dataclass(frozen=True)
-class Curve:
-  """A metric over the course of training.
-
-  Attributes:
-    steps: The steps.
-    gradients: Gradient evaluations until then, in units of a step of the base
-      optimizer; None if they are unknown.
-    seconds: Seconds of training until then; None if they are unknown.
-    mean: Mean over seeds.
-    low: Smallest value of any seed.
-    high: Largest value of any seed.
-    diverged: Whether a run of the method diverged.
-  """
-
-  steps: np.ndarray
-  gradients: np.ndarray | None
-  seconds: np.ndarray | None
-  mean: np.ndarray
-  low: np.ndarray
-  high: np.ndarray
-  diverged: bool
-
-  def as_json(self, scale: float = 1.0) -> dict[str, Any]:
-    """Returns the curve for the page, its values multiplied by `scale`."""
-    return {
-      'steps': self.steps,
-      'gradients': self.gradients,
-      'seconds': self.seconds,
-      'y': self.mean * scale,
-      'low': self.low * scale,
-      'high': self.high * scale,
-      'diverged': self.diverged,
-    }
+def is_drawable(value: float | None) -> bool:
+  """Whether a value is finite and not too large for an axis."""
+  return value is not None and abs(value) <= LARGEST
 
 
-def logged(comparison: Comparison, method: str, key: str) -> Curve | None:
-  """Returns a number of the log, averaged over spans of steps if it is long.
-
-  Args:
-    comparison: The measured comparison.
-    method: Name of the method.
-    key: Name of the number.
-
-  Returns:
-    The curve; None if no step is common to all runs.
-  """
-  runs = _runs(comparison, method)
-  width = comparison.total_steps / _spans(comparison)
-  points = [_averaged(_points(run.log, key), width) for run in runs]
-  return _over_seeds(comparison, runs, points)
-
-
-def evaluated(
+def over_seeds(
   comparison: Comparison,
   method: str,
-  value: Callable[[Mapping[str, float]], float | None],
-) -> Curve | None:
-  """Returns a number of the evaluations.
+  rows_of: Callable[[Run], Iterable[_Row]],
+  value: Callable[[_Row], float],
+) -> dict[str, Any] | None:
+  """Returns a curve for the page; long ones are averaged over spans of steps.
 
-  Args:
-    comparison: The measured comparison.
-    method: Name of the method.
-    value: Maps a row to the number; None if the row lacks it.
-
-  Returns:
-    The curve; None if no step is common to all runs.
+  A mean over a changing set of seeds would jump, so a curve ends where its
+  first run diverges or stops. It is None if no step is common to all runs. The
+  `value` of a row is NaN if the row lacks it.
   """
-  runs = _runs(comparison, method)
-  points = [
-    {
-      float(row['step']): float(found)
-      for row in run.evaluations
-      if (found := value(row)) is not None and is_drawable(found)
-    }
-    for run in runs
-  ]
-  return _over_seeds(comparison, runs, points)
+  runs = comparison.complete_runs(method) or comparison.runs_of(method)
+  # The number of points bounds the size of the page.
+  spans = max(20, min(100, 1000 // max(1, len(comparison.methods))))
+  width = max((run.steps for run in comparison.runs), default=0) / spans
+  points = [_averaged(_points(rows_of(run), value), width) for run in runs]
+  steps = sorted(set(points[0]).intersection(*points)) if points else []
+  if not steps:
+    return None
+  values = np.array([[of_run[step] for step in steps] for of_run in points])
+  return {
+    'method': method,
+    'steps': steps,
+    'gradients': _spent(steps, [_gradients(run) for run in runs]),
+    'seconds': _spent(steps, [_seconds(comparison, run) for run in runs]),
+    'y': _short(values.mean(axis=0)),
+    'low': _short(values.min(axis=0)),
+    'high': _short(values.max(axis=0)),
+    'diverged': any(run.diverged for run in runs),
+  }
 
 
-def perturbed_fraction(comparison: Comparison, method: str) -> Curve | None:
-  """Returns the fraction of steps with a perturbed gradient, by span of steps.
+def _short(values: Iterable[float]) -> list[float]:
+  """Rounds values, for the size of the page."""
+  return [float(f'{value:.5g}') for value in values]
+
+
+def perturbed_fraction(run: Run) -> list[dict[str, float]]:
+  """Returns rows of the `fraction` of steps with a perturbed gradient.
 
   It is exact for any logging interval, because the count is cumulative.
-
-  Args:
-    comparison: The measured comparison.
-    method: Name of the method.
-
-  Returns:
-    The fraction, between 0 and 1, at the middle of each span.
   """
-  runs = _runs(comparison, method)
-  counts = [_points(run.log, 'second_gradients') for run in runs]
-  if not counts or not all(counts):
-    return None
-  spans = min(SHARE_SPANS, *map(len, counts))
-  edges = np.linspace(0, min(max(of_run) for of_run in counts), spans + 1)
-  middles = (edges[:-1] + edges[1:]) / 2
-  fractions = []
-  for of_run in counts:
-    steps, taken = [0.0, *of_run], [0.0, *of_run.values()]
-    fraction = np.diff(np.interp(edges, steps, taken)) / np.diff(edges)
-    fractions.append(dict(zip(middles, fraction, strict=True)))
-  return _over_seeds(comparison, runs, fractions)
+  counts = _points(run.log, _get('second_gradients'))
+  pairs = itertools.pairwise([(0.0, 0.0), *counts.items()])
+  return [
+    {'step': (one + two) / 2, 'fraction': (taken - before) / (two - one)}
+    for (one, before), (two, taken) in pairs
+    if two > one
+  ]
 
 
-def is_drawable(value: float) -> bool:
-  """Whether a value is finite and not too large for an axis."""
-  return abs(value) <= LARGEST
+def spent(
+  comparison: Comparison, method: str
+) -> tuple[float | None, float | None]:
+  """Returns the gradients and the seconds of a complete run, means."""
+  done = comparison.complete_runs(method)
+  last = lambda points: max(points.values(), default=None)
+  gradients = mean(last(_gradients(run)) for run in done)
+  return gradients, mean(last(_seconds(comparison, run)) for run in done)
 
 
-def gradients_until(run: Run) -> _Points:
-  """Returns the gradient evaluations of a run until each logged step."""
-  rows = run.log + run.evaluations
-  found = _points(rows, 'gradients')
-  taken = _points(run.log, 'second_gradients')
-  found = found or {step: step + count for step, count in taken.items()}
-  return dict(sorted(({0.0: 0.0} | found).items())) if found else {}
+def _get(key: str) -> Callable[[_Row], float]:
+  return lambda row: row.get(key, math.nan)
 
 
-def seconds_until(comparison: Comparison, run: Run) -> _Points:
-  """Returns the seconds of training of a run until each logged step."""
-  found = _points(run.log + run.evaluations, 'seconds')
-  if not found and run.steps:
-    timed = [
-      timing for timing in comparison.timings if timing.method == run.method
-    ]
-    each = mean(timed[0].milliseconds) if timed else None
-    whole = run.seconds if each is None else each / 1e3 * run.steps
-    found = {float(run.steps): whole} if is_drawable(whole) else {}
-  return dict(sorted(({0.0: 0.0} | found).items())) if found else {}
-
-
-def _spans(comparison: Comparison) -> int:
-  """Returns the number of points of a curve, which bounds the page's size."""
-  return max(20, min(100, 1000 // max(1, len(comparison.methods))))
-
-
-def _runs(comparison: Comparison, method: str) -> list[Run]:
-  runs = comparison.runs_of(method)
-  return [run for run in runs if comparison.is_complete(run)] or runs
-
-
-def _points(rows: Sequence[Mapping[str, float]], key: str) -> _Points:
+def _points(rows: Iterable[_Row], value: Callable[[_Row], float]) -> _Points:
   return {
-    float(row['step']): float(row[key])
+    float(row['step']): float(found)
     for row in rows
-    if row.get(key) is not None and is_drawable(row[key])
+    if is_drawable(found := value(row))
   }
 
 
 def _averaged(points: _Points, width: float) -> _Points:
   if not points or len(points) * width <= max(points):
     return points
-  spans: dict[int, list[float]] = {}
+  spans: dict[float, list[float]] = {}
   for step, value in points.items():
-    spans.setdefault(int(np.ceil(step / width)), []).append(value)
-  return {
-    (span - 0.5) * width: float(np.mean(values))
-    for span, values in spans.items()
+    middle = (math.ceil(step / width) - 0.5) * width
+    spans.setdefault(middle, []).append(value)
+  return {middle: float(np.mean(values)) for middle, values in spans.items()}
+
+
+def _gradients(run: Run) -> _Points:
+  """Returns the gradient evaluations until each logged step."""
+  taken = _points(run.log, _get('second_gradients'))
+  return _points(run.log + run.evaluations, _get('gradients')) or {
+    step: step + count for step, count in taken.items()
   }
 
 
-def _over_seeds(
-  comparison: Comparison, runs: Sequence[Run], points: Sequence[_Points]
-) -> Curve | None:
-  """Combines the points that all runs have.
-
-  A mean over a changing set of seeds would jump, so a curve ends where its
-  first run diverges or stops.
-  """
-  steps = sorted(set(points[0]).intersection(*points)) if points else []
-  if not steps:
-    return None
-  values = np.array([[of_run[step] for step in steps] for of_run in points])
-  return Curve(
-    steps=np.array(steps),
-    gradients=_spent(steps, [gradients_until(run) for run in runs]),
-    seconds=_spent(steps, [seconds_until(comparison, run) for run in runs]),
-    mean=values.mean(axis=0),
-    low=values.min(axis=0),
-    high=values.max(axis=0),
-    diverged=any(run.diverged for run in runs),
-  )
+def _seconds(comparison: Comparison, run: Run) -> _Points:
+  """Returns the seconds of training until each logged step."""
+  found = _points(run.log + run.evaluations, _get('seconds'))
+  if found or not run.steps:
+    return found
+  timings = {timing.method: timing for timing in comparison.timings}
+  timing = timings.get(run.method)
+  each = mean(timing.milliseconds) if timing else None
+  whole = run.seconds if each is None else each / 1e3 * run.steps
+  return {float(run.steps): whole} if is_drawable(whole) else {}
 
 
 def _spent(
-  steps: Sequence[float], until: Sequence[_Points]
-) -> np.ndarray | None:
-  """Interpolates what the steps cost, mean over runs."""
-  if not all(until):
+  steps: Sequence[float], costs: Sequence[_Points]
+) -> list[float] | None:
+  """Interpolates what the steps cost, mean over runs; None if unknown."""
+  if not all(costs):
     return None
-  each = [np.interp(steps, list(cost), list(cost.values())) for cost in until]
-  return np.mean(each, axis=0)
+  knots = [np.array(sorted(({0.0: 0.0} | one).items())).T for one in costs]
+  each = [np.interp(steps, of_run[0], of_run[1]) for of_run in knots]
+  return _short(np.mean(each, axis=0))

@@ -4,11 +4,11 @@ import dataclasses
 import functools
 import html
 import importlib.metadata
-import inspect
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
-from optax_sam.catalog import METHODS, Method
+from optax_sam.catalog import METHODS
+from optax_sam.train.reports.formats import printable
 
 # The hues of page.css that colour-blind readers tell apart.
 HUES = 8
@@ -25,91 +25,44 @@ _BASES = {'sgd': 'SGD', 'adamw': 'AdamW', 'adam': 'Adam', 'lion': 'Lion'}
 
 @dataclasses.dataclass(frozen=True)
 class Style:
-  """How a method, or a run, appears in every figure and table.
+  """How a method, or a run, appears in every figure and table."""
 
-  Attributes:
-    label: The name in the paper, or the given name.
-    color: Name of the CSS variable of its colour.
-    dash: Dash pattern of its lines, as Plotly names it.
-    symbol: Its marker, as Plotly names it.
-    link: Address of the paper; empty if there is none.
-    page: Address of the method's page; empty if no site is configured.
-  """
-
-  label: str
-  color: str
-  dash: str
+  label: str  # the name in the paper, or the given name
+  text: str  # the label in a figure: short, and escaped, as for HTML
+  color: str  # name of a CSS variable
+  dash: str  # name of a pattern and a marker of Plotly
   symbol: str
-  link: str = ''
-  page: str = ''
-
-  @property
-  def text(self) -> str:
-    """The label in a figure: short, and escaped, as for HTML."""
-    short = re.search(r'\((\S+)\)$', self.label) if self.link else None
-    return html.escape(short[1] if short else self.label, quote=False)
+  link: str  # to the page of the method, or to the paper; may be empty
 
 
 def styles(names: Sequence[str], base: str) -> dict[str, Style]:
   """Gives each method a name, a colour and a dash pattern.
 
-  Args:
-    names: The methods, base optimizer first.
-    base: Name of the base optimizer, which has the colour of the text.
-
-  Returns:
-    The style by method.
+  The base optimizer, the first one, has the colour of the text.
   """
-  found = {}
-  others = 0
+  found, others = {}, 0
   for name in names:
-    paper = METHODS[name].paper.link if name in METHODS else ''
-    page = f'{_site()}methods/{name}/' if paper and _site() else ''
-    if name == base:
-      found[name] = Style(title(name), '--ink', 'solid', 'circle', paper, page)
-      continue
-    dash, symbol = ROUNDS[others // HUES % len(ROUNDS)]
-    color = f'--hue-{others % HUES}'
-    found[name] = Style(title(name), color, dash, symbol, paper, page)
-    others += 1
+    label, link = title(name), ''
+    in_brackets = None
+    if name in METHODS:
+      page = f'{_site()}methods/{name}/'
+      link = page if _site() else METHODS[name].paper.link
+      in_brackets = re.search(r'\((\S+)\)$', label)
+    color, (dash, symbol) = '--ink', ROUNDS[0]
+    if name != base:
+      color = f'--hue-{others % HUES}'
+      dash, symbol = ROUNDS[others // HUES % len(ROUNDS)]
+      others += 1
+    text = html.escape(in_brackets[1] if in_brackets else label, quote=False)
+    found[name] = Style(label, text, color, dash, symbol, link)
   return found
 
 
 def title(name: str) -> str:
   """Returns the name of a method in its paper."""
-  return METHODS[name].title if name in METHODS else _BASES.get(name, name)
-
-
-def papers(names: Iterable[str]) -> str:
-  """Returns the BibTeX entries of those of the methods that have a paper."""
-  return '\n'.join(bibtex(METHODS[name]) for name in names if name in METHODS)
-
-
-def bibtex(method: Method) -> str:
-  """Returns the BibTeX entry of a method's paper, from catalog and docstring.
-
-  Args:
-    method: The row of the catalog.
-
-  Returns:
-    The entry, with a line break at its end.
-  """
-  paper = method.paper
-  text = inspect.getdoc(method.function) or ''
-  found = re.search(rf'`([^`<]+?)\s*<{re.escape(paper.link)}>`_', text)
-  name = ' '.join(found[1].split()) if found else method.title
-  authors = paper.authors.replace(' et al.', ' and others')
-  key = re.sub(r'\W', '', paper.authors.split()[0].lower())
-  return (
-    f'@article{{{key}{paper.year}{method.name.replace("_", "")},\n'
-    f'  title = {{{{{name}}}}},\n'
-    f'  author = {{{authors}}},\n'
-    f'  year = {{{paper.year}}},\n'
-    f'  eprint = {{{paper.arxiv}}},\n'
-    '  archivePrefix = {arXiv},\n'
-    f'  url = {{{paper.link}}}\n'
-    '}\n'
-  )
+  if name in METHODS:
+    return METHODS[name].title
+  return _BASES.get(name, printable(name))
 
 
 @functools.cache
@@ -118,9 +71,7 @@ def _site() -> str:
   try:
     found = importlib.metadata.metadata('optax-sam').get_all('Project-URL')
   except importlib.metadata.PackageNotFoundError:
-    found = None  # a source tree
-  for line in found or []:
-    label, _, address = line.partition(', ')
-    if label.lower() == 'documentation':
-      return address.rstrip('/') + '/'
-  return ''
+    return ''  # a source tree
+  links = dict(line.split(', ', 1) for line in found or [])
+  site = links.get('Documentation', '')
+  return site and site.rstrip('/') + '/'

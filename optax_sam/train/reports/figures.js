@@ -1,8 +1,9 @@
 /* Turns the data of a figure into the traces and the layout that Plotly draws.
 
-   A figure has `curves` (a choice of x axes, values with their range over
-   seeds), `points` (value and cost), or `traces` and `layout` as Plotly takes
-   them. A colour is the name of a CSS variable. */
+   A figure has `curves` (over the steps, with a choice of x axes and a range
+   over seeds; or over an x of their own), `points` (value and cost), `rows` (a
+   value with its range for each method), or a `plane` (the loss along two
+   directions). A colour is the name of a CSS variable. */
 const figuresOf = (page, options, hidden) => {
   'use strict';
 
@@ -13,6 +14,7 @@ const figuresOf = (page, options, hidden) => {
   };
   const HEIGHT = 340;
   const MARGIN = {l: 58, r: 16, t: 12, b: 46};
+  const SPREAD = 8; // an axis is logarithmic if its values span this factor
   const LABEL_GAP = 14; // pixels between the labels of two curves
 
   // Colours
@@ -34,17 +36,6 @@ const figuresOf = (page, options, hidden) => {
     const [a, b] = [rgb(variable), rgb(other)];
     const mix = a.map((value, i) => value * (1 - fraction) + b[i] * fraction);
     return `rgb(${mix.map(Math.round).join(',')})`;
-  }
-
-  function colored(value) {
-    if (typeof value === 'string') {
-      return value.startsWith('--') ? color(value) : value;
-    }
-    if (Array.isArray(value)) return value.map(colored);
-    if (value === null || typeof value !== 'object') return value;
-    return Object.fromEntries(
-      Object.entries(value).map(([key, entry]) => [key, colored(entry)]),
-    );
   }
 
   // Layout
@@ -74,7 +65,6 @@ const figuresOf = (page, options, hidden) => {
   }
 
   function layoutOf(given, box) {
-    const layout = colored(given);
     return {
       height: HEIGHT,
       margin: MARGIN,
@@ -94,10 +84,10 @@ const figuresOf = (page, options, hidden) => {
       hovermode: 'closest',
       // A finger that scrolls the page must not zoom.
       dragmode: matchMedia('(pointer: coarse)').matches ? false : 'zoom',
-      ...layout,
+      ...given,
       width: box.clientWidth,
-      xaxis: axis(layout.xaxis),
-      yaxis: axis(layout.yaxis),
+      xaxis: axis(given.xaxis),
+      yaxis: axis(given.yaxis),
     };
   }
 
@@ -112,11 +102,14 @@ const figuresOf = (page, options, hidden) => {
   }
 
   function shownCurves(figure) {
-    const own = figure.curves.some((curve) => curve[options.x])
+    const [first] = figure.curves;
+    let own = figure.curves.some((curve) => curve[options.x])
       ? options.x
       : 'steps';
+    if (first.x) own = 'x';
     const base = figure.curves.find((curve) => curve.method === page.base);
-    const asDifference = options.values === 'difference' && base && base[own];
+    const asDifference =
+      options.values === 'difference' && own !== 'x' && base && base[own];
     const curves = figure.curves
       .filter((curve) => curve[own] && !hidden.has(curve.method))
       .map((curve) => {
@@ -136,16 +129,22 @@ const figuresOf = (page, options, hidden) => {
     return {curves, own, asDifference};
   }
 
-  function rangeOf(curves, {skip, include}, logarithmic) {
+  function extentOf(curves, {skip, x_label}) {
     const calm = curves.filter((curve) => !curve.diverged);
     const values = (calm.length ? calm : curves).flatMap((curve) => {
+      // Not the start of training, or the ends of a line through the solution.
       const first = Math.floor(skip * curve.y.length);
-      return curve.y.slice(first).filter((value) => value !== null);
+      const last = curve.y.length - (x_label ? first : 0);
+      return curve.y.slice(first, last).filter((value) => value !== null);
     });
-    if (!values.length) return null;
-    if (!logarithmic) values.push(...include);
-    let [low, high] = [Math.min(...values), Math.max(...values)];
-    if (logarithmic) [low, high] = [Math.log10(low), Math.log10(high)];
+    return values.length ? [Math.min(...values), Math.max(...values)] : null;
+  }
+
+  function rangeOf(extent, {include, decades}, logarithmic) {
+    if (!extent) return null;
+    const shown = logarithmic ? extent.map(Math.log10) : [...extent, ...include];
+    let [low, high] = [Math.min(...shown), Math.max(...shown)];
+    if (logarithmic && decades) low = Math.max(low, high - decades);
     const margin = 0.06 * (high - low) || 0.05 * Math.abs(high) || 0.01;
     return [low - margin, high + margin];
   }
@@ -183,7 +182,7 @@ const figuresOf = (page, options, hidden) => {
       y: y / height,
       yanchor: 'middle',
       showarrow: false,
-      text: page.styles[curve.method].label,
+      text: page.styles[curve.method].text,
       font: {size, color: mixed(page.styles[curve.method].color, '--ink', 0.3)},
     }));
   }
@@ -198,20 +197,25 @@ const figuresOf = (page, options, hidden) => {
     const positive = curves.every((curve) =>
       curve.y.every((value) => value === null || value > 0),
     );
+    const extent = extentOf(curves, figure);
+    const may = figure.log && !figure.include.length && extent;
+    const spread = may && extent[1] > SPREAD * extent[0];
     const wanted =
-      options.scale === 'log' || (options.scale === 'auto' && figure.log);
+      options.scale === 'log' || (options.scale === 'auto' && spread);
     const logarithmic = wanted && positive && !asDifference;
-    const range = rangeOf(curves, figure, logarithmic);
+    const range = rangeOf(extent, figure, logarithmic);
     const labels = range ? endLabels(curves, range, logarithmic, box) : [];
     const label = asDifference ? `${figure.label}, difference` : figure.label;
-    const bands = curves.map((curve) => band(curve, logarithmic));
+    const bands = curves
+      .filter((curve) => curve.low)
+      .map((curve) => band(curve, logarithmic));
     const lines = curves.map((curve) => line(curve));
     return {
       traces: [...bands, ...lines],
       layout: {
         margin: marginFor(labels),
         annotations: labels,
-        xaxis: {title: {text: X_LABELS[own]}, rangemode: 'tozero'},
+        xaxis: xAxis(figure, curves, own),
         yaxis: {
           title: {text: logarithmic ? `${label}, log scale` : label},
           type: logarithmic ? 'log' : 'linear',
@@ -219,6 +223,18 @@ const figuresOf = (page, options, hidden) => {
         },
       },
     };
+  }
+
+  function xAxis(figure, curves, own) {
+    if (own !== 'x') return {title: {text: X_LABELS[own]}, rangemode: 'tozero'};
+    if (!figure.x_log) return {title: {text: figure.x_label}};
+    const xs = [...new Set(curves.flatMap(({x}) => x))].sort((a, b) => a - b);
+    const axis = {title: {text: `${figure.x_label}, log scale`}, type: 'log'};
+    if (!xs.length) return axis;
+    axis.range = [Math.log10(xs[0]) - 0.08, Math.log10(xs.at(-1)) + 0.08];
+    // The values that were tried, if their labels do not overlap.
+    const apart = xs.every((x, i) => !i || x >= 1.6 * xs[i - 1]);
+    return xs.length <= 8 && apart ? {...axis, tickvals: xs} : axis;
   }
 
   function band(curve, logarithmic) {
@@ -243,16 +259,20 @@ const figuresOf = (page, options, hidden) => {
 
   function line(curve) {
     const style = page.styles[curve.method];
+    const marked = curve.size || Object.keys(page.styles).length > 8;
+    const open = (isOpen) => style.symbol + (isOpen ? '-open' : '');
     return {
       type: 'scatter',
-      mode: Object.keys(page.styles).length > 8 ? 'lines+markers' : 'lines',
+      mode: marked ? 'lines+markers' : 'lines',
       legendgroup: curve.method,
       meta: 'line',
       x: curve.x,
       y: curve.y,
       line: {color: color(style.color), dash: style.dash, width: 2},
-      marker: {symbol: style.symbol, size: 6, maxdisplayed: 7},
-      hovertemplate: `${style.label}: %{y:.4~g} at %{x:.4~g}<extra></extra>`,
+      marker: curve.size
+        ? {symbol: curve.open.map(open), size: curve.size, opacity: 1}
+        : {symbol: style.symbol, size: 6, maxdisplayed: 7},
+      hovertemplate: `${style.text}: %{y:.4~g} at %{x:.4~g}<extra></extra>`,
     };
   }
 
@@ -263,7 +283,7 @@ const figuresOf = (page, options, hidden) => {
     const points = figure.points
       .filter(({method}) => !hidden.has(method))
       .filter((point) => point[own] !== null);
-    const sign = figure.higher_is_better ? 1 : -1;
+    const {sign} = figure;
     const front = [];
     for (const point of [...points].sort((a, b) => a[own] - b[own])) {
       const best = front.at(-1);
@@ -294,10 +314,10 @@ const figuresOf = (page, options, hidden) => {
           width: 3,
         },
         marker: {size: 11, symbol: style.symbol, color: color(style.color)},
-        text: style.label,
+        text: style.text,
         textposition: positions[i],
         textfont: {color: mixed(style.color, '--ink', 0.3)},
-        hovertemplate: `${style.label}: %{y:.4~g} at %{x:.4~g}<extra></extra>`,
+        hovertemplate: `${style.text}: %{y:.4~g} at %{x:.4~g}<extra></extra>`,
       };
     });
     const xs = points.map((point) => point[own]);
@@ -356,29 +376,144 @@ const figuresOf = (page, options, hidden) => {
     });
   }
 
+  // Rows: a value with its range for each method, and small dots for seeds
+
+  function drawRows(figure) {
+    const {reference, scale = 1} = figure;
+    const rows = figure.rows
+      .filter(({method}) => !hidden.has(method))
+      .map(({center, bar, seeds, ...row}) => ({
+        ...row,
+        center: scale * center,
+        bar: bar && bar.map((end) => scale * end),
+        seeds: (seeds || []).map((value) => scale * value),
+      }));
+    // The row of a diverged run may leave the axis: it would flatten others.
+    const calm = rows.filter(({diverged}) => !diverged);
+    const values = (calm.length ? calm : rows)
+      .flatMap(({center, bar, seeds}) => [center, ...(bar || []), ...seeds])
+      .concat(reference === null ? [] : [reference]);
+    let [low, high] = [Math.min(...values), Math.max(...values)];
+    const logarithmic = reference === null && low > 0 && high > SPREAD * low;
+    if (logarithmic) [low, high] = [Math.log10(low), Math.log10(high)];
+    else if (reference !== 0) low = Math.min(0, low); // lengths are ratios
+    const margin = 0.06 * (high - low) || 0.5;
+    const range = [low && low - margin, high + margin];
+    const edges = logarithmic ? range.map((value) => 10 ** value) : range;
+    const label = logarithmic ? `${figure.label}, log scale` : figure.label;
+    const texts = rows.map(({text}, y) => ({
+      xref: 'paper', x: 1, xanchor: 'left', xshift: 6,
+      y, text, showarrow: false,
+    }));
+    const arrows = rows.flatMap(({center}, y) => {
+      const left = center < edges[0];
+      if (!left && center <= edges[1]) return [];
+      return {
+        xref: 'paper', x: left ? 0 : 1, y, ax: left ? 24 : -24, ay: 0,
+        text: '', arrowhead: 2, arrowcolor: color('--muted'),
+      };
+    });
+    const line = {
+      type: 'line', yref: 'paper', y0: 0, y1: 1, layer: 'below',
+      x0: reference, x1: reference,
+      line: {color: color('--ink'), width: 1.2},
+    };
+    return {
+      traces: rows.flatMap(rowTraces),
+      layout: {
+        height: Math.max(260, 96 + 34 * rows.length),
+        margin: marginFor(texts),
+        annotations: [...texts, ...arrows],
+        shapes: reference === null ? [] : [line],
+        xaxis: {
+          title: {text: label},
+          type: logarithmic ? 'log' : 'linear',
+          range,
+        },
+        yaxis: {
+          tickvals: rows.map((row, i) => i),
+          ticktext: rows.map(({method}) => page.styles[method].text),
+          range: [rows.length - 0.45, -0.55],
+          showgrid: false, zeroline: false, ticks: '', fixedrange: true,
+        },
+      },
+    };
+  }
+
+  function rowTraces(row, y) {
+    const style = page.styles[row.method];
+    const own = color(style.color);
+    const clear = !row.verdict || ['better', 'worse'].includes(row.verdict);
+    const shared = {type: 'scatter', mode: 'markers', legendgroup: row.method};
+    const main = {
+      ...shared, x: [row.center], y: [y],
+      marker: {
+        size: 11,
+        symbol: clear ? style.symbol : `${style.symbol}-open`,
+        color: own, line: {width: 2, color: own},
+      },
+      hovertemplate: `${style.text}: ${row.text}<extra></extra>`,
+    };
+    if (row.bar) {
+      main.error_x = {
+        type: 'data', symmetric: false, color: own, width: 5,
+        array: [row.bar[1] - row.center],
+        arrayminus: [row.center - row.bar[0]],
+        thickness: clear ? 3 : 1.4,
+      };
+    }
+    const {seeds} = row;
+    const dots = {
+      ...shared, x: seeds, y: seeds.map(() => y + 0.28),
+      marker: {size: 5, color: color('--muted')},
+      hovertemplate: `${style.text}, one seed: %{x:.4~g}<extra></extra>`,
+    };
+    return seeds.length ? [main, dots] : [main];
+  }
+
+  // A plane: the loss along two directions, as contours
+
+  function drawPlane({plane, x, y, range}, box) {
+    const [low, high] = range;
+    const ticks = [0, 1, 2, 3, 4].map((i) => low + (i * (high - low)) / 4);
+    const log = (loss) => (loss > 0 ? Math.log10(loss) : null);
+    const contour = {
+      type: 'contour', x, y, customdata: plane,
+      z: plane.map((losses) => losses.map(log)),
+      zmin: low, zmax: high, autocontour: false,
+      contours: {start: low, end: high, size: (high - low) / 14 || 0.1},
+      line: {width: 0.7, color: 'rgba(255,255,255,0.45)'},
+      colorscale: 'Viridis',
+      colorbar: {
+        title: {text: 'loss', side: 'right'}, thickness: 12,
+        outlinewidth: 0, tickvals: ticks,
+        ticktext: ticks.map((value) => `${+(10 ** value).toPrecision(2)}`),
+      },
+      hovertemplate: 'loss %{customdata:.4~g}<extra></extra>',
+    };
+    const solution = {
+      type: 'scatter', mode: 'markers', x: [0], y: [0], hoverinfo: 'skip',
+      marker: {symbol: 'cross', size: 11, color: '#fff'},
+    };
+    const axis = {showgrid: false, zeroline: false, constrain: 'domain'};
+    return {
+      traces: [contour, solution],
+      layout: {
+        height: Math.min(380, box.clientWidth - 50),
+        xaxis: {title: {text: 'first direction'}, ...axis},
+        yaxis: {title: {text: 'second direction'}, ...axis, scaleanchor: 'x'},
+      },
+    };
+  }
+
   function content(figure, box) {
+    const shown = figure.rows || figure.curves || figure.points;
+    if (shown && shown.every(({method}) => hidden.has(method))) {
+      return {traces: [], layout: {}};
+    }
     if (figure.curves) return drawCurves(figure, box);
     if (figure.points) return drawPoints(figure, box);
-    const traces = colored(figure.traces).filter(
-      (trace) => !hidden.has(trace.legendgroup),
-    );
-    const layout = {...figure.layout};
-    if (layout.yaxis.scaleanchor) {
-      layout.height = Math.min(layout.height, box.clientWidth - 50);
-    }
-    if (figure.end_labels) {
-      const curves = traces.map(({legendgroup, y}) => ({
-        method: legendgroup,
-        y,
-      }));
-      const range = rangeOf(curves, {skip: 0, include: []}, false);
-      layout.yaxis = {...layout.yaxis, range};
-      layout.annotations = range ? endLabels(curves, range, false, box) : [];
-    }
-    if (layout.annotations?.some(({text}) => text)) {
-      layout.margin = marginFor(layout.annotations);
-    }
-    return {traces, layout};
+    return figure.rows ? drawRows(figure) : drawPlane(figure, box);
   }
 
   return {color, content, layoutOf};

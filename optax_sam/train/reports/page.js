@@ -160,7 +160,7 @@
   all('[data-save]').forEach((button) => {
     const {save: name, format} = button.dataset;
     button.addEventListener('click', async () => {
-      const plot = document.querySelector(`[data-figure="${name}"] .js-plot`);
+      const plot = button.closest('figure').querySelector('.js-plot');
       const {width, height} = plot.getBoundingClientRect();
       const shown = {
         data: plot.data,

@@ -1,14 +1,16 @@
 """Rendering of self-contained HTML pages."""
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
 
-from optax_sam.train.reports.display import Style
-from optax_sam.train.reports.figures import Figure, plain
+import msgspec
 
-_PLOTLY = 'vendor/plotly-cartesian.min.js'
+from optax_sam.train.reports.display import Style
+from optax_sam.train.reports.formats import in_words, printable
+from optax_sam.train.reports.results import Comparison
+from optax_sam.train.reports.tables import Table
+
 # The page may load nothing: neither scripts, styles and images from elsewhere
 # nor answers to requests. Browsers enforce it.
 _POLICY = (
@@ -18,28 +20,23 @@ _POLICY = (
 
 
 def render(
-  template: str,
-  groups: Sequence[tuple[str, Sequence[Figure]]],
   styles: Mapping[str, Style],
+  tables: Sequence[Table],
+  sections: Mapping[str, Sequence[Mapping[str, Any]]],
+  comparison: Comparison,
   *,
   downloads: Mapping[str, str] | None = None,
-  base: str = '',
   **values: Any,
 ) -> str:
-  """Renders a template as a page of HTML.
+  """Renders a page of HTML, which loads nothing.
 
   Args:
-    template: File name of a template that extends page.html.
-    groups: The figures under their headings; those without content are left
-      out.
     styles: Style of each method or run.
-    downloads: Texts by file name, for `values` that link to them.
-    base: Name of the base optimizer, the reference of differences; empty if
-      there is none.
-    **values: Further variables of the template.
-
-  Returns:
-    The page. It loads nothing and supports light and dark mode.
+    tables: The tables; the first one is above the figures.
+    sections: Figures by heading; those without figures are left out.
+    comparison: The results, for command, versions, machine and start.
+    downloads: Texts by file name.
+    **values: Further variables of page.html.
   """
   import jinja2
   import markupsafe
@@ -47,73 +44,42 @@ def render(
   environment = jinja2.Environment(
     loader=jinja2.FunctionLoader(_read),
     autoescape=True,
+    finalize=lambda value: printable(value) if type(value) is str else value,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
-  shown = [
-    (title, [figure for figure in figures if figure.content is not None])
-    for title, figures in groups
-  ]
+  sections = {title: found for title, found in sections.items() if found}
   data = {
-    'base': base,
-    'styles': {
-      name: {
-        'label': style.text,
-        'color': style.color,
-        'dash': style.dash,
-        'symbol': style.symbol,
-      }
-      for name, style in styles.items()
-    },
+    'base': comparison.base,
+    'styles': {name: vars(style) for name, style in styles.items()},
     'figures': {
-      figure.name: figure.content for _, figures in shown for figure in figures
+      figure['name']: figure for found in sections.values() for figure in found
     },
     'downloads': downloads or {},
   }
-  return environment.get_template(template).render(
-    css=markupsafe.Markup(_read('page.css')),
-    script=markupsafe.Markup(_read('figures.js') + _read('page.js')),
-    plotly=markupsafe.Markup(_read(_PLOTLY)),
+  return environment.get_template('page.html').render(
+    read=lambda path: markupsafe.Markup(_read(path)),
     policy=_POLICY,
     data=markupsafe.Markup(as_script(data)),
-    sections=[section for section in shown if section[1]],
+    in_words=in_words,
     styles=styles,
-    base=base,
+    tables=tables,
+    sections=sections,
+    comparison=comparison,
+    base=comparison.base,
+    downloads=downloads,
     **values,
   )
 
 
 def as_script(data: object) -> str:
-  """Returns data as JSON for a script element.
-
-  Args:
-    data: Mappings, sequences, texts and numbers.
-
-  Returns:
-    JSON in which no text ends the script or starts a comment.
-  """
-  text = json.dumps(plain(data), allow_nan=False, separators=(',', ':'))
+  """Returns data as JSON in which no text ends the script; NaN is null."""
+  as_list = lambda array: array.tolist()
+  text = msgspec.json.encode(data, enc_hook=as_list).decode()
   for character in '<>&':
     text = text.replace(character, f'\\u{ord(character):04x}')
   return text
-
-
-def in_one_line(settings: Mapping[str, object]) -> str:
-  """Formats the settings of a method as one text."""
-  named = [f'{name} = {in_words(value)}' for name, value in settings.items()]
-  return ', '.join(named) or 'none'
-
-
-def in_words(value: object) -> str:
-  """Formats a setting as text."""
-  if value is None or value == [] or value == ():
-    return 'none'
-  if isinstance(value, bool):
-    return 'yes' if value else 'no'
-  if isinstance(value, list | tuple):
-    return ', '.join(map(in_words, value))
-  return str(value)
 
 
 def _read(name: str) -> str:

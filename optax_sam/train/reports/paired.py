@@ -32,13 +32,11 @@ class Difference:
   Attributes:
     by_seed: The difference for each common seed.
     mean: The mean difference; None without a common seed.
-    interval: 95% interval of the mean, not corrected for the number of methods;
-      None if it does not exist.
+    interval: 95% interval of the mean, not corrected for the number of methods.
     reason: The reason for a missing interval; empty if there is one.
     method: The test: `STUDENT`, `BOOTSTRAP`, or '' if there is none.
     p_value: Two-sided p-value of a difference of 0; None without a test.
-    adjusted_p_value: The p-value after Holm's correction for the number of
-      methods that are compared with the base; None if it was not corrected.
+    adjusted_p_value: The p-value after Holm's correction.
     higher_is_better: Whether a positive difference is an improvement.
   """
 
@@ -59,9 +57,8 @@ class Difference:
     """
     if self.adjusted_p_value is not None:
       return self.adjusted_p_value < 1 - CONFIDENCE
-    return self.interval is not None and not (
-      self.interval[0] <= 0 <= self.interval[1]
-    )
+    low, high = self.interval or (0, 0)
+    return not low <= 0 <= high
 
   @property
   def gain(self) -> float | None:
@@ -70,22 +67,26 @@ class Difference:
       return self.mean
     return -self.mean
 
+  @property
+  def verdict(self) -> str:
+    """What the difference shows: better, worse, or nothing clear."""
+    if self.significant:
+      return 'better' if (self.gain or 0.0) > 0 else 'worse'
+    return 'not tested' if self.interval is None else 'no clear difference'
+
 
 def paired_difference(
   method: dict[int, float],
   base: dict[int, float],
   examples: tuple[Examples, Examples] = ({}, {}),
 ) -> Difference:
-  """Compares two sets of scores on their common seeds.
+  """Compares two sets of scores, by seed, on their common seeds.
 
   Args:
-    method: Score of the method by seed.
-    base: Score of the base optimizer by seed.
+    method: Scores of the method.
+    base: Scores of the base optimizer.
     examples: Values of the test examples of both, whose means are the scores.
       They are used only if the seeds have no variance.
-
-  Returns:
-    The differences, with mean and 95% interval.
   """
   shared = [seed for seed in method if seed in base]
   by_seed = {seed: method[seed] - base[seed] for seed in shared}
@@ -94,9 +95,7 @@ def paired_difference(
     reason = 'no seed has a complete run of both'
     return Difference(by_seed, None, None, reason)
   center = float(differences.mean())
-  largest = max(
-    abs(scores[seed]) for scores in (method, base) for seed in shared
-  )
+  largest = max(abs(x[seed]) for x in (method, base) for seed in shared)
   if len(shared) == 1:
     reason = 'one seed gives no estimate of the seed-to-seed variance'
   # Equal differences are an artifact of accuracies in whole examples, not a
@@ -105,7 +104,12 @@ def paired_difference(
   elif np.ptp(differences) <= 1e-6 * largest:
     reason = 'all seeds differ by the same amount: no variance to estimate'
   else:
-    return _student(by_seed)
+    from scipy import stats
+
+    test = stats.ttest_1samp(differences, 0.0)
+    low, high = map(float, test.confidence_interval(CONFIDENCE))
+    p_value = float(test.pvalue)
+    return Difference(by_seed, center, (low, high), '', STUDENT, p_value)
   values = _of_examples(*examples, shared)
   if values is None:
     return Difference(by_seed, center, None, reason)
@@ -129,18 +133,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
   return adjusted
 
 
-def _student(by_seed: dict[int, float]) -> Difference:
-  from scipy import stats
-
-  differences = np.array(list(by_seed.values()))
-  center, df = float(differences.mean()), len(differences) - 1
-  scale = float(stats.sem(differences))
-  low, high = stats.t.interval(CONFIDENCE, df=df, loc=center, scale=scale)
-  p_value = 2 * stats.t.sf(abs(center) / scale, df)
-  interval = (float(low), float(high))
-  return Difference(by_seed, center, interval, '', STUDENT, float(p_value))
-
-
 def _of_examples(
   method: Examples, base: Examples, seeds: list[int]
 ) -> np.ndarray | None:
@@ -154,12 +146,7 @@ def _of_examples(
 
 
 def _bootstrap(by_seed: dict[int, float], values: np.ndarray) -> Difference:
-  """Resamples test examples, the same for all seeds, and seeds.
-
-  Args:
-    by_seed: The difference for each seed.
-    values: Per-example differences, of shape (seeds, examples).
-  """
+  """Resamples seeds, and test examples, which are the same for all seeds."""
   seeds, examples = values.shape
   generator = np.random.default_rng(0)
   # Accuracies have few different columns, so drawing their numbers is fast.
@@ -177,11 +164,5 @@ def _bootstrap(by_seed: dict[int, float], values: np.ndarray) -> Difference:
   # Rounding must not decide on which side of 0 a mean of 0 is.
   below, above = np.sum(resampled <= 1e-12), np.sum(resampled >= -1e-12)
   p_value = min(1.0, 2 * (1 + min(below, above)) / (_RESAMPLES + 1))
-  return Difference(
-    by_seed,
-    math.fsum(by_seed.values()) / seeds,
-    (float(low), float(high)),
-    '',
-    BOOTSTRAP,
-    float(p_value),
-  )
+  center, ends = math.fsum(by_seed.values()) / seeds, (float(low), float(high))
+  return Difference(by_seed, center, ends, '', BOOTSTRAP, float(p_value))

@@ -5,6 +5,7 @@ import html
 import importlib
 import io
 import math
+import operator
 import pathlib
 from typing import Any
 
@@ -13,32 +14,34 @@ from optax_sam.train.reports.summary import finite, summarize
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """What a comparison is judged by, besides the loss.
+  """What a comparison is judged by, besides the loss."""
 
-  Attributes:
-    name: Name in the rows: `test_accuracy` for the metric `accuracy`.
-    higher_is_better: Whether a larger value is better.
-    percent: Whether it is a fraction that pages show in percent.
-  """
-
-  name: str = 'accuracy'
+  name: str = 'accuracy'  # in the rows: `test_accuracy`
   higher_is_better: bool = True
-  percent: bool = True
+  percent: bool = True  # a fraction that pages show in percent
+
+  @property
+  def title(self) -> str:
+    """The name in words."""
+    return self.name.replace('_', ' ')
+
+  @property
+  def scale(self) -> float:
+    """The factor from a value to the number that pages show."""
+    return 100.0 if self.percent else 1.0
+
+  @property
+  def sign(self) -> int:
+    """1 if a larger value is better, else -1."""
+    return 1 if self.higher_is_better else -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
   """One training run of the search for settings.
 
-  Attributes:
-    method: Name of the method.
-    settings: The settings that were tried: `rho`, `learning_rate`, ...
-    seed: Seed of the run.
-    steps: Steps of the run.
-    validation_loss: Loss on the validation examples at the end.
-    validation_metric: Metric on the validation examples at the end; NaN if
-      the run diverged.
-    second_gradients: Fraction of the steps that took a perturbed gradient.
+  The metric is NaN if it diverged; `second_gradients` is the fraction of the
+  steps that took a perturbed gradient.
   """
 
   method: str
@@ -54,49 +57,29 @@ class Trial:
 class Run:
   """One training run: one method, one seed.
 
-  Attributes:
-    method: Name of the method.
-    seed: Seed of the initial parameters and of the order of the examples.
-    settings: The method's own settings (radius, period, ...).
-    log: Rows of training metrics, every few steps: `step` (number of steps
-      taken), `loss` (training loss at the unperturbed parameters),
-      `perturbed_loss`, `ascended`, `second_gradients` (number of steps so far
-      with a perturbed gradient), `gradient_norm`, `parameter_norm`,
-      `update_norm`, `learning_rate`.
-    evaluations: Rows of `step`, `test_loss`, `test_METRIC` (as in
-      `test_accuracy`, a fraction), `train_loss` and `train_METRIC`; the last
-      one is at the end of the run. Rows of `log` and `evaluations` may have
-      `gradients` (gradient evaluations so far, measured by operations, in
-      units of a step of the base optimizer) and `seconds` (of training so
-      far).
-    sharpness: `sam_sharpness` and `top_eigenvalue` at the end of the run;
-      empty if they were not measured.
-    seconds: Wall time of the run.
-    landscape: Rows of `position` and `loss` along a random direction through
-      the solution (`random_lines`); empty if they were not measured.
-    validations: Rows of `step`, `validation_loss`, `validation_accuracy` on
-      held-out examples, and of `first_segment` and `last_segment`, the first
-      and last segment between validations that the average includes; empty if
-      the method holds out no examples.
-    test_values: The metric of every test example at the end of the run, in
-      their order; empty if it was not measured.
-    planned_steps: Steps of the complete run; 0 for those of the comparison.
-    stopped: The reason why the run was stopped early, because it diverged;
-      empty if it was not.
+  Rows of `log` have the `step` (number of steps taken), `loss` (at the
+  unperturbed parameters), `second_gradients` (number of steps so far with a
+  perturbed gradient), norms, and so on. Rows of `evaluations` have `test_loss`,
+  `test_METRIC`, `train_loss` and `train_METRIC`. Both may have `gradients`
+  (evaluations so far, in units of a step of the base optimizer) and `seconds`
+  (of training so far).
   """
 
   method: str
-  seed: int
-  settings: dict[str, object]
+  seed: int  # of the initial parameters and of the order of the examples
+  settings: dict[str, object]  # the method's own
   log: list[dict[str, float]]
-  evaluations: list[dict[str, float]]
-  sharpness: dict[str, float]
-  seconds: float
+  evaluations: list[dict[str, float]]  # the last one at the end of the run
+  sharpness: dict[str, float]  # `sam_sharpness`, `top_eigenvalue`, ...
+  seconds: float  # wall time
+  # `position` and `loss` along a random direction through the solution.
   landscape: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  # On held-out examples: `validation_loss`, `validation_accuracy`, ...
   validations: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  # The metric of every test example at the end of the run.
   test_values: list[float] = dataclasses.field(default_factory=list)
-  planned_steps: int = 0
-  stopped: str = ''
+  planned_steps: int = 0  # 0 for those of the comparison
+  stopped: str = ''  # the reason of an early stop
 
   @property
   def steps(self) -> int:
@@ -113,43 +96,31 @@ class Run:
   @property
   def second_gradient_share(self) -> float | None:
     """Fraction of the logged steps that took a perturbed gradient."""
-    if not self.log or 'second_gradients' not in self.log[-1]:
-      return None
-    steps = self.log[-1]['step']
-    taken = float(self.log[-1]['second_gradients'])
+    last = self.log[-1] if self.log else {}
+    steps, taken = last.get('step', 0), last.get('second_gradients', math.nan)
     return taken / steps if steps > 0 and math.isfinite(taken) else None
 
   @property
   def numbers(self) -> list[float]:
     """Logged training losses and everything that was evaluated."""
-    evaluated = [
-      value
-      for row in self.evaluations
-      for name, value in row.items()
-      if name not in ('seconds', 'gradients')
-    ]
-    return [row['loss'] for row in self.log if 'loss' in row] + evaluated
+    losses = [row['loss'] for row in self.log if 'loss' in row]
+    rows = [row | {'seconds': 0, 'gradients': 0} for row in self.evaluations]
+    return losses + [value for row in rows for value in row.values()]
 
   @property
   def diverged(self) -> bool:
     """Whether it was stopped, or the last losses are not all finite."""
-    if self.stopped:
-      return True
     last = [row.get('loss', 0.0) for row in self.log[-1:]]
     last += [row.get('test_loss', 0.0) for row in self.evaluations[-1:]]
-    return not all(math.isfinite(loss) for loss in last)
+    return bool(self.stopped) or not all(map(math.isfinite, last))
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-  """Time and memory of one method's step.
+  """Time and memory of one method's step, with an entry per round.
 
-  Attributes:
-    method: Name of the method.
-    milliseconds: Time per step, one entry per round.
-    relative: Time per step divided by the base optimizer's in the same round.
-    temporary_bytes: Memory of the compiled step in addition to inputs and
-      outputs; None if the device does not report it.
+  Times are also relative to that of the base optimizer in the same round. The
+  memory, in addition to inputs and outputs, is None if it is unknown.
   """
 
   method: str
@@ -165,8 +136,8 @@ class Comparison:
   Attributes:
     settings: Settings common to all runs (dataset, model, batch size, ...).
     command: The command line.
-    base: Method name of the base optimizer, 'sgd' or 'adamw'.
-    runs: The runs, in the order of `--methods`.
+    base: Method name of the base optimizer.
+    runs: The runs.
     timings: Time per step of the methods that were timed.
     versions: Versions of Python and of the libraries.
     machine: Device, processor, cores and operating system.
@@ -179,10 +150,8 @@ class Comparison:
     metric: The metric.
     budget: What is equal for all methods: 'steps', 'gradients' or 'seconds'.
     trials: The runs of the search for settings, if there was one.
-    planes: By method, rows of `x`, `y` and `loss` in a plane through its
-      solution for the first seed, along two random directions.
-    spectra: By method, rows of `eigenvalue` and `density` of the Hessian at
-      its solution for the first seed.
+    planes: By method, rows of `x`, `y` and `loss` around its first solution.
+    spectra: By method, rows of `eigenvalue` and `density` of the Hessian there.
   """
 
   settings: dict[str, object]
@@ -219,6 +188,13 @@ class Comparison:
     """The seeds with a run."""
     return sorted({run.seed for run in self.runs})
 
+  @property
+  def measures(self) -> dict[str, str]:
+    """Names and titles of the measures of sharpness."""
+    names = dict.fromkeys(name for run in self.runs for name in run.sharpness)
+    words = {name: name.replace('_', ' ') for name in names}
+    return {name: one.replace('sam ', 'SAM ') for name, one in words.items()}
+
   def runs_of(self, method: str) -> list[Run]:
     """Returns the runs of a method, in order."""
     return [run for run in self.runs if run.method == method]
@@ -228,20 +204,19 @@ class Comparison:
     planned = run.planned_steps or self.total_steps
     return run.diverged or run.steps >= planned
 
+  def complete_runs(self, method: str) -> list[Run]:
+    """Returns the runs of a method that count."""
+    return [run for run in self.runs_of(method) if self.is_complete(run)]
+
   def did_nothing(self, method: str) -> bool:
     """Whether a method equals its base: same numbers, or auxiliary loss 0."""
-    losses = [
-      row['trajectory_loss']
-      for run in self.runs_of(method)
-      for row in run.log
-      if 'trajectory_loss' in row
-    ]
-    if losses:
-      return not any(losses)
+    runs = self.runs_of(method)
+    rows = [row for run in runs for row in run.log if 'trajectory_loss' in row]
+    if rows:
+      return not any(row['trajectory_loss'] for row in rows)
     base = {run.seed: run.numbers for run in self.runs_of(self.base)}
-    found = {run.seed: run.numbers for run in self.runs_of(method)}
-    return any(found.values()) and all(
-      numbers == base.get(seed) for seed, numbers in found.items()
+    return any(run.numbers for run in runs) and all(
+      run.numbers == base.get(run.seed) for run in runs
     )
 
   def scores(self, method: str) -> dict[int, float]:
@@ -250,15 +225,14 @@ class Comparison:
     If the metric of a diverged run is not finite at its end, the run counts
     with the worst value of its evaluations. Without any, it does not count.
     """
-    name = f'test_{self.metric.name}'
-    scores: dict[int, float] = {}
-    for run in self.runs_of(method):
+    name, scores = f'test_{self.metric.name}', {}
+    worst = min if self.metric.higher_is_better else max
+    for run in self.complete_runs(method):
       score = run.last(name)
       if run.diverged and not math.isfinite(score):
         evaluated = finite(row.get(name) for row in run.evaluations)
-        worst = min if self.metric.higher_is_better else max
         score = worst(evaluated, default=math.nan)
-      if self.is_complete(run) and math.isfinite(score):
+      if math.isfinite(score):
         scores[run.seed] = score
     return scores
 
@@ -266,8 +240,8 @@ class Comparison:
     """Returns the metric of each test example by seed, where it is measured."""
     return {
       run.seed: run.test_values
-      for run in self.runs_of(method)
-      if run.test_values and self.is_complete(run) and not run.diverged
+      for run in self.complete_runs(method)
+      if run.test_values and not run.diverged
     }
 
   def best(self) -> str:
@@ -280,23 +254,18 @@ class Comparison:
     Raises:
       ValueError: If no run is complete.
     """
-    rows = [row for row in summarize(self) if row.score is not None]
+    rows = [
+      (-self.metric.sign * row.score, row.relative_time or math.inf, row.method)
+      for row in summarize(self)
+      if row.score is not None
+    ]
     if not rows:
-      message = 'comparison: no run is complete, so there is no best method'
-      raise ValueError(message)
-    sign = -1 if self.metric.higher_is_better else 1
-    order = lambda row: (
-      sign * (row.score or 0.0),
-      math.inf if row.relative_time is None else row.relative_time,
-    )
-    return min(rows, key=order).method
+      msg = 'comparison: no run is complete, so there is no best method'
+      raise ValueError(msg)
+    return min(rows, key=operator.itemgetter(0, 1))[-1]
 
   def table(self, width: int = 100) -> str:
-    """Returns the results as text, as the command prints them.
-
-    Args:
-      width: Number of columns of the text.
-    """
+    """Returns the results as text of a width, as the command prints them."""
     from rich.console import Console
 
     from optax_sam.train.reports.comparison_report import print_table
@@ -311,13 +280,13 @@ class Comparison:
     Raises:
       ImportError: If pandas is not installed.
     """
-    from optax_sam.train.reports.comparison_report import results_csv
+    from optax_sam.train.reports.tables import results_csv
 
     try:
       pandas: Any = importlib.import_module('pandas')
     except ModuleNotFoundError:
-      message = 'to_dataframe needs pandas: pip install pandas'
-      raise ImportError(message) from None
+      msg = 'to_dataframe needs pandas: pip install pandas'
+      raise ImportError(msg) from None
     return pandas.read_csv(io.StringIO(results_csv(self)))
 
   def report(self, path: str | pathlib.Path) -> pathlib.Path:
@@ -327,40 +296,24 @@ class Comparison:
       path: A file such as `report.html`; or a directory, which gets
         report.html, results.csv and metrics.jsonl.
     """
-    from optax_sam.train.reports import comparison_page, comparison_report
+    from optax_sam.train.config import output_dir
+    from optax_sam.train.reports import comparison_report
 
     path = pathlib.Path(path)
-    if path.suffix == '.html':
-      page = comparison_page.render_page(self)
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(page, encoding='utf-8')
+    is_page = path.suffix == '.html'
+    (path.parent if is_page else path).mkdir(parents=True, exist_ok=True)
+    if is_page:
+      output_dir.write(path, comparison_report.render_page(self).encode())
       return path
-    path.mkdir(parents=True, exist_ok=True)
     comparison_report.write_report(self, path)
     return path / 'report.html'
 
   def _repr_html_(self) -> str:
     """Returns a compact table for notebooks."""
-    scale, unit = (100, ' %') if self.metric.percent else (1, '')
+    from optax_sam.train.reports import tables
 
-    def text(value: float | None, scale: float = 1) -> str:
-      return '' if value is None else f'{scale * value:.4g}'
-
-    title = f'test {self.metric.name.replace("_", " ")}{unit}'
-    lines = [['method', title, 'over seeds \N{PLUS-MINUS SIGN}']]
-    lines[0] += ['difference', 'step time']
-    lines += [
-      [
-        row.method,
-        text(row.score, scale),
-        text(row.score_deviation, scale),
-        text(row.difference.mean, scale),
-        text(row.relative_time),
-      ]
-      for row in summarize(self)
-    ]
-    rows = (
-      ''.join(f'<td>{html.escape(cell)}</td>' for cell in line)
-      for line in lines
-    )
-    return f'<table>{"".join(f"<tr>{row}</tr>" for row in rows)}</table>'
+    rows = ''
+    for line in tables.texts(tables.results(self)):
+      cells = ''.join(f'<td>{html.escape(text)}</td>' for text in line)
+      rows += f'<tr>{cells}</tr>'
+    return f'<table>{rows}</table>'

@@ -1,72 +1,120 @@
 """The report on finished runs: HTML page, CSV files, terminal table."""
 
-import csv
+import math
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from optax_sam import landscape
 from optax_sam.train.config import output_dir
-from optax_sam.train.reports import random_lines
-from optax_sam.train.reports.measurements import ASCENT_STEPS, Measurements
-from optax_sam.train.reports.sharpness_page import render_page
+from optax_sam.train.config.configs import SharpnessConfig
+from optax_sam.train.reports import display, figures, page, tables
+from optax_sam.train.reports.formats import count, duration, printable
+from optax_sam.train.reports.results import Comparison
 
-_NUMBERS, _POINTS, _PLOT = 'sharpness.csv', 'landscape.csv', 'landscape.png'
-_PAGE = 'report.html'
-FILES = frozenset({output_dir.CONFIG, _NUMBERS, _POINTS, _PLOT, _PAGE})
-
-
-def write(measured: Measurements, directory: pathlib.Path) -> None:
-  """Writes all files of the report into an existing directory."""
-  from matplotlib.figure import Figure
-
-  _write_table(
-    directory / _NUMBERS,
-    ({'run': name} | numbers for name, numbers in measured.numbers.items()),
-  )
-  _write_table(
-    directory / _POINTS,
-    (
-      {'run': name} | row
-      for name, line in measured.lines.items()
-      for row in random_lines.rows(line)
-    ),
-  )
-  figure = Figure(figsize=(6, 4), layout='constrained')
-  axes = landscape.plot_lines(measured.lines, figure.subplots())
-  axes.set_title('Along a random direction, filter by filter')
-  axes.set_ylim(0, random_lines.top(measured.lines))
-  figure.savefig(directory / _PLOT, dpi=150)
-  (directory / _PAGE).write_text(render_page(measured), encoding='utf-8')
+ASCENT_STEPS = 20  # for a SAM sharpness close to the maximum
+_NUMBERS, _POINTS, _PAGE = 'sharpness.csv', 'landscape.csv', 'report.html'
+FILES = frozenset({output_dir.CONFIG, _NUMBERS, _POINTS, _PAGE})
 
 
-def print_table(measured: Measurements, console: Console) -> None:
+def write(
+  measured: Comparison, config: SharpnessConfig, directory: pathlib.Path
+) -> None:
+  """Writes all files of the report into an existing directory.
+
+  Args:
+    measured: The runs, each as one of a method of its own.
+    config: The configuration of the command.
+    directory: The directory.
+  """
+  points = [
+    {'run': run.method, **row} for run in measured.runs for row in run.landscape
+  ]
+  files = {
+    _NUMBERS: tables.csv_of(_rows(measured)),
+    _POINTS: tables.csv_of(points),
+    _PAGE: render_page(measured, config),
+  }
+  for name, text in files.items():
+    output_dir.write(directory / name, text.encode())
+
+
+def _rows(measured: Comparison) -> list[dict[str, str | float]]:
+  return [
+    {
+      'run': run.method,
+      'test_accuracy': run.last('test_accuracy'),
+      **run.sharpness,
+    }
+    for run in measured.runs
+  ]
+
+
+def print_table(
+  measured: Comparison, config: SharpnessConfig, console: Console
+) -> None:
   """Prints the numbers, a column per run."""
-  config = measured.config
-  table = Table(
-    title='Sharpness',
-    caption=f'Of the first {config.examples} training examples, in evaluation '
-    f'mode. SAM sharpness at rho={config.rho}, in 1 step and in '
-    f'{ASCENT_STEPS}; adaptive sharpness at rho={config.adaptive_rho}, '
-    f'p=infinity; trace by {config.probes} probes.',
-  )
+  table = Table(title='Sharpness', caption=_setup(config))
+  heads, *lines = zip(*(row.items() for row in _rows(measured)), strict=True)
   table.add_column('', no_wrap=True)
-  for name in measured.numbers:
-    table.add_column(name, justify='right', overflow='fold')
-  by_run = list(measured.numbers.values())
-  for key in by_run[0]:
-    table.add_row(
-      key.replace('_', ' '), *[f'{numbers[key]:.4g}' for numbers in by_run]
-    )
+  for _, name in heads:
+    header = Text(printable(name))
+    table.add_column(header, justify='right', overflow='fold')
+  for line in lines:
+    numbers = [f'{value:.4g}' for _, value in line]
+    table.add_row(line[0][0].replace('_', ' '), *numbers)
   console.print(table)
 
 
-def _write_table(path: pathlib.Path, rows: Iterable[Mapping[str, Any]]) -> None:
-  rows = list(rows)
-  with path.open('w', encoding='utf-8', newline='') as file:
-    writer = csv.DictWriter(file, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
+def _setup(config: SharpnessConfig) -> str:
+  return (
+    f'On the first {count(config.examples, "training example")}, in evaluation'
+    f' mode. SAM sharpness at radius {config.rho}, in 1 step and in'
+    f' {ASCENT_STEPS}; adaptive sharpness at radius {config.adaptive_rho};'
+    f' trace by {config.probes} random vectors.'
+  )
+
+
+def render_page(measured: Comparison, config: SharpnessConfig) -> str:
+  """Renders the report on finished runs as a page of HTML."""
+  settings = {run.method: run.settings for run in measured.runs}
+  common = {
+    name: value
+    for name, value in measured.runs[0].settings.items()
+    if all(of_run.get(name) == value for of_run in settings.values())
+  }
+  missing = [
+    f'{run.method} ({name.replace("_", " ")})'
+    for run in measured.runs
+    for name, value in run.sharpness.items()
+    if not math.isfinite(value)
+  ]
+  title = f'Sharpness of {count(len(settings), "finished run")}'
+  warning = f'Missing, not finite or not converged: {"; ".join(missing)}.'
+  return page.render(
+    display.styles(measured.methods, base=''),
+    [tables.results(measured)],
+    {'Sharpness and landscape': figures.solutions(measured)},
+    measured,
+    kind='Sharpness of finished runs',
+    title=title,
+    headline=title,
+    setup=_setup(config),
+    warnings=[warning] * bool(missing),
+    glossary='sharpness_glossary.html',
+    config=config,
+    facts={
+      'Measurement': {
+        'duration': duration(measured.seconds),
+        'seed of everything random': config.seed,
+      },
+      'Settings that differ': {
+        name: {key: of_run[key] for key in of_run if key not in common}
+        for name, of_run in settings.items()
+      },
+      'Settings of all runs': {
+        name.replace('_', ' '): value for name, value in common.items()
+      },
+    },
+  )

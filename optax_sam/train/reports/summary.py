@@ -11,30 +11,16 @@ from optax_sam.train.reports import paired
 from optax_sam.train.reports.paired import Difference
 
 if TYPE_CHECKING:
-  from optax_sam.train.reports.results import Comparison, Timing
+  from optax_sam.train.reports.results import Comparison
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """One method's row of the results.
+  """One method's row of the results; missing numbers are None.
 
-  Missing numbers are None.
-
-  Attributes:
-    method: Name of the method.
-    is_base: Whether this is the base optimizer.
-    seeds: Number of complete runs, over which the score is averaged.
-    unfinished: Number of interrupted runs, which don't count.
-    diverged: Number of runs whose last loss is not finite.
-    score: Mean test metric at the end.
-    score_deviation: Standard deviation of the score over seeds.
-    difference: Paired difference to the base optimizer.
-    second_gradients: Fraction of steps that took a perturbed gradient.
-    relative_time: Median time per step relative to the base optimizer.
-    relative_time_quartiles: First and third quartile of the relative time.
-    sam_sharpness: Mean SAM sharpness at the end.
-    top_eigenvalue: Mean top Hessian eigenvalue at the end.
-    temporary_bytes: Temporary memory of the compiled step.
+  Scores, sharpness and the fraction of `second_gradients` are means over the
+  `seeds` complete runs; `unfinished` runs don't count. Times are relative to a
+  step of the base optimizer: median, first and third quartile.
   """
 
   method: str
@@ -48,18 +34,13 @@ class Summary:
   second_gradients: float | None
   relative_time: float | None
   relative_time_quartiles: tuple[float, float] | None
-  sam_sharpness: float | None
-  top_eigenvalue: float | None
+  sharpness: dict[str, float | None]
   temporary_bytes: int | None
 
 
 def finite(values: Iterable[float | None]) -> list[float]:
   """Returns the finite values as Python floats."""
-  return [
-    float(value)
-    for value in values
-    if value is not None and math.isfinite(value)
-  ]
+  return [float(x) for x in values if x is not None and math.isfinite(x)]
 
 
 def mean(values: Iterable[float | None]) -> float | None:
@@ -73,78 +54,58 @@ def summarize(comparison: 'Comparison') -> list[Summary]:
 
   Interrupted runs don't count; diverged ones do (`Comparison.scores`). The
   p-values are adjusted for the number of methods by Holm's correction.
-
-  Args:
-    comparison: The measured comparison.
-
-  Returns:
-    The rows, the base optimizer first, then the others in run order.
   """
+  found = {name: _difference(comparison, name) for name in comparison.methods}
+  tested = {name: one.p_value for name, one in found.items()}
+  tested = {name: p for name, p in tested.items() if p is not None}
+  p_values = dict(zip(tested, paired.holm(list(tested.values())), strict=True))
+  higher = comparison.metric.higher_is_better
+  rows = []
+  for name, one in found.items():
+    more = {'adjusted_p_value': p_values.get(name), 'higher_is_better': higher}
+    difference = dataclasses.replace(one, **more)
+    rows.append(_summary(comparison, name, difference))
+  return rows
+
+
+def _difference(comparison: 'Comparison', method: str) -> Difference:
   base = comparison.scores(comparison.base)
-  timings = {timing.method: timing for timing in comparison.timings}
-  rows = [
-    _summary(comparison, method, base, timings.get(method))
-    for method in comparison.methods
-  ]
-  tested = [row for row in rows if row.difference.p_value is not None]
-  adjusted = paired.holm([row.difference.p_value or 0.0 for row in tested])
-  by_method = {row.method: p for row, p in zip(tested, adjusted, strict=True)}
-  return [
-    dataclasses.replace(
-      row,
-      difference=dataclasses.replace(
-        row.difference,
-        adjusted_p_value=by_method.get(row.method),
-        higher_is_better=comparison.metric.higher_is_better,
-      ),
-    )
-    for row in rows
-  ]
+  if method == comparison.base:
+    return Difference({}, None, None, 'this is the base optimizer')
+  if not base:
+    reason = f'{comparison.base} has no complete run to compare with'
+    return Difference({}, None, None, reason)
+  return paired.paired_difference(
+    comparison.scores(method),
+    base,
+    (comparison.test_values(method), comparison.test_values(comparison.base)),
+  )
 
 
 def _summary(
-  comparison: 'Comparison',
-  method: str,
-  base: dict[int, float],
-  timing: 'Timing | None',
+  comparison: 'Comparison', method: str, difference: Difference
 ) -> Summary:
-  runs = comparison.runs_of(method)
-  complete = [run for run in runs if comparison.is_complete(run)]
-  scores = comparison.scores(method)
-  is_base = method == comparison.base
-  if is_base:
-    difference = Difference({}, None, None, 'this is the base optimizer')
-  elif not base:
-    reason = f'{comparison.base} has no complete run to compare with'
-    difference = Difference({}, None, None, reason)
-  else:
-    difference = paired.paired_difference(
-      scores,
-      base,
-      (comparison.test_values(method), comparison.test_values(comparison.base)),
-    )
-  deviation = None
-  if len(scores) > 1:
-    deviation = float(np.std(list(scores.values()), ddof=1))
+  runs, complete = comparison.runs_of(method), comparison.complete_runs(method)
+  scores = list(comparison.scores(method).values())
+  timings = {timing.method: timing for timing in comparison.timings}
+  timing = timings.get(method)
   relative = finite(timing.relative) if timing else []
-  quartiles = np.quantile(relative, (0.25, 0.75)) if relative else None
+  low, time, high = np.quantile(relative or [math.nan], (0.25, 0.5, 0.75))
   return Summary(
     method=method,
-    is_base=is_base,
+    is_base=method == comparison.base,
     seeds=len(scores),
     unfinished=len(runs) - len(complete),
     diverged=sum(run.diverged for run in runs),
-    score=mean(scores.values()),
-    score_deviation=deviation,
+    score=mean(scores),
+    score_deviation=float(np.std(scores, ddof=1)) if len(scores) > 1 else None,
     difference=difference,
     second_gradients=mean(run.second_gradient_share for run in complete),
-    relative_time=float(np.median(relative)) if relative else None,
-    relative_time_quartiles=(
-      None if quartiles is None else (float(quartiles[0]), float(quartiles[1]))
-    ),
-    sam_sharpness=mean(run.sharpness.get('sam_sharpness') for run in complete),
-    top_eigenvalue=mean(
-      run.sharpness.get('top_eigenvalue') for run in complete
-    ),
+    relative_time=float(time) if relative else None,
+    relative_time_quartiles=(float(low), float(high)) if relative else None,
+    sharpness={
+      name: mean(run.sharpness.get(name) for run in complete)
+      for name in comparison.measures
+    },
     temporary_bytes=timing.temporary_bytes if timing else None,
   )

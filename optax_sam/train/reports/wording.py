@@ -1,4 +1,4 @@
-"""Sentences of the comparison report, for page and terminal."""
+"""Sentences about a comparison, for page and terminal."""
 
 from collections.abc import Sequence
 
@@ -13,164 +13,93 @@ NAMES_IN_SENTENCE = 4
 
 
 def headline(comparison: Comparison, rows: Sequence[Summary]) -> str:
-  """Returns the main result in one sentence: only significant differences.
-
-  Args:
-    comparison: The measured comparison.
-    rows: The summary of the comparison.
-
-  Returns:
-    The sentence, without a full stop.
-  """
-  base = title(comparison.base)
+  """Returns the main result in one sentence: only significant differences."""
+  base, metric = title(comparison.base), comparison.metric
   others = [row for row in rows if not row.is_base]
   if not any(row.seeds for row in rows):
-    return 'No run finished: there is nothing to compare'
+    return 'No run finished'
   if not comparison.scores(comparison.base):
     return f'No comparison: {base} has no complete run'
   if not others:
-    return f'Only {base} has run: there is nothing to compare it with'
-  judged = [row for row in others if row.difference.interval is not None]
-  if not judged:
-    one = max(len(row.difference.by_seed) for row in others) == 1
-    with_one = 'With one seed no' if one else 'No'
-    return f'{with_one} difference to {base} can be tested'
-  found = [row for row in judged if row.difference.significant]
-  if not found:
-    seeds = max(len(row.difference.by_seed) for row in judged)
-    names = title(others[0].method) if len(others) == 1 else 'any method'
-    return f'No clear difference between {names} and {base}, {_seeds(seeds)}'
-  metric = comparison.metric
-  better = [row for row in found if formats.is_better(row.difference, metric)]
-  worse = [row for row in found if row not in better]
+    score = formats.score(rows[0].score, metric) + '%' * metric.percent
+    return f'{base} on {data(comparison)}: {score} test {metric.title}'
+  if not any(row.difference.interval for row in others):
+    one = 'With one seed no' if len(comparison.seeds) == 1 else 'No'
+    return f'{one} difference to {base} can be tested'
   parts = [
-    _claim(comparison, group, word, len(others))
-    for group, word in ((better, 'better'), (worse, 'worse'))
-    if group
+    _claim(comparison, group, word)
+    for word in ('better', 'worse')
+    if (group := [row for row in others if row.difference.verdict == word])
   ]
-  rest = len(others) - len(found)
-  if rest:
+  rest = sum(not row.difference.significant for row in others)
+  if parts and rest:
     parts.append(f'no clear difference for {count(rest, "other")}')
-  return '; '.join(parts)
+  seeds = count(len(comparison.seeds), 'seed')
+  return '; '.join(parts) or f'No clear difference to {base}, with {seeds}'
 
 
-def _seeds(number: int) -> str:
-  return f'with {count(number, "seed")}'
-
-
-def _claim(
-  comparison: Comparison, group: Sequence[Summary], word: str, others: int
-) -> str:
-  metric, base = comparison.metric, title(comparison.base)
-  values = [row.difference.mean or 0.0 for row in group]
-  sizes = [formats.gain(value, metric) for value in values]
-  what, unit = f'test {formats.name_of(metric)}', formats.unit(metric)
+def _claim(comparison: Comparison, group: Sequence[Summary], word: str) -> str:
+  metric = comparison.metric
+  than = f'a {word} test {metric.title} than {title(comparison.base)}'
+  sizes = [formats.gain(row.difference.mean, metric) for row in group]
+  names, unit = [title(row.method) for row in group], ' points' * metric.percent
   if len(group) > NAMES_IN_SENTENCE:
-    most = max(range(len(group)), key=lambda index: abs(values[index]))
-    return (
-      f'{len(group)} of {others} methods have a {word} {what} than {base},'
-      f' {title(group[most].method)} the most ({sizes[most]}{unit})'
-    )
+    gains = [abs(row.difference.mean or 0.0) for row in group]
+    most = gains.index(max(gains))
+    largest = f'{names[most]} the most ({sizes[most]}{unit})'
+    return f'{len(group)} methods have {than}, {largest}'
   verb = 'has' if len(group) == 1 else 'have'
-  names = join([title(row.method) for row in group])
-  return f'{names} {verb} a {word} {what} than {base} ({join(sizes)}{unit})'
+  return f'{join(names)} {verb} {than} ({join(sizes)}{unit})'
+
+
+def data(comparison: Comparison) -> str:
+  """Returns the name of the dataset."""
+  return str(comparison.settings.get('dataset', 'own data'))
 
 
 def setup(comparison: Comparison) -> str:
-  """Describes the comparison in one sentence."""
-  names = [title(method) for method in comparison.methods]
-  if not names:
-    return 'Nothing ran.'
-  settings = comparison.settings
-  sentence = join(names)
-  if 'dataset' in settings:
-    sentence += f' on {settings["dataset"]}'
-  if 'model' in settings:
-    sentence += f' with the model {settings["model"]}'
-  noise = settings.get('label_noise')
+  """Describes the comparison in one line."""
+  noise = comparison.settings.get('label_noise')
+  steps = count(comparison.total_steps, 'step')
+  if comparison.budget != 'steps':
+    steps = f'{comparison.budget} of {steps} of {title(comparison.base)}'
+  parts = [
+    data(comparison),
+    str(comparison.settings.get('model', 'own model')),
+    count(len(comparison.seeds), 'seed'),
+    f'{steps} per run',
+  ]
   if isinstance(noise, float) and noise:
-    sentence += f' and {100 * noise:.3g}% wrong training labels'
-  seeds = count(len(comparison.seeds), 'seed')
-  steps = f'{count(comparison.total_steps, "step")} per run'
-  if comparison.budget == 'gradients':
-    steps = f'gradients of {comparison.total_steps:,} base steps per run'
-  elif comparison.budget == 'seconds':
-    steps = f'time of {comparison.total_steps:,} base steps per run'
-  return f'{sentence}: {seeds}, {steps}.'
-
-
-def findings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
-  """Returns further findings: the largest unclear difference, the cost."""
-  sentences = []
-  metric, base = comparison.metric, title(comparison.base)
-  unclear = [
-    row
-    for row in rows
-    if row.difference.interval is not None and not row.difference.significant
-  ]
-  if unclear:
-    row = max(unclear, key=lambda row: abs(row.difference.mean or 0.0))
-    sentences.append(
-      f'The largest difference that is not clear: {title(row.method)} with'
-      f' {formats.gain(row.difference.mean or 0.0, metric)}'
-      f'{formats.unit(metric)}; its 95% interval is'
-      f' {formats.interval(row.difference, metric)}.'
-    )
-  timed = [
-    (row.relative_time, title(row.method))
-    for row in rows
-    if not row.is_base and row.relative_time is not None
-  ]
-  if timed:
-    (low, cheapest), (high, dearest) = min(timed), max(timed)
-    span = f'{low:.2f} times as long as one of {base} with {cheapest}'
-    if len(timed) > 1:
-      span += f', {high:.2f} times with {dearest}'
-    sentences.append(f'A step takes {span}.')
-  return sentences
+    parts.insert(1, f'{100 * noise:.3g}% wrong training labels')
+  return ', '.join(parts)
 
 
 def warnings(comparison: Comparison, rows: Sequence[Summary]) -> list[str]:
   """Lists problems: interrupted and diverged runs, missing intervals."""
-  sentences = []
-  if comparison.interrupted:
-    sentences.append('Interrupted: this comparison is incomplete.')
-  asked = comparison.settings.get('methods')
+  base, asked = title(comparison.base), comparison.settings.get('methods')
   names = asked if isinstance(asked, list | tuple) else []
-  absent = [str(name) for name in names if name not in comparison.methods]
-  if absent:
-    sentences.append(f'No run of {join([title(name) for name in absent])}.')
-  unfinished = sum(row.unfinished for row in rows)
-  if unfinished:
-    names = join([title(row.method) for row in rows if row.unfinished])
-    sentences.append(
-      f'{count(unfinished, "run")} stopped early, not counted: {names}.'
-    )
-  diverged = [
-    f'{title(row.method)} ({row.diverged})' for row in rows if row.diverged
+  others = [row for row in rows if not row.is_base]
+  stopped = [run.stopped for run in comparison.runs if run.stopped]
+  groups: dict[str, list[str]] = {
+    'No run of {}.': [str(x) for x in names if x not in comparison.methods],
+    '{} stopped early; such runs are not counted.': [
+      row.method for row in rows if row.unfinished
+    ],
+    f'{{}} diverged{f" ({stopped[0]})" if stopped else ""}; such a run counts'
+    f' with its last {comparison.metric.title}, or with its worst one if the'
+    ' last is not finite.': [row.method for row in rows if row.diverged],
+    f'{{}} did the same as {base}: with these settings and this number of'
+    ' steps the method had no effect.': [
+      row.method for row in others if comparison.did_nothing(row.method)
+    ],
+  }
+  for row in others:
+    if row.difference.interval is None:
+      sentence = f'No interval for {{}}: {row.difference.reason}.'
+      groups.setdefault(sentence, []).append(row.method)
+  first = ['Interrupted: this comparison is incomplete.']
+  return first * comparison.interrupted + [
+    sentence.replace('{}', join([title(name) for name in found]))
+    for sentence, found in groups.items()
+    if found
   ]
-  if diverged:
-    name = formats.name_of(comparison.metric)
-    sentences.append(
-      f'Diverged: {join(diverged)}. Such a run counts with its last {name}, or'
-      ' with its worst one if the last is not finite.'
-    )
-  idle = [
-    title(row.method)
-    for row in rows
-    if not row.is_base and comparison.did_nothing(row.method)
-  ]
-  if idle:
-    sentences.append(
-      f'{join(idle)} did the same as {title(comparison.base)}: with these'
-      ' settings and this number of steps the method had no effect.'
-    )
-  reasons: dict[str, list[str]] = {}
-  for row in rows:
-    if not row.is_base and row.difference.interval is None:
-      reasons.setdefault(row.difference.reason, []).append(title(row.method))
-  sentences += [
-    f'No interval for {join(names)}: {reason}.'
-    for reason, names in reasons.items()
-  ]
-  return sentences

@@ -86,7 +86,7 @@ def test_numbers_are_measured_at_the_last_checkpoint(solutions, both):
     numbers = [float(row[name]) for name in row if name != 'run']
     assert np.isfinite(numbers).all()
     assert f'{accuracy:.4g}' in printed
-  assert problems.names(target) == sharpness_report.FILES
+  assert problems.names(target) == sharpness_report.FILES | {output_dir.LOCK}
   assert str(target / 'report.html') in printed
 
 
@@ -94,7 +94,15 @@ def test_the_page_shows_numbers_and_command(both):
   target, rows, _ = both
   page = Page((target / 'report.html').read_text('utf-8'))
   page.assert_complete_in_itself()
-  assert list(page.data['figures']) == ['eigenvalues', 'sharpness', 'landscape']
+  assert set(page.data['figures']) == {
+    'sam-sharpness',
+    'sam-sharpness-20-steps',
+    'adaptive-sharpness',
+    'eigenvalue-1',
+    'eigenvalue-2',
+    'trace',
+    'landscape',
+  }
   assert 'optax-sam sharpness <these>' in page.text
   for row in rows:
     for key in ('sam_sharpness', 'adaptive_sharpness', 'eigenvalue_2'):

@@ -11,6 +11,7 @@ from optax_sam.train.commands import train
 from optax_sam.train.config import output_dir
 from optax_sam.train.loop import checkpoints
 from optax_sam.train.loop.trainer import Trainer
+from optax_sam.train.optimizers import base_optimizer
 from tests.train import problems
 from tests.train.runs import (
   arrays,
@@ -20,6 +21,7 @@ from tests.train.runs import (
   files,
   interrupt,
   metrics,
+  refused,
   resume,
   run,
   steps_of,
@@ -143,14 +145,127 @@ def test_nothing_is_deleted_if_no_checkpoint_can_be_read(copy):
 
 def test_resume_with_another_configuration_raises_and_lists_differences(copy):
   before = files(copy.output)
-  changed = dataclasses.replace(copy, rho=0.2, steps=24)
+  changed = dataclasses.replace(copy, rho=0.2, steps=6)
   with pytest.raises(
-    ValueError, match=r'rho was None and is now 0\.2; steps was 12 and is now'
+    ValueError, match=r'rho was None and is now 0\.2; steps was 12 and can only'
   ):
     run(changed)
   with pytest.raises(ValueError, match='--overwrite'):
     run(dataclasses.replace(copy, resume=False))
   assert files(copy.output) == before
+
+
+def test_resume_takes_all_settings_from_the_run(whole, copy, capsys):
+  for name in ('metrics.jsonl', 'report.html', 'checkpoints/12'):
+    path = copy.output / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+  assert call('train', '--output', copy.output, '--resume') == 0
+  assert 'Resuming from the checkpoint of step 9' in capsys.readouterr().out
+  assert_same_end(copy, whole[0])
+  agreeing = ('--method', 'SS-SAM', '--model', 'mlp', '--checkpoint-every', 3)
+  assert call('train', '--output', copy.output, '--resume', *agreeing) == 0
+  capsys.readouterr()
+  different = ('--output', copy.output, '--resume', '--method', 'sam')
+  error = refused(capsys, 'train', *different)
+  assert "method was 'ss_sam' and is now 'sam'" in error
+  # The default of a flag is refused too if it is given.
+  config = output_dir.read_config(copy.output)
+  config['settings']['warmup'] = 0.2
+  output_dir.write_config(copy.output, 'train', config['settings'])
+  different = ('--output', copy.output, '--resume', '--warmup', 0.1)
+  assert 'warmup was 0.2 and is now 0.1' in refused(capsys, 'train', *different)
+
+
+def test_more_steps_prolong_a_finished_run_on_the_longer_schedule(copy, capsys):
+  prolong = ('train', '--output', copy.output, '--resume', '--steps')
+  assert 'can only grow' in refused(capsys, *prolong, 6)
+  assert call(*prolong, 24) == 0
+  assert 'Resuming from the checkpoint of step 12' in capsys.readouterr().out
+  rows = [row for row in metrics(copy) if row['kind'] == 'log']
+  assert [row['step'] for row in rows] == list(range(1, 25))
+  schedule = base_optimizer.schedule(dataclasses.replace(copy, steps=24))
+  for row in rows[12:]:
+    expected = float(schedule(row['step'] - 1))
+    assert row['learning_rate'] == pytest.approx(expected)
+  assert output_dir.read_config(copy.output)['settings']['steps'] == 24
+  assert call('train', '--output', copy.output, '--resume') == 0
+
+
+def test_a_live_run_is_not_touched(copy, capsys):
+  before = files(copy.output)
+  with output_dir.locked(copy.output):
+    for how in ('--resume', '--overwrite'):
+      error = refused_late(capsys, 'train', '--output', copy.output, how)
+      assert 'is being written by another optax-sam' in error
+  assert files(copy.output) == before
+
+
+def refused_late(capsys, *arguments):
+  """Returns the error of a command that has printed its first lines."""
+  assert call(*arguments) == 2
+  error = capsys.readouterr().err
+  assert error.count('\n') == 1
+  return error
+
+
+@pytest.mark.parametrize(
+  'name', ['checkpoints', 'metrics.jsonl', 'report.html']
+)
+def test_a_file_of_the_wrong_type_is_noticed_first(name, copy, capsys):
+  path = copy.output / name
+  if path.is_dir():
+    shutil.rmtree(path)
+    path.touch()
+  else:
+    path.unlink()
+    path.mkdir()
+  for how in ('--resume', '--overwrite'):
+    assert name in refused(capsys, 'train', '--output', copy.output, how)
+
+
+@pytest.mark.parametrize('method', ['compile', 'measure_sharpness'])
+@pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
+def test_after_an_interrupt_at_any_time_a_run_says_how_to_go_on(
+  method, sent, whole, tmp_path, monkeypatch
+):
+  config = dataclasses.replace(whole[0], output=tmp_path / 'run')
+
+  def interrupted(*_):
+    os.kill(os.getpid(), sent)
+
+  monkeypatch.setattr(Trainer, method, interrupted)
+  former = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    finished, text = run(config)
+  finally:
+    signal.signal(signal.SIGTERM, former)
+  assert not finished
+  on_disk = 'no checkpoint' if method == 'compile' else 'steps 6, 9, 12'
+  last = text.splitlines()[-1]
+  assert last.startswith('Interrupted after step')
+  assert on_disk in last
+  assert f'optax-sam train --output {config.output} --resume' in last
+  monkeypatch.undo()
+  resume(config)
+  assert_same_end(config, whole[0])
+
+
+def test_a_failure_before_the_first_step_leaves_nothing(tmp_path, monkeypatch):
+  config = problems.train_config(output=tmp_path / 'new' / 'run')
+  monkeypatch.setattr(Trainer, 'compile', lambda *_: 1 / 0)
+  with pytest.raises(ZeroDivisionError):
+    run(config)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', ['a\\b', 'a[b]', 'a*', 'a\x1b[31m', 'a\udcff'])
+def test_a_path_that_the_storage_would_alter_is_refused(
+  name, tmp_path, capsys, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  error = refused(capsys, 'train', '--output', name)
+  assert error.rstrip('\n').isprintable()
+  assert not list(tmp_path.iterdir())
 
 
 def test_a_run_older_than_a_flag_resumes_with_its_default(whole, copy):

@@ -257,7 +257,9 @@ OTHER = {
     ({'methods': ('sma',)}, "'sma'"),
     ({'methods': {'mine': 3}}, "'mine' must be a gradient transformation"),
     ({'methods': {'mine': optax_sam.sam}}, 'got a gradient transformation'),
-    ({'methods': {'a/b': optax.identity()}}, "the name 'a/b' must be"),
+    ({'methods': {'a/b': optax.identity()}}, "the name 'a/b' must begin"),
+    ({'methods': {'.a': optax.identity()}}, "the name '.a' must begin"),
+    ({'methods': {'a' * 250: optax.identity()}}, 'at most 40 letters'),
     ({'settings': {'sam': {'row': 1}}}, 'row'),
     ({'methods': {'mine': lambda b: (b,)}}, 'must return an optimizer from'),
     (

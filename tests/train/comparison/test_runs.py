@@ -100,18 +100,18 @@ def one_at_a_time(monkeypatch):
   monkeypatch.setattr('optax_sam.train.comparison.threads.workers', lambda: 1)
 
 
-def terminate():
-  os.kill(os.getpid(), signal.SIGTERM)
+def interrupt():
+  os.kill(os.getpid(), signal.SIGINT)
   time.sleep(1)  # the main thread handles it
 
 
-def test_after_sigterm_the_same_command_goes_on(
+def test_after_ctrl_c_the_same_command_goes_on(
   tmp_path, monkeypatch, uninterrupted, trained
 ):
   one_at_a_time(monkeypatch)
   config = config_of(tmp_path / 'out')
   with monkeypatch.context() as patch:
-    at_run(patch, 3, terminate)
+    at_run(patch, 3, interrupt)
     comparison, text = run(config)
   assert comparison.interrupted
   assert len(comparison.runs) == 2
@@ -185,7 +185,7 @@ def test_added_seeds_and_methods_equal_those_from_the_start(
   )
   one_at_a_time(monkeypatch)
   with monkeypatch.context() as patch:
-    at_run(patch, 2, terminate)
+    at_run(patch, 2, interrupt)
     assert run(adding, 'add')[0].interrupted
   trained.clear()
   comparison, _ = run(adding, 'add')  # adds no second time

@@ -1,18 +1,19 @@
 import dataclasses
+import json
 import math
 import os
 
 import numpy as np
 import pytest
 
-from optax_sam.train.comparison import plan, store
-from optax_sam.train.config import output_dir
+from optax_sam.train.comparison import store
+from optax_sam.train.config import configs, output_dir
 from optax_sam.train.data import inputs
 from optax_sam.train.reports.results import Trial
 from tests.train import problems
 from tests.train.reports import comparisons
 
-SETTINGS = {'steps': 20, 'methods': ['sam']}
+SETTINGS = configs.settings(configs.CompareConfig(steps=20, methods=('sam',)))
 TRIAL = Trial('sam', {'rho': 0.1}, 0, 20, math.inf, math.nan)
 
 
@@ -23,7 +24,7 @@ def opened(target, settings=None, **how):
 def filled(target, comparison):
   """Stores a comparison."""
   methods = {name: {} for name in comparison.methods}
-  planned = plan.Plan(methods, dict.fromkeys(methods, 20), [TRIAL])
+  planned = store.Plan(methods, dict.fromkeys(methods, 20), [TRIAL])
   rest = dataclasses.replace(comparison, runs=[])
   with opened(target) as stored:
     stored.save(store.Record(planned, {}, rest))
@@ -90,13 +91,18 @@ def test_other_directories_are_not_comparisons(tmp_path):
 
 
 def test_other_settings_are_refused_with_what_differs(target):
-  now = {'steps': 30, 'methods': ['sam'], 'seeds': 2, 'new': 1}
+  content = json.loads((target / 'config.json').read_text())
+  del content['settings']['seeds']
+  (target / 'config.json').write_text(json.dumps(content))
+  now = SETTINGS | {'steps': 30, 'timing_rounds': 2}
   with (
     pytest.raises(ValueError, match='steps was 20 and is now 30;') as error,
-    opened(target, now, free=frozenset({'seeds'}), defaults={'new': 1}),
+    opened(target, now),
   ):
     raise AssertionError
-  assert 'new' not in str(error.value)
+  # Of a setting that is younger than the comparison, the default counts.
+  assert 'seeds' not in str(error.value)
+  assert 'timing_rounds' not in str(error.value)
   assert len(store.read(target).runs) == len(comparisons.usual().runs)
 
 
@@ -163,7 +169,6 @@ def test_trials_are_stored_once(tmp_path):
   trials = [TRIAL, dataclasses.replace(TRIAL, seed=1)]
   with opened(tmp_path / 'out') as stored:
     for trial in trials:
-      stored.trials.append(trial)  # as a search does
       stored.add_trial(trial)
   with opened(tmp_path / 'out') as stored:
     np.testing.assert_equal(

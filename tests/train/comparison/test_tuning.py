@@ -1,4 +1,3 @@
-import contextlib
 import dataclasses
 import io
 import math
@@ -12,7 +11,7 @@ from rich.console import Console
 
 import optax_sam
 from optax_sam.train.commands import compare, progress
-from optax_sam.train.comparison import plan, trials, tuning
+from optax_sam.train.comparison import plan, store, tuning
 from optax_sam.train.data import datasets, inputs
 from optax_sam.train.loop import evaluation
 from optax_sam.train.loop.trainer import Trainer
@@ -38,23 +37,23 @@ def known_best(monkeypatch):
       )
       fine = is_finite(self.name, values)
       metric = 1 - distance / 100 if fine else math.nan
-      return Trial(self.name, values, trials.SEED, steps, 1.0, metric)
+      return Trial(self.name, values, tuning.SEED, steps, 1.0, metric)
 
-    monkeypatch.setattr(trials.Trials, '_train', train)
+    monkeypatch.setattr(tuning.Trials, '_train', train)
     return started
 
   return install
 
 
-def tune(config, done=None, save=lambda _: None):
+def tune(config, done=()):
   text = io.StringIO()
   task = problems.small_task('mlp', config.batch_size)
   settings = plan.method_settings(config)
   with progress.Reporter(Console(file=text, width=300)) as reporter:
-    chosen = tuning.tune(
-      config, task, settings, reporter, [] if done is None else done, save
-    )
-  return chosen, text.getvalue()
+    stored = store.Store()
+    stored.trials += done
+    chosen = tuning.tune(config, task, settings, reporter, stored)
+  return chosen, text.getvalue(), stored.trials
 
 
 def test_radii_are_found_around_the_learning_rate_of_the_base(known_best):
@@ -67,7 +66,7 @@ def test_radii_are_found_around_the_learning_rate_of_the_base(known_best):
     }
   )
   config = problems.compare_config(methods=('sam', 'asam', 'swa'), tune=())
-  chosen, text = tune(config)
+  chosen, text, _ = tune(config)
   assert chosen['sgd'] == {'learning_rate': 0.4}
   assert chosen['sam']['rho'] == 0.8
   assert chosen['asam']['rho'] == 0.125
@@ -109,17 +108,22 @@ def test_every_method_has_something_to_tune(name, tuned, expected):
   ('changes', 'message'),
   [
     ({'trials': 1}, '--trials must be at least 2, not 1'),
-    ({'validation': 1.0}, '--validation must be above 0 and below 1, not 1.0'),
+    ({'trials': 10**8}, '--trials must be at most 4096, not 100000000'),
+    ({'validation': 1.0}, '--validation must be below 1, not 1.0'),
+    ({'validation': 0.0}, '--validation must be above 0, not 0.0'),
     ({'tune': ('rho',)}, "--tune 'rho' must be radius, learning_rate or"),
     ({'tune': ('asam.rho',)}, r'a method of this run \(sgd, sam\)'),
     ({'tune': ('sam.tau',)}, '--tune sam.tau: choose a setting of sam among'),
-    ({'set': ('sam.rho=0',)}, r'sam.rho is 0, but .* give a start above 0'),
+    (
+      {'tune': ('swa.start',), 'set': ('swa.start=0',), 'methods': ('swa',)},
+      r'swa.start is 0, but .* give a start above 0',
+    ),
   ],
 )
 def test_invalid_flags_are_refused(changes, message):
   config = problems.compare_config(**({'tune': ()} | changes))
   with pytest.raises(ValueError, match=message):
-    plan.method_settings(config)
+    compare.run(config, Console(quiet=True))
 
 
 def test_integers_are_tried_once_and_only_if_the_method_accepts_them(
@@ -132,8 +136,7 @@ def test_integers_are_tried_once_and_only_if_the_method_accepts_them(
   config = problems.compare_config(
     methods=('look_sam',), tune=('look_sam.period',)
   )
-  made = []
-  chosen, _ = tune(config, made)
+  chosen, _, made = tune(config)
   assert chosen['look_sam']['period'] == 20
   short = [
     trial.settings['period']
@@ -149,7 +152,7 @@ def test_diverged_trials_are_named(known_best):
     {'sgd': {'learning_rate': 0.1}, 'sam': {'rho': 0.1}},
     is_finite=lambda name, _: name != 'sam',
   )
-  chosen, text = tune(problems.compare_config(tune=(), trials=4))
+  chosen, text, _ = tune(problems.compare_config(tune=(), trials=4))
   assert 'sam: all trials diverged' in text
   assert 0 < chosen['sam']['rho'] < 0.05
 
@@ -182,7 +185,7 @@ def test_a_search_reads_no_test_example_and_trains_on_no_validation_example():
   ):
     patch.setattr(evaluation, 'evaluate', evaluate)
     settings = plan.method_settings(config)
-    planned, left = plan.make(config, task, settings, reporter, trials=[])
+    planned, left = plan.make(config, task, settings, reporter, store.Store())
   assert len(planned.trials) == 2 * 4
   assert left.inputs.dataset.test is test
   validation = {row.tobytes() for row in held[0]['inputs']}
@@ -238,14 +241,10 @@ def test_finished_trials_are_not_repeated(known_best):
   best = {'sgd': {'learning_rate': 0.2}, 'sam': {'rho': 0.1}}
   started = known_best(best)
   config = problems.compare_config(tune=())
-  saved, made = [], []
-  chosen, text = tune(config, made, saved.append)
-  assert saved == made
+  chosen, text, made = tune(config)
   assert len(started) == len(made) == 2 * 14
   # After an interruption the rest is trained, with the same result.
-  rest = made[:9]
-  assert tune(config, rest) == (chosen, text)
-  assert rest == made
+  assert tune(config, made[:9]) == (chosen, text, made)
   assert len(started) == 28 + 19
 
 
@@ -264,9 +263,9 @@ def test_an_interrupted_search_goes_on_with_the_same_command(
       raise KeyboardInterrupt
     original(self, *given)
 
-  monkeypatch.setattr(trials.TracedTrainer, 'run', train)
+  monkeypatch.setattr(tuning.TracedTrainer, 'run', train)
   console = Console(quiet=True)
-  with contextlib.suppress(KeyboardInterrupt):
+  with pytest.raises(SystemExit):
     compare.run(config, console)
   done = len(list((config.output / 'trials').iterdir()))
   assert done == 6
@@ -306,10 +305,8 @@ def test_an_error_ends_the_other_searches(monkeypatch):
 
   monkeypatch.setattr(Trainer, 'run', run)
   config = problems.compare_config(methods=('asam', 'sam'), tune=(), trials=4)
-  made = []
   with pytest.raises(KeyboardInterrupt):
-    tune(config, made)
-  assert {trial.method for trial in made} <= {'sgd', 'sam'}
+    tune(config)
   assert steps.count('sgd') == 4 + 2 + 1
   assert steps.count('sam') < 7
 
@@ -319,7 +316,7 @@ def test_settings_in_the_state_train_as_those_of_the_method():
   task = problems.small_task('mlp', 50)
   own = build.complete_settings('sam', {}, None)
   values = {'rho': 0.3, 'learning_rate': 0.05}
-  one = trials.TracedTrainer(config, task, 'sam', own)
+  one = tuning.TracedTrainer(config, task, 'sam', own)
   ends = []
   for traced in ({'rho': 0.1, 'learning_rate': 0.1}, values):
     one.traced = traced
@@ -340,7 +337,7 @@ def test_radius_and_learning_rate_may_be_traced(name):
   start = tuning.start(
     dataclasses.replace(config, tune=('radius', 'learning_rate')), name, own
   )
-  trainer = trials.TracedTrainer(config, task, name, own)
+  trainer = tuning.TracedTrainer(config, task, name, own)
   trainer.traced = {key: float(value) for key, value in start.items()}
   batch = dict(task.inputs.sample())
   tx = trainer.optimizer(seed=0)
@@ -371,6 +368,6 @@ def test_radius_and_learning_rate_may_be_traced(name):
     )
   )
   assert jax.tree.leaves(updates)
-  if build.reports(name):
+  if build.method(name).reports:
     shapes = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), after)
     assert 'second_gradients' in optax_sam.metrics(shapes)

@@ -1,11 +1,12 @@
 import json
+import os
 import pathlib
 
 import pytest
 
 from optax_sam.train.commands import train
 from optax_sam.train.config import arguments as arguments_lib
-from optax_sam.train.config import checks, configs
+from optax_sam.train.config import checks, configs, output_dir
 from tests.train.runs import refused
 
 
@@ -56,8 +57,8 @@ def test_the_command_line_overrides_the_file(write):
   path = write({'method': 'sam', 'epochs': 90, 'set': ['sam.rho=1']})
   found = parse('--method', 'asam', '--config', path, '--batch-size', '7')
   assert (found.method, found.epochs, found.batch_size) == ('asam', 90, 7)
-  found = parse(f'--config={path}', '--steps=10', '--set', 'sam.rho=2')
-  assert (found.steps, found.epochs) == (10, None)
+  found = parse(f'--config={path}', '--steps=300', '--set', 'sam.rho=2')
+  assert (found.steps, found.epochs) == (300, None)
   assert found.set == ('sam.rho=1', 'sam.rho=2')
   found = parse('--config', write({'steps': 90}), '--epochs', '1')
   assert (found.steps, found.epochs) == (configs.TrainConfig.steps, 1)
@@ -67,11 +68,23 @@ def test_the_command_line_overrides_the_file(write):
   ('content', 'message'),
   [
     ({'stepz': 1}, "unknown flag 'stepz'; choose among base, batch-size"),
-    ({'config': 'x'}, "unknown flag 'config'"),
-    ({'steps': 'many'}, 'many'),
-    ({'seed': [1, 2]}, "'seed' takes one value, not a list"),
+    ({'config': 'x'}, 'config cannot be in it'),
+    ({'steps': 'many'}, "--steps must be int, got str, not 'many'"),
+    ({'seed': [1, 2]}, '--seed must be int, got array, not [1, 2]'),
+    ({'seed': []}, '--seed must be int, got array'),
+    ({'set': 'sam.rho=1'}, '--set must be array, got str'),
+    ({'seed': 2**63}, '--seed must be at most 9223372036854775807'),
+    ({'rho': 10**400}, '--rho Number out of range'),
+    ({'dtype': 'float16'}, '--dtype must be one of float32, bfloat16, not'),
+    ({'output': 'a\0b'}, "--output 'a\\x00b' must be printable text"),
+    ({'dataset': '\udcff'}, '--dataset'),
+    ({'data-dir': ''}, "--data-dir '' must be printable text"),
+    ('{"seed": 1, "seed": 1}', "'seed' is given twice"),
+    ('{"batch-size": 1, "batch_size": 1}', "'batch_size' is given twice"),
+    ('{"steps": 1' + 5000 * '0' + '}', 'is not JSON'),
     ('[' * 100_000, 'is not JSON'),
-    ({'steps': {'a': 1}}, "'steps' must be text, a number or true or false"),
+    ({'steps': {'a': 1}}, '--steps must be int, got object'),
+    ({'steps': 1, 'epochs': 1}, '--steps and --epochs both give the length'),
     ([1], 'must be one object'),
     ('{', 'is not JSON'),
   ],
@@ -82,12 +95,47 @@ def test_an_invalid_file_is_reported_in_one_line(
   assert message in refused(capsys, 'train', '--config', write(content))
 
 
-def test_one_file_is_given(write, capsys):
+def test_one_regular_file_is_given(write, capsys, tmp_path):
   path = write({})
   twice = refused(capsys, 'train', '--config', path, f'--config={path}')
   assert '--config is given 2 times' in twice
   for flags in (['--config='], ['--config', ''], ['--config']):
-    assert '--config' in refused(capsys, 'train', *flags)
+    assert 'value' in refused(capsys, 'train', *flags)
+  os.mkfifo(tmp_path / 'pipe')
+  for special in ('/dev/zero', tmp_path, tmp_path / 'pipe'):
+    named = refused(capsys, 'train', '--config', special)
+    assert f'--config {special} is not a regular file' in named
+
+
+@pytest.mark.parametrize(
+  ('content', 'message'),
+  [
+    ({'optax_sam': 'train'}, 'is not a run of'),
+    ({'optax_sam': 'train', 'settings': []}, 'is not a run of'),
+    ({'optax_sam': 'train', 'settings': None}, 'is not a run of'),
+    ({'optax_sam': 1, 'settings': {}}, 'is not a run of'),
+    ({'optax_sam': 'compare', 'settings': {}}, 'is not a run of'),
+    ({'optax_sam': 'train', 'settings': {'stepz': 1}}, "unknown flag 'stepz'"),
+    (
+      {'optax_sam': 'train', 'settings': {'steps': 'x'}},
+      "config.json: --steps must be int, got str, not 'x'",
+    ),
+    ({'optax_sam': 'train', 'settings': {'set': 1}}, '--set must be array'),
+    (
+      {'optax_sam': 'train', 'settings': {}, 'data_dir': 3},
+      'is not a run of',
+    ),
+    ('[' * 100_000, 'is not a run of'),
+    ('\xff', 'is not a run of'),
+  ],
+)
+def test_the_file_of_a_run_has_a_schema(content, message, tmp_path, capsys):
+  path = tmp_path / output_dir.CONFIG
+  text = content if isinstance(content, str) else json.dumps(content)
+  path.write_text(text, encoding='latin-1')
+  for command in (('train', '--resume', '--output'), ('sharpness',)):
+    assert message in refused(capsys, *command, tmp_path)
+  assert [one.name for one in tmp_path.iterdir()] == [output_dir.CONFIG]
 
 
 RECIPES = sorted(pathlib.Path(__file__).parents[3].glob('recipes/*/*.json'))

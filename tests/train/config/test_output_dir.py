@@ -1,3 +1,6 @@
+import contextlib
+import os
+
 import pytest
 
 from optax_sam.train.config import output_dir
@@ -6,8 +9,13 @@ from tests.train.problems import names
 KNOWN = frozenset({output_dir.CONFIG, 'report.html'})
 
 
+@contextlib.contextmanager
 def new_directory(target, *, overwrite=False):
-  return output_dir.new_directory(target, overwrite=overwrite, known=KNOWN)
+  with (
+    output_dir.opened(target, overwrite=overwrite, known=KNOWN),
+    output_dir.staged(target) as directory,
+  ):
+    yield directory
 
 
 def write(target, text, *, overwrite=False):
@@ -28,12 +36,40 @@ def text(target):
   return (target / 'report.html').read_text()
 
 
-def test_output_is_created_atomically(tmp_path):
+def test_files_appear_when_all_are_written(tmp_path):
   target = tmp_path / 'a' / 'b'
   with new_directory(target) as directory:
-    assert not target.exists()
-    assert directory.parent == target.parent
-  assert names(target.parent) == {'b'}
+    (directory / 'report.html').touch()
+    assert not (target / 'report.html').exists()
+  assert names(target) == {'.lock', 'report.html'}
+
+
+def test_permissions_follow_the_umask(tmp_path):
+  former = os.umask(0o027)
+  try:
+    write(tmp_path / 'run', 'x')
+  finally:
+    os.umask(former)
+  found = [tmp_path / 'run', *(tmp_path / 'run').iterdir()]
+  assert {path.stat().st_mode & 0o777 for path in found} == {0o750, 0o640}
+
+
+def test_a_second_process_is_refused(target):
+  for overwrite in (False, True):
+    with (
+      output_dir.locked(target),
+      pytest.raises(ValueError, match=r'is being written|exists'),
+    ):
+      write(target, 'new', overwrite=overwrite)
+  assert text(target) == 'old'
+
+
+def test_what_an_interrupted_command_left_is_no_obstacle(tmp_path):
+  (tmp_path / '.lock').touch()
+  (tmp_path / '.config.json.unfinished').touch()
+  (tmp_path / '.unfinished').mkdir()
+  write(tmp_path, 'new')
+  assert text(tmp_path) == 'new'
 
 
 @pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
@@ -61,12 +97,13 @@ def test_overwrite_replaces_a_former_output(target):
 
 
 def test_the_output_of_another_program_is_never_replaced(tmp_path):
+  (tmp_path / 'report.html').touch()
   with pytest.raises(ValueError, match=r'has no config\.json'):
     write(tmp_path, 'new', overwrite=True)
   (tmp_path / output_dir.CONFIG).write_text('{"steps": 1}')
   with pytest.raises(ValueError, match='not an output of optax-sam'):
     write(tmp_path, 'new', overwrite=True)
-  assert names(tmp_path) == {output_dir.CONFIG}
+  assert names(tmp_path) == {output_dir.CONFIG, 'report.html'}
 
 
 def test_an_output_with_another_file_is_not_replaced(target):
@@ -74,6 +111,13 @@ def test_an_output_with_another_file_is_not_replaced(target):
   with pytest.raises(ValueError, match=r"contains 'notes\.txt'"):
     write(target, 'new', overwrite=True)
   assert (target / 'notes.txt').read_text() == 'mine'
+
+
+def test_a_directory_in_place_of_a_file_is_foreign(target):
+  (target / 'report.html').unlink()
+  (target / 'report.html').mkdir()
+  with pytest.raises(ValueError, match=r"contains 'report\.html'"):
+    write(target, 'new', overwrite=True)
 
 
 def test_files_are_not_replaced(tmp_path):

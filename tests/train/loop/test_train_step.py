@@ -97,7 +97,7 @@ def test_running_statistics_come_from_the_first_pass_only():
 
 
 def test_per_example_losses_use_the_running_statistics():
-  assert build.takes_per_example_losses('sparse_sam_fisher')
+  assert build.method('sparse_sam_fisher').takes_per_example_losses
   trainer = problems.trainer('sgd', model='cnn')
   state, _ = run(trainer, 1)  # away from the initial statistics
   batch = trainer.batch(1, 0)

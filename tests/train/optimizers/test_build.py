@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import optax_sam
+from optax_sam.train.comparison import plan
 from optax_sam.train.optimizers import build, registry
 from optax_sam.train.optimizers.base_optimizer import base_optimizer
 from tests import traces
@@ -30,7 +31,7 @@ def test_every_row_builds_an_optimizer(name):
     build.optimizer(name, settings, CONFIG, seed=0, batch_like=BATCH)
   )
   state = tx.init(PARAMS)
-  if build.reports(name):
+  if build.method(name).reports:
     assert optax_sam.metrics(state)['second_gradients'] == 0
 
   def update(params, state, batch):
@@ -51,7 +52,8 @@ def test_every_row_builds_an_optimizer(name):
   program = jax.make_jaxpr(update)(PARAMS, state, BATCH)
   refreshes = name in {'eigen_sam', 'sparse_sam_fisher'}
   assert (
-    traces.conditional_gradients(program.jaxpr) == build.skips(name) + refreshes
+    traces.conditional_gradients(program.jaxpr)
+    == build.method(name).skips + refreshes
   )
 
 
@@ -169,6 +171,27 @@ def test_assignments_are_parsed_or_refused_with_what_is_allowed(text, named):
 def test_a_value_out_of_range_raises_with_the_method(name, given, message):
   with pytest.raises(ValueError, match=f'{name}: .*{message}'):
     build.optimizer(name, given, CONFIG, seed=0)
+
+
+@pytest.mark.parametrize('name', registry.METHODS)
+def test_values_that_no_array_can_have_are_refused_in_one_line(name):
+  defaults = build.complete_settings(name, {}, None)
+  for setting in build.settable(name):
+    default = defaults.get(setting)
+    wrong = ['1e400', '-1e400', '1e39', '9' * 150, "'x'", '-' * 150 + '1']
+    if setting == registry.METHODS[name].row.radius:
+      wrong += ['0', '1e-50', '-1']  # as with --rho
+    if setting == 'learning_rate':
+      wrong += ['0', '-1']
+    if isinstance(default, int) and not isinstance(default, bool):
+      wrong += [str(2**31), '1e19']
+    for value in wrong:
+      config = problems.compare_config(
+        methods=(name,), set=(f'{name}.{setting}={value}',)
+      )
+      with pytest.raises(ValueError, match=setting) as error:
+        plan.method_settings(config)
+      assert '\n' not in str(error.value)
 
 
 @pytest.mark.parametrize('base', ['sgd', 'adamw'])

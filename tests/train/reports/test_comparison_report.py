@@ -7,9 +7,9 @@ import re
 import pytest
 import rich.console
 
-from optax_sam.train.reports.comparison_page import render_page
 from optax_sam.train.reports.comparison_report import (
   print_table,
+  render_page,
   write_report,
 )
 from optax_sam.train.reports.summary import summarize

@@ -1,16 +1,15 @@
 """The data of the pages, and names that are hostile to them."""
 
 import math
+import os
 
 import numpy as np
 import pytest
 
 from optax_sam.catalog import METHODS
-from optax_sam.train.reports import run_page, tables
-from optax_sam.train.reports.comparison_page import render_page
-from optax_sam.train.reports.display import styles
+from optax_sam.train.reports import tables
+from optax_sam.train.reports.comparison_report import render_page
 from optax_sam.train.reports.results import Metric, Trial
-from optax_sam.train.reports.summary import summarize
 from tests.train.reports.comparisons import (
   BETTER,
   SGD,
@@ -63,10 +62,11 @@ def test_the_radius_that_was_tuned_is_plotted_after_the_longest_training():
   ]
   made = of_accuracies(sgd=SGD, sam=BETTER)
   found = figures(comparison(made.runs, trials=trials))['sensitivity-radius']
-  (trace,) = found['traces']
-  assert trace['x'] == [0.1, 0.2, 0.4]
-  assert trace['y'] == pytest.approx([80, 90, 30])
-  assert found['layout']['xaxis']['type'] == 'log'
+  (curve,) = found['curves']
+  assert curve['x'] == [0.1, 0.2, 0.4]
+  assert curve['y'] == pytest.approx([80, 90, 30])
+  assert curve['open'] == [False, False, True]
+  assert found['x_log']
 
 
 def test_planes_have_common_colours_and_their_solution_in_the_middle():
@@ -81,13 +81,12 @@ def test_planes_have_common_colours_and_their_solution_in_the_middle():
   }
   planes['sam'][0]['loss'] = math.nan
   found = figures(comparison(usual().runs, planes=planes))
-  contour = found['plane-sgd']['traces'][0]
-  assert contour['customdata'][1] == pytest.approx([1.1, 0.1, 1.1])
-  assert contour['customdata'][2][1] == pytest.approx(2.1)
-  other = found['plane-sam']['traces'][0]
-  assert other['z'][0][0] is None
-  assert other['zmin'] == contour['zmin'] == pytest.approx(-1)
-  assert other['zmax'] == pytest.approx(math.log10(4), rel=1e-4)
+  base, other = found['plane-sgd'], found['plane-sam']
+  assert base['plane'][1] == pytest.approx([1.1, 0.1, 1.1])
+  assert base['plane'][2][1] == pytest.approx(2.1)
+  assert other['plane'][0][0] is None
+  expected = [-1, math.log10(4)]
+  assert other['range'] == base['range'] == pytest.approx(expected, rel=1e-4)
 
 
 def test_hostile_names_stay_texts():
@@ -96,8 +95,31 @@ def test_hostile_names_stay_texts():
   page = Page(render_page(made))
   page.assert_complete_in_itself()
   assert HOSTILE in page.data['styles']
-  assert page.data['styles'][HOSTILE]['label'].startswith('&lt;/script&gt;')
+  assert page.data['styles'][HOSTILE]['text'].startswith('&lt;/script&gt;')
   assert HOSTILE in page.text
+
+
+def test_control_characters_of_names_are_escaped():
+  escape = '\x1b]0;red\x07'
+  runs = [run('sgd', 0, 0.9), run(escape, 0, 0.9, settings={'a': escape})]
+  made = comparison(
+    runs, settings={'dataset': escape, 'methods': [escape, 'b']}
+  )
+  table = tables.results(made)
+  found = [made.table(), render_page(made), tables.latex(table)]
+  for text in (*found, tables.markdown(table), made._repr_html_()):
+    assert 'x1b]0;red' in text
+    assert not {'\x1b', '\x07'} & set(text)
+
+
+def test_files_follow_the_umask(tmp_path):
+  former = os.umask(0o027)
+  try:
+    usual().report(tmp_path / 'out')
+  finally:
+    os.umask(former)
+  modes = {path.stat().st_mode & 0o777 for path in (tmp_path / 'out').iterdir()}
+  assert modes == {0o640}
 
 
 def test_a_metric_that_is_better_if_lower_is_not_in_percent():
@@ -111,7 +133,7 @@ def test_a_metric_that_is_better_if_lower_is_not_in_percent():
   made = comparison(runs, metric=metric)
   text = Page(render_page(made)).text
   assert 'SAM has a better test error than SGD (\N{MINUS SIGN}0.967)' in text
-  assert 'Best score' in text
+  assert made.best() == 'sam'
   assert '%' not in text.partition('How to read')[0].partition('Results')[0]
 
 
@@ -148,12 +170,12 @@ def test_figures_and_buttons_have_labels():
 
 def test_tables_for_markdown_and_latex():
   made = of_accuracies(sgd=SGD, my_sam=BETTER)
-  summary, looks = summarize(made), styles(made.methods, 'sgd')
-  lines = tables.markdown(made, summary, looks).splitlines()
+  table = tables.results(made)
+  lines = tables.markdown(table).splitlines()
   assert len(lines) == 4
   assert {line.count(' | ') for line in lines} == {6}
   assert lines[3].startswith(r'| my\_sam | 94.10 ± 1.05 | +3.10 (')
-  rows = tables.latex(made, summary, looks).splitlines()
+  rows = tables.latex(table).splitlines()
   assert rows[0] == r'\begin{tabular}{lrrrrrr}'
   assert rows[5].strip().startswith(r'my\_sam & 94.10 $\pm$ 1.05 & +3.10 (')
   assert rows[-2:] == [r'  \bottomrule', r'\end{tabular}']
@@ -161,8 +183,8 @@ def test_tables_for_markdown_and_latex():
 
 def test_a_single_run_has_a_page(tmp_path):
   one = comparison([run('sam', 3, 0.875)], base='sam', seconds=math.nan)
-  run_page.write(one, tmp_path / 'report.html')
-  page = Page((tmp_path / 'report.html').read_text('utf-8'))
+  path = one.report(tmp_path / 'report.html')
+  page = Page(path.read_text('utf-8'))
   page.assert_complete_in_itself()
   assert 'SAM on digits: 87.50% test accuracy' in page.text
   assert 'training-loss' in page.data['figures']

@@ -97,7 +97,7 @@ def test_a_diverged_run_counts_and_is_counted():
   assert (sam.diverged, base.diverged) == (1, 0)
   assert sam.score == pytest.approx(0.45)
   # Its sharpness is NaN; the mean is over the finite ones.
-  assert sam.sam_sharpness == pytest.approx(0.01)
+  assert sam.sharpness['sam_sharpness'] == pytest.approx(0.01)
 
 
 def test_cost_and_sharpness():
@@ -115,8 +115,8 @@ def test_cost_and_sharpness():
   assert sam.relative_time == 3.0
   assert sam.relative_time_quartiles == (2.0, 4.0)
   assert sam.temporary_bytes == 3 * 2**20
-  assert sam.sam_sharpness == pytest.approx(0.015)
-  assert sam.top_eigenvalue == pytest.approx(5.0)
+  assert sam.sharpness['sam_sharpness'] == pytest.approx(0.015)
+  assert sam.sharpness['top_eigenvalue'] == pytest.approx(5.0)
 
 
 def test_significance_is_corrected_for_the_number_of_methods():
