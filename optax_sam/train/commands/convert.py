@@ -18,6 +18,7 @@ def run(config: configs.ConvertConfig, console: Console) -> int:
   """
 
   def say(text: str) -> None:
+    text = errors.printable(text)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
   try:
@@ -31,6 +32,7 @@ def run(config: configs.ConvertConfig, console: Console) -> int:
       config.output,
       shards=config.shards,
       threads=config.threads,
+      max_pixels=config.max_pixels,
       say=say,
     )
   except KeyboardInterrupt:

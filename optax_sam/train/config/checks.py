@@ -203,6 +203,7 @@ _AT_LEAST = {
   'image_size': 1,
   'train_examples': 1,
   'resize': 1,
+  'max_pixels': 1,
   'trials': 1,
   'input_threads': 1,
   'prefetch': 1,

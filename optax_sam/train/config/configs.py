@@ -52,6 +52,9 @@ class ConvertConfig:
   threads: int = 16
   """Images that are read and checked concurrently."""
 
+  max_pixels: int = 2**26
+  """Images with more pixels are left out, without decoding them."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SharpnessConfig:

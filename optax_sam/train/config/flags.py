@@ -64,6 +64,10 @@ class Data:
   resize: Annotated[int | None, flag(default='unchanged', value='INT')] = None
   """Height and width in pixels to which the images of a folder are resized."""
 
+  max_pixels: int = 2**26
+  """Images with more pixels are not decoded: of a folder they are refused, of
+  imagenet skipped."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:

@@ -1,4 +1,4 @@
-"""The order of images in training and in shards."""
+"""The order of images in training."""
 
 import dataclasses
 import functools
@@ -12,13 +12,6 @@ def permutation(count: int, *seed: int) -> np.ndarray:
 
   `numpy.random.Generator.permutation` may change between versions of NumPy. The
   raw words of a bit generator are stable, so the permutation sorts these.
-
-  Args:
-    count: number of indices.
-    seed: non-negative integers.
-
-  Returns:
-    The permuted indices, int64.
 
   >>> permutation(5, 0)
   array([3, 2, 1, 0, 4])
@@ -49,11 +42,6 @@ class TrainingOrder:
   batch_size: int
   seed: int
 
-  @property
-  def steps_per_epoch(self) -> int:
-    """Number of full batches in an epoch."""
-    return self.examples // self.batch_size
-
   def at(self, position: int) -> Iterator[int]:
     """Yields the image at a position, then its substitutes.
 
@@ -64,7 +52,7 @@ class TrainingOrder:
     image displaces no other image. An image is repeated only if the epoch
     leaves out none, or if two positions have the same substitute.
     """
-    shown = self.steps_per_epoch * self.batch_size
+    shown = self.examples // self.batch_size * self.batch_size
     epoch, place = divmod(position, shown)
     order = _epoch(self.examples, self.seed, epoch)
     yield int(order[place])

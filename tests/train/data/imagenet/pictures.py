@@ -38,7 +38,7 @@ def colours(source) -> np.ndarray:
   result = []
   for index in range(len(source)):
     try:
-      with Image.open(io.BytesIO(source[index].jpeg)) as image:
+      with Image.open(io.BytesIO(source[index].content)) as image:
         pixels = np.asarray(image.convert('RGB'))
       result.append(pixels.mean((0, 1)))
     except OSError:

@@ -1,14 +1,17 @@
 """Crops, mirroring and decoding."""
 
 import io
+import resource
+import struct
+import zlib
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
-from optax_sam.train.data.imagenet import normalization, transforms
-from optax_sam.train.data.imagenet.sources import CorruptImage
+from optax_sam.train.data.image_files import CorruptImage
+from optax_sam.train.data.imagenet import transforms
 
 
 def _smooth(height, width, seed=0):
@@ -166,6 +169,36 @@ def test_extra_bytes_are_not_damage():
   )
 
 
+def headers(height, width):
+  """Returns JPEG and PNG files that say that they are of this size."""
+  jpeg = _stored(np.zeros((8, 8, 3), np.uint8))
+  place = jpeg.index(b'\xff\xc0') + 5
+  sides = struct.pack('>2H', height, width)
+  yield jpeg[:place] + sides + jpeg[place + 4 :]
+  png = _stored(np.zeros((8, 8, 3), np.uint8), 'PNG')
+  header = b'IHDR' + struct.pack('>2I', width, height) + png[24:29]
+  yield png[:12] + header + struct.pack('>I', zlib.crc32(header)) + png[33:]
+
+
+@pytest.mark.parametrize('kind', [0, 1])
+def test_large_images_are_refused_before_anything_is_allocated(kind):
+  large = list(headers(60000, 60000))[kind]
+  small = list(headers(9, 9))[kind]
+  generator = np.random.default_rng(0)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  for decode in (
+    transforms.check,
+    lambda x, *most: transforms.evaluation_image(x, 8, *most),
+    lambda x, *most: transforms.training_image(x, 8, generator, *most),
+  ):
+    with pytest.raises(CorruptImage, match='60000 x 60000 pixels, more than'):
+      decode(large)
+    with pytest.raises(CorruptImage, match='more than --max-pixels 80;'):
+      decode(small, 80)
+  # In kilobytes; 3.6 billion pixels are at least 3.6 GB.
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100_000
+
+
 @pytest.mark.parametrize(
   'damage',
   [
@@ -183,7 +216,9 @@ def test_a_damaged_image_raises(damage):
       stored, 16, np.random.default_rng(0)
     ),
   ):
-    with pytest.raises(CorruptImage, match='cannot be decoded'):
+    with pytest.raises(
+      CorruptImage, match=r'cannot be decoded|is not PNG or JPEG'
+    ):
       decode(jpeg)
 
 
@@ -191,7 +226,7 @@ def test_pixels_are_normalized_by_channel():
   inputs = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
   expected = inputs / 255 - [0.485, 0.456, 0.406]
   expected /= [0.229, 0.224, 0.225]
-  result = normalization.normalize(inputs)
+  result = transforms.normalize(inputs)
   assert result.dtype == np.float32
   np.testing.assert_allclose(result, expected, atol=1e-5)
-  assert normalization.normalize(inputs, 'bfloat16').dtype == 'bfloat16'
+  assert transforms.normalize(inputs, 'bfloat16').dtype == 'bfloat16'

@@ -1,0 +1,183 @@
+"""Folders of PNG and JPEG files: their listing, and decoding by Pillow.
+
+In `DIR/train/CLASS/FILE`, the classes are the sorted names of the folders, and
+the images are sorted by class and name. Hidden files are ignored. Any other
+entry is an error: otherwise a model would silently train on fewer images than
+the user expects.
+"""
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
+
+# Of one image: 200 MB when it is decoded.
+MOST_PIXELS = 2**26
+
+
+class CorruptImage(ValueError):  # noqa: N818 (not an error)
+  """An image that is damaged or too large to be decoded."""
+
+
+class Example(NamedTuple):
+  """The content of an image file, and the index of its class."""
+
+  content: bytes
+  label: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+  """The images of one part, sorted by class and name.
+
+  Attributes:
+    directory: directory of the part.
+    names: `CLASS/FILE` of each image.
+    labels: index of the class of each image.
+  """
+
+  directory: pathlib.Path
+  names: list[str]
+  labels: np.ndarray
+
+  def __len__(self) -> int:
+    """Returns the number of images."""
+    return len(self.names)
+
+  def __getitem__(self, index: int) -> Example:
+    """Reads one image; raises a ValueError if the file cannot be read."""
+    path = self.directory / self.names[index]
+    try:
+      return Example(path.read_bytes(), int(self.labels[index]))
+    except OSError as error:
+      msg = f'{path} cannot be read: {error.strerror or error}'
+      raise ValueError(msg) from error
+
+  def where(self, index: int) -> str:
+    """Returns the path of an image."""
+    return str(self.directory / self.names[index])
+
+
+def list_images(
+  directory: pathlib.Path,
+  splits: Sequence[str],
+  suffixes: tuple[str, ...],
+  *,
+  same_classes: bool = False,
+) -> tuple[tuple[str, ...], dict[str, Files]]:
+  """Returns the classes of a folder and the images of its parts.
+
+  Args:
+    directory: the folder.
+    splits: names of the folders of the parts; the first is that of training.
+    suffixes: allowed endings of the images, in lower case.
+    same_classes: whether every part must have all classes.
+
+  Raises:
+    ValueError: if a path is missing, empty or misplaced; names the first one.
+  """
+  content = 'one folder for each class'
+  found = {split: _entries(directory / split, content) for split in splits}
+  classes = {name: label for label, name in enumerate(found[splits[0]])}
+  files = {}
+  for split, own in found.items():
+    for here, there, alone in (
+      (split, splits[0], set(own) - set(classes)),
+      (splits[0], split, set(classes) - set(own) if same_classes else ()),
+    ):
+      if alone:
+        msg = (
+          f'{directory / here / min(alone)} has no counterpart in '
+          f'{directory / there}; give both the same class folders'
+        )
+        raise ValueError(msg)
+    images = {
+      name: _entries(directory / split / name, ' or '.join(suffixes), suffixes)
+      for name in own
+    }
+    labels = np.repeat(
+      [classes[name] for name in own], [len(x) for x in images.values()]
+    )
+    names = [f'{name}/{file}' for name in own for file in images[name]]
+    files[split] = Files(directory / split, names, labels.astype(np.int32))
+  return tuple(classes), files
+
+
+def _entries(
+  directory: pathlib.Path, content: str, suffixes: tuple[str, ...] = ()
+) -> list[str]:
+  """Returns the names of files with these suffixes, without any of folders."""
+  try:
+    with os.scandir(directory) as scanned:
+      entries = [entry for entry in scanned if not entry.name.startswith('.')]
+  except OSError as error:
+    msg = (
+      f'{directory} cannot be listed: {error.strerror or error}; it should '
+      f'contain {content}'
+    )
+    raise ValueError(msg) from error
+  if not entries:
+    msg = f'{directory} is empty; it should contain {content}'
+    raise ValueError(msg)
+  for entry in entries:
+    is_image = entry.name.lower().endswith(suffixes) and entry.is_file()
+    if not (is_image if suffixes else entry.is_dir()):
+      msg = (
+        f'{entry.path} does not belong here: {directory} contains {content}; '
+        f'move or remove it'
+      )
+      raise ValueError(msg)
+  return sorted(entry.name for entry in entries)
+
+
+def check_pixels(width: int, height: int, most: int) -> None:
+  """Raises a CorruptImage if an image has more than `most` pixels."""
+  if width * height > most:
+    msg = (
+      f'it has {width} x {height} pixels, more than --max-pixels {most}; '
+      f'resize it'
+    )
+    raise CorruptImage(msg)
+
+
+def opened(file: BinaryIO, most_pixels: int) -> ImageFile.ImageFile:
+  """Reads the header of a PNG or JPEG file, before anything is allocated.
+
+  Raises:
+    CorruptImage: if it is another file, or has more than `most_pixels`.
+  """
+  is_png = file.read(8) == b'\x89PNG\r\n\x1a\n'
+  file.seek(0)
+  # `Image.open` would print a warning for large images, from any thread.
+  plugin = (
+    PngImagePlugin.PngImageFile if is_png else JpegImagePlugin.JpegImageFile
+  )
+  try:
+    image = plugin(file)
+  except Exception as error:  # damage raises many types
+    msg = 'it is not PNG or JPEG'
+    raise CorruptImage(msg) from error
+  check_pixels(*image.size, most_pixels)
+  return image
+
+
+def pixels(
+  image: ImageFile.ImageFile, mode: str, size: tuple[int, int] | None = None
+) -> np.ndarray:
+  """Decodes an image, and resizes it to width and height if they are given.
+
+  Raises:
+    CorruptImage: if it is damaged.
+  """
+  try:
+    converted = image.convert(mode)
+    if size is not None and size != converted.size:
+      converted = converted.resize(size)
+    return np.asarray(converted)
+  except Exception as error:
+    msg = f'it cannot be decoded: {error}'
+    raise CorruptImage(msg) from error
