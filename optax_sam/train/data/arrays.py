@@ -11,11 +11,10 @@ Batch = dict[str, np.ndarray]
 
 INPUT_KEYS = ('inputs', 'x', 'image', 'images', 'features', 'tokens')
 TARGET_KEYS = ('labels', 'targets', 'y', 'label', 'target')
-# Of a part of a file, as float32.
+# As float32.
 _MOST_BYTES = 2**34
 # An iterable without an end must not fill the memory.
-_MOST_ITERABLE_BYTES = 2**32
-_MOST_EXAMPLES = 2**22
+_MOST_ITERABLE_BYTES, _MOST_EXAMPLES = 2**32, 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +37,7 @@ class Dataset:
 
 
 class Part(NamedTuple):
-  """Arrays of a part, as they were read.
-
-  Attributes:
-    name: 'train', 'test' or 'validation'.
-    inputs: the inputs, one row per example.
-    targets: the targets; those of `next_token` are not read.
-    names: names of both for messages.
-  """
+  """Arrays of a part as they were read, and their names for messages."""
 
   name: str
   inputs: Any
@@ -102,8 +94,7 @@ def dataset_of(
 
   Args:
     parts: training and test part, and possibly a validation part.
-    loss: name of the loss: `cross_entropy`, `mean_squared_error` or
-      `next_token`, for which the targets are the inputs.
+    loss: `cross_entropy`, `mean_squared_error` or `next_token`.
     classes: number of classes; None for that of the training labels.
 
   Raises:
@@ -115,30 +106,37 @@ def dataset_of(
     return Dataset(classes=math.prod(labels.shape[1:]), **batches)
   is_token = loss == 'next_token'
   count = classes or int(labels.max()) + 1
-  what = 'token' if is_token else 'label'
   for part in parts:
     most = int(batches[part.name]['labels'].max())
     if most >= count:
+      what = 'token' if is_token else 'label'
       msg = (
         f'{part.names[not is_token]} has the {what} {most}, outside of 0 to '
         f'{count - 1}, the {what}s of the training part'
       )
       raise ValueError(msg)
   if classes is None and not is_token:
-    _check_classes(parts[0].names[1], labels)
+    name, least = parts[0].names[1], int(labels.min())
+    if least == count - 1:
+      msg = (
+        f'{name} has one class only; give at least two, or --loss '
+        f'mean_squared_error for numbers'
+      )
+      raise ValueError(msg)
+    if least > 0 or count > len(labels):
+      msg = (
+        f'{name} has {len(labels)} labels from {least} to {count - 1}; number '
+        f'the classes 0, 1, 2, ... without gaps'
+      )
+      raise ValueError(msg)
   return Dataset(classes=count, **batches)
 
 
 def check_size(where: str, shape: Sequence[int], itemsize: int = 1) -> None:
-  """Raises a ValueError if an array is too large to be held in memory.
-
-  Args:
-    where: name of the array, for the error message.
-    shape: its shape.
-    itemsize: bytes of an entry in the file.
-  """
-  count = math.prod(shape)
-  if min(shape, default=1) < 0 or count * max(4, itemsize) > _MOST_BYTES:
+  """Raises a ValueError if an array is too large to be held in memory."""
+  if min(shape, default=1) < 0 or (
+    math.prod(shape) * max(4, itemsize) > _MOST_BYTES
+  ):
     msg = (
       f'{where} of shape {tuple(shape)} is too large: at most '
       f'{_MOST_BYTES >> 30} GiB as float32; use fewer or smaller examples'
@@ -146,75 +144,70 @@ def check_size(where: str, shape: Sequence[int], itemsize: int = 1) -> None:
     raise ValueError(msg)
 
 
-def _inputs_and_targets(name: str, given: Any, is_single: bool) -> Any:
+def _inputs_and_targets(name: str, given: Any, is_tokens: bool) -> Any:
   """Returns two values that are array-like; the targets may be None."""
   if isinstance(given, Mapping):
-    return _of_mapping(name, given, is_single)
-  if isinstance(given, tuple):
-    if len(given) == 2:
-      return given
-    msg = f'{name} must be a pair (inputs, targets), not {len(given)} values'
-    raise ValueError(msg)
-  if hasattr(given, 'shape') and hasattr(given, 'dtype'):
-    if is_single:
-      return given, None
+    return _of_mapping(name, given, is_tokens)
+  if isinstance(given, tuple) and len(given) == 2:
+    return given
+  is_array = hasattr(given, 'shape') and hasattr(given, 'dtype')
+  if is_array and is_tokens:
+    return given, None
+  can_iterate = isinstance(given, Iterable) or hasattr(given, '__getitem__')
+  if is_array or isinstance(given, tuple) or not can_iterate:
+    found = f'{len(given)} values' if isinstance(given, tuple) else ''
+    found = found or ('one array' if is_array else type(given).__name__)
     msg = (
-      f'{name} is an array without targets; give a pair (inputs, targets), or '
-      f"loss='next_token' for tokens"
+      f'{name} must be a pair (inputs, targets), a dict of arrays, an iterable '
+      f"of examples, or for loss='next_token' an array of tokens, not {found}"
     )
     raise ValueError(msg)
-  if not isinstance(given, Iterable) and not hasattr(given, '__getitem__'):
-    msg = (
-      f'{name} must be a pair (inputs, targets), a dict of arrays or an '
-      f'iterable of examples, not {type(given).__name__}'
-    )
-    raise ValueError(msg)
-  return _of_examples(name, given, is_single)
+  return _of_examples(name, given, is_tokens)
 
 
-def _of_mapping(name: str, given: Mapping[str, Any], is_single: bool) -> Any:
+def _of_mapping(name: str, given: Mapping[str, Any], is_tokens: bool) -> Any:
   found = []
   for keys in (INPUT_KEYS, TARGET_KEYS):
     own = [key for key in keys if key in given]
-    if len(own) == 1 or (keys is TARGET_KEYS and is_single):
-      found.append(given[own[0]] if own else None)
-      continue
-    msg = (
-      f'{name} must have one of the keys {", ".join(keys)}, not '
-      f'{", ".join(map(str, own or given)) or "none"}'
-    )
-    raise ValueError(msg)
+    if len(own) != 1 and not (keys is TARGET_KEYS and is_tokens):
+      msg = (
+        f'{name} must have one of the keys {", ".join(keys)}, not '
+        f'{", ".join(map(str, own or given)) or "none"}'
+      )
+      raise ValueError(msg)
+    found.append(given[own[0]] if own else None)
   return found
 
 
-def _of_examples(name: str, given: Any, is_single: bool) -> Any:
+def _of_examples(name: str, given: Any, is_tokens: bool) -> Any:
   inputs, targets, size = [], [], 0
-  too_many = (
-    f'{name} has more than {_MOST_EXAMPLES:,} examples, more than '
-    f'{_MOST_ITERABLE_BYTES >> 30} GiB or no end, and is read into memory; '
-    f'give fewer examples, without repeat()'
-  )
-  # Of a Grain dataset that repeats without an end: the largest integer.
-  if hasattr(given, '__len__') and len(given) > _MOST_EXAMPLES:
-    raise ValueError(too_many)
-  for example in given:
+  # A Grain dataset that repeats without an end has the largest length.
+  too_many = hasattr(given, '__len__') and len(given) > _MOST_EXAMPLES
+  for example in () if too_many else given:
+    one = example
     if isinstance(example, Mapping):
-      one = _of_mapping(name, example, is_single)
-    elif isinstance(example, tuple | list) and len(example) == 2:
-      one = example
-    elif is_single:
+      one = _of_mapping(name, example, is_tokens)
+    elif not (isinstance(example, tuple | list) and len(example) == 2):
       one = example, None
-    else:
-      msg = (
-        f'{name}: an example must be a pair (input, target) or a dict, not '
-        f'{type(example).__name__}'
-      )
-      raise ValueError(msg)
+      if not is_tokens:
+        msg = (
+          f'{name}: an example must be a pair (input, target) or a dict, not '
+          f'{type(example).__name__}'
+        )
+        raise ValueError(msg)
     inputs.append(np.asarray(one[0]))
     targets.append(0 if one[1] is None else np.asarray(one[1]))
     size += inputs[-1].nbytes
-    if size > _MOST_ITERABLE_BYTES or len(inputs) > _MOST_EXAMPLES:
-      raise ValueError(too_many)
+    too_many = size > _MOST_ITERABLE_BYTES or len(inputs) > _MOST_EXAMPLES
+    if too_many:
+      break
+  if too_many:
+    msg = (
+      f'{name} has more than {_MOST_EXAMPLES:,} examples, more than '
+      f'{_MOST_ITERABLE_BYTES >> 30} GiB or no end, and is read into memory; '
+      f'give fewer examples, without repeat()'
+    )
+    raise ValueError(msg)
   return inputs, targets
 
 
@@ -222,66 +215,47 @@ def _batches(
   parts: Sequence[Part], loss: str | None, *, is_own: bool
 ) -> dict[str, Batch]:
   """Returns converted arrays of all parts, of equal shapes and dtypes."""
-  batches = {}
-  first: Any = None
+  batches: dict[str, Batch] = {}
+  first: dict[str, tuple[str, np.ndarray]] = {}
   for part in parts:
-    (x, y), is_tokens = part.names, loss == 'next_token'
-    inputs = _numbers(x, part.inputs, axes=1 if is_own else 2)
-    if is_tokens:
-      tokens = _integers(x, inputs, 'tokens', None if is_own else 2)
-      batches[part.name] = {'inputs': tokens, 'labels': tokens}
-      targets = inputs
-    else:
-      targets = _numbers(y, part.targets, axes=1)
-      if len(inputs) != len(targets):
+    found = {'inputs': (part.names[0], part.inputs)}
+    if loss != 'next_token':
+      found['labels'] = (part.names[1], part.targets)
+    arrays = {
+      key: _numbers(name, values, 1 if is_own or key == 'labels' else 2)
+      for key, (name, values) in found.items()
+    }
+    lengths = [len(array) for array in arrays.values()]
+    if len({*lengths}) > 1:
+      msg = (
+        f'{part.names[0]} has {lengths[0]} examples and '
+        f'{part.names[1].rpartition(": ")[2]} has {lengths[1]}; give both the '
+        f'same number'
+      )
+      raise ValueError(msg)
+    batch = {
+      key: _converted(found[key][0], array, key, loss, is_own)
+      for key, array in arrays.items()
+    }
+    for key, array in arrays.items():
+      name, its = first.setdefault(key, (found[key][0], array))
+      pair = f'{found[key][0]} and {name} have'
+      if array.shape[1:] != its.shape[1:]:
         msg = (
-          f'{x} has {len(inputs)} examples and {y.rpartition(": ")[2]} has {len(targets)}; give '
-          f'both the same number'
-        )
-        raise ValueError(msg)
-      batches[part.name] = {
-        'inputs': _converted_inputs(x, inputs, is_own),
-        'labels': _converted_targets(y, targets, loss, is_own),
-      }
-    first = first or (part, inputs, targets)
-    for key, name, other, one, its in (
-      ('inputs', x, first[0].names[0], inputs, first[1]),
-      ('labels', y, first[0].names[1], targets, first[2]),
-    ):
-      if one.shape[1:] != its.shape[1:]:
-        msg = (
-          f'{name} and {other} have examples of the shapes {one.shape[1:]} and '
+          f'{pair} examples of the shapes {array.shape[1:]} and '
           f'{its.shape[1:]}; give all parts the same shape'
         )
         raise ValueError(msg)
-      dtypes = {batches[p.name][key].dtype for p in (part, first[0])}
-      is_bytes = {x.dtype == np.uint8 for x in (one, its)}
-      if len(dtypes) > 1 or (key == 'inputs' and len(is_bytes) > 1):
+      is_bytes = [x.dtype == np.uint8 and key == 'inputs' for x in (array, its)]
+      expected = batches.get('train', batch)[key].dtype
+      if batch[key].dtype != expected or len({*is_bytes}) > 1:
         msg = (
-          f'{name} and {other} have the dtypes {one.dtype} and {its.dtype}; '
-          f'give all parts numbers of the same dtype'
+          f'{pair} the dtypes {array.dtype} and {its.dtype}; give all parts '
+          f'numbers of the same dtype'
         )
         raise ValueError(msg)
+    batches[part.name] = {'labels': batch['inputs']} | batch
   return batches
-
-
-def _converted_inputs(name: str, values: np.ndarray, is_own: bool) -> Any:
-  if values.dtype == np.uint8:
-    floats = values.astype(np.float32)
-    floats /= 255
-    return floats[..., None] if floats.ndim == 3 and not is_own else floats
-  if is_own and values.dtype.kind in 'iu':
-    return _integers(name, values, 'inputs', None)
-  return _floats(name, values)
-
-
-def _converted_targets(
-  name: str, values: np.ndarray, loss: str | None, is_own: bool
-) -> np.ndarray:
-  if loss == 'cross_entropy' or (loss is None and values.dtype.kind in 'biu'):
-    return _integers(name, values, 'labels', None if is_own else 1)
-  targets = _floats(name, values)
-  return targets if is_own or targets.ndim > 1 else targets[:, None]
 
 
 def _numbers(name: str, values: Any, axes: int) -> np.ndarray:
@@ -300,14 +274,32 @@ def _numbers(name: str, values: Any, axes: int) -> np.ndarray:
     )
     raise ValueError(msg)
   if array.ndim < axes or not all(array.shape):
-    msg = (
-      f'{name} has the shape {array.shape} and needs at least one example'
-      f'{" and two axes" if axes > 1 else ""}'
-    )
-    if 0 < array.ndim < axes:
-      msg += f': {name.rpartition(": ")[2]}[:, None]'
+    msg = f'{name} has the shape {array.shape} and needs at least one example'
+    if axes > 1:
+      msg += f' and two axes: {name.rpartition(": ")[2]}[:, None]'
     raise ValueError(msg)
   return array
+
+
+def _converted(
+  name: str, values: np.ndarray, key: str, loss: str | None, is_own: bool
+) -> np.ndarray:
+  """Returns inputs or targets as float32 or int32."""
+  is_integer = values.dtype.kind in 'biu'
+  if loss == 'next_token':
+    return _integers(name, values, 'tokens', None if is_own else 2)
+  if key == 'inputs':
+    if values.dtype == np.uint8:
+      floats = values.astype(np.float32)
+      floats /= 255
+      return floats[..., None] if floats.ndim == 3 and not is_own else floats
+    if is_own and values.dtype.kind in 'iu':
+      return _integers(name, values, 'inputs', None)
+    return _floats(name, values)
+  if loss == 'cross_entropy' or (loss is None and is_integer):
+    return _integers(name, values, 'labels', None if is_own else 1)
+  targets = _floats(name, values)
+  return targets if is_own or targets.ndim > 1 else targets[:, None]
 
 
 def _floats(name: str, values: np.ndarray) -> np.ndarray:
@@ -341,16 +333,14 @@ def _integers(
       msg += ', or give --loss mean_squared_error for numbers'
     raise ValueError(msg)
   if axes not in (None, values.ndim):
-    advice = f'{what} have the shape (examples, positions)'
-    if what == 'labels':
-      advice = 'labels have 1 axis'
-      if values.ndim == 2:
-        advice += (
-          f': {short}[:, 0]'
-          if values.shape[1] == 1
-          else f': {short}.argmax(1) if they are one-hot'
-        )
-    msg = f'{name} has the shape {values.shape}; {advice}'
+    msg = f'{name} has the shape {values.shape}; {what} have {axes} axes'
+    if what == 'labels' and values.ndim == 2:
+      is_hot = values.shape[1] > 1
+      msg += (
+        f': {short}.argmax(1) if they are one-hot'
+        if is_hot
+        else (f': {short}[:, 0]')
+      )
     raise ValueError(msg)
   least, most = int(values.min()), int(values.max())
   if least < (0 if axes else -(2**31)) or most >= 2**31:
@@ -358,20 +348,3 @@ def _integers(
     msg = f'{name} contains {least if least < 0 else most}; {what} are {usual}'
     raise ValueError(msg)
   return values.astype(np.int32)
-
-
-def _check_classes(name: str, labels: np.ndarray) -> None:
-  """Raises a ValueError unless training labels look like 0, 1, 2, ..."""
-  least, most = int(labels.min()), int(labels.max())
-  if least == most:
-    msg = (
-      f'{name} has one class only; give at least two, or --loss '
-      f'mean_squared_error for numbers'
-    )
-    raise ValueError(msg)
-  if least > 0 or most >= len(labels):
-    msg = (
-      f'{name} has {len(labels)} labels from {least} to {most}; number the '
-      f'classes 0, 1, 2, ... without gaps'
-    )
-    raise ValueError(msg)

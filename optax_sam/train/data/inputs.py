@@ -35,11 +35,9 @@ class Inputs(Protocol):
   @property
   def skipped(self) -> int:
     """Number of examples that could not be read."""
-    ...
 
   def sample(self) -> Batch:
     """Returns an example batch with the shapes of a training batch."""
-    ...
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns the rows of a step; consecutive steps are fastest.
@@ -47,11 +45,9 @@ class Inputs(Protocol):
     With `ids`, the batch includes the `ids` of its examples, int32 (B,):
     numbers from 0, the same in every epoch.
     """
-    ...
 
   def normalize(self, values: Any) -> jax.Array:
     """Converts `inputs` to model inputs, inside the compiled step."""
-    ...
 
   def test(self) -> Iterable[Batch]:
     """Returns the test examples, once.
@@ -59,23 +55,18 @@ class Inputs(Protocol):
     Either one batch of all, or batches with `is_example`, bool, which is false
     for padding.
     """
-    ...
 
   def train(self) -> Batch | None:
     """Returns all training examples, None if they are too many."""
-    ...
 
   def held_out(self, seed: int) -> Batch | None:
     """Returns the training examples that a run doesn't train on, if any."""
-    ...
 
   def fixed(self, count: int) -> Batch:
     """Returns `count` training examples, the same at every call."""
-    ...
 
   def close(self) -> None:
     """Stops prefetching."""
-    ...
 
 
 class InMemory:
@@ -86,6 +77,8 @@ class InMemory:
   If runs hold out training examples, the seed of a run chooses them, and its
   batches exclude them. `train` and `fixed` include all training examples.
   """
+
+  skipped = 0
 
   def __init__(
     self,
@@ -108,13 +101,8 @@ class InMemory:
     self.dataset = dataset
     self.classes = dataset.classes
     self.batch_size = batch_size
-    self.train_examples = len(self._trained_on(0)['labels'])
+    self.train_examples = len(self._split(0)[0]['labels'])
     self.test_examples = len(dataset.test['labels'])
-
-  @property
-  def skipped(self) -> int:
-    """Zero: all examples can be read."""
-    return 0
 
   def sample(self) -> Batch:
     """Returns the first batch."""
@@ -122,16 +110,14 @@ class InMemory:
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns this process's rows of the batch of a step."""
-    train = self._trained_on(seed)
+    train, _ = self._split(seed)
     if ids:
       train = {**train, 'ids': np.arange(self.train_examples, dtype=np.int32)}
     batch = datasets.batch_at(train, step, self.batch_size, seed)
     index, count = self._process or (jax.process_index(), jax.process_count())
     rows = self.batch_size // count
-    start = rows * index
-    return {
-      name: values[start : start + rows] for name, values in batch.items()
-    }
+    mine = slice(rows * index, rows * (index + 1))
+    return {name: values[mine] for name, values in batch.items()}
 
   def normalize(self, values: Any) -> Any:
     """Returns `values`: the dataset is already normalized."""
@@ -147,7 +133,7 @@ class InMemory:
 
   def held_out(self, seed: int) -> Batch | None:
     """Returns the examples that the run with this seed holds out."""
-    return self._split(seed)[1] if self._fraction else None
+    return self._split(seed)[1] or None
 
   def with_held_out(self, fraction: float) -> 'InMemory':
     """Returns the same data for runs that hold out a fraction of it."""
@@ -161,10 +147,10 @@ class InMemory:
   def close(self) -> None:
     """Does nothing."""
 
-  def _trained_on(self, seed: int) -> Batch:
-    return self._split(seed)[0] if self._fraction else self.dataset.train
-
   def _split(self, seed: int) -> tuple[Batch, Batch]:
+    """Returns what the run with this seed trains on, and what it holds out."""
+    if not self._fraction:
+      return self.dataset.train, {}
     parts = self._parts  # another thread may replace it
     if parts is None or parts[0] != seed:
       split = datasets.hold_out(self.dataset.train, self._fraction, seed)
@@ -173,21 +159,12 @@ class InMemory:
 
 
 def steps_per_epoch(inputs: Inputs) -> int:
-  """Returns the number of steps in an epoch.
-
-  Examples that don't fill a batch are left out.
-  """
+  """Returns the number of full batches in an epoch."""
   return max(1, inputs.train_examples // inputs.batch_size)
 
 
 def state(inputs: Inputs, step: int, seed: int) -> State:
-  """Returns the position of a run in its data, ready for JSON.
-
-  Args:
-    inputs: the data.
-    step: number of steps taken.
-    seed: seed of the order.
-  """
+  """Returns the position of a run in its data, ready for JSON."""
   return {
     'step': step,
     'examples': inputs.train_examples,

@@ -67,7 +67,15 @@ def open_images(directory: pathlib.Path) -> Images:
     msg = f'{directory} is not a directory; give that of the images'
     raise ValueError(msg)
   if (directory / shards.MANIFEST).exists():
-    return Images(*shards.open_shards(directory))
+    manifest = shards.read_manifest(directory / shards.MANIFEST)
+    classes = manifest.classes
+    train, val = (
+      shards.ShardSource(
+        directory, split, getattr(manifest, split), len(classes)
+      )
+      for split in SPLITS
+    )
+    return Images(train, val, classes)
   if any(directory.glob(f'*{shards.SUFFIX}*')):
     msg = (
       f'{directory} is a conversion that was interrupted; '

@@ -9,19 +9,17 @@ A conversion can be interrupted at any time and resumed: a shard gets its name
 when it is complete, finished shards are skipped, the manifest is written last.
 """
 
-import collections
 import errno
-import itertools
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent import futures
 
 import msgspec
 import numpy as np
 from array_record.python import array_record_module
 
-from optax_sam.train.config import output_dir
+from optax_sam.train.config import errors, output_dir
 from optax_sam.train.data import image_files
 from optax_sam.train.data.image_files import CorruptImage, Example, Files
 from optax_sam.train.data.imagenet import shards as shards_lib
@@ -33,6 +31,9 @@ _PARTIAL = '.partial'
 _OPTIONS = 'group_size:1,uncompressed'
 # Images that are read before they are written.
 _AHEAD = 256
+_MOST_SHARDS = 10**5 - 1
+
+Loaded = Iterator[Example | CorruptImage]
 
 
 def convert(
@@ -63,13 +64,10 @@ def convert(
       is invalid; in one line.
     OSError: if the shards cannot be written.
   """
-  for flag, value in (
-    ('--shards', shards),
-    ('--threads', threads),
-    ('--max-pixels', max_pixels),
-  ):
+  given = {'shards': shards, 'threads': threads, 'max-pixels': max_pixels}
+  for flag, value in given.items():
     if not 1 <= value < 2**31:
-      msg = f'{flag} must be at least 1 and below 2^31, not {value}'
+      msg = f'--{flag} must be at least 1 and below 2^31, not {value}'
       raise ValueError(msg)
   if target == pathlib.Path():
     msg = '--output must be the path of a directory, not empty or .'
@@ -77,67 +75,50 @@ def convert(
   classes, splits = image_files.list_images(
     source, SPLITS, JPEG, same_classes=True
   )
-  _check_classes(source, classes)
   images = len(splits['train'])
-  if shards > min(images, 99999):
+  if shards > min(images, _MOST_SHARDS):
     msg = (
-      f'--shards must be at most {min(images, 99999)}, not {shards}: there '
-      f'are {images} training images'
+      f'--shards must be at most {min(images, _MOST_SHARDS)}, not {shards}: '
+      f'there are {images} training images'
     )
     raise ValueError(msg)
-  names = {
-    split: shards_lib.shard_names(
-      split, max(1, round(shards * len(files) / images))
-    )
+  paths = {
+    split: [
+      target / name
+      for name in shards_lib.shard_names(
+        split, max(1, round(shards * len(files) / images))
+      )
+    ]
     for split, files in splits.items()
   }
-  _check_target(target, [*itertools.chain(*names.values())])
+  manifest_path = target / shards_lib.MANIFEST
+  _check_target(target, [manifest_path, *paths['train'], *paths['val']])
   for split, files in splits.items():
     transforms.check_any(files, source / split, max_pixels)
   target.mkdir(parents=True, exist_ok=True)
   with output_dir.locked(target), futures.ThreadPoolExecutor(threads) as pool:
-    written = {
-      split: [
-        _shard(files, part, target / name, max_pixels, pool, say)
-        for name, part in zip(
-          names[split],
-          np.array_split(np.arange(len(files)), len(names[split])),
-          strict=True,
-        )
-      ]
-      for split, files in splits.items()
-    }
-    manifest = shards_lib.Manifest(
-      shards_lib.FORMAT,
-      classes,
-      *(tuple(written[split]) for split in SPLITS),
-    )
+    written = {}
+    for split, files in splits.items():
+      parts = np.array_split(np.arange(len(files)), len(paths[split]))
+      written[split] = tuple(
+        _shard(files, part, path, max_pixels, pool, say)
+        for part, path in zip(parts, paths[split], strict=True)
+      )
+    # Names are not always text.
+    classes = tuple(map(errors.printable, classes))
+    manifest = shards_lib.Manifest(shards_lib.FORMAT, classes, **written)
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
-    temporary = target / f'{shards_lib.MANIFEST}{_PARTIAL}'
+    temporary = manifest_path.with_name(manifest_path.name + _PARTIAL)
     temporary.write_bytes(text + b'\n')
-    temporary.replace(target / shards_lib.MANIFEST)
+    temporary.replace(manifest_path)
   return manifest
 
 
-def _check_classes(source: pathlib.Path, classes: Iterable[str]) -> None:
-  for name in classes:
-    try:
-      name.encode()
-    except UnicodeEncodeError:
-      msg = (
-        f'{source / SPLITS[0]} has the folder {name!r}, whose name is not '
-        f'UTF-8; rename it'
-      )
-      raise ValueError(msg) from None
-
-
-def _check_target(target: pathlib.Path, names: list[str]) -> None:
+def _check_target(target: pathlib.Path, paths: list[pathlib.Path]) -> None:
   """Raises a ValueError if the target has files of something else."""
-  if not target.is_dir():
-    return
-  own = {*names, shards_lib.MANIFEST}
-  own |= {f'{name}{_PARTIAL}' for name in own} | {output_dir.LOCK}
-  foreign = {entry.name for entry in target.iterdir()} - own
+  own = {path.name + ending for path in paths for ending in ('', _PARTIAL)}
+  found = {x.name for x in target.iterdir()} if target.is_dir() else set()
+  foreign = found - own - {output_dir.LOCK}
   if foreign:
     msg = (
       f'{target} contains {min(foreign)!r}, which is not of this conversion; '
@@ -156,27 +137,29 @@ def _shard(
 ) -> shards_lib.Shard:
   """Writes a shard, unless it is finished."""
 
-  def load(place: int) -> Example | CorruptImage:
-    example = files[place]
+  def load(index: int) -> Example | CorruptImage:
+    example = files[index]
     try:
       transforms.check(example.content, max_pixels)
     except CorruptImage as error:
-      return error
+      return CorruptImage(f'{files.where(index)} is left out: {error}')
     return example
 
-  images = _finished(path, part, load)
+  indices = part.tolist()
+  images = _finished(path, map(load, indices), map(load, indices[::-1]))
   done = ' exists' if images else ''
   if not images:
-    images = _write(files, _loaded(part, load, pool), path, say)
+    starts = range(0, len(indices), _AHEAD)
+    images = _write(
+      path,
+      (x for k in starts for x in pool.map(load, indices[k : k + _AHEAD])),
+      say,
+    )
   say(f'{path.name}{done}, {images} images')
   return shards_lib.Shard(images, shards_lib.fingerprint(path))
 
 
-def _finished(
-  path: pathlib.Path,
-  part: np.ndarray,
-  load: Callable[[int], Example | CorruptImage],
-) -> int:
+def _finished(path: pathlib.Path, *from_the_ends: Loaded) -> int:
   """Returns the number of images of a finished shard, 0 to write it.
 
   Raises:
@@ -191,8 +174,7 @@ def _finished(
     reader.close()
   except RuntimeError:  # damaged
     return 0
-  for record, places in zip(ends, (part, part[::-1]), strict=False):
-    loaded = map(load, places.tolist())
+  for record, loaded in zip(ends, from_the_ends, strict=False):
     intact = next((x for x in loaded if isinstance(x, Example)), None)
     if intact is None or record != shards_lib.encode(intact):
       msg = (
@@ -203,23 +185,20 @@ def _finished(
 
 
 def _write(
-  files: Files,
-  loaded: Iterator[tuple[int, Example | CorruptImage]],
-  path: pathlib.Path,
-  say: Callable[[str], None],
+  path: pathlib.Path, loaded: Loaded, say: Callable[[str], None]
 ) -> int:
   """Writes a shard, which gets its name when it is complete."""
-  temporary = path.with_name(f'{path.name}{_PARTIAL}')
+  temporary = path.with_name(path.name + _PARTIAL)
   images = 0
   try:
     writer = array_record_module.ArrayRecordWriter(str(temporary), _OPTIONS)
     try:
-      for place, example in loaded:
+      for example in loaded:
         if isinstance(example, CorruptImage):
-          say(f'{files.where(place)} is left out: {example}')
-        else:
-          writer.write(shards_lib.encode(example))
-          images += 1
+          say(str(example))
+          continue
+        writer.write(shards_lib.encode(example))
+        images += 1
     finally:
       writer.close()
     reader = shards_lib.reader(temporary)
@@ -232,29 +211,3 @@ def _write(
   finally:
     temporary.unlink(missing_ok=True)
   return images
-
-
-def _loaded(
-  part: np.ndarray,
-  load: Callable[[int], Example | CorruptImage],
-  pool: futures.Executor,
-) -> Iterator[tuple[int, Example | CorruptImage]]:
-  """Yields indices with their images in order.
-
-  A fixed number is read in advance, so that the threads never wait for the
-  writer and memory is bounded.
-  """
-  waiting = iter(part.tolist())
-  ahead = collections.deque(
-    (place, pool.submit(load, place))
-    for place in itertools.islice(waiting, _AHEAD)
-  )
-  try:
-    while ahead:
-      place, loaded = ahead.popleft()
-      yield place, loaded.result()
-      for later in itertools.islice(waiting, 1):
-        ahead.append((later, pool.submit(load, later)))
-  finally:
-    for _, loaded in ahead:
-      loaded.cancel()

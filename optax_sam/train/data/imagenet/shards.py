@@ -25,8 +25,6 @@ The n-th entry belongs to the n-th file, whose name it does not contain.
 import contextlib
 import hashlib
 import pathlib
-import struct
-from collections.abc import Sequence
 from concurrent import futures
 from typing import Annotated, Any, Literal, Protocol
 
@@ -40,7 +38,7 @@ from optax_sam.train.data.image_files import CorruptImage, Example
 MANIFEST = 'manifest.json'
 SUFFIX = '.array_record'
 FORMAT: Literal['optax_sam image shards 2'] = 'optax_sam image shards 2'
-_LABEL = struct.Struct('<I')
+_LABEL = 4  # bytes
 _THREADS = 16
 # The end of a file has the offsets of all records.
 _START, _END = 2**16, 2**17
@@ -51,20 +49,12 @@ class Source(Protocol):
 
   def __len__(self) -> int:
     """Returns the number of images."""
-    ...
 
   def __getitem__(self, index: int) -> Example:
-    """Reads one image.
-
-    Raises:
-      CorruptImage: if the stored bytes are known to be damaged.
-      ValueError: if they cannot be read at all.
-    """
-    ...
+    """Reads one image; raises a CorruptImage if it is known to be damaged."""
 
   def where(self, index: int) -> str:
     """Returns the location of an image, for messages."""
-    ...
 
 
 class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,7 +89,7 @@ def shard_names(split: str, count: int) -> list[str]:
 
 def encode(example: Example) -> bytes:
   """Returns the record of an image."""
-  return _LABEL.pack(example.label) + example.content
+  return example.label.to_bytes(_LABEL, 'little') + example.content
 
 
 def fingerprint(path: pathlib.Path) -> str:
@@ -122,33 +112,26 @@ class ShardSource:
   """The images of one split."""
 
   def __init__(
-    self, paths: Sequence[pathlib.Path], shards: Shards, classes: int
+    self, directory: pathlib.Path, split: str, shards: Shards, classes: int
   ) -> None:
-    """Opens the shards.
-
-    Args:
-      paths: the files.
-      shards: their expected content.
-      classes: number of classes.
+    """Opens the shards of a split, and compares them with the manifest.
 
     Raises:
-      ValueError: if a file is missing or differs from what is expected.
+      ValueError: if a file is missing or differs; names the first one.
     """
-    self._paths = paths
+    names = shard_names(split, len(shards))
+    self._paths = [directory / name for name in names]
     self._classes = classes
     self._ends = np.cumsum([shard.images for shard in shards])
     with futures.ThreadPoolExecutor(_THREADS) as pool:
-      differences = [*pool.map(_difference, paths, shards)]
-    for path, found in zip(paths, differences, strict=True):
+      differences = [*pool.map(_difference, self._paths, shards)]
+    for path, found in zip(self._paths, differences, strict=True):
       if found is not None:
         msg = f'{path} {found}; copy it again or convert the images again'
         raise ValueError(msg)
     self._records: Any = grain.sources.ArrayRecordDataSource(
-      [str(path) for path in paths]
+      [str(path) for path in self._paths]
     )
-    if not len(self):
-      msg = f'{paths[0]} and the other shards of its split have no images'
-      raise ValueError(msg)
     with contextlib.suppress(CorruptImage):
       # Images are sorted by class: the last one has the largest label.
       self[len(self) - 1]
@@ -169,15 +152,15 @@ class ShardSource:
     except RuntimeError as error:
       msg = f'the record cannot be read: {error}'
       raise CorruptImage(msg) from error
-    label = int.from_bytes(record[: _LABEL.size], 'little')
-    if len(record) <= _LABEL.size or label >= self._classes:
+    label = int.from_bytes(record[:_LABEL], 'little')
+    if len(record) <= _LABEL or label >= self._classes:
       msg = (
         f'{self.where(index)} has the label {label}, outside of 0 to '
         f'{self._classes - 1}, the classes of {MANIFEST}; convert the images '
         f'again, into an empty directory'
       )
       raise ValueError(msg)
-    return Example(record[_LABEL.size :], label)
+    return Example(record[_LABEL:], label)
 
   def where(self, index: int) -> str:
     """Returns the path of the shard with an image, and its record number."""
@@ -186,42 +169,23 @@ class ShardSource:
     return f'{self._paths[shard]}, record {index - first}'
 
 
-def open_shards(
-  directory: pathlib.Path,
-) -> tuple[ShardSource, ShardSource, tuple[str, ...]]:
-  """Returns training and validation images, and the classes.
-
-  Raises:
-    ValueError: if a file is missing or differs from the manifest; names the
-      first one.
-  """
-  path = directory / MANIFEST
+def read_manifest(path: pathlib.Path) -> Manifest:
+  """Reads a manifest; raises a ValueError if it is not a valid one."""
   try:
     if not path.is_file():
       msg = 'it is not a file'
       raise ValueError(msg)  # noqa: TRY301 (reported below, with the path)
-    manifest = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    return msgspec.json.decode(path.read_bytes(), type=Manifest)
   except (OSError, ValueError, RecursionError) as error:
     msg = (
       f'{path} is not a manifest of image shards: {error}; convert the images '
       f'again, into an empty directory'
     )
     raise ValueError(msg) from error
-  train, val = (
-    ShardSource(
-      [directory / name for name in shard_names(split, len(shards))],
-      shards,
-      len(manifest.classes),
-    )
-    for split, shards in (('train', manifest.train), ('val', manifest.val))
-  )
-  return train, val, manifest.classes
 
 
 def _difference(path: pathlib.Path, shard: Shard) -> str | None:
   """Describes how a file differs from the manifest, None if it agrees."""
-  if not path.is_file():
-    return f'is missing; it should contain {shard.images} images'
   try:
     if fingerprint(path) != shard.fingerprint:
       return f'is damaged, or not the file that {MANIFEST} describes'
