@@ -39,7 +39,7 @@ def load(
   data_dir: pathlib.Path | None = None,
   train_examples: int | None = None,
   resize: int | None = None,
-  max_pixels: int | None = None,
+  max_pixels: int = 2**26,
   loss: str = 'cross_entropy',
 ) -> Dataset:
   """Loads a dataset, with symmetric label noise in its training part.
@@ -55,7 +55,7 @@ def load(
     train_examples: number of training examples to use: the first ones, with the
       same fraction of every class; None for all.
     resize: height and width to which the images of a folder are resized.
-    max_pixels: larger images of a folder are refused; None for the default.
+    max_pixels: larger images of a folder are refused.
     loss: name of the loss, which says what the targets are.
 
   Returns:
@@ -143,7 +143,7 @@ def _find(name: str, data_dir: pathlib.Path | None) -> pathlib.Path:
 
 
 def _parts_at(
-  path: pathlib.Path, resize: int | None, max_pixels: int | None, loss: str
+  path: pathlib.Path, resize: int | None, max_pixels: int, loss: str
 ) -> list[Part]:
   """Reads the file or directory that a user names."""
   if not path.exists():

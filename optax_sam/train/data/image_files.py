@@ -7,10 +7,11 @@ the user expects.
 """
 
 import dataclasses
+import io
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
@@ -144,35 +145,38 @@ def check_pixels(width: int, height: int, most: int) -> None:
     raise CorruptImage(msg)
 
 
-def opened(file: BinaryIO, most_pixels: int) -> ImageFile.ImageFile:
+def opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
   """Reads the header of a PNG or JPEG file, before anything is allocated.
 
   Raises:
-    CorruptImage: if it is another file, or has more than `most_pixels`.
+    CorruptImage: if it is another file, or has more pixels.
   """
-  is_png = file.read(8) == b'\x89PNG\r\n\x1a\n'
-  file.seek(0)
   # `Image.open` would print a warning for large images, from any thread.
+  is_png = content.startswith(b'\x89PNG')
   plugin = (
     PngImagePlugin.PngImageFile if is_png else JpegImagePlugin.JpegImageFile
   )
   try:
-    image = plugin(file)
+    image = plugin(io.BytesIO(content))
   except Exception as error:  # damage raises many types
     msg = 'it is not PNG or JPEG'
     raise CorruptImage(msg) from error
-  check_pixels(*image.size, most_pixels)
+  check_pixels(*image.size, max_pixels)
   return image
 
 
-def pixels(
-  image: ImageFile.ImageFile, mode: str, size: tuple[int, int] | None = None
+def decoded(
+  content: bytes,
+  max_pixels: int,
+  mode: str = 'RGB',
+  size: tuple[int, int] | None = None,
 ) -> np.ndarray:
   """Decodes an image, and resizes it to width and height if they are given.
 
   Raises:
-    CorruptImage: if it is damaged.
+    CorruptImage: if it is damaged, no PNG or JPEG file, or has more pixels.
   """
+  image = opened(content, max_pixels)
   try:
     converted = image.convert(mode)
     if size is not None and size != converted.size:

@@ -1,11 +1,9 @@
 """Folders of small images, PNG or JPEG, in memory."""
 
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from PIL import ImageFile
 
 from optax_sam.train.data import image_files
 from optax_sam.train.data.arrays import Part, check_size
@@ -16,9 +14,7 @@ _COLOR = {'RGB', 'RGBA', 'P', 'CMYK', 'YCbCr', 'LA', 'PA'}
 
 
 def read(
-  directory: pathlib.Path,
-  resize: int | None,
-  max_pixels: int | None = None,
+  directory: pathlib.Path, resize: int | None, max_pixels: int
 ) -> list[Part]:
   """Reads train/CLASS/*.png and test/CLASS/*.png, or val/ for test/.
 
@@ -26,68 +22,57 @@ def read(
   folders of train/ in alphabetical order. If all images are gray they have one
   channel, else three.
 
-  Args:
-    directory: the folder.
-    resize: height and width to which images are resized; None if they all have
-      one size.
-    max_pixels: larger images are refused before they are decoded; None for
-      the default.
+  Images are resized to height and width `resize`; without it they must have one
+  size. Those with more than `max_pixels` are refused before they are decoded.
 
   Raises:
     ValueError: if a folder is missing, or an image is not valid.
   """
-  max_pixels = max_pixels or image_files.MOST_PIXELS
   names = {'train': 'train', 'test': 'test', 'validation': 'val'}
   if not (directory / 'val').is_dir():
     del names['validation']
   elif not (directory / 'test').is_dir():
     names = {'train': 'train', 'test': 'val'}
-  _, found = image_files.list_images(directory, [*names.values()], _SUFFIXES)
-  files = {part: found[name] for part, name in names.items()}
-  paths = {
-    part: [own.directory / name for name in own.names]
-    for part, own in files.items()
-  }
-  first = paths['train'][0]
-  header = lambda image: (image.size, image.mode)
-  size = _read(first, max_pixels, header)[0]
-  size = (resize, resize) if resize else size
-  modes = set()
-  for path in (path for own in paths.values() for path in own):
-    own_size, mode = _read(path, max_pixels, header)
-    if mode not in _GRAY | _COLOR:
-      msg = f'{path} has pixels of mode {mode}; save it with 8 bits'
-      raise ValueError(msg)
-    if not resize and own_size != size:
-      msg = (
-        f'{path} has {own_size[0]} x {own_size[1]} pixels and {first} has '
-        f'{size[0]} x {size[1]}; give all the same size, or --resize N'
-      )
-      raise ValueError(msg)
-    modes.add(mode)
+  _, files = image_files.list_images(directory, [*names.values()], _SUFFIXES)
+  size = (resize, resize) if resize else None
+  first, modes = '', set()
+  for own in files.values():
+    for index in range(len(own)):
+      header = _read(own, index, image_files.opened, max_pixels)
+      first, size = first or own.where(index), size or header.size
+      if header.mode not in _GRAY | _COLOR:
+        msg = (
+          f'{own.where(index)} has pixels of mode {header.mode}; save it with '
+          f'8 bits'
+        )
+        raise ValueError(msg)
+      if not resize and header.size != size:
+        msg = (
+          f'{own.where(index)} has {header.width} x {header.height} pixels and '
+          f'{first} has {size[0]} x {size[1]}; give all the same size, or '
+          f'--resize N'
+        )
+        raise ValueError(msg)
+      modes.add(header.mode)
   mode = 'L' if modes <= _GRAY else 'RGB'
+  assert size is not None
   parts = []
-  for part, own in files.items():
+  for part, name in names.items():
+    own, where = files[name], str(directory / name)
     shape = (len(own), *size[::-1], 1 if mode == 'L' else 3)
-    check_size(str(own.directory), shape)
+    check_size(where, shape)
     images = np.empty(shape, np.uint8)
-    decode = lambda image: image_files.pixels(image, mode, size)
-    for number, path in enumerate(paths[part]):
-      images[number] = _read(path, max_pixels, decode).reshape(shape[1:])
-    where = str(own.directory)
+    for index in range(len(own)):
+      pixels = _read(own, index, image_files.decoded, max_pixels, mode, size)
+      images[index] = pixels.reshape(shape[1:])
     parts.append(Part(part, images, own.labels, (where, f'{where}: labels')))
   return parts
 
 
-def _read(
-  path: pathlib.Path,
-  max_pixels: int,
-  read_from: Callable[[ImageFile.ImageFile], Any],
-) -> Any:
+def _read(files: image_files.Files, index: int, how: Any, *options: Any) -> Any:
   """Returns what a function reads from an image."""
   try:
-    with path.open('rb') as file:
-      return read_from(image_files.opened(file, max_pixels))
-  except (OSError, image_files.CorruptImage) as error:
-    msg = f'{path} cannot be read: {getattr(error, "strerror", None) or error}'
+    return how(files[index].content, *options)
+  except image_files.CorruptImage as error:
+    msg = f'{files.where(index)} cannot be read: {error}'
     raise ValueError(msg) from None

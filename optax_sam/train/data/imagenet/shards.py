@@ -186,6 +186,8 @@ def read_manifest(path: pathlib.Path) -> Manifest:
 
 def _difference(path: pathlib.Path, shard: Shard) -> str | None:
   """Describes how a file differs from the manifest, None if it agrees."""
+  if not path.is_file():
+    return f'is missing; it should contain {shard.images} images'
   try:
     if fingerprint(path) != shard.fingerprint:
       return f'is damaged, or not the file that {MANIFEST} describes'

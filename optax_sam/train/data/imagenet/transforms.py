@@ -13,7 +13,6 @@ that Pillow cannot decode either is corrupt.
 Orientation tags are ignored, as in published results.
 """
 
-import io
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -122,7 +121,7 @@ def check_any(source: Any, directory: Any, max_pixels: int) -> None:
 
 
 def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
-  """Draws the random crop of a training image.
+  """Draws the random crop of a training image, in whole pixels.
 
   Its fraction of the area is uniform from 8% to 100%, and the logarithm of its
   aspect ratio is uniform between those of 3/4 and 4/3. If ten draws don't fit
@@ -130,14 +129,6 @@ def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
   range. From Szegedy et al., `Going deeper with convolutions
   <https://arxiv.org/abs/1409.4842>`_, 2014; the ten draws and the fallback are
   common practice.
-
-  Args:
-    height: height of the image in pixels.
-    width: width of the image in pixels.
-    generator: random generator.
-
-  Returns:
-    A box of whole pixels inside the image.
   """
   logarithms = np.log(_RATIOS)
   for _ in range(_TRIES):
@@ -157,16 +148,9 @@ def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
 
 
 def centre_crop(height: int, width: int, size: int) -> Box:
-  """Returns the centre crop of an image for evaluation.
+  """Returns the box, in fractional pixels, of the centre crop of an image.
 
-  Args:
-    height: height of the image in pixels.
-    width: width of the image in pixels.
-    size: height and width of the result.
-
-  Returns:
-    The box, in fractional pixels, whose resize to `size` equals resizing the
-    whole image and cropping its centre.
+  Resizing it to `size` equals resizing the whole image and cropping its centre.
   """
   short, resized_short = min(height, width), round(_RESIZED * size)
   rows, columns = (
@@ -194,21 +178,15 @@ def _decode(
   max_pixels: int,
   place: Callable[[int, int], Box],
 ) -> tuple[Box, np.ndarray]:
-  """Decodes an image at the smallest sufficient size.
+  """Decodes an image at the smallest size at which a box has enough pixels.
 
-  Args:
-    content: the file.
-    size: size to which the box will be resized.
-    max_pixels: larger images are not decoded.
-    place: maps height and width of the image to the box.
-
-  Returns:
-    The decoded pixels, RGB, and before them the box in these pixels.
+  `place` maps height and width of the image to the box, which will be resized
+  to `size`. Returns the box on the decoded pixels, and these, RGB.
   """
   try:
     rows, columns, *_ = simplejpeg.decode_jpeg_header(content)
   except ValueError:
-    pixels = _decode_with_pillow(content, max_pixels)
+    pixels = image_files.decoded(content, max_pixels)
     return place(*pixels.shape[:2]), pixels
   height, width = int(rows), int(columns)
   image_files.check_pixels(width, height, max_pixels)
@@ -223,13 +201,8 @@ def _decode(
       min_width=-(-width // reduction),
     )
   except ValueError:
-    return box, _decode_with_pillow(content, max_pixels)
+    return box, image_files.decoded(content, max_pixels)
   return Box(*(length / reduction for length in box)), pixels
-
-
-def _decode_with_pillow(content: bytes, max_pixels: int) -> np.ndarray:
-  image = image_files.opened(io.BytesIO(content), max_pixels)
-  return image_files.pixels(image, 'RGB')
 
 
 def normalize(inputs: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
@@ -238,12 +211,7 @@ def normalize(inputs: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
   It belongs in the compiled step: XLA fuses it into the first layer, and
   batches of `uint8` are a quarter of the bytes to store and transfer.
 
-  Args:
-    inputs: uint8, (..., 3), red, green, blue.
-    dtype: dtype of the result; the computation uses float32.
-
-  Returns:
-    `(inputs / 255 - mean) / standard_deviation`.
+  Returns `(inputs / 255 - mean) / standard_deviation`, computed in float32.
 
   >>> import jax.numpy as jnp
   >>> white = jnp.full((1, 1, 3), 255, jnp.uint8)
