@@ -186,37 +186,24 @@ def _parts_at(
 def _first(train: Batch, count: int, loss: str, name: str) -> Batch:
   """Returns the first training examples, with the fractions of all classes."""
   labels = train['labels']
-  if count > len(labels):
+  is_class = loss == 'cross_entropy'
+  _, numbers, sizes = np.unique(
+    labels if is_class else np.zeros(len(labels), int),
+    return_inverse=True,
+    return_counts=True,
+  )
+  if not len(sizes) <= count <= len(labels):
     msg = (
       f'--train-examples must be at most {len(labels)}, the number of training '
-      f'examples of {name}, not {count}'
+      f'examples of {name}, and at least one for each class, not {count}'
     )
     raise ValueError(msg)
-  if loss != 'cross_entropy':
-    return {key: values[:count] for key, values in train.items()}
-  classes, numbers, sizes = np.unique(
-    labels, return_inverse=True, return_counts=True
+  # The fraction of its class that comes before an example.
+  before = np.empty(len(labels))
+  before[np.argsort(numbers, kind='stable')] = np.concatenate(
+    [np.arange(size) / size for size in sizes]
   )
-  if count < len(classes):
-    msg = (
-      f'--train-examples must be at least {len(classes)}, one for each class, '
-      f'not {count}'
-    )
-    raise ValueError(msg)
-  # At least one of each class, then the largest remainders.
-  exact = count * sizes / len(labels)
-  wanted = np.maximum(1, exact.astype(int))
-  while wanted.sum() > count:
-    wanted[np.argmax(np.where(wanted > 1, wanted - exact, -np.inf))] -= 1
-  while wanted.sum() < count:
-    wanted[np.argmax(exact - wanted)] += 1
-  order = np.argsort(numbers, kind='stable')
-  starts = np.cumsum(sizes) - sizes
-  chosen = np.sort(
-    np.concatenate(
-      [order[x : x + size] for x, size in zip(starts, wanted, strict=True)]
-    )
-  )
+  chosen = np.sort(np.argsort(before, kind='stable')[:count])
   return {key: values[chosen] for key, values in train.items()}
 
 
@@ -237,15 +224,9 @@ def batch_at(train: Batch, step: int, batch_size: int, seed: int) -> Batch:
 def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
   """Splits training examples, with the same fraction of every class.
 
-  Args:
-    train: the examples. Labels that are not integers, or more than one per
-      example, are no classes; then the choice is among all examples.
-    fraction: of each class that is held out, rounded to whole examples, so that
-      their number is the same for all seeds.
-    seed: seed of the choice.
-
-  Returns:
-    The remaining examples and the held-out ones, in their original order.
+  Labels that are not integers, or more than one per example, are no classes;
+  then the choice is among all examples. The number of examples that are held
+  out is the same for all seeds. Both parts have their original order.
   """
   labels = train['labels']
   if labels.ndim > 1 or labels.dtype.kind == 'f':  # no classes

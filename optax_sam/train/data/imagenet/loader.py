@@ -1,19 +1,16 @@
 """Batches for training and evaluation; each process loads its own rows.
 
-Training is one endless sequence of steps (`imagenet.order`). The images of a
-step, their crops and their mirroring are a function of seed and step. So a run
-may resume at any step, with another number of processes. Process `i` of `n`
-loads the `i`-th of `n` equal parts of a step, so even the order of the rows
-stays the same.
+The images of a training step, their crops and their mirroring are a function of
+seed and step (`imagenet.order`). So a run may resume at any step, with another
+number of processes. Process `i` of `n` loads the `i`-th of `n` equal parts of a
+step, so even the order of the rows stays the same.
 
 Evaluation yields every image once, in order. The last batch is padded, and
 `is_example` is false for padding. So all processes have the same number of full
 batches, and sums over them are exact.
 
 The process that loads a corrupt image reports it once and counts it. In
-evaluation `is_example` is false for it. A training batch must be full, and
-corrupt images are not known in advance, so another image replaces it: see
-`TrainingOrder.at`.
+evaluation `is_example` is false for it; in training another image replaces it.
 
 Each thread of Grain makes a whole batch. So Grain's overhead per item occurs
 once per batch, and hardly any of it in the training thread.
@@ -40,7 +37,6 @@ Say = Callable[[str], None]
 
 # Steps are counted up to here, far beyond any run.
 _POSITIONS = 2**62
-_MOST = 2**12
 _MOST_CORRUPT_IN_A_ROW = 100
 # The entry with the index of a corrupt image.
 _CORRUPT = 'corrupt'
@@ -55,8 +51,7 @@ class InputOptions:
     size: height and width of the images in pixels.
     threads: batches that this process makes concurrently.
     prefetch: batches that this process makes in advance, including unfinished
-      ones; fewer than `threads` leave some threads idle. At size 224 a batch
-      takes 150 kB per image.
+      ones. At size 224 a batch takes 150 kB per image.
     max_pixels: larger images are skipped as corrupt, without decoding them.
     process_index: index of this process; that of JAX if None.
     process_count: number of processes; that of JAX if None.
@@ -71,18 +66,11 @@ class InputOptions:
   process_count: int | None = None
 
   def process(self) -> tuple[int, int]:
-    """Returns the index of this process and the number of processes.
-
-    Raises:
-      ValueError: if an option is invalid.
-    """
+    """Returns index and number of processes; raises if an option is invalid."""
     for name in ('batch_size', 'size', 'threads', 'prefetch', 'max_pixels'):
-      value = getattr(self, name)
-      if value < 1:
-        msg = f'{name} must be at least 1, not {value}'
-        raise ValueError(msg)
-      if name in ('threads', 'prefetch') and value > _MOST:
-        msg = f'{name} must be at most {_MOST}, not {value}'
+      most = 2**12 if name in ('threads', 'prefetch') else 2**31
+      if not 1 <= getattr(self, name) <= most:
+        msg = f'{name} must be from 1 to {most}, not {getattr(self, name)}'
         raise ValueError(msg)
     index, count = self.process_index, self.process_count
     index = jax.process_index() if index is None else index
@@ -105,13 +93,9 @@ class Input:
   def __init__(
     self, source: Source, options: InputOptions, examples: Any, say: Say
   ) -> None:
-    """Prepares the batches without making any.
+    """Prepares batches of a Grain dataset with the examples of all processes.
 
-    Args:
-      source: the images.
-      options: options of the input pipeline.
-      examples: dataset of Grain with the examples of all processes.
-      say: called with a message for every corrupt image.
+    `say` is called with a message for every corrupt image.
     """
     index, count = options.process()
     batches = examples.batch(options.batch_size // count)[index::count]
@@ -170,23 +154,13 @@ def training_input(
   int32 (B,), the indices of its images in the source, where B is `batch_size`
   divided by the number of processes.
 
-  Args:
-    source: the training images.
-    options: options of the input pipeline.
-    seed: seed of order, crops and mirroring, at least 0.
-    say: called with a message for every corrupt image.
-
   Raises:
     ValueError: if an option is invalid.
   """
-  options.process()
-  if seed < 0:
-    msg = f'seed must be at least 0, not {seed}'
-    raise ValueError(msg)
-  if options.batch_size > len(source):
+  if seed < 0 or options.batch_size > len(source):
     msg = (
-      f'batch_size must be at most the number of training images, '
-      f'{len(source)}, not {options.batch_size}'
+      f'seed must be at least 0, not {seed}, and batch_size at most the number '
+      f'of training images, {len(source)}, not {options.batch_size}'
     )
     raise ValueError(msg)
   order = TrainingOrder(len(source), options.batch_size, seed)
@@ -223,14 +197,6 @@ def evaluation_input(
 
   A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and
   `is_example` bool (B,). Where that is false, pixels and label are 0.
-
-  Args:
-    source: the validation images.
-    options: options of the input pipeline.
-    say: called with a message for every corrupt image.
-
-  Raises:
-    ValueError: if an option is invalid.
   """
   options.process()
   padding = np.zeros((options.size, options.size, 3), np.uint8)

@@ -216,10 +216,12 @@ def test_only_corrupt_images_raise(own_folder):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    ({'batch_size': 0}, 'batch_size must be at least 1, not 0'),
-    ({'size': 0}, 'size must be at least 1, not 0'),
-    ({'prefetch': 0}, 'prefetch must be at least 1, not 0'),
-    ({'prefetch': 10**15}, 'prefetch must be at most 4096, not 10000'),
+    ({'batch_size': 0}, 'batch_size must be from 1 to 2147483648, not 0'),
+    ({'size': 0}, 'size must be from 1 to .* not 0'),
+    ({'threads': 5000}, 'threads must be from 1 to 4096, not 5000'),
+    ({'prefetch': 0}, 'prefetch must be from 1 to 4096, not 0'),
+    ({'prefetch': 10**15}, 'prefetch must be from 1 to 4096, not 10000'),
+    ({'max_pixels': 0}, 'max_pixels must be from 1 to .* not 0'),
     ({'process_index': 1}, 'process_index must be from 0 to 0, not 1'),
     ({'process_count': 5}, 'must be a multiple of .* processes, 5, not 12'),
     ({'batch_size': 109}, 'number of training images, 108, not 109'),
