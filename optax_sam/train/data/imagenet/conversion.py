@@ -72,6 +72,7 @@ def convert(
   if target == pathlib.Path():
     msg = '--output must be the path of a directory, not empty or .'
     raise ValueError(msg)
+  shards_lib.check_path(target)
   classes, splits = image_files.list_images(
     source, SPLITS, JPEG, same_classes=True
   )

@@ -169,8 +169,18 @@ class ShardSource:
     return f'{self._paths[shard]}, record {index - first}'
 
 
+def check_path(path: pathlib.Path) -> None:
+  """Raises a ValueError if ArrayRecord can't open files at a path."""
+  try:
+    str(path).encode()
+  except UnicodeEncodeError:
+    msg = f'{path} is not UTF-8; choose another path'
+    raise ValueError(msg) from None
+
+
 def read_manifest(path: pathlib.Path) -> Manifest:
   """Reads a manifest; raises a ValueError if it is not a valid one."""
+  check_path(path)
   try:
     if not path.is_file():
       msg = 'it is not a file'

@@ -117,6 +117,7 @@ def test_corrupt_images_are_reported_and_left_out(own_folder, tmp_path):
     ({'threads': 0}, '--threads must be at least 1 .* not 0'),
     ({'max_pixels': 0}, '--max-pixels must be at least 1 .* not 0'),
     ({'source': pathlib.Path('nothing')}, 'train cannot be listed: No such'),
+    ({'target': pathlib.Path('\udcff')}, 'is not UTF-8; choose another path'),
     ({'target': pathlib.Path()}, '--output must be the path of a directory'),
   ],
 )
