@@ -1,8 +1,9 @@
 """Datasets of arrays: own ones in Python, and those of files, checked."""
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -144,6 +145,17 @@ def check_size(where: str, shape: Sequence[int], itemsize: int = 1) -> None:
     raise ValueError(msg)
 
 
+@contextlib.contextmanager
+def readable(where: Any) -> Generator[None]:
+  """Raises a ValueError in one line: damaged files raise almost anything."""
+  try:
+    yield
+  except Exception as error:  # noqa: BLE001
+    reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
+    msg = f'{where} cannot be read: {reason or type(error).__name__}'
+    raise ValueError(msg) from None
+
+
 def _inputs_and_targets(name: str, given: Any, is_tokens: bool) -> Any:
   """Returns two values that are array-like; the targets may be None."""
   if isinstance(given, Mapping):
@@ -216,44 +228,35 @@ def _batches(
 ) -> dict[str, Batch]:
   """Returns converted arrays of all parts, of equal shapes and dtypes."""
   batches: dict[str, Batch] = {}
-  first: dict[str, tuple[str, np.ndarray]] = {}
+  first: dict[str, tuple[str, Any, str]] = {}
   for part in parts:
-    found = {'inputs': (part.names[0], part.inputs)}
-    if loss != 'next_token':
-      found['labels'] = (part.names[1], part.targets)
-    arrays = {
-      key: _numbers(name, values, 1 if is_own or key == 'labels' else 2)
-      for key, (name, values) in found.items()
-    }
-    lengths = [len(array) for array in arrays.values()]
-    if len({*lengths}) > 1:
+    batch: Batch = {}
+    values = {'inputs': part.inputs, 'labels': part.targets}
+    if loss == 'next_token':
+      del values['labels']
+    for key, name in zip(values, part.names, strict=False):
+      axes = 1 if is_own or key == 'labels' else 2
+      array = _numbers(name, values[key], axes)
+      batch[key] = _converted(name, array, key, loss, is_own)
+      # Bytes in one part only would not be scaled alike.
+      kind = (array if key == 'inputs' else batch[key]).dtype.kind
+      found = array.shape[1:], kind
+      text = f'shape {array.shape[1:]} and dtype {array.dtype}'
+      other, expected, its = first.setdefault(key, (name, found, text))
+      if found != expected:
+        msg = (
+          f'{name} has examples of {text}, and {other} of {its}; give all '
+          f'parts the same'
+        )
+        raise ValueError(msg)
+    lengths = [len(array) for array in batch.values()]
+    if lengths[0] != lengths[-1]:
       msg = (
         f'{part.names[0]} has {lengths[0]} examples and '
         f'{part.names[1].rpartition(": ")[2]} has {lengths[1]}; give both the '
         f'same number'
       )
       raise ValueError(msg)
-    batch = {
-      key: _converted(found[key][0], array, key, loss, is_own)
-      for key, array in arrays.items()
-    }
-    for key, array in arrays.items():
-      name, its = first.setdefault(key, (found[key][0], array))
-      pair = f'{found[key][0]} and {name} have'
-      if array.shape[1:] != its.shape[1:]:
-        msg = (
-          f'{pair} examples of the shapes {array.shape[1:]} and '
-          f'{its.shape[1:]}; give all parts the same shape'
-        )
-        raise ValueError(msg)
-      is_bytes = [x.dtype == np.uint8 and key == 'inputs' for x in (array, its)]
-      expected = batches.get('train', batch)[key].dtype
-      if batch[key].dtype != expected or len({*is_bytes}) > 1:
-        msg = (
-          f'{pair} the dtypes {array.dtype} and {its.dtype}; give all parts '
-          f'numbers of the same dtype'
-        )
-        raise ValueError(msg)
     batches[part.name] = {'labels': batch['inputs']} | batch
   return batches
 

@@ -3,12 +3,11 @@
 import io
 import pathlib
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from optax_sam.train.data.arrays import Part
+from optax_sam.train.data.arrays import Part, readable
 
 CLASSES = {'cifar10': 10, 'cifar100': 100}
 _PIXELS = 3 * 32 * 32
@@ -41,19 +40,15 @@ def read(directory: pathlib.Path, classes: int) -> list[Part]:
     images, labels = [], []
     for name in names:
       path = directory / f'{name}{suffix}'
-      if not path.is_file() or path.stat().st_size > _MOST_BYTES:
-        msg = f'{path} is missing, or too large for a file of CIFAR'
-        raise ValueError(msg)
-      try:
+      with readable(path):
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+          msg = 'it is missing, or too large for a file of CIFAR'
+          raise ValueError(msg)
         pixels, own = read_one(path.read_bytes(), classes)
-      except Exception as error:  # noqa: BLE001 (damaged pickles raise anything)
-        reason = str(error).split('\n')[0] or type(error).__name__
-        msg = f'{path} cannot be read: {reason}'
-        raise ValueError(msg) from None
-      if own.size and not 0 <= own.min() <= own.max() < classes:
-        wrong = own.min() if own.min() < 0 else own.max()
-        msg = f'{path} has the label {wrong}, outside of 0 to {classes - 1}'
-        raise ValueError(msg)
+        if own.size and not 0 <= own.min() <= own.max() < classes:
+          wrong = own.min() if own.min() < 0 else own.max()
+          msg = f'it has the label {wrong}, outside of 0 to {classes - 1}'
+          raise ValueError(msg)
       images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
       labels.append(own)
     where = f'{directory}: {part} '
@@ -103,23 +98,11 @@ def _python(content: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
 def load_plain(content: bytes) -> Any:
   """Reads a pickle of dicts, lists, text, numbers and arrays of uint8.
 
-  No code of the pickle can run: the only names that it may import are the three
-  that a pickled array needs, and functions of this module replace them.
-
-  Raises:
-    Exception: of any type, if the pickle is damaged or has other objects.
+  No code of the pickle can run: the only names that it may import are those
+  that a pickled array needs, and functions of this module replace them. Raises
+  any error if the pickle is damaged or has other objects.
   """
   return _finished(_Reader(io.BytesIO(content), encoding='bytes').load(), 0)
-
-
-# The version in Python: its table of objects cannot be made to fill the memory.
-class _Reader(pickle._Unpickler):  # noqa: SLF001
-  def find_class(self, module: str, name: str) -> Any:
-    allowed = _importable()
-    if (module, name) not in allowed:
-      msg = f'it contains {module}.{name}, and only plain data are read'
-      raise pickle.UnpicklingError(msg)
-    return allowed[module, name]
 
 
 class _Array:
@@ -133,27 +116,31 @@ class _Array:
     self.state = state
 
 
-def _importable() -> dict[tuple[str, str], Callable[..., Any]]:
-  # New functions at each call, because a pickle may set their attributes.
-  def array(*arguments: Any) -> _Array:
-    return _Array(*arguments)
+# The version in Python: its table of objects cannot be made to fill the memory.
+class _Reader(pickle._Unpickler):  # noqa: SLF001
+  def find_class(self, module: str, name: str) -> Any:
+    # New functions at each call, because a pickle may set their attributes.
+    def array(*arguments: Any) -> _Array:
+      return _Array(*arguments)
 
-  def encode(text: Any, encoding: Any) -> bytes:
-    if encoding not in ('latin1', b'latin1'):
-      msg = 'it contains text of another encoding'
+    def encode(text: Any, encoding: Any) -> bytes:
+      if encoding not in ('latin1', b'latin1'):
+        msg = 'it contains text of another encoding'
+        raise pickle.UnpicklingError(msg)
+      return text.encode('latin1')
+
+    allowed: dict[str, Any] = {
+      'numpy.dtype': array,
+      'numpy.ndarray': lambda *_: None,
+      'numpy.core.multiarray._reconstruct': array,
+      'numpy._core.multiarray._reconstruct': array,
+      '_codecs.encode': encode,
+    }
+    full = f'{module}.{name}'
+    if full not in allowed:
+      msg = f'it contains {full}, and only plain data are read'
       raise pickle.UnpicklingError(msg)
-    return text.encode('latin1')
-
-  def ndarray(*arguments: Any) -> None:
-    del arguments
-
-  return {
-    ('numpy', 'dtype'): array,
-    ('numpy', 'ndarray'): ndarray,
-    ('numpy.core.multiarray', '_reconstruct'): array,
-    ('numpy._core.multiarray', '_reconstruct'): array,
-    ('_codecs', 'encode'): encode,
-  }
+    return allowed[full]
 
 
 def _finished(value: Any, depth: int) -> Any:

@@ -3,11 +3,10 @@
 import gzip
 import math
 import pathlib
-import zlib
 
 import numpy as np
 
-from optax_sam.train.data.arrays import Part, check_size
+from optax_sam.train.data.arrays import Part, check_size, readable
 
 # Third byte of the magic number.
 _DTYPES = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
@@ -31,49 +30,41 @@ def read(directory: pathlib.Path) -> list[Part]:
   parts = []
   for part in _PREFIXES:
     paths = [_path(directory, part, kind) for kind in ('images', 'labels')]
-    images, labels = map(read_array, paths)
+    images, labels = map(_array, paths)
     parts.append(Part(part, images, labels, (str(paths[0]), str(paths[1]))))
   return parts
 
 
-def read_array(path: pathlib.Path) -> np.ndarray:
-  """Reads one IDX file, compressed by gzip or not.
-
-  Raises:
-    ValueError: if it is not valid.
-  """
-  try:
+def _array(path: pathlib.Path) -> np.ndarray:
+  """Reads one IDX file, compressed by gzip or not."""
+  with readable(path):
     with path.open('rb') as file:
       is_compressed = file.read(2) == b'\x1f\x8b'
     with gzip.open(path) if is_compressed else path.open('rb') as file:
       magic = file.read(4)
       if len(magic) < 4 or magic[:2] != b'\0\0' or magic[2] not in _DTYPES:
         msg = (
-          f'{path} is not an IDX file: it begins with 0x{magic.hex()}, not '
-          f'with 0x000008 and the number of axes'
+          f'it is not an IDX file: it begins with 0x{magic.hex()}, not with '
+          f'0x000008 and the number of axes'
         )
         raise ValueError(msg)
       header = file.read(4 * magic[3])
       if len(header) < 4 * magic[3] or not header:
-        msg = f'{path} is truncated, or has no axes'
+        msg = 'it is truncated, or has no axes'
         raise ValueError(msg)
       shape = tuple(np.frombuffer(header, '>u4').tolist())
       dtype = np.dtype(_DTYPES[magic[2]])
-      check_size(str(path), shape, dtype.itemsize)
+      check_size('an array', shape, dtype.itemsize)
       count = math.prod(shape) * dtype.itemsize
       content = file.read(count + 1)
-  except (OSError, EOFError, zlib.error, MemoryError) as error:
-    reason = getattr(error, 'strerror', None) or error or 'not enough memory'
-    msg = f'{path} cannot be read: {reason}'
-    raise ValueError(msg) from None
-  if len(content) != count:
-    what = 'truncated' if len(content) < count else 'longer than it should be'
-    msg = (
-      f'{path} is {what}: its header says {shape}, which are {count} bytes; '
-      f'get the file again'
-    )
-    raise ValueError(msg)
-  return np.frombuffer(content, dtype).reshape(shape)
+    if len(content) != count:
+      what = 'truncated' if len(content) < count else 'longer than it should be'
+      msg = (
+        f'it is {what}: its header says {shape}, which are {count} bytes; get '
+        f'the file again'
+      )
+      raise ValueError(msg)
+    return np.frombuffer(content, dtype).reshape(shape)
 
 
 def _path(directory: pathlib.Path, part: str, kind: str) -> pathlib.Path:

@@ -33,13 +33,7 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-  """The images of one part, sorted by class and name.
-
-  Attributes:
-    directory: directory of the part.
-    names: `CLASS/FILE` of each image.
-    labels: index of the class of each image.
-  """
+  """The images of one part, sorted by class and name: `CLASS/FILE`."""
 
   directory: pathlib.Path
   names: list[str]
@@ -72,14 +66,8 @@ def list_images(
 ) -> tuple[tuple[str, ...], dict[str, Files]]:
   """Returns the classes of a folder and the images of its parts.
 
-  Args:
-    directory: the folder.
-    splits: names of the folders of the parts; the first is that of training.
-    suffixes: allowed endings of the images, in lower case.
-    same_classes: whether every part must have all classes.
-
-  Raises:
-    ValueError: if a path is missing, empty or misplaced; names the first one.
+  The first part is that of training, and has all classes. The suffixes are in
+  lower case. Raises a ValueError if a path is missing, empty or misplaced.
   """
   content = 'one folder for each class'
   found = {split: _entries(directory / split, content) for split in splits}
@@ -146,11 +134,7 @@ def check_pixels(width: int, height: int, most: int) -> None:
 
 
 def opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
-  """Reads the header of a PNG or JPEG file, before anything is allocated.
-
-  Raises:
-    CorruptImage: if it is another file, or has more pixels.
-  """
+  """Reads the header of a PNG or JPEG file, before anything is allocated."""
   # `Image.open` would print a warning for large images, from any thread.
   is_png = content.startswith(b'\x89PNG')
   plugin = (
@@ -173,8 +157,7 @@ def decoded(
 ) -> np.ndarray:
   """Decodes an image, and resizes it to width and height if they are given.
 
-  Raises:
-    CorruptImage: if it is damaged, no PNG or JPEG file, or has more pixels.
+  Raises a CorruptImage if it is damaged, no PNG or JPEG, or has more pixels.
   """
   image = opened(content, max_pixels)
   try:

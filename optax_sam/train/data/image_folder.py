@@ -1,12 +1,11 @@
 """Folders of small images, PNG or JPEG, in memory."""
 
 import pathlib
-from typing import Any
 
 import numpy as np
 
 from optax_sam.train.data import image_files
-from optax_sam.train.data.arrays import Part, check_size
+from optax_sam.train.data.arrays import Part, check_size, readable
 
 _SUFFIXES = ('.png', '.jpg', '.jpeg')
 _GRAY = {'1', 'L'}
@@ -38,7 +37,8 @@ def read(
   first, modes = '', set()
   for own in files.values():
     for index in range(len(own)):
-      header = _read(own, index, image_files.opened, max_pixels)
+      with readable(own.where(index)):
+        header = image_files.opened(own[index].content, max_pixels)
       first, size = first or own.where(index), size or header.size
       if header.mode not in _GRAY | _COLOR:
         msg = (
@@ -63,16 +63,8 @@ def read(
     check_size(where, shape)
     images = np.empty(shape, np.uint8)
     for index in range(len(own)):
-      pixels = _read(own, index, image_files.decoded, max_pixels, mode, size)
+      with readable(own.where(index)):
+        pixels = image_files.decoded(own[index].content, max_pixels, mode, size)
       images[index] = pixels.reshape(shape[1:])
     parts.append(Part(part, images, own.labels, (where, f'{where}: labels')))
   return parts
-
-
-def _read(files: image_files.Files, index: int, how: Any, *options: Any) -> Any:
-  """Returns what a function reads from an image."""
-  try:
-    return how(files[index].content, *options)
-  except image_files.CorruptImage as error:
-    msg = f'{files.where(index)} cannot be read: {error}'
-    raise ValueError(msg) from None

@@ -24,16 +24,9 @@ class ImageInputs:
     dtype: Any,
     say: Callable[[str], None],
   ) -> None:
-    """Lists the images without reading them.
+    """Opens an image folder or shards; raises a ValueError if it is invalid.
 
-    Args:
-      directory: an image folder, or the shards of one.
-      options: options of the input pipeline.
-      dtype: dtype of the computation.
-      say: called with a message for every corrupt image.
-
-    Raises:
-      ValueError: if the directory or an option is invalid, in one line.
+    `say` is called with a message for every corrupt image.
     """
     options.process()
     self._images = images = imagenet.open_images(directory)
@@ -99,8 +92,11 @@ class ImageInputs:
     options = dataclasses.replace(
       self._options, batch_size=count, process_index=0, process_count=1
     )
-    chosen = _Chosen(self._images.train, count)
-    (batch,) = imagenet.evaluation_input(chosen, options, say=self._say)
+    train = self._images.train
+    chosen = [k * len(train) // count for k in range(count)]
+    (batch,) = imagenet.evaluation_input(
+      train, options, say=self._say, chosen=chosen
+    )
     return batch
 
   def close(self) -> None:
@@ -108,20 +104,3 @@ class ImageInputs:
     if self._batches is not None:
       self._batches.close()
     self._batches = self._next = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Chosen:
-  """Some images, evenly spaced, because neighbours belong to the same class."""
-
-  source: Any
-  count: int
-
-  def __len__(self) -> int:
-    return self.count
-
-  def __getitem__(self, index: int) -> Any:
-    return self.source[index * len(self.source) // self.count]
-
-  def where(self, index: int) -> str:
-    return self.source.where(index * len(self.source) // self.count)

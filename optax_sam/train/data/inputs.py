@@ -176,11 +176,7 @@ def state(inputs: Inputs, step: int, seed: int) -> State:
 def check_state(inputs: Inputs, former: State, step: int, seed: int) -> None:
   """Raises a ValueError if a run would resume with other data.
 
-  Args:
-    inputs: the present data.
-    former: earlier result of `state`; empty in checkpoints without one.
-    step: number of steps that the run has taken.
-    seed: present seed of the order.
+  `former` is the earlier result of `state`, empty in checkpoints without one.
   """
   now = state(inputs, step, seed)
   for name, value in former.items():

@@ -1,13 +1,11 @@
 """Datasets in an .npz file of NumPy."""
 
-import contextlib
 import pathlib
 import zipfile
-from collections.abc import Iterator
 
 import numpy as np
 
-from optax_sam.train.data.arrays import Part, check_size
+from optax_sam.train.data.arrays import Part, check_size, readable
 
 _SUFFIXES = {'train': 'train', 'test': 'test', 'validation': 'val'}
 
@@ -15,16 +13,12 @@ _SUFFIXES = {'train': 'train', 'test': 'test', 'validation': 'val'}
 def read(path: pathlib.Path, *, has_targets: bool = True) -> list[Part]:
   """Reads x_train, y_train, x_test, y_test, and x_val, y_val if present.
 
-  Args:
-    path: the file.
-    has_targets: whether there are targets; else the inputs are the targets.
-
-  Raises:
-    ValueError: if the file or an array is missing, damaged, too large, or has
-      Python objects, which could run code when they are read.
+  Without targets the inputs are the targets. Raises a ValueError if the file or
+  an array is missing, damaged, too large, or has Python objects, which could
+  run code when they are read.
   """
   letters = 'xy' if has_targets else 'x'
-  with _readable(str(path)), zipfile.ZipFile(path) as archive:
+  with readable(path), zipfile.ZipFile(path) as archive:
     names = {name.removesuffix('.npy') for name in archive.namelist()}
   parts = ['train', 'test', 'validation'][
     : 3 if names & {'x_val', 'y_val'} else 2
@@ -53,7 +47,7 @@ def read(path: pathlib.Path, *, has_targets: bool = True) -> list[Part]:
 
 def _array(path: pathlib.Path, key: str) -> np.ndarray:
   where, name = f'{path}: {key}', f'{key}.npy'
-  with _readable(where), zipfile.ZipFile(path) as archive:
+  with readable(where), zipfile.ZipFile(path) as archive:
     with archive.open(name) as file:
       read_header = (
         np.lib.format.read_array_header_1_0
@@ -67,14 +61,3 @@ def _array(path: pathlib.Path, key: str) -> np.ndarray:
     check_size('it', shape, dtype.itemsize)
     with archive.open(name) as file:
       return np.lib.format.read_array(file, allow_pickle=False)
-
-
-@contextlib.contextmanager
-def _readable(where: str) -> Iterator[None]:
-  """Raises a ValueError in one line: damaged files raise almost anything."""
-  try:
-    yield
-  except Exception as error:  # noqa: BLE001
-    reason = str(error).split('\n')[0] or type(error).__name__
-    msg = f'{where} cannot be read: {reason}'
-    raise ValueError(msg) from None

@@ -250,7 +250,7 @@ OTHER = {
     ),
     (
       {'test': (X[40:, :2], Y[40:])},
-      'test: inputs and train: inputs have examples of the shapes',
+      'test: inputs has examples of shape',
     ),
     ({'test': (X[40:], Y[40:] + 1)}, 'test has the label 3'),
     ({'train': (X[:40] * np.nan, Y[:40])}, 'NaN or infinity in 40 of 40'),

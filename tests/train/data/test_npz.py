@@ -119,8 +119,16 @@ NAN = np.where(np.arange(24).reshape(8, 3) == 7, np.nan, 0)
     ({'x_train': np.ones(8)}, '', r'needs .* two axes: x_train\[:, None\]'),
     ({'x_train': np.ones((8, 0))}, '', 'at least one example'),
     ({'x_train': np.ones((7, 3))}, '', 'has 7 examples and y_train has 8'),
-    ({'x_test': np.ones((2, 4))}, '', 'give all parts the same shape'),
-    ({'x_test': np.ones((2, 3), 'u1')}, '', 'of the same dtype'),
+    (
+      {'x_test': np.ones((2, 4))},
+      '',
+      r'of shape \(4,\) .* and .*x_train of shape \(3,\)',
+    ),
+    (
+      {'x_test': np.ones((2, 3), 'u1')},
+      '',
+      'dtype uint8, and .*x_train .* dtype float64; give all',
+    ),
     ({'y_train': np.ones(8)}, '', r"labels are integers: y_train.astype\('int"),
     (
       {'y_train': np.eye(8, dtype=int), 'y_test': np.eye(8, dtype=int)[:2]},

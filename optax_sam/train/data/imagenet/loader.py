@@ -18,7 +18,7 @@ once per batch, and hardly any of it in the training thread.
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -191,9 +191,13 @@ def training_input(
 
 
 def evaluation_input(
-  source: Source, options: InputOptions, *, say: Say
+  source: Source,
+  options: InputOptions,
+  *,
+  say: Say,
+  chosen: Sequence[int] | None = None,
 ) -> Input:
-  """Returns the batches of one pass over the validation images.
+  """Returns the batches of one pass over images, all or some of them.
 
   A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and
   `is_example` bool (B,). Where that is false, pixels and label are 0.
@@ -201,22 +205,24 @@ def evaluation_input(
   options.process()
   padding = np.zeros((options.size, options.size, 3), np.uint8)
 
-  def example(index: int) -> dict[str, Any]:
-    is_image = index < len(source)
-    if is_image:
+  indices = range(len(source)) if chosen is None else chosen
+
+  def example(place: int) -> dict[str, Any]:
+    corrupt = -1
+    if place < len(indices):
       try:
-        stored = source[index]
+        stored = source[indices[place]]
         image = transforms.evaluation_image(
           stored.content, options.size, options.max_pixels
         )
         found = _example(image, stored.label, -1)
         return found | {'is_example': np.bool_(True)}
       except CorruptImage:
-        pass
-    found = _example(padding, 0, index if is_image else -1)
+        corrupt = indices[place]
+    found = _example(padding, 0, corrupt)
     return found | {'is_example': np.bool_(False)}
 
-  steps = -(-len(source) // options.batch_size)
+  steps = -(-len(indices) // options.batch_size)
   places = grain.MapDataset.range(steps * options.batch_size)
   return Input(source, options, places.map(example), say)
 

@@ -24,18 +24,11 @@ def permutation(count: int, *seed: int) -> np.ndarray:
 class TrainingOrder:
   """The order of training images over all processes.
 
-  A run is one sequence of positions. Step `t` has the positions from `t *
-  batch_size` up to `(t + 1) * batch_size`. The image at a position is a
-  function of the attributes below, and does not depend on the process.
+  Step `t` has the positions from `t * batch_size` to `(t + 1) * batch_size`.
+  The image at a position does not depend on the process.
 
-  Every epoch has a different order. Images that don't fill a last batch are
-  left out of that epoch, so an epoch is a whole number of steps; each epoch
-  leaves out different images.
-
-  Attributes:
-    examples: number of images, at least a batch.
-    batch_size: images in a step, over all processes.
-    seed: seed of the order.
+  Every epoch has a different order, and is a whole number of steps: it leaves
+  out the images that don't fill a last batch, different ones each time.
   """
 
   examples: int

@@ -26,14 +26,14 @@ import contextlib
 import hashlib
 import pathlib
 from concurrent import futures
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 import grain
 import msgspec
 import numpy as np
 from array_record.python import array_record_module
 
-from optax_sam.train.data.image_files import CorruptImage, Example
+from optax_sam.train.data.image_files import CorruptImage, Example, Files
 
 MANIFEST = 'manifest.json'
 SUFFIX = '.array_record'
@@ -42,19 +42,6 @@ _LABEL = 4  # bytes
 _THREADS = 16
 # The end of a file has the offsets of all records.
 _START, _END = 2**16, 2**17
-
-
-class Source(Protocol):
-  """Random access to the images of one split, from several threads."""
-
-  def __len__(self) -> int:
-    """Returns the number of images."""
-
-  def __getitem__(self, index: int) -> Example:
-    """Reads one image; raises a CorruptImage if it is known to be damaged."""
-
-  def where(self, index: int) -> str:
-    """Returns the location of an image, for messages."""
 
 
 class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -167,6 +154,10 @@ class ShardSource:
     shard = int(np.searchsorted(self._ends, index, side='right'))
     first = self._ends[shard - 1] if shard else 0
     return f'{self._paths[shard]}, record {index - first}'
+
+
+# Random access to the images of one split, from several threads.
+Source = Files | ShardSource
 
 
 def check_path(path: pathlib.Path) -> None:

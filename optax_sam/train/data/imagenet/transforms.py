@@ -52,19 +52,10 @@ def training_image(
   generator: np.random.Generator,
   max_pixels: int = image_files.MOST_PIXELS,
 ) -> np.ndarray:
-  """Decodes a random crop of an image, mirrored with probability 1/2.
+  """Decodes a random crop of a file, mirrored with probability 1/2.
 
-  Args:
-    content: the file.
-    size: height and width of the result.
-    generator: random generator of crop and mirroring.
-    max_pixels: larger images are not decoded.
-
-  Returns:
-    uint8, (size, size, 3), red, green, blue.
-
-  Raises:
-    CorruptImage: if it cannot be decoded, or has more pixels.
+  Returns uint8 (size, size, 3), RGB. Raises a CorruptImage if the image cannot
+  be decoded, or has more than `max_pixels`.
   """
   mirrored = generator.random() < 0.5
   (top, left, height, width), pixels = _decode(
@@ -88,7 +79,7 @@ def training_image(
 def evaluation_image(
   content: bytes, size: int, max_pixels: int = image_files.MOST_PIXELS
 ) -> np.ndarray:
-  """Decodes the centre crop of an image; arguments as in `training_image`.
+  """Decodes the centre crop of a file; otherwise as `training_image`.
 
   The short side of the image is resized to 256/224 of `size`, and the central
   square is cropped. Both are done at once, so pixels outside of the crop are
