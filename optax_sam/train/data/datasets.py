@@ -42,9 +42,7 @@ def load(
   max_pixels: int = 2**26,
   loss: str = 'cross_entropy',
 ) -> Dataset:
-  """Loads a dataset, with symmetric label noise in its training part.
-
-  Images with values of type uint8 become float32 from 0 to 1.
+  """Loads a dataset, the same at every call.
 
   Args:
     name: one of `NAMES`, or the path of an .npz file, of a directory of IDX or
@@ -57,9 +55,6 @@ def load(
     resize: height and width to which the images of a folder are resized.
     max_pixels: larger images of a folder are refused.
     loss: name of the loss, which says what the targets are.
-
-  Returns:
-    The dataset, the same at every call.
 
   Raises:
     ValueError: if it doesn't exist, can't be read or has invalid examples.
@@ -130,11 +125,9 @@ def _find(name: str, data_dir: pathlib.Path | None) -> pathlib.Path:
   places = [_SYSTEM] if data_dir is None else [data_dir]
   if data_dir is None and given:
     places.insert(0, pathlib.Path(given))
-  for place in places:
-    for folder in ('', *folders):
-      directory = place / folder
-      if directory.is_dir() and has_files(directory):
-        return directory
+  for directory in (x / y for x in places for y in ('', *folders)):
+    if directory.is_dir() and has_files(directory):
+      return directory
   msg = (
     f'--dataset {name} is not in {" and ".join(map(str, places))}; {advice}, '
     f'and give its directory by --data-dir or ${VARIABLE}'

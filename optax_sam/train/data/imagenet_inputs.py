@@ -10,10 +10,10 @@ import numpy as np
 
 from optax_sam.train.data import imagenet
 from optax_sam.train.data.imagenet.transforms import check_any
-from optax_sam.train.data.inputs import Batch
+from optax_sam.train.data.inputs import Batch, Inputs
 
 
-class ImageInputs:
+class ImageInputs(Inputs):
   """Images that are read, decoded and cropped on demand."""
 
   def __init__(
@@ -80,14 +80,11 @@ class ImageInputs:
     """Returns the batches of the validation images."""
     return self._evaluation
 
-  def train(self) -> None:
-    """Returns None: a pass over all images would cost a third of an epoch."""
-
-  def held_out(self, seed: int) -> None:
-    """Returns None: a run trains on all images."""
-
   def fixed(self, count: int) -> Batch:
-    """Returns evenly spaced training images, cropped as for evaluation."""
+    """Returns evenly spaced training images, cropped as for evaluation.
+
+    Neighbours belong to the same class.
+    """
     # Every process loads all of them.
     options = dataclasses.replace(
       self._options, batch_size=count, process_index=0, process_count=1

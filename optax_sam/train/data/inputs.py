@@ -35,6 +35,7 @@ class Inputs(Protocol):
   @property
   def skipped(self) -> int:
     """Number of examples that could not be read."""
+    return 0
 
   def sample(self) -> Batch:
     """Returns an example batch with the shapes of a training batch."""
@@ -46,8 +47,9 @@ class Inputs(Protocol):
     numbers from 0, the same in every epoch.
     """
 
-  def normalize(self, values: Any) -> jax.Array:
+  def normalize(self, values: Any) -> Any:
     """Converts `inputs` to model inputs, inside the compiled step."""
+    return values
 
   def test(self) -> Iterable[Batch]:
     """Returns the test examples, once.
@@ -58,9 +60,11 @@ class Inputs(Protocol):
 
   def train(self) -> Batch | None:
     """Returns all training examples, None if they are too many."""
+    return None
 
-  def held_out(self, seed: int) -> Batch | None:
+  def held_out(self, seed: int) -> Batch | None:  # noqa: ARG002
     """Returns the training examples that a run doesn't train on, if any."""
+    return None
 
   def fixed(self, count: int) -> Batch:
     """Returns `count` training examples, the same at every call."""
@@ -69,7 +73,7 @@ class Inputs(Protocol):
     """Stops prefetching."""
 
 
-class InMemory:
+class InMemory(Inputs):
   """A dataset in memory, evaluated in one batch.
 
   Every process has all of it, and takes its own rows of each batch.
@@ -77,8 +81,6 @@ class InMemory:
   If runs hold out training examples, the seed of a run chooses them, and its
   batches exclude them. `train` and `fixed` include all training examples.
   """
-
-  skipped = 0
 
   def __init__(
     self,
@@ -118,10 +120,6 @@ class InMemory:
     rows = self.batch_size // count
     mine = slice(rows * index, rows * (index + 1))
     return {name: values[mine] for name, values in batch.items()}
-
-  def normalize(self, values: Any) -> Any:
-    """Returns `values`: the dataset is already normalized."""
-    return values
 
   def test(self) -> list[Batch]:
     """Returns the test part as one batch."""

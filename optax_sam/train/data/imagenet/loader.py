@@ -131,7 +131,7 @@ class Input:
       for batch in batches:
         # Threads share no state, and prefetched batches do not count.
         found = batch.pop(_CORRUPT)
-        for index in set(found[found >= 0].tolist()) - self._met:
+        for index in sorted({*found[found >= 0].tolist()} - self._met):
           self._met.add(index)
           where = errors.printable(self._source.where(index))
           self._say(
@@ -177,7 +177,7 @@ def training_input(
         corrupt.append(index)
         continue
       first = corrupt[0] if corrupt else -1
-      return _example(image, stored.label, first) | {'ids': np.int32(index)}
+      return _example(image, stored.label, first, ids=np.int32(index))
     msg = (
       f'{source.where(corrupt[0])} and all its substitutes cannot be decoded; '
       f'check whether these are JPEG files'
@@ -204,32 +204,27 @@ def evaluation_input(
   """
   options.process()
   padding = np.zeros((options.size, options.size, 3), np.uint8)
-
   indices = range(len(source)) if chosen is None else chosen
 
   def example(place: int) -> dict[str, Any]:
-    corrupt = -1
-    if place < len(indices):
-      try:
-        stored = source[indices[place]]
-        image = transforms.evaluation_image(
-          stored.content, options.size, options.max_pixels
-        )
-        found = _example(image, stored.label, -1)
-        return found | {'is_example': np.bool_(True)}
-      except CorruptImage:
-        corrupt = indices[place]
-    found = _example(padding, 0, corrupt)
-    return found | {'is_example': np.bool_(False)}
+    if place >= len(indices):
+      return _example(padding, 0, -1, is_example=np.bool_(False))
+    try:
+      stored = source[indices[place]]
+      image = transforms.evaluation_image(
+        stored.content, options.size, options.max_pixels
+      )
+    except CorruptImage:
+      return _example(padding, 0, indices[place], is_example=np.bool_(False))
+    return _example(image, stored.label, -1, is_example=np.bool_(True))
 
   steps = -(-len(indices) // options.batch_size)
   places = grain.MapDataset.range(steps * options.batch_size)
   return Input(source, options, places.map(example), say)
 
 
-def _example(image: np.ndarray, label: int, corrupt: int) -> dict[str, Any]:
-  return {
-    'inputs': image,
-    'labels': np.int32(label),
-    _CORRUPT: np.int64(corrupt),
-  }
+def _example(
+  image: np.ndarray, label: int, corrupt: int, **more: Any
+) -> dict[str, Any]:
+  numbers = {'labels': np.int32(label), _CORRUPT: np.int64(corrupt)}
+  return {'inputs': image, **numbers, **more}
