@@ -69,37 +69,34 @@ def list_images(
   The first part is that of training, and has all classes. The suffixes are in
   lower case. Raises a ValueError if a path is missing, empty or misplaced.
   """
-  content = 'one folder for each class'
-  found = {split: _entries(directory / split, content) for split in splits}
-  classes = {name: label for label, name in enumerate(found[splits[0]])}
+  classes = _entries(directory / splits[0])
   files = {}
-  for split, own in found.items():
-    for here, there, alone in (
-      (split, splits[0], set(own) - set(classes)),
-      (splits[0], split, set(classes) - set(own) if same_classes else ()),
-    ):
-      if alone:
-        msg = (
-          f'{directory / here / min(alone)} has no counterpart in '
-          f'{directory / there}; give both the same class folders'
-        )
-        raise ValueError(msg)
-    images = {
-      name: _entries(directory / split / name, ' or '.join(suffixes), suffixes)
-      for name in own
-    }
-    labels = np.repeat(
-      [classes[name] for name in own], [len(x) for x in images.values()]
-    )
-    names = [f'{name}/{file}' for name in own for file in images[name]]
-    files[split] = Files(directory / split, names, labels.astype(np.int32))
+  for split in splits:
+    own = _entries(directory / split)
+    alone = set(own) - set(classes)
+    alone |= set(classes) - set(own) if same_classes else set()
+    if alone:
+      name, pair = min(alone), (split, splits[0])
+      here, there = pair[::-1] if name in classes else pair
+      msg = (
+        f'{directory / here / name} has no counterpart in {directory / there}; '
+        f'give both the same class folders'
+      )
+      raise ValueError(msg)
+    names, labels = [], []
+    for name in own:
+      images = _entries(directory / split / name, suffixes)
+      names += [f'{name}/{image}' for image in images]
+      labels += [classes.index(name)] * len(images)
+    files[split] = Files(directory / split, names, np.array(labels, np.int32))
   return tuple(classes), files
 
 
 def _entries(
-  directory: pathlib.Path, content: str, suffixes: tuple[str, ...] = ()
+  directory: pathlib.Path, suffixes: tuple[str, ...] = ()
 ) -> list[str]:
   """Returns the names of files with these suffixes, without any of folders."""
+  content = ' or '.join(suffixes) or 'one folder for each class'
   try:
     with os.scandir(directory) as scanned:
       entries = [entry for entry in scanned if not entry.name.startswith('.')]

@@ -105,6 +105,7 @@ def convert(
         _shard(files, part, path, max_pixels, pool, say)
         for part, path in zip(parts, paths[split], strict=True)
       )
+    shards_lib.ShardSource(target, 'train', written['train'], len(classes))
     # Names are not always text.
     classes = tuple(map(errors.printable, classes))
     manifest = shards_lib.Manifest(shards_lib.FORMAT, classes, **written)

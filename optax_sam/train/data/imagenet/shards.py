@@ -121,7 +121,13 @@ class ShardSource:
     )
     with contextlib.suppress(CorruptImage):
       # Images are sorted by class: the last one has the largest label.
-      self[len(self) - 1]
+      last = self[len(self) - 1].label if len(self) else -1
+      if split == 'train' and last != classes - 1:
+        msg = (
+          f'{directory} has training images of {last + 1} classes, not of '
+          f'{classes} as in {MANIFEST}; convert the images again'
+        )
+        raise ValueError(msg)
 
   def __len__(self) -> int:
     """Returns the number of images."""

@@ -89,6 +89,7 @@ NOT = r'manifest\.json is not a manifest of image shards: '
     (_relabelled, f'{NAMES[4]} is damaged, or not the file'),
     # Numbers and names
     (_edited(classes=lambda x: x[:-1]), 'has the label 5, outside of 0 to 4'),
+    (_edited(classes=lambda x: [*x, 'n07']), 'of 6 classes, not of 7 as in'),
     (_edited(train=_first(images=23)), 'contains 22 images instead of 23'),
     (
       _edited(train=lambda x: x[:-1]),
