@@ -278,7 +278,7 @@ def _numbers(name: str, values: Any, axes: int) -> np.ndarray:
     raise ValueError(msg)
   if array.ndim < axes or not all(array.shape):
     msg = f'{name} has the shape {array.shape} and needs at least one example'
-    if axes > 1:
+    if array.ndim == 1 < axes:
       msg += f' and two axes: {name.rpartition(": ")[2]}[:, None]'
     raise ValueError(msg)
   return array

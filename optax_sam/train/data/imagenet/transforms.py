@@ -13,6 +13,7 @@ that Pillow cannot decode either is corrupt.
 Orientation tags are ignored, as in published results.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -58,12 +59,9 @@ def training_image(
   be decoded, or has more than `max_pixels`.
   """
   mirrored = generator.random() < 0.5
-  (top, left, height, width), pixels = _decode(
-    content,
-    size,
-    max_pixels,
-    lambda rows, columns: random_crop(rows, columns, generator),
-  )
+  place = functools.partial(random_crop, generator=generator)
+  box, pixels = _decode(content, size, max_pixels, place)
+  top, left, height, width = box
   # Only the crop is passed to Pillow, which copies its input; pixels outside of
   # it do not affect the result.
   row, column = math.floor(top), math.floor(left)
@@ -85,12 +83,8 @@ def evaluation_image(
   square is cropped. Both are done at once, so pixels outside of the crop are
   never computed.
   """
-  box, pixels = _decode(
-    content,
-    size,
-    max_pixels,
-    lambda rows, columns: centre_crop(rows, columns, size),
-  )
+  place = functools.partial(centre_crop, size=size)
+  box, pixels = _decode(content, size, max_pixels, place)
   return np.asarray(_resize(pixels, box, size))
 
 
@@ -164,10 +158,7 @@ def _resize(
 
 
 def _decode(
-  content: bytes,
-  size: int,
-  max_pixels: int,
-  place: Callable[[int, int], Box],
+  content: bytes, size: int, max_pixels: int, place: Callable[[int, int], Box]
 ) -> tuple[Box, np.ndarray]:
   """Decodes an image at the smallest size at which a box has enough pixels.
 

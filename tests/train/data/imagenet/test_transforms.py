@@ -109,7 +109,7 @@ def test_half_of_the_images_are_mirrored():
 )
 def test_a_crop_is_the_same_part_at_any_decoded_size(monkeypatch, shape, box):
   monkeypatch.setattr(
-    transforms, 'random_crop', lambda *_: transforms.Box(*box)
+    transforms, 'random_crop', lambda *_, **__: transforms.Box(*box)
   )
   jpeg = _stored(_smooth(*shape))
   top, left, height, width = box
