@@ -185,8 +185,8 @@ def read_manifest(path: pathlib.Path) -> Manifest:
     return msgspec.json.decode(path.read_bytes(), type=Manifest)
   except (OSError, ValueError, RecursionError) as error:
     msg = (
-      f'{path} is not a manifest of image shards: {error}; convert the images '
-      f'again, into an empty directory'
+      f'{path} is not a manifest of image shards: {str(error)[:300]}; convert '
+      f'the images again, into an empty directory'
     )
     raise ValueError(msg) from error
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import random
 
 import numpy as np
 import pytest
@@ -155,3 +156,52 @@ def test_a_damaged_record_is_a_corrupt_image(own_shards, said):
   assert sum(batch['is_example'].sum() for batch in evaluation) == 107
   (line,) = said
   assert line.startswith(f'{source.where(index)} cannot be decoded')
+
+
+def _damaged(content, generator):
+  """Returns content with one to four random changes."""
+  changed = bytearray(content)
+  inserts = (
+    b'9' * 30,
+    b'[' * 5000,
+    b'null',
+    b'-1',
+    b'1e400',
+    b'"../x"',
+    b'\xff',
+  )
+  for _ in range(generator.randint(1, 4)):
+    place = generator.randrange(len(changed))
+    kind = generator.randrange(3)
+    if kind == 0:
+      changed[place] = generator.randrange(256)
+    elif kind == 1:
+      changed[place : place + generator.randrange(40)] = b''
+    else:
+      changed[place:place] = generator.choice(inserts)
+  return bytes(changed)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_random_damage_is_refused_in_one_line_or_changes_nothing(
+  shards, own_shards, seed
+):
+  generator = random.Random(seed)
+  expected = imagenet.open_images(shards).train
+  for _ in range(30):
+    name = generator.choice(['manifest.json', 'manifest.json', *NAMES])
+    content = (shards / name).read_bytes()
+    (own_shards / name).write_bytes(_damaged(content, generator))
+    found, refusal = expected, str(own_shards)
+    try:
+      found = imagenet.open_images(own_shards).train
+    except ValueError as error:
+      refusal = str(error)
+    assert str(own_shards) in refusal
+    assert '\n' not in refusal
+    assert len(refusal) < 1000
+    if found is not expected:
+      assert [found[k] for k in range(0, 108, 9)] == [
+        expected[k] for k in range(0, 108, 9)
+      ]
+    (own_shards / name).write_bytes(content)
