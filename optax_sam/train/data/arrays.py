@@ -246,7 +246,7 @@ def _batches(
       if found != expected:
         msg = (
           f'{name} has examples of {text}, and {other} of {its}; give all '
-          f'parts the same'
+          f'parts the same shape and dtype'
         )
         raise ValueError(msg)
     lengths = [len(array) for array in batch.values()]
