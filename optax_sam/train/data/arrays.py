@@ -3,19 +3,17 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from optax_sam.train.data import examples
+
 Batch = dict[str, np.ndarray]
 
-INPUT_KEYS = ('inputs', 'x', 'image', 'images', 'features', 'tokens')
-TARGET_KEYS = ('labels', 'targets', 'y', 'label', 'target')
 # As float32.
 _MOST_BYTES = 2**34
-# An iterable without an end must not fill the memory.
-_MOST_ITERABLE_BYTES, _MOST_EXAMPLES = 2**32, 2**22
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,8 @@ def dataset(
   Each part is one of
 
   - a pair `(inputs, targets)` of arrays with the examples on the first axis;
-  - a dict of two arrays, with a key of `INPUT_KEYS` and one of `TARGET_KEYS`;
+  - a dict of two arrays, with a key such as `inputs`, `x` or `image`, and one
+    such as `labels`, `targets` or `y`;
   - an array of tokens (examples, positions), for the loss `next_token`;
   - an iterable of finite length over examples, such as a Grain dataset. An
     example is a pair, a dict with these keys, or an array of tokens. All are
@@ -76,7 +75,9 @@ def dataset(
   parts = []
   for name, part in given.items():
     if part is not None or name != 'validation':
-      inputs, targets = _inputs_and_targets(name, part, loss == 'next_token')
+      inputs, targets = examples.inputs_and_targets(
+        name, part, loss == 'next_token'
+      )
       names = (f'{name}: inputs', f'{name}: targets')
       parts.append(Part(name, inputs, targets, names))
   return Dataset(classes=0, **_batches(parts, loss, is_own=True))
@@ -154,73 +155,6 @@ def readable(where: Any) -> Generator[None]:
     reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
     msg = f'{where} cannot be read: {reason or type(error).__name__}'
     raise ValueError(msg) from None
-
-
-def _inputs_and_targets(name: str, given: Any, is_tokens: bool) -> Any:
-  """Returns two values that are array-like; the targets may be None."""
-  if isinstance(given, Mapping):
-    return _of_mapping(name, given, is_tokens)
-  if isinstance(given, tuple) and len(given) == 2:
-    return given
-  is_array = hasattr(given, 'shape') and hasattr(given, 'dtype')
-  if is_array and is_tokens:
-    return given, None
-  can_iterate = isinstance(given, Iterable) or hasattr(given, '__getitem__')
-  if is_array or isinstance(given, tuple) or not can_iterate:
-    found = f'{len(given)} values' if isinstance(given, tuple) else ''
-    found = found or ('one array' if is_array else type(given).__name__)
-    msg = (
-      f'{name} must be a pair (inputs, targets), a dict of arrays, an iterable '
-      f"of examples, or for loss='next_token' an array of tokens, not {found}"
-    )
-    raise ValueError(msg)
-  return _of_examples(name, given, is_tokens)
-
-
-def _of_mapping(name: str, given: Mapping[str, Any], is_tokens: bool) -> Any:
-  found = []
-  for keys in (INPUT_KEYS, TARGET_KEYS):
-    own = [key for key in keys if key in given]
-    if len(own) != 1 and not (keys is TARGET_KEYS and is_tokens):
-      msg = (
-        f'{name} must have one of the keys {", ".join(keys)}, not '
-        f'{", ".join(map(str, own or given)) or "none"}'
-      )
-      raise ValueError(msg)
-    found.append(given[own[0]] if own else None)
-  return found
-
-
-def _of_examples(name: str, given: Any, is_tokens: bool) -> Any:
-  inputs, targets, size = [], [], 0
-  # A Grain dataset that repeats without an end has the largest length.
-  too_many = hasattr(given, '__len__') and len(given) > _MOST_EXAMPLES
-  for example in () if too_many else given:
-    one = example
-    if isinstance(example, Mapping):
-      one = _of_mapping(name, example, is_tokens)
-    elif not (isinstance(example, tuple | list) and len(example) == 2):
-      one = example, None
-      if not is_tokens:
-        msg = (
-          f'{name}: an example must be a pair (input, target) or a dict, not '
-          f'{type(example).__name__}'
-        )
-        raise ValueError(msg)
-    inputs.append(np.asarray(one[0]))
-    targets.append(0 if one[1] is None else np.asarray(one[1]))
-    size += inputs[-1].nbytes
-    too_many = size > _MOST_ITERABLE_BYTES or len(inputs) > _MOST_EXAMPLES
-    if too_many:
-      break
-  if too_many:
-    msg = (
-      f'{name} has more than {_MOST_EXAMPLES:,} examples, more than '
-      f'{_MOST_ITERABLE_BYTES >> 30} GiB or no end, and is read into memory; '
-      f'give fewer examples, without repeat()'
-    )
-    raise ValueError(msg)
-  return inputs, targets
 
 
 def _batches(

@@ -45,7 +45,7 @@ def convert(
   max_pixels: int = image_files.MOST_PIXELS,
   say: Callable[[str], None],
 ) -> shards_lib.Manifest:
-  """Converts an image folder, or resumes an interrupted conversion.
+  """Converts an image folder, or resumes that; returns the manifest.
 
   Args:
     source: the image folder.
@@ -55,9 +55,6 @@ def convert(
     threads: images that are read and checked concurrently, at least 1.
     max_pixels: larger images are left out, without decoding them.
     say: called with a message for every shard and every omitted image.
-
-  Returns:
-    The manifest that was written.
 
   Raises:
     ValueError: if the folder, the number of shards or the content of `target`
