@@ -40,13 +40,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True)
 class Images:
-  """Training and validation images, sorted by class and name.
-
-  Attributes:
-    train: the training images.
-    val: the validation images.
-    classes: names of the classes; a label is an index into these.
-  """
+  """Training and validation images; a label is an index into the classes."""
 
   train: shards.Source
   val: shards.Source
@@ -54,39 +48,30 @@ class Images:
 
 
 def open_images(directory: pathlib.Path) -> Images:
-  """Opens a directory of shards or an image folder, without reading images.
+  """Opens a directory with `manifest.json`, or with folders `train` and `val`.
 
-  Args:
-    directory: a directory with `manifest.json`, or with `train` and `val`.
-
-  Raises:
-    ValueError: if it has neither, or if something in it is missing or differs
-      from what is expected; in one line, with path and remedy.
+  Images are not read yet. Raises a ValueError, with path and remedy, if
+  something is missing or differs from what is expected.
   """
-  if not directory.is_dir():
-    msg = f'{directory} is not a directory; give that of the images'
-    raise ValueError(msg)
   if (directory / shards.MANIFEST).exists():
-    manifest = shards.read_manifest(directory / shards.MANIFEST)
-    classes = manifest.classes
+    found = shards.read_manifest(directory / shards.MANIFEST)
     train, val = (
-      shards.ShardSource(
-        directory, split, getattr(manifest, split), len(classes)
-      )
-      for split in SPLITS
+      shards.ShardSource(directory, split, entries, len(found.classes))
+      for split, entries in (('train', found.train), ('val', found.val))
     )
-    return Images(train, val, classes)
-  if any(directory.glob(f'*{shards.SUFFIX}*')):
-    msg = (
-      f'{directory} is a conversion that was interrupted; '
-      f'run it again to resume it'
+    return Images(train, val, found.classes)
+  problem = ''
+  if not directory.is_dir():
+    problem = 'is not a directory; give that of the images'
+  elif any(directory.glob(f'*{shards.SUFFIX}*')):
+    problem = 'is a conversion that was interrupted; run it again to resume it'
+  elif not any((directory / split).exists() for split in SPLITS):
+    problem = (
+      f'has neither {shards.MANIFEST} nor the folders train and val; give the '
+      f'directory of an image folder or of its shards'
     )
-    raise ValueError(msg)
-  if not any((directory / split).exists() for split in SPLITS):
-    msg = (
-      f'{directory} has neither {shards.MANIFEST} nor the folders train and '
-      f'val; give the directory of an image folder or of its shards'
-    )
+  if problem:
+    msg = f'{directory} {problem}'
     raise ValueError(msg)
   classes, files = image_files.list_images(
     directory, SPLITS, JPEG, same_classes=True

@@ -1,13 +1,11 @@
 """Images in shards: a few hundred ArrayRecord files, and their manifest.
 
 `imagenet.convert` writes `DIR/train-00000-of-00256.array_record` and so on. A
-record is the label (4 bytes, unsigned, little endian) and the unchanged file of
-an image. The images have the order of the folder, sorted by class and name. So
-a seed gives the same batches from a folder and from its shards, unless the
-folder has corrupt images, which the shards omit.
-
-The files are written with `group_size:1`, so that single records can be read,
-and without compression, because JPEG is compressed.
+record is the label (4 bytes, unsigned, little endian) and the file of an image.
+The images have the order of the folder. So a seed gives the same batches from a
+folder and from its shards, unless the folder has corrupt images, which the
+shards omit. Single records can be read (`group_size:1`) and are not compressed,
+because JPEG is.
 
 `DIR/manifest.json` exists if the conversion is finished::
 
@@ -101,11 +99,7 @@ class ShardSource:
   def __init__(
     self, directory: pathlib.Path, split: str, shards: Shards, classes: int
   ) -> None:
-    """Opens the shards of a split, and compares them with the manifest.
-
-    Raises:
-      ValueError: if a file is missing or differs; names the first one.
-    """
+    """Opens shards; raises a ValueError if one is missing or differs."""
     names = shard_names(split, len(shards))
     self._paths = [directory / name for name in names]
     self._classes = classes
@@ -134,11 +128,9 @@ class ShardSource:
     return int(self._ends[-1])
 
   def __getitem__(self, index: int) -> Example:
-    """Reads one image.
+    """Reads one image; raises a CorruptImage if the record is damaged.
 
-    Raises:
-      CorruptImage: if the record is damaged.
-      ValueError: if its label is not that of a class.
+    Raises another ValueError if its label is not that of a class.
     """
     try:
       record = self._records[index]
