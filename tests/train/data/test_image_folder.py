@@ -1,43 +1,19 @@
 import os
 import pathlib
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from optax_sam.train.data import datasets
+from tests.train.data.imagenet import pictures
 
 CLASSES = ('ant', 'bee')
 
 
-def chunk(kind, content):
-  checked = kind + content
-  return (
-    struct.pack('>I', len(content))
-    + checked
-    + struct.pack('>I', zlib.crc32(checked))
-  )
-
-
 def png(pixels):
   """Returns the PNG of (height, width) or (height, width, 3) bytes."""
-  height, width, *channels = pixels.shape
-  header = struct.pack('>2I5B', width, height, 8, 2 * len(channels), 0, 0, 0)
-  rows = b''.join(b'\0' + row.tobytes() for row in pixels)
-  return (
-    b'\x89PNG\r\n\x1a\n'
-    + chunk(b'IHDR', header)
-    + chunk(b'IDAT', zlib.compress(rows))
-    + chunk(b'IEND', b'')
-  )
-
-
-def huge(width, height):
-  """Returns a PNG that only says that it is large."""
-  header = struct.pack('>2I5B', width, height, 8, 0, 0, 0, 0)
-  return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', b'')
+  return pictures.stored(pixels, 'PNG', 'RGB' if pixels.ndim == 3 else 'L')
 
 
 def pixels(seed, shape=(4, 6)):
@@ -111,8 +87,14 @@ FIRST = pathlib.Path('train', 'ant', '0.png')
     (lambda x: replace(x / FIRST, b''), 'it is not PNG or JPEG'),
     (lambda x: replace(x / FIRST, b'GIF89a' + bytes(99)), 'not PNG or JPEG'),
     (lambda x: replace(x / FIRST, png(pixels(0))[:60]), 'cannot be decoded'),
-    (lambda x: replace(x / FIRST, huge(60000, 60000)), 'than --max-pixels 67'),
-    (lambda x: replace(x / FIRST, huge(9000, 9000)), 'than --max-pixels 67'),
+    (
+      lambda x: replace(x / FIRST, pictures.header(60000, 60000, 'PNG')),
+      'than --max-pixels 67',
+    ),
+    (
+      lambda x: replace(x / FIRST, pictures.header(9000, 9000, 'JPEG')),
+      'than --max-pixels 67',
+    ),
     (lambda x: (x / 'test' / 'cat').mkdir(), 'has no counterpart in'),
     (lambda x: (x / 'train' / 'cat').mkdir(), 'cat is empty'),
     (lambda x: (x / 'train' / 'notes.txt').touch(), 'does not belong here'),

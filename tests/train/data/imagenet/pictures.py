@@ -2,6 +2,8 @@
 
 import io
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import simplejpeg
@@ -25,6 +27,25 @@ def make_folder(directory: pathlib.Path) -> pathlib.Path:
         (folder / f'{name}_{k:02}.{suffix}').write_bytes(_picture(number))
         number += 1
   return directory
+
+
+def stored(image: np.ndarray, kind: str = 'JPEG', mode: str = 'RGB') -> bytes:
+  """Returns the file of an image."""
+  file = io.BytesIO()
+  quality = {'quality': 95} if kind == 'JPEG' else {}
+  Image.fromarray(image).convert(mode).save(file, kind, **quality)
+  return file.getvalue()
+
+
+def header(height: int, width: int, kind: str) -> bytes:
+  """Returns a small file that says that its image has this size."""
+  file = stored(np.zeros((8, 8, 3), np.uint8), kind)
+  if kind == 'JPEG':
+    place = file.index(b'\xff\xc0') + 5
+    return file[:place] + struct.pack('>2H', height, width) + file[place + 4 :]
+  content = b'IHDR' + struct.pack('>2I', width, height) + file[24:29]
+  checked = content + struct.pack('>I', zlib.crc32(content))
+  return file[:12] + checked + file[33:]
 
 
 def truncate(path: pathlib.Path) -> None:

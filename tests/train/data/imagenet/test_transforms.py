@@ -2,8 +2,6 @@
 
 import io
 import resource
-import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +10,7 @@ from PIL import Image
 
 from optax_sam.train.data.image_files import CorruptImage
 from optax_sam.train.data.imagenet import transforms
+from tests.train.data.imagenet import pictures
 
 
 def _smooth(height, width, seed=0):
@@ -19,13 +18,6 @@ def _smooth(height, width, seed=0):
   noise = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
   image = Image.fromarray(noise)
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _stored(image, kind='JPEG', mode='RGB'):
-  stored = io.BytesIO()
-  quality = {'quality': 95} if kind == 'JPEG' else {}
-  Image.fromarray(image).convert(mode).save(stored, kind, **quality)
-  return stored.getvalue()
 
 
 def _opened(jpeg):
@@ -86,7 +78,7 @@ def test_half_of_the_images_are_mirrored():
   image = np.zeros((40, 40, 3), np.uint8)
   image[:, :20] = 200
   # Any mirrored crop is brighter on the left.
-  jpeg = _stored(image)
+  jpeg = pictures.stored(image)
   generator = np.random.default_rng(0)
   tilts = []
   for _ in range(600):
@@ -111,7 +103,7 @@ def test_a_crop_is_the_same_part_at_any_decoded_size(monkeypatch, shape, box):
   monkeypatch.setattr(
     transforms, 'random_crop', lambda *_, **__: transforms.Box(*box)
   )
-  jpeg = _stored(_smooth(*shape))
+  jpeg = pictures.stored(_smooth(*shape))
   top, left, height, width = box
   crop = _opened(jpeg).crop((left, top, left + width, top + height))
   expected = crop.resize((32, 32), Image.Resampling.BILINEAR)
@@ -129,7 +121,7 @@ def test_a_crop_is_the_same_part_at_any_decoded_size(monkeypatch, shape, box):
   'shape', [(60, 80), (81, 60), (37, 37), (20, 31), (601, 803)]
 )
 def test_evaluation_resizes_then_crops(shape):
-  jpeg = _stored(_smooth(*shape))
+  jpeg = pictures.stored(_smooth(*shape))
   height, width = shape
   short = min(shape)
   rows, columns = 32 * height // short, 32 * width // short
@@ -148,7 +140,7 @@ def test_evaluation_resizes_then_crops(shape):
   [('JPEG', 'L', 0), ('JPEG', 'CMYK', 1), ('PNG', 'RGB', 0), ('PNG', 'P', 0)],
 )
 def test_other_formats_are_converted_to_rgb(kind, mode, tolerance):
-  stored = _stored(_smooth(32, 32), kind, mode)
+  stored = pictures.stored(_smooth(32, 32), kind, mode)
   resized = _opened(stored).resize((32, 32), Image.Resampling.BILINEAR)
   result = transforms.evaluation_image(stored, 28)
   assert result.shape == (28, 28, 3)
@@ -159,7 +151,7 @@ def test_other_formats_are_converted_to_rgb(kind, mode, tolerance):
 
 
 def test_extra_bytes_are_not_damage():
-  jpeg = _stored(_smooth(40, 50))
+  jpeg = pictures.stored(_smooth(40, 50))
   # Before the end marker, where libjpeg warns about them.
   odd = jpeg[:-2] + b'\x00' * 7 + jpeg[-2:]
   with pytest.raises(ValueError, match='extraneous bytes'):
@@ -169,21 +161,10 @@ def test_extra_bytes_are_not_damage():
   )
 
 
-def headers(height, width):
-  """Returns JPEG and PNG files that say that they are of this size."""
-  jpeg = _stored(np.zeros((8, 8, 3), np.uint8))
-  place = jpeg.index(b'\xff\xc0') + 5
-  sides = struct.pack('>2H', height, width)
-  yield jpeg[:place] + sides + jpeg[place + 4 :]
-  png = _stored(np.zeros((8, 8, 3), np.uint8), 'PNG')
-  header = b'IHDR' + struct.pack('>2I', width, height) + png[24:29]
-  yield png[:12] + header + struct.pack('>I', zlib.crc32(header)) + png[33:]
-
-
-@pytest.mark.parametrize('kind', [0, 1])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
 def test_large_images_are_refused_before_anything_is_allocated(kind):
-  large = list(headers(60000, 60000))[kind]
-  small = list(headers(9, 9))[kind]
+  large = pictures.header(60000, 60000, kind)
+  small = pictures.header(9, 9, kind)
   generator = np.random.default_rng(0)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   for decode in (
@@ -208,7 +189,7 @@ def test_large_images_are_refused_before_anything_is_allocated(kind):
   ],
 )
 def test_a_damaged_image_raises(damage):
-  jpeg = damage(_stored(_smooth(40, 50)))
+  jpeg = damage(pictures.stored(_smooth(40, 50)))
   for decode in (
     transforms.check,
     lambda stored: transforms.evaluation_image(stored, 16),
