@@ -20,10 +20,9 @@ _MOST_BYTES = 2**29
 
 def ending(directory: pathlib.Path, classes: int) -> str | None:
   """Returns the ending of the files of one version, None if there are none."""
-  first = directory / _FILES[classes][0][0]
-  return next(
-    (x for x in ('.bin', '') if first.with_name(first.name + x).is_file()), None
-  )
+  first = _FILES[classes][0][0]
+  found = (x for x in ('.bin', '') if (directory / f'{first}{x}').is_file())
+  return next(found, None)
 
 
 def read(directory: pathlib.Path, classes: int) -> list[Part]:
@@ -51,11 +50,9 @@ def read(directory: pathlib.Path, classes: int) -> list[Part]:
           raise ValueError(msg)
       images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
       labels.append(own)
-    where = f'{directory}: {part} '
-    names = (f'{where}images', f'{where}labels')
-    parts.append(
-      Part(part, np.concatenate(images), np.concatenate(labels), names)
-    )
+    where = (f'{directory}: {part} images', f'{directory}: {part} labels')
+    arrays = np.concatenate(images), np.concatenate(labels)
+    parts.append(Part(part, arrays[0], arrays[1], where))
   return parts
 
 
