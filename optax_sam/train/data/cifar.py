@@ -26,11 +26,7 @@ def ending(directory: pathlib.Path, classes: int) -> str | None:
 
 
 def read(directory: pathlib.Path, classes: int) -> list[Part]:
-  """Reads the images and the (fine) labels.
-
-  Raises:
-    ValueError: if a file is missing or not valid.
-  """
+  """Reads the images and the (fine) labels."""
   train, test = _FILES[classes]
   suffix = ending(directory, classes) or ''
   read_one = _binary if suffix else _python

@@ -23,9 +23,6 @@ def read(directory: pathlib.Path) -> list[Part]:
 
   Names contain `train` or one of `t10k` and `test`, then `images` or `labels`,
   and end in `ubyte` or `ubyte.gz`.
-
-  Raises:
-    ValueError: if a file is missing or not valid.
   """
   parts = []
   for part in _PREFIXES:
@@ -71,7 +68,7 @@ def _path(directory: pathlib.Path, part: str, kind: str) -> pathlib.Path:
   found = _matching(directory, part, kind)
   if len(found) != 1:
     usual = f'{_PREFIXES[part][0]}-{kind}-idx{3 if kind == "images" else 1}'
-    has = 'no file' if not found else f'{len(found)} files'
+    has = f'{len(found)} files' if found else 'no file'
     msg = f'{directory} has {has} of {part} {kind}, as in {usual}-ubyte.gz'
     raise ValueError(msg)
   return found[0]

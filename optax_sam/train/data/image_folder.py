@@ -23,9 +23,6 @@ def read(
 
   Images are resized to height and width `resize`; without it they must have one
   size. Those with more than `max_pixels` are refused before they are decoded.
-
-  Raises:
-    ValueError: if a folder is missing, or an image is not valid.
   """
   names = {'train': 'train', 'test': 'test', 'validation': 'val'}
   if not (directory / 'val').is_dir():

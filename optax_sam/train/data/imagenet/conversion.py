@@ -161,8 +161,7 @@ def _shard(
 def _finished(path: pathlib.Path, *from_the_ends: Loaded) -> int:
   """Returns the number of images of a finished shard, 0 to write it.
 
-  Raises:
-    ValueError: if its first or last image is another one.
+  Raises a ValueError if its first or last image is another one.
   """
   if not path.exists():
     return 0

@@ -152,10 +152,7 @@ def training_input(
 
   A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and `ids`
   int32 (B,), the indices of its images in the source, where B is `batch_size`
-  divided by the number of processes.
-
-  Raises:
-    ValueError: if an option is invalid.
+  divided by the number of processes. An invalid option raises a ValueError.
   """
   if seed < 0 or options.batch_size > len(source):
     msg = (
