@@ -1,24 +1,84 @@
-"""Time of a step on up to 2048 chips: `python -m benchmarks.pod_estimate`.
+"""Time of a step on up to 2048 chips: `python -m benchmarks.pod.estimate`.
 
 Computed from operations and collectives in pod.csv, published speeds of chips
 and links, and assumptions that are listed with the table. No chip was timed.
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Iterator, Mapping
 
 import tyro
 
-from benchmarks import dataclass_rows, pod_table
-from benchmarks.pod_chips import V4, V5E, Chip
+from benchmarks.pod import tables
+from benchmarks.pod.__main__ import RESULTS
 
-RESULTS = pathlib.Path(__file__).parent / 'results'
 COUNTS = (1, 16, 64, 256, 512, 1024, 2048)
 SOURCE = 'v5e:16x16'
 SLICES = 'v5e:16x16*2'
+_STEPS = {
+  'sgd': 'base optimizer',
+  'sam': 'SAM',
+  'shard_map/sgd': 'base optimizer, `shard_map`',
+  'shard_map/sam': 'SAM, `shard_map`',
+  'shard_map/sam, local ascent': 'SAM, `shard_map`, local ascent',
+}
 
-_MICROSECOND = 1e-6
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published speeds of one chip and of its links.
+
+  Attributes:
+    name: name of the chip.
+    flops: peak operations per second in bfloat16.
+    link_bytes: bytes per second that one chip sends to its neighbours, over all
+      links.
+    axes: dimensions of the torus.
+    slice_chips: largest number of chips in a slice.
+    network_bytes: bytes per second of one chip over the data-center network;
+      None if unpublished.
+    source: source of these numbers.
+  """
+
+  name: str
+  flops: float
+  link_bytes: float
+  axes: int
+  slice_chips: int
+  network_bytes: float | None
+  source: str
+
+  def hops(self, chips: int) -> int:
+    """Returns the sum of the sides of the most compact torus."""
+    sides = [1] * self.axes
+    while chips > 1:
+      sides[sides.index(min(sides))] *= 2
+      chips //= 2
+    return sum(sides)
+
+
+CHIPS = (
+  Chip(
+    name='v5e',
+    flops=197e12,
+    # 400 GB/s in both directions; 51.2 TB/s all-reduce bandwidth of a pod is
+    # 200 per chip.
+    link_bytes=200e9,
+    axes=2,
+    slice_chips=256,
+    network_bytes=6.4e12 / 8 / 256,
+    source='https://cloud.google.com/tpu/docs/v5e',
+  ),
+  Chip(
+    name='v4',
+    flops=275e12,
+    link_bytes=1.1e15 / 4096,  # all-reduce bandwidth of a pod
+    axes=3,
+    slice_chips=4096,
+    network_bytes=None,
+    source='https://cloud.google.com/tpu/docs/v4',
+  ),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +87,9 @@ class Assumptions:
 
   utilization: float = 0.4
   """Fraction of the peak that convolutions and products reach."""
-  hop_seconds: float = 1 * _MICROSECOND
+  hop_seconds: float = 1e-6
   """Time from one chip to its neighbour."""
-  network_seconds: float = 50 * _MICROSECOND
+  network_seconds: float = 50e-6
   """Time of one collective between slices, for any size."""
   ascent_fraction: float = 0.5
   """Fraction of AE-SAM's steps that take an ascent step."""
@@ -76,48 +136,27 @@ class Estimate:
   relative: float
 
 
-def steps(
-  entries: Mapping[str, pod_table.Entry],
-  of_slices: Mapping[str, pod_table.Entry],
-  ascent_fraction: float,
+def _works(
+  rows: Mapping[str, tables.Entry],
+  of_slices: Mapping[str, tables.Entry],
+  fraction: float,
 ) -> Iterator[tuple[str, Work]]:
-  """Returns the work of all steps for which the rows suffice.
-
-  Args:
-    entries: entries of one model on one slice, by row.
-    of_slices: entries of the same model on two slices.
-    ascent_fraction: fraction of AE-SAM's steps that take an ascent step.
-  """
-  sent = {row: float(e.sent_bytes) for row, e in of_slices.items()}
-  names = {
-    'sgd': 'base optimizer',
-    'sam': 'SAM',
-    'shard_map/sgd': 'base optimizer, `shard_map`',
-    'shard_map/sam': 'SAM, `shard_map`',
-    'shard_map/sam, local ascent': 'SAM, `shard_map`, local ascent',
-  }
-  for row, name in names.items():
-    if row in entries:
-      e = entries[row]
-      yield (
-        name,
-        Work(e.flops, e.collectives, e.collective_bytes, sent.get(row)),
-      )
-  if {'sgd', 'ae_sam'} <= entries.keys():
-    skipped, e = entries['sgd'], entries['ae_sam']
-    left = 1 - ascent_fraction
-    yield (
-      f'AE-SAM, {ascent_fraction:.0%} ascent steps',
-      Work(
-        skipped.flops + ascent_fraction * (e.flops - skipped.flops),
-        e.collectives - left * e.collectives_inside,
-        e.collective_bytes - left * e.collective_bytes_inside,
-        # Its ascent steps are those of SAM.
-        left * sent['sgd'] + ascent_fraction * sent['sam']
-        if {'sgd', 'sam'} <= sent.keys()
-        else None,
-      ),
-    )
+  """Yields the work of the steps of a model, on one slice and between two."""
+  sent = {row: e.sent_bytes for row, e in of_slices.items()}
+  for row, name in _STEPS.items():
+    e = rows[row]
+    yield name, Work(e.flops, e.collectives, e.collective_bytes, sent.get(row))
+  base, e, skipped = rows['sgd'], rows['ae_sam'], 1 - fraction
+  yield (
+    f'AE-SAM, {fraction:.0%} ascent steps',
+    Work(
+      skipped * base.flops + fraction * e.flops,
+      e.collectives - skipped * e.collectives_inside,
+      e.collective_bytes - skipped * e.collective_bytes_inside,
+      # Its ascent steps are those of SAM.
+      skipped * sent['sgd'] + fraction * sent['sam'],
+    ),
+  )
 
 
 def seconds(chip: Chip, chips: int, work: Work, assumed: Assumptions) -> float:
@@ -134,7 +173,7 @@ def seconds(chip: Chip, chips: int, work: Work, assumed: Assumptions) -> float:
   slices = chips // inner
   if inner > 1:
     time += 2 * work.bytes * (inner - 1) / inner / chip.link_bytes
-    time += work.collectives * assumed.hop_seconds * sum(chip.shape(inner))
+    time += work.collectives * assumed.hop_seconds * chip.hops(inner)
   if slices > 1:
     if chip.network_bytes is None or work.sent_bytes is None:
       msg = f'chips must be at most {inner} of {chip.name}, not {chips}'
@@ -146,10 +185,9 @@ def seconds(chip: Chip, chips: int, work: Work, assumed: Assumptions) -> float:
 
 
 def estimates(
-  entries: list[pod_table.Entry], assumed: Assumptions
-) -> list[Estimate]:
-  """Returns the estimates of all chips and available models."""
-  found = []
+  entries: list[tables.Entry], assumed: Assumptions
+) -> Iterator[Estimate]:
+  """Yields the estimates of all chips and models."""
   for model in dict.fromkeys(e.model for e in entries):
     rows, of_slices = (
       {
@@ -159,8 +197,8 @@ def estimates(
       }
       for topology in (SOURCE, SLICES)
     )
-    works = dict(steps(rows, of_slices, assumed.ascent_fraction))
-    for chip in (V5E, V4):
+    works = dict(_works(rows, of_slices, assumed.ascent_fraction))
+    for chip in CHIPS:
       for name, work in works.items():
         first = seconds(chip, 1, work, assumed)
         for chips in COUNTS:
@@ -168,46 +206,36 @@ def estimates(
             continue
           time = seconds(chip, chips, work, assumed)
           base = seconds(chip, chips, works['base optimizer'], assumed)
-          found.append(
-            Estimate(
-              chip.name, model, name, chips, time, first / time, time / base
-            )
+          yield Estimate(
+            chip.name, model, name, chips, time, first / time, time / base
           )
-  return found
 
 
-def page(found: list[Estimate], assumed: Assumptions, source: str) -> str:
+def page(found: list[Estimate], assumed: Assumptions) -> str:
   """Returns the page: tables, published numbers and assumptions."""
-  parts = [_HEADING, _numbers(assumed, source)]
+  parts = [_HEADING, _numbers(assumed)]
   for chip, model in dict.fromkeys((e.chip, e.model) for e in found):
     rows = [e for e in found if (e.chip, e.model) == (chip, model)]
-    parts += [f'### {model} on {chip}, estimated', _table(rows)]
+    lines = [
+      f'| step, on chips: | {" | ".join(map(str, COUNTS))} |',
+      '|---' * (1 + len(COUNTS)) + '|',
+    ]
+    for name in dict.fromkeys(e.step for e in rows):
+      times = {
+        e.chips: f'{1e3 * e.seconds:.2f} ms, {e.efficiency:.0%}, '
+        f'{e.relative:.2f}'
+        for e in rows
+        if e.step == name
+      }
+      cells = ' | '.join(times.get(count, '—') for count in COUNTS)
+      lines.append(f'| {name} | {cells} |')
+    parts += [f'### {model} on {chip}, estimated', '\n'.join(lines)]
   return '\n\n'.join(parts) + '\n'
 
 
-def _table(found: list[Estimate]) -> str:
-  counts = sorted({e.chips for e in found})
-  heads = [f'{count} chips' if count > 1 else '1 chip' for count in counts]
-  lines = [
-    f'| step | {" | ".join(heads)} |',
-    f'|---|{"---|" * len(counts)}',
-  ]
-  for name in dict.fromkeys(e.step for e in found):
-    times = {e.chips: e for e in found if e.step == name}
-    cells = [_cell(times.get(count)) for count in counts]
-    lines.append(f'| {name} | {" | ".join(cells)} |')
-  return '\n'.join(lines)
-
-
-def _cell(e: Estimate | None) -> str:
-  if e is None:
-    return '—'
-  return f'{1e3 * e.seconds:.2f} ms, {e.efficiency:.0%}, {e.relative:.2f}'
-
-
-def _numbers(assumed: Assumptions, source: str) -> str:
+def _numbers(assumed: Assumptions) -> str:
   lines = []
-  for chip in (V5E, V4):
+  for chip in CHIPS:
     network = 'none published, and none needed for one slice'
     if chip.network_bytes is not None:
       network = f'{chip.network_bytes / 1e9:.3f} GB/s per chip between slices'
@@ -217,15 +245,13 @@ def _numbers(assumed: Assumptions, source: str) -> str:
       f'torus of {chip.axes} dimensions and at most {chip.slice_chips} chips; '
       f'{network} ({chip.source}).'
     )
-  lines.append(
-    _ASSUMPTIONS.format(
-      source=source,
-      utilization=assumed.utilization,
-      hop=1e6 * assumed.hop_seconds,
-      network=1e6 * assumed.network_seconds,
-    )
+  given = _ASSUMPTIONS.format(
+    source=SOURCE,
+    utilization=assumed.utilization,
+    hop=1e6 * assumed.hop_seconds,
+    network=1e6 * assumed.network_seconds,
   )
-  return '\n'.join(lines)
+  return '\n'.join([*lines, given])
 
 
 _ASSUMPTIONS = """\
@@ -254,26 +280,14 @@ on one chip over this time), and the time relative to the base optimizer under
 `jit` on the same number of chips."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """Options of the command."""
-
-  assumed: Assumptions = dataclasses.field(default_factory=Assumptions)
-  """Assumptions."""
-  output: pathlib.Path = RESULTS
-  """Directory of the input, pod.csv, and of pod_estimate.md and .csv."""
-
-
-def main(options: Options) -> None:
-  """Prints the tables, then writes them."""
-  found = estimates(pod_table.read(options.output / 'pod.csv'), options.assumed)
-  text = page(found, options.assumed, SOURCE)
+def main(assumed: Assumptions) -> None:
+  """Computes pod_estimate.md and .csv from pod.csv."""
+  found = list(estimates(tables.read(RESULTS / 'pod.csv'), assumed))
+  tables.write(RESULTS / 'pod_estimate.csv', found)
+  text = page(found, assumed)
+  (RESULTS / 'pod_estimate.md').write_text(text, encoding='utf-8')
   print(text)
-  path = options.output / 'pod_estimate.csv'
-  dataclass_rows.write(path, Estimate, found)
-  path.with_suffix('.md').write_text(text, encoding='utf-8')
-  print(f'Table: {options.output}/pod_estimate.md, .csv')
 
 
 if __name__ == '__main__':
-  main(tyro.cli(Options))
+  main(tyro.cli(Assumptions))
