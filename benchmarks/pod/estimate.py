@@ -7,14 +7,19 @@ and links, and assumptions that are listed with the table. No chip was timed.
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-import tyro
-
 from benchmarks.pod import tables
 from benchmarks.pod.__main__ import RESULTS
 
 COUNTS = (1, 16, 64, 256, 512, 1024, 2048)
 SOURCE = 'v5e:16x16'
 SLICES = 'v5e:16x16*2'
+# Assumptions: the fraction of the peak that convolutions and products reach,
+# the time from one chip to its neighbour, the time of one collective between
+# slices, the fraction of AE-SAM's steps that take an ascent step.
+UTILIZATION = 0.4
+HOP_SECONDS = 1e-6
+NETWORK_SECONDS = 50e-6
+ASCENT_FRACTION = 0.5
 _STEPS = {
   'sgd': 'base optimizer',
   'sam': 'SAM',
@@ -82,20 +87,6 @@ CHIPS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Assumptions:
-  """Assumptions, listed with the table."""
-
-  utilization: float = 0.4
-  """Fraction of the peak that convolutions and products reach."""
-  hop_seconds: float = 1e-6
-  """Time from one chip to its neighbour."""
-  network_seconds: float = 50e-6
-  """Time of one collective between slices, for any size."""
-  ascent_fraction: float = 0.5
-  """Fraction of AE-SAM's steps that take an ascent step."""
-
-
-@dataclasses.dataclass(frozen=True)
 class Work:
   """The mean work of a step per chip.
 
@@ -139,14 +130,14 @@ class Estimate:
 def _works(
   rows: Mapping[str, tables.Entry],
   of_slices: Mapping[str, tables.Entry],
-  fraction: float,
 ) -> Iterator[tuple[str, Work]]:
   """Yields the work of the steps of a model, on one slice and between two."""
   sent = {row: e.sent_bytes for row, e in of_slices.items()}
   for row, name in _STEPS.items():
     e = rows[row]
     yield name, Work(e.flops, e.collectives, e.collective_bytes, sent.get(row))
-  base, e, skipped = rows['sgd'], rows['ae_sam'], 1 - fraction
+  base, e = rows['sgd'], rows['ae_sam']
+  fraction, skipped = ASCENT_FRACTION, 1 - ASCENT_FRACTION
   yield (
     f'AE-SAM, {fraction:.0%} ascent steps',
     Work(
@@ -159,7 +150,7 @@ def _works(
   )
 
 
-def seconds(chip: Chip, chips: int, work: Work, assumed: Assumptions) -> float:
+def seconds(chip: Chip, chips: int, work: Work) -> float:
   """Returns the time of a step, communication after computation.
 
   All-reduces in a slice send every byte around the ring twice, except for the
@@ -168,25 +159,23 @@ def seconds(chip: Chip, chips: int, work: Work, assumed: Assumptions) -> float:
   Raises:
     ValueError: if several slices are needed and their traffic is unknown.
   """
-  time = work.flops / (chip.flops * assumed.utilization)
+  time = work.flops / (chip.flops * UTILIZATION)
   inner = min(chips, chip.slice_chips)
   slices = chips // inner
   if inner > 1:
     time += 2 * work.bytes * (inner - 1) / inner / chip.link_bytes
-    time += work.collectives * assumed.hop_seconds * chip.hops(inner)
+    time += work.collectives * HOP_SECONDS * chip.hops(inner)
   if slices > 1:
     if chip.network_bytes is None or work.sent_bytes is None:
       msg = f'chips must be at most {inner} of {chip.name}, not {chips}'
       raise ValueError(msg)
     # Compiled for two slices, which send to each other.
     time += work.sent_bytes * 2 * (slices - 1) / slices / chip.network_bytes
-    time += work.collectives * assumed.network_seconds
+    time += work.collectives * NETWORK_SECONDS
   return time
 
 
-def estimates(
-  entries: list[tables.Entry], assumed: Assumptions
-) -> Iterator[Estimate]:
+def estimates(entries: list[tables.Entry]) -> Iterator[Estimate]:
   """Yields the estimates of all chips and models."""
   for model in dict.fromkeys(e.model for e in entries):
     rows, of_slices = (
@@ -197,23 +186,23 @@ def estimates(
       }
       for topology in (SOURCE, SLICES)
     )
-    works = dict(_works(rows, of_slices, assumed.ascent_fraction))
+    works = dict(_works(rows, of_slices))
     for chip in CHIPS:
       for name, work in works.items():
-        first = seconds(chip, 1, work, assumed)
+        first = seconds(chip, 1, work)
         for chips in COUNTS:
           if chips > chip.slice_chips and work.sent_bytes is None:
             continue
-          time = seconds(chip, chips, work, assumed)
-          base = seconds(chip, chips, works['base optimizer'], assumed)
+          time = seconds(chip, chips, work)
+          base = seconds(chip, chips, works['base optimizer'])
           yield Estimate(
             chip.name, model, name, chips, time, first / time, time / base
           )
 
 
-def page(found: list[Estimate], assumed: Assumptions) -> str:
+def page(found: list[Estimate]) -> str:
   """Returns the page: tables, published numbers and assumptions."""
-  parts = [_HEADING, _numbers(assumed)]
+  parts = [_HEADING, '\n'.join([*map(_published, CHIPS), _ASSUMPTIONS])]
   for chip, model in dict.fromkeys((e.chip, e.model) for e in found):
     rows = [e for e in found if (e.chip, e.model) == (chip, model)]
     lines = [
@@ -233,38 +222,29 @@ def page(found: list[Estimate], assumed: Assumptions) -> str:
   return '\n\n'.join(parts) + '\n'
 
 
-def _numbers(assumed: Assumptions) -> str:
-  lines = []
-  for chip in CHIPS:
-    network = 'none published, and none needed for one slice'
-    if chip.network_bytes is not None:
-      network = f'{chip.network_bytes / 1e9:.3f} GB/s per chip between slices'
-    lines.append(
-      f'- {chip.name}: {chip.flops / 1e12:.0f} Tflop/s in bfloat16, '
-      f'{chip.link_bytes / 1e9:.0f} GB/s that a chip sends over its links in a '
-      f'torus of {chip.axes} dimensions and at most {chip.slice_chips} chips; '
-      f'{network} ({chip.source}).'
-    )
-  given = _ASSUMPTIONS.format(
-    source=SOURCE,
-    utilization=assumed.utilization,
-    hop=1e6 * assumed.hop_seconds,
-    network=1e6 * assumed.network_seconds,
+def _published(chip: Chip) -> str:
+  network = 'none published, and none needed for one slice'
+  if chip.network_bytes is not None:
+    network = f'{chip.network_bytes / 1e9:.3f} GB/s per chip between slices'
+  return (
+    f'- {chip.name}: {chip.flops / 1e12:.0f} Tflop/s in bfloat16, '
+    f'{chip.link_bytes / 1e9:.0f} GB/s that a chip sends over its links in a '
+    f'torus of {chip.axes} dimensions and at most {chip.slice_chips} chips; '
+    f'{network} ({chip.source}).'
   )
-  return '\n'.join([*lines, given])
 
 
-_ASSUMPTIONS = """\
-- Work and bytes per chip are those of {source}, with 16 images per chip, for
+_ASSUMPTIONS = f"""\
+- Work and bytes per chip are those of {SOURCE}, with 16 images per chip, for
   any number of chips: the batch grows with their number.
-- Computation reaches {utilization:.0%} of the peak for all steps and both
+- Computation reaches {UTILIZATION:.0%} of the peak for all steps and both
   models: assumed, not measured. This includes the effect of memory bandwidth.
 - Computation and communication do not overlap. All links of a chip are in use,
   and every axis is a ring, which is not true for smaller slices of v5e.
-- A collective in a slice takes {hop:.1f} microseconds per hop in addition to
-  the time of its bytes; the hops are the sum of the sides of the torus. A
-  collective between slices takes {network:.0f} microseconds more. Both are
-  assumptions.
+- A collective in a slice takes {1e6 * HOP_SECONDS:.1f} microseconds per hop in
+  addition to the time of its bytes; the hops are the sum of the sides of the
+  torus. A collective between slices takes {1e6 * NETWORK_SECONDS:.0f}
+  microseconds more. Both are assumptions.
 - Between slices a chip sends as much as the step compiled for two slices sends
   (the column `send`), and with s slices 2 (s - 1) / s times that, all chips
   concurrently. It is unknown whether the runtime merges or distributes these
@@ -280,14 +260,14 @@ on one chip over this time), and the time relative to the base optimizer under
 `jit` on the same number of chips."""
 
 
-def main(assumed: Assumptions) -> None:
+def main() -> None:
   """Computes pod_estimate.md and .csv from pod.csv."""
-  found = list(estimates(tables.read(RESULTS / 'pod.csv'), assumed))
+  found = list(estimates(tables.read(RESULTS / 'pod.csv')))
   tables.write(RESULTS / 'pod_estimate.csv', found)
-  text = page(found, assumed)
+  text = page(found)
   (RESULTS / 'pod_estimate.md').write_text(text, encoding='utf-8')
   print(text)
 
 
 if __name__ == '__main__':
-  main(tyro.cli(Assumptions))
+  main()
