@@ -93,7 +93,7 @@ def entry(key: Sequence[str], chips: int, report: Any) -> Entry:
     peak_bytes=report.peak_bytes,
     collectives=found.total.count,
     collective_bytes=found.total.bytes,
-    kinds=', '.join(kinds),
+    kinds='; '.join(kinds),
     collectives_inside=found.inside.count,
     collective_bytes_inside=found.inside.bytes,
     conditionals=found.conditionals,
@@ -129,15 +129,15 @@ def write(path: pathlib.Path, rows: Iterable[Any]) -> None:
 
 def page(entries: Sequence[Entry]) -> str:
   """Returns one table for each model on each topology, with a legend."""
-  stated = sorted({(e.date, e.versions) for e in entries})
-  parts = [_HEADING, '\n'.join(f'- {date}: {text}' for date, text in stated)]
+  stated = sorted({e.versions for e in entries})
+  parts = [_HEADING, '\n'.join(f'- {text}' for text in stated)]
   group = lambda e: (e.topology, e.chips, e.model)
   for (topology, chips, model), found in itertools.groupby(entries, group):
     rows = list(found)
     known = {(e.row, e.optimization): e for e in rows}
     lines = [_line(row, known) for row in dict.fromkeys(e.row for e in rows)]
     parts.append(f'### {model} on {topology}, {chips} chips')
-    parts.append('\n'.join([_COLUMNS, '|---' * 9 + '|', *lines]))
+    parts.append('\n'.join([_COLUMNS, '|---' * 10 + '|', *lines]))
   return '\n\n'.join(parts) + '\n'
 
 
@@ -170,13 +170,14 @@ def _line(row: str, known: dict[tuple[str, str], Entry]) -> str:
     inside if e.conditionals else '—',
     f'{e.products}{ratio(e, "products")}',
     str(e.products_inside) if e.conditionals else '—',
+    e.date,
   )
   return f'| {" | ".join(cells)} |'
 
 
 _COLUMNS = (
   '| step | flops | peak MiB | peak MiB, O0 | collectives | MB | of these in '
-  'conditionals | products | of these in conditionals |'
+  'conditionals | products | of these in conditionals | compiled |'
 )
 
 _HEADING = """\
@@ -193,4 +194,7 @@ and operations in a loop count once. Products are convolutions and matrix
 products. Rows with `fsdp/` are the trainer's step on the mesh
 `data=16,fsdp=16`, which shards parameters and states. Rows with `shard_map/`
 are handwritten per-device steps from parts of the trainer, with local batch
-norm."""
+norm.
+
+Since 2026-11-29 a norm whose squares over- or underflow is computed again, in a
+conditional without products. Rows of SAM compiled before have none."""
