@@ -135,7 +135,9 @@ def _works(
   sent = {row: e.sent_bytes for row, e in of_slices.items()}
   for row, name in _STEPS.items():
     e = rows[row]
-    yield name, Work(e.flops, e.collectives, e.collective_bytes, sent.get(row))
+    # Nearly no step takes the conditional of SAM's norm.
+    count = e.collectives - e.collectives_inside
+    yield name, Work(e.flops, count, e.collective_bytes, sent.get(row))
   base, e = rows['sgd'], rows['ae_sam']
   fraction, skipped = ASCENT_FRACTION, 1 - ASCENT_FRACTION
   yield (
