@@ -101,8 +101,6 @@ docs: $(VENV)/.dev
 
 bench: $(VENV)/.bench
 	$(BIN)/python -m benchmarks.speed
-	$(BIN)/python -m benchmarks.scaling
-	$(BIN)/python -m benchmarks.step_cost
 
 # In a new directory, so that no finished runs are reused.
 evidence: $(VENV)/.train

@@ -111,6 +111,7 @@ class Convolutional(nn.Module):
   """Convolutions with batch norm; all but the first halve the image."""
 
   widths: tuple[int, ...]
+  convolve: Callable[..., jax.Array]
 
   @nn.compact
   def __call__(self, x, *, train):
@@ -122,7 +123,7 @@ class Convolutional(nn.Module):
         (3, 3),
         strides,
         use_bias=False,
-        conv_general_dilated=optax_sam.conv_general_dilated,
+        conv_general_dilated=self.convolve,
       )(x)
       x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
     return nn.Dense(CLASSES)(jnp.mean(x, axis=(1, 2)))
@@ -163,15 +164,18 @@ SIZES: dict[str, dict[str, Any]] = {
 FEATURES = 64
 
 
-def build(name: str) -> Problem:
-  """Returns the problem of a name in `SIZES`."""
+def build(
+  name: str,
+  convolve: Callable[..., jax.Array] = optax_sam.conv_general_dilated,
+) -> Problem:
+  """Returns the problem of a name in `SIZES`, with a convolution."""
   size = SIZES[name]
   model = {
     'dense': lambda: Dense(size['width'], size['depth']),
     'transformer': lambda: Transformer(
       size['width'], size['depth'], size['heads']
     ),
-    'conv': lambda: Convolutional(size['widths']),
+    'conv': lambda: Convolutional(size['widths'], convolve),
   }[size['kind']]()
   random = np.random.default_rng(0)
   batches = tuple(_batch(random, size) for _ in range(_BATCHES))

@@ -15,8 +15,7 @@ from optax_sam import catalog
 
 BASELINES = 'baselines'
 
-# No mask is refreshed during timing; `benchmarks.scaling` measures the cost of
-# a refresh.
+# No mask is refreshed during timing.
 _NEVER = 1_000_000
 _EDGE = 1e9  # a threshold that is always or never reached
 

@@ -79,17 +79,20 @@ class Runner:
 
 
 def measure(
-  name: str, *, rounds: int, count: int, only: tuple[str, ...] = ()
+  problem: problems.Problem,
+  *,
+  rounds: int,
+  count: int,
+  only: tuple[str, ...] = (),
 ) -> list[speed_table.Entry]:
   """Measures all rows on one problem.
 
   Args:
-    name: name of the problem.
+    problem: a network with its batches.
     rounds: number of rounds that count, after two warm-up rounds.
     count: number of consecutive steps of a row in a round.
     only: measure only rows with these names, and the baselines.
   """
-  problem = problems.build(name)
   length = (rounds + 2) * count
   runners = [
     Runner(row, problem, length)
@@ -104,7 +107,9 @@ def measure(
   reference = np.asarray(runners[0].seconds)
   copy = sum(leaf.nbytes for leaf in jax.tree.leaves(problem.init()[0]))
   first = runners[0].compiled()
-  return [_entry(runner, name, reference, first, copy) for runner in runners]
+  return [
+    _entry(runner, problem.name, reference, first, copy) for runner in runners
+  ]
 
 
 def _entry(
@@ -170,6 +175,8 @@ class Options:
   """Measure only rows with these names, and the baselines."""
   pytorch: bool = True
   """Whether to measure the rows of PyTorch."""
+  lax_convolutions: bool = False
+  """Use `jax.lax.conv_general_dilated`."""
   output: pathlib.Path = _RESULTS
   """Directory of speed.csv, speed.md and speed.png; other rows in it are
   unchanged."""
@@ -181,9 +188,15 @@ def main(options: Options) -> None:
     _check_pytorch()
   print(speed_table.heading())
   names = [(row.group, row.name) for row in rows.rows()]
+  convolve = (
+    jax.lax.conv_general_dilated
+    if options.lax_convolutions
+    else optax_sam.conv_general_dilated
+  )
   for name in options.problems:
     how: dict[str, Any] = {'rounds': options.rounds, 'count': options.steps}
-    found = measure(name, only=options.only, **how)
+    problem = problems.build(name, convolve)
+    found = measure(problem, only=options.only, **how)
     if options.pytorch:
       found += measure_pytorch(name, **how)
     print(speed_table.markdown(found), flush=True)

@@ -2,106 +2,112 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from optax_sam.train.config import configs
+from optax_sam.train.distributed.sharding import Placement
 from optax_sam.train.loop import task, train_step
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import build, registry
 from optax_sam.train.optimizers.base_optimizer import base_optimizer
 
-Step = Callable[
-  [train_step.TrainingState, Any], tuple[train_step.TrainingState, Any]
-]
-
 AXIS = 'data'
-
+FSDP_SIZE = 16
 # Settings of methods whose default depends on the accuracy of the run.
 _SETTINGS = {'ordered_sgd': {'k': 0.5}}
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-  """A step that can be lowered.
+class Row:
+  """A step of the tables.
 
   Attributes:
-    step: from state and batch to the next state and metrics.
-    state: shapes of the initial state.
-    batch: shapes of the global batch.
+    method: a method, or `sgd` for the base optimizer alone.
+    kind: empty for the trainer's step with replicated parameters, `fsdp` for
+      the same with sharded ones, `shard_map` for a handwritten step.
+    donates: whether the step donates the buffers of the state.
+    sync_ascent: argument of the method in a handwritten step.
   """
 
-  step: Step
-  state: Any
-  batch: Any
+  method: str
+  kind: str = ''
+  donates: bool = True
+  sync_ascent: bool = True
 
-  def lower(self, mesh: Mesh) -> Any:
-    """Lowers the step with a replicated, donated state and a sharded batch."""
-    replicated, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-    jitted = jax.jit(
-      self.step,
-      in_shardings=(replicated, split),
-      out_shardings=replicated,
-      donate_argnums=0,
+  @classmethod
+  def parse(cls, text: str) -> 'Row':
+    """Parses the name of a row.
+
+    >>> Row.parse('fsdp/sam, not donated')
+    Row(method='sam', kind='fsdp', donates=False, sync_ascent=True)
+    """
+    kind, _, rest = text.rpartition('/')
+    method, *notes = rest.split(', ')
+    return cls(
+      method, kind, 'not donated' not in notes, 'local ascent' not in notes
     )
-    return jitted.lower(self.state, self.batch)
+
+  def mesh(self, devices: Sequence[Any]) -> Mesh:
+    """Returns the mesh of the step, of all devices."""
+    if self.kind != 'fsdp':
+      return Mesh(np.asarray(devices), (AXIS,))
+    shaped = np.asarray(devices).reshape(-1, FSDP_SIZE)
+    return Mesh(shaped, (AXIS, 'fsdp'))
 
 
-def parse_row(row: str) -> tuple[str, bool | None]:
-  """Returns the method of a row, and its `sync_ascent` in `jax.shard_map`.
-
-  >>> parse_row('shard_map/sam, local ascent'), parse_row('sgd')
-  (('sam', False), ('sgd', None))
-  """
-  manual, _, rest = row.rpartition('/')
-  name, _, local = rest.partition(', ')
-  return name, not local if manual else None
-
-
-def of_task(
+def lower(
   problem: task.Task,
   config: configs.TrainConfig,
-  mesh: Mesh,
-  *,
-  sync_ascent: bool | None = None,
-) -> Program:
-  """Returns the step of the trainer, or one in `jax.shard_map`.
+  row: Row,
+  devices: Sequence[Any],
+) -> Any:
+  """Lowers the step of a row for devices, which may be absent.
 
   Args:
     problem: model and data.
     config: settings; its `method` may be the base optimizer.
-    mesh: a mesh with one axis.
-    sync_ascent: argument of the method, for a step in `jax.shard_map`; None for
-      the step of the trainer.
+    row: kind of the step.
+    devices: all devices of the mesh.
   """
-  settings = _settings(config)
-  trainer = Trainer(config, problem, config.method, settings)
+  name, settings = config.method, _settings(config)
+  placement = Placement(row.mesh(devices))
+  trainer = Trainer(config, problem, name, settings)
   state = jax.eval_shape(lambda: trainer.start(0).state)
-  if sync_ascent is None:
-    name = config.method
-    taken = train_step.jitted_step(
+  shardings = placement.shardings(state)
+  step: Any
+  if row.kind == 'shard_map':
+    optimizer = _on_axis(name, settings, config, row.sync_ascent)
+    step = jax.jit(
+      _in_shard_map(problem, optimizer, placement.mesh),
+      donate_argnums=0 if row.donates else None,
+    )
+  else:
+    step = train_step.jitted_step(
       problem,
       trainer.optimizer(seed=0),
       uses_gradient=build.method(name).uses_gradient,
       takes_per_example_losses=build.method(name).takes_per_example_losses,
       ema_decay=config.ema_decay,
-      sharding=NamedSharding(mesh, P()),
-      rows=NamedSharding(mesh, P('data')),
+      sharding=shardings,
+      rows=placement.rows,
+      donates=row.donates,
     )
-  else:
-    optimizer = _on_axis(config.method, settings, config, sync_ascent)
-    taken = _in_shard_map(problem, optimizer, mesh)
-  batch = jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-    dict(problem.inputs.sample()),
+  shape = lambda leaf, sharding: jax.ShapeDtypeStruct(
+    leaf.shape, leaf.dtype, sharding=sharding
   )
-  return Program(taken, state, batch)
+  batch = {
+    name: shape(values, placement.rows)
+    for name, values in problem.inputs.sample().items()
+  }
+  return step.lower(jax.tree.map(shape, state, shardings), batch)
 
 
 def _settings(config: configs.TrainConfig) -> dict[str, Any]:
@@ -128,8 +134,8 @@ def _on_axis(
 
 
 def _in_shard_map(
-  problem: task.Task, tx: optax.GradientTransformation, mesh: Mesh
-) -> Step:
+  problem: task.Task, tx: optax.GradientTransformation, mesh: Mesh | None
+) -> Callable[..., Any]:
   """Returns a per-device step on local parts of the batch.
 
   Batch norm normalizes with the local examples; running statistics are
@@ -148,14 +154,13 @@ def _in_shard_map(
     (loss, (found, after)), grads = jax.value_and_grad(losses, has_aux=True)(
       params, statistics, batch, key
     )
+    each = lambda p, b: problem.losses(p, statistics, b, key)[0]
     updates, opt_state = chain.update(
       grads,
       state.opt_state,
       state.params,
       value_fn=lambda p: losses(p, statistics, batch, key)[0],
-      per_example_value_fn=lambda p, b: problem.losses(p, statistics, b, key)[
-        0
-      ],
+      per_example_value_fn=each,
       batch=batch,
       losses=found,
     )

@@ -1,0 +1,1 @@
+"""Steps of the trainer, compiled for TPU pods without a TPU."""
