@@ -32,25 +32,10 @@ _DATA = ('dataset', 'label_noise', 'image_size')
 _VECTORS = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class _Solution:
-  """The final parameters of a run, and its loss on fixed examples."""
-
-  test_accuracy: float
-  params: Any
-  args: tuple[Any, datasets.Batch]
-  value_fn: Any
-
-
 def run(
   config: configs.SharpnessConfig, console: Console, command: str = ''
 ) -> None:
   """Measures finished runs of `optax-sam train` and writes a report.
-
-  Args:
-    config: directories of the runs, and settings of the measures.
-    console: console for progress and the table.
-    command: the command line, for the report.
 
   Raises:
     ValueError: if a directory is not a finished run, if the runs use different
@@ -84,11 +69,9 @@ def _measure_all(
   with progress.Reporter(console) as reporter:
     for name, path, given in zip(names, config.runs, settings, strict=True):
       with reporter.phase(f'Measuring {path}', 1) as phase:
-        solution = _load(path, given, config.examples, reporter)
-        numbers[name] = _measure(solution, config)
-        lines[name] = random_lines.measure(
-          solution.value_fn, solution.params, solution.args, seed=config.seed
-        )
+        accuracy, *solution = _load(path, given, config.examples, reporter)
+        numbers[name] = _measure(solution, config, accuracy)
+        lines[name] = random_lines.measure(*solution, seed=config.seed)
         phase.advance()
   return Measurements(
     config=config,
@@ -111,15 +94,14 @@ def _complete(config: configs.TrainConfig) -> dict[str, Any]:
   settings = configs.settings(config)
   # The settings of the method include the effect of these two flags.
   del settings['rho'], settings['set']
-  method = {
+  method = page.in_one_line(train.method_settings(config))
+  return {
     'method': settings.pop('method'),
-    'method_settings': page.in_one_line(train.method_settings(config)),
-  }
-  rates = {
+    'method_settings': method,
+    **settings,
     'learning_rate': configs.learning_rate(config),
     'weight_decay': configs.weight_decay(config),
   }
-  return method | settings | rates
 
 
 def _settings(
@@ -148,6 +130,9 @@ def _check_one_dataset(
           f'{paths[0]} and {value!r} in {path}; measure them separately'
         )
         raise ValueError(msg)
+    if given.steps not in train.saved_steps(path):
+      msg = f'{path} lacks the checkpoint of its last step, {given.steps}'
+      raise ValueError(msg)
 
 
 def _load(
@@ -155,12 +140,17 @@ def _load(
   config: configs.TrainConfig,
   examples: int,
   reporter: progress.Reporter,
-) -> _Solution:
+) -> tuple[float, Any, Any, tuple[Any, datasets.Batch]]:
+  """Returns the test accuracy at the end of a run, its loss and parameters.
+
+  The last are the further arguments of the loss: statistics and a batch.
+  """
   with contextlib.closing(task.build(config, reporter.line)) as problem:
     trainer = Trainer(
       config, problem, config.method, train.method_settings(config)
     )
-    with Checkpoints(path / train.CHECKPOINTS, {}) as checkpoints:
+    kept = configs.settings(config)
+    with Checkpoints(path / train.CHECKPOINTS, kept) as checkpoints:
       found = checkpoints.restore(
         trainer.start(config.seed).state, reporter.line, goes_on=False
       )
@@ -175,37 +165,34 @@ def _load(
       raise ValueError(msg)
     batch = jax.device_put(problem.inputs.fixed(examples))
     params, statistics = trainer.solution(found.state)
-    return _Solution(
-      test_accuracy=found.evaluations[-1]['test_accuracy'],
-      params=params,
-      args=(statistics, batch),
-      value_fn=problem.evaluation_loss,
-    )
+    # Not known with another metric.
+    accuracy = found.evaluations[-1].get('test_accuracy', math.nan)
+    return accuracy, problem.evaluation_loss, params, (statistics, batch)
 
 
 def _measure(
-  solution: _Solution, config: configs.SharpnessConfig
+  solution: list[Any], config: configs.SharpnessConfig, accuracy: float
 ) -> dict[str, float]:
-  given = (solution.value_fn, solution.params)
-  args = {'args': solution.args}
+  given: tuple[Any, Any] = (solution[0], solution[1])
+  args, seed = {'args': solution[2]}, config.seed
   try:
     eigenvalues = sharpness.top_eigenvalues(
       *given,
       config.eigenvalues,
       max_vectors=max(_VECTORS, config.eigenvalues + 2),
       tolerance=1e-2,
-      seed=config.seed,
+      seed=seed,
       **args,
     )
   except RuntimeError:  # no convergence: report NaN, not a wrong number
     eigenvalues = [math.nan] * config.eigenvalues
   trace = sharpness.hessian_trace(
-    *given, probes=config.probes, seed=config.seed, **args
+    *given, probes=config.probes, seed=seed, **args
   )
   rise = sharpness.sam_sharpness
   adaptive_rise = sharpness.adaptive_sharpness
   return {
-    'test_accuracy': solution.test_accuracy,
+    'test_accuracy': accuracy,
     'sam_sharpness': rise(*given, config.rho, **args),
     'sam_sharpness_20_steps': rise(
       *given, config.rho, steps=ASCENT_STEPS, **args

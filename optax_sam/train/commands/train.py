@@ -1,21 +1,20 @@
 """One run of one method, with checkpoints and resume.
 
-Several processes may train one model together
-(`optax_sam.train.distributed.processes`). Then only the first one writes and
-reports.
+Several processes may train together (`optax_sam.train.distributed.processes`).
+Then only the first one writes and reports.
 """
 
 import contextlib
 import dataclasses
 import datetime as dt
+import functools
 import math
 import pathlib
 import shlex
 import signal
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -38,8 +37,6 @@ PAGE = 'report.html'
 FILES = frozenset(
   {output_dir.CONFIG, output_dir.LOCK, CHECKPOINTS, METRICS, PAGE}
 )
-# Settings that may change on resuming.
-_FREE = ('steps', 'checkpoint_every')
 
 
 def run(
@@ -68,17 +65,19 @@ def run(
     lambda: sharding.build(config.mesh, config.batch_size)
   )
   settings = processes.together(lambda: method_settings(config))
-  # Checked before images are listed, which may take minutes.
-  processes.on_first(lambda: _check_output(config))
+  if config.resume:  # checked before images are listed, which takes minutes
+    processes.on_first(lambda: _check_resumable(config))
+  elif config.output is not None:
+    check = functools.partial(output_dir.check, config.output, known=FILES)
+    processes.on_first(lambda: check(overwrite=config.overwrite))
   if not processes.is_first():
     console = Console(quiet=True)
   with contextlib.ExitStack() as stack:
     reporter = stack.enter_context(progress.Reporter(console))
-    problem = stack.enter_context(
-      contextlib.closing(
-        processes.together(lambda: task.build(config, _warn(reporter)))
-      )
-    )
+    # A warning is of one process.
+    warn = reporter.line if processes.is_first() else errors.print_warning
+    problem = processes.together(lambda: task.build(config, warn))
+    stack.callback(problem.close)
     config = processes.together(lambda: _with_steps(config, problem, settings))
     trainer = Trainer(config, problem, config.method, settings, devices)
     current = trainer.start(config.seed)  # fails before anything is written
@@ -88,7 +87,8 @@ def run(
     target = pathlib.Path(processes.broadcast(str(config.output or default)))
     processes.on_first(lambda: stack.enter_context(_opened(config, target)))
     processes.together(lambda: _check_shared(target))
-    finished, sharpness = False, {}
+    finished, sharpness = None, {}
+    again = shlex.join(['optax-sam', 'train', '--output', str(target)])
     try:
       with Checkpoints(
         target / CHECKPOINTS, configs.settings(config)
@@ -96,10 +96,12 @@ def run(
         if config.resume:
           current = _restored(config, trainer, current, checkpoints, reporter)
           processes.on_first(lambda: _prolong(config, target))
+        finished = False
         finished = _train(config, trainer, current, checkpoints, reporter)
       if finished and not current.stopped:
         sharpness = trainer.measure_sharpness(current.state)
       if finished:
+        processes.on_first(lambda: _write_metrics(target, current, sharpness))
         page = _as_comparison(
           config,
           problem,
@@ -111,15 +113,22 @@ def run(
           # The time of a resumed run is that of more than one process.
           seconds=math.nan if config.resume else time.perf_counter() - start,
         )
-        processes.on_first(
-          lambda: _write_results(target, current, sharpness, page)
-        )
+        text = run_page.render_page(page).encode()
+        processes.on_first(lambda: output_dir.write(target / PAGE, text))
     except KeyboardInterrupt:
       if jax.process_count() > 1:
         raise  # the other processes do not know
       finished = False
+    except (ValueError, OSError) as error:
+      if finished is None or not saved_steps(target):
+        raise  # nothing was trained, or nothing is left
+      refused = isinstance(error, processes.RefusedError)
+      msg = (
+        f'{errors.describe(error)}; {target} has {_saved(target)}; continue '
+        f'with: {again} --resume'
+      )
+      raise (processes.RefusedError if refused else ValueError)(msg) from None
     if not finished:
-      again = shlex.join(['optax-sam', 'train', '--output', str(target)])
       reporter.line(
         f'Interrupted after step {current.step} of {config.steps}; {target} '
         f'has {_saved(target)}; continue with: {again} --resume'
@@ -144,13 +153,6 @@ def _check_alike(config: configs.TrainConfig) -> None:
   processes.check_alike('flags', values)
 
 
-def _check_output(config: configs.TrainConfig) -> None:
-  if config.resume:
-    _check_resumable(config)
-  elif config.output is not None:
-    output_dir.check(config.output, overwrite=config.overwrite, known=FILES)
-
-
 def _with_steps(
   config: configs.TrainConfig, problem: task.Task, settings: dict[str, Any]
 ) -> configs.TrainConfig:
@@ -161,13 +163,6 @@ def _with_steps(
     return config
   steps = config.epochs * trainer.epoch_steps
   return dataclasses.replace(config, steps=steps, epochs=None)
-
-
-def _warn(reporter: progress.Reporter) -> Callable[[str], None]:
-  """Returns a function that prints a warning on this process."""
-  if processes.is_first():
-    return reporter.line
-  return lambda text: print(text, file=sys.stderr)
 
 
 def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
@@ -207,42 +202,32 @@ def _opened(
       _check_resumable(config)
     else:
       output_dir.clear(target, FILES)
-      _write_config(config, target)
+      files.write_run(target, config)
     try:
       yield
     except BaseException:
-      nothing = not (_steps(target) or (target / METRICS).exists())
+      nothing = not (saved_steps(target) or (target / METRICS).exists())
       if nothing and not config.resume:
         output_dir.clear(target, FILES)
       raise
 
 
-def _write_config(config: configs.TrainConfig, target: pathlib.Path) -> None:
-  data = config.data_dir and str(config.data_dir.absolute())
-  output_dir.write_config(
-    target, 'train', configs.settings(config), data_dir=data
-  )
-
-
 def _check_resumable(config: configs.TrainConfig) -> None:
   """Raises a ValueError that lists every setting that differs."""
-  if config.output is None:
-    msg = '--resume needs --output, the directory of the run to resume'
-    raise ValueError(msg)
-  run = files.of_run(config.output, '--output ')
-  former, now = configs.settings(run), configs.settings(config)
-  for name in FILES & {path.name for path in config.output.iterdir()}:
-    path = config.output / name
-    if path.is_dir() != (name == CHECKPOINTS):
-      msg = f'--output {config.output}: {name} is not of optax-sam; remove it'
+  former, now = files.of_run(config.output, '--output '), config
+  target = now.output
+  assert target is not None  # checked by `of_run`
+  for name in FILES & {path.name for path in target.iterdir()}:
+    if (target / name).is_dir() != (name == CHECKPOINTS):
+      msg = f'--output {target}: {name} is not of optax-sam; remove it'
       raise ValueError(msg)
   different = [
-    f'{name} was {former[name]!r} and is now {now[name]!r}'
-    for name in sorted(former)
-    if former[name] != now[name] and name not in _FREE
+    f'{name} was {getattr(former, name)!r} and is now {getattr(now, name)!r}'
+    for name in sorted(configs.settings(now).keys() - {'steps'})
+    if getattr(former, name) != getattr(now, name)
   ]
-  if config.epochs is None and config.steps < run.steps:
-    different.append(f'steps was {run.steps} and can only grow')
+  if now.epochs is None and now.steps < former.steps:
+    different.append(f'steps was {former.steps} and can only grow')
   if different:
     msg = f'--resume under another configuration: {"; ".join(different)}'
     raise ValueError(msg)
@@ -250,10 +235,8 @@ def _check_resumable(config: configs.TrainConfig) -> None:
 
 def _prolong(config: configs.TrainConfig, target: pathlib.Path) -> None:
   """Removes the results of a run that was finished with fewer steps."""
-  former = files.of_run(target)
-  if configs.settings(former) != configs.settings(config):
-    _write_config(config, target)
-  if former.steps != config.steps:
+  if files.of_run(target).steps != config.steps:
+    files.write_run(target, config)
     for name in (METRICS, PAGE):
       (target / name).unlink(missing_ok=True)
 
@@ -345,9 +328,11 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
     yield event  # only the main thread may install a handler
     return
   # With several processes JAX handles SIGTERM and notifies the others.
-  heard = [signal.SIGINT]
+  heard = {signal.SIGINT}
   if jax.process_count() == 1:
-    heard.append(signal.SIGTERM)
+    heard |= {signal.SIGTERM, signal.SIGHUP}
+  if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
+    heard -= {signal.SIGHUP}
   former = {number: signal.signal(number, handle) for number in heard}
   try:
     yield event
@@ -356,16 +341,10 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
       signal.signal(number, handler)
 
 
-def _write_results(
-  target: pathlib.Path,
-  current: Progress,
-  sharpness: Row,
-  page: results.Comparison,
+def _write_metrics(
+  target: pathlib.Path, current: Progress, sharpness: Row
 ) -> None:
-  """Writes metrics, one JSON object per line, and the page.
-
-  A run that diverged has no sharpness, and its last row is the reason.
-  """
+  """Writes one JSON object per line; the last row is why a run diverged."""
   last = {'kind': 'sharpness', **sharpness}
   if current.stopped:
     step, reason = current.step, current.stopped
@@ -379,7 +358,6 @@ def _write_results(
   # msgspec writes NaN and infinity, which JSON lacks, as null.
   lines = b''.join(msgspec.json.encode(row) + b'\n' for row in rows)
   output_dir.write(target / METRICS, lines)
-  output_dir.write(target / PAGE, run_page.render_page(page).encode())
 
 
 def _as_comparison(
@@ -427,7 +405,7 @@ def _evaluation(current: Progress, measured: results.Metric) -> str:
   return line
 
 
-def _steps(target: pathlib.Path) -> list[int]:
+def saved_steps(target: pathlib.Path) -> list[int]:
   """Returns the steps of the checkpoints that are complete."""
   paths = (target / CHECKPOINTS).glob('[0-9]*')
   return sorted(int(path.name) for path in paths if path.name.isdecimal())
@@ -435,7 +413,7 @@ def _steps(target: pathlib.Path) -> list[int]:
 
 def _saved(target: pathlib.Path) -> str:
   """Returns what is saved of a run, for a message."""
-  steps = ', '.join(map(str, _steps(target)))
+  steps = ', '.join(map(str, saved_steps(target)))
   return f'checkpoints of steps {steps}' if steps else 'no checkpoint'
 
 

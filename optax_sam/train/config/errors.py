@@ -38,5 +38,12 @@ def print_error(message: str) -> None:
   line = printable(' '.join(message.split()))
   if len(line) > _LONGEST:
     line = f'{line[:_LONGEST]}...'
+  print_warning(f'optax-sam: error: {line}')
+
+
+def print_warning(line: str) -> None:
+  """Prints a line for which the standard output is not the place."""
   with contextlib.suppress(OSError):  # nobody reads it
-    print(f'optax-sam: error: {line}', file=sys.stderr, flush=True)
+    # One write, so that no other thread writes in between.
+    sys.stderr.write(f'{printable(line)}\n')
+    sys.stderr.flush()

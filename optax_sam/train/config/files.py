@@ -39,9 +39,6 @@ def complete(
   file = {} if config.config is None else _read(config.config)
   run: dict[str, Any] = {}
   if config.resume:
-    if config.output is None:
-      msg = '--resume needs --output, the directory of the run to resume'
-      raise ValueError(msg)
     run = dataclasses.asdict(of_run(config.output, '--output '))
   both = (*file.get('set', ()), *line.get('set', ()))
   values = _with(_with(run, file), line)
@@ -50,7 +47,7 @@ def complete(
   return configs.build(configs.TrainConfig, values)
 
 
-def of_run(path: pathlib.Path, flag: str = '') -> configs.TrainConfig:
+def of_run(path: pathlib.Path | None, flag: str = '') -> configs.TrainConfig:
   """Returns the configuration of a run, which `optax-sam train` has written.
 
   Args:
@@ -60,6 +57,9 @@ def of_run(path: pathlib.Path, flag: str = '') -> configs.TrainConfig:
   Raises:
     ValueError: if there is none, or it has an invalid setting.
   """
+  if path is None:
+    msg = '--resume needs --output, the directory of the run to resume'
+    raise ValueError(msg)
   if not path.is_dir():
     msg = f'{flag}{path}: there is no run'
     raise ValueError(msg)
@@ -73,6 +73,13 @@ def of_run(path: pathlib.Path, flag: str = '') -> configs.TrainConfig:
     found['settings'] | places,
     f'{path / output_dir.CONFIG}: ',
   )
+
+
+def write_run(path: pathlib.Path, config: configs.TrainConfig) -> None:
+  """Writes the configuration of a run, with the place of its data."""
+  data = config.data_dir and str(config.data_dir.absolute())
+  settings = configs.settings(config)
+  output_dir.write_config(path, 'train', settings, data_dir=data)
 
 
 def _with(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:

@@ -30,11 +30,9 @@ def find(
   Raises:
     ValueError: if none is meant, with the closest ones, or more than one.
   """
-  if name in allowed:
-    return name
-  exact = name.lower().replace('-', '_')
-  if exact in allowed:
-    return exact
+  for exact in (name, name.lower().replace('-', '_')):
+    if exact in allowed:
+      return exact
   squashed: dict[str, set[str]] = {}
   for one in allowed:
     for alias in (one, *(aliases or {}).get(one, ())):
@@ -45,7 +43,13 @@ def find(
   if found:
     msg = f'{what} {name!r} may mean {" or ".join(found)}; write one of these'
     raise ValueError(msg)
-  msg = f'{what} {name!r} is unknown; {_advice(name, allowed, hint)}'
+  meant = ' or '.join(closest(name, allowed))
+  is_listed = len(allowed) <= _SHORT or not (meant or hint)
+  listed = f'choose one of {", ".join(allowed)}' if is_listed else ''
+  advice = ', '.join(filter(None, (listed, hint)))
+  if meant:
+    advice = f'did you mean {meant}? {advice}'.strip()
+  msg = f'{what} {name!r} is unknown; {advice}'
   raise ValueError(msg)
 
 
@@ -54,15 +58,6 @@ def closest(name: str, allowed: Collection[str]) -> list[str]:
   by_squashed = {_squash(one): one for one in allowed}
   close = difflib.get_close_matches(_squash(name), by_squashed, 3)
   return [by_squashed[one] for one in close]
-
-
-def _advice(name: str, allowed: Collection[str], hint: str) -> str:
-  """Returns the closest names, or the list of names if it is short."""
-  meant = ' or '.join(closest(name, allowed))
-  is_listed = len(allowed) <= _SHORT or not (meant or hint)
-  listed = f'choose one of {", ".join(allowed)}' if is_listed else ''
-  advice = ', '.join(filter(None, (listed, hint)))
-  return f'did you mean {meant}? {advice}'.strip() if meant else advice
 
 
 def _squash(name: str) -> str:

@@ -92,7 +92,9 @@ def check(
   """
   if not os.path.lexists(target):
     return
-  _check_directory(target)
+  if target.is_symlink() or not target.is_dir():
+    msg = f'--output {target} is not a directory; choose another one'
+    raise ValueError(msg)
   left_over = {LOCK, _STAGE, *(unfinished(target / x).name for x in known)}
   entries = {x.name: x for x in target.iterdir() if x.name not in left_over}
   if not entries:
@@ -114,12 +116,6 @@ def check(
     raise ValueError(msg)
 
 
-def _check_directory(target: pathlib.Path) -> None:
-  if target.is_symlink() or not target.is_dir():
-    msg = f'--output {target} is not a directory; choose another one'
-    raise ValueError(msg)
-
-
 @contextlib.contextmanager
 def created(target: pathlib.Path) -> Iterator[bool]:
   """Creates a directory; yields whether it is new.
@@ -131,7 +127,6 @@ def created(target: pathlib.Path) -> Iterator[bool]:
   try:
     for path in reversed(new):
       path.mkdir(exist_ok=True)
-    _check_directory(target)
     yield target in new
   finally:
     with contextlib.suppress(OSError):  # not empty
