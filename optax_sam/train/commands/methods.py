@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from optax_sam import catalog
-from optax_sam.train.commands import plain_text
+from optax_sam.train.commands import plain_text, progress
 from optax_sam.train.config import configs
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
@@ -42,7 +42,7 @@ def run(config: configs.MethodsConfig, console: Console) -> None:
     text = '\n\n\n'.join(map(describe, names))
   else:
     text = _list()
-  console.print(text, markup=False, highlight=False, soft_wrap=True)
+  progress.say(console, text)
 
 
 def facts(name: str) -> dict[str, Any]:
@@ -78,15 +78,9 @@ def describe(name: str) -> str:
   lines = [f'{known["title"]} ({name})', '', known['rule'], '', 'Settings']
   for key, setting in known['settings'].items():
     lines.append(f'  --set {name}.{key}={setting["default"]}')
-    lines += textwrap.wrap(
-      setting['meaning'],
-      _WIDTH,
-      initial_indent='      ',
-      subsequent_indent='      ',
-    )
-  if not known['settings']:
-    lines.append('  none')
-  lines.append('')
+    indent = {'initial_indent': 6 * ' ', 'subsequent_indent': 6 * ' '}
+    lines += textwrap.wrap(setting['meaning'], _WIDTH, **indent)
+  lines += ['' if known['settings'] else '  none\n']
   for title, text in (
     ('Gradients a step', known['gradients']),
     ('State', known['state']),

@@ -137,6 +137,8 @@ def compare(
       examples = validation
     dataset = arrays.dataset(train, test, examples, loss=objective.names[0])
     own_base = not isinstance(base, str)
+    if tune is None or isinstance(tune, bool):
+      tune = () if tune else None
     given = _methods(methods, 'sgd' if own_base else base)
     config = _config(
       flags
@@ -156,7 +158,7 @@ def compare(
         'steps': steps,
         'batch_size': batch_size,
         'seeds': seeds,
-        'tune': _tuned(tune),
+        'tune': (tune,) if isinstance(tune, str) else tune,
         'trials': trials,
         'budget': budget,
         'output': None if output is None else pathlib.Path(output),
@@ -269,12 +271,6 @@ def _registered(
       reports = False
     found[name] = registry.own(name, value, reports=reports)
   return found
-
-
-def _tuned(tune: Any) -> tuple[str, ...] | None:
-  if tune is None or isinstance(tune, bool):
-    return () if tune else None
-  return (tune,) if isinstance(tune, str) else tuple(tune)
 
 
 def _name_of(base: Any) -> str:

@@ -90,19 +90,13 @@ def _moved(point: Point, distances: Iterable[float]) -> Iterator[Point]:
   """Yields points along the axes, in the order of the distances."""
   for distance in distances:
     for axis, value in enumerate(point):
-      yield _with(point, axis, value + distance)
-      yield _with(point, axis, value - distance)
+      for moved in (value + distance, value - distance):
+        yield (*point[:axis], moved, *point[axis + 1 :])
 
 
 def _beyond(point: Point, tried: list[Point]) -> Iterator[Point]:
   """Yields the next points beyond the edges at which a point is."""
-  for axis, value in enumerate(point):
-    values = [other[axis] for other in tried]
-    if value == max(values):
-      yield _with(point, axis, value + 1)
-    if value == min(values):
-      yield _with(point, axis, value - 1)
-
-
-def _with(point: Point, axis: int, value: float) -> Point:
-  return (*point[:axis], float(value), *point[axis + 1 :])
+  for number, moved in enumerate(_moved(point, [1.0])):
+    axis, edge = number // 2, min if number % 2 else max
+    if point[axis] == edge(other[axis] for other in tried):
+      yield moved

@@ -23,22 +23,6 @@ _COMMANDS = {
   'convert': configs.ConvertConfig,
 }
 _CONFIGS = {config.__name__: config for config in _COMMANDS.values()}
-# The groups of the help text, in its order.
-_GROUPS = {
-  group.__name__.lower(): group
-  for group in (
-    flags.Data,
-    flags.Model,
-    flags.Method,
-    flags.Run,
-    flags.Comparison,
-    flags.Optimizer,
-    flags.Output,
-    flags.Measurement,
-    flags.Devices,
-    flags.ImageNet,
-  )
-}
 EXAMPLES = {
   '': (
     'optax-sam compare --methods sam,asam --label-noise 0.3 --seeds 5',
@@ -126,9 +110,9 @@ def _grouped(config: type) -> Any:
   tyro shows each field that is a dataclass as a group.
   """
   groups: list[Any] = [
-    (name, _with_help(group))
-    for name, group in _GROUPS.items()
-    if issubclass(config, group)
+    (group.__name__.lower(), _with_help(group))
+    for group in config.__mro__
+    if group.__module__ == flags.__name__
   ]
   if not groups:
     return _with_help(config, config.__doc__ or '')

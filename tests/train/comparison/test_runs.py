@@ -1,10 +1,7 @@
 import dataclasses
 import io
 import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -15,7 +12,6 @@ from optax_sam.train.commands import compare
 from optax_sam.train.comparison import store, timing
 from optax_sam.train.config import configs
 from optax_sam.train.loop.trainer import Trainer
-from tests import compiling
 from tests.train import problems
 
 pytestmark = pytest.mark.usefixtures('quick_eigenvalues')
@@ -257,32 +253,3 @@ def test_steps_are_timed_once(tmp_path, monkeypatch):
   comparison, _ = run(dataclasses.replace(timed, add_methods=('asam',)))
   assert calls == [['sgd', 'sam'], ['sgd', 'asam']]
   assert [one.method for one in comparison.timings] == ['sgd', 'sam', 'asam']
-
-
-@pytest.mark.slow
-def test_after_sigkill_the_same_command_goes_on(tmp_path, uninterrupted):
-  program = (
-    'from optax_sam import sharpness; from optax_sam.train import cli; '
-    'sharpness.top_eigenvalue = lambda *_, **__: 7.0; cli.main()'
-  )
-  arguments = ['compare', '--methods', 'sam', '--seeds', '2', '--steps', '6']
-  for name, value in problems.SMALL.items():
-    if name != 'steps':
-      arguments += [f'--{name.replace("_", "-")}', str(value)]
-  arguments += ['--timing-rounds', '0', '--output', str(tmp_path / 'out')]
-  command = [sys.executable, '-c', program, *arguments]
-  root = pathlib.Path(__file__).parents[3]
-  place = {'cwd': root, 'env': os.environ | compiling.environment()}
-  with subprocess.Popen(command, **place) as process:
-    while not list((tmp_path / 'out').glob('runs/*.json')):
-      assert process.poll() is None
-      time.sleep(0.005)
-    process.kill()
-  finished = {
-    path: path.stat().st_mtime_ns
-    for path in (tmp_path / 'out' / 'runs').glob('[!.]*.json')
-  }
-  assert 0 < len(finished) < 4
-  subprocess.run(command, check=True, **place)
-  assert all(path.stat().st_mtime_ns == at for path, at in finished.items())
-  assert_same(store.read(tmp_path / 'out'), uninterrupted)
