@@ -174,7 +174,8 @@ def _load(
     trainer = Trainer(
       config, problem, config.method, train.method_settings(config)
     )
-    with Checkpoints(path / train.CHECKPOINTS, {}) as checkpoints:
+    settings = configs.settings(config)
+    with Checkpoints(path / train.CHECKPOINTS, settings) as checkpoints:
       found = checkpoints.restore(
         trainer.start(config.seed).state, reporter.line, goes_on=False
       )

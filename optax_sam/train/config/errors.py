@@ -22,4 +22,6 @@ def describe(error: ValueError | OSError) -> str:
 def print_error(message: str) -> None:
   """Prints an error in one line."""
   one_line = ' '.join(message.split())
-  print(f'optax-sam: error: {one_line}', file=sys.stderr, flush=True)
+  # One write, so that no other thread writes in between.
+  sys.stderr.write(f'optax-sam: error: {one_line}\n')
+  sys.stderr.flush()

@@ -185,7 +185,6 @@ class Trainer:
       after_step: called after every step.
     """
     config = self.config
-    evaluate_at = evenly_spaced(config.steps, config.evaluations)
     former: Any = None
     watch = cost.Stopwatch()
     while progress.step < config.steps and not progress.stopped:
@@ -217,7 +216,8 @@ class Trainer:
       ):
         with watch.paused(metrics):
           self._validate(progress, self.averaging, seed)
-      if progress.step in evaluate_at or progress.stopped:
+      due = is_evaluated(progress.step, config.steps, config.evaluations)
+      if due or progress.stopped:
         with watch.paused(metrics):
           row = self._evaluation_row(progress)
           progress.evaluations.append(row | self._spent(progress, watch))
@@ -416,11 +416,14 @@ _WARM_UP_STEPS = 3
 _EIGENVALUE_TOLERANCE = 1e-2
 
 
-def evenly_spaced(steps: int, count: int) -> frozenset[int]:
-  """Returns up to `count` steps, the last one included."""
+def is_evaluated(step: int, steps: int, count: int) -> bool:
+  """Whether a step is one of up to `count` evenly spaced ones."""
   count = min(count, steps)
-  return frozenset(
-    max(1, round(steps * position / count)) for position in range(1, count + 1)
+  nearest = round(step * count / steps)
+  return any(
+    step == max(1, round(steps * position / count))
+    for position in (nearest - 1, nearest, nearest + 1)
+    if 1 <= position <= count
   )
 
 
