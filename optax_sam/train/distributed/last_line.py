@@ -12,9 +12,9 @@ import subprocess
 import sys
 from typing import Any
 
-# Log lines of C++ and their continuations; blank lines.
+# Log lines of C++ and their continuations, blank lines, and what is announced.
 _NATIVE = re.compile(
-  rb'[IWEF]\d{4} \d\d:|\[Gloo\]|Additional GRPC|:UNKNOWN|RPC: |The tasks? |\d*$|\0'
+  rb'[IWEF]\d{4} \d\d:|Additional GRPC|:UNKNOWN|RPC: |The tasks? |\d*$|\0'
 )
 _FATAL = re.compile(rb'F\d{4} ')
 _SET = b'\0'
@@ -30,13 +30,14 @@ def begin() -> None:
   global _helper, _stderr
   sys.stderr.flush()
   _stderr = os.dup(2)
-  _helper = subprocess.Popen(
+  helper: Any = subprocess.Popen(
     [sys.executable, '-I', '-S', __file__],
     stdin=subprocess.PIPE,
     stdout=_stderr,
     start_new_session=True,  # Ctrl-C must not end it
   )
-  os.dup2(_helper.stdin.fileno(), 2)
+  os.dup2(helper.stdin.fileno(), 2)
+  _helper = helper
 
 
 def announce(message: str) -> None:

@@ -66,7 +66,7 @@ def joined(config: configs.TrainConfig) -> Iterator[None]:
   if config.coordinator is not None:
     how = f'--coordinator {config.coordinator}'
     if config.process_id == 0:
-      _check_port(config.coordinator)
+      _check_port(_bind_address(config) or config.coordinator)
   last_line.begin()
   try:
     _initialize(config, how)
@@ -209,6 +209,11 @@ def _lost() -> str:
   )
 
 
+def _bind_address(config: configs.TrainConfig) -> str | None:
+  """Returns where process 0 listens: not on all addresses, as JAX would."""
+  return os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', config.coordinator)
+
+
 def _check_port(address: str) -> None:
   """Raises a ValueError if the first process cannot listen there."""
   host, _, port = address.rpartition(':')
@@ -217,9 +222,10 @@ def _check_port(address: str) -> None:
   try:
     socket.create_server((host, int(port)), family=family).close()
   except OSError as error:
+    why = os.strerror(error.errno or 0)
     msg = (
-      f'--coordinator {address}: process 0 cannot listen there: '
-      f'{os.strerror(error.errno or 0)}; give a free port of an address of its machine'
+      f'--coordinator {address}: process 0 cannot listen there: {why}; give a '
+      f'free port of an address of its machine'
     )
     raise ValueError(msg) from None
 
@@ -237,8 +243,7 @@ def _initialize(config: configs.TrainConfig, how: str) -> None:
       config.process_id,
       initialization_timeout=_MEETING_SECONDS,
       heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
-      # None stands for all addresses, or JAX_COORDINATOR_BIND_ADDRESS.
-      coordinator_bind_address=config.coordinator,
+      coordinator_bind_address=_bind_address(config),
     )
   except (ValueError, RuntimeError) as error:
     msg = f'{how}: the processes cannot find each other: {error}'

@@ -25,6 +25,8 @@ from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.loop.trainer import Progress
 
 _KEPT = 3
+# Settings that a run may change when it goes on.
+_FREE = ('steps', 'checkpoint_every')
 # Fields of `Progress` that are not in the record beside the arrays.
 _NOT_RECORDED = ('state', 'stopped')
 
@@ -62,7 +64,9 @@ class Checkpoints:
       if error is None:
         with self._writing():
           self._manager.close()  # waits for the other processes
-      elif jax.process_count() == 1 or issubclass(error, processes.RefusedError):
+      elif jax.process_count() == 1 or issubclass(
+        error, processes.RefusedError
+      ):
         with contextlib.suppress(Exception):
           self._manager.close()
 
@@ -114,7 +118,8 @@ class Checkpoints:
 
     Raises:
       ValueError: if there are checkpoints and none can be read, or if one was
-        saved under other settings. The number of steps may differ.
+        saved under other settings. The number of steps may differ, and how
+        often a checkpoint is due.
     """
     self._manager.wait_until_finished()
     steps = processes.broadcast(sorted(self._manager.all_steps(), reverse=True))
@@ -152,7 +157,7 @@ class Checkpoints:
           )
         record = dict(found.record)
         return TrainingState(**found.state), record, record.pop('checksum')
-      except Exception as error:
+      except Exception as error:  # noqa: BLE001 (damage raises any of them)
         raise ValueError(_reason(error)) from None
 
     state, record, checksum = processes.together(read)
@@ -166,7 +171,7 @@ class Checkpoints:
     different = [
       f'{name} was {former!r} and is now {self._settings[name]!r}'
       for name, former in sorted(settings.items())
-      if name in self._settings and name != 'steps'
+      if name in self._settings and name not in _FREE
       if former != self._settings[name]
     ]
     if different:
@@ -180,14 +185,9 @@ class Checkpoints:
   def _writing(self) -> Iterator[None]:
     try:
       yield
-    except Exception as error:
-      saved = max(self._manager.all_steps(), default=None)
-      last = 'there is none' if saved is None else f'the last is of step {saved}'
+    except Exception as error:  # noqa: BLE001 (Orbax raises many)
       reason = str(error).rpartition(': ')[2].partition(' [')[0]
-      msg = (
-        f'{self._directory}: a checkpoint cannot be written, {last}: '
-        f'{reason}; continue with --resume once it can be written'
-      )
+      msg = f'{self._directory}: a checkpoint cannot be written: {reason}'
       raise ValueError(msg) from None
 
 
@@ -223,7 +223,9 @@ def _stored(state: TrainingState) -> dict[str, Any]:
 def _checksum(state: TrainingState, record: dict[str, Any]) -> str:
   """Returns a checksum over arrays and record; Orbax has none over both."""
   content = [record, int(_fingerprint(state))]
-  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+  return hashlib.sha256(
+    json.dumps(content, sort_keys=True).encode()
+  ).hexdigest()
 
 
 @jax.jit

@@ -138,7 +138,9 @@ def run_tests(directory, file):
   shared = directory / 'shared'
   shared.mkdir(parents=True)
   where = f'127.0.0.1:{free_port()}'
-  with Started(directory, commands, COORDINATOR=where, SHARED=str(shared)) as pair:
+  with Started(
+    directory, commands, COORDINATOR=where, SHARED=str(shared)
+  ) as pair:
     pair.finish()
     return [pair.output(0), pair.output(1)]
 
@@ -293,7 +295,9 @@ def test_kills_at_random_moments_change_nothing(count, kills, tmp_path):
   )
 
   def start(name):
-    config = dataclasses.replace(given, resume=given.output.exists())
+    config = dataclasses.replace(
+      given, resume=(given.output / 'config.json').exists()
+    )
     if count == 2:
       return started(tmp_path / name, config)
     command = ['-m', 'optax_sam.train.cli', 'train', *_flags(config)]
@@ -302,7 +306,7 @@ def test_kills_at_random_moments_change_nothing(count, kills, tmp_path):
   for number in range(kills):
     with start(str(number)) as running:
       if number % 3:  # while it starts or resumes, or while it trains
-        running.wait_until(lambda: 'Training' in running.output(0))  # noqa: B023
+        running.wait_until(lambda: 'Training' in running.output(0))
       time.sleep(chance.uniform(0, 0.3) if number % 3 else chance.uniform(0, 9))
       running.processes[chance.randrange(count)].kill()
       assert 0 not in running.statuses()
@@ -313,6 +317,4 @@ def test_kills_at_random_moments_change_nothing(count, kills, tmp_path):
   given.output.rename(tmp_path / 'killed')
   with start('whole') as running:
     running.finish()
-  assert_same_end(
-    dataclasses.replace(given, output=tmp_path / 'killed'), given
-  )
+  assert_same_end(dataclasses.replace(given, output=tmp_path / 'killed'), given)

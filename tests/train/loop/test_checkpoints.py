@@ -123,7 +123,9 @@ def test_a_checkpoint_of_another_step_is_damaged(saved, start, tmp_path):
 def test_other_settings_are_refused_but_more_steps_are_not(saved, start):
   with pytest.raises(ValueError, match=r'step 2 .* rho was 0\.1 and is now 3;'):
     restored(saved, start, SETTINGS | {'rho': 3})
-  found, said = restored(saved, start, SETTINGS | {'steps': 99, 'set': ('a', 'b')})
+  found, said = restored(
+    saved, start, SETTINGS | {'steps': 99, 'set': ('a', 'b')}
+  )
   assert (found.step, said) == (2, [])
 
 
@@ -131,18 +133,16 @@ def test_a_checkpoint_that_cannot_be_written_is_one_error(
   start, tmp_path, capfd
 ):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  with (
-    pytest.raises(ValueError, match='cannot be written, the last is of step 1'),
-    Checkpoints(tmp_path, SETTINGS) as store,
-  ):
-    store.save(at(start, 1))
-    store._manager.wait_until_finished()
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # a full disk
-    try:
-      store.save(at(start, 2))
-      store.save(at(start, 3))
-    finally:
-      resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  store = Checkpoints(tmp_path, SETTINGS)
+  store.save(at(start, 1))
+  store._manager.wait_until_finished()
+  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # a full disk
+  try:
+    store.save(at(start, 2))
+    with pytest.raises(ValueError, match='a checkpoint cannot be written: '):
+      store.__exit__(None)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert capfd.readouterr().err == ''
 
 

@@ -161,8 +161,7 @@ def test_padding_rows_have_weight_zero(one):
   part = {name: values[:20] for name, values in batch.items()}
   masked = {**batch, 'is_example': counts}
   where = (state.params, state.statistics)
-  loss, accuracy, values = one.task.evaluate(*where, part)
-  assert jnp.mean(values) == accuracy
+  loss, accuracy = map(jnp.mean, one.task.evaluate(*where, part))
   total, right, examples = one.task.evaluation_sums(*where, masked)
   assert examples == 20
   assert right == round(20 * float(accuracy))
