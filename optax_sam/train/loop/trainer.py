@@ -5,7 +5,6 @@ schedules, such as that of the learning rate, are from then on those of a run
 with the new number of steps, at the step that was reached.
 """
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -29,44 +28,16 @@ from optax_sam.train.loop import (
   train_step,
   trajectory_loss,
 )
+from optax_sam.train.loop.progress import Progress, Row, is_evaluated
 from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.optimizers import accuracy_schedule, build
 from optax_sam.train.optimizers.base_optimizer import schedule
 from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
 
-Row = dict[str, float]
-
 # Enough for a skipping method to run both of its branches.
 _WARM_UP_STEPS = 3
 _EIGENVALUE_TOLERANCE = 1e-2
-
-
-@dataclasses.dataclass
-class Progress:
-  """The progress of a run.
-
-  Attributes:
-    state: parameters, optimizer state, keys.
-    step: steps taken, which is also the position in the data.
-    log: rows of training metrics so far.
-    evaluations: rows of test metrics so far.
-    best_train_accuracy: highest training accuracy at the end of an epoch so
-      far; 0 if no setting depends on it.
-    validations: rows of metrics on held-out examples so far.
-    inputs: position in the data, from `inputs.state`.
-    stopped: reason why the run was stopped, because it diverged; empty if it
-      was not.
-  """
-
-  state: TrainingState
-  step: int = 0
-  log: list[Row] = dataclasses.field(default_factory=list)
-  evaluations: list[Row] = dataclasses.field(default_factory=list)
-  best_train_accuracy: float = 0.0
-  validations: list[Row] = dataclasses.field(default_factory=list)
-  inputs: inputs_lib.State = dataclasses.field(default_factory=dict)
-  stopped: str = ''
 
 
 class Trainer:
@@ -454,17 +425,6 @@ def _without_held_out(
     )
     raise ValueError(msg)
   return parts
-
-
-def is_evaluated(step: int, steps: int, count: int) -> bool:
-  """Whether a step is one of up to `count` evenly spaced ones."""
-  count = min(count, steps)
-  nearest = round(step * count / steps)
-  return any(
-    step == max(1, round(steps * position / count))
-    for position in (nearest - 1, nearest, nearest + 1)
-    if 1 <= position <= count
-  )
 
 
 @functools.partial(jax.jit, static_argnums=0)

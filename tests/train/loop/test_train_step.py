@@ -200,6 +200,6 @@ def test_weights_and_statistics_are_averaged(execution):
     expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, expected, now)
   assert_close(state.average, expected, rtol=1e-5, atol=1e-7)
   row = one._evaluation_row(Progress(state, 3))
-  loss = one.task.evaluate(*expected, one.task.inputs.dataset.test)[0]
+  loss = one.task.evaluation_loss(*expected, one.task.inputs.dataset.test)
   assert row['ema_test_loss'] == pytest.approx(float(loss), rel=1e-4)
   assert row['ema_test_loss'] != row['test_loss']
