@@ -126,9 +126,8 @@ def together(action: Callable[[], Result]) -> Result:
     action: a function that does not wait for other processes.
 
   Raises:
-    RefusedError: if the action raises a ValueError or an OSError anywhere.
-    ValueError: that of the action, if there is only one process.
-    OSError: that of the action, if there is only one process.
+    RefusedError: if the action raises a ValueError or an OSError anywhere; a
+      single process raises its own error.
   """
   result: Any = None
   message = ''
@@ -150,12 +149,7 @@ def on_first(action: Callable[[], Any]) -> None:
 
 
 def check_alike(what: str, values: dict[str, Any]) -> None:
-  """Raises a RefusedError that names a value that differs between processes.
-
-  Args:
-    what: plural noun for the values, for the message.
-    values: the values of this process, ready for JSON.
-  """
+  """Raises a RefusedError if values, ready for JSON, differ by process."""
   given = [json.loads(text) for text in gather(json.dumps(values))]
   for index, other in enumerate(given):
     for name, value in other.items():
@@ -168,10 +162,7 @@ def check_alike(what: str, values: dict[str, Any]) -> None:
 
 
 def interrupt() -> None:
-  """Makes all processes stop after the same step as this one.
-
-  The step is found as for a preemption of this machine.
-  """
+  """Makes all processes stop after the same step, as for a preemption."""
   if jax.process_count() > 1:
     signal.raise_signal(signal.SIGTERM)
 
@@ -179,12 +170,11 @@ def interrupt() -> None:
 def should_stop(step: int, interrupted: bool) -> bool:
   """Whether all processes stop after this step.
 
-  After `interrupt`, or a SIGTERM, of any process they stop one or two steps
-  later.
+  Every process must call this after every step. After `interrupt`, or a SIGTERM
+  of any process, they stop one or two steps later.
 
   Args:
-    step: the step that was taken; every process must call this after every
-      step.
+    step: the step that was taken.
     interrupted: whether this process was interrupted.
   """
   if jax.process_count() == 1:

@@ -306,8 +306,8 @@ def _instance(module: Any, argument: str, what: str) -> ValueError:
   name = type(module).__name__
   return ValueError(
     f'model must be a function from {what} to the module, because every seed '
-    f'has its own, not an instance of {name}: write lambda {argument}: '
-    f'{name}(..., {argument}={argument})'
+    f'has its own, not an instance of {name}: write lambda {argument}: {name}'
+    f'(..., {argument}={argument})'
   )
 
 
