@@ -22,6 +22,4 @@ def describe(error: ValueError | OSError) -> str:
 def print_error(message: str) -> None:
   """Prints an error in one line."""
   one_line = ' '.join(message.split())
-  # One write, so that no other thread writes in between.
-  sys.stderr.write(f'optax-sam: error: {one_line}\n')
-  sys.stderr.flush()
+  print(f'optax-sam: error: {one_line}', file=sys.stderr, flush=True)
