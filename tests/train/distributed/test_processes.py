@@ -263,7 +263,7 @@ COUNT = 'all processes must be given the same --num-processes: it is 2 in proc'
 def test_processes_that_do_not_fit_end_within_a_minute(tmp_path):
   cases = {
     'port in use': ([(2, 0), (2, 1)], [TAKEN, ABSENT]),
-    'first number twice': ([(2, 0), (2, 0)], [f'{TAKEN}|{ABSENT}'] * 2),
+    'first number twice': ([(2, 0), (2, 0)], [f'({TAKEN}|{ABSENT})'] * 2),
     'number twice': ([(3, 0), (3, 1), (3, 1)], [ABSENT] * 3),
     'another count': ([(2, 0), (3, 1)], [COUNT] * 2),
     'too few': ([(2, 0)], [ABSENT]),
