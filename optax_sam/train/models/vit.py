@@ -89,7 +89,10 @@ class ViT(nn.Module):
     del train  # there is no dropout
     sides, width, heads = inputs.shape[1:3], self.width, self.heads
     if any(side % self.patch for side in sides):
-      msg = f'patch must divide the images, {sides}, not be {self.patch}'
+      msg = (
+        f'patch must divide the sides of the images, {sides}, not be '
+        f'{self.patch}'
+      )
       raise ValueError(msg)
     if width % 4 or width % heads:
       msg = f'width must be a multiple of 4 and of heads={heads}, not {width}'
