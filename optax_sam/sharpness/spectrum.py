@@ -93,25 +93,31 @@ def hessian_trace(
   References:
     Yao, Gholami, Keutzer, Mahoney, `PyHessian: Neural Networks Through the
     Lens of the Hessian <https://arxiv.org/abs/1912.07145>`_, 2020.
+    Krämer et al., `Gradients of Functions of Large Matrices
+    <https://arxiv.org/abs/2405.17277>`_, NeurIPS 2024, for matfree.
 
   >>> value = lambda x: x[0] ** 2 - 3 * x[1] ** 2
   >>> hessian_trace(value, jnp.ones(2))
   Estimate(value=-4.0, standard_error=0.0)
   """
   loss = MeanLoss(value_fn, args, batches)
+  product = functools.partial(loss.hessian_product, params)
   if probes is None:
     flat, unravel = ravel_pytree(params)
     one_hot = functools.partial(jax.nn.one_hot, dtype=flat.dtype)
     axis = jax.jit(lambda i: unravel(one_hot(i, flat.size)))
     vectors = (axis(i) for i in range(flat.size))
+    products = [tree_math.dot(vector, product(vector)) for vector in vectors]
   else:
     validation.check_static_integer('probes', probes)
-    key = jax.random.key(seed)
-    vectors = (_signs(key, i, params) for i in range(probes))
-  products = [
-    tree_math.dot(vector, loss.hessian_product(params, vector))
-    for vector in vectors
-  ]
+    from matfree import stochtrace
+
+    # One draw at a time, because matfree holds all draws of a call in memory.
+    draw = stochtrace.sampler_signs(params, num=1)
+    term = stochtrace.monte_carlo_trace()
+    estimate = stochtrace.estimator_monte_carlo(term, draw)
+    keys = jax.random.split(jax.random.key(seed), probes)
+    products = [estimate(product, key) for key in keys]
   found = np.asarray(jnp.stack(products), np.float64)
   if not np.isfinite(found).all():
     return Estimate(math.nan, math.nan)

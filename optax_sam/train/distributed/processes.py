@@ -1,35 +1,35 @@
 """Several processes that train one model together.
 
 All processes must execute the same collectives in the same order: a process in
-a collective waits forever for one that has stopped. So an error on one process
-is raised on all (`together`), a value that only the first process knows is
-broadcast (`broadcast`), and when a process ends early the others end too
-(`optax_sam.train.distributed.heartbeat`).
+a collective waits for one that has stopped. So an error on one process is
+raised on all (`together`), and a value that only the first process knows is
+broadcast (`broadcast`). If a process ends early or does not respond, JAX ends
+the others: at once if a collective fails, otherwise by its heartbeats.
+
+Nothing that the processes exchange is encrypted or authenticated, so the
+network between them must be trusted.
 """
 
 import contextlib
 import json
 import os
 import signal
+import socket
 import sys
-import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed
 
 from optax_sam.train.config import configs, errors
-from optax_sam.train.distributed import heartbeat
+from optax_sam.train.distributed import last_line
 
-_MEETING_SECONDS = 300
-# Timeout after which JAX ends the other processes, if this module has not.
+# Whoever waits for another process ends within a minute.
+_MEETING_SECONDS = 40
 _HEARTBEAT_TIMEOUT_SECONDS = 30
-# Time to report which process has ended, before the failure of a collective is
-# reported.
-_PATIENCE_SECONDS = 5
 # Gathered texts are padded to a multiple, because each length is compiled.
 _PADDING = 1024
 
@@ -38,6 +38,10 @@ Result = TypeVar('Result')
 
 class RefusedError(ValueError):
   """An error that is raised on every process because one has failed."""
+
+
+class LostError(RuntimeError):
+  """A collective failed, because another process has ended."""
 
 
 @contextlib.contextmanager
@@ -58,16 +62,26 @@ def joined(config: configs.TrainConfig) -> Iterator[None]:
   if not config.distributed and config.coordinator is None:
     yield
     return
-  _initialize(config)
-  watch = _watch(config)
+  how = '--distributed'
+  if config.coordinator is not None:
+    how = f'--coordinator {config.coordinator}'
+    if config.process_id == 0:
+      _check_port(_bind_address(config) or config.coordinator)
+  last_line.begin()
+  try:
+    _initialize(config, how)
+  except BaseException:
+    last_line.end()
+    raise
+  last_line.announce(_lost())
   try:
     yield
   except RefusedError:
-    _leave(watch)
+    _leave()
     raise
   except BaseException as error:  # noqa: BLE001 (any error ends the process)
     _give_up(error)
-  _leave(watch)
+  _leave()
 
 
 def is_first() -> bool:
@@ -79,18 +93,25 @@ def gather(text: str) -> list[str]:
   """Returns the texts of all processes, in their order."""
   if jax.process_count() == 1:
     return [text]
-  from jax.experimental import multihost_utils
-
   data = np.frombuffer(text.encode(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.asarray(data.size, np.int32))
+  sizes = _all_gathered(np.asarray(data.size, np.int32))
   if not any(sizes):
     return [''] * len(sizes)
   padded = np.zeros(-(-max(sizes) // _PADDING) * _PADDING, np.uint8)
   padded[: data.size] = data
-  rows = multihost_utils.process_allgather(padded)
+  rows = _all_gathered(padded)
   return [
     row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)
   ]
+
+
+def _all_gathered(values: np.ndarray) -> Any:
+  from jax.experimental import multihost_utils
+
+  try:
+    return multihost_utils.process_allgather(values)
+  except (ValueError, RuntimeError) as error:
+    raise LostError(str(error)) from error
 
 
 def broadcast(value: Any) -> Any:
@@ -105,9 +126,8 @@ def together(action: Callable[[], Result]) -> Result:
     action: a function that does not wait for other processes.
 
   Raises:
-    RefusedError: if the action raises a ValueError or an OSError anywhere.
-    ValueError: that of the action, if there is only one process.
-    OSError: that of the action, if there is only one process.
+    RefusedError: if the action raises a ValueError or an OSError anywhere; a
+      single process raises its own error.
   """
   result: Any = None
   message = ''
@@ -129,12 +149,7 @@ def on_first(action: Callable[[], Any]) -> None:
 
 
 def check_alike(what: str, values: dict[str, Any]) -> None:
-  """Raises a RefusedError that names a value that differs between processes.
-
-  Args:
-    what: plural noun for the values, for the message.
-    values: the values of this process, ready for JSON.
-  """
+  """Raises a RefusedError if values, ready for JSON, differ by process."""
   given = [json.loads(text) for text in gather(json.dumps(values))]
   for index, other in enumerate(given):
     for name, value in other.items():
@@ -147,10 +162,7 @@ def check_alike(what: str, values: dict[str, Any]) -> None:
 
 
 def interrupt() -> None:
-  """Makes all processes stop after the same step as this one.
-
-  The step is found as for a preemption of this machine.
-  """
+  """Makes all processes stop after the same step, as for a preemption."""
   if jax.process_count() > 1:
     signal.raise_signal(signal.SIGTERM)
 
@@ -158,12 +170,11 @@ def interrupt() -> None:
 def should_stop(step: int, interrupted: bool) -> bool:
   """Whether all processes stop after this step.
 
-  After `interrupt`, or a SIGTERM, of any process they stop one or two steps
-  later.
+  Every process must call this after every step. After `interrupt`, or a SIGTERM
+  of any process, they stop one or two steps later.
 
   Args:
-    step: the step that was taken; every process must call this after every
-      step.
+    step: the step that was taken.
     interrupted: whether this process was interrupted.
   """
   if jax.process_count() == 1:
@@ -180,65 +191,80 @@ def stop_at_once() -> NoReturn:
   _give_up(KeyboardInterrupt())
 
 
-def _initialize(config: configs.TrainConfig) -> None:
-  if config.coordinator is None:
-    how = '--distributed'
-  else:
-    how = f'--coordinator {config.coordinator}'
+def _lost() -> str:
+  return (
+    f'process {jax.process_index()} of {jax.process_count()} has ended early: '
+    f'another process has ended or does not respond, or this one was killed; '
+    f'start all of them again, with --resume if the run had begun'
+  )
 
-  def end() -> None:
-    errors.print_error(
-      f'{how}: the other processes did not connect within {_MEETING_SECONDS} '
-      f'seconds; start all of them and let them reach the first one'
+
+def _bind_address(config: configs.TrainConfig) -> str | None:
+  """Returns where process 0 listens: not on all addresses, as JAX would."""
+  return os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', config.coordinator)
+
+
+def _check_port(address: str) -> None:
+  """Raises a ValueError if the first process cannot listen there."""
+  host, _, port = address.rpartition(':')
+  host = host.strip('[]')
+  family = socket.AF_INET6 if ':' in host else socket.AF_INET
+  try:
+    socket.create_server((host, int(port)), family=family).close()
+  except OSError as error:
+    why = os.strerror(error.errno or 0)
+    msg = (
+      f'--coordinator {address}: process 0 cannot listen there: {why}; give a '
+      f'free port of an address of its machine'
     )
-    os._exit(errors.FAILED)
+    raise ValueError(msg) from None
 
-  # Without this JAX would abort.
-  limit = threading.Timer(_MEETING_SECONDS, end)
-  limit.daemon = True
-  limit.start()
+
+def _initialize(config: configs.TrainConfig, how: str) -> None:
+  last_line.announce(
+    f'{how}: the processes did not connect within {_MEETING_SECONDS} seconds; '
+    f'start all of them at once, each with its own --process-id, and let them '
+    f'reach process 0'
+  )
   try:
     jax.distributed.initialize(
       config.coordinator,
       config.num_processes,
       config.process_id,
-      initialization_timeout=2 * _MEETING_SECONDS,
+      initialization_timeout=_MEETING_SECONDS,
       heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+      coordinator_bind_address=_bind_address(config),
     )
   except (ValueError, RuntimeError) as error:
     msg = f'{how}: the processes cannot find each other: {error}'
     if config.distributed:
       msg += '; give --coordinator, --num-processes and --process-id'
     raise ValueError(msg) from None
-  finally:
-    limit.cancel()
+  _check_counts()
 
 
-def _watch(config: configs.TrainConfig) -> heartbeat.Heartbeat:
-  index, count = jax.process_index(), jax.process_count()
-  server = heartbeat.Server(count) if index == 0 else None
-  address = broadcast(None if server is None else server.address)
-  if config.coordinator is not None:
-    address['host'] = config.coordinator.rpartition(':')[0].strip('[]')
-
-  def end(other: int) -> NoReturn:
-    errors.print_error(
-      f'process {other} of {count} has ended and process {index} cannot '
-      f'continue without it; see its output, then start all with --resume'
-    )
-    os._exit(errors.FAILED)
-
-  return (
-    heartbeat.Client(address, index, end)
-    if server is None
-    else server.watch(end)
-  )
+def _check_counts() -> None:
+  """Raises a ValueError on all processes if one was given another number."""
+  state: Any = distributed.global_state
+  key = 'optax_sam/num_processes/{}'.format
+  timeout = 1000 * _MEETING_SECONDS
+  state.client.key_value_set(key(state.process_id), str(state.num_processes))
+  count = state.client.blocking_key_value_get(key(0), timeout)
+  for index in range(int(count)):
+    other = state.client.blocking_key_value_get(key(index), timeout)
+    if other != count:
+      jax.distributed.shutdown()
+      msg = (
+        f'all processes must be given the same --num-processes: it is {count} '
+        f'in process 0, {other} in process {index}'
+      )
+      raise ValueError(msg)
 
 
-def _leave(watch: heartbeat.Heartbeat) -> None:
+def _leave() -> None:
   sys.stdout.flush()
-  watch.close()
   jax.distributed.shutdown()
+  last_line.end()
 
 
 def _give_up(error: BaseException) -> NoReturn:
@@ -247,14 +273,15 @@ def _give_up(error: BaseException) -> NoReturn:
   if isinstance(error, KeyboardInterrupt):
     errors.print_error('interrupted; other processes stop too')
     status = errors.INTERRUPTED
+  elif isinstance(error, LostError) or 'Gloo' in str(error):
+    errors.print_error(_lost())
   elif isinstance(error, ValueError | OSError):
     errors.print_error(errors.describe(error))
     status = errors.USAGE_ERROR
   elif isinstance(error, jax.errors.JaxRuntimeError):
-    time.sleep(_PATIENCE_SECONDS)
     errors.print_error(f'the devices failed: {error}')
   else:
     traceback.print_exception(error)
   sys.stdout.flush()
-  sys.stderr.flush()
+  last_line.end(mute=True)
   os._exit(status)

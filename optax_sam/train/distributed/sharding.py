@@ -35,18 +35,11 @@ class Placement:
         on JAX's default device.
     """
     self.mesh = mesh
-
-  @property
-  def replicated(self) -> NamedSharding | None:
-    """The sharding of replicated arrays."""
-    return None if self.mesh is None else NamedSharding(self.mesh, P())
-
-  @property
-  def rows(self) -> NamedSharding | None:
-    """The sharding of batches: their rows are split over all devices."""
-    if self.mesh is None:
-      return None
-    return NamedSharding(self.mesh, P(self.mesh.axis_names))
+    # Shardings of replicated arrays, and of batches split over all devices.
+    self.replicated = self.rows = None
+    if mesh is not None:
+      self.replicated = NamedSharding(mesh, P())
+      self.rows = NamedSharding(mesh, P(mesh.axis_names))
 
   def shardings(self, abstract_state: Any) -> Any:
     """Returns the shardings of the arrays of a state.
@@ -54,12 +47,9 @@ class Placement:
     With `n` the size of the axis `fsdp`, an array is split along its largest
     axis that `n` divides, the first one if several are equally long. It is
     replicated if there is none, or if it has fewer than 1024 entries. States
-    are never split over `data`.
-
-    Only the shape matters, so an array with the shape of a parameter (momentum,
-    average, stored direction) is split like the parameter. SAF's table, which
-    may be the largest array, is split by example over all devices if they
-    divide it.
+    are never split over `data`. Only the shape matters, so an array with the
+    shape of a parameter, such as momentum, is split like the parameter. SAF's
+    table is split by example over all devices if they divide it.
 
     Args:
       abstract_state: pytree of arrays or of `jax.ShapeDtypeStruct`.
@@ -67,12 +57,13 @@ class Placement:
     Returns:
       The same pytree of `NamedSharding`, or of None without a mesh.
     """
+    is_table = lambda node: isinstance(node, optax_sam.SafState)
 
     def of(node: Any) -> Any:
-      split = self._by_row if _is_table(node) else self._sharding
+      split = self._by_row if is_table(node) else self._sharding
       return jax.tree.map(lambda leaf: split(leaf.shape), node)
 
-    return jax.tree.map(of, abstract_state, is_leaf=_is_table)
+    return jax.tree.map(of, abstract_state, is_leaf=is_table)
 
   def state(self, tree: Any) -> Any:
     """Places a state, which is the same on every process, on the devices."""
@@ -126,7 +117,7 @@ class Placement:
     size = self.mesh.shape.get(_FSDP, 1)
     fitting = [axis for axis, length in enumerate(shape) if length % size == 0]
     if size == 1 or not fitting or math.prod(shape) < _LEAST_TO_SPLIT:
-      return NamedSharding(self.mesh, P())
+      return self.replicated
     longest = max(fitting, key=lambda axis: shape[axis])
     return NamedSharding(self.mesh, P(*[None] * longest, _FSDP))
 
@@ -143,16 +134,14 @@ def build(text: str | None, batch_size: int) -> Placement:
     ValueError: if the mesh doesn't fit the devices or the batch, in one line.
   """
   count = jax.device_count()
-  if text is None:
-    if jax.process_count() == 1 and batch_size % count:
-      count = 1
-    axes = {'data': count}
-  else:
-    axes = checks.axes(text)
-  if math.prod(axes.values()) != count:
+  if text is None and jax.process_count() == 1 and batch_size % count:
+    count = 1
+  axes = {'data': count} if text is None else checks.axes(text)
+  product = math.prod(axes.values())
+  if product != count:
     msg = (
-      f'--mesh {text} must use all devices: its sizes multiply to '
-      f'{math.prod(axes.values())}, and there are {count}; try data={count}'
+      f'--mesh {text} must use all devices: its sizes multiply to {product}, '
+      f'and there are {count}; try data={count}'
     )
     raise ValueError(msg)
   if batch_size % count:
@@ -168,10 +157,6 @@ def build(text: str | None, batch_size: int) -> Placement:
   devices = sorted(jax.devices(), key=lambda one: (one.process_index, one.id))
   shaped = np.asarray(devices).reshape(list(axes.values()))
   return Placement(Mesh(shaped, tuple(axes)))
-
-
-def _is_table(node: Any) -> bool:
-  return isinstance(node, optax_sam.SafState)
 
 
 def _put(leaf: Any, sharding: Any) -> jax.Array:

@@ -5,7 +5,11 @@ file system. Another number of processes or devices can read it.
 """
 
 import contextlib
+import dataclasses
 import gc
+import hashlib
+import json
+import logging
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +25,10 @@ from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.loop.trainer import Progress
 
 _KEPT = 3
+# Settings that a run may change when it goes on.
+_FREE = ('steps', 'checkpoint_every')
+# Fields of `Progress` that are not in the record beside the arrays.
+_NOT_RECORDED = ('state', 'stopped')
 
 
 class Checkpoints:
@@ -34,7 +42,9 @@ class Checkpoints:
       settings: settings of the run, stored with every checkpoint.
     """
     self._directory = directory.absolute()
-    self._settings = settings
+    self._settings = json.loads(json.dumps(settings))
+    self._muted = contextlib.ExitStack()
+    self._muted.enter_context(_mute())
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -50,35 +60,42 @@ class Checkpoints:
 
   def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
     """Waits until all checkpoints are on disk."""
-    alone = jax.process_count() == 1
-    if alone or error is None or issubclass(error, processes.RefusedError):
-      self._manager.close()  # waits for the other processes
+    with self._muted:
+      if error is None:
+        with self._writing():
+          self._manager.close()  # waits for the other processes
+      elif jax.process_count() == 1 or issubclass(
+        error, processes.RefusedError
+      ):
+        with contextlib.suppress(Exception):
+          self._manager.close()
 
   def save(self, progress: Progress) -> None:
     """Saves the present state of a run, unless this step is already saved.
 
     Every process must call it, after the same step.
+
+    Raises:
+      ValueError: if this checkpoint or the one before cannot be written.
     """
     if progress.step in self._manager.all_steps():
       return
     record = {
-      'step': progress.step,
-      # Copies, because the run appends rows while these are being written.
-      'log': list(progress.log),
-      'evaluations': list(progress.evaluations),
-      'validations': list(progress.validations),
-      'best_train_accuracy': progress.best_train_accuracy,
-      'inputs': progress.inputs,
-      'settings': self._settings,
-      'fingerprint': int(_fingerprint(progress.state)),
+      field.name: getattr(progress, field.name)
+      for field in dataclasses.fields(progress)
+      if field.name not in _NOT_RECORDED
     }
-    self._manager.save(
-      progress.step,
-      args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_stored(progress.state)),
-        record=ocp.args.JsonSave(record),
-      ),
-    )
+    # A copy, because the run appends rows while these are being written.
+    record = json.loads(json.dumps(record | {'settings': self._settings}))
+    record['checksum'] = _checksum(progress.state, record)
+    with self._writing():
+      self._manager.save(
+        progress.step,
+        args=ocp.args.Composite(
+          state=ocp.args.StandardSave(_stored(progress.state)),
+          record=ocp.args.JsonSave(record),
+        ),
+      )
 
   def restore(
     self,
@@ -100,18 +117,21 @@ class Checkpoints:
       goes_on: whether the run resumes from there; if not, nothing is removed.
 
     Raises:
-      ValueError: if there are checkpoints and none can be read.
+      ValueError: if there are checkpoints and none can be read, or if one was
+        saved under other settings. The number of steps may differ, and how
+        often a checkpoint is due.
     """
     self._manager.wait_until_finished()
     steps = processes.broadcast(sorted(self._manager.all_steps(), reverse=True))
     damaged: list[int] = []
     for step in steps:
       try:
-        progress = self._read(step, like)
+        progress, settings = self._read(step, like)
       except ValueError as error:
         say(f'The checkpoint of step {step} is damaged: {error}')
         damaged.append(step)
         continue
+      self._check(step, settings)
       for late in damaged if goes_on else ():
         self._manager.delete(late)
       return progress
@@ -120,33 +140,55 @@ class Checkpoints:
       raise processes.RefusedError(msg)
     return None
 
-  def _read(self, step: int, like: TrainingState) -> Progress:
+  def _read(
+    self, step: int, like: TrainingState
+  ) -> tuple[Progress, dict[str, Any]]:
     """Returns a checkpoint; if one process fails, all raise a ValueError."""
-    kept = ('step', 'log', 'evaluations', 'best_train_accuracy')
 
-    def read() -> tuple[Progress, int]:
-      with _without_echo(), _alone() as reader:
-        found = reader.restore(
-          self._directory / str(step),
-          args=ocp.args.Composite(
-            state=ocp.args.StandardRestore(_stored(like)),
-            record=ocp.args.JsonRestore(),
-          ),
-        )
-        record = found.record
-        progress = Progress(
-          TrainingState(**found.state),
-          **{name: record[name] for name in kept},
-          inputs=record.get('inputs', {}),
-          validations=record.get('validations', []),
-        )
-        return progress, record['fingerprint']
+    def read() -> tuple[TrainingState, dict[str, Any], str]:
+      try:
+        with _alone() as reader:
+          found = reader.restore(
+            self._directory / str(step),
+            args=ocp.args.Composite(
+              state=ocp.args.StandardRestore(_stored(like)),
+              record=ocp.args.JsonRestore(),
+            ),
+          )
+        record = dict(found.record)
+        return TrainingState(**found.state), record, record.pop('checksum')
+      except Exception as error:  # noqa: BLE001 (damage raises any of them)
+        raise ValueError(_reason(error)) from None
 
-    progress, fingerprint = processes.together(read)
-    if int(_fingerprint(progress.state)) != fingerprint:
-      msg = 'its arrays differ from those that were saved'
+    state, record, checksum = processes.together(read)
+    if _checksum(state, record) != checksum or record['step'] != step:
+      msg = 'it differs from what was saved'
       raise ValueError(msg)
-    return progress
+    settings = record.pop('settings')
+    return Progress(state, **record), settings
+
+  def _check(self, step: int, settings: dict[str, Any]) -> None:
+    different = [
+      f'{name} was {former!r} and is now {self._settings[name]!r}'
+      for name, former in sorted(settings.items())
+      if name in self._settings and name not in _FREE
+      if former != self._settings[name]
+    ]
+    if different:
+      msg = (
+        f'the checkpoint of step {step} in {self._directory} is of other '
+        f'settings: {"; ".join(different)}; remove it, or give its settings'
+      )
+      raise processes.RefusedError(msg)
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # noqa: BLE001 (Orbax raises many)
+      reason = str(error).rpartition(': ')[2].partition(' [')[0]
+      msg = f'{self._directory}: a checkpoint cannot be written: {reason}'
+      raise ValueError(msg) from None
 
 
 @contextlib.contextmanager
@@ -170,7 +212,7 @@ def _alone() -> Iterator[ocp.Checkpointer]:
 
 
 def _stored(state: TrainingState) -> dict[str, Any]:
-  """Returns the fields that are not empty, as in older checkpoints."""
+  """Returns the fields of a state that are not empty."""
   return {
     name: value
     for name, value in state._asdict().items()
@@ -178,59 +220,54 @@ def _stored(state: TrainingState) -> dict[str, Any]:
   }
 
 
+def _checksum(state: TrainingState, record: dict[str, Any]) -> str:
+  """Returns a checksum over arrays and record; Orbax has none over both."""
+  content = [record, int(_fingerprint(state))]
+  return hashlib.sha256(
+    json.dumps(content, sort_keys=True).encode()
+  ).hexdigest()
+
+
 @jax.jit
 def _fingerprint(state: TrainingState) -> jax.Array:
-  """Returns a checksum over all bits; Orbax has none over whole arrays."""
+  """Returns a checksum over all bits, without gathering any array."""
   total = jnp.zeros((), jnp.uint32)
   for leaf in jax.tree.leaves(state):
-    words = _words(leaf)
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    if leaf.dtype == jnp.bool_:
+      leaf = leaf.astype(jnp.uint8)
+    unsigned = np.dtype(f'uint{8 * min(leaf.dtype.itemsize, 4)}')
+    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    positions = jnp.zeros(words.shape, jnp.uint32)
+    for axis, length in enumerate(words.shape):
+      along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+      positions = positions * jnp.uint32(length) + along
     # Odd factors detect a change of one word or a swap of two.
-    factors = 2 * _positions(words.shape) + 1
-    total = total * jnp.uint32(31) + jnp.sum(words * factors)
+    products = words * (2 * positions + 1)
+    total = total * jnp.uint32(31) + jnp.sum(products, dtype=jnp.uint32)
   return total
 
 
-def _positions(shape: tuple[int, ...]) -> jax.Array:
-  """Numbers the entries of an array without flattening it.
-
-  To flatten an array that is split over devices would gather it.
-  """
-  numbers = jnp.zeros(shape, jnp.uint32)
-  for axis, length in enumerate(shape):
-    along = jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
-    numbers = numbers * jnp.uint32(length) + along
-  return numbers
-
-
-def _words(leaf: jax.Array) -> jax.Array:
-  if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-    leaf = jax.random.key_data(leaf)
-  if leaf.dtype == jnp.bool_:
-    return leaf.astype(jnp.uint32)
-  unsigned = np.dtype(f'uint{8 * min(leaf.dtype.itemsize, 4)}')
-  return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-
-
 @contextlib.contextmanager
-def _without_echo() -> Iterator[None]:
-  """Prevents one failure from being printed once for each array.
+def _mute() -> Iterator[None]:
+  """Prevents one failure from being printed many times before it is raised.
 
-  Orbax reads all arrays concurrently and stops at the first failure. Python
-  would print the failures of the others when they are garbage-collected.
+  Orbax reads and writes all arrays concurrently. It logs its errors with their
+  tracebacks, and Python prints those that nobody waits for.
   """
-  former = sys.unraisablehook
-  sys.unraisablehook = lambda _: None
+  log = logging.getLogger('absl')
+  former = sys.excepthook, sys.unraisablehook, log.level
+  sys.excepthook, sys.unraisablehook = lambda *_: None, lambda _: None
+  log.setLevel(logging.CRITICAL)
   try:
-    try:
-      yield
-    except Exception as error:  # noqa: BLE001 (as in restore)
-      # Without the traceback, which refers to the objects to collect here.
-      raise ValueError(_sentence(error)) from None
-    finally:
-      gc.collect()
+    yield
   finally:
-    sys.unraisablehook = former
+    gc.collect()
+    sys.excepthook, sys.unraisablehook = former[:2]
+    log.setLevel(former[2])
 
 
-def _sentence(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+  """Returns the first sentence of an error."""
   return str(error).partition('. ')[0].strip() or type(error).__name__

@@ -24,12 +24,7 @@ class StepCost:
   skipped: float
 
   def until(self, steps: int, second_gradients: float) -> float:
-    """Returns the cost of a number of steps.
-
-    Args:
-      steps: number of steps.
-      second_gradients: how many of them took a perturbed gradient.
-    """
+    """Returns the cost of steps, of which some took a perturbed gradient."""
     skipped = steps - second_gradients
     return self.ascended * second_gradients + self.skipped * skipped
 
@@ -54,11 +49,7 @@ class Stopwatch:
 
   @contextlib.contextmanager
   def paused(self, pending: Any = None) -> Iterator[None]:
-    """Excludes a block of code.
-
-    Args:
-      pending: arrays; the block begins when they are computed.
-    """
+    """Excludes a block of code, which begins when `pending` is computed."""
     jax.block_until_ready(pending)
     self._paused = time.perf_counter()
     yield
@@ -70,9 +61,6 @@ def repetition(jaxpr: Any) -> float:
   """Returns how many times more operations a function has than XLA counts.
 
   XLA counts the body of a loop once, as if it were not repeated.
-
-  Args:
-    jaxpr: of the function.
   """
   once = _operations(jaxpr, repeats=False)
   return _operations(jaxpr, repeats=True) / once if once else 1.0

@@ -23,23 +23,18 @@ def found(log: Sequence[dict[str, float]], steps: int) -> str:
     log: rows of the run so far, with `step`, `loss` and `parameter_norm`.
     steps: steps of the complete run.
   """
-  last = log[-1]
+  last, start = log[-1], log[0]['loss']
   if not math.isfinite(last.get('parameter_norm', 0.0)):
     return 'the parameters are not finite'
-  checked = log[-1:] if last['step'] >= steps else log[-2:]
-  losses = [row['loss'] for row in checked]
-  enough = len(log) > 1 or last['step'] >= steps
-  if enough and not any(map(math.isfinite, losses)):
+  at_end = last['step'] >= steps
+  losses = [row['loss'] for row in log[-1 if at_end else -2 :]]
+  if (len(log) > 1 or at_end) and not any(map(math.isfinite, losses)):
     return 'the loss is not finite'
-  start = log[0]['loss']
   limit = start + _RISE * max(1.0, abs(start))
   begin = last['step'] - _LONG * steps
   span = [row['loss'] for row in log if row['step'] >= begin]
-  if (
-    log[0]['step'] <= begin
-    and len(span) >= _ROWS
-    and all(loss > limit for loss in span)
-  ):
+  is_long = log[0]['step'] <= begin and len(span) >= _ROWS
+  if is_long and min(span) > limit:
     return (
       f'the loss, at first {start:.3g}, has been above {limit:.3g} for long'
     )

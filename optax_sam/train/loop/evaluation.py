@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -41,56 +41,45 @@ def evaluate(
   Returns:
     Both means; NaN if there are no examples.
   """
-  losses, values, examples = [], [], 0
+  sums: list[Any] = [(0, 0, 0)]
   for batch in batches:
     if 'is_example' in batch:
-      sums = _sums(task, params, statistics, placement.batch(batch))
-      losses.append(float(sums[0]))
-      values.append(float(sums[1]))
-      examples += int(sums[2])
+      found = _sums(task, params, statistics, placement.batch(batch))
+      sums.append(tuple(map(float, found)))
       continue
-    for part in parts(batch):
-      loss, value, _ = whole(task, params, statistics, placement.whole(part))
+    for part in _parts(batch):
+      means = _evaluated(task, params, statistics, placement.whole(part))[:2]
       count = len(part['labels'])
-      losses.append(count * float(loss))
-      values.append(count * float(value))
-      examples += count
+      sums.append((*(count * float(mean) for mean in means), count))
+  losses, values, examples = map(math.fsum, zip(*sums, strict=True))
   if not examples:
     return math.nan, math.nan
-  return math.fsum(losses) / examples, math.fsum(values) / examples
+  return losses / examples, values / examples
 
 
 def test_values(
   task: Task, params: Any, statistics: Statistics, placement: Placement
 ) -> list[float]:
-  """Returns the metric of every test example, in their order.
-
-  Args:
-    task: model, data in memory and objective.
-    params: the parameters to evaluate.
-    statistics: running statistics of batch norm.
-    placement: of the batches.
-  """
+  """Returns the metric of every test example, for data in memory."""
   return [
     float(value)
     for batch in task.inputs.test()
-    for part in parts(batch)
+    for part in _parts(batch)
     for value in np.asarray(
-      whole(task, params, statistics, placement.whole(part))[2]
+      _evaluated(task, params, statistics, placement.whole(part))[2]
     )
   ]
 
 
-def parts(batch: Batch) -> Iterator[Batch]:
+def _parts(batch: Batch) -> list[Batch]:
   """Splits a batch into parts that fit in memory, of equal size if possible."""
   count = len(batch['labels'])
-  if count <= _PART:
-    yield batch
-    return
-  sizes = range(_PART, _PART // 2, -1)
+  sizes = range(min(_PART, count), _PART // 2, -1)
   size = next((size for size in sizes if count % size == 0), _PART)
-  for start in range(0, count, size):
-    yield {name: x[start : start + size] for name, x in batch.items()}
+  return [
+    {name: x[start : start + size] for name, x in batch.items()}
+    for start in range(0, count, size)
+  ]
 
 
 def statistics(
@@ -117,9 +106,10 @@ def statistics(
   batch = lambda first: placement.whole(
     {name: x[first::count] for name, x in examples.items()}
   )
-  variables = {'params': params, **former}
   variables = batch_norm.reestimate_batch_norm(
-    task.changed_statistics, variables, map(batch, range(count))
+    task.changed_statistics,
+    {'params': params, **former},
+    map(batch, range(count)),
   )
   found = {name: variables[name] for name in former}
   if not any(map(_is_count, jax.tree.leaves(found))):
@@ -138,15 +128,12 @@ def _is_count(leaf: jax.Array) -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def whole(
-  task: Task, params: Any, statistics: Statistics, batch: Batch
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns mean loss, mean metric and all metrics of one batch."""
-  return task.evaluate(params, statistics, batch)
+def _evaluated(task: Task, *where: Any) -> tuple[jax.Array, ...]:
+  """Returns mean loss, mean metric and the metric of every example."""
+  losses, values = task.evaluate(*where)
+  return jnp.mean(losses), jnp.mean(values), values
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _sums(
-  task: Task, params: Any, statistics: Statistics, batch: Batch
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-  return task.evaluation_sums(params, statistics, batch)
+def _sums(task: Task, *where: Any) -> tuple[jax.Array, ...]:
+  return task.evaluation_sums(*where)

@@ -88,11 +88,8 @@ METRICS: dict[str, tuple[PerExample | None, Metric]] = {
   'token_accuracy': (token_accuracy, Metric('token_accuracy')),
   'loss': (None, Metric('loss', higher_is_better=False, percent=False)),
 }
-_DEFAULT_METRICS = {
-  'cross_entropy': 'accuracy',
-  'mean_squared_error': 'mean_squared_error',
-  'next_token': 'token_accuracy',
-}
+# The usual metric of each loss.
+_DEFAULT_METRICS = dict(zip(LOSSES, METRICS, strict=False))
 _CLASSES = ('cross_entropy', 'accuracy')
 _TOKENS = ('next_token', 'token_accuracy')
 
@@ -119,53 +116,59 @@ def build(
   Raises:
     ValueError: if a name is unknown, or if an argument does not fit.
   """
-  found_loss = LOSSES.get(loss) if isinstance(loss, str) else loss
-  if not callable(found_loss):
-    raise _unknown(loss, 'loss', LOSSES)
   if metric is None:
     metric = _DEFAULT_METRICS.get(str(loss), 'loss')
-  if isinstance(metric, str):
-    if metric not in METRICS:
-      raise _unknown(metric, 'metric', METRICS)
-    values, measured = METRICS[metric]
-    if higher_is_better not in (None, measured.higher_is_better):
+  for value, argument, known in (
+    (loss, 'loss', LOSSES),
+    (metric, 'metric', METRICS),
+  ):
+    if not (value in known if isinstance(value, str) else callable(value)):
       msg = (
-        f'higher_is_better={higher_is_better} contradicts metric={metric!r}; '
-        f'leave it out'
+        f'{argument} {value!r} is unknown; choose one of {", ".join(known)}, '
+        f'or give a function of outputs and targets'
       )
       raise ValueError(msg)
-  else:
-    if not callable(metric):
-      raise _unknown(metric, 'metric', METRICS)
-    if higher_is_better is None:
-      msg = (
-        'metric is a function: say which direction is better, with '
-        'higher_is_better=True or higher_is_better=False'
-      )
-      raise ValueError(msg)
-    name = getattr(metric, '__name__', 'metric')
-    if not name.isidentifier() or name == 'loss':  # such as <lambda>
-      name = 'metric'
-    values, measured = metric, Metric(name, higher_is_better, percent=False)
-  training_loss = found_loss
-  if label_smoothing:
-    if loss != 'cross_entropy':
-      msg = (
-        f"label_smoothing={label_smoothing} needs loss='cross_entropy'; "
-        f'leave it out'
-      )
-      raise ValueError(msg)
-    training_loss = _smoothed(label_smoothing)
+  if label_smoothing and loss != 'cross_entropy':
+    msg = (
+      f"label_smoothing={label_smoothing} needs loss='cross_entropy'; "
+      f'leave it out'
+    )
+    raise ValueError(msg)
+  found = LOSSES[loss] if isinstance(loss, str) else loss
+  values, measured = _metric(metric, higher_is_better)
   return Objective(
-    found_loss,
-    training_loss,
-    values or found_loss,
+    found,
+    _smoothed(label_smoothing) if label_smoothing else found,
+    values or found,
     measured,
     (
       loss if isinstance(loss, str) else None,
       metric if isinstance(metric, str) else None,
     ),
   )
+
+
+def _metric(
+  metric: str | PerExample, higher: bool | None
+) -> tuple[PerExample | None, Metric]:
+  if isinstance(metric, str):
+    values, measured = METRICS[metric]
+    if higher not in (None, measured.higher_is_better):
+      msg = (
+        f'higher_is_better={higher} contradicts metric={metric!r}; leave it out'
+      )
+      raise ValueError(msg)
+    return values, measured
+  if higher is None:
+    msg = (
+      'metric is a function: say which direction is better, with '
+      'higher_is_better=True or higher_is_better=False'
+    )
+    raise ValueError(msg)
+  name = getattr(metric, '__name__', 'metric')
+  if not name.isidentifier() or name == 'loss':  # such as <lambda>
+    name = 'metric'
+  return metric, Metric(name, higher, percent=False)
 
 
 def classes(objective: Objective, outputs: Any) -> int | None:
@@ -268,10 +271,3 @@ def _smoothed(smoothing: float) -> PerExample:
     return _per_example(optax.softmax_cross_entropy(outputs, labels))
 
   return losses
-
-
-def _unknown(value: Any, argument: str, known: dict[str, Any]) -> ValueError:
-  return ValueError(
-    f'{argument} {value!r} is unknown; choose one of {", ".join(known)}, or '
-    f'give a function of outputs and targets'
-  )

@@ -41,36 +41,49 @@ class Task:
     example = self.inputs.normalize(self.inputs.sample()['inputs'][:1])
     return self.model.init(key, example)
 
-  def losses(
-    self,
-    params: optax.Params,
-    statistics: Statistics,
-    batch: datasets.Batch,
-    key: jax.Array,
-  ) -> tuple[jax.Array, Statistics]:
-    """Returns per-example losses in training mode, and new statistics."""
-    outputs, statistics = self.outputs(params, statistics, batch, key)
-    return self.losses_of(outputs, batch), statistics
-
   def outputs(
-    self,
-    params: optax.Params,
-    statistics: Statistics,
-    batch: datasets.Batch,
-    key: jax.Array,
+    self, params: Any, statistics: Statistics, batch: datasets.Batch, key: Any
   ) -> tuple[Any, Statistics]:
     """Returns the outputs in training mode, and new statistics."""
     values = self.inputs.normalize(batch['inputs'])
     return self.model.apply(params, statistics, values, train=True, key=key)
 
   def evaluation_outputs(
-    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
+    self, params: Any, statistics: Statistics, batch: datasets.Batch
   ) -> Any:
     """Returns the outputs in evaluation mode."""
     values = self.inputs.normalize(batch['inputs'])
-    return self.model.apply(params, statistics, values, train=False, key=None)[
-      0
-    ]
+    apply = self.model.apply
+    return apply(params, statistics, values, train=False, key=None)[0]
+
+  def losses_of(self, outputs: Any, batch: datasets.Batch) -> jax.Array:
+    """Returns per-example training losses, with smoothed labels."""
+    return self.objective.training_loss(outputs, batch['labels'])
+
+  def losses(
+    self, params: Any, statistics: Statistics, batch: datasets.Batch, key: Any
+  ) -> tuple[jax.Array, Statistics]:
+    """Returns per-example losses in training mode, and new statistics."""
+    outputs, statistics = self.outputs(params, statistics, batch, key)
+    return self.losses_of(outputs, batch), statistics
+
+  def loss(
+    self, params: Any, statistics: Statistics, batch: datasets.Batch, key: Any
+  ) -> tuple[jax.Array, Statistics]:
+    """Returns the mean loss in training mode, and new statistics."""
+    losses, statistics = self.losses(params, statistics, batch, key)
+    return jnp.mean(losses), statistics
+
+  def per_example_losses(
+    self, params: Any, statistics: Statistics, batch: datasets.Batch
+  ) -> jax.Array:
+    """Returns per-example training losses in evaluation mode.
+
+    In training mode batch norm makes the losses depend on each other, and a
+    single example has no variance to divide by.
+    """
+    outputs = self.evaluation_outputs(params, statistics, batch)
+    return self.losses_of(outputs, batch)
 
   def changed_statistics(
     self, variables: Mapping[str, Any], batch: datasets.Batch
@@ -85,47 +98,26 @@ class Task:
     key = jax.random.key(0)  # the same dropout at every evaluation
     return self.losses(variables['params'], statistics, batch, key)[1]
 
-  def per_example_losses(
-    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
-  ) -> jax.Array:
-    """Returns per-example losses in evaluation mode.
+  def evaluate(
+    self, params: Any, statistics: Statistics, batch: datasets.Batch
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns loss and metric of every example, in evaluation mode.
 
-    In training mode batch norm makes the losses depend on each other, and a
-    single example has no variance to divide by.
+    The loss excludes weight decay and label smoothing.
     """
     outputs = self.evaluation_outputs(params, statistics, batch)
-    return self.losses_of(outputs, batch)
-
-  def loss(
-    self,
-    params: optax.Params,
-    statistics: Statistics,
-    batch: datasets.Batch,
-    key: jax.Array,
-  ) -> tuple[jax.Array, Statistics]:
-    """Returns the mean loss in training mode, and new statistics."""
-    losses, statistics = self.losses(params, statistics, batch, key)
-    return jnp.mean(losses), statistics
-
-  def evaluate(
-    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns mean loss, mean metric and the metric of every example.
-
-    In evaluation mode.
-    """
-    losses, values = self._evaluated(params, statistics, batch)
-    return jnp.mean(losses), jnp.mean(values), values
+    objective, targets = self.objective, batch['labels']
+    return objective.loss(outputs, targets), objective.metric(outputs, targets)
 
   def evaluation_sums(
-    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
+    self, params: Any, statistics: Statistics, batch: datasets.Batch
   ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns summed losses, summed metrics and number of examples.
+    """Returns summed losses, summed metrics and the number of examples.
 
-    In evaluation mode. Rows with false `is_example` have weight 0.
+    Rows with false `is_example` have weight 0.
     """
     counts = batch['is_example']
-    losses, values = self._evaluated(params, statistics, batch)
+    losses, values = self.evaluate(params, statistics, batch)
     return (
       jnp.sum(jnp.where(counts, losses, 0)),
       jnp.sum(jnp.where(counts, values, 0)),
@@ -133,29 +125,13 @@ class Task:
     )
 
   def evaluation_loss(
-    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
+    self, params: Any, statistics: Statistics, batch: datasets.Batch
   ) -> jax.Array:
-    """Returns the mean loss in evaluation mode.
-
-    It excludes weight decay and label smoothing.
-    """
+    """Returns the mean loss in evaluation mode."""
     if 'is_example' in batch:
       total, _, examples = self.evaluation_sums(params, statistics, batch)
       return total / jnp.maximum(examples, 1)
-    return self.evaluate(params, statistics, batch)[0]
-
-  def losses_of(self, outputs: Any, batch: datasets.Batch) -> jax.Array:
-    """Returns per-example training losses, with smoothed labels."""
-    return self.objective.training_loss(outputs, batch['labels'])
-
-  def _evaluated(
-    self, params: optax.Params, statistics: Statistics, batch: datasets.Batch
-  ) -> tuple[jax.Array, jax.Array]:
-    outputs = self.evaluation_outputs(params, statistics, batch)
-    return (
-      self.objective.loss(outputs, batch['labels']),
-      self.objective.metric(outputs, batch['labels']),
-    )
+    return jnp.mean(self.evaluate(params, statistics, batch)[0])
 
 
 def create(
@@ -178,8 +154,7 @@ def create(
       fit the targets, in one line.
   """
   task = Task(model, inputs.InMemory(dataset, batch_size), objective)
-  outputs = _checked_outputs(task)
-  count = objectives.classes(objective, outputs)
+  count = objectives.classes(objective, _checked_outputs(task))
   if count is None:
     return task
   for part in ('train', 'test', 'validation'):

@@ -95,11 +95,12 @@ def jitted_step(
   Returns:
     The step, from state and batch to the next state and metrics.
   """
-  descend = _descending(
+  descend = functools.partial(
+    _descend,
     task,
-    optimizer,
+    optax.with_extra_args_support(optimizer),
     uses_gradient=uses_gradient,
-    takes_per_example_losses=takes_per_example_losses,
+    per_example=takes_per_example_losses,
     ema_decay=ema_decay,
     rows=rows,
   )
@@ -107,13 +108,8 @@ def jitted_step(
   def step(
     state: TrainingState, batch: datasets.Batch
   ) -> tuple[TrainingState, Metrics]:
-    if auxiliary_loss is not None:
-      return descend(
-        state,
-        batch,
-        _pass_with_auxiliary_loss(task, auxiliary_loss, state, batch),
-      )
-    after, metrics = descend(state, batch, _first_pass(task, state, batch))
+    first = _first_pass(task, state, batch, auxiliary_loss)
+    after, metrics = descend(state, batch, first)
     if accumulate is not None:
       memory = accumulate(state.memory, after.params)
       after = after._replace(memory=memory)
@@ -137,18 +133,14 @@ def branching_on_host(
   decision of the method. If the method takes an ascent step, the second
   function repeats the step from the same unperturbed gradient. So there is no
   conditional, inside of which JAX's convolutions are slow on XLA's CPU backend,
-  but Python waits for every decision.
-
-  Args:
-    task: what to train.
-    optimizer: the complete optimizer, with a method that may skip.
-    ema_decay: see `jitted_step`.
-    sharding: see `jitted_step`.
-
-  Returns:
-    The step, from state and batch to the next state and metrics.
+  but Python waits for every decision. Arguments are those of `jitted_step`.
   """
-  descend = _descending(task, optimizer, ema_decay=ema_decay)
+  descend = functools.partial(
+    _descend,
+    task,
+    optax.with_extra_args_support(optimizer),
+    ema_decay=ema_decay,
+  )
   of = _shardings(sharding)
   results = (_without_key(of), of.step)
 
@@ -198,120 +190,99 @@ def _without_key(state: TrainingState) -> TrainingState:
   return state._replace(key=nothing)
 
 
-def _first_pass(
-  task: Task, state: TrainingState, batch: datasets.Batch
-) -> _FirstPass:
-  """Returns the logged loss, its gradient and new batch-norm statistics."""
-
-  def mean(params: optax.Params) -> tuple[jax.Array, Any]:
-    losses, statistics = task.losses(
-      params, state.statistics, batch, _dropout_key(state)
-    )
-    return jnp.mean(losses), (losses, statistics)
-
-  (loss, (losses, statistics)), grads = jax.value_and_grad(mean, has_aux=True)(
-    state.params
-  )
-  return _FirstPass(loss, statistics, grads, losses)
-
-
-def _pass_with_auxiliary_loss(
-  task: Task,
-  auxiliary_loss: AuxiliaryLoss,
-  state: TrainingState,
-  batch: datasets.Batch,
-) -> _FirstPass:
-  """Returns the same with an auxiliary loss, whose state is updated."""
-  read = auxiliary_loss.before(state.params, state.statistics, state.memory)
-
-  def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
-    logits, statistics = task.outputs(
-      params, state.statistics, batch, _dropout_key(state)
-    )
-    losses = task.losses_of(logits, batch)
-    loss, added = (
-      jnp.mean(losses),
-      auxiliary_loss.loss(logits, read, batch, state.step),
-    )
-    found = (loss, statistics, losses, added, logits)
-    return loss + added.astype(loss.dtype), found
-
-  grads, (loss, statistics, losses, added, logits) = jax.grad(
-    total, has_aux=True
-  )(state.params)
-  memory = auxiliary_loss.after(logits, read, batch, state.step)
-  return _FirstPass(loss, statistics, grads, losses, memory, added)
-
-
 def _dropout_key(state: TrainingState) -> jax.Array:
   return jax.random.fold_in(state.key, state.step)
 
 
-def _descending(
+def _first_pass(
   task: Task,
-  optimizer: optax.GradientTransformation,
+  state: TrainingState,
+  batch: datasets.Batch,
+  auxiliary: AuxiliaryLoss | None = None,
+) -> _FirstPass:
+  """Returns loss, gradient and new statistics at the unperturbed parameters."""
+  read: Any = ()
+  if auxiliary is not None:
+    read = auxiliary.before(state.params, state.statistics, state.memory)
+
+  def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
+    outputs, statistics = task.outputs(
+      params, state.statistics, batch, _dropout_key(state)
+    )
+    losses = task.losses_of(outputs, batch)
+    sought = loss = jnp.mean(losses)
+    added = None
+    if auxiliary is not None:
+      added = auxiliary.loss(outputs, read, batch, state.step)
+      sought = loss + added.astype(loss.dtype)
+    return sought, (loss, statistics, losses, added, outputs)
+
+  grads, (loss, statistics, losses, added, outputs) = jax.grad(
+    total, has_aux=True
+  )(state.params)
+  memory: Any = ()
+  if auxiliary is not None:
+    memory = auxiliary.after(outputs, read, batch, state.step)
+  return _FirstPass(loss, statistics, grads, losses, memory, added)
+
+
+def _descend(
+  task: Task,
+  tx: optax.GradientTransformationExtraArgs,
+  state: TrainingState,
+  batch: datasets.Batch,
+  first: _FirstPass,
   *,
   uses_gradient: bool = True,
-  takes_per_example_losses: bool = False,
+  per_example: bool = False,
   ema_decay: float | None = None,
   rows: jax.sharding.Sharding | None = None,
-) -> Callable[..., tuple[TrainingState, Metrics]]:
-  """Returns the rest of a step, from the first pass to the next state."""
-  tx = optax.with_extra_args_support(optimizer)
+  **branch: bool,
+) -> tuple[TrainingState, Metrics]:
+  """Takes the rest of a step, from the first pass to the next state."""
+  # Later passes use the same batch, statistics and dropout key.
+  statistics, key = state.statistics, _dropout_key(state)
 
-  def descend(
-    state: TrainingState,
-    batch: datasets.Batch,
-    first: _FirstPass,
-    **branch: bool,
-  ) -> tuple[TrainingState, Metrics]:
-    # Later passes use the same batch, statistics and dropout key.
-    statistics, key = state.statistics, _dropout_key(state)
+  def losses(params: optax.Params, batch: datasets.Batch) -> jax.Array:
+    if rows is not None:
+      batch = jax.lax.with_sharding_constraint(batch, rows)
+    if per_example:
+      return task.per_example_losses(params, statistics, batch)
+    return task.losses(params, statistics, batch, key)[0]
 
-    def losses(params: optax.Params, batch: datasets.Batch) -> jax.Array:
-      if rows is not None:
-        batch = jax.lax.with_sharding_constraint(batch, rows)
-      if takes_per_example_losses:
-        return task.per_example_losses(params, statistics, batch)
-      return task.losses(params, statistics, batch, key)[0]
-
-    updates, opt_state = tx.update(
-      first.grads,
-      state.opt_state,
-      state.params,
-      value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
-      per_example_value_fn=losses,
-      batch=batch,
-      # Per-example losses are in evaluation mode.
-      losses=None if takes_per_example_losses else first.losses,
-      **branch,
-    )
-    params = optax.apply_updates(state.params, updates)
-    metrics = {
-      'loss': first.loss,
-      'parameter_norm': optax.tree.norm(params),
-      'update_norm': optax.tree.norm(updates),
-    }
-    if uses_gradient:
-      metrics['gradient_norm'] = optax.tree.norm(first.grads)
-    if first.auxiliary_loss is not None:
-      metrics['trajectory_loss'] = first.auxiliary_loss
-    average: Any = state.average
-    if ema_decay is not None:
-      average = _moved_average(
-        (params, first.statistics), average, 1 - ema_decay
-      )
-    return TrainingState(
-      state.step + 1,
-      params,
-      first.statistics,
-      opt_state,
-      state.key,
-      average,
-      first.memory,
-    ), metrics
-
-  return descend
+  updates, opt_state = tx.update(
+    first.grads,
+    state.opt_state,
+    state.params,
+    value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
+    per_example_value_fn=losses,
+    batch=batch,
+    # Per-example losses are in evaluation mode.
+    losses=None if per_example else first.losses,
+    **branch,
+  )
+  params = optax.apply_updates(state.params, updates)
+  metrics = {
+    'loss': first.loss,
+    'parameter_norm': optax.tree.norm(params),
+    'update_norm': optax.tree.norm(updates),
+  }
+  if uses_gradient:
+    metrics['gradient_norm'] = optax.tree.norm(first.grads)
+  if first.auxiliary_loss is not None:
+    metrics['trajectory_loss'] = first.auxiliary_loss
+  average: Any = state.average
+  if ema_decay is not None:
+    average = _moved_average((params, first.statistics), average, 1 - ema_decay)
+  return TrainingState(
+    state.step + 1,
+    params,
+    first.statistics,
+    opt_state,
+    state.key,
+    average,
+    first.memory,
+  ), metrics
 
 
 def _moved_average(new: Any, average: Any, fraction: float) -> Any:

@@ -1,6 +1,10 @@
-"""The training loop of one run and its evaluations."""
+"""The training loop of one run and its evaluations.
 
-import dataclasses
+A run with more steps than it had before goes on from where it ended. Its
+schedules, such as that of the learning rate, are from then on those of a run
+with the new number of steps, at the step that was reached.
+"""
+
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -21,44 +25,19 @@ from optax_sam.train.loop import (
   cost,
   early_stop,
   evaluation,
-  swad_validation,
   train_step,
   trajectory_loss,
 )
+from optax_sam.train.loop.progress import Progress, Row, is_evaluated
 from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.optimizers import accuracy_schedule, build
 from optax_sam.train.optimizers.base_optimizer import schedule
 from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
 
-Row = dict[str, float]
-
-
-@dataclasses.dataclass
-class Progress:
-  """The progress of a run.
-
-  Attributes:
-    state: parameters, optimizer state, keys.
-    step: steps taken, which is also the position in the data.
-    log: rows of training metrics so far.
-    evaluations: rows of test metrics so far.
-    best_train_accuracy: highest training accuracy at the end of an epoch so
-      far; 0 if no setting depends on it.
-    validations: rows of metrics on held-out examples so far.
-    inputs: position in the data, from `inputs.state`.
-    stopped: reason why the run was stopped, because it diverged; empty if it
-      was not.
-  """
-
-  state: TrainingState
-  step: int = 0
-  log: list[Row] = dataclasses.field(default_factory=list)
-  evaluations: list[Row] = dataclasses.field(default_factory=list)
-  best_train_accuracy: float = 0.0
-  validations: list[Row] = dataclasses.field(default_factory=list)
-  inputs: inputs_lib.State = dataclasses.field(default_factory=dict)
-  stopped: str = ''
+# Enough for a skipping method to run both of its branches.
+_WARM_UP_STEPS = 3
+_EIGENVALUE_TOLERANCE = 1e-2
 
 
 class Trainer:
@@ -82,7 +61,7 @@ class Trainer:
       placement: placement of all arrays; JAX's default device if None.
 
     Raises:
-      ValueError: if a method holds out too many examples.
+      ValueError: if a method does not fit the data or the metric.
     """
     self.config = config
     self.placement = placement or Placement()
@@ -91,7 +70,7 @@ class Trainer:
     # Evaluation and measures use the task, the same for all methods.
     self.inputs = task.inputs
     if self.averaging is not None:
-      self.inputs = swad_validation.inputs(task.inputs, self.averaging, name)
+      self.inputs = _without_held_out(task.inputs, self.averaging, name)
     self.name = name
     self.settings = dict(settings)
     self.on_host = config.execution == 'host' and build.method(name).skips
@@ -125,16 +104,14 @@ class Trainer:
     state = self.placement.state(
       TrainingState(step, params, statistics, opt_state, run_key, average)
     )
+    memory: Any = ()
     if self.auxiliary_loss is not None:
-      memory = self.placement.made(
-        self.auxiliary_loss.init, state.params, state.statistics
-      )
-      state = state._replace(memory=memory)
+      make = self.auxiliary_loss.init
+      memory = self.placement.made(make, state.params, state.statistics)
     if self.averaging is not None:
       memory = self.placement.made(self.averaging.functions.init, state.params)
-      state = state._replace(memory=memory)
     return Progress(
-      state,
+      state._replace(memory=memory),
       inputs=inputs_lib.state(self.inputs, 0, seed),
     )
 
@@ -184,11 +161,9 @@ class Trainer:
       seed: seed of the order of the data.
       after_step: called after every step.
     """
-    config = self.config
-    evaluate_at = evenly_spaced(config.steps, config.evaluations)
-    former: Any = None
+    steps, former = self.config.steps, None
     watch = cost.Stopwatch()
-    while progress.step < config.steps and not progress.stopped:
+    while progress.step < steps and not progress.stopped:
       batch = self.batch(step=progress.step, seed=seed)
       with watch.paused():
         self.compile(progress.best_train_accuracy)
@@ -200,29 +175,37 @@ class Trainer:
       former = metrics
       progress.state, progress.step = state, progress.step + 1
       progress.inputs = inputs_lib.state(self.inputs, progress.step, seed)
-      last = progress.step == config.steps
-      if last or progress.step % config.log_every == 0:
-        with watch.paused(metrics):
-          row = self._log_row(progress, metrics)
-          progress.log.append(row | self._spent(progress, watch))
-        progress.stopped = early_stop.found(progress.log, config.steps)
-      if progress.step % self.epoch_steps == 0 and self._followed(0.0):
-        with watch.paused(metrics):
-          accuracy = self._train_accuracy(progress.state)
-        progress.best_train_accuracy = max(
-          progress.best_train_accuracy, accuracy
-        )
-      if self.averaging is not None and not (
-        progress.step % (self.epoch_steps * self.averaging.epochs)
-      ):
-        with watch.paused(metrics):
-          self._validate(progress, self.averaging, seed)
-      if progress.step in evaluate_at or progress.stopped:
-        with watch.paused(metrics):
-          row = self._evaluation_row(progress)
-          progress.evaluations.append(row | self._spent(progress, watch))
+      self._record(progress, metrics, watch, seed)
       with watch.paused():
         after_step(progress)
+
+  def _record(
+    self,
+    progress: Progress,
+    metrics: train_step.Metrics,
+    watch: cost.Stopwatch,
+    seed: int,
+  ) -> None:
+    """Adds the rows that are due after a step."""
+    step, config, epoch = progress.step, self.config, self.epoch_steps
+    if step == config.steps or step % config.log_every == 0:
+      with watch.paused(metrics):
+        row = self._log_row(progress, metrics)
+        progress.log.append(row | self._spent(progress, watch))
+      progress.stopped = early_stop.found(progress.log, config.steps)
+    if step % epoch == 0 and self._followed(0.0):
+      with watch.paused(metrics):
+        best = self._train_accuracy(progress.state)
+      progress.best_train_accuracy = max(progress.best_train_accuracy, best)
+    averaging = self.averaging
+    if averaging is not None and step % (epoch * averaging.epochs) == 0:
+      with watch.paused(metrics):
+        self._validate(progress, averaging, seed)
+    due = is_evaluated(step, config.steps, config.evaluations)
+    if due or progress.stopped:
+      with watch.paused(metrics):
+        row = self._evaluation_row(progress)
+        progress.evaluations.append(row | self._spent(progress, watch))
 
   def measure_sharpness(self, state: TrainingState) -> Row:
     """Measures sharpness in evaluation mode, on fixed training examples."""
@@ -317,7 +300,7 @@ class Trainer:
     self, seed: int, accuracy: float = 0.0
   ) -> optax.GradientTransformation:
     """Returns method and base; the seed determines random initial state."""
-    inputs = self.inputs
+    rows = self.inputs.batch_size
     return build.optimizer(
       self.name,
       self.settings,
@@ -326,12 +309,10 @@ class Trainer:
       epoch_steps=self.epoch_steps,
       accuracy=accuracy,
       batch_like=jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-          (inputs.batch_size, *leaf.shape[1:]), leaf.dtype
-        ),
-        dict(inputs.sample()),
+        lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype),
+        dict(self.inputs.sample()),
       ),
-      num_data=inputs.train_examples,
+      num_data=self.inputs.train_examples,
     )
 
   def _log_row(self, progress: Progress, metrics: train_step.Metrics) -> Row:
@@ -366,8 +347,7 @@ class Trainer:
     return accuracy_schedule.following(self.settings, accuracy)
 
   def _train_accuracy(self, state: TrainingState) -> float:
-    train = self.task.inputs.train()
-    assert train is not None  # checked before the run
+    train: Any = self.task.inputs.train()
     _, accuracy = self._evaluate(*self.solution(state), [train])
     # 0.9 in float32 is below the Python float 0.9.
     examples = len(train['labels'])
@@ -376,29 +356,41 @@ class Trainer:
   def _validate(
     self, progress: Progress, averaging: ValidatedAveraging, seed: int
   ) -> None:
-    held_out = self.inputs.held_out(seed)
-    assert held_out is not None  # the average needs it
-    progress.state, row = swad_validation.validate(
-      self.task, averaging, progress.state, held_out, self.placement
+    """Updates an average with the loss on the held-out examples.
+
+    The loss is in evaluation mode, with the running statistics of the run.
+    """
+    held_out: Any = self.inputs.held_out(seed)
+    state = progress.state
+    loss, value = self._evaluate(state.params, state.statistics, [held_out])
+    memory = self.placement.made(
+      averaging.functions.validate, state.memory, loss
     )
+    progress.state = state._replace(memory=memory)
+    row = {
+      'step': progress.step,
+      'validation_loss': loss,
+      f'validation_{self.task.objective.measured.name}': value,
+      'first_segment': int(memory.first_segment),
+      'last_segment': int(memory.last_segment),
+    }
     progress.validations.append(row)
 
   def _evaluation_row(self, progress: Progress) -> Row:
     inputs, state = self.task.inputs, progress.state
     solution = self.solution(state)
-    row: Row = {'step': progress.step}
-    row |= self._measured('test', *solution, inputs.test())
+    parts = [('test', solution, inputs.test())]
     train = inputs.train()
     if train is not None:
-      row |= self._measured('train', *solution, [train])
+      parts.append(('train', solution, [train]))
     if state.average:
-      row |= self._measured('ema_test', *state.average, inputs.test())
+      parts.append(('ema_test', state.average, inputs.test()))
+    row: Row = {'step': progress.step}
+    for part, where, batches in parts:
+      loss, value = self._evaluate(*where, batches)
+      row[f'{part}_loss'] = loss
+      row[f'{part}_{self.task.objective.measured.name}'] = value
     return row
-
-  def _measured(self, part: str, *where: Any) -> Row:
-    loss, value = self._evaluate(*where)
-    name = self.task.objective.measured.name
-    return {f'{part}_loss': loss, f'{part}_{name}': value}
 
   def _evaluate(
     self,
@@ -411,17 +403,28 @@ class Trainer:
     )
 
 
-# Enough for a skipping method to run both of its branches.
-_WARM_UP_STEPS = 3
-_EIGENVALUE_TOLERANCE = 1e-2
+def _without_held_out(
+  inputs: Any, averaging: ValidatedAveraging, name: str
+) -> inputs_lib.Inputs:
+  """Returns the data of a method that holds out examples for validation.
 
-
-def evenly_spaced(steps: int, count: int) -> frozenset[int]:
-  """Returns up to `count` steps, the last one included."""
-  count = min(count, steps)
-  return frozenset(
-    max(1, round(steps * position / count)) for position in range(1, count + 1)
-  )
+  It does not train on these, while other methods of a comparison train on all
+  examples.
+  """
+  parts = inputs.with_held_out(averaging.held_out)
+  if parts.train_examples == inputs.train_examples:
+    msg = (
+      f'{name}: a validation_share of {averaging.held_out} holds out none of '
+      f'{inputs.train_examples} training examples; give a larger one'
+    )
+    raise ValueError(msg)
+  if parts.batch_size > parts.train_examples:
+    msg = (
+      f'--batch-size must be at most {parts.train_examples}, the training '
+      f'examples that {name} does not hold out, not {parts.batch_size}'
+    )
+    raise ValueError(msg)
+  return parts
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -58,21 +58,16 @@ def auxiliary_loss(
 def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> AuxiliaryLoss:
   examples = -(-task.inputs.train_examples // _LENGTHS) * _LENGTHS
 
-  def loss(
-    logits: jax.Array, memory: Any, batch: Batch, step: jax.Array
-  ) -> jax.Array:
-    return saf.loss(logits, memory, batch['ids'], step // epoch_steps)
-
-  def after(
-    logits: jax.Array, memory: Any, batch: Batch, step: jax.Array
-  ) -> Any:
-    return saf.update(logits, memory, batch['ids'], step // epoch_steps)
+  def calling(function: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda logits, memory, batch, step: function(
+      logits, memory, batch['ids'], step // epoch_steps
+    )
 
   return AuxiliaryLoss(
     init=lambda *_: saf.init(examples, task.inputs.classes),
     before=lambda *given: given[-1],
-    loss=loss,
-    after=after,
+    loss=calling(saf.loss),
+    after=calling(saf.update),
     by_example=True,
   )
 
@@ -80,19 +75,15 @@ def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> AuxiliaryLoss:
 def _mesa(mesa: MesaLoss, task: Task) -> AuxiliaryLoss:
   """Averages the running statistics of batch norm like the weights."""
 
-  def before(params: optax.Params, statistics: Statistics, memory: Any) -> Any:
-    return mesa.update((params, statistics), memory)
-
-  def loss(
-    logits: jax.Array, memory: Any, batch: Batch, step: jax.Array
-  ) -> jax.Array:
-    del step
+  def loss(logits: jax.Array, memory: Any, batch: Batch, _: Any) -> jax.Array:
     params, statistics = memory.average
     return mesa.loss(logits, task.evaluation_outputs(params, statistics, batch))
 
   return AuxiliaryLoss(
     init=lambda *given: mesa.init(given),
-    before=before,
+    before=lambda params, statistics, memory: mesa.update(
+      (params, statistics), memory
+    ),
     loss=loss,
     after=lambda *given: given[1],
     by_example=False,

@@ -6,23 +6,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from optax_sam.train.models import imported
-from optax_sam.train.models.resnet import ResNet
+from optax_sam.train.models.residual import ResNet, WideResNet
 from optax_sam.train.models.small import CNN, MLP
 from optax_sam.train.models.vit import ViT
-from optax_sam.train.models.wide_resnet import WideResNet
 
-__all__ = [
-  'CNN',
-  'MLP',
-  'NAMES',
-  'Model',
-  'ResNet',
-  'ViT',
-  'WideResNet',
-  'build',
-]
-
-Model = MLP | CNN | ResNet | WideResNet | ViT
+__all__ = ['CNN', 'MLP', 'NAMES', 'ResNet', 'ViT', 'WideResNet', 'build']
 
 NAMES = ('mlp', 'cnn', 'resnet18', 'resnet50', 'wideresnet28x10', 'vit_s16')
 
@@ -73,33 +61,31 @@ def build(
   """
   if ':' in name:
     return imported.build(name, classes)
-  norms = {'dtype': dtype, 'axis_name': axis_name}
-  if name == 'mlp':
-    return MLP(classes, dtype=dtype)
-  if name == 'cnn' and len(input_shape) < 2:
-    msg = (
-      f"model 'cnn' takes images or signals of shape (length, channels), not "
-      f'examples of shape {tuple(input_shape)}; choose mlp or your own'
-    )
-    raise ValueError(msg)
-  if name == 'cnn':
-    return CNN(classes, kernel=5 if len(input_shape) == 2 else 3, **norms)
   if name not in NAMES:
     msg = f'model {name!r} is unknown; choose one of {", ".join(NAMES)}'
     raise ValueError(msg)
-  if len(input_shape) != 3:
+  axes = len(input_shape)
+  if name != 'mlp' and axes not in ((2, 3) if name == 'cnn' else (3,)):
+    taken = 'images of shape (height, width, channels)'
+    if name == 'cnn':
+      taken = 'images or signals of shape (length, channels)'
     msg = (
-      f'model {name!r} takes images of shape (height, width, channels), not '
-      f'examples of shape {tuple(input_shape)}; choose mlp or cnn'
+      f'model {name!r} takes {taken}, not '
+      f'examples of shape {tuple(input_shape)}; choose mlp or your own'
     )
     raise ValueError(msg)
-  if name == 'vit_s16':
-    return ViT(classes, dtype=dtype)
-  if name == 'wideresnet28x10':
-    return WideResNet(classes, **norms)
-  small = min(input_shape[:2]) < _SMALL_IMAGE
-  if name == 'resnet18':
-    return ResNet(classes, small_images=small, **norms)
-  return ResNet(
-    classes, (3, 4, 6, 3), bottleneck=True, small_images=small, **norms
-  )
+  norms = {'dtype': dtype, 'axis_name': axis_name}
+  small = {'small_images': min(input_shape[:2], default=0) < _SMALL_IMAGE}
+  match name:
+    case 'mlp':
+      return MLP(classes, dtype=dtype)
+    case 'cnn':
+      return CNN(classes, kernel=5 if axes == 2 else 3, **norms)
+    case 'vit_s16':
+      return ViT(classes, dtype=dtype)
+    case 'wideresnet28x10':
+      return WideResNet(classes, **norms)
+    case 'resnet18':
+      return ResNet(classes, **small, **norms)
+    case _:
+      return ResNet(classes, (3, 4, 6, 3), bottleneck=True, **small, **norms)

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -242,24 +242,18 @@ def _from_equinox(build: Callable[..., Any], abstract: Any) -> ModelFunctions:
 
 
 def _from_constructor(build: Callable[..., Any]) -> ModelFunctions:
-  parameters = _parameters(build)
-  given = next((name for name in ('rngs', 'key') if name in parameters), '')
-  kinds = {parameter.kind for parameter in parameters.values()}
+  taken = parameters(build)
+  given = next((name for name in ('rngs', 'key') if name in taken), '')
+  kinds = {parameter.kind for parameter in taken.values()}
   if not given and inspect.Parameter.VAR_KEYWORD in kinds:
     given = 'key'  # the function of equinox.nn.make_with_state
   title = getattr(build, '__name__', 'constructor')
-  missing = [
-    name
-    for name, parameter in parameters.items()
-    if parameter.default is parameter.empty
-    and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    and name != given
-  ]
+  missing = required(taken, (given,))
   if not given or missing:
     needed = ''.join(f'{name}=..., ' for name in missing)
     msg = (
       f'model must be a function of rngs (NNX) or of key (Equinox) only, and '
-      f'{title} takes {", ".join(parameters) or "nothing"}: write lambda rngs: '
+      f'{title} takes {", ".join(taken) or "nothing"}: write lambda rngs: '
       f'{title}({needed}rngs=rngs), or the same with key'
     )
     raise ValueError(msg)
@@ -284,25 +278,36 @@ def _from_constructor(build: Callable[..., Any]) -> ModelFunctions:
   raise ValueError(msg)
 
 
-def _parameters(build: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+def parameters(build: Any) -> Mapping[str, inspect.Parameter]:
   """Returns the parameters of a function, a class or a partial of them."""
   if isinstance(build, functools.partial):
-    parameters = dict(_parameters(build.func))
-    for name in list(parameters)[: len(build.args)]:
-      del parameters[name]
-    return {k: p for k, p in parameters.items() if k not in build.keywords}
+    rest = list(parameters(build.func).items())[len(build.args) :]
+    return {k: p for k, p in rest if k not in build.keywords}
   if isinstance(build, type):  # the metaclass of a module hides the signature
-    parameters = inspect.signature(build.__init__).parameters
-    return dict(list(parameters.items())[1:])
+    found = inspect.signature(build.__init__).parameters
+    return dict(list(found.items())[1:])
   return inspect.signature(build).parameters
+
+
+def required(
+  found: Mapping[str, inspect.Parameter], others: Sequence[str]
+) -> list[str]:
+  """Returns the names of parameters that must be given, without `others`."""
+  return [
+    name
+    for name, parameter in found.items()
+    if parameter.default is parameter.empty
+    and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    and name not in others
+  ]
 
 
 def _instance(module: Any, argument: str, what: str) -> ValueError:
   name = type(module).__name__
   return ValueError(
     f'model must be a function from {what} to the module, because every seed '
-    f'has its own, not an instance of {name}: write lambda {argument}: '
-    f'{name}(..., {argument}={argument})'
+    f'has its own, not an instance of {name}: write lambda {argument}: {name}'
+    f'(..., {argument}={argument})'
   )
 
 

@@ -6,12 +6,14 @@ import importlib.util
 import inspect
 import pathlib
 import sys
+import traceback
 from types import ModuleType
 from typing import Any
 
 from flax import linen
 
 from optax_sam.train.config import names
+from optax_sam.train.models import functions
 
 # Names of an argument for the number of outputs.
 _OUTPUTS = (
@@ -75,12 +77,10 @@ def _import(name: str, flag: str) -> ModuleType:
   except ModuleNotFoundError as error:
     missing = error.name or ''
     if not is_file and (name == missing or name.startswith(f'{missing}.')):
-      msg = (
-        f'{flag}: there is no module {missing} in {directory} or among the '
-        f'installed packages'
-      )
+      why = f'there is no module {missing} in {directory} or installed'
     else:
-      msg = f'{flag}: {name} imports {missing}, which is not installed'
+      why = f'{name} imports {missing}, which is not installed'
+    msg = f'{flag}: {why}'
     raise ValueError(msg) from error
   except (Exception, SystemExit) as error:
     msg = f'{flag}: importing {name} raises {_described(error)}'
@@ -99,27 +99,15 @@ def _execute(path: pathlib.Path) -> ModuleType:
 
 def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
   """Calls classes and factories; binds the number of outputs of others."""
-  is_linen = isinstance(model, type) and issubclass(model, linen.Module)
   if not callable(model) or isinstance(model, linen.Module | tuple):
     return model
   try:
-    # Metaclasses hide the arguments of classes.
-    function = model.__init__ if isinstance(model, type) else model
-    parameters = dict(inspect.signature(function).parameters)
+    parameters = dict(functions.parameters(model))
   except (TypeError, ValueError):
     return model
-  if isinstance(model, type):
-    del parameters[next(iter(parameters))]  # self
-  if is_linen:
+  if isinstance(model, type) and issubclass(model, linen.Module):
     parameters = {k: v for k, v in parameters.items() if k not in _OF_LINEN}
-  constructs = any(key in parameters for key in _CONSTRUCTORS)
-  required = [
-    key
-    for key, parameter in parameters.items()
-    if parameter.default is parameter.empty
-    and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    and key not in _CONSTRUCTORS
-  ]
+  required = functions.required(parameters, _CONSTRUCTORS)
   wanted = next((key for key in _OUTPUTS if key in parameters), None)
   if wanted is None and len(required) == 1:
     wanted = required[0]
@@ -130,16 +118,12 @@ def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
       f'of classes that returns the model'
     )
     raise ValueError(msg)
-  given: dict[str, Any] = {}
   if wanted is not None:
-    if parameters[wanted].kind is inspect.Parameter.POSITIONAL_ONLY:
-      return _called(functools.partial(model, outputs), constructs, flag)
-    given[wanted] = outputs
-  return _called(functools.partial(model, **given), constructs, flag)
-
-
-def _called(model: Any, constructs: bool, flag: str) -> Any:
-  if constructs:
+    only = inspect.Parameter.POSITIONAL_ONLY
+    by_position = parameters[wanted].kind is only
+    bound = ((outputs,), {}) if by_position else ((), {wanted: outputs})
+    model = functools.partial(model, *bound[0], **bound[1])
+  if any(key in parameters for key in _CONSTRUCTORS):
     return model
   try:
     return model()
@@ -155,9 +139,6 @@ def _described(error: BaseException) -> str:
   if isinstance(error, SyntaxError):
     text, line = error.msg, f' in line {error.lineno}'
   elif error.__traceback__ is not None:
-    trace = error.__traceback__
-    while trace.tb_next is not None:
-      trace = trace.tb_next
-    file = pathlib.Path(trace.tb_frame.f_code.co_filename).name
-    line = f' in line {trace.tb_lineno} of {file}'
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    line = f' in line {frame.lineno} of {pathlib.Path(frame.filename).name}'
   return f'{type(error).__name__}{line}: {text}'

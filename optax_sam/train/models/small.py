@@ -70,10 +70,7 @@ class CNN(nn.Module):
         conv_general_dilated=self.convolve,
       )(x)
       x = nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        dtype=self.dtype,
-        axis_name=self.axis_name,
+        not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name
       )(x)
       x = nn.relu(x)
     x = jnp.mean(x, axis=tuple(range(1, 1 + axes)), dtype=jnp.float32)

@@ -13,13 +13,7 @@ import optax_sam
 
 
 class EncoderBlock(nn.Module):
-  """Self-attention and an MLP, each after a layer norm.
-
-  Attributes:
-    heads: number of heads of the attention.
-    hidden: width of the hidden layer of the MLP.
-    dtype: dtype of the computation except for layer norm and softmax.
-  """
+  """Self-attention and an MLP, each after a layer norm; see `ViT`."""
 
   heads: int
   hidden: int
@@ -30,11 +24,8 @@ class EncoderBlock(nn.Module):
     """Returns the tokens after the block."""
     width = inputs.shape[-1]
     norm = functools.partial(nn.LayerNorm, dtype=self.dtype)
-    dense = functools.partial(
-      nn.Dense,
-      dtype=self.dtype,
-      kernel_init=nn.initializers.xavier_uniform(),
-    )
+    xavier = nn.initializers.xavier_uniform()
+    dense = functools.partial(nn.Dense, dtype=self.dtype, kernel_init=xavier)
     x = norm(name='attention_norm')(inputs)
     # Query, key and value are dense layers over all heads, so that their biases
     # have one axis and get no weight decay.
@@ -60,10 +51,9 @@ class ViT(nn.Module):
   21,974,632.
 
   References:
-    Dosovitskiy et al., An Image is Worth 16x16 Words: Transformers for Image
-    Recognition at Scale, https://arxiv.org/abs/2010.11929, 2020.
-    Steiner et al., How to train your ViT? Data, Augmentation, and
-    Regularization in Vision Transformers, https://arxiv.org/abs/2106.10270,
+    Dosovitskiy et al., An Image is Worth 16x16 Words,
+    https://arxiv.org/abs/2010.11929, 2020.
+    Steiner et al., How to train your ViT?, https://arxiv.org/abs/2106.10270,
     2021. (the size)
     Beyer, Zhai, Kolesnikov, Better plain ViT baselines for ImageNet-1k,
     https://arxiv.org/abs/2205.01580, 2022.
@@ -91,27 +81,21 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-    """Returns the logits, one row per example.
-
-    Args:
-      inputs: normalized images, shape (examples, height, width, channels).
-      train: unused, because there is no dropout.
+    """Returns the logits of normalized images, channels last.
 
     Raises:
       ValueError: if `patch` doesn't divide the images, or `heads` the width.
     """
-    del train
-    if any(side % self.patch for side in inputs.shape[1:3]):
+    del train  # there is no dropout
+    sides, width, heads = inputs.shape[1:3], self.width, self.heads
+    if any(side % self.patch for side in sides):
       msg = (
-        f'patch must divide the sides of the images, {inputs.shape[1:3]}, '
-        f'not be {self.patch}'
+        f'patch must divide the sides of the images, {sides}, not be '
+        f'{self.patch}'
       )
       raise ValueError(msg)
-    if self.width % 4 or self.width % self.heads:
-      msg = (
-        f'width must be a multiple of 4 and of heads={self.heads}, '
-        f'not {self.width}'
-      )
+    if width % 4 or width % heads:
+      msg = f'width must be a multiple of 4 and of heads={heads}, not {width}'
       raise ValueError(msg)
     x = nn.Conv(
       self.width,

@@ -9,7 +9,6 @@ import pytest
 
 from optax_sam.train.commands import train
 from optax_sam.train.config import output_dir
-from optax_sam.train.loop import checkpoints
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import base_optimizer
 from tests.train import problems
@@ -129,9 +128,7 @@ def test_a_checkpoint_with_changed_arrays_is_damaged(copy):
   shutil.rmtree(checkpoint / '12' / 'state')
   shutil.copytree(checkpoint / '9' / 'state', checkpoint / '12' / 'state')
   text = resume(copy)
-  assert (
-    'step 12 is damaged: its arrays differ from those that were saved' in text
-  )
+  assert 'step 12 is damaged: it differs from what was saved' in text
   assert 'Resuming from the checkpoint of step 9' in text
 
 
@@ -329,20 +326,3 @@ def test_resume_needs_a_run_of_this_command(tmp_path):
   output_dir.write_config(tmp_path, 'compare', {})
   with pytest.raises(ValueError, match='not a run'):
     run(dataclasses.replace(config, output=tmp_path))
-
-
-def test_rows_added_during_a_write_are_not_in_the_checkpoint(tmp_path):
-  start = problems.trainer('sam').start(seed=0)
-  with checkpoints.Checkpoints(tmp_path, {}) as saved:
-    for step in range(1, 21):
-      start.step = step
-      start.log.append({'step': float(step)})
-      start.evaluations.append({'step': float(step)})
-      saved.save(start)
-      # The background writer reads these lists later.
-      start.log.append({'step': -1.0})
-      start.evaluations.append({'step': -1.0})
-      start.log.pop(-2)
-      start.evaluations.pop(-2)
-    found = saved.restore(start.state, print)
-  assert found.log[-1] == found.evaluations[-1] == {'step': 20.0}

@@ -41,12 +41,14 @@ def free_port():
     return found.getsockname()[1]
 
 
-class Pair:
-  """Two running processes, with their output in files."""
+class Started:
+  """Running processes, with their output in files."""
 
   def __init__(self, directory, commands, **environment):
     directory.mkdir(parents=True, exist_ok=True)
-    self._outputs = [directory / f'output-{index}.txt' for index in (0, 1)]
+    self._outputs = [
+      directory / f'output-{index}.txt' for index in range(len(commands))
+    ]
     self.processes = []
     for index, path in enumerate(self._outputs):
       with path.open('wb') as output:
@@ -65,7 +67,7 @@ class Pair:
     return self
 
   def __exit__(self, *_):
-    """Ends both processes."""
+    """Ends all processes."""
     for process in self.processes:
       with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -82,32 +84,36 @@ class Pair:
     while not holds():
       for index, process in enumerate(self.processes):
         assert process.poll() is None, self.output(index)
-      assert time.monotonic() < deadline, self.output(0) + self.output(1)
+      assert time.monotonic() < deadline, self.output(0) + self.output(-1)
       time.sleep(0.05)
 
   def statuses(self):
-    """Waits for both to end, and only briefly for the second one."""
+    """Waits for all to end, and only briefly after the first one."""
     deadline = time.monotonic() + TIMEOUT
     waits = [process.poll for process in self.processes]
     while all(wait() is None for wait in waits):
-      assert time.monotonic() < deadline, self.output(0) + self.output(1)
+      assert time.monotonic() < deadline, self.output(0) + self.output(-1)
       time.sleep(0.05)
     return [process.wait(timeout=GRACE) for process in self.processes]
 
   def finish(self):
-    """Waits for both to end with status 0."""
-    assert self.statuses() == [0, 0], self.output(0) + self.output(1)
+    """Waits for all to end with status 0."""
+    assert set(self.statuses()) == {0}, self.output(0) + self.output(-1)
 
 
-def started(directory, config):
-  """Starts `optax-sam train` in two processes."""
-  where = f'127.0.0.1:{free_port()}'
-  common = ['-m', 'optax_sam.train.cli', 'train', '--coordinator', where]
+def started(directory, config, given=((2, 0), (2, 1)), port=None):
+  """Starts `optax-sam train` once for each (--num-processes, --process-id)."""
+  where = f'127.0.0.1:{port or free_port()}'
+  common = ['-m', 'optax_sam.train.cli', 'train']
   commands = [
-    [*common, '--num-processes', '2', '--process-id', index, *_flags(config)]
-    for index in ('0', '1')
+    [
+      *(*common, '--coordinator', where),
+      *('--num-processes', str(count), '--process-id', str(index)),
+      *_flags(config),
+    ]
+    for count, index in given
   ]
-  return Pair(directory, commands)
+  return Started(directory, commands)
 
 
 def _flags(config):
@@ -132,7 +138,9 @@ def run_tests(directory, file):
   shared = directory / 'shared'
   shared.mkdir(parents=True)
   where = f'127.0.0.1:{free_port()}'
-  with Pair(directory, commands, COORDINATOR=where, SHARED=str(shared)) as pair:
+  with Started(
+    directory, commands, COORDINATOR=where, SHARED=str(shared)
+  ) as pair:
     pair.finish()
     return [pair.output(0), pair.output(1)]
 
@@ -205,20 +213,110 @@ def whole(tmp_path_factory):
   return given
 
 
-@pytest.mark.parametrize('killed', [0, 1])
-def test_a_killed_run_ends_and_resumes_bit_identically(killed, whole, tmp_path):
+def assert_one_line(text, expected):
+  """Raises unless an output has one line of errors, and no log of C++."""
+  lines = [
+    line
+    for line in text.splitlines()
+    if line not in ('', 'Compiling', 'Training')
+  ]
+  assert len(lines) == 1, text
+  assert re.match(f'optax-sam: error: {expected}', lines[0]), text
+
+
+@pytest.mark.parametrize(
+  ('sent', 'index'),
+  [
+    (signal.SIGKILL, 0),
+    (signal.SIGKILL, 1),
+    (signal.SIGSTOP, 0),
+    (signal.SIGSTOP, 1),
+  ],
+)
+def test_an_accident_ends_all_and_the_run_resumes_bit_identically(
+  sent, index, whole, tmp_path
+):
   given = dataclasses.replace(whole, output=tmp_path / 'run')
   with started(tmp_path / 'pair', given) as pair:
     pair.wait_until((given.output / 'checkpoints' / '5').exists)
     time.sleep(random.uniform(0, 1))  # possibly during a write
-    os.kill(pair.processes[killed].pid, signal.SIGKILL)
-    statuses = pair.statuses()
-    left = pair.output(1 - killed)
-  assert statuses[killed] == -signal.SIGKILL
-  assert statuses[1 - killed] not in (0, None), left
-  assert f'process {killed} of 2 has ended' in left
+    os.kill(pair.processes[index].pid, sent)
+    status = pair.processes[1 - index].wait(timeout=GRACE)
+    os.kill(pair.processes[index].pid, signal.SIGCONT)
+    assert 0 not in (status, pair.processes[index].wait(timeout=GRACE))
+    time.sleep(0.5)  # for the last line after an abort
+    for one in (0, 1):
+      expected = rf'process {one} of 2 has ended early: .* with --resume'
+      assert_one_line(pair.output(one), expected)
   assert not (given.output / 'metrics.jsonl').exists()
   again = dataclasses.replace(given, resume=True)
   with started(tmp_path / 'again', again) as pair:
     pair.finish()
   assert_same_end(given, whole)
+
+
+ABSENT = r'--coordinator \S+: the processes did not connect within 40 seconds'
+TAKEN = r'--coordinator \S+: process 0 cannot listen there: Address already in'
+COUNT = 'all processes must be given the same --num-processes: it is 2 in proc'
+
+
+def test_processes_that_do_not_fit_end_within_a_minute(tmp_path):
+  cases = {
+    'port in use': ([(2, 0), (2, 1)], [TAKEN, ABSENT]),
+    'first number twice': ([(2, 0), (2, 0)], [f'({TAKEN}|{ABSENT})'] * 2),
+    'number twice': ([(3, 0), (3, 1), (3, 1)], [ABSENT] * 3),
+    'another count': ([(2, 0), (3, 1)], [COUNT] * 2),
+    'too few': ([(2, 0)], [ABSENT]),
+    'without the first': ([(2, 1)], [ABSENT]),
+  }
+  with contextlib.ExitStack() as stack:
+    server = stack.enter_context(socket.create_server(('127.0.0.1', 0)))
+    running = {}
+    for name, (given, _) in cases.items():
+      port = server.getsockname()[1] if name == 'port in use' else None
+      config = problems.train_config(output=tmp_path / f'{name} run')
+      one = started(tmp_path / name, config, given, port)
+      running[name] = stack.enter_context(one)
+    deadline = time.monotonic() + GRACE + 30  # starting all of them at once
+    for name, (_, expected) in cases.items():
+      for index, line in enumerate(expected):
+        left = max(0.1, deadline - time.monotonic())
+        assert running[name].processes[index].wait(left) != 0, name
+        time.sleep(0.5)
+        assert_one_line(running[name].output(index), line)
+  assert not list(tmp_path.glob('* run'))
+
+
+@pytest.mark.parametrize(('count', 'kills'), [(1, 20), (2, 4)])
+def test_kills_at_random_moments_change_nothing(count, kills, tmp_path):
+  chance = random.Random(count)
+  given = problems.train_config(
+    method='ae_look_sam',
+    output=tmp_path / 'run',
+    **(LONG | {'steps': 400 if count == 1 else 150}),
+  )
+
+  def start(name):
+    config = dataclasses.replace(
+      given, resume=(given.output / 'config.json').exists()
+    )
+    if count == 2:
+      return started(tmp_path / name, config)
+    command = ['-m', 'optax_sam.train.cli', 'train', *_flags(config)]
+    return Started(tmp_path / name, [command])
+
+  for number in range(kills):
+    with start(str(number)) as running:
+      if number % 3:  # while it starts or resumes, or while it trains
+        running.wait_until(lambda: 'Training' in running.output(0))
+      time.sleep(chance.uniform(0, 0.3) if number % 3 else chance.uniform(0, 9))
+      running.processes[chance.randrange(count)].kill()
+      assert 0 not in running.statuses()
+      for index in range(count):
+        assert 'Traceback' not in running.output(index)
+  with start('last') as running:
+    running.finish()
+  given.output.rename(tmp_path / 'killed')
+  with start('whole') as running:
+    running.finish()
+  assert_same_end(dataclasses.replace(given, output=tmp_path / 'killed'), given)

@@ -8,7 +8,7 @@ import pytest
 
 import optax_sam
 from optax_sam.train import models
-from optax_sam.train.models import layers, resnet, vit
+from optax_sam.train.models import residual, vit
 from tests.train.problems import slow_but
 
 BIG = {
@@ -128,11 +128,13 @@ def test_only_parameters_statistics_and_logits_are_float32(name):
   assert dtypes(results) == {'float32', 'bfloat16'}
 
 
-@pytest.mark.parametrize('block', [resnet.BasicBlock, resnet.BottleneckBlock])
+@pytest.mark.parametrize(
+  'block', [residual.BasicBlock, residual.BottleneckBlock]
+)
 def test_a_block_starts_as_the_identity(block):
-  parts = layers.Layers(True, jnp.float32, None, jax.lax.conv_general_dilated)
+  parts = residual.Layers(True, jnp.float32, None, jax.lax.conv_general_dilated)
   images = jax.random.uniform(jax.random.key(0), (2, 4, 4, 8))
-  width = 8 if block is resnet.BasicBlock else 2
+  width = 8 if block is residual.BasicBlock else 2
   start = jax.jit(block(width, 1, parts).init_with_output)
   result, _ = start(jax.random.key(1, impl='rbg'), images)
   np.testing.assert_array_equal(result, images)
