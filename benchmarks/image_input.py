@@ -5,6 +5,7 @@ size and about the average number of bytes of ImageNet. They pass through the
 input of the trainer, from shards or a folder, without a model.
 """
 
+import itertools
 import pathlib
 import tempfile
 import time
@@ -52,15 +53,16 @@ def main(
     print('|---|---|---|---|')
     for name, directory in (('shards', shards), ('folder', folder)):
       opened = imagenet.open_images(directory)
-      with imagenet.TrainingInput(
+      training = imagenet.training_input(
         opened.train, options, seed=0, say=print
-      ) as batches:
-        _report(f'{name}, training', batches, seconds)
-      evaluation = imagenet.EvaluationInput(opened.val, options, say=print)
-      _report(f'{name}, evaluation', _again(evaluation), seconds)
+      )
+      _report(f'{name}, training', training, seconds)
+      evaluation = imagenet.evaluation_input(opened.val, options, say=print)
+      _report(f'{name}, evaluation', evaluation, seconds)
 
 
 def _report(name, batches, seconds: float) -> None:
+  batches = itertools.chain.from_iterable(itertools.repeat(batches))
   for _ in range(4):
     next(batches)
   count = 0
@@ -74,11 +76,6 @@ def _report(name, batches, seconds: float) -> None:
     f'| {name} | {count / elapsed:.0f} | {count / work:.0f} | '
     f'{work / elapsed:.2f} |'
   )
-
-
-def _again(batches):
-  while True:
-    yield from batches
 
 
 def _make_folder(

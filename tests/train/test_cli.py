@@ -1,5 +1,6 @@
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 import optax_sam
 from optax_sam.train.commands import compare
 from optax_sam.train.config import arguments, checks
+from optax_sam.train.data import imagenet
 from optax_sam.train.loop.trainer import Trainer
 from tests.train.data.imagenet import pictures
 from tests.train.runs import call, refused
@@ -122,7 +124,7 @@ X, Y = np.ones((8, 2), 'float32'), np.asarray([0, 1, 2, 0, 1, 2, 0, 1])
     ({'y_train': Y.astype(object)}, 'mlp', 'contains Python objects'),
     ({'y_train': Y[1:]}, 'mlp', 'has 8 examples and y_train has 7'),
     ({'y_train': None}, 'mlp', 'mine.npz has no y_train'),
-    (None, 'mlp', 'mine.npz cannot be read as .npz'),
+    (None, 'mlp', 'mine.npz cannot be read'),
   ],
 )
 def test_own_data_and_models_that_do_not_fit_are_reported_in_one_line(
@@ -213,9 +215,34 @@ def test_convert_writes_shards(tmp_path, capsys):
   folder = pictures.make_folder(tmp_path / 'folder')
   target = tmp_path / 'shards'
   command = ['convert', '--output', target, '--shards', '3', '--source']
-  assert 'train is missing' in refused(capsys, *command, 'missing')
+  assert 'train cannot be listed' in refused(capsys, *command, 'missing')
   assert not target.exists()
   assert call(*command, folder) == 0
   out = capsys.readouterr().out
-  assert 'train 1/3' in out
+  assert 'train-00000-of-00003' in out
   assert f'Shards: {target}' in out
+
+
+def test_names_with_control_characters_are_escaped(tmp_path, capfd):
+  folder = pictures.make_folder(tmp_path / 'folder')
+  for split in ('train', 'val'):
+    changed = folder / split / 'n01\x1b[31m'
+    (folder / split / 'n01').rename(changed)
+    (changed / 'a\n\udcff\x9b2J.jpeg').write_bytes(b'no image')
+  call('convert', '--source', folder, '--output', tmp_path / 'a', '--shards', 2)
+  shown = r'n01\x1b[31m/a\n\udcff\x9b2J.jpeg'
+  text, refusal = capfd.readouterr()
+  assert not refusal
+  said = []
+  options = imagenet.InputOptions(batch_size=24, size=8)
+  val = imagenet.open_images(folder).val
+  assert list(imagenet.evaluation_input(val, options, say=said.append))
+  shutil.rmtree(folder / 'val' / 'n01\x1b[31m')
+  refusal = refused(capfd, 'convert', '--source', folder, '--output', 'b')
+  for shown_at, what in (
+    (text, shown),
+    (said[0], shown),
+    (refusal, shown[:11]),
+  ):
+    assert what in shown_at
+    assert not {'\x1b', '\x9b', '\udcff'} & set(shown_at)

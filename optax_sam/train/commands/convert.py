@@ -6,18 +6,10 @@ from optax_sam.train.config import configs, errors
 
 
 def run(config: configs.ConvertConfig, console: Console) -> int:
-  """Converts a folder of images and returns the exit status.
-
-  Args:
-    config: the image folder and the output directory.
-    console: console for progress.
-
-  Raises:
-    ValueError: if a package is missing or the folder cannot be converted.
-    OSError: if the output cannot be written.
-  """
+  """Converts a folder of images and returns the exit status."""
 
   def say(text: str) -> None:
+    text = errors.printable(text)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
   try:
@@ -31,6 +23,7 @@ def run(config: configs.ConvertConfig, console: Console) -> int:
       config.output,
       shards=config.shards,
       threads=config.threads,
+      max_pixels=config.max_pixels,
       say=say,
     )
   except KeyboardInterrupt:

@@ -61,6 +61,8 @@ class ConvertConfig:
   size."""
   threads: flags.Size = 16
   """Images that are read and checked concurrently."""
+  max_pixels: flags.Count = 2**26
+  """Images with more pixels are left out, without decoding them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

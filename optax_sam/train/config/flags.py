@@ -67,6 +67,9 @@ class Data:
   """Fraction of the training labels that are replaced by a wrong one."""
   resize: Annotated[Size | None, flag(default='unchanged')] = None
   """Height and width in pixels to which the images of a folder are resized."""
+  max_pixels: Count = 2**26
+  """Images with more pixels are not decoded: of a folder they are refused, of
+  imagenet skipped."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

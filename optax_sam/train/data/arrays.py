@@ -1,18 +1,47 @@
-"""Datasets from arrays, dicts of arrays, and iterables of examples."""
+"""Datasets of arrays: own ones in Python, and those of files, checked."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import contextlib
+import dataclasses
+import math
+from collections.abc import Generator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from optax_sam.train.data.datasets import Batch, Dataset
+from optax_sam.train.data import examples
 
-INPUT_KEYS = ('inputs', 'x', 'image', 'images', 'features', 'tokens')
-TARGET_KEYS = ('labels', 'targets', 'y', 'label', 'target')
-# An iterable without an end must not fill the memory.
-_MOST_BYTES = 2**32
-_MOST_EXAMPLES = 2**22
-_INTEGERS = np.iinfo(np.int32)
+Batch = dict[str, np.ndarray]
+
+# As float32.
+_MOST_BYTES = 2**34
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Training and test examples.
+
+  Attributes:
+    train: `inputs` (examples, ...; channels last) and `labels`: classes
+      (examples,), or other targets.
+    test: the same for the test part.
+    classes: number of classes; for tokens, size of the vocabulary; for other
+      targets, their number for an example.
+    validation: a part for the choice of settings, if the dataset has one.
+  """
+
+  train: Batch
+  test: Batch
+  classes: int
+  validation: Batch | None = None
+
+
+class Part(NamedTuple):
+  """Arrays of a part as they were read, and their names for messages."""
+
+  name: str
+  inputs: Any
+  targets: Any
+  names: tuple[str, str]
 
 
 def dataset(
@@ -23,7 +52,8 @@ def dataset(
   Each part is one of
 
   - a pair `(inputs, targets)` of arrays with the examples on the first axis;
-  - a dict of two arrays, with a key of `INPUT_KEYS` and one of `TARGET_KEYS`;
+  - a dict of two arrays, with a key such as `inputs`, `x` or `image`, and one
+    such as `labels`, `targets` or `y`;
   - an array of tokens (examples, positions), for the loss `next_token`;
   - an iterable of finite length over examples, such as a Grain dataset. An
     example is a pair, a dict with these keys, or an array of tokens. All are
@@ -41,175 +71,217 @@ def dataset(
   Raises:
     ValueError: if a part is not valid, or differs from `train`; in one line.
   """
-  parts = {'train': train, 'test': test, 'validation': validation}
-  if validation is None:
-    del parts['validation']
-  read = {name: _part(name, part, loss) for name, part in parts.items()}
-  for name, part in read.items():
-    for key, values in part.items():
-      expected = read['train'][key]
-      found, wanted = (
-        f'{array.shape[1:]} and dtype {array.dtype}'
-        for array in (values, expected)
+  given = {'train': train, 'test': test, 'validation': validation}
+  parts = []
+  for name, part in given.items():
+    if part is not None or name != 'validation':
+      inputs, targets = examples.inputs_and_targets(
+        name, part, loss == 'next_token'
       )
-      if found != wanted:
+      names = (f'{name}: inputs', f'{name}: targets')
+      parts.append(Part(name, inputs, targets, names))
+  return Dataset(classes=0, **_batches(parts, loss, is_own=True))
+
+
+def dataset_of(
+  parts: Sequence[Part],
+  *,
+  loss: str = 'cross_entropy',
+  classes: int | None = None,
+) -> Dataset:
+  """Returns a dataset of checked parts of files.
+
+  Inputs become float32; uint8 is divided by 255, and images of shape (examples,
+  height, width) get an axis of channels. Tokens become int32.
+
+  Args:
+    parts: training and test part, and possibly a validation part.
+    loss: `cross_entropy`, `mean_squared_error` or `next_token`.
+    classes: number of classes; None for that of the training labels.
+
+  Raises:
+    ValueError: if the examples are not valid or don't fit each other.
+  """
+  batches = _batches(parts, loss, is_own=False)
+  labels = batches['train']['labels']
+  if loss == 'mean_squared_error':
+    return Dataset(classes=math.prod(labels.shape[1:]), **batches)
+  is_token = loss == 'next_token'
+  count = classes or int(labels.max()) + 1
+  for part in parts:
+    most = int(batches[part.name]['labels'].max())
+    if most >= count:
+      what = 'token' if is_token else 'label'
+      msg = (
+        f'{part.names[not is_token]} has the {what} {most}, outside of 0 to '
+        f'{count - 1}, the {what}s of the training part'
+      )
+      raise ValueError(msg)
+  if classes is None and not is_token:
+    name, least = parts[0].names[1], int(labels.min())
+    if least == count - 1:
+      msg = (
+        f'{name} has one class only; give at least two, or --loss '
+        f'mean_squared_error for numbers'
+      )
+      raise ValueError(msg)
+    if least > 0 or count > len(labels):
+      msg = (
+        f'{name} has {len(labels)} labels from {least} to {count - 1}; number '
+        f'the classes 0, 1, 2, ... without gaps'
+      )
+      raise ValueError(msg)
+  return Dataset(classes=count, **batches)
+
+
+def check_size(where: str, shape: Sequence[int], itemsize: int = 1) -> None:
+  """Raises a ValueError if an array is too large to be held in memory."""
+  if min(shape, default=1) < 0 or (
+    math.prod(shape) * max(4, itemsize) > _MOST_BYTES
+  ):
+    msg = (
+      f'{where} of shape {tuple(shape)} is too large: at most '
+      f'{_MOST_BYTES >> 30} GiB as float32; use fewer or smaller examples'
+    )
+    raise ValueError(msg)
+
+
+@contextlib.contextmanager
+def readable(where: Any) -> Generator[None]:
+  """Raises a ValueError in one line: damaged files raise almost anything."""
+  try:
+    yield
+  except Exception as error:  # noqa: BLE001
+    reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
+    msg = f'{where} cannot be read: {reason or type(error).__name__}'
+    raise ValueError(msg) from None
+
+
+def _batches(
+  parts: Sequence[Part], loss: str | None, *, is_own: bool
+) -> dict[str, Batch]:
+  """Returns converted arrays of all parts, of equal shapes and dtypes."""
+  batches: dict[str, Batch] = {}
+  first: dict[str, tuple[str, Any, str]] = {}
+  for part in parts:
+    batch: Batch = {}
+    values = {'inputs': part.inputs, 'labels': part.targets}
+    if loss == 'next_token':
+      del values['labels']
+    for key, name in zip(values, part.names, strict=False):
+      axes = 1 if is_own or key == 'labels' else 2
+      array = _numbers(name, values[key], axes)
+      batch[key] = _converted(name, array, key, loss, is_own)
+      # Bytes in one part only would not be scaled alike.
+      kind = (array if key == 'inputs' else batch[key]).dtype.kind
+      found = array.shape[1:], kind
+      text = f'shape {array.shape[1:]} and dtype {array.dtype}'
+      other, expected, its = first.setdefault(key, (name, found, text))
+      if found != expected:
         msg = (
-          f'{name}: {key} of an example have shape {found}, and {wanted} in '
-          f'train; give all parts the same'
+          f'{name} has examples of {text}, and {other} of {its}; give all '
+          f'parts the same shape and dtype'
         )
         raise ValueError(msg)
-  return Dataset(classes=0, **read)
-
-
-def _part(name: str, given: Any, loss: str | None) -> Batch:
-  inputs, targets = _inputs_and_targets(name, given, loss)
-  inputs = _numbers(name, 'inputs', inputs)
-  if loss == 'next_token':
-    tokens = _as_integers(name, 'tokens', inputs)
-    return {'inputs': tokens, 'labels': tokens}
-  targets = _numbers(name, 'targets', targets)
-  if len(inputs) != len(targets):
-    msg = (
-      f'{name} has {len(inputs)} inputs and {len(targets)} targets; give as '
-      f'many targets as inputs'
-    )
-    raise ValueError(msg)
-  if inputs.dtype == np.uint8:
-    inputs = inputs.astype(np.float32) / 255
-  is_class = targets.dtype.kind in 'biu' and loss != 'mean_squared_error'
-  return {
-    'inputs': _as_integers(name, 'inputs', inputs)
-    if inputs.dtype.kind in 'iu'
-    else inputs.astype(np.float32),
-    'labels': _as_integers(name, 'labels', targets)
-    if is_class or loss == 'cross_entropy'
-    else targets.astype(np.float32),
-  }
-
-
-def _inputs_and_targets(
-  name: str, given: Any, loss: str | None
-) -> tuple[Any, Any]:
-  """Returns two values that are array-like; the targets may be None."""
-  is_single = loss == 'next_token'
-  if isinstance(given, Mapping):
-    return _of_mapping(name, given, is_single)
-  if isinstance(given, tuple):
-    if len(given) == 2:
-      return given
-    msg = f'{name} must be a pair (inputs, targets), not {len(given)} values'
-    raise ValueError(msg)
-  if hasattr(given, 'shape') and hasattr(given, 'dtype'):
-    if is_single:
-      return given, None
-    msg = (
-      f'{name} is an array without targets; give a pair (inputs, targets), or '
-      f"loss='next_token' for tokens"
-    )
-    raise ValueError(msg)
-  if not isinstance(given, Iterable) and not hasattr(given, '__getitem__'):
-    msg = (
-      f'{name} must be a pair (inputs, targets), a dict of arrays or an '
-      f'iterable of examples, not {type(given).__name__}'
-    )
-    raise ValueError(msg)
-  return _of_examples(name, given, is_single)
-
-
-def _of_mapping(
-  name: str, given: Mapping[str, Any], is_single: bool
-) -> tuple[Any, Any]:
-  found = []
-  for keys in (INPUT_KEYS, TARGET_KEYS):
-    own = [key for key in keys if key in given]
-    if len(own) == 1 or (keys is TARGET_KEYS and is_single):
-      found.append(given[own[0]] if own else None)
-      continue
-    msg = (
-      f'{name} must have one of the keys {", ".join(keys)}, not '
-      f'{", ".join(map(str, own or given)) or "none"}'
-    )
-    raise ValueError(msg)
-  return found[0], found[1]
-
-
-def _of_examples(name: str, given: Any, is_single: bool) -> tuple[Any, Any]:
-  inputs, targets, size = [], [], 0
-  too_many = (
-    f'{name} has more than {_MOST_EXAMPLES:,} examples, more than '
-    f'{_MOST_BYTES >> 30} GiB or no end, and is read into memory; give fewer '
-    f'examples, without repeat()'
-  )
-  # Of a Grain dataset that repeats without an end: the largest integer.
-  if hasattr(given, '__len__') and len(given) > _MOST_EXAMPLES:
-    raise ValueError(too_many)
-  for example in given:
-    if isinstance(example, Mapping):
-      one = _of_mapping(name, example, is_single)
-    elif isinstance(example, tuple | list) and len(example) == 2:
-      one = tuple(example)
-    elif is_single:
-      one = example, None
-    else:
+    lengths = [len(array) for array in batch.values()]
+    if lengths[0] != lengths[-1]:
       msg = (
-        f'{name}: an example must be a pair (input, target) or a dict, not '
-        f'{type(example).__name__}'
+        f'{part.names[0]} has {lengths[0]} examples and '
+        f'{part.names[1].rpartition(": ")[2]} has {lengths[1]}; give both the '
+        f'same number'
       )
       raise ValueError(msg)
-    inputs.append(np.asarray(one[0]))
-    targets.append(0 if one[1] is None else np.asarray(one[1]))
-    size += inputs[-1].nbytes
-    if size > _MOST_BYTES or len(inputs) > _MOST_EXAMPLES:
-      raise ValueError(too_many)
-  for values in (inputs, targets):
-    if len({np.shape(value) for value in values}) > 1:
-      msg = f'{name} has examples of different shapes; give all the same shape'
-      raise ValueError(msg)
-  return np.array(inputs), np.array(targets)
+    batches[part.name] = {'labels': batch['inputs']} | batch
+  return batches
 
 
-def _numbers(name: str, what: str, values: Any) -> np.ndarray:
-  """Returns an array of finite numbers with at least one example."""
+def _numbers(name: str, values: Any, axes: int) -> np.ndarray:
+  """Returns an array of numbers with at least one example."""
   try:
     array = np.asarray(values)
-  except ValueError as error:  # rows of different lengths
-    msg = f'{name}: {what} are not an array: {error}'
+  except ValueError as error:
+    msg = f'{name} have different shapes; give all examples the same: {error}'
     raise ValueError(msg) from error
+  if array.dtype.kind == 'V' and array.dtype.names is None:  # bfloat16
+    array = array.astype(np.float32)
   if array.dtype.kind not in 'biuf':
-    if array.dtype.kind == 'V' and array.dtype.names is None:  # bfloat16
-      array = array.astype(np.float32)
-    else:
-      msg = (
-        f'{name}: {what} have the dtype {array.dtype}, and must be numbers; '
-        f"convert them, as in numpy.stack(values).astype('float32')"
-      )
-      raise ValueError(msg)
-  if not array.ndim or not len(array):
-    msg = f'{name} has no {what}; give at least one example'
-    raise ValueError(msg)
-  if array.dtype.kind == 'f':
-    bad = np.flatnonzero(
-      ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    msg = (
+      f'{name} has the dtype {array.dtype}, and must be numbers; convert them, '
+      f"as in numpy.stack(values).astype('float32')"
     )
-    if len(bad):
-      msg = (
-        f'{name}: {what} have NaN or infinity in {len(bad)} of {len(array)} '
-        f'examples, first in example {bad[0]}; remove or replace them'
-      )
-      raise ValueError(msg)
+    raise ValueError(msg)
+  if array.ndim < axes or not all(array.shape):
+    msg = f'{name} has the shape {array.shape} and needs at least one example'
+    if array.ndim == 1 < axes:
+      msg += f' and two axes: {name.rpartition(": ")[2]}[:, None]'
+    raise ValueError(msg)
   return array
 
 
-def _as_integers(name: str, what: str, values: np.ndarray) -> np.ndarray:
-  if values.dtype.kind == 'f':
-    hint = '' if what == 'tokens' else ", or give loss='mean_squared_error'"
+def _converted(
+  name: str, values: np.ndarray, key: str, loss: str | None, is_own: bool
+) -> np.ndarray:
+  """Returns inputs or targets as float32 or int32."""
+  is_integer = values.dtype.kind in 'biu'
+  if loss == 'next_token':
+    return _integers(name, values, 'tokens', None if is_own else 2)
+  if key == 'inputs':
+    if values.dtype == np.uint8:
+      floats = values.astype(np.float32)
+      floats /= 255
+      return floats[..., None] if floats.ndim == 3 and not is_own else floats
+    if is_own and values.dtype.kind in 'iu':
+      return _integers(name, values, 'inputs', None)
+    return _floats(name, values)
+  if loss == 'cross_entropy' or (loss is None and is_integer):
+    return _integers(name, values, 'labels', None if is_own else 1)
+  targets = _floats(name, values)
+  return targets if is_own or targets.ndim > 1 else targets[:, None]
+
+
+def _floats(name: str, values: np.ndarray) -> np.ndarray:
+  """Returns finite values as float32."""
+  with np.errstate(over='ignore'):
+    floats = values.astype(np.float32)
+  # `min` and `max` need no memory, unlike `isfinite` of all entries.
+  if not (np.isfinite(floats.min()) and np.isfinite(floats.max())):
+    is_bad = ~np.isfinite(floats.reshape(len(floats), -1)).all(axis=1)
+    row = int(np.flatnonzero(is_bad)[0])
+    wrong = floats[row][~np.isfinite(floats[row])].flat[0]
     msg = (
-      f'{name}: {what} must be integers, not {values.dtype}; convert them by '
-      f".astype('int32'){hint}"
+      f'{name} contains {wrong} in example {row}, and NaN or infinity in '
+      f'{is_bad.sum()} of {len(floats)}; remove or replace them'
     )
     raise ValueError(msg)
+  return floats
+
+
+def _integers(
+  name: str, values: np.ndarray, what: str, axes: int | None
+) -> np.ndarray:
+  """Returns values as int32; in files (with `axes`) at least 0."""
+  short = name.rpartition(': ')[2]
+  if values.dtype.kind == 'f':
+    msg = (
+      f'{name} has the dtype {values.dtype}; {what} are integers: '
+      f"{short}.astype('int32')"
+    )
+    if what == 'labels':
+      msg += ', or give --loss mean_squared_error for numbers'
+    raise ValueError(msg)
+  if axes not in (None, values.ndim):
+    msg = f'{name} has the shape {values.shape}; {what} have {axes} axes'
+    if what == 'labels' and values.ndim == 2:
+      is_hot = values.shape[1] > 1
+      msg += (
+        f': {short}.argmax(1) if they are one-hot'
+        if is_hot
+        else (f': {short}[:, 0]')
+      )
+    raise ValueError(msg)
   least, most = int(values.min()), int(values.max())
-  if least < _INTEGERS.min or most > _INTEGERS.max:
-    msg = f'{name}: {what} must fit in int32, not {least} to {most}'
+  if least < (0 if axes else -(2**31)) or most >= 2**31:
+    usual = '0, 1, 2, ...' if axes else 'integers that fit in int32'
+    msg = f'{name} contains {least if least < 0 else most}; {what} are {usual}'
     raise ValueError(msg)
   return values.astype(np.int32)

@@ -3,158 +3,87 @@
 import io
 import pathlib
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from optax_sam.train.data import locations, parts
+from optax_sam.train.data.arrays import Part, readable
 
 CLASSES = {'cifar10': 10, 'cifar100': 100}
-_SHAPE = (3, 32, 32)
 _PIXELS = 3 * 32 * 32
 # By number of classes: files of the training part and of the test part.
-_BINARY = {
-  10: (
-    [f'data_batch_{number}.bin' for number in range(1, 6)],
-    'test_batch.bin',
-  ),
-  100: (['train.bin'], 'test.bin'),
-}
-_PYTHON = {
-  10: ([f'data_batch_{number}' for number in range(1, 6)], 'test_batch'),
-  100: (['train'], 'test'),
-}
+_BATCHES = [f'data_batch_{number}' for number in range(1, 6)]
+_FILES = {10: (_BATCHES, 'test_batch'), 100: (['train'], 'test')}
 _LABELS = {10: 'labels', 100: 'fine_labels'}
 _MOST_BYTES = 2**29
 
 
-def find(name: str, data_dir: pathlib.Path | None) -> pathlib.Path:
-  """Returns the directory of `cifar10` or `cifar100`.
-
-  Raises:
-    ValueError: if there is none; says how to get the files.
-  """
-  classes = CLASSES[name]
-  stem = f'cifar-{classes}'
-  return locations.find(
-    name,
-    data_dir,
-    [f'{stem}-{ending}' for ending in ('batches-bin', 'binary')]
-    + [f'{stem}-{ending}' for ending in ('batches-py', 'python')]
-    + [name],
-    lambda directory: bool(files(directory, classes)),
-    f'get and unpack {stem}-binary.tar.gz or {stem}-python.tar.gz from '
-    f'https://www.cs.toronto.edu/~kriz/cifar.html',
-  )
+def ending(directory: pathlib.Path, classes: int) -> str | None:
+  """Returns the ending of the files of one version, None if there are none."""
+  first = _FILES[classes][0][0]
+  found = (x for x in ('.bin', '') if (directory / f'{first}{x}').is_file())
+  return next(found, None)
 
 
-def files(
-  directory: pathlib.Path, classes: int
-) -> tuple[list[str], str] | None:
-  """Returns the names of the files of one version, None if there are none."""
-  for names in (_BINARY[classes], _PYTHON[classes]):
-    if (directory / names[0][0]).is_file():
-      return names
-  return None
+def read(directory: pathlib.Path, classes: int) -> list[Part]:
+  """Reads the images and the (fine) labels."""
+  train, test = _FILES[classes]
+  suffix = ending(directory, classes) or ''
+  read_one = _binary if suffix else _python
+  parts = []
+  for part, names in (('train', train), ('test', [test])):
+    images, labels = [], []
+    for name in names:
+      path = directory / f'{name}{suffix}'
+      with readable(path):
+        if not path.is_file() or path.stat().st_size > _MOST_BYTES:
+          msg = 'it is missing, or too large for a file of CIFAR'
+          raise ValueError(msg)
+        pixels, own = read_one(path.read_bytes(), classes)
+        if own.size and not 0 <= own.min() <= own.max() < classes:
+          wrong = own.min() if own.min() < 0 else own.max()
+          msg = f'it has the label {wrong}, outside of 0 to {classes - 1}'
+          raise ValueError(msg)
+      images.append(pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))
+      labels.append(own)
+    where = (f'{directory}: {part} images', f'{directory}: {part} labels')
+    arrays = np.concatenate(images), np.concatenate(labels)
+    parts.append(Part(part, arrays[0], arrays[1], where))
+  return parts
 
 
-def read(directory: pathlib.Path, classes: int) -> list[parts.Part]:
-  """Reads the images and the (fine) labels.
-
-  Raises:
-    ValueError: if a file is missing or not valid.
-  """
-  found = files(directory, classes)
-  if found is None:
-    msg = f'{directory} has no {_BINARY[classes][0][0]}'
-    raise ValueError(msg)
-  train, test = found
-  return [
-    _part(directory, train, 'train', classes),
-    _part(directory, [test], 'test', classes),
-  ]
-
-
-def _part(
-  directory: pathlib.Path, names: list[str], part: str, classes: int
-) -> parts.Part:
-  images, labels = [], []
-  for name in names:
-    path = directory / name
-    try:
-      if path.stat().st_size > _MOST_BYTES or not path.is_file():
-        msg = f'{path} is not a file of CIFAR: it is too large'
-        raise ValueError(msg)
-      content = path.read_bytes()
-    except OSError as error:
-      msg = f'{path} cannot be read: {error.strerror}'
-      raise ValueError(msg) from None
-    read_one = _binary if name.endswith('.bin') else _python
-    pixels, own = read_one(path, content, classes)
-    if own.size and not 0 <= own.min() <= own.max() < classes:
-      wrong = own.min() if own.min() < 0 else own.max()
-      msg = f'{path} has the label {wrong}, outside of 0 to {classes - 1}'
-      raise ValueError(msg)
-    images.append(pixels.reshape(-1, *_SHAPE).transpose(0, 2, 3, 1))
-    labels.append(own)
-  return parts.Part(
-    np.concatenate(images),
-    np.concatenate(labels),
-    part,
-    (f'{part} images', f'{part} labels'),
-  )
-
-
-def _binary(
-  path: pathlib.Path, content: bytes, classes: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _binary(content: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
   # CIFAR-100 has a coarse label before the fine one.
   before = 1 if classes == 10 else 2
   size = before + _PIXELS
   if not content or len(content) % size:
     msg = (
-      f'{path} is truncated: {len(content)} bytes are not a multiple of '
-      f'{size}, a label and an image; get the file again'
+      f'it is truncated: {len(content)} bytes are not a multiple of {size}, a '
+      f'label and an image; get the file again'
     )
     raise ValueError(msg)
   rows = np.frombuffer(content, np.uint8).reshape(-1, size)
   return rows[:, before:], rows[:, before - 1].astype(np.int32)
 
 
-def _python(
-  path: pathlib.Path, content: bytes, classes: int
-) -> tuple[np.ndarray, np.ndarray]:
-  try:
-    found = load_plain(content)
-  except Exception as error:  # noqa: BLE001 (damaged pickles raise anything)
-    reason = str(error).split('\n')[0] or type(error).__name__
-    msg = f'{path} is not a file of CIFAR: {reason}'
-    raise ValueError(msg) from None
-  if not isinstance(found, dict):
-    found = {}
+def _python(content: bytes, classes: int) -> tuple[np.ndarray, np.ndarray]:
+  found = load_plain(content)
   named = {
     key.decode('latin1') if isinstance(key, bytes) else key: value
-    for key, value in found.items()
+    for key, value in (found.items() if isinstance(found, dict) else ())
   }
   images, labels = named.get('data'), named.get(_LABELS[classes])
   if (
     not isinstance(images, np.ndarray)
-    or images.dtype != np.uint8
-    or images.ndim != 2
-    or images.shape[1] != _PIXELS
+    or images.shape != (len(images), _PIXELS)
+    or not isinstance(labels, list)
+    or len(labels) != len(images)
+    or not all(type(label) is int for label in labels)
   ):
     msg = (
-      f"{path} is not a file of CIFAR: no 'data' of shape (images, {_PIXELS})"
+      f"it has no 'data' of shape (images, {_PIXELS}), or no list "
+      f'{_LABELS[classes]!r} of as many integers'
     )
-    raise ValueError(msg)
-  if not isinstance(labels, list) or not all(
-    isinstance(label, int) and abs(label) < 2**31 for label in labels
-  ):
-    msg = f'{path} is not a file of CIFAR: no list {_LABELS[classes]!r}'
-    raise ValueError(msg)
-  if len(labels) != len(images):
-    msg = f'{path} has {len(images)} images and {len(labels)} labels'
     raise ValueError(msg)
   return images, np.asarray(labels, np.int32)
 
@@ -162,23 +91,11 @@ def _python(
 def load_plain(content: bytes) -> Any:
   """Reads a pickle of dicts, lists, text, numbers and arrays of uint8.
 
-  No code of the pickle can run: the only names that it may import are the three
-  that a pickled array needs, and functions of this module replace them.
-
-  Raises:
-    Exception: of any type, if the pickle is damaged or has other objects.
+  No code of the pickle can run: the only names that it may import are those
+  that a pickled array needs, and functions of this module replace them. Raises
+  any error if the pickle is damaged or has other objects.
   """
   return _finished(_Reader(io.BytesIO(content), encoding='bytes').load(), 0)
-
-
-# The version in Python: its table of objects cannot be made to fill the memory.
-class _Reader(pickle._Unpickler):  # noqa: SLF001
-  def find_class(self, module: str, name: str) -> Any:
-    allowed = _importable()
-    if (module, name) not in allowed:
-      msg = f'it contains {module}.{name}, and only plain data are read'
-      raise pickle.UnpicklingError(msg)
-    return allowed[module, name]
 
 
 class _Array:
@@ -192,27 +109,31 @@ class _Array:
     self.state = state
 
 
-def _importable() -> dict[tuple[str, str], Callable[..., Any]]:
-  # New functions at each call, because a pickle may set their attributes.
-  def array(*arguments: Any) -> _Array:
-    return _Array(*arguments)
+# The version in Python: its table of objects cannot be made to fill the memory.
+class _Reader(pickle._Unpickler):  # noqa: SLF001
+  def find_class(self, module: str, name: str) -> Any:
+    # New functions at each call, because a pickle may set their attributes.
+    def array(*arguments: Any) -> _Array:
+      return _Array(*arguments)
 
-  def encode(text: Any, encoding: Any) -> bytes:
-    if encoding not in ('latin1', b'latin1'):
-      msg = 'it contains text of another encoding'
+    def encode(text: Any, encoding: Any) -> bytes:
+      if encoding not in ('latin1', b'latin1'):
+        msg = 'it contains text of another encoding'
+        raise pickle.UnpicklingError(msg)
+      return text.encode('latin1')
+
+    allowed: dict[str, Any] = {
+      'numpy.dtype': array,
+      'numpy.ndarray': lambda *_: None,
+      'numpy.core.multiarray._reconstruct': array,
+      'numpy._core.multiarray._reconstruct': array,
+      '_codecs.encode': encode,
+    }
+    full = f'{module}.{name}'
+    if full not in allowed:
+      msg = f'it contains {full}, and only plain data are read'
       raise pickle.UnpicklingError(msg)
-    return text.encode('latin1')
-
-  def ndarray(*arguments: Any) -> None:
-    del arguments
-
-  return {
-    ('numpy', 'dtype'): array,
-    ('numpy', 'ndarray'): ndarray,
-    ('numpy.core.multiarray', '_reconstruct'): array,
-    ('numpy._core.multiarray', '_reconstruct'): array,
-    ('_codecs', 'encode'): encode,
-  }
+    return allowed[full]
 
 
 def _finished(value: Any, depth: int) -> Any:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import pathlib
 import random
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from collections.abc import Callable
 import numpy as np
 
 from optax_sam.train.config import configs
-from optax_sam.train.data import cifar, idx, image_folder, npz
-from optax_sam.train.data.parts import Batch, Dataset, Part, dataset_of
+from optax_sam.train.data import cifar, idx, npz
+from optax_sam.train.data.arrays import Batch, Dataset, Part, dataset_of
 
 __all__ = ['Batch', 'Dataset', 'batch_at', 'hold_out', 'load', 'of_config']
 
@@ -22,6 +23,13 @@ _DIGITS_TEST_EXAMPLES = 797
 # Named datasets in files.
 ON_DISK = ('fashion_mnist', 'cifar10', 'cifar100')
 NAMES = ('digits', 'mnist1d', *ON_DISK)
+VARIABLE = 'OPTAX_SAM_DATA'
+_SYSTEM = pathlib.Path('/usr/share/datasets')
+_FASHION_MNIST = (
+  'install it (Debian, Ubuntu: apt install dataset-fashion-mnist), or get the '
+  'four files train-images-idx3-ubyte.gz ... from '
+  'https://github.com/zalandoresearch/fashion-mnist'
+)
 
 
 def load(
@@ -31,11 +39,10 @@ def load(
   data_dir: pathlib.Path | None = None,
   train_examples: int | None = None,
   resize: int | None = None,
+  max_pixels: int = 2**26,
   loss: str = 'cross_entropy',
 ) -> Dataset:
-  """Loads a dataset, with symmetric label noise in its training part.
-
-  Images with values of type uint8 become float32 from 0 to 1.
+  """Loads a dataset, the same at every call.
 
   Args:
     name: one of `NAMES`, or the path of an .npz file, of a directory of IDX or
@@ -46,15 +53,33 @@ def load(
     train_examples: number of training examples to use: the first ones, with the
       same fraction of every class; None for all.
     resize: height and width to which the images of a folder are resized.
+    max_pixels: larger images of a folder are refused.
     loss: name of the loss, which says what the targets are.
-
-  Returns:
-    The dataset, the same at every call.
 
   Raises:
     ValueError: if it doesn't exist, can't be read or has invalid examples.
   """
-  dataset = _load(name, data_dir, resize, loss)
+  if name in NAMES:
+    for flag, given in (('--resize', resize), ('--loss', loss)):
+      if given not in (None, 'cross_entropy'):
+        msg = f'{flag} {given} is not for --dataset {name}; leave it out'
+        raise ValueError(msg)
+  if name in _MADE:
+    dataset = _MADE[name]()
+  else:
+    path = _find(name, data_dir) if name in ON_DISK else pathlib.Path(name)
+    classes = cifar.CLASSES.get(name)
+    try:
+      parts = (
+        cifar.read(path, classes)
+        if classes
+        else _parts_at(path, resize, max_pixels, loss)
+      )
+      dataset = dataset_of(parts, loss=loss, classes=classes)
+    except (OSError, MemoryError) as error:
+      reason = getattr(error, 'strerror', None) or error or 'not enough memory'
+      msg = f'--dataset {path} cannot be read: {reason}'
+      raise ValueError(msg) from None
   if train_examples is not None:
     train = _first(dataset.train, train_examples, loss, name)
     dataset = dataclasses.replace(dataset, train=train)
@@ -72,40 +97,46 @@ def of_config(config: configs.Experiment) -> Dataset:
     data_dir=config.data_dir,
     train_examples=config.train_examples,
     resize=config.resize,
+    max_pixels=config.max_pixels,
     loss=config.loss,
   )
 
 
-def _load(
-  name: str, data_dir: pathlib.Path | None, resize: int | None, loss: str
-) -> Dataset:
-  reader: Callable[[pathlib.Path], list[Part]] = functools.partial(
-    _parts_at, resize=resize, loss=loss
-  )
-  if name in _MADE or name in ON_DISK:
-    for flag, given in (('--resize', resize), ('--loss', loss)):
-      if given not in (None, 'cross_entropy'):
-        msg = f'{flag} {given} is not for --dataset {name}; leave it out'
-        raise ValueError(msg)
-  if name in _MADE:
-    return _MADE[name]()
+def _find(name: str, data_dir: pathlib.Path | None) -> pathlib.Path:
+  """Returns the directory with the files of a named dataset.
+
+  Raises:
+    ValueError: if they are nowhere; says how to get them.
+  """
   if name == 'fashion_mnist':
-    path = idx.find_fashion_mnist(data_dir)
-  elif name in ON_DISK:
-    path, classes = cifar.find(name, data_dir), cifar.CLASSES[name]
-    return dataset_of(str(path), cifar.read(path, classes), classes=classes)
+    folders, advice = ['fashion-mnist', name], _FASHION_MNIST
+    has_files: Callable[[pathlib.Path], object] = idx.is_directory
   else:
-    path = pathlib.Path(name)
-  try:
-    return dataset_of(str(path), reader(path), loss=loss)
-  except (OSError, MemoryError) as error:
-    reason = getattr(error, 'strerror', None) or error or 'not enough memory'
-    msg = f'--dataset {path} cannot be read: {reason}'
-    raise ValueError(msg) from None
+    classes = cifar.CLASSES[name]
+    stem = f'cifar-{classes}'
+    endings = ('batches-bin', 'binary', 'batches-py', 'python')
+    folders = [*(f'{stem}-{ending}' for ending in endings), name]
+    advice = (
+      f'get and unpack {stem}-binary.tar.gz or {stem}-python.tar.gz from '
+      f'https://www.cs.toronto.edu/~kriz/cifar.html'
+    )
+    has_files = lambda path: cifar.ending(path, classes) is not None
+  given = os.environ.get(VARIABLE)
+  places = [_SYSTEM] if data_dir is None else [data_dir]
+  if data_dir is None and given:
+    places.insert(0, pathlib.Path(given))
+  for directory in (x / y for x in places for y in ('', *folders)):
+    if directory.is_dir() and has_files(directory):
+      return directory
+  msg = (
+    f'--dataset {name} is not in {" and ".join(map(str, places))}; {advice}, '
+    f'and give its directory by --data-dir or ${VARIABLE}'
+  )
+  raise ValueError(msg)
 
 
 def _parts_at(
-  path: pathlib.Path, *, resize: int | None, loss: str
+  path: pathlib.Path, resize: int | None, max_pixels: int, loss: str
 ) -> list[Part]:
   """Reads the file or directory that a user names."""
   if not path.exists():
@@ -119,10 +150,15 @@ def _parts_at(
     msg = f'--resize is for a folder of images; {path} is none; leave it out'
     raise ValueError(msg)
   if is_folder:
-    return image_folder.read(path, resize)
+    try:
+      from optax_sam.train.data import image_folder
+    except ModuleNotFoundError:
+      msg = "a folder of images needs Pillow: pip install 'optax-sam[imagenet]'"
+      raise ValueError(msg) from None
+    return image_folder.read(path, resize, max_pixels)
   if path.is_dir():
     for classes in cifar.CLASSES.values():
-      if cifar.files(path, classes):
+      if cifar.ending(path, classes) is not None:
         return cifar.read(path, classes)
     if idx.is_directory(path):
       return idx.read(path)
@@ -143,37 +179,24 @@ def _parts_at(
 def _first(train: Batch, count: int, loss: str, name: str) -> Batch:
   """Returns the first training examples, with the fractions of all classes."""
   labels = train['labels']
-  if count > len(labels):
+  is_class = loss == 'cross_entropy'
+  _, numbers, sizes = np.unique(
+    labels if is_class else np.zeros(len(labels), int),
+    return_inverse=True,
+    return_counts=True,
+  )
+  if not len(sizes) <= count <= len(labels):
     msg = (
       f'--train-examples must be at most {len(labels)}, the number of training '
-      f'examples of {name}, not {count}'
+      f'examples of {name}, and at least one for each class, not {count}'
     )
     raise ValueError(msg)
-  if loss != 'cross_entropy':
-    return {key: values[:count] for key, values in train.items()}
-  classes, numbers, sizes = np.unique(
-    labels, return_inverse=True, return_counts=True
+  # The fraction of its class that comes before an example.
+  before = np.empty(len(labels))
+  before[np.argsort(numbers, kind='stable')] = np.concatenate(
+    [np.arange(size) / size for size in sizes]
   )
-  if count < len(classes):
-    msg = (
-      f'--train-examples must be at least {len(classes)}, one for each class, '
-      f'not {count}'
-    )
-    raise ValueError(msg)
-  # At least one of each class, then the largest remainders.
-  exact = count * sizes / len(labels)
-  wanted = np.maximum(1, exact.astype(int))
-  while wanted.sum() > count:
-    wanted[np.argmax(np.where(wanted > 1, wanted - exact, -np.inf))] -= 1
-  while wanted.sum() < count:
-    wanted[np.argmax(exact - wanted)] += 1
-  order = np.argsort(numbers, kind='stable')
-  starts = np.cumsum(sizes) - sizes
-  chosen = np.sort(
-    np.concatenate(
-      [order[x : x + size] for x, size in zip(starts, wanted, strict=True)]
-    )
-  )
+  chosen = np.sort(np.argsort(before, kind='stable')[:count])
   return {key: values[chosen] for key, values in train.items()}
 
 
@@ -194,15 +217,9 @@ def batch_at(train: Batch, step: int, batch_size: int, seed: int) -> Batch:
 def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
   """Splits training examples, with the same fraction of every class.
 
-  Args:
-    train: the examples. Labels that are not integers, or more than one per
-      example, are no classes; then the choice is among all examples.
-    fraction: of each class that is held out, rounded to whole examples, so that
-      their number is the same for all seeds.
-    seed: seed of the choice.
-
-  Returns:
-    The remaining examples and the held-out ones, in their original order.
+  Labels that are not integers, or more than one per example, are no classes;
+  then the choice is among all examples. The number of examples that are held
+  out is the same for all seeds. Both parts have their original order.
   """
   labels = train['labels']
   if labels.ndim > 1 or labels.dtype.kind == 'f':  # no classes
@@ -238,19 +255,14 @@ def _digits() -> Dataset:
   from sklearn.model_selection import train_test_split
 
   images, labels = map(np.asarray, load_digits(return_X_y=True))
-  inputs = images.reshape(-1, 8, 8, 1).astype(np.float32) / 16
-  train_inputs, test_inputs, train_labels, test_labels = train_test_split(
-    inputs,
-    labels.astype(np.int32),
+  train_x, test_x, train_y, test_y = train_test_split(
+    images.reshape(-1, 8, 8, 1).astype(np.float32) / 16,
+    labels,
     test_size=_DIGITS_TEST_EXAMPLES,
     stratify=labels,
     random_state=_DATA_SEED,
   )
-  return Dataset(
-    train={'inputs': train_inputs, 'labels': train_labels},
-    test={'inputs': test_inputs, 'labels': test_labels},
-    classes=10,
-  )
+  return Dataset(_batch(train_x, train_y), _batch(test_x, test_y), classes=10)
 
 
 def _mnist1d() -> Dataset:
@@ -264,18 +276,18 @@ def _mnist1d() -> Dataset:
   finally:
     random.setstate(python_state)
     np.random.set_state(numpy_state)
-
-  def part(inputs: np.ndarray, labels: np.ndarray) -> Batch:
-    return {
-      'inputs': inputs[..., None].astype(np.float32),
-      'labels': labels.astype(np.int32),
-    }
-
   return Dataset(
-    train=part(made['x'], made['y']),
-    test=part(made['x_test'], made['y_test']),
+    _batch(made['x'][..., None], made['y']),
+    _batch(made['x_test'][..., None], made['y_test']),
     classes=10,
   )
+
+
+def _batch(inputs: np.ndarray, labels: np.ndarray) -> Batch:
+  return {
+    'inputs': inputs.astype(np.float32),
+    'labels': labels.astype(np.int32),
+  }
 
 
 # Datasets that are generated or ship with a package.

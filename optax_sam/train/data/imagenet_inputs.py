@@ -1,5 +1,6 @@
 """Inputs of a run from ImageNet, or from any images in its layout."""
 
+import dataclasses
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +9,11 @@ import jax
 import numpy as np
 
 from optax_sam.train.data import imagenet
-from optax_sam.train.data.inputs import Batch
+from optax_sam.train.data.imagenet.transforms import check_any
+from optax_sam.train.data.inputs import Batch, Inputs
 
 
-class ImageInputs:
+class ImageInputs(Inputs):
   """Images that are read, decoded and cropped on demand."""
 
   def __init__(
@@ -22,36 +24,31 @@ class ImageInputs:
     dtype: Any,
     say: Callable[[str], None],
   ) -> None:
-    """Lists the images without reading them.
+    """Opens an image folder or shards; raises a ValueError if it is invalid.
 
-    Args:
-      directory: an image folder, or the shards of one.
-      options: options of the input pipeline.
-      dtype: dtype of the computation.
-      say: called with a message for every corrupt image.
-
-    Raises:
-      ValueError: if the directory or an option is invalid, in one line.
+    `say` is called with a message for every corrupt image.
     """
     options.process()
-    self._images = imagenet.open_images(directory)
+    self._images = images = imagenet.open_images(directory)
+    for name, source in (('train', images.train), ('val', images.val)):
+      check_any(source, directory / name, options.max_pixels)
     self._options = options
     self._dtype = dtype
     self._say = say
-    self._training: tuple[int, imagenet.TrainingInput] | None = None
-    self._evaluation = imagenet.EvaluationInput(
-      self._images.val, options, say=say
-    )
-    self.classes = len(self._images.classes)
+    self._training: dict[int, imagenet.Input] = {}  # by seed
+    self._batches: Any = None
+    self._next: tuple[int, int] | None = None  # seed and step
+    self._evaluation = imagenet.evaluation_input(images.val, options, say=say)
+    self.classes = len(images.classes)
     self.batch_size = options.batch_size
-    self.train_examples = len(self._images.train)
-    self.test_examples = len(self._images.val)
+    self.train_examples = len(images.train)
+    self.test_examples = len(images.val)
 
   @property
   def skipped(self) -> int:
     """Number of images that could not be decoded."""
-    trained_on = self._training[1].skipped if self._training else 0
-    return trained_on + self._evaluation.skipped
+    inputs = (self._evaluation, *self._training.values())
+    return sum(one.skipped for one in inputs)
 
   def sample(self) -> Batch:
     """Returns black images: only their shape is needed."""
@@ -64,71 +61,43 @@ class ImageInputs:
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns the batch of a step; the next one is prefetched."""
-    training = self._training_of(seed)
-    state = training.get_state()
-    if state['step'] != step:
-      training.set_state({**state, 'step': step})
-    batch = next(training)
+    if self._next != (seed, step):
+      self.close()
+      if seed not in self._training:
+        self._training[seed] = imagenet.training_input(
+          self._images.train, self._options, seed=seed, say=self._say
+        )
+      self._batches = self._training[seed].start(step)
+    batch = next(self._batches)
+    self._next = (seed, step + 1)
     return batch if ids else {k: batch[k] for k in batch if k != 'ids'}
 
   def normalize(self, values: Any) -> jax.Array:
     """Normalizes each channel to mean 0 and standard deviation 1."""
     return imagenet.normalize(values, self._dtype)
 
-  def test(self) -> imagenet.EvaluationInput:
+  def test(self) -> imagenet.Input:
     """Returns the batches of the validation images."""
     return self._evaluation
 
-  def train(self) -> None:
-    """Returns None: a pass over all images would cost a third of an epoch."""
-
-  def held_out(self, seed: int) -> None:
-    """Returns None: a run trains on all images."""
-
   def fixed(self, count: int) -> Batch:
-    """Returns evenly spaced training images, cropped as for evaluation."""
-    chosen = _Chosen(self._images.train, count)
-    options = imagenet.InputOptions(
-      batch_size=count,
-      size=self._options.size,
-      threads=self._options.threads,
-      prefetch=self._options.prefetch,
-      process_index=0,  # every process loads all of them
-      process_count=1,
+    """Returns evenly spaced training images, cropped as for evaluation.
+
+    Neighbours belong to the same class.
+    """
+    # Every process loads all of them.
+    options = dataclasses.replace(
+      self._options, batch_size=count, process_index=0, process_count=1
     )
-    (batch,) = imagenet.EvaluationInput(chosen, options, say=self._say)
+    train = self._images.train
+    chosen = [k * len(train) // count for k in range(count)]
+    (batch,) = imagenet.evaluation_input(
+      train, options, say=self._say, chosen=chosen
+    )
     return batch
 
   def close(self) -> None:
     """Stops the threads that make batches."""
-    if self._training:
-      self._training[1].close()
-
-  def _training_of(self, seed: int) -> imagenet.TrainingInput:
-    if self._training is None or self._training[0] != seed:
-      self.close()
-      training = imagenet.TrainingInput(
-        self._images.train, self._options, seed=seed, say=self._say
-      )
-      self._training = (seed, training)
-    return self._training[1]
-
-
-class _Chosen:
-  """Some of the images of a source.
-
-  They are evenly spaced, because neighbours belong to the same class.
-  """
-
-  def __init__(self, source: Any, count: int) -> None:
-    self._source = source
-    self._indices = [k * len(source) // count for k in range(count)]
-
-  def __len__(self) -> int:
-    return len(self._indices)
-
-  def __getitem__(self, index: int) -> Any:
-    return self._source[self._indices[index]]
-
-  def where(self, index: int) -> str:
-    return self._source.where(self._indices[index])
+    if self._batches is not None:
+      self._batches.close()
+    self._batches = self._next = None

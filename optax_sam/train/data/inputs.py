@@ -35,11 +35,10 @@ class Inputs(Protocol):
   @property
   def skipped(self) -> int:
     """Number of examples that could not be read."""
-    ...
+    return 0
 
   def sample(self) -> Batch:
     """Returns an example batch with the shapes of a training batch."""
-    ...
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns the rows of a step; consecutive steps are fastest.
@@ -47,11 +46,10 @@ class Inputs(Protocol):
     With `ids`, the batch includes the `ids` of its examples, int32 (B,):
     numbers from 0, the same in every epoch.
     """
-    ...
 
-  def normalize(self, values: Any) -> jax.Array:
+  def normalize(self, values: Any) -> Any:
     """Converts `inputs` to model inputs, inside the compiled step."""
-    ...
+    return values
 
   def test(self) -> Iterable[Batch]:
     """Returns the test examples, once.
@@ -59,26 +57,23 @@ class Inputs(Protocol):
     Either one batch of all, or batches with `is_example`, bool, which is false
     for padding.
     """
-    ...
 
   def train(self) -> Batch | None:
     """Returns all training examples, None if they are too many."""
-    ...
+    return None
 
-  def held_out(self, seed: int) -> Batch | None:
+  def held_out(self, seed: int) -> Batch | None:  # noqa: ARG002
     """Returns the training examples that a run doesn't train on, if any."""
-    ...
+    return None
 
   def fixed(self, count: int) -> Batch:
     """Returns `count` training examples, the same at every call."""
-    ...
 
   def close(self) -> None:
     """Stops prefetching."""
-    ...
 
 
-class InMemory:
+class InMemory(Inputs):
   """A dataset in memory, evaluated in one batch.
 
   Every process has all of it, and takes its own rows of each batch.
@@ -108,13 +103,8 @@ class InMemory:
     self.dataset = dataset
     self.classes = dataset.classes
     self.batch_size = batch_size
-    self.train_examples = len(self._trained_on(0)['labels'])
+    self.train_examples = len(self._split(0)[0]['labels'])
     self.test_examples = len(dataset.test['labels'])
-
-  @property
-  def skipped(self) -> int:
-    """Zero: all examples can be read."""
-    return 0
 
   def sample(self) -> Batch:
     """Returns the first batch."""
@@ -122,20 +112,14 @@ class InMemory:
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns this process's rows of the batch of a step."""
-    train = self._trained_on(seed)
+    train, _ = self._split(seed)
     if ids:
       train = {**train, 'ids': np.arange(self.train_examples, dtype=np.int32)}
     batch = datasets.batch_at(train, step, self.batch_size, seed)
     index, count = self._process or (jax.process_index(), jax.process_count())
     rows = self.batch_size // count
-    start = rows * index
-    return {
-      name: values[start : start + rows] for name, values in batch.items()
-    }
-
-  def normalize(self, values: Any) -> Any:
-    """Returns `values`: the dataset is already normalized."""
-    return values
+    mine = slice(rows * index, rows * (index + 1))
+    return {name: values[mine] for name, values in batch.items()}
 
   def test(self) -> list[Batch]:
     """Returns the test part as one batch."""
@@ -147,7 +131,7 @@ class InMemory:
 
   def held_out(self, seed: int) -> Batch | None:
     """Returns the examples that the run with this seed holds out."""
-    return self._split(seed)[1] if self._fraction else None
+    return self._split(seed)[1] or None
 
   def with_held_out(self, fraction: float) -> 'InMemory':
     """Returns the same data for runs that hold out a fraction of it."""
@@ -161,10 +145,10 @@ class InMemory:
   def close(self) -> None:
     """Does nothing."""
 
-  def _trained_on(self, seed: int) -> Batch:
-    return self._split(seed)[0] if self._fraction else self.dataset.train
-
   def _split(self, seed: int) -> tuple[Batch, Batch]:
+    """Returns what the run with this seed trains on, and what it holds out."""
+    if not self._fraction:
+      return self.dataset.train, {}
     parts = self._parts  # another thread may replace it
     if parts is None or parts[0] != seed:
       split = datasets.hold_out(self.dataset.train, self._fraction, seed)
@@ -173,21 +157,12 @@ class InMemory:
 
 
 def steps_per_epoch(inputs: Inputs) -> int:
-  """Returns the number of steps in an epoch.
-
-  Examples that don't fill a batch are left out.
-  """
+  """Returns the number of full batches in an epoch."""
   return max(1, inputs.train_examples // inputs.batch_size)
 
 
 def state(inputs: Inputs, step: int, seed: int) -> State:
-  """Returns the position of a run in its data, ready for JSON.
-
-  Args:
-    inputs: the data.
-    step: number of steps taken.
-    seed: seed of the order.
-  """
+  """Returns the position of a run in its data, ready for JSON."""
   return {
     'step': step,
     'examples': inputs.train_examples,
@@ -199,11 +174,7 @@ def state(inputs: Inputs, step: int, seed: int) -> State:
 def check_state(inputs: Inputs, former: State, step: int, seed: int) -> None:
   """Raises a ValueError if a run would resume with other data.
 
-  Args:
-    inputs: the present data.
-    former: earlier result of `state`; empty in checkpoints without one.
-    step: number of steps that the run has taken.
-    seed: present seed of the order.
+  `former` is the earlier result of `state`, empty in checkpoints without one.
   """
   now = state(inputs, step, seed)
   for name, value in former.items():

@@ -266,6 +266,7 @@ def _inputs(
     size=config.image_size,
     threads=config.input_threads,
     prefetch=config.prefetch,
+    max_pixels=config.max_pixels,
   )
   directory: Any = config.data_dir
   return imagenet_inputs.ImageInputs(

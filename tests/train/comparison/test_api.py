@@ -244,8 +244,14 @@ OTHER = {
       {'model': (init, lambda p, x: x @ p['w'].T)},
       'model .* fails on inputs of',
     ),
-    ({'train': (X[:40], Y[:39])}, 'train has 40 inputs and 39 targets'),
-    ({'test': (X[40:, :2], Y[40:])}, 'test: inputs of an example have shape'),
+    (
+      {'train': (X[:40], Y[:39])},
+      'train: inputs has 40 examples and targets has 39',
+    ),
+    (
+      {'test': (X[40:, :2], Y[40:])},
+      'test: inputs has examples of shape',
+    ),
     ({'test': (X[40:], Y[40:] + 1)}, 'test has the label 3'),
     ({'train': (X[:40] * np.nan, Y[:40])}, 'NaN or infinity in 40 of 40'),
     ({'batch_size': 41}, 'batch_size must be at most 40'),

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_sam.train.data import arrays
+from optax_sam.train.data import arrays, examples
 from tests.train.problems import assert_equal
 
 X = np.arange(12.0).reshape(6, 2)
@@ -65,24 +65,33 @@ def bad(value, at=0):
 @pytest.mark.parametrize(
   ('train', 'message'),
   [
-    ((X, Y[:4]), 'train has 6 inputs and 4 targets'),
-    ((X[:0], Y[:0]), 'train has no inputs; give at least one example'),
-    ((X, Y + 0.5), r"labels must be integers, not float64; .*\.astype\('int32"),
-    ((X, Y + 2**40), 'labels must fit in int32'),
+    ((X, Y[:4]), 'train: inputs has 6 examples and targets has 4'),
+    ((X[:0], Y[:0]), r'inputs has the shape \(0, 2\) and needs at least one'),
+    (
+      (X, Y + 0.5),
+      r"targets has the dtype float64; labels are integers: .*\.astype\('int32",
+    ),
+    (
+      (X, Y + 2**40),
+      'targets contains .*; labels are integers that fit in int32',
+    ),
     (
       (bad(np.nan, 3), Y),
-      'NaN or infinity in 1 of 6 examples, first in exampl',
+      'inputs contains nan in example 3, and NaN or infinity in 1 of 6',
     ),
-    ((bad(np.inf), Y), 'train: inputs have NaN or infinity in 1 of 6'),
+    ((bad(np.inf), Y), 'train: inputs contains inf in example 0'),
     (
       (X.astype(object), Y),
-      'inputs have the dtype object, and must be numbers',
+      'inputs has the dtype object, and must be numbers',
     ),
-    ((X, ['a'] * 6), 'targets have the dtype <U1'),
-    (([[1.0], [1.0, 2.0]], Y[:2]), 'train: inputs are not an array'),
-    ((X[:, :1], Y), r'test: inputs of an example have shape \(2,\)'),
-    (X, 'train is an array without targets; give a pair'),
-    ((X, Y, Y), r'must be a pair \(inputs, targets\), not 3 values'),
+    ((X, ['a'] * 6), 'targets has the dtype <U1'),
+    (([[1.0], [1.0, 2.0]], Y[:2]), 'train: inputs have different shapes'),
+    (
+      (X[:, :1], Y),
+      r'test: inputs has .* \(2,\) .* and train: inputs of shape \(1,\)',
+    ),
+    (X, 'train must be a pair .* not one array'),
+    ((X, Y, Y), 'train must be a pair .* not 3 values'),
     ({'x': X}, 'train must have one of the keys labels, targets, y'),
     (
       {'x': X, 'inputs': X, 'y': Y},
@@ -90,7 +99,10 @@ def bad(value, at=0):
     ),
     (7, 'train must be a pair .* not int'),
     ([1.0, 2.0], 'an example must be a pair .* not float'),
-    ([(X[0], 0), (X[0, :1], 1)], 'train has examples of different shapes'),
+    (
+      [(X[0], 0), (X[0, :1], 1)],
+      'train: inputs have different shapes; give all examples the same',
+    ),
   ],
 )
 def test_invalid_examples_raise(train, message):
@@ -100,6 +112,6 @@ def test_invalid_examples_raise(train, message):
 
 
 def test_an_endless_iterable_raises(monkeypatch):
-  monkeypatch.setattr(arrays, '_MOST_BYTES', 1000)
+  monkeypatch.setattr(examples, '_MOST_ITERABLE_BYTES', 1000)
   with pytest.raises(ValueError, match='or no end, and is read into memory'):
     arrays.dataset(itertools.cycle(PAIRS), (X, Y))

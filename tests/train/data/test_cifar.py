@@ -186,8 +186,14 @@ def test_a_pickle_with_anything_else_is_refused_and_runs_no_code(
   ('changes', 'message'),
   [
     ({'data_batch_1.bin': None}, 'is not in .*cifar-10-binary.tar.gz'),
-    ({'data_batch_3.bin': None}, 'data_batch_3.bin cannot be read'),
-    ({'data_batch_3.bin': b''}, 'data_batch_3.bin is truncated'),
+    (
+      {'data_batch_3.bin': None},
+      'data_batch_3.bin cannot be read: it is missing',
+    ),
+    (
+      {'data_batch_3.bin': b''},
+      'data_batch_3.bin cannot be read: it is truncated',
+    ),
     ({'test_batch.bin': b'\0' * 3072}, 'truncated: 3072 bytes'),
     ({'test_batch.bin': b'\12' * 3073}, 'label 10, outside of 0 to 9'),
   ],

@@ -1,43 +1,19 @@
 import os
 import pathlib
-import struct
-import zlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from optax_sam.train.data import datasets
+from tests.train.data.imagenet import pictures
 
 CLASSES = ('ant', 'bee')
 
 
-def chunk(kind, content):
-  checked = kind + content
-  return (
-    struct.pack('>I', len(content))
-    + checked
-    + struct.pack('>I', zlib.crc32(checked))
-  )
-
-
 def png(pixels):
   """Returns the PNG of (height, width) or (height, width, 3) bytes."""
-  height, width, *channels = pixels.shape
-  header = struct.pack('>2I5B', width, height, 8, 2 * len(channels), 0, 0, 0)
-  rows = b''.join(b'\0' + row.tobytes() for row in pixels)
-  return (
-    b'\x89PNG\r\n\x1a\n'
-    + chunk(b'IHDR', header)
-    + chunk(b'IDAT', zlib.compress(rows))
-    + chunk(b'IEND', b'')
-  )
-
-
-def huge(width, height):
-  """Returns a PNG that only says that it is large."""
-  header = struct.pack('>2I5B', width, height, 8, 0, 0, 0, 0)
-  return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + chunk(b'IDAT', b'')
+  return pictures.stored(pixels, 'PNG', 'RGB' if pixels.ndim == 3 else 'L')
 
 
 def pixels(seed, shape=(4, 6)):
@@ -111,13 +87,21 @@ FIRST = pathlib.Path('train', 'ant', '0.png')
     (lambda x: replace(x / FIRST, b''), 'it is not PNG or JPEG'),
     (lambda x: replace(x / FIRST, b'GIF89a' + bytes(99)), 'not PNG or JPEG'),
     (lambda x: replace(x / FIRST, png(pixels(0))[:60]), 'cannot be decoded'),
-    (lambda x: replace(x / FIRST, huge(60000, 60000)), '16 million pixels'),
-    (lambda x: replace(x / FIRST, huge(10000, 10000)), '16 million pixels'),
-    (lambda x: replace(x / FIRST, huge(5000, 5000)), '16 million pixels'),
+    (
+      lambda x: replace(x / FIRST, pictures.header(60000, 60000, 'PNG')),
+      'than --max-pixels 67',
+    ),
+    (
+      lambda x: replace(x / FIRST, pictures.header(9000, 9000, 'JPEG')),
+      'than --max-pixels 67',
+    ),
     (lambda x: (x / 'test' / 'cat').mkdir(), 'has no counterpart in'),
     (lambda x: (x / 'train' / 'cat').mkdir(), 'cat is empty'),
     (lambda x: (x / 'train' / 'notes.txt').touch(), 'does not belong here'),
-    (lambda x: (x / 'train' / 'ant' / 'a.txt').touch(), 'PNG or JPEG files'),
+    (
+      lambda x: (x / 'train' / 'ant' / 'a.txt').touch(),
+      'does not belong here: .* contains .png or .jpg',
+    ),
     (lambda x: os.mkfifo(x / 'train' / 'ant' / 'a.png'), 'does not belong'),
     (lambda x: (x / 'test').rename(x / 'dev'), 'test cannot be listed'),
     (lambda x: (x / 'train').rename(x / 'learn'), 'nor train/CLASS'),
@@ -128,6 +112,14 @@ def test_a_folder_that_is_not_valid_is_refused(folder, damage, message):
   with pytest.raises(ValueError, match=message) as error:
     datasets.load(str(folder))
   assert '\n' not in str(error.value)
+
+
+def test_the_number_of_pixels_can_be_limited(folder):
+  datasets.load(str(folder), max_pixels=24)
+  with pytest.raises(
+    ValueError, match='6 x 4 pixels, more than --max-pixels 23'
+  ):
+    datasets.load(str(folder), max_pixels=23)
 
 
 def test_more_than_the_memory_is_refused_before_decoding(folder):

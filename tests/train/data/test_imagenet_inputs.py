@@ -124,6 +124,18 @@ def test_a_corrupt_image_is_skipped_and_reported(
   assert 'Images skipped as corrupt: 1.' in text
 
 
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_only_corrupt_images_are_an_error(
+  images_config, own_folder, tmp_path, split
+):
+  for path in own_folder.glob(f'{split}/*/*'):
+    pictures.truncate(path)
+  message = f'none of the .* images of {own_folder / split} is usable'
+  with pytest.raises(ValueError, match=message):
+    run(images_config(data_dir=own_folder, output=tmp_path / 'run'))
+  assert not (tmp_path / 'run').exists()
+
+
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [

@@ -109,15 +109,27 @@ NAN = np.where(np.arange(24).reshape(8, 3) == 7, np.nan, 0)
     ({'x_train': NAN}, '', 'x_train contains nan in example 2'),
     ({'x_train': np.full((8, 3), 1e300)}, '', 'x_train contains inf'),
     ({'x_train': np.full((8, 3), None)}, '', 'contains Python objects'),
-    ({'y_test': np.asarray([None, 1])}, '', 'y_test contains Python objects'),
+    (
+      {'y_test': np.asarray([None, 1])},
+      '',
+      'y_test .* contains Python objects',
+    ),
     ({'x_train': np.full((8, 3), 'a')}, '', 'x_train has the dtype <U1'),
     ({'x_train': np.ones((8, 3), complex)}, '', 'dtype complex128'),
     ({'x_train': np.ones(8)}, '', r'needs .* two axes: x_train\[:, None\]'),
     ({'x_train': np.ones((8, 0))}, '', 'at least one example'),
     ({'x_train': np.ones((7, 3))}, '', 'has 7 examples and y_train has 8'),
-    ({'x_test': np.ones((2, 4))}, '', 'give all parts the same shape'),
-    ({'x_test': np.ones((2, 3), 'u1')}, '', 'of the same dtype'),
-    ({'y_train': np.ones(8)}, '', r'labels are integers: y_train.astype\(int'),
+    (
+      {'x_test': np.ones((2, 4))},
+      '',
+      r'of shape \(4,\) .* and .*x_train of shape \(3,\)',
+    ),
+    (
+      {'x_test': np.ones((2, 3), 'u1')},
+      '',
+      'dtype uint8, and .*x_train .* dtype float64; give all',
+    ),
+    ({'y_train': np.ones(8)}, '', r"labels are integers: y_train.astype\('int"),
     (
       {'y_train': np.eye(8, dtype=int), 'y_test': np.eye(8, dtype=int)[:2]},
       '',
@@ -170,7 +182,7 @@ HEADER = "{'descr': '%s', 'fortran_order': False, 'shape': %s, }\n"
     (npy('{' * 200), 'x_train cannot be read'),
     (npy(HEADER % ('<f4', '(8, 3)'), bytes(50)), 'x_train cannot be read'),
     (npy(HEADER % ('<f4', '(9999999, 999999)')), 'too large: at most 16 GiB'),
-    (npy(HEADER % ('<f4', '(-8, 3)')), 'x_train of shape .* too large'),
+    (npy(HEADER % ('<f4', '(-8, 3)')), 'x_train .*of shape .* too large'),
     (npy(HEADER % ('|V9999999999', '(8, 3)')), 'x_train'),
     (npy(HEADER % ('|O', '(8, 3)'), b'cos\nsystem\n.'), 'Python objects'),
     (npy(HEADER % ("[('a', '<f4')]", '(8,)')), 'x_train'),
@@ -193,5 +205,7 @@ def test_damaged_members_are_refused(tmp_path, member, message):
 def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
   path = tmp_path / 'mine.npz'
   path.write_bytes(content)
-  with pytest.raises(ValueError, match=r'cannot be read as \.npz'):
+  with pytest.raises(
+    ValueError, match=r'mine\.npz cannot be read: File is not a zip'
+  ):
     datasets.load(str(path))

@@ -1,45 +1,45 @@
 """Batches for training and evaluation; each process loads its own rows.
 
-Training is one endless sequence of steps (`imagenet.order`). The images of a
-step, their crops and their mirroring are a function of seed and step. So a
-checkpoint stores only these, and a run may resume with another number of
-processes. Process `i` of `n` loads the `i`-th of `n` equal parts of a step, so
-even the order of the rows stays the same.
+The images of a training step, their crops and their mirroring are a function of
+seed and step (`imagenet.order`). So a run may resume at any step, with another
+number of processes. Process `i` of `n` loads the `i`-th of `n` equal parts of a
+step, so even the order of the rows stays the same.
 
 Evaluation yields every image once, in order. The last batch is padded, and
 `is_example` is false for padding. So all processes have the same number of full
 batches, and sums over them are exact.
 
 The process that loads a corrupt image reports it once and counts it. In
-evaluation `is_example` is false for it. A training batch must be full, and
-corrupt images are not known in advance, so another image replaces it: see
-`TrainingOrder.at`. `imagenet.convert` finds all corrupt images; shards contain
-none.
+evaluation `is_example` is false for it; in training another image replaces it.
 
 Each thread of Grain makes a whole batch. So Grain's overhead per item occurs
 once per batch, and hardly any of it in the training thread.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, Self
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import grain
+import jax
 import numpy as np
 
-from optax_sam.train.data.imagenet.examples import (
-  CORRUPT,
-  EvaluationExample,
-  TrainingExample,
-)
+from optax_sam.train.config import errors
+from optax_sam.train.data import image_files
+from optax_sam.train.data.image_files import CorruptImage
+from optax_sam.train.data.imagenet import transforms
 from optax_sam.train.data.imagenet.order import TrainingOrder
-from optax_sam.train.data.imagenet.sources import Source
+from optax_sam.train.data.imagenet.shards import Source
 
 Batch = dict[str, np.ndarray]
 Say = Callable[[str], None]
 
 # Steps are counted up to here, far beyond any run.
 _POSITIONS = 2**62
+_MOST_CORRUPT_IN_A_ROW = 100
+# The entry with the index of a corrupt image.
+_CORRUPT = 'corrupt'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,11 +49,10 @@ class InputOptions:
   Attributes:
     batch_size: images in a batch, summed over all processes.
     size: height and width of the images in pixels.
-    threads: batches that this process makes concurrently; by default one per
-      available core.
+    threads: batches that this process makes concurrently.
     prefetch: batches that this process makes in advance, including unfinished
-      ones; fewer than `threads` leave some threads idle. At size 224 a batch
-      takes 150 kB per image.
+      ones. At size 224 a batch takes 150 kB per image.
+    max_pixels: larger images are skipped as corrupt, without decoding them.
     process_index: index of this process; that of JAX if None.
     process_count: number of processes; that of JAX if None.
   """
@@ -62,25 +61,20 @@ class InputOptions:
   size: int = 224
   threads: int = 16
   prefetch: int = 16
+  max_pixels: int = image_files.MOST_PIXELS
   process_index: int | None = None
   process_count: int | None = None
 
   def process(self) -> tuple[int, int]:
-    """Returns the index of this process and the number of processes.
-
-    Raises:
-      ValueError: if an option is invalid.
-    """
-    for name in ('batch_size', 'size', 'threads', 'prefetch'):
-      if getattr(self, name) < 1:
-        msg = f'{name} must be at least 1, not {getattr(self, name)}'
+    """Returns index and number of processes; raises if an option is invalid."""
+    for name in ('batch_size', 'size', 'threads', 'prefetch', 'max_pixels'):
+      most = 2**12 if name in ('threads', 'prefetch') else 2**31
+      if not 1 <= getattr(self, name) <= most:
+        msg = f'{name} must be from 1 to {most}, not {getattr(self, name)}'
         raise ValueError(msg)
     index, count = self.process_index, self.process_count
-    if index is None or count is None:
-      import jax
-
-      index = jax.process_index() if index is None else index
-      count = jax.process_count() if count is None else count
+    index = jax.process_index() if index is None else index
+    count = jax.process_count() if count is None else count
     if not 0 <= index < count:
       msg = f'process_index must be from 0 to {count - 1}, not {index}'
       raise ValueError(msg)
@@ -93,179 +87,141 @@ class InputOptions:
     return index, count
 
 
-class TrainingInput:
-  """An endless iterator over training batches.
-
-  A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and `ids`
-  int32 (B,), the indices of its images in the source, where B is `batch_size`
-  divided by the number of processes.
-  """
+class Input:
+  """Batches that can be read from any step on, any number of times."""
 
   def __init__(
-    self, source: Source, options: InputOptions, *, seed: int, say: Say
+    self, source: Source, options: InputOptions, examples: Any, say: Say
   ) -> None:
-    """Creates the input, positioned before the first step.
+    """Prepares batches of a Grain dataset with the examples of all processes.
 
-    Args:
-      source: the training images.
-      options: options of the input pipeline.
-      seed: seed of order, crops and mirroring, at least 0.
-      say: called with a message for every corrupt image.
-
-    Raises:
-      ValueError: if an option is invalid.
+    `say` is called with a message for every corrupt image.
     """
     index, count = options.process()
-    if seed < 0:
-      msg = f'seed must be at least 0, not {seed}'
-      raise ValueError(msg)
-    if options.batch_size > len(source):
-      msg = (
-        f'batch_size must be at most the number of training images, '
-        f'{len(source)}, not {options.batch_size}'
-      )
-      raise ValueError(msg)
-    self._order = TrainingOrder(len(source), options.batch_size, seed)
-    self._skipped = _Skipped(source, say)
-    example = TrainingExample(source, self._order, options.size)
-    # Generators are created before the slice, so the crop of an image does not
-    # depend on the process.
-    positions = grain.MapDataset.range(_POSITIONS)
-    examples = positions.random_map(example, seed=seed)
     batches = examples.batch(options.batch_size // count)[index::count]
-    self._batches = iter(batches.to_iter_dataset(_read_options(options)))
-
-  @property
-  def steps_per_epoch(self) -> int:
-    """Steps in an epoch, the same on every process."""
-    return self._order.steps_per_epoch
-
-  @property
-  def skipped(self) -> int:
-    """Number of corrupt images that this process has loaded."""
-    return self._skipped.count
-
-  def __iter__(self) -> Self:
-    """Returns itself."""
-    return self
-
-  def __next__(self) -> Batch:
-    """Returns the batch of the next step."""
-    return self._skipped.strip(next(self._batches))
-
-  def get_state(self) -> dict[str, int]:
-    """Returns the position, ready for JSON, the same on every process."""
-    step = self._batches.get_state()['next_index']
-    return {'step': step, **dataclasses.asdict(self._order)}
-
-  def set_state(self, state: dict[str, int]) -> None:
-    """Moves to the position of another input with the same images and seed.
-
-    Args:
-      state: result of `get_state` on any process.
-
-    Raises:
-      ValueError: if the order of the images differs.
-    """
-    for name, value in dataclasses.asdict(self._order).items():
-      if state.get(name) != value:
-        msg = (
-          f'the input cannot resume: {name} is {value} and was '
-          f'{state.get(name)}; use the images and settings of the earlier run'
-        )
-        raise ValueError(msg)
-    self._batches.set_state({'next_index': state['step']})
-
-  def close(self) -> None:
-    """Stops making batches."""
-    self._batches.close()
-
-  def __enter__(self) -> Self:
-    """Returns itself."""
-    return self
-
-  def __exit__(self, *error: object) -> None:
-    """Stops making batches."""
-    self.close()
-
-
-class EvaluationInput:
-  """The batches of evaluation, which can be iterated any number of times.
-
-  A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and
-  `is_example` bool (B,). Where that is false, pixels and label are 0.
-  """
-
-  def __init__(
-    self, source: Source, options: InputOptions, *, say: Say
-  ) -> None:
-    """Prepares the batches without making any.
-
-    Args:
-      source: the validation images.
-      options: options of the input pipeline.
-      say: called with a message for every corrupt image.
-
-    Raises:
-      ValueError: if an option is invalid.
-    """
-    index, count = options.process()
-    self._steps = -(-len(source) // options.batch_size)
-    self._skipped = _Skipped(source, say)
-    example = EvaluationExample(source, options.size)
-    places = grain.MapDataset.range(self._steps * options.batch_size)
-    rows = options.batch_size // count
-    batches = places.map(example).batch(rows)[index::count]
-    self._batches = batches.to_iter_dataset(_read_options(options))
+    self._batches = batches.to_iter_dataset(
+      grain.ReadOptions(
+        num_threads=min(options.threads, options.prefetch),
+        prefetch_buffer_size=options.prefetch,
+      )
+    )
+    self._steps = len(batches)
+    self._source = source
+    self._say = say
+    self._met: set[int] = set()
 
   @property
   def skipped(self) -> int:
     """Number of corrupt images that this process has loaded."""
-    return self._skipped.count
+    return len(self._met)
 
   def __len__(self) -> int:
     """Returns the number of batches, the same on every process."""
     return self._steps
 
   def __iter__(self) -> Iterator[Batch]:
-    """Iterates over all batches from the start."""
+    """Iterates over all batches."""
+    return self.start(0)
+
+  def start(self, step: int) -> Iterator[Batch]:
+    """Yields the batches from a step on; `close` it if it is not exhausted."""
     batches = iter(self._batches)
+    batches.set_state({'next_index': step})
     try:
-      yield from map(self._skipped.strip, batches)
+      for batch in batches:
+        # Threads share no state, and prefetched batches do not count.
+        found = batch.pop(_CORRUPT)
+        for index in sorted({*found[found >= 0].tolist()} - self._met):
+          self._met.add(index)
+          where = errors.printable(self._source.where(index))
+          self._say(
+            f'{where} cannot be decoded, or has more pixels than --max-pixels, '
+            f'and is skipped ({self.skipped} so far)'
+          )
+        yield batch
+    except ValueError as error:  # Grain adds lines
+      raise ValueError(str(error).split('\n')[0]) from None
     finally:
       batches.close()
 
 
-class _Skipped:
-  """Counts corrupt images, and reports each once.
+def training_input(
+  source: Source, options: InputOptions, *, seed: int, say: Say
+) -> Input:
+  """Returns training batches without an end.
 
-  Batches carry the indices of their corrupt images, so threads share no state,
-  and prefetched batches that are never used do not count.
+  A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and `ids`
+  int32 (B,), the indices of its images in the source, where B is `batch_size`
+  divided by the number of processes. An invalid option raises a ValueError.
   """
+  if seed < 0 or options.batch_size > len(source):
+    msg = (
+      f'seed must be at least 0, not {seed}, and batch_size at most the number '
+      f'of training images, {len(source)}, not {options.batch_size}'
+    )
+    raise ValueError(msg)
+  order = TrainingOrder(len(source), options.batch_size, seed)
 
-  def __init__(self, source: Source, say: Say) -> None:
-    self._source = source
-    self._say = say
-    self._met: set[int] = set()
-
-  @property
-  def count(self) -> int:
-    return len(self._met)
-
-  def strip(self, batch: Any) -> Batch:
-    found = batch.pop(CORRUPT)
-    for index in found[found >= 0].tolist():
-      if index not in self._met:
-        self._met.add(index)
-        self._say(
-          f'{self._source.where(index)} cannot be decoded and is skipped '
-          f'({self.count} so far); replace or remove it'
+  def example(position: int, generator: np.random.Generator) -> dict[str, Any]:
+    corrupt = []
+    for index in itertools.islice(order.at(position), _MOST_CORRUPT_IN_A_ROW):
+      try:
+        stored = source[index]
+        image = transforms.training_image(
+          stored.content, options.size, generator, options.max_pixels
         )
-    return batch
+      except CorruptImage:
+        corrupt.append(index)
+        continue
+      first = corrupt[0] if corrupt else -1
+      return _example(image, stored.label, first, ids=np.int32(index))
+    msg = (
+      f'{source.where(corrupt[0])} and all its substitutes cannot be decoded; '
+      f'check whether these are JPEG files'
+    )
+    raise ValueError(msg)
+
+  # Generators are created before the slice, so the crop of an image does not
+  # depend on the process.
+  examples = grain.MapDataset.range(_POSITIONS).random_map(example, seed=seed)
+  return Input(source, options, examples, say)
 
 
-def _read_options(options: InputOptions) -> grain.ReadOptions:
-  return grain.ReadOptions(
-    num_threads=min(options.threads, options.prefetch),
-    prefetch_buffer_size=options.prefetch,
-  )
+def evaluation_input(
+  source: Source,
+  options: InputOptions,
+  *,
+  say: Say,
+  chosen: Sequence[int] | None = None,
+) -> Input:
+  """Returns the batches of one pass over images, all or some of them.
+
+  A batch is `inputs` uint8 (B, size, size, 3), `labels` int32 (B,) and
+  `is_example` bool (B,). Where that is false, pixels and label are 0.
+  """
+  options.process()
+  padding = np.zeros((options.size, options.size, 3), np.uint8)
+  indices = range(len(source)) if chosen is None else chosen
+
+  def example(place: int) -> dict[str, Any]:
+    if place >= len(indices):
+      return _example(padding, 0, -1, is_example=np.bool_(False))
+    try:
+      stored = source[indices[place]]
+      image = transforms.evaluation_image(
+        stored.content, options.size, options.max_pixels
+      )
+    except CorruptImage:
+      return _example(padding, 0, indices[place], is_example=np.bool_(False))
+    return _example(image, stored.label, -1, is_example=np.bool_(True))
+
+  steps = -(-len(indices) // options.batch_size)
+  places = grain.MapDataset.range(steps * options.batch_size)
+  return Input(source, options, places.map(example), say)
+
+
+def _example(
+  image: np.ndarray, label: int, corrupt: int, **more: Any
+) -> dict[str, Any]:
+  numbers = {'labels': np.int32(label), _CORRUPT: np.int64(corrupt)}
+  return {'inputs': image, **numbers, **more}

@@ -1,4 +1,4 @@
-"""The order of images in training and in shards."""
+"""The order of images in training."""
 
 import dataclasses
 import functools
@@ -13,13 +13,6 @@ def permutation(count: int, *seed: int) -> np.ndarray:
   `numpy.random.Generator.permutation` may change between versions of NumPy. The
   raw words of a bit generator are stable, so the permutation sorts these.
 
-  Args:
-    count: number of indices.
-    seed: non-negative integers.
-
-  Returns:
-    The permuted indices, int64.
-
   >>> permutation(5, 0)
   array([3, 2, 1, 0, 4])
   """
@@ -31,28 +24,16 @@ def permutation(count: int, *seed: int) -> np.ndarray:
 class TrainingOrder:
   """The order of training images over all processes.
 
-  A run is one sequence of positions. Step `t` has the positions from `t *
-  batch_size` up to `(t + 1) * batch_size`. The image at a position is a
-  function of the attributes below, and does not depend on the process.
+  Step `t` has the positions from `t * batch_size` to `(t + 1) * batch_size`.
+  The image at a position does not depend on the process.
 
-  Every epoch has a different order. Images that don't fill a last batch are
-  left out of that epoch, so an epoch is a whole number of steps; each epoch
-  leaves out different images.
-
-  Attributes:
-    examples: number of images, at least a batch.
-    batch_size: images in a step, over all processes.
-    seed: seed of the order.
+  Every epoch has a different order, and is a whole number of steps: it leaves
+  out the images that don't fill a last batch, different ones each time.
   """
 
   examples: int
   batch_size: int
   seed: int
-
-  @property
-  def steps_per_epoch(self) -> int:
-    """Number of full batches in an epoch."""
-    return self.examples // self.batch_size
 
   def at(self, position: int) -> Iterator[int]:
     """Yields the image at a position, then its substitutes.
@@ -64,7 +45,7 @@ class TrainingOrder:
     image displaces no other image. An image is repeated only if the epoch
     leaves out none, or if two positions have the same substitute.
     """
-    shown = self.steps_per_epoch * self.batch_size
+    shown = self.examples // self.batch_size * self.batch_size
     epoch, place = divmod(position, shown)
     order = _epoch(self.examples, self.seed, epoch)
     yield int(order[place])

@@ -1,185 +1,200 @@
-"""Images in shards: a few hundred ArrayRecord files.
+"""Images in shards: a few hundred ArrayRecord files, and their manifest.
 
-`imagenet.convert` writes `DIR/train-00000-of-00256.array_record` and so on, and
-`DIR/manifest.json`. A record is an image, little endian, with these fields:
+`imagenet.convert` writes `DIR/train-00000-of-00256.array_record` and so on. A
+record is the label (4 bytes, unsigned, little endian) and the file of an image.
+The images have the order of the folder. So a seed gives the same batches from a
+folder and from its shards, unless the folder has corrupt images, which the
+shards omit. Single records can be read (`group_size:1`) and are not compressed,
+because JPEG is.
 
-| bytes | what |
-|---|---|
-| 4 | `OSI1`, which identifies the format |
-| 4 | label, unsigned |
-| 2 | length of the name, unsigned |
-| that many | name, UTF-8, as in `n01440764/n01440764_10026.JPEG` |
-| the rest | the unchanged JPEG file |
+`DIR/manifest.json` exists if the conversion is finished::
 
-The files are written with `group_size:1`, so that single records can be read,
-and without compression, because JPEG is compressed.
+    {
+      'format': 'optax_sam image shards 2',
+      'classes': ['n01440764', ...],
+      'train': [{'images': 5004, 'fingerprint': '...'}, ...],
+      'val': [...],
+    }
 
-Images are assigned to shards at random, but indexed as in the folder, sorted by
-class and name. So a seed gives the same batches from a folder and from its
-shards, unless the folder has corrupt images, which the shards omit.
+The n-th entry belongs to the n-th file, whose name it does not contain.
+`fingerprint` is that of the start, the end and the size of the file.
 """
 
+import contextlib
+import hashlib
 import pathlib
-import struct
 from concurrent import futures
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import grain
+import msgspec
 import numpy as np
 from array_record.python import array_record_module
 
-from optax_sam.train.data.imagenet.manifest import (
-  MANIFEST,
-  UNFINISHED,
-  Manifest,
-  Shard,
-  Split,
-  read_manifest,
-)
-from optax_sam.train.data.imagenet.order import permutation
-from optax_sam.train.data.imagenet.sources import CorruptImage, Example, Images
+from optax_sam.train.data.image_files import CorruptImage, Example, Files
 
-_MAGIC = b'OSI1'
-_HEADER = struct.Struct('<4sIH')
+MANIFEST = 'manifest.json'
+SUFFIX = '.array_record'
+FORMAT: Literal['optax_sam image shards 2'] = 'optax_sam image shards 2'
+_LABEL = 4  # bytes
 _THREADS = 16
-# Fixes the shard of each image, so that a resumed conversion agrees with the
-# interrupted one.
-_SPREAD_SEED = 0
+# The end of a file has the offsets of all records.
+_START, _END = 2**16, 2**17
+
+
+class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """The expected content of one file."""
+
+  images: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+  fingerprint: Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{32}$')]
+
+
+Shards = Annotated[
+  tuple[Shard, ...], msgspec.Meta(min_length=1, max_length=99999)
+]
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+  """The expected content of a directory of shards."""
+
+  format: Literal['optax_sam image shards 2']
+  classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+  train: Shards
+  val: Shards
+
+
+def shard_names(split: str, count: int) -> list[str]:
+  """Returns the file names of a split.
+
+  >>> shard_names('val', 2)
+  ['val-00000-of-00002.array_record', 'val-00001-of-00002.array_record']
+  """
+  return [f'{split}-{k:05}-of-{count:05}{SUFFIX}' for k in range(count)]
 
 
 def encode(example: Example) -> bytes:
   """Returns the record of an image."""
-  name = example.name.encode()
-  return _HEADER.pack(_MAGIC, example.label, len(name)) + name + example.jpeg
+  return example.label.to_bytes(_LABEL, 'little') + example.content
 
 
-def decode(record: bytes) -> Example:
-  """Returns the image of a record.
-
-  Raises:
-    ValueError: if the record has another format.
-
-  >>> decode(encode(Example(b'...', 3, 'n01/1.JPEG')))
-  Example(jpeg=b'...', label=3, name='n01/1.JPEG')
-  """
-  if len(record) < _HEADER.size or not record.startswith(_MAGIC):
-    msg = f'a record that starts with {record[:4]!r} is not an image record'
-    raise ValueError(msg)
-  _, label, length = _HEADER.unpack_from(record)
-  start = _HEADER.size + length
-  name = record[_HEADER.size : start].decode()
-  return Example(record[start:], label, name)
+def fingerprint(path: pathlib.Path) -> str:
+  """Returns what identifies a shard without reading all of it."""
+  size = path.stat().st_size
+  digest = hashlib.sha256(str(size).encode())
+  with path.open('rb') as file:
+    digest.update(file.read(_START))
+    file.seek(max(0, size - _END))
+    digest.update(file.read(_END))
+  return digest.hexdigest()[:32]
 
 
-def spread(images: int) -> np.ndarray:
-  """Returns the folder indices of all images, in the order of the shards."""
-  return permutation(images, _SPREAD_SEED)
+def reader(path: pathlib.Path) -> Any:
+  """Opens a shard; raises a RuntimeError if it is damaged."""
+  return array_record_module.ArrayRecordReader(str(path))
 
 
 class ShardSource:
-  """The images of one split, in the order of the converted folder."""
+  """The images of one split."""
 
-  def __init__(self, directory: pathlib.Path, split: Split) -> None:
-    """Opens the shards without reading them.
-
-    Args:
-      directory: directory of the shards.
-      split: the expected content.
-    """
-    self._paths = [directory / name for name in split.shards]
-    counts = [shard.examples for shard in split.shards.values()]
-    self._ends = np.cumsum(counts)
+  def __init__(
+    self, directory: pathlib.Path, split: str, shards: Shards, classes: int
+  ) -> None:
+    """Opens shards; raises a ValueError if one is missing or differs."""
+    names = shard_names(split, len(shards))
+    self._paths = [directory / name for name in names]
+    self._classes = classes
+    self._ends = np.cumsum([shard.images for shard in shards])
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+      differences = [*pool.map(_difference, self._paths, shards)]
+    for path, found in zip(self._paths, differences, strict=True):
+      if found is not None:
+        msg = f'{path} {found}; copy it again or convert the images again'
+        raise ValueError(msg)
     self._records: Any = grain.sources.ArrayRecordDataSource(
       [str(path) for path in self._paths]
     )
-    intact = np.ones(split.images, np.bool_)
-    intact[list(split.corrupt.values())] = False
-    stored = spread(split.images)
-    # The i-th intact image of the folder is the record at self._places[i].
-    self._places = np.argsort(stored[intact[stored]])
+    with contextlib.suppress(CorruptImage):
+      # Images are sorted by class: the last one has the largest label.
+      last = self[len(self) - 1].label if len(self) else -1
+      if split == 'train' and last != classes - 1:
+        msg = (
+          f'{directory} has training images of {last + 1} classes, not of '
+          f'{classes} as in {MANIFEST}; convert the images again'
+        )
+        raise ValueError(msg)
 
   def __len__(self) -> int:
     """Returns the number of images."""
-    return len(self._places)
+    return int(self._ends[-1])
 
   def __getitem__(self, index: int) -> Example:
-    """Reads one image; raises a CorruptImage if the record is damaged."""
+    """Reads one image; raises a CorruptImage if the record is damaged.
+
+    Raises another ValueError if its label is not that of a class.
+    """
     try:
-      return decode(self._records[int(self._places[index])])
-    except (RuntimeError, ValueError) as error:
+      record = self._records[index]
+    except RuntimeError as error:
       msg = f'the record cannot be read: {error}'
       raise CorruptImage(msg) from error
+    label = int.from_bytes(record[:_LABEL], 'little')
+    if len(record) <= _LABEL or label >= self._classes:
+      msg = (
+        f'{self.where(index)} has the label {label}, outside of 0 to '
+        f'{self._classes - 1}, the classes of {MANIFEST}; convert the images '
+        f'again, into an empty directory'
+      )
+      raise ValueError(msg)
+    return Example(record[_LABEL:], label)
 
   def where(self, index: int) -> str:
     """Returns the path of the shard with an image, and its record number."""
-    place = self._places[index]
-    shard = int(np.searchsorted(self._ends, place, side='right'))
+    shard = int(np.searchsorted(self._ends, index, side='right'))
     first = self._ends[shard - 1] if shard else 0
-    return f'{self._paths[shard]}, record {place - first}'
+    return f'{self._paths[shard]}, record {index - first}'
 
 
-def open_shards(directory: pathlib.Path) -> Images:
-  """Opens a directory of shards and checks that all are complete.
-
-  Args:
-    directory: directory of a finished conversion.
-
-  Raises:
-    ValueError: if a file is missing or differs from the manifest; names the
-      first one.
-  """
-  if not (directory / MANIFEST).exists() and (directory / UNFINISHED).exists():
-    msg = (
-      f'{directory} is a conversion that was interrupted; '
-      f'run it again to resume it'
-    )
-    raise ValueError(msg)
-  manifest = read_manifest(directory / MANIFEST)
-  _check_all(directory, manifest)
-  train, val = (
-    ShardSource(directory, manifest.splits[name]) for name in ('train', 'val')
-  )
-  return Images(train, val, manifest.classes)
+# Random access to the images of one split, from several threads.
+Source = Files | ShardSource
 
 
-def difference(path: pathlib.Path, shard: Shard) -> str | None:
-  """Describes how a shard differs from the manifest, None if it agrees."""
-  if not path.is_file():
-    return f'is missing; it should contain {shard.examples} images'
-  size = path.stat().st_size
-  if size != shard.bytes:
-    return f'has {size} bytes instead of {shard.bytes}'
-  found = count(path)
-  if found != shard.examples:
-    return f'contains {found} images instead of {shard.examples}'
-  return None
-
-
-def count(path: pathlib.Path) -> int:
-  """Returns the number of records in a file, 0 if it isn't an ArrayRecord."""
+def check_path(path: pathlib.Path) -> None:
+  """Raises a ValueError if ArrayRecord can't open files at a path."""
   try:
-    reader = array_record_module.ArrayRecordReader(str(path))
-    try:
-      return reader.num_records()
-    finally:
-      reader.close()
-  except RuntimeError:  # damaged
-    return 0
+    str(path).encode()
+  except UnicodeEncodeError:
+    msg = f'{path} is not UTF-8; choose another path'
+    raise ValueError(msg) from None
 
 
-def _check_all(directory: pathlib.Path, manifest: Manifest) -> None:
-  for name in ('train', 'val'):
-    split = manifest.splits.get(name)
-    if split is None or len(split.shards) != split.shard_count:
-      msg = (
-        f'{directory / MANIFEST} does not list all shards of {name}; '
-        f'convert the images again, into an empty directory'
-      )
-      raise ValueError(msg)
-    paths = [directory / file for file in split.shards]
-    with futures.ThreadPoolExecutor(_THREADS) as pool:
-      differences = pool.map(difference, paths, split.shards.values())
-      for path, found in zip(paths, differences, strict=True):
-        if found is not None:
-          msg = f'{path} {found}; copy it again or convert the images again'
-          raise ValueError(msg)
+def read_manifest(path: pathlib.Path) -> Manifest:
+  """Reads a manifest; raises a ValueError if it is not a valid one."""
+  check_path(path)
+  try:
+    if not path.is_file():
+      msg = 'it is not a file'
+      raise ValueError(msg)  # noqa: TRY301 (reported below, with the path)
+    return msgspec.json.decode(path.read_bytes(), type=Manifest)
+  except (OSError, ValueError, RecursionError) as error:
+    msg = (
+      f'{path} is not a manifest of image shards: {str(error)[:300]}; convert '
+      f'the images again, into an empty directory'
+    )
+    raise ValueError(msg) from error
+
+
+def _difference(path: pathlib.Path, shard: Shard) -> str | None:
+  """Describes how a file differs from the manifest, None if it agrees."""
+  if not path.is_file():
+    return f'is missing; it should contain {shard.images} images'
+  try:
+    if fingerprint(path) != shard.fingerprint:
+      return f'is damaged, or not the file that {MANIFEST} describes'
+    records = reader(path)
+    images = records.num_records()
+    records.close()
+  except (OSError, RuntimeError) as error:
+    return f'cannot be read: {getattr(error, "strerror", None) or error}'
+  if images != shard.images:
+    return f'contains {images} images instead of {shard.images}'
+  return None

@@ -13,22 +13,29 @@ that Pillow cannot decode either is corrupt.
 Orientation tags are ignored, as in published results.
 """
 
-import io
+import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import simplejpeg
+from jax.typing import DTypeLike
 from PIL import Image
 
-from optax_sam.train.data.imagenet.sources import CorruptImage
+from optax_sam.train.data import image_files
+from optax_sam.train.data.image_files import CorruptImage
 
 _SMALLEST_AREA = 0.08
 _RATIOS = (3 / 4, 4 / 3)
 _TRIES = 10
 _RESIZED = 256 / 224
 _REDUCTIONS = (8, 4, 2)
+# Of red, green, blue in ImageNet; white is 1.
+_MEAN = (0.485, 0.456, 0.406)
+_DEVIATION = (0.229, 0.224, 0.225)
 
 
 class Box(NamedTuple):
@@ -41,70 +48,65 @@ class Box(NamedTuple):
 
 
 def training_image(
-  jpeg: bytes, size: int, generator: np.random.Generator
+  content: bytes,
+  size: int,
+  generator: np.random.Generator,
+  max_pixels: int = image_files.MOST_PIXELS,
 ) -> np.ndarray:
-  """Decodes a random crop of an image, mirrored with probability 1/2.
+  """Decodes a random crop of a file, mirrored with probability 1/2.
 
-  Args:
-    jpeg: the file.
-    size: height and width of the result.
-    generator: random generator of crop and mirroring.
-
-  Returns:
-    uint8, (size, size, 3), red, green, blue.
-
-  Raises:
-    CorruptImage: if it cannot be decoded.
+  Returns uint8 (size, size, 3), RGB. Raises a CorruptImage if the image cannot
+  be decoded, or has more than `max_pixels`.
   """
   mirrored = generator.random() < 0.5
-  box, pixels, reduction = _decode(
-    jpeg, size, lambda rows, columns: random_crop(rows, columns, generator)
-  )
-  top, left, height, width = (length / reduction for length in box)
-  first_row, first_column = math.floor(top), math.floor(left)
-  # Only the crop is passed to Pillow, which copies its input. Pixels outside of
+  place = functools.partial(random_crop, generator=generator)
+  box, pixels = _decode(content, size, max_pixels, place)
+  top, left, height, width = box
+  # Only the crop is passed to Pillow, which copies its input; pixels outside of
   # it do not affect the result.
+  row, column = math.floor(top), math.floor(left)
   window = pixels[
-    first_row : math.ceil(top + height), first_column : math.ceil(left + width)
+    row : math.ceil(top + height), column : math.ceil(left + width)
   ]
-  inside = Box(top - first_row, left - first_column, height, width)
-  image = _resize(window, inside, size)
+  image = _resize(window, (top - row, left - column, height, width), size)
   if mirrored:
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
   return np.asarray(image)
 
 
-def evaluation_image(jpeg: bytes, size: int) -> np.ndarray:
-  """Decodes the centre crop of an image.
+def evaluation_image(
+  content: bytes, size: int, max_pixels: int = image_files.MOST_PIXELS
+) -> np.ndarray:
+  """Decodes the centre crop of a file; otherwise as `training_image`.
 
   The short side of the image is resized to 256/224 of `size`, and the central
   square is cropped. Both are done at once, so pixels outside of the crop are
   never computed.
-
-  Args:
-    jpeg: the file.
-    size: height and width of the result.
-
-  Returns:
-    uint8, (size, size, 3), red, green, blue.
-
-  Raises:
-    CorruptImage: if it cannot be decoded.
   """
-  box, pixels, reduction = _decode(
-    jpeg, size, lambda rows, columns: centre_crop(rows, columns, size)
-  )
-  box = Box(*(length / reduction for length in box))
+  place = functools.partial(centre_crop, size=size)
+  box, pixels = _decode(content, size, max_pixels, place)
   return np.asarray(_resize(pixels, box, size))
 
 
-def check(jpeg: bytes) -> None:
+def check(content: bytes, max_pixels: int = image_files.MOST_PIXELS) -> None:
   """Raises a CorruptImage if an image cannot be decoded."""
-  _decode(jpeg, 1, lambda *_: Box(0, 0, 1, 1))
+  _decode(content, 1, max_pixels, lambda *_: Box(0, 0, 1, 1))
+
+
+def check_any(source: Any, directory: Any, max_pixels: int) -> None:
+  """Raises a ValueError if no image of a source can be decoded."""
+  reason = 'there are none'
+  for index in range(len(source)):
+    try:
+      return check(source[index].content, max_pixels)
+    except CorruptImage as error:
+      reason = f'{source.where(index)}: {error}'
+  msg = f'none of the {len(source)} images of {directory} is usable: {reason}'
+  raise ValueError(msg)
 
 
 def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
-  """Draws the random crop of a training image.
+  """Draws the random crop of a training image, in whole pixels.
 
   Its fraction of the area is uniform from 8% to 100%, and the logarithm of its
   aspect ratio is uniform between those of 3/4 and 4/3. If ten draws don't fit
@@ -112,14 +114,6 @@ def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
   range. From Szegedy et al., `Going deeper with convolutions
   <https://arxiv.org/abs/1409.4842>`_, 2014; the ten draws and the fallback are
   common practice.
-
-  Args:
-    height: height of the image in pixels.
-    width: width of the image in pixels.
-    generator: random generator.
-
-  Returns:
-    A box of whole pixels inside the image.
   """
   logarithms = np.log(_RATIOS)
   for _ in range(_TRIES):
@@ -139,16 +133,9 @@ def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
 
 
 def centre_crop(height: int, width: int, size: int) -> Box:
-  """Returns the centre crop of an image for evaluation.
+  """Returns the box, in fractional pixels, of the centre crop of an image.
 
-  Args:
-    height: height of the image in pixels.
-    width: width of the image in pixels.
-    size: height and width of the result.
-
-  Returns:
-    The box, in fractional pixels, whose resize to `size` equals resizing the
-    whole image and cropping its centre.
+  Resizing it to `size` equals resizing the whole image and cropping its centre.
   """
   short, resized_short = min(height, width), round(_RESIZED * size)
   rows, columns = (
@@ -159,59 +146,62 @@ def centre_crop(height: int, width: int, size: int) -> Box:
   return Box(top * down, left * across, size * down, size * across)
 
 
+def _resize(
+  pixels: np.ndarray, box: tuple[float, ...], size: int
+) -> Image.Image:
+  top, left, height, width = box
+  return Image.fromarray(pixels).resize(
+    (size, size),
+    Image.Resampling.BILINEAR,
+    box=(left, top, left + width, top + height),
+  )
+
+
 def _decode(
-  jpeg: bytes, size: int, place: Callable[[int, int], Box]
-) -> tuple[Box, np.ndarray, int]:
-  """Decodes an image at the smallest sufficient size.
+  content: bytes, size: int, max_pixels: int, place: Callable[[int, int], Box]
+) -> tuple[Box, np.ndarray]:
+  """Decodes an image at the smallest size at which a box has enough pixels.
 
-  Args:
-    jpeg: the file.
-    size: size to which the box will be resized.
-    place: maps height and width of the image to the box.
-
-  Returns:
-    The box, in pixels of the original image; the decoded pixels, RGB; and the
-    factor by which the decoded image is smaller.
+  `place` maps height and width of the image to the box, which will be resized
+  to `size`. Returns the box on the decoded pixels, and these, RGB.
   """
   try:
-    rows, columns, *_ = simplejpeg.decode_jpeg_header(jpeg)
+    rows, columns, *_ = simplejpeg.decode_jpeg_header(content)
   except ValueError:
-    pixels = _decode_with_pillow(jpeg)
-    return place(pixels.shape[0], pixels.shape[1]), pixels, 1
+    pixels = image_files.decoded(content, max_pixels)
+    return place(*pixels.shape[:2]), pixels
   height, width = int(rows), int(columns)
+  image_files.check_pixels(width, height, max_pixels)
   box = place(height, width)
-  reduction = _reduction(box, size)
+  smallest = min(box.height, box.width)
+  reduction = next((x for x in _REDUCTIONS if smallest >= x * size), 1)
   try:
     pixels = simplejpeg.decode_jpeg(
-      jpeg,
+      content,
       'RGB',
       min_height=-(-height // reduction),
       min_width=-(-width // reduction),
     )
   except ValueError:
-    return box, _decode_with_pillow(jpeg), 1
-  return box, pixels, reduction
+    return box, image_files.decoded(content, max_pixels)
+  return Box(*(length / reduction for length in box)), pixels
 
 
-def _reduction(box: Box, size: int) -> int:
-  for reduction in _REDUCTIONS:
-    if min(box.height, box.width) >= reduction * size:
-      return reduction
-  return 1
+def normalize(inputs: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
+  """Normalizes red, green, blue of ImageNet to mean 0 and deviation 1.
 
+  It belongs in the compiled step: XLA fuses it into the first layer, and
+  batches of `uint8` are a quarter of the bytes to store and transfer.
 
-def _decode_with_pillow(jpeg: bytes) -> np.ndarray:
-  try:
-    with Image.open(io.BytesIO(jpeg)) as image:
-      return np.asarray(image.convert('RGB'))
-  except Exception as error:  # damage raises many types
-    msg = f'the image cannot be decoded: {error}'
-    raise CorruptImage(msg) from error
+  Returns `(inputs / 255 - mean) / standard_deviation`, computed in float32.
 
-
-def _resize(pixels: np.ndarray, box: Box, size: int) -> Image.Image:
-  return Image.fromarray(pixels).resize(
-    (size, size),
-    Image.Resampling.BILINEAR,
-    box=(box.left, box.top, box.left + box.width, box.top + box.height),
-  )
+  >>> import jax.numpy as jnp
+  >>> white = jnp.full((1, 1, 3), 255, jnp.uint8)
+  >>> [f'{value:.2f}' for value in normalize(white).ravel()]
+  ['2.25', '2.43', '2.64']
+  """
+  deviation = np.asarray(_DEVIATION, np.float32)
+  leading = (1,) * (inputs.ndim - 1)
+  scale = (1 / (255 * deviation)).reshape(*leading, 3)
+  shift = (np.asarray(_MEAN, np.float32) / deviation).reshape(*leading, 3)
+  return (inputs.astype(jnp.float32) * scale - shift).astype(dtype)

@@ -2,6 +2,8 @@
 
 import io
 import pathlib
+import struct
+import zlib
 
 import numpy as np
 import simplejpeg
@@ -27,6 +29,25 @@ def make_folder(directory: pathlib.Path) -> pathlib.Path:
   return directory
 
 
+def stored(image: np.ndarray, kind: str = 'JPEG', mode: str = 'RGB') -> bytes:
+  """Returns the file of an image."""
+  file = io.BytesIO()
+  quality = {'quality': 95} if kind == 'JPEG' else {}
+  Image.fromarray(image).convert(mode).save(file, kind, **quality)
+  return file.getvalue()
+
+
+def header(height: int, width: int, kind: str) -> bytes:
+  """Returns a small file that says that its image has this size."""
+  file = stored(np.zeros((8, 8, 3), np.uint8), kind)
+  if kind == 'JPEG':
+    place = file.index(b'\xff\xc0') + 5
+    return file[:place] + struct.pack('>2H', height, width) + file[place + 4 :]
+  content = b'IHDR' + struct.pack('>2I', width, height) + file[24:29]
+  checked = content + struct.pack('>I', zlib.crc32(content))
+  return file[:12] + checked + file[33:]
+
+
 def truncate(path: pathlib.Path) -> None:
   """Cuts a file in half."""
   content = path.read_bytes()
@@ -38,7 +59,7 @@ def colours(source) -> np.ndarray:
   result = []
   for index in range(len(source)):
     try:
-      with Image.open(io.BytesIO(source[index].jpeg)) as image:
+      with Image.open(io.BytesIO(source[index].content)) as image:
         pixels = np.asarray(image.convert('RGB'))
       result.append(pixels.mean((0, 1)))
     except OSError:

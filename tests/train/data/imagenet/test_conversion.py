@@ -1,14 +1,19 @@
 """Conversions: complete, interrupted, rejected."""
 
+import os
 import pathlib
 
+import numpy as np
 import pytest
 
+from optax_sam.train.config import output_dir
 from optax_sam.train.data import imagenet
 from tests.train.data.imagenet import pictures
 
+BLACK = np.zeros((51, 100, 3), np.uint8)
 
-def _convert(source, target, *, shards=5, threads=2, stop_at=None):
+
+def _convert(source, target, *, stop_at=None, **options):
   """Returns manifest and messages; raises KeyboardInterrupt at `stop_at`."""
   said = []
 
@@ -17,9 +22,8 @@ def _convert(source, target, *, shards=5, threads=2, stop_at=None):
     if len(said) == stop_at:
       raise KeyboardInterrupt
 
-  manifest = imagenet.convert(
-    source, target, shards=shards, threads=threads, say=say
-  )
+  options = {'shards': 5, 'threads': 2} | options
+  manifest = imagenet.convert(source, target, say=say, **options)
   return manifest, said
 
 
@@ -27,15 +31,26 @@ def _content(directory):
   return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+def _modes(directory):
+  return {path.stat().st_mode & 0o777 for path in directory.iterdir()}
+
+
 def test_a_conversion_reports_its_progress(folder, shards, tmp_path):
   target = tmp_path / 'a' / 'shards'
-  manifest, said = _convert(folder, target, threads=7)
+  former = os.umask(0o027)
+  try:
+    manifest, said = _convert(folder, target, threads=7)
+  finally:
+    os.umask(former)
   names = [f'train-0000{k}-of-00005.array_record' for k in range(5)]
   names.append('val-00000-of-00001.array_record')
-  assert _content(target).keys() == {'manifest.json', *names}
+  assert _content(target).keys() == {'manifest.json', '.lock', *names}
+  assert _modes(target) == {0o640}
+  assert target.stat().st_mode & 0o777 == 0o750
+  assert said[0] == 'train-00000-of-00005.array_record, 22 images'
   assert len(said) == len(names)
-  assert manifest.splits['train'].examples == 108
-  assert manifest.splits['val'].examples == 24
+  assert sum(shard.images for shard in manifest.train) == 108
+  assert sum(shard.images for shard in manifest.val) == 24
   # The result is deterministic.
   assert _content(target) == _content(shards)
 
@@ -51,6 +66,9 @@ def test_an_interrupted_conversion_resumes(folder, shards, tmp_path, line):
   if line == 1:  # as after a power failure
     partial = target / 'train-00004-of-00005.array_record.partial'
     partial.write_bytes(b'half')
+  if line == 5:
+    pictures.truncate(target / 'train-00004-of-00005.array_record')
+    line -= 1
   _, said = _convert(folder, target)
   there = [' exists, ' in text for text in said]
   assert there == [k < line for k in range(6)]
@@ -59,73 +77,95 @@ def test_an_interrupted_conversion_resumes(folder, shards, tmp_path, line):
 
 def test_a_finished_conversion_is_not_repeated(folder, own_shards):
   def times():
-    return [path.stat().st_mtime_ns for path in sorted(own_shards.iterdir())]
+    return [x.stat().st_mtime_ns for x in sorted(own_shards.glob('*record'))]
 
   before = times()
   _, said = _convert(folder, own_shards)
-  assert said == [f'{own_shards} is converted already']
+  assert all(' exists, ' in text for text in said)
   assert times() == before
 
 
 def test_corrupt_images_are_reported_and_left_out(own_folder, tmp_path):
   corrupt = own_folder / 'train' / 'n02' / 'n02_04.JPEG'
   pictures.truncate(corrupt)
+  large = own_folder / 'train' / 'n01' / 'n01_00.JPEG'
+  large.write_bytes(pictures.simplejpeg.encode_jpeg(BLACK))
   target = tmp_path / 'shards'
   with pytest.raises(KeyboardInterrupt):
-    _convert(own_folder, target, stop_at=5)
-  manifest, _ = _convert(own_folder, target)
-  assert manifest.splits['train'].examples == 107
-  assert manifest.splits['train'].corrupt == {'n02/n02_04.JPEG': 22}
-  _, said = _convert(own_folder, tmp_path / 'fresh')
-  assert said.count(f'{corrupt} cannot be decoded and is left out') == 1
-  # The shards have the indices of a folder without the image.
+    _convert(own_folder, target, stop_at=5, max_pixels=5000)
+  manifest, said = _convert(own_folder, target, max_pixels=5000)
+  assert sum(shard.images for shard in manifest.train) == 106
+  _, said = _convert(own_folder, tmp_path / 'fresh', max_pixels=5000)
+  (line,) = (text for text in said if str(corrupt) in text)
+  assert line.startswith(f'{corrupt} is left out: it is not PNG or JPEG')
+  assert f'{large} is left out: it has 100 x 51 pixels, more than' in said[0]
+  # The shards have the indices of a folder without the images.
   corrupt.unlink()
+  large.unlink()
   source, expected = (
     imagenet.open_images(path).train for path in (target, own_folder)
   )
-  for k in range(107):
-    assert source[k].name == expected[k].name
+  for k in range(106):
+    assert source[k] == expected[k]
 
 
 @pytest.mark.parametrize(
   ('changes', 'message'),
   [
-    ({'shards': 0}, '--shards must be at least 1, not 0'),
-    ({'shards': 109}, 'at most the number of training images, 108, not'),
-    ({'threads': 0}, '--threads must be at least 1, not 0'),
-    ({'source': pathlib.Path('nothing')}, 'train is missing'),
+    ({'shards': 0}, '--shards must be at least 1 .* not 0'),
+    ({'shards': 109}, '--shards must be at most 108, not 109'),
+    ({'threads': 0}, '--threads must be at least 1 .* not 0'),
+    ({'max_pixels': 0}, '--max-pixels must be at least 1 .* not 0'),
+    ({'source': pathlib.Path('nothing')}, 'train cannot be listed: No such'),
+    ({'target': pathlib.Path('\udcff')}, 'is not UTF-8; choose another path'),
+    ({'target': pathlib.Path()}, '--output must be the path of a directory'),
   ],
 )
-def test_invalid_input_writes_nothing(folder, tmp_path, changes, message):
+def test_invalid_input_writes_nothing(
+  folder, tmp_path, monkeypatch, changes, message
+):
+  monkeypatch.chdir(tmp_path)
   given = {'source': folder, 'target': tmp_path / 'shards'} | changes
-  with pytest.raises(ValueError, match=message):
+  with pytest.raises(ValueError, match=message) as error:
     _convert(**given)
+  assert '\n' not in str(error.value)
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('split', ['train', 'val'])
+def test_only_corrupt_images_are_an_error(own_folder, tmp_path, split):
+  for path in own_folder.glob(f'{split}/*/*'):
+    path.write_bytes(b'no image')
+  message = f'none of the .* images of {own_folder / split} is usable: .* it is'
+  with pytest.raises(ValueError, match=message):
+    _convert(own_folder, tmp_path / 'shards')
   assert not (tmp_path / 'shards').exists()
 
 
+def test_a_class_may_have_a_name_that_is_not_text(own_folder, tmp_path):
+  for split in ('train', 'val'):
+    path = own_folder / split
+    (path / 'n01').rename(path / 'n\udcff')
+  manifest, _ = _convert(own_folder, tmp_path / 'shards')
+  assert manifest.classes == (*pictures.CLASSES[1:], r'n\udcff')
+  images = imagenet.open_images(tmp_path / 'shards')
+  assert images.classes == manifest.classes
+
+
 def _refused(source, target, message, **changes):
-  before = _content(target) if target.is_dir() else None
+  before = _content(target)
   with pytest.raises(ValueError, match=message) as error:
     _convert(source, target, **changes)
-  assert str(error.value).startswith(str(target))
+  assert str(target) in str(error.value)
   assert '\n' not in str(error.value)
-  if before is not None:
-    assert _content(target) == before
+  assert _content(target) == before
 
 
-def test_a_target_that_is_not_a_conversion_raises(own_folder, tmp_path):
-  with pytest.raises(
-    ValueError, match="contains 'train' and is not a conversion"
-  ):
-    _convert(own_folder, own_folder)
-  target = tmp_path / 'target'
-  target.touch()
-  _refused(own_folder, target, 'is not a directory; choose another one')
-
-
-def test_a_target_with_another_conversion_raises(own_folder, own_shards):
-  message = 'is a conversion of other images or into another number of shards'
+def test_a_target_that_is_not_this_conversion_raises(own_folder, own_shards):
+  message = 'which is not of this conversion; choose an empty'
+  _refused(own_folder, own_folder / 'val' / 'n01', message)
   _refused(own_folder, own_shards, message, shards=6)
-  path = own_folder / 'train' / 'n01' / 'n01_00.JPEG'
-  path.rename(path.with_name('another.JPEG'))
-  _refused(own_folder, own_shards, message)
+  with output_dir.locked(own_shards):
+    _refused(own_folder, own_shards, 'is being written by another')
+  min(own_folder.glob('train/n01/*')).unlink()
+  _refused(own_folder, own_shards, 'is a shard of other images; choose')

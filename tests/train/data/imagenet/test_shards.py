@@ -1,79 +1,207 @@
 """Shards: records, manifest, and detection of damage on opening."""
 
+import json
 import pathlib
+import random
 
 import numpy as np
 import pytest
+from array_record.python import array_record_module
 
 from optax_sam.train.data import imagenet
-from optax_sam.train.data.imagenet.sources import CorruptImage
+from optax_sam.train.data.image_files import CorruptImage
 from tests.train.data.imagenet import pictures
 
-_FIRST = 'train-00000-of-00005.array_record'
+NAMES = [f'train-0000{k}-of-00005.array_record' for k in range(5)]
 
 
-def test_shards_have_the_indices_of_the_folder(folder, shards):
+def test_shards_have_the_images_of_the_folder(folder, shards):
   of_folder, of_shards = map(imagenet.open_images, (folder, shards))
   assert of_shards.classes == of_folder.classes
   for name in ('train', 'val'):
     source, expected = getattr(of_shards, name), getattr(of_folder, name)
-    assert len(source) == len(expected)
-    for index in range(len(source)):
-      assert source[index] == expected[index]
+    assert list(map(source.__getitem__, range(len(source)))) == list(
+      map(expected.__getitem__, range(len(expected)))
+    )
 
 
-def _edit(old, new):
-  def edit(path):
-    manifest = path.with_name('manifest.json')
-    manifest.write_text(manifest.read_text().replace(old, new, 1))
+def _edited(**changes):
+  """Returns a function that changes keys of the manifest."""
+
+  def edit(directory):
+    path = directory / 'manifest.json'
+    manifest = json.loads(path.read_text())
+    for key, change in changes.items():
+      manifest[key] = change(manifest[key])
+    path.write_text(json.dumps(manifest))
 
   return edit
+
+
+def _written(content):
+  return lambda x: (x / 'manifest.json').write_bytes(content)
+
+
+def _swapped(directory):
+  first, second = (directory / NAMES[k] for k in (1, 2))
+  first.rename(directory / 'third')
+  second.rename(first)
+  (directory / 'third').rename(second)
+
+
+def _relabelled(directory):
+  """Rewrites the last shard with labels outside of the classes."""
+  path = directory / NAMES[4]
+  reader = array_record_module.ArrayRecordReader(str(path))
+  records = reader.read_all()
+  reader.close()
+  writer = array_record_module.ArrayRecordWriter(str(path), 'group_size:1')
+  for record in records:
+    writer.write(b'\x09\0\0\0' + record[4:])
+  writer.close()
+
+
+def _first(**changes):
+  return lambda shards: [shards[0] | changes, *shards[1:]]
+
+
+AGAIN = 'copy it again or convert the images again'
+NOT = r'manifest\.json is not a manifest of image shards: '
 
 
 @pytest.mark.parametrize(
   ('damage', 'message'),
   [
-    (pathlib.Path.unlink, f'{_FIRST} is missing; it should contain 22'),
-    (pictures.truncate, f'{_FIRST} has .* bytes instead of'),
+    # Files
     (
-      lambda path: path.write_bytes(bytes(path.stat().st_size)),
-      f'{_FIRST} contains 0 images instead of 22',
+      lambda x: (x / NAMES[0]).unlink(),
+      f'{NAMES[0]} is missing; .* contain 22',
     ),
     (
-      _edit('"examples": 22', '"examples": 23'),
-      f'{_FIRST} contains 22 images instead of 23',
+      lambda x: pictures.truncate(x / NAMES[0]),
+      f'{NAMES[0]} is damaged, or not',
     ),
     (
-      _edit('"shard_count": 1', '"shard_count": 2'),
-      'not list all shards of val',
+      lambda x: (x / NAMES[0]).write_bytes(bytes(2**17)),
+      f'{NAMES[0]} is damaged, or not .* {AGAIN}',
     ),
-    (_edit('"version": 1', '"version": 2'), 'manifest.json is not a manifest'),
-    (_edit('{', ''), 'manifest.json is not a manifest'),
+    (_swapped, f'{NAMES[1]} is damaged, or not the file that manifest.json'),
+    (lambda x: (x / NAMES[1]).rename(x / NAMES[0]), f'{NAMES[0]} is damaged'),
+    (_relabelled, f'{NAMES[4]} is damaged, or not the file'),
+    # Numbers and names
+    (_edited(classes=lambda x: x[:-1]), 'has the label 5, outside of 0 to 4'),
+    (_edited(classes=lambda x: [*x, 'n07']), 'of 6 classes, not of 7 as in'),
+    (_edited(train=_first(images=23)), 'contains 22 images instead of 23'),
+    (
+      _edited(train=lambda x: x[:-1]),
+      'train-00000-of-00004.* is missing',
+    ),
+    (_edited(train=lambda x: [x[1], x[0], *x[2:]]), f'{NAMES[0]} is damaged'),
+    # Types and ranges
+    (_edited(train=_first(images=-1)), NOT + r'.*>= 0 - at `\$.train\[0'),
+    (_edited(train=_first(images=2**40)), NOT + r'.*<= .* at `\$.train\[0'),
+    (_edited(train=_first(images='9')), NOT + r'.*`int`, got `str` - at'),
+    (_edited(train=_first(images=True)), NOT + r'.*`int`, got `bool` - at'),
+    (_edited(train=_first(fingerprint='../x')), NOT + r'.*\$.train\[0\].fing'),
+    (_edited(train=_first(file='/etc/passwd')), NOT + '.*unknown field `file`'),
+    (_edited(classes=lambda _: []), NOT + r'.*length >= 1 - at `\$.classes`'),
+    (_edited(classes=lambda _: [0]), NOT + r'.*`str`, got `int` - at'),
+    (_edited(val=lambda _: []), NOT + r'.*length >= 1 - at `\$.val`'),
+    (_edited(val=lambda _: {}), NOT + r'.*got `object` - at `\$.val`'),
+    (_edited(format=lambda _: 'another'), NOT + r'.* - at `\$.format`'),
+    (_written(b'{}'), NOT + 'Object missing required field `format`'),
+    (_written(b'[' * 100_000), NOT),
+    (_written(b'{"format":' + b'[' * 100_000), NOT),
+    (_written(b'\xff'), NOT),
+    (_written(b''), NOT),
   ],
 )
-def test_damage_is_reported_in_one_line(own_shards, damage, message):
-  damage(own_shards / _FIRST)
+def test_wrong_data_are_reported_in_one_line(own_shards, damage, message):
+  damage(own_shards)
   with pytest.raises(ValueError, match=message) as error:
     imagenet.open_images(own_shards)
   assert str(own_shards) in str(error.value)
   assert '\n' not in str(error.value)
 
 
+def test_a_label_outside_of_the_classes_raises_when_it_is_read(
+  own_shards, monkeypatch
+):
+  """Even if fingerprint and last label agree."""
+  source = imagenet.open_images(own_shards).train
+  monkeypatch.setattr(source, '_classes', 3)
+  options = imagenet.InputOptions(batch_size=12, size=8, threads=2)
+  batches = imagenet.training_input(source, options, seed=0, say=pytest.fail)
+  message = rf'{own_shards}/\S+, record \d+ has the label [345], outside of 0'
+  with pytest.raises(ValueError, match=message) as error:
+    next(iter(batches))
+  assert '\n' not in str(error.value)
+
+
 def test_a_damaged_record_is_a_corrupt_image(own_shards, said):
   source = imagenet.open_images(own_shards).train
-  lengths = [len(source[index].jpeg) for index in range(len(source))]
+  lengths = [len(source[index].content) for index in range(len(source))]
   index = int(np.argmax(lengths))
   path, _, _ = source.where(index).partition(', record ')
-  jpeg = source[index].jpeg
+  jpeg = source[index].content
+  content = pathlib.Path(path).read_bytes()
+  place = content.index(jpeg) + len(jpeg) // 2
   with open(path, 'r+b') as file:  # noqa: PTH123 (in place)
-    content = file.read()
-    file.seek(content.index(jpeg) + len(jpeg) // 2)
+    file.seek(place)
     file.write(b'damage')
-  source = imagenet.open_images(own_shards).train
   with pytest.raises(CorruptImage, match='the record cannot be read'):
     source[index]
   options = imagenet.InputOptions(batch_size=12, size=8, threads=2)
-  evaluation = imagenet.EvaluationInput(source, options, say=said.append)
+  evaluation = imagenet.evaluation_input(source, options, say=said.append)
   assert sum(batch['is_example'].sum() for batch in evaluation) == 107
   (line,) = said
   assert line.startswith(f'{source.where(index)} cannot be decoded')
+
+
+def _damaged(content, generator):
+  """Returns content with one to four random changes."""
+  changed = bytearray(content)
+  inserts = (
+    b'9' * 30,
+    b'[' * 5000,
+    b'null',
+    b'-1',
+    b'1e400',
+    b'"../x"',
+    b'\xff',
+  )
+  for _ in range(generator.randint(1, 4)):
+    place = generator.randrange(len(changed))
+    kind = generator.randrange(3)
+    if kind == 0:
+      changed[place] = generator.randrange(256)
+    elif kind == 1:
+      changed[place : place + generator.randrange(40)] = b''
+    else:
+      changed[place:place] = generator.choice(inserts)
+  return bytes(changed)
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_random_damage_is_refused_in_one_line_or_changes_nothing(
+  shards, own_shards, seed
+):
+  generator = random.Random(seed)
+  expected = imagenet.open_images(shards).train
+  for _ in range(30):
+    name = generator.choice(['manifest.json', 'manifest.json', *NAMES])
+    content = (shards / name).read_bytes()
+    (own_shards / name).write_bytes(_damaged(content, generator))
+    found, refusal = expected, str(own_shards)
+    try:
+      found = imagenet.open_images(own_shards).train
+    except ValueError as error:
+      refusal = str(error)
+    assert str(own_shards) in refusal
+    assert '\n' not in refusal
+    assert len(refusal) < 1000
+    if found is not expected:
+      assert [found[k] for k in range(0, 108, 9)] == [
+        expected[k] for k in range(0, 108, 9)
+      ]
+    (own_shards / name).write_bytes(content)

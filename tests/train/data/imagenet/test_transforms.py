@@ -1,14 +1,16 @@
 """Crops, mirroring and decoding."""
 
 import io
+import resource
 
 import numpy as np
 import pytest
 import simplejpeg
 from PIL import Image
 
-from optax_sam.train.data.imagenet import normalization, transforms
-from optax_sam.train.data.imagenet.sources import CorruptImage
+from optax_sam.train.data.image_files import CorruptImage
+from optax_sam.train.data.imagenet import transforms
+from tests.train.data.imagenet import pictures
 
 
 def _smooth(height, width, seed=0):
@@ -16,13 +18,6 @@ def _smooth(height, width, seed=0):
   noise = np.random.default_rng(seed).integers(0, 256, (7, 9, 3), np.uint8)
   image = Image.fromarray(noise)
   return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _stored(image, kind='JPEG', mode='RGB'):
-  stored = io.BytesIO()
-  quality = {'quality': 95} if kind == 'JPEG' else {}
-  Image.fromarray(image).convert(mode).save(stored, kind, **quality)
-  return stored.getvalue()
 
 
 def _opened(jpeg):
@@ -83,7 +78,7 @@ def test_half_of_the_images_are_mirrored():
   image = np.zeros((40, 40, 3), np.uint8)
   image[:, :20] = 200
   # Any mirrored crop is brighter on the left.
-  jpeg = _stored(image)
+  jpeg = pictures.stored(image)
   generator = np.random.default_rng(0)
   tilts = []
   for _ in range(600):
@@ -106,9 +101,9 @@ def test_half_of_the_images_are_mirrored():
 )
 def test_a_crop_is_the_same_part_at_any_decoded_size(monkeypatch, shape, box):
   monkeypatch.setattr(
-    transforms, 'random_crop', lambda *_: transforms.Box(*box)
+    transforms, 'random_crop', lambda *_, **__: transforms.Box(*box)
   )
-  jpeg = _stored(_smooth(*shape))
+  jpeg = pictures.stored(_smooth(*shape))
   top, left, height, width = box
   crop = _opened(jpeg).crop((left, top, left + width, top + height))
   expected = crop.resize((32, 32), Image.Resampling.BILINEAR)
@@ -126,7 +121,7 @@ def test_a_crop_is_the_same_part_at_any_decoded_size(monkeypatch, shape, box):
   'shape', [(60, 80), (81, 60), (37, 37), (20, 31), (601, 803)]
 )
 def test_evaluation_resizes_then_crops(shape):
-  jpeg = _stored(_smooth(*shape))
+  jpeg = pictures.stored(_smooth(*shape))
   height, width = shape
   short = min(shape)
   rows, columns = 32 * height // short, 32 * width // short
@@ -145,7 +140,7 @@ def test_evaluation_resizes_then_crops(shape):
   [('JPEG', 'L', 0), ('JPEG', 'CMYK', 1), ('PNG', 'RGB', 0), ('PNG', 'P', 0)],
 )
 def test_other_formats_are_converted_to_rgb(kind, mode, tolerance):
-  stored = _stored(_smooth(32, 32), kind, mode)
+  stored = pictures.stored(_smooth(32, 32), kind, mode)
   resized = _opened(stored).resize((32, 32), Image.Resampling.BILINEAR)
   result = transforms.evaluation_image(stored, 28)
   assert result.shape == (28, 28, 3)
@@ -156,7 +151,7 @@ def test_other_formats_are_converted_to_rgb(kind, mode, tolerance):
 
 
 def test_extra_bytes_are_not_damage():
-  jpeg = _stored(_smooth(40, 50))
+  jpeg = pictures.stored(_smooth(40, 50))
   # Before the end marker, where libjpeg warns about them.
   odd = jpeg[:-2] + b'\x00' * 7 + jpeg[-2:]
   with pytest.raises(ValueError, match='extraneous bytes'):
@@ -164,6 +159,25 @@ def test_extra_bytes_are_not_damage():
   np.testing.assert_array_equal(
     transforms.evaluation_image(odd, 32), transforms.evaluation_image(jpeg, 32)
   )
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_large_images_are_refused_before_anything_is_allocated(kind):
+  large = pictures.header(60000, 60000, kind)
+  small = pictures.header(9, 9, kind)
+  generator = np.random.default_rng(0)
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  for decode in (
+    transforms.check,
+    lambda x, *most: transforms.evaluation_image(x, 8, *most),
+    lambda x, *most: transforms.training_image(x, 8, generator, *most),
+  ):
+    with pytest.raises(CorruptImage, match='60000 x 60000 pixels, more than'):
+      decode(large)
+    with pytest.raises(CorruptImage, match='more than --max-pixels 80;'):
+      decode(small, 80)
+  # In kilobytes; 3.6 billion pixels are at least 3.6 GB.
+  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 100_000
 
 
 @pytest.mark.parametrize(
@@ -175,7 +189,7 @@ def test_extra_bytes_are_not_damage():
   ],
 )
 def test_a_damaged_image_raises(damage):
-  jpeg = damage(_stored(_smooth(40, 50)))
+  jpeg = damage(pictures.stored(_smooth(40, 50)))
   for decode in (
     transforms.check,
     lambda stored: transforms.evaluation_image(stored, 16),
@@ -183,7 +197,9 @@ def test_a_damaged_image_raises(damage):
       stored, 16, np.random.default_rng(0)
     ),
   ):
-    with pytest.raises(CorruptImage, match='cannot be decoded'):
+    with pytest.raises(
+      CorruptImage, match=r'cannot be decoded|is not PNG or JPEG'
+    ):
       decode(jpeg)
 
 
@@ -191,7 +207,7 @@ def test_pixels_are_normalized_by_channel():
   inputs = np.random.default_rng(0).integers(0, 256, (2, 3, 3, 3), np.uint8)
   expected = inputs / 255 - [0.485, 0.456, 0.406]
   expected /= [0.229, 0.224, 0.225]
-  result = normalization.normalize(inputs)
+  result = transforms.normalize(inputs)
   assert result.dtype == np.float32
   np.testing.assert_allclose(result, expected, atol=1e-5)
-  assert normalization.normalize(inputs, 'bfloat16').dtype == 'bfloat16'
+  assert transforms.normalize(inputs, 'bfloat16').dtype == 'bfloat16'
