@@ -28,8 +28,7 @@ def validate(config: Experiment) -> None:
   configs.build(type(config), vars(config))
   _validate_data(config)
   if isinstance(config, TrainConfig):
-    if config.output is not None:
-      storable('--output', config.output)
+    storable('--output', config.output or pathlib.Path('runs'))
     _validate_processes(config)
     axes(config.mesh or 'data=1')
 
