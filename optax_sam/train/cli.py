@@ -70,8 +70,6 @@ def _status(arguments: list[str]) -> int:
 
     return _run(parse(arguments), shlex.join(['optax-sam', *arguments]))
   except ModuleNotFoundError as error:
-    if error.name not in _EXTRA:
-      raise
     message = f"it needs {error.name}: pip install 'optax-sam[train]'"
     status = errors.USAGE_ERROR
   except KeyboardInterrupt:
@@ -85,10 +83,6 @@ def _status(arguments: list[str]) -> int:
     message, status = errors.describe(error), errors.USAGE_ERROR
   errors.print_error(message)
   return status
-
-
-# Packages of the extra `train` that every command needs.
-_EXTRA = ('msgspec', 'rich', 'tyro', 'flax')
 
 
 def _run(config: Any, command: str) -> int:
