@@ -127,8 +127,10 @@ def orthogonal_part(
   """
   square, unit = tree_math.squared_norm(to)
   along = tree_math.dot_in_unit(updates, to, unit)
-  along = jnp.where(square > 0, along / jnp.sqrt(square), 0)
-  slope = along / jnp.where(square > 0, jnp.sqrt(square) * unit, 1)
+  usable = square > 0
+  size = jnp.sqrt(jnp.where(usable, square, 1))
+  along = jnp.where(usable, along / size, 0)
+  slope = along / size / unit
 
   def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
     dtype = tree_math.wide_dtype(x, y)

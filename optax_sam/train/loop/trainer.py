@@ -28,9 +28,9 @@ from optax_sam.train.loop import (
   train_step,
   trajectory_loss,
 )
-from optax_sam.train.loop.progress import Progress, Row, is_evaluated
 from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.train_step import TrainingState
+from optax_sam.train.loop.training_progress import Progress, Row, is_evaluated
 from optax_sam.train.optimizers import accuracy_schedule, build
 from optax_sam.train.optimizers.base_optimizer import schedule
 from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging

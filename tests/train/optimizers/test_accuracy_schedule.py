@@ -30,7 +30,7 @@ def test_an_accuracy_equal_to_the_threshold_counts(trainer, monkeypatch):
   for accuracy, fraction in RULE.then:
     # The evaluation returns float32, and 0.9 in float32 is below 0.9.
     found = jnp.float32(0.0), jnp.float32(accuracy), jnp.zeros(1000)
-    monkeypatch.setattr(evaluation, 'whole', lambda *_, found=found: found)
+    monkeypatch.setattr(evaluation, '_evaluated', lambda *_, found=found: found)
     assert RULE.at(trainer._train_accuracy(state)) == fraction
 
 
