@@ -81,7 +81,8 @@ slow: $(VENV)/.dev
 newest:
 	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) .venv-newest/.dev
 	XLA_FLAGS= .venv-newest/bin/python $(PYTEST) -m 'not slow' \
-	  tests/conformance tests/methods tests/trees tests/test_flax.py
+	  tests/conformance tests/trees tests/test_training_step.py \
+	  tests/test_flax.py
 
 notebooks: $(VENV)/.dev
 	$(BIN)/python docs/run_notebooks.py

@@ -28,6 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
   _prepare_process()
   status = _status(sys.argv[1:])
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said
+  if status == errors.INTERRUPTED:
+    # Threads of JAX may still run, and Python could crash on its way out.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
   sys.exit(status)
 
 

@@ -92,7 +92,8 @@ def hang(*_):
 
 
 def entries(directory):
-  return sorted(str(path) for path in directory.rglob('*'))
+  paths = map(str, directory.rglob('*'))
+  return sorted(path for path in paths if '__pycache__' not in path)
 
 
 def check(arguments):

@@ -186,6 +186,9 @@ class Checkpoints:
     try:
       yield
     except Exception as error:  # noqa: BLE001 (Orbax raises many)
+      is_lost = isinstance(error, jax.errors.JaxRuntimeError)
+      if is_lost and jax.process_count() > 1:
+        raise processes.LostError(str(error)) from None
       reason = str(error).rpartition(': ')[2].partition(' [')[0]
       msg = f'{self._directory}: a checkpoint cannot be written: {reason}'
       raise ValueError(msg) from None

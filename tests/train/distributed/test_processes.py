@@ -309,11 +309,14 @@ def test_kills_at_random_moments_change_nothing(count, kills, tmp_path):
     with start(str(number)) as running:
       if number % 3:  # while it starts or resumes, or while it trains
         running.wait_until(lambda: 'Training' in running.output(0))
-      time.sleep(chance.uniform(0, 0.3) if number % 3 else chance.uniform(0, 9))
+      time.sleep(chance.uniform(0, 0.3 if number % 3 else 4))
       running.processes[chance.randrange(count)].kill()
-      assert 0 not in running.statuses()
+      is_finished = 0 in running.statuses()  # before the signal
       for index in range(count):
         assert 'Traceback' not in running.output(index)
+    if is_finished:
+      break
+  assert number > 2
   with start('last') as running:
     running.finish()
   given.output.rename(tmp_path / 'killed')
