@@ -51,7 +51,7 @@ $(VENV)/.bench: $(BIN)/python pyproject.toml
 demo: $(VENV)/.train
 	$(BIN)/optax-sam compare --output $(OUTPUT) --overwrite \
 	  --label-noise 0.3 --seeds 5 --steps 200 \
-	  --sharpness-examples 64 --timing-rounds 2 \
+	  --sharpness-examples 64 --timing-rounds 3 \
 	  --methods sam asam friendly_sam ae_sam ae_look_sam \
 	  --set sam.rho=1 --set asam.rho=5 --set friendly_sam.rho=1 \
 	  --set ae_sam.rho=2 --set ae_look_sam.rho=2
