@@ -106,11 +106,17 @@ def test_of_two_commands_on_one_run_the_second_is_refused(copy, whole):
   assert (copy / 'metrics.jsonl').read_bytes() == expected
 
 
-@pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_a_random_moment(sent, whole, tmp_path):
+@pytest.mark.parametrize(
+  ('sent', 'lines'),
+  [
+    (signal.SIGINT, ('Compiling', 'Training', '  step 40')),
+    (signal.SIGTERM, ('Training',)),
+  ],
+)
+def test_a_signal_at_a_random_moment(sent, lines, whole, tmp_path):
   draw = random.Random(int(sent))
   expected = (whole / 'metrics.jsonl').read_bytes()
-  for line in ('Compiling', 'Training', '  step 40'):
+  for line in lines:
     output = tmp_path / line.split()[0]
     process = start(*SMALL, '--output', output)
     while not process.stdout.readline().startswith(line):
