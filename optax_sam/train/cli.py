@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _prepare_process() -> None:
-  """Prepares for signals, for output that nobody reads, for noisy libraries."""
+  """Prepares for signals and closed outputs, and silences libraries."""
   for number, name in ((1, 'stdout'), (2, 'stderr')):
     if getattr(sys, name) is None:  # it was closed before the start
       number = os.open(os.devnull, os.O_WRONLY)

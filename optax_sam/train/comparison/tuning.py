@@ -260,7 +260,7 @@ class Trials:
     name = metric.name.replace('_', ' ')
     text = f'  {self.name}: {", ".join(parts)}, validation {name} {shown}'
     if not math.isfinite(value):
-      text = f'  {self.name}: all trials diverged; it keeps {", ".join(parts)}'
+      text = f'  {self.name}: all trials diverged; it uses {", ".join(parts)}'
     if found.at_edge:
       text += '; it is at the edge, more --trials may find a better one'
     return text

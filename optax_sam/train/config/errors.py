@@ -43,7 +43,7 @@ def print_error(message: str) -> None:
 
 def print_warning(line: str) -> None:
   """Prints a line for which the standard output is not the place."""
-  with contextlib.suppress(OSError):  # nobody reads it
+  with contextlib.suppress(OSError):  # it may be closed
     # One write, so that no other thread writes in between.
     sys.stderr.write(f'{printable(line)}\n')
     sys.stderr.flush()
