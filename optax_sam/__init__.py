@@ -16,6 +16,10 @@ from optax_sam.engine.info import (
 )
 from optax_sam.engine.partition import norm_layers_only, trainable
 from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.functional import functional_grad_fn
+from optax_sam.methods.adversarial_weight_perturbation import (
+  adversarial_weight_perturbation,
+)
 from optax_sam.methods.ae_sam import ae_look_sam, ae_sam
 from optax_sam.methods.anti_pgd import anti_pgd, without_noise
 from optax_sam.methods.asam import asam
@@ -28,9 +32,11 @@ from optax_sam.methods.esam import esam
 from optax_sam.methods.fisher_sam import fisher_sam
 from optax_sam.methods.friendly_sam import friendly_sam
 from optax_sam.methods.frob_sam import frob_sam
+from optax_sam.methods.gcsam import gcsam
 from optax_sam.methods.gradient_norm_penalty import gradient_norm_penalty
 from optax_sam.methods.gsam import gsam, rho_like_learning_rate
 from optax_sam.methods.k_sam import k_sam
+from optax_sam.methods.late_sam import late_sam
 from optax_sam.methods.le_sam import le_sam
 from optax_sam.methods.look_sam import look_layer_sam, look_sam
 from optax_sam.methods.lookbehind import lookbehind
@@ -40,15 +46,19 @@ from optax_sam.methods.mesa import MesaLoss, MesaState, mesa_loss
 from optax_sam.methods.momentum_sam import momentum_sam
 from optax_sam.methods.ordered_sgd import ordered_sgd
 from optax_sam.methods.saf import SafLoss, SafState, saf_loss
+from optax_sam.methods.sagm import sagm
 from optax_sam.methods.sam import sam
 from optax_sam.methods.sampa import sampa
 from optax_sam.methods.sparse_sam_dynamic import sparse_sam_dynamic
 from optax_sam.methods.sparse_sam_fisher import sparse_sam_fisher
 from optax_sam.methods.ss_sam import ss_sam
+from optax_sam.methods.stable_sam import stable_sam
 from optax_sam.methods.subset_sam import subset_sam
 from optax_sam.methods.swa import averaged_params, swa
 from optax_sam.methods.swad import swad
+from optax_sam.methods.tsam import tsam
 from optax_sam.methods.unnormalized_sam import unnormalized_sam
+from optax_sam.methods.vasso import vasso
 from optax_sam.methods.wsam import wsam, wsam_decoupled
 from optax_sam.methods.z_sharp import z_sharp
 from optax_sam.training_step import StepOutput, make_step
@@ -64,6 +74,7 @@ __all__ = [
   'SharpnessAwareInfo',
   'SharpnessAwareState',
   'StepOutput',
+  'adversarial_weight_perturbation',
   'ae_look_sam',
   'ae_sam',
   'alternating',
@@ -82,10 +93,13 @@ __all__ = [
   'fisher_sam',
   'friendly_sam',
   'frob_sam',
+  'functional_grad_fn',
+  'gcsam',
   'gradient_norm_penalty',
   'gsam',
   'hide_arguments',
   'k_sam',
+  'late_sam',
   'le_sam',
   'look_layer_sam',
   'look_sam',
@@ -103,6 +117,7 @@ __all__ = [
   'policies',
   'rho_like_learning_rate',
   'saf_loss',
+  'sagm',
   'sam',
   'sampa',
   'selections',
@@ -110,12 +125,15 @@ __all__ = [
   'sparse_sam_dynamic',
   'sparse_sam_fisher',
   'ss_sam',
+  'stable_sam',
   'subset_sam',
   'swa',
   'swad',
   'trainable',
+  'tsam',
   'unnormalized_sam',
   'unperturbed_params',
+  'vasso',
   'without_noise',
   'wsam',
   'wsam_decoupled',

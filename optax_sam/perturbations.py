@@ -24,9 +24,11 @@ from optax_sam.methods.sparse_sam_fisher import (
   keep_top_fisher,
 )
 from optax_sam.methods.unnormalized_sam import scale_by_radius
+from optax_sam.methods.vasso import AverageGradientState, average_gradient
 from optax_sam.methods.z_sharp import keep_outliers, scale_outliers_to_radius
 
 __all__ = [
+  'AverageGradientState',
   'DelayState',
   'DynamicState',
   'EigenvectorState',
@@ -35,6 +37,7 @@ __all__ = [
   'SubtractEmaState',
   'TopFisherState',
   'ascend_repeatedly',
+  'average_gradient',
   'delay',
   'keep_dynamic',
   'keep_n_of_m',

@@ -6,6 +6,7 @@ from optax_sam.engine.policy import (
   Policy,
   after,
   always,
+  between,
   every,
 )
 from optax_sam.methods.ae_sam import SharpGradientsState, on_sharp_gradients
@@ -20,6 +21,7 @@ __all__ = [
   'after',
   'always',
   'bernoulli',
+  'between',
   'every',
   'on_sharp_gradients',
 ]

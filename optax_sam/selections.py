@@ -8,6 +8,7 @@ from optax_sam.engine.selection import (
   largest,
   num_examples,
   top_k,
+  weighted,
 )
 from optax_sam.methods.esam import sharpest
 from optax_sam.methods.m_sam import micro_batches
@@ -25,4 +26,5 @@ __all__ = [
   'random_subset',
   'sharpest',
   'top_k',
+  'weighted',
 ]

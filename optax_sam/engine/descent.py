@@ -118,6 +118,29 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
   return stateless(combine)
 
 
+def add_change() -> Descent:
+  r"""Adds to the unperturbed gradient the change of the perturbed one.
+
+  For `selections.weighted`, whose loss :math:`S` is that of a part of the batch:
+  :math:`u = g + \nabla S(w + \epsilon) - \nabla S(w)`.
+
+  Returns:
+    A stateless combination rule.
+
+  >>> clean, gradients = jnp.array([3.0]), {0: jnp.array([1.0]), 1: jnp.ones(1)}
+  >>> add_change().on_ascent(clean, lambda t: 2.0 * gradients[t], ())[
+  ...   0
+  ... ].tolist()
+  [3.0]
+  """
+
+  def change(g: jax.Array, after: jax.Array, before: jax.Array) -> jax.Array:
+    wide, before = tree_math.widen(g), tree_math.widen(before)
+    return (wide + (tree_math.widen(after) - before)).astype(g.dtype)
+
+  return stateless(lambda clean, at: jax.tree.map(change, clean, at(1), at(0)))
+
+
 def orthogonal_part(
   updates: optax.Updates, *, to: optax.Updates
 ) -> tuple[optax.Updates, jax.Array]:

@@ -122,6 +122,22 @@ class LossView:
     self.check_given()
     return jax.value_and_grad(self._mean)(params)
 
+  def loss_and_grad(
+    self, params: optax.Params, method: str
+  ) -> tuple[jax.Array, optax.Updates]:
+    """Returns the loss and its gradient for a method that needs both."""
+    value, gradient = self.value_and_grad(params)
+    value = self.value(params) if value is None else value
+    if value is None:
+      msg = (
+        f'{method} needs the loss and its gradient: let grad_fn return both, '
+        f'as jax.value_and_grad(loss) does, or pass value_fn as well\n'
+        f'  updates, opt_state = tx.update(\n'
+        f'    grads, opt_state, params, value_fn=value_fn, grad_fn=grad_fn)'
+      )
+      raise ValueError(msg)
+    return value, gradient
+
   def value(self, params: optax.Params) -> jax.Array | None:
     """Returns the loss, None if only a gradient function was given."""
     params = devices.as_local(params, self.axis_name)

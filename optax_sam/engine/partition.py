@@ -69,6 +69,8 @@ class Leaves(NamedTuple):
     self, params: optax.Params, epsilon: optax.Updates, times: float = 1
   ) -> optax.Params:
     """Returns floating-point leaves, moved by a multiple of `epsilon`."""
+    if times == 0:
+      return params
     if times != 1:
       epsilon = jax.tree.map(lambda e: times * e, epsilon)
     moved = tree_math.add(self.inside(params), epsilon)

@@ -125,7 +125,38 @@ def after(start: int, policy: Policy | None = None) -> Policy:
   >>> bool(ascend), bool(policy.decide(None, state)[0])
   (False, True)
   """
+  return between(start, None, policy)
+
+
+def between(
+  start: int, end: int | None, policy: Policy | None = None
+) -> Policy:
+  """Follows a policy from step `start` until before step `end`.
+
+  All other steps are skipped. The state of the policy advances at every step.
+
+  Args:
+    start: first step that may be an ascent step, a whole number of at least 0.
+    end: the step after the last one, at least `start`; None for no end.
+    policy: the policy in between, by default `always`.
+
+  Returns:
+    A policy with state (`AfterState`).
+
+  >>> policy = between(1, 3)
+  >>> state, took = policy.init(None), []
+  >>> for _ in range(4):
+  ...   ascend, state = policy.decide(None, state)
+  ...   took.append(bool(ascend))
+  >>> took
+  [False, True, True, False]
+  """
   validation.check_count('start', start, at_least=0)
+  if end is not None:
+    validation.check_count('end', end, at_least=0)
+    if all(map(validation.is_python_number, (start, end))) and end < start:
+      msg = f'end must be at least start={start!r}, got {end!r}.'
+      raise ValueError(msg)
   followed = always() if policy is None else policy
 
   def init(params: optax.Params) -> AfterState:
@@ -135,8 +166,10 @@ def after(start: int, policy: Policy | None = None) -> Policy:
     grads: optax.Updates, state: AfterState
   ) -> tuple[jax.Array, AfterState]:
     ascend, inner = followed.decide(grads, state.policy)
-    started = state.step_count >= jnp.asarray(start, jnp.int32)
+    inside = state.step_count >= jnp.asarray(start, jnp.int32)
+    if end is not None:
+      inside &= state.step_count < jnp.asarray(end, jnp.int32)
     new_state = AfterState(tree_math.increment(state.step_count), inner)
-    return started & jnp.asarray(ascend), new_state
+    return inside & jnp.asarray(ascend), new_state
 
   return Policy(init, decide, reads_gradient=followed.reads_gradient)

@@ -9,6 +9,7 @@ Rows of padding must have the loss 0 for all parameters:
 `jnp.where(is_example, losses, 0)`. They count as rows in all sizes and means.
 """
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Callable
@@ -122,6 +123,59 @@ def top_k(ascent: float | None, descent: float) -> Selection:
       lambda _: descent_view,
       perturbs=num_ascent > 0,
     )
+
+  return Selection(no_state, select, needs_examples=True)
+
+
+def weighted(weights_fn: Callable[[Any], jax.Array]) -> Selection:
+  r"""Weighs the examples of both gradients: ImbSAM and Focal-SAM.
+
+  With the loss :math:`S(w) = \sum_i v_i \ell_i(w) / B`, where :math:`v_i` are
+  the weights and :math:`B` is the size of the batch, both gradients are those
+  of :math:`S`. With the combination rule `descents.add_change` the direction
+  has the unperturbed gradient of the rest, :math:`u = g + \nabla S(w +
+  \epsilon) - \nabla S(w)`, for 3 gradients: ImbSAM, if the weights are 1 for
+  examples of rare classes and 0 for others; Focal-SAM, if they are
+  :math:`\lambda (1 - \pi_c)^\gamma` for a class with the share :math:`\pi_c`
+  of the training examples. Weights of 1 give SAM, of 0 the base optimizer.
+
+  Args:
+    weights_fn: from the batch to the weights, shape (B,).
+
+  Returns:
+    A stateless batch selection.
+
+  References:
+    Zhou et al., `ImbSAM <https://arxiv.org/abs/2308.07815>`_, ICCV 2023; Li et
+    al., `Focal-SAM <https://arxiv.org/abs/2505.01660>`_, ICML 2025.
+
+  >>> losses = lambda w, batch: w * batch
+  >>> batch = jnp.array([1.0, 4.0])
+  >>> view = LossView(per_example_value_fn=losses, batch=batch)
+  >>> rare = weighted(lambda batch: jnp.where(batch > 2, 1.0, 0.0))
+  >>> float(rare.select(view, 1.0, (), 0).ascent.value(jnp.float32(1.0)))
+  2.0
+  """
+
+  def select(view: LossView, *_: Any) -> Selected:
+    count, losses_of = view.num_examples, view.per_example_value_fn
+
+    def losses(params: optax.Params, batch: Any) -> jax.Array:
+      weights = jax.lax.stop_gradient(weights_fn(batch))
+      if jnp.shape(weights) != (count,):
+        msg = (
+          f'weights_fn must return one weight per example, shape ({count},), '
+          f'got shape {jnp.shape(weights)}.'
+        )
+        raise ValueError(msg)
+      assert losses_of is not None  # checked by `num_examples`
+      found = losses_of(params, batch)
+      return weights.astype(found.dtype) * found
+
+    sharp = dataclasses.replace(
+      view.on(view.batch), per_example_value_fn=losses
+    )
+    return Selected(sharp, lambda _: sharp)
 
   return Selection(no_state, select, needs_examples=True)
 

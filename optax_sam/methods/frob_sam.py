@@ -94,7 +94,7 @@ def frob_sam(
     for sample in range(num_samples):
       z = draw_direction(jax.random.fold_in(step_key, sample), leaves.inside(w))
       scaled = jax.tree.map(lambda x: jnp.asarray(radius, x.dtype) * x, z)
-      samples.append(_value_and_grad(view, leaves.move(w, scaled)))
+      samples.append(view.loss_and_grad(leaves.move(w, scaled), 'frob_sam'))
     if sync_ascent:
       clean, samples = devices.average((clean, samples), axis_name)
     norm = tree_math.norm(leaves.inside(clean))
@@ -105,20 +105,6 @@ def frob_sam(
     return direction, advance(state, norm, loss)
 
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)
-
-
-def _value_and_grad(view: LossView, point: Any) -> tuple[Any, Any]:
-  value, gradient = view.value_and_grad(point)
-  value = view.value(point) if value is None else value
-  if value is None:
-    msg = (
-      'frob_sam needs the loss and its gradient: let grad_fn return both, '
-      'as jax.value_and_grad(loss) does, or pass value_fn as well\n'
-      '  updates, opt_state = tx.update(\n'
-      '    grads, opt_state, params, value_fn=value_fn, grad_fn=grad_fn)'
-    )
-    raise ValueError(msg)
-  return value, gradient
 
 
 def _penalize(

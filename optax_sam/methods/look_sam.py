@@ -86,7 +86,7 @@ def reuse_orthogonal(
 def scale_by_trust_ratio_radius(
   rho: optax.ScalarOrSchedule,
   *,
-  rule: Literal['global', 'layer', 'unit'] = 'global',
+  rule: Literal['global', 'layer', 'unit', 'relative'] = 'global',
   max_ratio: float = 20.0,
 ) -> optax.GradientTransformationExtraArgs:
   """Scales the ascent gradient by the size of each leaf (Look-LayerSAM).
@@ -94,7 +94,7 @@ def scale_by_trust_ratio_radius(
   See `optax_sam.look_layer_sam` for the rule and the arguments. A gradient that
   is not finite gives 0.
   """
-  validation.check_choice('rule', rule, ('global', 'layer', 'unit'))
+  validation.check_choice('rule', rule, ('global', 'layer', 'unit', 'relative'))
   validation.check_number('max_ratio', max_ratio, above=0)
 
   def perturb(radius: Any, updates: Any, *, params: Any, **_: Any) -> Any:
@@ -108,6 +108,8 @@ def scale_by_trust_ratio_radius(
       divisor = jnp.where(usable, size, 1)
       if rule == 'unit':
         scale = 1 / divisor
+      elif rule == 'relative':
+        scale = length / divisor
       elif rule == 'layer':
         scale = length / divisor / divisor
       else:
@@ -210,7 +212,7 @@ def look_layer_sam(
   *,
   period: int = 5,
   alpha: float = 0.1,
-  rule: Literal['global', 'layer', 'unit'] = 'global',
+  rule: Literal['global', 'layer', 'unit', 'relative'] = 'global',
   max_ratio: float = 20.0,
   accumulator_dtype: Any = None,
   mask: partition.Mask = None,
@@ -226,17 +228,19 @@ def look_layer_sam(
     \begin{align*}
       \text{global: } &\rho \min(\|w_l\| / \|g_l\|, r_{\max})\, g_l / \|g\| \\
       \text{layer: } &\rho\, \|w_l\|\, g_l / \|g_l\|^2 \\
-      \text{unit: } &\rho\, g_l / \|g_l\|
+      \text{unit: } &\rho\, g_l / \|g_l\| \\
+      \text{relative: } &\rho\, \|w_l\|\, g_l / \|g_l\|
     \end{align*}
 
   They are 0 where :math:`\|g_l\|` is, or, except with 'unit', :math:`\|w_l\|`.
   The first two grow as gradients shrink, and a factor on the loss changes them.
 
   Args:
-    rho: factor, with 'unit' the length of a layer's epsilon, at least 0, or a
-      schedule of it by the step; 0.05 is SAM's.
+    rho: factor, with 'unit' the length of a layer's epsilon, with 'relative'
+      over that of the layer; at least 0, or a schedule of it by the step; 0.05
+      is SAM's.
     period, alpha: see `look_sam`.
-    rule: 'global', 'layer' or 'unit'.
+    rule: 'global', 'layer', 'unit' or 'relative'.
     max_ratio: upper bound of the ratio in 'global', above 0. 20 is a port's.
     accumulator_dtype, mask, axis_name, sync_ascent: see `look_sam`.
 
@@ -246,7 +250,8 @@ def look_layer_sam(
 
   .. note::
     Unverified: the paper's formula. 'global' is a second-hand account of it;
-    'layer' and 'unit' are one port's each.
+    'layer' and 'unit' are one port's each. 'relative' is the rule of
+    `adversarial_weight_perturbation`.
 
   References:
     Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization

@@ -37,6 +37,7 @@ _SETTINGS = {
   'micro_batches': 3,
   # An integer, because a checkpoint restores it with its type.
   'num_data': 40,
+  'num_perturbations': 2,
   # Odd, so that the mean of three equal gradients is rounded.
   'num_samples': 3,
   'period': 3,
