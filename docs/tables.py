@@ -78,17 +78,15 @@ def _methods() -> str:
 
 
 def _all_methods() -> str:
-  """One short row for each method."""
-  rows = (
-    (
-      f'`{method.name}`',
-      _PLACEMENTS[method.place],
-      method.gradients,
-      f'[{method.paper}]({method.paper.link})',
-    )
-    for method in METHODS.values()
+  """One row for each placement and cost; methods link to their papers."""
+  rows: dict[tuple[str, str], list[str]] = {}
+  for method in METHODS.values():
+    row = rows.setdefault((_PLACEMENTS[method.place], method.gradients), [])
+    row.append(f'[`{method.name}`]({method.paper.link})')
+  return _table(
+    ('placement', 'gradients per step', 'methods'),
+    ((*key, ', '.join(methods)) for key, methods in rows.items()),
   )
-  return _table(('method', 'placement', 'gradients per step', 'paper'), rows)
 
 
 def _arguments() -> str:
