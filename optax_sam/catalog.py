@@ -235,7 +235,7 @@ _ROWS = (
     paper=Paper('Li, Giannakis', 2023, '2309.15639'),
     use_when='batches are small and the ascent gradient has much noise',
     state='average of gradients',
-    collectives=('1 a step', '1 a step'),
+    collectives=('1 a step, joined', '1 a step'),
   ),
   Method(
     optax_sam.stable_sam,
@@ -261,6 +261,7 @@ _ROWS = (
     title='AWP',
     paper=Paper('Wu et al.', 2020, '2004.05884'),
     use_when='you train on adversarial examples',
+    collectives=('none', '1 a step, split'),
     radius='gamma',
   ),
   Method(

@@ -70,7 +70,8 @@ def late_sam(
   """
   if total_steps is not None:
     validation.check_count('total_steps', total_steps)
-    if total_steps <= start:
+    known = map(validation.is_python_number, (total_steps, start))
+    if all(known) and total_steps <= start:
       warnings.warn(
         f'start={start} is not before the end of the training, '
         f'total_steps={total_steps}: no step is one of SAM.',

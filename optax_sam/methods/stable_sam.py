@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
@@ -19,7 +20,10 @@ def clean_length() -> Descent:
   """
 
   def combine(clean: optax.Updates, at: At) -> optax.Updates:
-    return tree_math.scale_to(tree_math.norm(clean), at(1))
+    perturbed = at(1)
+    size = tree_math.norm(perturbed)
+    scaled = tree_math.scale_to(tree_math.norm(clean), perturbed, size)
+    return tree_math.nan_unless(jnp.isfinite(size), scaled)
 
   return stateless(combine)
 

@@ -52,11 +52,13 @@ _SETTINGS = {
 NEUTRAL = {
   'anti_pgd': {'sigma': 0.0},
   'esam': {'gamma': 1.0},
+  'gcsam': {'order': 'official'},
   'everything': {'ascent': 1.0, 'descent': 1.0},
   'gradient_norm_penalty of unit length': {'normalize_clean': False},
   'k_sam': {'ascent': 1.0, 'descent': 1.0},
   'lookbehind': {'steps': 1, 'alpha': 1.0},
   'ordered_sgd': {'k': 1.0},
+  'sagm': {'alpha': 0.0},
 }
 # Methods that average over examples in another order than the base optimizer,
 # or that add to its update.
@@ -68,6 +70,8 @@ ROUNDS = (
   'lpf_sgd',
   'm_sam',
   'ordered_sgd',
+  'sagm',
+  'tsam',
   'wsam_decoupled',
 )
 # Two gradients of two batches, for any radius.

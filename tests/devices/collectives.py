@@ -36,6 +36,9 @@ MEANING = {
 # and gradients and losses of two samples; the gradients of two steps.
 SPLIT = {
   '1 a sample': GRADIENT + 2 * (GRADIENT + 4),
+  # Three perturbations, and the direction.
+  '1 a perturbation': 4 * GRADIENT + 3 * 4,
+  '1 a step, split': GRADIENT + WITH_INFO,
   '1 a step, without info': 2 * GRADIENT + INFO,
   'steps a step': 2 * GRADIENT + WITH_INFO,
 }

@@ -55,9 +55,7 @@ def test_follows_the_rule(name):
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('weight', [0.0, 1.0])
 def test_equal_weights_give_sam_or_the_base_optimizer(weight):
-  ours = checks.run(
-    optax.chain(method(np.full(COUNT, weight)), NETWORK.base())
-  )
+  ours = checks.run(optax.chain(method(np.full(COUNT, weight)), NETWORK.base()))
   other = optax_sam.sam(0.1 * weight)
   expected = checks.run(optax.chain(other, NETWORK.base()))
   np.testing.assert_allclose(ours.path, expected.path, rtol=0, atol=1e-12)
@@ -86,6 +84,4 @@ def test_wrong_weights_are_refused():
   tx, w = method(np.ones(3)), jnp.ones(2)
   losses = lambda w, b: b * jnp.sum(w)
   with pytest.raises(ValueError, match=r'one weight per example, shape \(4,\)'):
-    tx.update(
-      w, tx.init(w), w, per_example_value_fn=losses, batch=jnp.ones(4)
-    )
+    tx.update(w, tx.init(w), w, per_example_value_fn=losses, batch=jnp.ones(4))

@@ -17,7 +17,5 @@ test_leaf_without_gradient = checks.leaf_without_gradient(optax_sam.stable_sam)
 def test_the_direction_is_as_long_as_the_clean_gradient(size):
   gradient, w = size * jnp.array([0.6, 0.8]), jnp.array([1.0, 2.0])
   method = optax_sam.stable_sam(0.3)
-  found, _ = method.update(
-    gradient, method.init(w), w, grad_fn=lambda w: 7 * w
-  )
+  found, _ = method.update(gradient, method.init(w), w, grad_fn=lambda w: 7 * w)
   np.testing.assert_allclose(np.linalg.norm(found), size, rtol=1e-11)

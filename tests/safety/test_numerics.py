@@ -31,6 +31,8 @@ DEPENDS_ON_SCALE = (
   'le_sam',
   'look_layer_sam',
   'look_layer_sam layer',
+  'sagm',
+  'tsam',
   'unnormalized_sam',
   'unnormalized_sam clipped',
 )
