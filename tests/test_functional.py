@@ -77,7 +77,7 @@ def test_training_follows_the_rule():
 def test_a_loss_that_is_linear_in_the_outputs_gives_sam():
   w = {'a': jnp.ones((5, 4)) / 3, 'b': jnp.ones((4, 3))}
   batch, tx = {'x': jnp.asarray(X)}, optax_sam.sam(0.3)
-  loss_fn = lambda z, batch: jnp.sum(z @ jnp.arange(3.0))
+  loss_fn = lambda z, _: jnp.sum(z @ jnp.arange(3.0))
   value_fn = lambda w: loss_fn(outputs(w, batch), batch)
   g, state = jax.grad(value_fn)(w), tx.init(w)
   grad_fn = optax_sam.functional_grad_fn(outputs, loss_fn, w, batch)

@@ -121,8 +121,8 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
 def add_change() -> Descent:
   r"""Adds to the unperturbed gradient the change of the perturbed one.
 
-  For `selections.weighted`, whose loss :math:`S` is that of a part of the batch:
-  :math:`u = g + \nabla S(w + \epsilon) - \nabla S(w)`.
+  For `selections.weighted`, whose loss :math:`S` is a part of the loss of the
+  batch: :math:`u = g + \nabla S(w + \epsilon) - \nabla S(w)`.
 
   Returns:
     A stateless combination rule.

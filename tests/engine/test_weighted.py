@@ -9,7 +9,7 @@ import pytest
 import optax_sam
 from optax_sam import descents, perturbations, selections
 from tests.methods import checks
-from tests.oracles import problems, step
+from tests.oracles import step
 from tests.oracles.problems import NETWORK
 
 COUNT = len(next(iter(NETWORK.batch(0).values())))

@@ -2,7 +2,7 @@
 
 import optax_sam
 from tests.methods import checks
-from tests.oracles import sagm, sam
+from tests.oracles import sagm
 
 test_follows_the_rule = checks.follows(sagm.CASES)
 test_is_the_base_optimizer = checks.is_base(
