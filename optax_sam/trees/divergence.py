@@ -16,15 +16,7 @@ def mean(
   temperature: Any,
   weight: Any,
 ) -> jax.Array:
-  """Returns `weight * tau**2 * mean KL` over the rows that have a target.
-
-  Args:
-    logits: logits of the step, (B, classes).
-    targets: target logits, of the same shape.
-    known: bool (B,), whether a row has a target; the mean is over all rows.
-    temperature: tau.
-    weight: factor of the auxiliary loss.
-  """
+  """Returns `weight * tau**2 * mean KL`, 0 for rows that aren't known."""
   dtype = tree_math.wide_dtype(logits, targets)
   tau = jnp.asarray(temperature, dtype)
 
