@@ -37,6 +37,16 @@ def check_settings(temperature: Any, weight: Any) -> None:
   validation.check_number('weight', weight, at_least=0)
 
 
+def check_epoch(epoch: Any) -> None:
+  """Raises a ValueError unless there is one integer, 0 or more if known."""
+  dtype, shape = jnp.result_type(epoch), jnp.shape(epoch)
+  if shape or not jnp.issubdtype(dtype, jnp.integer):
+    msg = f'epoch must be integers of shape (), got {dtype} of shape {shape}.'
+    raise ValueError(msg)
+  if not isinstance(epoch, jax.core.Tracer):
+    validation.check_number('epoch', int(epoch), at_least=0)
+
+
 def check_logits(logits: Any) -> None:
   """Raises a ValueError unless there is one row of numbers per example."""
   if logits.ndim != 2 or not tree_math.is_float(logits):
