@@ -26,9 +26,7 @@ def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
     first = jnp.asarray(beta, wide.dtype) * (gp - gm)
     return (gp + second + first).astype(g.dtype)
 
-  return stateless(
-    lambda clean, at: jax.tree.map(combine, clean, at(1), at(-1))
-  )
+  return stateless(lambda g, at: jax.tree.map(combine, g, at(1), at(-1)))
 
 
 @validation.method()
@@ -43,31 +41,26 @@ def cr_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Curvature regularized SAM (CR-SAM): adds differences of gradients.
 
-  To lowest order, the last bracket below is :math:`2 H \epsilon`, with the
-  Hessian :math:`H`, and the other one is the change of :math:`H \epsilon` along
-  :math:`\epsilon`.
-
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      g_\pm &= \nabla L(w \pm \epsilon) \\
-      u &= g_+ + \gamma\, (g_+ + g_- - 2 g) + \beta\, (g_+ - g_-)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    g_\pm &= \nabla L(w \pm \epsilon) \\
+    u &= g_+ + \gamma\, (g_+ + g_- - 2 g) + \beta\, (g_+ - g_-)
+
+  To lowest order, the last bracket is :math:`2 H \epsilon`, with the Hessian
+  :math:`H`, the other one the change of :math:`H \epsilon` along it.
 
   Args:
     rho: radius, at least 0, or a schedule of it. All defaults are the authors'.
-    gamma: weight of the second difference, at least 0.
-    beta: weight of the first difference, at least 0; with both 0 this is SAM.
-      0.01 is that of the authors' run, 0.1 the default of their class.
+    gamma, beta: weights of the differences, at least 0; with both 0 it is SAM.
+      `beta` is 0.01 in the authors' run, 0.1 in their class.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 3 gradients.
 
-  .. note::
-    This is the rule of the authors' code. Unverified: how it follows from the
-    normalized trace of the Hessian, which the paper regularizes.
+  .. note:: This is the rule of the authors' code. Unverified: how it follows
+    from the normalized trace of the Hessian, which the paper regularizes.
 
   References:
     Wu, Luo, Wunsch, `CR-SAM: Curvature Regularized Sharpness-Aware Minimization

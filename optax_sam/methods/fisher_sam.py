@@ -21,8 +21,8 @@ def scale_to_fisher_radius(
 
   def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     wide = jax.tree.map(tree_math.widen, updates)
-    number = lambda g: jnp.asarray(eta, g.dtype)
-    roots = jax.tree.map(lambda g: jnp.sqrt(1 + number(g) * g * g), wide)
+    root = lambda g: jnp.sqrt(1 + jnp.asarray(eta, g.dtype) * g * g)
+    roots = jax.tree.map(root, wide)
     once = jax.tree.map(jnp.divide, wide, roots)
     natural = jax.tree.map(jnp.divide, once, roots)
     epsilon = tree_math.scale_to(radius, natural, tree_math.norm(once))
@@ -42,15 +42,13 @@ def fisher_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Fisher SAM: measures the perturbation by a Fisher metric.
 
-  The perturbation maximizes the linearized loss within :math:`\sum F \epsilon^2
-  \le \rho^2`, so steep entries move less. A factor on the loss changes it.
-
   .. math::
-    \begin{align*}
-      F &= 1 + \eta\, g^2 \text{ elementwise}, \quad g = \nabla L(w) \\
-      \epsilon &= \rho\, (g / F) / (\sqrt{\sum g^2 / F} + 10^{-12}) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    F &= 1 + \eta\, g^2 \text{ elementwise}, \quad g = \nabla L(w) \\
+    \epsilon &= \rho\, (g / F) / (\sqrt{\sum g^2 / F} + 10^{-12}) \\
+    \tilde g &= \nabla L(w + \epsilon)
+
+  :math:`\epsilon` maximizes the linearized loss within :math:`\sum F \epsilon^2
+  \le \rho^2`, so steep entries move less. A factor on the loss changes it.
 
   Args:
     rho: radius in that metric, at least 0, or a schedule of it by the step.
@@ -61,14 +59,13 @@ def fisher_sam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The defaults are those of a community port; another port rescales
+  .. note:: The defaults are those of a community port; another port rescales
     :math:`\epsilon` to length `rho`. Unverified: the defaults, and the squared
     batch gradient in place of squared per-example gradients.
 
   References:
-    Kim, Li, Hu, Hospedales, `Fisher SAM: Information Geometry and Sharpness-
-    Aware Minimisation <https://arxiv.org/abs/2206.04920>`_, ICML 2022.
+    Kim et al., `Fisher SAM: Information Geometry and Sharpness-Aware
+    Minimisation <https://arxiv.org/abs/2206.04920>`_, ICML 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.fisher_sam(rho=1.0), jnp.zeros(2)

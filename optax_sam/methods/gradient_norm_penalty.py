@@ -23,14 +23,11 @@ def gradient_norm_penalty(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Gradient norm penalty (GNP), by a finite difference.
 
-  To first order in :math:`\rho`, :math:`u` is the gradient of :math:`L + \alpha
-  \rho \|\nabla L\|`: a mixture of the gradient and SAM's.
-
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      u &= g + \alpha\, (\tilde g - g), \quad \tilde g = \nabla L(w + \epsilon)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    u &= g + \alpha\, (\tilde g - g), \quad \tilde g = \nabla L(w + \epsilon)
+
+  To first order, it is the gradient of :math:`L + \alpha \rho \|\nabla L\|`.
 
   Args:
     rho: radius, at least 0, or a schedule; the authors' 0.1, 0.05 on ImageNet.
@@ -42,15 +39,14 @@ def gradient_norm_penalty(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The authors' released configuration has `normalize_clean=True`, against
-    their own README. The penalty can hurt Adam in the warm-up (arXiv
+  .. note:: The authors' released configuration has `normalize_clean=True`,
+    against their README. The penalty can hurt Adam in the warm-up (arXiv
     2406.09723): let `rho` start at 0.
 
   References:
     Zhao et al., `Penalizing Gradient Norm for Efficiently Improving
-    Generalization in Deep Learning <https://arxiv.org/abs/2202.03599>`_, ICML
-    2022.
+    Generalization in Deep Learning
+    <https://arxiv.org/abs/2202.03599>`_, ICML 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.gradient_norm_penalty(rho=0.5, alpha=0.5)

@@ -23,16 +23,13 @@ def k_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""K-SAM: both gradients are over the examples with the largest losses.
 
-  Small sets make a step as cheap as one of SGD. The losses :math:`\ell_i` are
-  ranked once, at :math:`w`; the sets :math:`Q_1` and :math:`Q_2` have the
-  `ascent` and the `descent` examples with the largest losses.
+  The losses :math:`\ell_i` are ranked once, at :math:`w`; the sets :math:`Q_1`
+  and :math:`Q_2` have the `ascent` and the `descent` largest ones.
 
   .. math::
-    \begin{align*}
-      g_1 &= \text{mean of } \nabla \ell_i(w) \text{ over } Q_1 \\
-      \epsilon &= \rho\, g_1 / (\|g_1\| + 10^{-12}) \\
-      \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon) \text{ over } Q_2
-    \end{align*}
+    g_1 &= \text{mean of } \nabla \ell_i(w) \text{ over } Q_1 \\
+    \epsilon &= \rho\, g_1 / (\|g_1\| + 10^{-12}) \\
+    \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon) \text{ over } Q_2
 
   A loss that is not finite ranks last. Equal losses rank by position, so
   shuffle: a network that fits its data has nearly equal losses. Padding must
@@ -52,16 +49,15 @@ def k_sam(
     needs `per_example_value_fn` and `batch`; stateless. It costs 1 / 3 +
     `ascent` + `descent` gradients, with sizes as fractions.
 
-  .. warning::
-    Mislabelled examples dominate both gradients. Losses that depend on other
-    examples differ in each set: with normalized advantages, contrastive terms
-    or batch norm, which needs more than one example. So does noise drawn by
-    row. No code is public, and the sizes of the paper could not be read.
-    Unverified: the mean, not the sum. Random subsets did harm in the paper.
+  .. warning:: Mislabelled examples dominate both gradients. Losses that depend
+    on other examples differ in each set: with normalized advantages,
+    contrastive terms or batch norm, which needs more than one example. So does
+    noise drawn by row. No code is public, and the paper's sizes could not be
+    read. Unverified: the mean, not the sum. Random subsets did harm there.
 
   References:
-    Ni, Chiang, Geiping, Goldblum, Wilson, Goldstein, `K-SAM: Sharpness-Aware
-    Minimization at the Speed of SGD <https://arxiv.org/abs/2210.12864>`_, 2022.
+    Ni et al., `K-SAM: Sharpness-Aware Minimization at the Speed of SGD
+    <https://arxiv.org/abs/2210.12864>`_, 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.k_sam(rho=0.5, ascent=1, descent=2)
