@@ -8,7 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import partition
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.methods.look_sam import scale_by_trust_ratio_radius
 
 
@@ -22,16 +22,14 @@ def adversarial_weight_perturbation(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adversarial weight perturbation (AWP): a radius relative to each layer.
 
-  For adversarial training: let `value_fn` be the loss of adversarial examples,
-  which you compute at the unperturbed parameters.
-
   .. math::
     \epsilon_l &= \gamma \|w_l\|\, g_l / \|g_l\|
       \text{ for each leaf } l \text{ with two axes or more, else } 0 \\
     \tilde g &= \nabla L(w + \epsilon)
 
   If :math:`w_l` or :math:`g_l` is 0, :math:`\epsilon_l = 0`. A factor on the
-  loss changes nothing.
+  loss changes nothing. In adversarial training let `value_fn` be the loss of
+  adversarial examples, which you compute at the unperturbed parameters.
 
   Args:
     gamma: length of the perturbation over that of the leaf, at least 0, or a
@@ -63,6 +61,4 @@ def adversarial_weight_perturbation(
   only_matrices = optax.stateless(lambda g, _: jax.tree.map(matrix, g))
   radius = scale_by_trust_ratio_radius(gamma, rule='relative')
   perturbation = optax.chain(only_matrices, radius)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

@@ -12,7 +12,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.policy import Policy
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.methods.look_sam import reuse_orthogonal
 from optax_sam.trees import tree_math
 
@@ -114,19 +114,17 @@ def ae_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adaptive policy to employ SAM (AE-SAM): SAM where the gradient is large.
 
-  A SAM step is taken if the squared norm of :math:`g`, averaged over devices,
-  is large compared with its moving mean and variance, both 0 at first.
-
   .. math::
     \mu &\leftarrow b \mu + (1 - b)\, x, \quad x = \|g\|^2 \\
     \sigma^2 &\leftarrow b \sigma^2 + (1 - b) (x - \mu)^2 \\
     c &= (t / T)\, \lambda_1 + (1 - t / T)\, \lambda_2 \\
     u &= \tilde g \text{ of SAM if } x \ge \mu + c\, \sigma, \text{ else } g
 
-  For a normally distributed :math:`x` the defaults take 50 % SAM steps: 24,
-  41, 59 and 77 % in the quarters of the training. Real norms are skewed:
-  expect 2 to 17 points less. Without bias correction, training starts with a
-  burst of SAM steps. A factor on the loss changes no decision.
+  :math:`g` is averaged over devices here, and :math:`\mu = \sigma = 0` at first
+  and not corrected for it: training starts with a burst of SAM steps. For a
+  normally distributed :math:`x` the defaults take 50 % SAM steps: 24, 41, 59
+  and 77 % in the quarters of the training. Real norms are skewed: expect 2 to
+  17 points less. A factor on the loss changes no decision.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -157,15 +155,11 @@ def ae_sam(
   >>> decisions
   [True, True, False]
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=on_sharp_gradients(
-      total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
-    ),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+  policy = on_sharp_gradients(
+    total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
   )
+  choices = Choices(scale_to_radius(rho), policy=policy)
+  return compose(choices, mask, axis_name, sync_ascent)
 
 
 @validation.method()
@@ -220,13 +214,9 @@ def ae_look_sam(
   [2.0, 3.0]
   [0.2, 0.1]
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=on_sharp_gradients(
-      total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
-    ),
-    descent=reuse_orthogonal(alpha, accumulator_dtype=accumulator_dtype),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+  policy = on_sharp_gradients(
+    total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
   )
+  descent = reuse_orthogonal(alpha, accumulator_dtype=accumulator_dtype)
+  choices = Choices(scale_to_radius(rho), policy=policy, descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -42,8 +42,8 @@ def anti_pgd(
 
   Returns:
     A gradient transformation to place **last** in `optax.chain`, after the base
-    optimizer; state: the key. It draws two normal numbers for each parameter
-    that is floating-point, and leaves others unchanged.
+    optimizer; state: the key. It draws two normal numbers for each
+    floating-point parameter.
 
   .. note:: The noise is drawn again, not stored: parameters and updates should
     be float32 or wider, or rounding leaves a part of it. Unverified: whether
@@ -85,10 +85,9 @@ def anti_pgd(
         raise ValueError(msg)
     leaves = partition.Leaves.of(updates)
     inside = leaves.split(updates)
-    new_state = state._replace(
-      step_count=tree_math.increment(state.step_count),
-      scale=jnp.asarray(scale, state.scale.dtype),
-    )
+    scale = jnp.asarray(scale, state.scale.dtype)
+    count = tree_math.increment(state.step_count)
+    new_state = AntiPgdState(count, state.key, scale)
     change = optax.tree.sub(_noise(new_state, inside), _noise(state, inside))
     inside = _add(inside, change)
     return leaves.join(inside, updates), accept(inside, new_state, state)

@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -42,10 +42,8 @@ def scale_to_adaptive_radius(
 
 
 def _scaled_by_name(params: optax.Params) -> Any:
-  def is_scaled(path: tuple[Any, ...], _: Any) -> bool:
-    parts = partition.path_parts(path)
-    return not parts or parts[-1] not in ('bias', 'b', 'beta', 'offset')
-
+  unscaled = ['bias'], ['b'], ['beta'], ['offset']
+  is_scaled = lambda path, _: partition.path_parts(path)[-1:] not in unscaled
   return jax.tree_util.tree_map_with_path(is_scaled, params)
 
 
@@ -99,6 +97,4 @@ def asam(
   [3.9, 5.6]
   """
   perturbation = scale_to_adaptive_radius(rho, eta=eta, scaled=scaled)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

@@ -44,9 +44,6 @@ def b_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""bSAM: SAM as an optimal relaxation of Bayes.
 
-  bSAM learns a precision :math:`s` of each parameter, which sets both the step
-  size and the perturbation, so it replaces the base optimizer.
-
   .. math::
     g &= \nabla L(w + z / \sqrt{N s}) \\
     \tilde g &= \nabla L(w + \rho\, g / s) \\
@@ -54,15 +51,17 @@ def b_sam(
     u &= -\eta\, m / s \\
     s &\leftarrow \beta_2 s + (1 - \beta_2) (\sqrt{s}\, E[|g|] + d + \lambda)
 
-  :math:`E` averages over parts of the batch, each with its own standard normal
-  :math:`z`; :math:`\lambda` = `prior_precision / num_data` is the weight decay,
-  and :math:`m = 0` at first. A factor on the loss changes the perturbation.
+  The learned precision :math:`s` sets both step size and perturbation, so bSAM
+  replaces the base optimizer. :math:`E` averages over parts of the batch, each
+  with its own standard normal :math:`z`; :math:`m = 0` at first. The weight
+  decay :math:`\lambda` is `prior_precision / num_data`. A factor on the loss
+  changes the perturbation.
 
   Args:
     learning_rate: factor :math:`\eta` of the update, at least 0, or a schedule.
       The authors' 0.5 is about SGD with 0.05 and momentum 0.9.
-    rho: factor of the perturbation, at least 0, or a schedule of it. The
-      authors use 0.01 on CIFAR-10 and 5e-5 on Tiny-ImageNet.
+    rho: factor of the perturbation, at least 0, or a schedule of it; the
+      authors' 0.01 on CIFAR-10, 5e-5 on Tiny-ImageNet.
     b1, b2: weights of the past in `m` and in `s`, in [0, 1).
     damping: `d`, added to the values that `s` averages, at least 0.
     prior_precision: of the Gaussian prior of the parameters, at least 0.
@@ -76,8 +75,8 @@ def b_sam(
       Each device splits and perturbs by its own examples, with the same `z`.
 
   Returns:
-    An optimizer that includes the learning rate, whose `update` needs `params`,
-    and `per_example_value_fn` and `batch`, or with one part `value_fn` or
+    An optimizer with the learning rate, whose `update` needs `params`, and
+    `per_example_value_fn` and `batch`, or with one part `value_fn` or
     `grad_fn`; state: `m`, `s`, key. It costs 2 gradients (the incoming one is
     unused), and a normal number for each parameter and part.
 

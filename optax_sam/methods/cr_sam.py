@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.descent import Descent, stateless
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -73,10 +73,6 @@ def cr_sam(
   >>> round(float(u), 3)  # 48 + 0.5 * (48 + 12 - 2 * 27) + 0.1 * (48 - 12)
   54.6
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    descent=regularize_curvature(gamma, beta),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  descent = regularize_curvature(gamma, beta)
+  choices = Choices(scale_to_radius(rho), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.perturbation import on_refresh
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import control_flow, tree_math
 from optax_sam.trees.random_trees import draw_signs
 
@@ -121,11 +121,10 @@ def eigen_sam(
       + \alpha \operatorname{sign}(g^\top v)\, (v - (h^\top v)\, h)) \\
     \tilde g &= \nabla L(w + \epsilon)
 
-  A perturbation toward the top eigenvector :math:`v`, estimated by power
-  iteration, penalizes the top eigenvalue explicitly. :math:`\epsilon` has at
-  most the length :math:`\rho \sqrt{1 + \alpha^2}`. At first :math:`v` is
-  random; step 0 refreshes it. A :math:`g` or :math:`H v` of 0, or not finite,
-  leaves it unchanged.
+  A perturbation toward the top eigenvector :math:`v`, by power iteration,
+  penalizes the top eigenvalue explicitly. Its length is at most :math:`\rho
+  \sqrt{1 + \alpha^2}`. At first :math:`v` is random; step 0 refreshes it. It
+  is unchanged if :math:`g` or :math:`H v` is 0 or not finite.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step.
@@ -167,6 +166,4 @@ def eigen_sam(
     key=key,
     accumulator_dtype=accumulator_dtype,
   )
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

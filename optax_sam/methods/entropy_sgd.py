@@ -40,10 +40,6 @@ def entropy_sgd(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Entropy-SGD: descends the local entropy, estimated by inner SGD steps.
 
-  Every call is an inner step of :math:`w`, with noise and a pull toward the
-  outer iterate :math:`x`; the last row follows `inner_steps` calls. Evaluate
-  :math:`x`, `optax_sam.outer_params(w, opt_state)`, not :math:`w`.
-
   .. math::
     v &\leftarrow 0.9\, v + g, \quad d = g + 0.9\, v \\
     w &\leftarrow w - \eta\, (d - \gamma_n (x - w) + \lambda w)
@@ -52,7 +48,9 @@ def entropy_sgd(
     x &\leftarrow x - \alpha\, (x - \mu), \quad w, \mu \leftarrow x, \quad
       v \leftarrow 0, \quad n \leftarrow n + 1
 
-  At first :math:`x = \mu = w`, :math:`v = 0`; :math:`z` is standard normal.
+  Every call is an inner step of :math:`w`; the last row follows `inner_steps`
+  calls. At first :math:`x = \mu = w`, :math:`v = 0`; :math:`z` is standard
+  normal. Evaluate :math:`x`, `optax_sam.outer_params(w, opt_state)`, not `w`.
 
   Args:
     learning_rate: fraction of the way to `mu`, at least 0, or a schedule of it.

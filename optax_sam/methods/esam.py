@@ -10,7 +10,7 @@ from optax_sam.engine import partition, selection
 from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import keep_random_tensors, scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -72,8 +72,7 @@ def esam(
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `per_example_value_fn` and `batch`; state: the key. It costs 4 / 3 +
-    `gamma` gradients, and 1 / 3 more unless you pass the losses at `w` as
-    `losses` or XLA merges their pass.
+    `gamma` gradients, 1 / 3 more without `losses` at `w`, unless XLA merges it.
 
   .. note:: Examples rank as in `k_sam`. All passes must see the same
     randomness, or :math:`d_i` is noise; batch norm of the last pass sees only
@@ -99,10 +98,7 @@ def esam(
   validation.check_radius(rho)
   selection.check_size('gamma', gamma)
   radius = (lambda t: rho(t) / beta) if callable(rho) else rho / beta
-  return sharpness_aware(
-    optax.chain(keep_random_tensors(beta, key), scale_to_radius(radius)),
-    selection=sharpest(gamma),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  kept = keep_random_tensors(beta, key)
+  perturbation = optax.chain(kept, scale_to_radius(radius))
+  choices = Choices(perturbation, selection=sharpest(gamma))
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.descent import perturbed_gradient, stateless
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -76,11 +76,7 @@ def gcsam(
       size = jnp.where(tree_math.is_negligible(length, size), 0, length)
     return tree_math.scale_to(radius, centralized, size)
 
-  descent = stateless(lambda _, at: jax.tree.map(_centralize, at(1)))
-  return sharpness_aware(
-    with_radius(rho, perturb),
-    descent=descent if of_paper else perturbed_gradient(),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  centralized = stateless(lambda _, at: jax.tree.map(_centralize, at(1)))
+  descent = centralized if of_paper else perturbed_gradient()
+  choices = Choices(with_radius(rho, perturb), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

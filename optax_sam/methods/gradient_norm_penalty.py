@@ -8,7 +8,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.descent import mix
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 
 
 @validation.method()
@@ -56,10 +56,6 @@ def gradient_norm_penalty(
   [3.15, 4.2]
   """
   validation.check_number('alpha', alpha, at_least=0, at_most=1)
-  return sharpness_aware(
-    scale_to_radius(rho),
-    descent=mix(alpha, normalize_clean=normalize_clean),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  descent = mix(alpha, normalize_clean=normalize_clean)
+  choices = Choices(scale_to_radius(rho), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

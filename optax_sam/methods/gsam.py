@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.descent import At, Descent, orthogonal_part, stateless
 from optax_sam.engine.perturbation import scale_to_radius, with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -20,9 +20,7 @@ def surrogate_gap(alpha: float = 0.4, *, minimize_fp: bool = True) -> Descent:
   validation.check_choice('minimize_fp', minimize_fp, (True, False))
 
   def combine(clean: optax.Updates, at: At) -> optax.Updates:
-    left, to, sign = at(1), clean, 1
-    if minimize_fp:
-      left, to, sign = clean, left, -1
+    left, to, sign = (clean, at(1), -1) if minimize_fp else (at(1), clean, 1)
     part, length = orthogonal_part(left, to=to)
     usable = tree_math.is_usable(tree_math.norm(to)) & jnp.isfinite(length)
     weight = sign * jnp.asarray(alpha, length.dtype)
@@ -69,8 +67,7 @@ def gsam(
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     alpha: weight of `p`, at least 0; 0 is SAM, 0.4 as the authors on CIFAR.
     adaptive: multiplies entries of `epsilon` by the sizes of their weights, as
-      in big_vision, with ten times larger radii; unlike ASAM, divides by the
-      norm of `g`.
+      in big_vision, with ten times larger radii; not ASAM: the norm is g's.
     minimize_fp: whether the perturbed loss is minimized with the gap, as in the
       paper. False minimizes the unperturbed loss with it, :math:`u = g + \alpha
       (\tilde g - (g^\top \tilde g / \|g\|^2)\, g)`: fewer spikes of the loss,
@@ -101,13 +98,10 @@ def gsam(
   [-1.5, 2.0]
   """
   validation.check_choice('adaptive', adaptive, (True, False))
-  return sharpness_aware(
-    with_radius(rho, _by_weights) if adaptive else scale_to_radius(rho),
-    descent=surrogate_gap(alpha, minimize_fp=minimize_fp),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  scaling = with_radius(rho, _by_weights) if adaptive else scale_to_radius(rho)
+  descent = surrogate_gap(alpha, minimize_fp=minimize_fp)
+  choices = Choices(scaling, descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)
 
 
 def rho_like_learning_rate(

@@ -8,7 +8,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import check_size, top_k
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 
 
 @validation.method('ascent', 'descent')
@@ -68,10 +68,5 @@ def k_sam(
   2.0
   """
   check_size('ascent', ascent)
-  return sharpness_aware(
-    scale_to_radius(rho),
-    selection=top_k(ascent, descent),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), selection=top_k(ascent, descent))
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -9,7 +9,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.policy import between
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 
 
 @validation.method()
@@ -68,10 +68,5 @@ def late_sam(
         f'total_steps={total_steps}: no step is one of SAM.',
         stacklevel=2,
       )
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=between(start, end),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), policy=between(start, end))
+  return compose(choices, mask, axis_name, sync_ascent)
