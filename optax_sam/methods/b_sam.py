@@ -51,17 +51,16 @@ def b_sam(
     u &= -\eta\, m / s \\
     s &\leftarrow \beta_2 s + (1 - \beta_2) (\sqrt{s}\, E[|g|] + d + \lambda)
 
-  The learned precision :math:`s` sets both step size and perturbation, so bSAM
-  replaces the base optimizer. :math:`E` averages over parts of the batch, each
-  with its own standard normal :math:`z`; :math:`m = 0` at first. The weight
-  decay :math:`\lambda` is `prior_precision / num_data`. A factor on the loss
-  changes the perturbation.
+  The precision :math:`s` sets both step size and perturbation, so bSAM replaces
+  the base optimizer. :math:`E` averages over parts of the batch, each with its
+  own standard normal :math:`z`; :math:`m = 0` at first. The weight decay is
+  :math:`\lambda` = `prior_precision / num_data`. A factor on the loss matters.
 
   Args:
     learning_rate: factor :math:`\eta` of the update, at least 0, or a schedule.
       The authors' 0.5 is about SGD with 0.05 and momentum 0.9.
-    rho: factor of the perturbation, at least 0, or a schedule of it; the
-      authors' 0.01 on CIFAR-10, 5e-5 on Tiny-ImageNet.
+    rho: factor of the perturbation, at least 0, or a schedule of it. The
+      authors use 0.01 on CIFAR-10 and 5e-5 on Tiny-ImageNet.
     b1, b2: weights of the past in `m` and in `s`, in [0, 1).
     damping: `d`, added to the values that `s` averages, at least 0.
     prior_precision: of the Gaussian prior of the parameters, at least 0.

@@ -48,9 +48,9 @@ def entropy_sgd(
     x &\leftarrow x - \alpha\, (x - \mu), \quad w, \mu \leftarrow x, \quad
       v \leftarrow 0, \quad n \leftarrow n + 1
 
-  Every call is an inner step of :math:`w`; the last row follows `inner_steps`
-  calls. At first :math:`x = \mu = w`, :math:`v = 0`; :math:`z` is standard
-  normal. Evaluate :math:`x`, `optax_sam.outer_params(w, opt_state)`, not `w`.
+  A call is an inner step of :math:`w`; the last row follows `inner_steps` ones.
+  At first :math:`x = \mu = w`, :math:`v = 0`; :math:`z` is standard normal.
+  Evaluate the outer iterate :math:`x`, `optax_sam.outer_params(w, opt_state)`.
 
   Args:
     learning_rate: fraction of the way to `mu`, at least 0, or a schedule of it.
@@ -68,8 +68,8 @@ def entropy_sgd(
     state: `x`, `mu`, `v`, key. It costs the incoming gradient, and a normal
     number for each parameter.
 
-  .. note:: The rule was read in the authors' Lua code, not run. That also takes
-    a gradient that it does not use; their Python code differs.
+  .. note:: The rule was read in the authors' Lua code, not run. It also takes a
+    gradient that it does not use; their Python code differs.
 
   References:
     Chaudhari et al., `Entropy-SGD: Biasing Gradient Descent Into Wide Valleys

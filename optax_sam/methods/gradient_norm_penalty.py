@@ -27,7 +27,7 @@ def gradient_norm_penalty(
     \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
     u &= g + \alpha\, (\tilde g - g), \quad \tilde g = \nabla L(w + \epsilon)
 
-  To first order, it is the gradient of :math:`L + \alpha \rho \|\nabla L\|`.
+  To first order, `u` is the gradient of :math:`L + \alpha \rho \|\nabla L\|`.
 
   Args:
     rho: radius, at least 0, or a schedule; the authors' 0.1, 0.05 on ImageNet.

@@ -67,7 +67,7 @@ def gsam(
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     alpha: weight of `p`, at least 0; 0 is SAM, 0.4 as the authors on CIFAR.
     adaptive: multiplies entries of `epsilon` by the sizes of their weights, as
-      in big_vision, with ten times larger radii; not ASAM: the norm is g's.
+      in big_vision, with ten times larger radii. The norm is that of `g`.
     minimize_fp: whether the perturbed loss is minimized with the gap, as in the
       paper. False minimizes the unperturbed loss with it, :math:`u = g + \alpha
       (\tilde g - (g^\top \tilde g / \|g\|^2)\, g)`: fewer spikes of the loss,
@@ -79,12 +79,10 @@ def gsam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note:: Published code gives these numbers. The trainer in big_vision, and
-    the linear schedulers of the authors' README, read the radius one step ahead
-    of the rate. The authors' radii, for the largest to the smallest rate:
-    ResNet-50 and -101 0.04 to 0.02 with `alpha=0.01` (ResNet-152 0.005);
-    ViT-S/32 0.6 to 0 with 0.4, S/16 0.6 to 0 with 1.0, B/32 0.6 to 0.1 with
-    0.6, B/16 0.6 to 0.2 with 0.4.
+  .. note:: Published code gives these numbers. The authors' radii, for the
+    largest to the smallest rate: ResNet-50 and -101 0.04 to 0.02 with
+    `alpha=0.01` (ResNet-152 0.005); ViT-S/32 0.6 to 0 with 0.4, S/16 0.6 to 0
+    with 1.0, B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with 0.4.
 
   References:
     Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
@@ -120,13 +118,14 @@ def rho_like_learning_rate(
 
   The radius is clamped to its bounds: a warm-up of the learning rate
   :math:`\eta_t` may start below `lr_min`. The trainer in big_vision does not
-  clamp. It counts from 1 here and from 0 in the optimizer, so its radius is one
-  step ahead: pass `lambda t: lr(t + 1)` for its numbers.
+  clamp, and counts from 1 here but from 0 in the optimizer. So its radius, like
+  that of the linear schedulers in the authors' README, is one step ahead of the
+  rate: pass `lambda t: lr(t + 1)` for these numbers.
 
   Args:
     learning_rate: schedule of the learning rate, not of a factor in [0, 1].
-    rho_max, rho_min: radii at `lr_max` and at `lr_min`, at least 0.
-    lr_max, lr_min: bounds of the learning rate; if equal, they give `rho_max`.
+    rho_max, rho_min: radii at `lr_max` and `lr_min`; `rho_max >= rho_min >= 0`.
+    lr_max, lr_min: largest and smallest rate; if equal, they give `rho_max`.
 
   Returns:
     A schedule to pass as `rho`, in float32, or in float64 if the rate is.

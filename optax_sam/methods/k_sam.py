@@ -23,18 +23,17 @@ def k_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""K-SAM: both gradients are over the examples with the largest losses.
 
-  The losses :math:`\ell_i` are ranked once, at :math:`w`; the sets :math:`Q_1`
-  and :math:`Q_2` have the `ascent` and the `descent` largest ones.
-
   .. math::
     g_1 &= \text{mean of } \nabla \ell_i(w) \text{ over } Q_1 \\
     \epsilon &= \rho\, g_1 / (\|g_1\| + 10^{-12}) \\
     \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon) \text{ over } Q_2
 
-  A loss that is not finite ranks last. Equal losses rank by position, so
-  shuffle: a network that fits its data has nearly equal losses. Padding must
-  have a loss of 0. The incoming gradient is not used: in a jitted step XLA
-  drops its backward pass, and the ranking uses the forward pass at :math:`w`.
+  :math:`Q_1` and :math:`Q_2` have the `ascent` and the `descent` examples with
+  the largest losses :math:`\ell_i(w)`. A loss that is not finite ranks last,
+  equal ones by position, so shuffle: a network that fits its data has nearly
+  equal losses. Padding must have a loss of 0. The incoming gradient is not
+  used: in a jitted step XLA drops its backward pass, and the ranking uses the
+  forward pass at :math:`w`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
