@@ -15,7 +15,7 @@ from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 class BSamState(NamedTuple):
@@ -130,7 +130,7 @@ def b_sam(
     ascent = lambda g, s: jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
 
     def gradients(part: LossView, number: Any) -> tuple[Any, ...]:
-      z = draw_direction(jax.random.fold_in(step_key, number), s)
+      z = draw_normal(step_key, number, s)
       noisy = tree_math.add(w, jax.tree.map(noise, z, s))
       _, gradient = part.value_and_grad(noisy)
       point = tree_math.add(w, jax.tree.map(ascent, gradient, s))

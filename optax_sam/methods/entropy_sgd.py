@@ -12,7 +12,7 @@ from optax_sam.engine.info import only_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import control_flow, tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 class EntropySgdState(NamedTuple):
@@ -48,7 +48,7 @@ def entropy_sgd(
     x &\leftarrow x - \alpha\, (x - \mu), \quad w, \mu \leftarrow x, \quad
       v \leftarrow 0, \quad n \leftarrow n + 1
 
-  A call is an inner step of :math:`w`; the last row follows `inner_steps` ones.
+  Calls are inner steps of :math:`w`; the last row follows `inner_steps` calls.
   At first :math:`x = \mu = w`, :math:`v = 0`; :math:`z` is standard normal.
   Evaluate the outer iterate :math:`x`, `optax_sam.outer_params(w, opt_state)`.
 
@@ -125,7 +125,7 @@ def entropy_sgd(
       return w - number(eta) * drift + jump
 
     def move() -> optax.Params:
-      z = draw_direction(jax.random.fold_in(state.key, state.step_count), w)
+      z = draw_normal(state.key, state.step_count, w)
       return jax.tree.map(step, w, x, gradient, state.momentum, z)
 
     # The conditional stores the end; otherwise XLA recomputes it, with the

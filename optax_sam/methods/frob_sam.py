@@ -13,7 +13,7 @@ from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import RandomState
 from optax_sam.engine.transformation import skip, transformation
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 @validation.method('num_samples')
@@ -87,7 +87,7 @@ def frob_sam(
     step_key = jax.random.fold_in(draws.key, draws.step_count)
     samples = []
     for sample in range(num_samples):
-      z = draw_direction(jax.random.fold_in(step_key, sample), leaves.inside(w))
+      z = draw_normal(step_key, sample, leaves.inside(w))
       scaled = jax.tree.map(lambda x: jnp.asarray(radius, x.dtype) * x, z)
       samples.append(view.loss_and_grad(leaves.move(w, scaled), 'frob_sam'))
     if sync_ascent:

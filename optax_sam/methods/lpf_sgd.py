@@ -16,7 +16,7 @@ from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.perturbation import RandomState
 from optax_sam.engine.transformation import skip, transformation
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 @validation.method('micro_batches')
@@ -119,7 +119,7 @@ def lpf_sgd(
     step_key = jax.random.fold_in(draws.key, draws.step_count)
 
     def point(part: Any) -> optax.Params:
-      z = draw_direction(jax.random.fold_in(step_key, part), inside)
+      z = draw_normal(step_key, part, inside)
       return leaves.move(w, jax.tree.map(jnp.multiply, deviations, z))
 
     loss, gradient = _mean_over_parts(view, micro_batches, point)

@@ -13,7 +13,7 @@ from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import RandomState
 from optax_sam.engine.transformation import skip, transformation
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 @validation.method('num_perturbations')
@@ -99,7 +99,7 @@ def tsam(
     )
 
     def sample(number: int) -> tuple[Any, Any, Any]:
-      z = draw_direction(jax.random.fold_in(step_key, number), leaves.inside(w))
+      z = draw_normal(step_key, number, leaves.inside(w))
       size = tree_math.norm(z)
       # The standard deviation is the largest length.
       length = jnp.asarray(noise, size.dtype) * jnp.minimum(size, 1)
