@@ -70,9 +70,8 @@ def asam(
     rho: length of :math:`\epsilon / T`, at least 0, or a schedule. 0.5 is the
       authors' default, also for CIFAR-10; they use 1.0 for CIFAR-100.
     eta: at least 0; 0.01 in the authors' class, 0 in their example script.
-    scaled: the leaves to scale: a bool, a prefix tree of bools or a function
-      from the parameters to one; None: all not named `bias`, `b`, `beta` or
-      `offset`.
+    scaled: leaves to scale: a bool, a prefix tree of bools, or a function from
+      parameters to one; None: all not named `bias`, `b`, `beta` or `offset`.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:

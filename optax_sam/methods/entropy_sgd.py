@@ -65,8 +65,7 @@ def entropy_sgd(
 
   Returns:
     An optimizer that includes the learning rate, whose `update` needs `params`;
-    state: `x`, `mu`, `v`, key. It costs the incoming gradient, and a normal
-    number for each parameter.
+    state: `x`, `mu`, `v`, key. Cost: 1 gradient, a normal number a parameter.
 
   .. note:: The rule was read in the authors' Lua code, not run. It also takes a
     gradient that it does not use; their Python code differs.

@@ -31,9 +31,8 @@ def k_sam(
   :math:`Q_1` and :math:`Q_2` have the `ascent` and the `descent` examples with
   the largest losses :math:`\ell_i(w)`. A loss that is not finite ranks last,
   equal ones by position, so shuffle: a network that fits its data has nearly
-  equal losses. Padding must have a loss of 0. The incoming gradient is not
-  used: in a jitted step XLA drops its backward pass, and the ranking uses the
-  forward pass at :math:`w`.
+  equal losses. Padding must have a loss of 0. The incoming gradient is unused:
+  in a jitted step XLA drops its backward pass, and ranks by its forward pass.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.

@@ -32,8 +32,7 @@ def late_sam(
   SAM selects flat minima late, so few epochs at the end give most of its gain.
 
   Args:
-    rho: radius, at least 0, or a schedule of it by the step, which also counts
-      the steps before `start`; 0.05 is SAM's.
+    rho: radius, at least 0, or a schedule counted from step 0; 0.05 is SAM's.
     start: first step of SAM, from 0; derive it from the steps that will run.
     end: step after the last one of SAM; None is the end of the training.
     total_steps: steps of the training, if known, to warn of a later `start`.
