@@ -28,11 +28,9 @@ def sagm(
   equal directions of both gradients. For domain generalization.
 
   .. math::
-    \begin{align*}
-      \epsilon &= (\rho / (\|g\| + 10^{-12}) - \alpha)\, g,
-        \quad g = \nabla L(w) \\
-      u &= (g + \nabla L(w + \epsilon)) / 2
-    \end{align*}
+    \epsilon &= (\rho / (\|g\| + 10^{-12}) - \alpha)\, g,
+      \quad g = \nabla L(w) \\
+    u &= (g + \nabla L(w + \epsilon)) / 2
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is the
@@ -45,9 +43,8 @@ def sagm(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The rule is that of the authors' code. The paper adds the two losses, and
-    its direction is twice as long.
+  .. note:: The rule is that of the authors' code. The paper adds the two
+    losses, and its direction is twice as long.
 
   References:
     Wang, Zhang, Lei, Zhang, `Sharpness-Aware Gradient Matching for Domain

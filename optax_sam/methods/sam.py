@@ -74,10 +74,8 @@ def sam(
   descends by the gradient there, with :math:`\epsilon` held constant.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   Each further ascent step adds :math:`\rho\, h / (\|h\| + 10^{-12})`, where
   :math:`h = \nabla L(w + \epsilon)`, and multiplies the sum by
@@ -97,11 +95,10 @@ def sam(
     needs `value_fn` or `grad_fn`; stateless. It takes 1 + `ascent_steps`
     gradients a step.
 
-  .. note::
-    The code of six publications agrees with the rule. The paper's appendix
-    prints a squared norm in one place, unlike its equation 2. The authors
-    report worse results with a differentiated :math:`\epsilon`. Several steps
-    follow Andriushchenko and Flammarion (2022, arXiv 2206.06232);
+  .. note:: The code of six publications agrees with the rule. The paper's
+    appendix prints a squared norm in one place, unlike its equation 2. The
+    authors report worse results with a differentiated :math:`\epsilon`. Several
+    steps follow Andriushchenko and Flammarion (2022, arXiv 2206.06232);
     `optax.contrib.sam` does not project.
 
   References:

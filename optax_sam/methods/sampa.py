@@ -41,11 +41,9 @@ def sampa(
   free capacity, can compute them in parallel.
 
   .. math::
-    \begin{align*}
-      \tilde g &= \nabla L_{t-1}(w + \rho\, h / (\|h\| + 10^{-12})) \\
-      h &\leftarrow \nabla L_t(w + \text{base}(h)) \\
-      u &= \text{base}((1 - \lambda)\, \tilde g + \lambda h)
-    \end{align*}
+    \tilde g &= \nabla L_{t-1}(w + \rho\, h / (\|h\| + 10^{-12})) \\
+    h &\leftarrow \nabla L_t(w + \text{base}(h)) \\
+    u &= \text{base}((1 - \lambda)\, \tilde g + \lambda h)
 
   :math:`L_t` is the loss of the batch of step t, and base the update of the
   base optimizer at :math:`w`; its state after :math:`\text{base}(h)` is
@@ -69,11 +67,10 @@ def sampa(
     state is that of the base optimizer, one gradient and one batch, with 2
     gradients a step. The incoming gradient is unused.
 
-  .. note::
-    With dropout, put the keys into `batch`; otherwise the last batch gets the
-    masks of this one. The rule was traced by hand in the authors' code, not
-    run: it stores both gradients mixed and divides :math:`h` out of them; we
-    store :math:`h`.
+  .. note:: With dropout, put the keys into `batch`; otherwise the last batch
+    gets the masks of this one. The rule was traced by hand in the authors'
+    code, not run: it stores both gradients mixed and divides :math:`h` out of
+    them; we store :math:`h`.
 
   References:
     Xie, Pethick, Cevher, `SAMPa: Sharpness-aware Minimization Parallelized

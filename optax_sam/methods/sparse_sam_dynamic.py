@@ -152,12 +152,10 @@ def sparse_sam_dynamic(
   no time is saved.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon) \\
-      r &= (c / 2) (1 + \cos(\pi \min(t / T, 1))) \\
-      d &= \min(\lfloor a r \rfloor, N - a)
-    \end{align*}
+    \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon) \\
+    r &= (c / 2) (1 + \cos(\pi \min(t / T, 1))) \\
+    d &= \min(\lfloor a r \rfloor, N - a)
 
   After its use in every `refresh_every`-th step, :math:`t = 0` included, the
   mask drops its :math:`d` entries with the smallest :math:`|g|`, and grows as
@@ -182,13 +180,12 @@ def sparse_sam_dynamic(
     needs `value_fn` or `grad_fn`; its state is a mask and the key, with 2
     gradients a step.
 
-  .. note::
-    In the authors' code the size of the mask drifts by one and, as only growth
-    is limited to what is left, falls below the target if `sparsity < r / (1 +
-    r)`; here it is exact. `drop_rate` and criteria are those of their command
-    line, whose `sparsity` is 0.2; their README's example has 0.5. In
-    `keep_dynamic` the size of the weights can decide too, which their code
-    reads while they are perturbed. Unverified: the paper's values.
+  .. note:: In the authors' code the size of the mask drifts by one and, as only
+    growth is limited to what is left, falls below the target if
+    `sparsity < r / (1 + r)`; here it is exact. `drop_rate` and criteria are
+    those of their command line, whose `sparsity` is 0.2; their README's example
+    has 0.5. In `keep_dynamic` the size of the weights can decide too, which
+    their code reads while they are perturbed. Unverified: the paper's values.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified

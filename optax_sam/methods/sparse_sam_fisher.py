@@ -148,12 +148,10 @@ def sparse_sam_fisher(
   are updated, and no time is saved.
 
   .. math::
-    \begin{align*}
-      F &= \sum_j (\nabla \ell_j(w))^2 \\
-      m &= 1 \text{ at the largest entries of } F \text{, else } 0 \\
-      \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    F &= \sum_j (\nabla \ell_j(w))^2 \\
+    m &= 1 \text{ at the largest entries of } F \text{, else } 0 \\
+    \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   The mask is recomputed every `refresh_every` steps, step 0 included, from the
   losses of the first `num_samples` examples with true labels. Scores are
@@ -183,10 +181,9 @@ def sparse_sam_fisher(
     `num_samples` / (batch size * `refresh_every`) gradients a step and memory
     for 16 per-example ones.
 
-  .. note::
-    With batch norm pass a `value_fn` in training mode too, and let the
-    per-example one use running statistics: one example has no variance.
-    Rule and count are those of the authors' code, without the error of its
+  .. note:: With batch norm pass a `value_fn` in training mode too, and let the
+    per-example one use running statistics: one example has no variance. Rule
+    and count are those of the authors' code, without the error of its
     floating-point count (0 of 10 entries at `sparsity=0.9`). Their code starts
     with an empty mask and refreshes after the first step of an epoch, so that
     its first step is not perturbed; draws other examples; and adds the first

@@ -75,11 +75,10 @@ def ss_sam(
     needs `value_fn` or `grad_fn`; its state is the key, with 1 + mean
     probability gradients a step.
 
-  .. note::
-    The authors' code draws on the host and runs one of two compiled steps, with
-    the same distribution. Their later G-RST, also unverified, mixes both
-    gradients at ascent steps: combine `policies.bernoulli` and `descents.mix`;
-    a weight of 1 / `probability` keeps SAM's strength.
+  .. note:: The authors' code draws on the host and runs one of two compiled
+    steps, with the same distribution. Their later G-RST, also unverified, mixes
+    both gradients at ascent steps: combine `policies.bernoulli` and
+    `descents.mix`; a weight of 1 / `probability` keeps SAM's strength.
 
   References:
     Zhao, Zhang, Hu, `SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization

@@ -42,11 +42,9 @@ def stable_sam(
   changes the direction of the step only.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon) \\
-      u &= \|g\|\, \tilde g / (\|\tilde g\| + 10^{-12})
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon) \\
+    u &= \|g\|\, \tilde g / (\|\tilde g\| + 10^{-12})
 
   The norms are over all leaves, whatever `mask` excludes. For another
   perturbation write `sharpness_aware(..., descent=descents.clean_length())`.
@@ -61,10 +59,9 @@ def stable_sam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The rule is that of the authors' code. A line that limits the factor to 1 is
-    commented out there. The paper calls the method SSAM too, the name of
-    Sparse SAM.
+  .. note:: The rule is that of the authors' code. A line that limits the factor
+    to 1 is commented out there. The paper calls the method SSAM too, the name
+    of Sparse SAM.
 
   References:
     Tan et al., `Stabilizing Sharpness-Aware Minimization Through a Simple

@@ -61,10 +61,8 @@ def subset_sam(
   The ascent gradient is over a part A of the batch, the other over all of it.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_A(w) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_A(w) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
@@ -83,9 +81,8 @@ def subset_sam(
     needs `per_example_value_fn` and `batch`; its state is the key, if given. A
     step costs 1 + `fraction` gradients, 1 / 3 more if you use the loss at `w`.
 
-  .. note::
-    Batch norm normalizes A separately. Unverified: whether the paper takes the
-    first rows or a permutation.
+  .. note:: Batch norm normalizes A separately. Unverified: whether the paper
+    takes the first rows or a permutation.
 
   References:
     Bahri, Mobahi, Tay, `Sharpness-Aware Minimization Improves Language Model

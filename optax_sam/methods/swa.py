@@ -29,10 +29,8 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
   parameters after the step enter the average; at first :math:`n = 0`.
 
   .. math::
-    \begin{align*}
-      \bar w &\leftarrow (n \bar w + w) / (n + 1) \\
-      n &\leftarrow n + 1
-    \end{align*}
+    \bar w &\leftarrow (n \bar w + w) / (n + 1) \\
+    n &\leftarrow n + 1
 
   Read the average with `averaged_params`. Before you evaluate it, recompute the
   statistics of batch norm with `optax_sam.flax.reestimate_batch_norm`.
@@ -46,10 +44,10 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
     needs `params`; its state is the average, in float32 or wider. It costs a
     pass over the parameters when they enter.
 
-  .. note::
-    The authors average once an epoch, from epoch 161 of 200 to epoch 300. Their
-    learning rate is constant for half of the budget, falls to 0.05 at nine
-    tenths, and stays there: one that goes to 0 leaves little to average.
+  .. note:: The authors average once an epoch, from epoch 161 of 200 to epoch
+    300. Their learning rate is constant for half of the budget, falls to 0.05
+    at nine tenths, and stays there: one that goes to 0 leaves little to
+    average.
 
   References:
     Izmailov et al., `Averaging Weights Leads to Wider Optima and Better

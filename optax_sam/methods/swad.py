@@ -68,13 +68,11 @@ def swad(
   `n_tolerance`. SWAD converges at the first i, and ends at the first j, with:
 
   .. math::
-    \begin{align*}
-      L_{i-c+1} &= \min(L_{i-c+1}, \ldots, L_i), \quad f = i - c + 1 \\
-      \theta &= (1 + \text{tolerance}) \cdot
-        \text{mean}(L_{i-c+1}, \ldots, L_i) \\
-      \theta &< \min(L_{j-r+1}, \ldots, L_j), \quad j - r + 1 \ge f,
-        \quad \ell = j - r
-    \end{align*}
+    L_{i-c+1} &= \min(L_{i-c+1}, \ldots, L_i), \quad f = i - c + 1 \\
+    \theta &= (1 + \text{tolerance}) \cdot
+      \text{mean}(L_{i-c+1}, \ldots, L_i) \\
+    \theta &< \min(L_{j-r+1}, \ldots, L_j), \quad j - r + 1 \ge f,
+      \quad \ell = j - r
 
   If it never ends, :math:`\ell` is the last with :math:`L_\ell \le \theta`.
   Use it outside of the chain::
@@ -99,13 +97,12 @@ def swad(
     any time: it returns `params` if there is no mean. The state is `n_converge`
     averages, at least 2, in float32 or wider.
 
-  .. note::
-    The end is that of the authors' code. Its start is up to two segments
-    earlier, as long as their losses are below the threshold, and it weights
-    early segments two- or threefold; ours does not. Unverified: the indices of
-    the paper. Our choices: without convergence the result is the mean of the
-    last complete segment; a loss that is not finite is above any threshold, and
-    nothing converges at it.
+  .. note:: The end is that of the authors' code. Its start is up to two
+    segments earlier, as long as their losses are below the threshold, and it
+    weights early segments two- or threefold; ours does not. Unverified: the
+    indices of the paper. Our choices: without convergence the result is the
+    mean of the last complete segment; a loss that is not finite is above any
+    threshold, and nothing converges at it.
 
   References:
     Cha, Chun, Lee, Cho, Park, Lee, Park, `SWAD: Domain Generalization by

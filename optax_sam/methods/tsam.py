@@ -34,14 +34,12 @@ def tsam(
   is the gradient of :math:`\frac{1}{t} \log \text{mean}_j \exp(t L_j)`.
 
   .. math::
-    \begin{align*}
-      n_j &= z_j \min(1, r / \|z_j\|), \quad z_j \sim N(0, r^2 I),
-        \quad r = \text{noise} \cdot \rho \\
-      h_j &= \nabla L(w + n_j), \quad
-        \epsilon_j = n_j + \rho\, h_j / (\|h_j\| + 10^{-12}) \\
-      L_j &= L(w + \epsilon_j), \quad
-        u = \textstyle\sum_j \text{softmax}(t L)_j\, \nabla L(w + \epsilon_j)
-    \end{align*}
+    n_j &= z_j \min(1, r / \|z_j\|), \quad z_j \sim N(0, r^2 I),
+      \quad r = \text{noise} \cdot \rho \\
+    h_j &= \nabla L(w + n_j), \quad
+      \epsilon_j = n_j + \rho\, h_j / (\|h_j\| + 10^{-12}) \\
+    L_j &= L(w + \epsilon_j), \quad
+      u = \textstyle\sum_j \text{softmax}(t L)_j\, \nabla L(w + \epsilon_j)
 
   Without noise it is SAM. The unperturbed gradient is not used.
 
@@ -61,8 +59,7 @@ def tsam(
     needs `value_fn`, or a `grad_fn` that returns (loss, gradient); state: the
     key. It costs 1 + 2 * `num_perturbations` gradients, and memory for all.
 
-  .. note::
-    This is the rule of the authors' code with noise 'random1', and its
+  .. note:: This is the rule of the authors' code with noise 'random1', and its
     defaults. The paper's step, known from a restatement, is not normalized.
 
   References:

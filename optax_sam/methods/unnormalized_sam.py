@@ -44,10 +44,8 @@ def unnormalized_sam(
   r"""Unnormalized SAM (USAM): the perturbation shrinks with the gradient.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g, \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    \epsilon &= \rho\, g, \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   With `clip`, :math:`\epsilon = \rho\, g / \max(\|g\|, 1)`. A factor on the
   loss changes the perturbation.

@@ -66,11 +66,9 @@ def vasso(
   r"""VaSSO: perturbs along a moving average, which has less noise.
 
   .. math::
-    \begin{align*}
-      d &\leftarrow (1 - \theta)\, d + \theta g, \quad g = \nabla L(w) \\
-      \epsilon &= \rho\, d / (\|d\| + 10^{-12}) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    d &\leftarrow (1 - \theta)\, d + \theta g, \quad g = \nabla L(w) \\
+    \epsilon &= \rho\, d / (\|d\| + 10^{-12}) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   :math:`d = g` at the first step. On several devices each adds its own
   :math:`g` to the average of all, and stores the average over the devices.
@@ -86,9 +84,8 @@ def vasso(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; state: `d`. It costs 2 gradients.
 
-  .. note::
-    Rule and default are those of the authors' code, which adds 1e-7 to the
-    norm.
+  .. note:: Rule and default are those of the authors' code, which adds 1e-7 to
+    the norm.
 
   References:
     Li, Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance

@@ -28,11 +28,9 @@ def wsam(
   r"""Weighted SAM (WSAM), coupled: weights the sharpness against the loss.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon) \\
-      u &= g + \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon) \\
+    u &= g + \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -44,9 +42,9 @@ def wsam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
 
-  .. note::
-    The authors default to `wsam_decoupled`, which adds the second term after
-    the base optimizer; under plain SGD both are equal. Both follow their code.
+  .. note:: The authors default to `wsam_decoupled`, which adds the second term
+    after the base optimizer; under plain SGD both are equal. Both follow their
+    code.
 
   References:
     Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
@@ -92,11 +90,9 @@ def wsam_decoupled(
   this wraps the base optimizer. It is the authors' default; see `wsam`.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon) \\
-      u &= \text{base}(g) - \eta_t\, \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon) \\
+    u &= \text{base}(g) - \eta_t\, \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
 
   Args:
     base: base optimizer, chained with its weight decay, clipping and so on.

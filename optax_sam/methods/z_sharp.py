@@ -90,12 +90,10 @@ def z_sharp(
   is above the given quantile of the leaf.
 
   .. math::
-    \begin{align*}
-      z &= (g - \text{mean}) / (\text{std} + 10^{-12}), \quad g = \nabla L(w) \\
-      f &= g \text{ at outliers and in leaves with fewer axes, else } 0 \\
-      \epsilon &= \rho\, f / (\|f\| + 10^{-12}) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    z &= (g - \text{mean}) / (\text{std} + 10^{-12}), \quad g = \nabla L(w) \\
+    f &= g \text{ at outliers and in leaves with fewer axes, else } 0 \\
+    \epsilon &= \rho\, f / (\|f\| + 10^{-12}) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   Mean and std are of the leaf. The norm is over all leaves, where :math:`f = g`
   if :math:`f` is 0; with 'per_tensor' it is that of the leaf, and that of
@@ -115,10 +113,9 @@ def z_sharp(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
 
-  .. note::
-    'per_tensor' is the author's code, with a perturbation up to `sqrt(number of
-    leaves) * rho` long. 'global' is the default, as `rho` is the radius in all
-    methods here. Unverified: which one the paper means.
+  .. note:: 'per_tensor' is the author's code, with a perturbation up to
+    `sqrt(number of leaves) * rho` long. 'global' is the default, as `rho` is
+    the radius in all methods here. Unverified: which one the paper means.
 
   References:
     Yun, `Sharpness-Aware Minimization with Z-Score Gradient Filtering for
