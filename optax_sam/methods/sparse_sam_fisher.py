@@ -33,13 +33,11 @@ def keep_top_fisher(
   refresh_every: int,
   pattern: str = 'global',
 ) -> optax.GradientTransformationExtraArgs:
-  """Zeroes entries with a small empirical Fisher information: SSAM-F.
+  """Zeroes entries by the mask of `optax_sam.sparse_sam_fisher`.
 
-  See `optax_sam.sparse_sam_fisher` for the mask and the arguments. Placed after
-  `scale_to_radius`, the norm is of the whole gradient and epsilon is shorter
-  than rho, as in the authors' code; placed before, epsilon is rho long. Only
-  for use in `optax_sam.sharpness_aware`, whose `update` then needs
-  `per_example_value_fn` and `batch`.
+  After `scale_to_radius`, epsilon is shorter than rho, as in the authors' code;
+  before it, epsilon is rho long. Only for use in `optax_sam.sharpness_aware`,
+  whose `update` then needs `per_example_value_fn` and `batch`.
   """
   sparse_masks.check_fraction('sparsity', sparsity, at_most=1)
   validation.check_static_integer('num_samples', num_samples)
@@ -58,7 +56,6 @@ def keep_top_fisher(
         'perturbation of optax_sam.sharpness_aware.'
       )
       raise ValueError(msg)
-
     _ = view.num_examples  # checks the arguments, also without a refresh
 
     def refresh() -> Any:
@@ -68,15 +65,13 @@ def keep_top_fisher(
         mask = sparse_masks.largest(scores, kept)
       else:
         mask = jax.tree.map(lambda s: sparse_masks.n_of_m(s, *grouping), scores)
-      leaves = jax.tree.leaves(scores)
-      finite = jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
-      return optax.tree.where(jnp.all(finite), mask, state.mask)
+      finite = [jnp.all(jnp.isfinite(x)) for x in jax.tree.leaves(scores)]
+      return optax.tree.where(jnp.all(jnp.array(finite)), mask, state.mask)
 
-    mask = on_refresh(
-      state.step_count, refresh_every, refresh, lambda: state.mask
-    )
+    count = state.step_count
+    mask = on_refresh(count, refresh_every, refresh, lambda: state.mask)
     kept = jax.tree.map(lambda m, g: jnp.where(m, g, 0), mask, updates)
-    return kept, TopFisherState(tree_math.increment(state.step_count), mask)
+    return kept, TopFisherState(tree_math.increment(count), mask)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -107,14 +102,14 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
   """Zeroes all but the n largest of every m consecutive inputs of a unit.
 
   The inputs of a leaf are all of its axes but the last, flattened, as in the
-  kernels of Flax: `(in, out)`, `(height, width, in, out)`. Of each group of m,
-  the n entries with the largest `abs(g)` are kept, the first ones of ties. A
-  leaf with fewer than two axes, or whose inputs m does not divide, is
-  unchanged. The authors group convolutions along another axis.
+  kernels of Flax: `(in, out)`, `(height, width, in, out)`. Entries with the
+  largest `abs(g)` are left, the first ones of ties. A leaf with fewer than two
+  axes, or whose inputs m does not divide, is unchanged. The authors group
+  convolutions along another axis.
 
   Args:
     n: number of entries left in a group, a Python int in [1, m].
-    m: number of entries of a group, a Python int of at least n.
+    m: number of entries of a group, a Python int.
 
   References:
     Mi et al., `Systematic Investigation of Sparse Perturbed Sharpness-Aware
@@ -166,28 +161,27 @@ def sparse_sam_fisher(
       other code has 0.05 and 0.1: probably a slip.
     sparsity: fraction of the entries that is not perturbed, in [0, 1]: 0 is
       SAM, 1 the base optimizer. The authors advertise 0.5 and tried up to 0.99.
-    num_samples: number of examples in F, at least 1, and at most those of the
-      batch. The authors' README has 16 and 128, and up to 1024.
+    num_samples: number of examples in F, at least 1, at most all of the batch.
+      The authors' README has 16 and 128, and up to 1024.
     refresh_every: number of steps from one mask to the next, at least 1. The
       authors' README: one epoch; they tried 1 to 10.
     pattern: 'global', or for any `sparsity` 'n:m', such as '2:4', for the n
       largest of every m inputs of a unit; see `perturbations.keep_n_of_m`.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      Each device uses an equal number of its own examples in F.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each device
+      uses an equal number of its own examples in F.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `per_example_value_fn` and `batch`; its state is a mask, with 2 +
-    `num_samples` / (batch size * `refresh_every`) gradients a step and memory
-    for 16 per-example ones.
+    needs `per_example_value_fn` and `batch`; state: a mask. It costs 2 +
+    `num_samples` / (batch size * `refresh_every`) gradients, and memory for 16.
 
   .. note:: With batch norm pass a `value_fn` in training mode too, and let the
     per-example one use running statistics: one example has no variance. Rule
-    and count are those of the authors' code, without the error of its
-    floating-point count (0 of 10 entries at `sparsity=0.9`). Their code starts
-    with an empty mask and refreshes after the first step of an epoch, so that
-    its first step is not perturbed; draws other examples; and adds the first
-    example's gradient to an earlier one before squaring.
+    and count are those of the authors' code, without its rounding (0 of 10
+    entries at `sparsity=0.9`). Their code starts with an empty mask and
+    refreshes after the first step of an epoch, so its first step is not
+    perturbed; draws other examples; and adds the first example's gradient to an
+    earlier one before squaring.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified

@@ -14,10 +14,7 @@ from optax_sam.trees import tree_math
 
 
 def clean_length() -> Descent:
-  """Scales the perturbed gradient to the norm of the unperturbed one.
-
-  See `optax_sam.stable_sam` for the rule.
-  """
+  """Scales the perturbed gradient to the norm of g: `optax_sam.stable_sam`."""
 
   def combine(clean: optax.Updates, at: At) -> optax.Updates:
     perturbed = at(1)
@@ -50,8 +47,7 @@ def stable_sam(
   perturbation write `sharpness_aware(..., descent=descents.clean_length())`.
 
   Args:
-    rho: radius, at least 0, or a schedule of it by the step; 0.05 is that of
-      the authors' class.
+    rho: radius, at least 0, or a schedule of it; 0.05 is of the authors' class.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. By default
       each device scales its own gradients.
 
@@ -59,9 +55,8 @@ def stable_sam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note:: The rule is that of the authors' code. A line that limits the factor
-    to 1 is commented out there. The paper calls the method SSAM too, the name
-    of Sparse SAM.
+  .. note:: The rule is that of the authors' code, where a limit of 1 on the
+    factor is commented out. The paper also says SSAM, the name of Sparse SAM.
 
   References:
     Tan et al., `Stabilizing Sharpness-Aware Minimization Through a Simple

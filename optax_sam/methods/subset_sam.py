@@ -22,10 +22,7 @@ class RandomSubsetState(NamedTuple):
 def random_subset(
   fraction: float, key: jax.Array | int | None = None
 ) -> selection.Selection:
-  """Computes the ascent gradient over a part of the batch: `subset_sam`.
-
-  See `optax_sam.subset_sam` for the rule and the arguments.
-  """
+  """Computes the ascent gradient over a part: see `optax_sam.subset_sam`."""
   selection.check_size('fraction', fraction)
   if key is not None:
     validation.check_key(key)
@@ -58,7 +55,7 @@ def subset_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""SAM with an ascent gradient over a subset of the batch.
 
-  The ascent gradient is over a part A of the batch, the other over all of it.
+  The part of the batch is :math:`A`. Batch norm normalizes it separately.
 
   .. math::
     \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_A(w) \\
@@ -71,18 +68,16 @@ def subset_sam(
       of examples if an int of at least 1. The authors report a quarter to be
       about 25 % slower than plain descent.
     key: integer seed or typed key, the same on all devices, to draw A without
-      replacement; None uses the first rows. Pass a key if batches are sorted or
-      packed.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      Each device takes A from its own examples.
+      replacement, as for sorted or packed batches; None uses the first rows.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each device
+      takes A from its own examples.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `per_example_value_fn` and `batch`; its state is the key, if given. A
-    step costs 1 + `fraction` gradients, 1 / 3 more if you use the loss at `w`.
+    needs `per_example_value_fn` and `batch`; state: the key, if given. It costs
+    1 + `fraction` gradients, 1 / 3 more if you use the loss at `w`.
 
-  .. note:: Batch norm normalizes A separately. Unverified: whether the paper
-    takes the first rows or a permutation.
+  .. note:: Unverified: whether the paper takes the first rows or draws A.
 
   References:
     Bahri, Mobahi, Tay, `Sharpness-Aware Minimization Improves Language Model

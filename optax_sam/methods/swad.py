@@ -14,9 +14,7 @@ from optax_sam.trees.running_mean import RunningMean
 
 
 class SwadState(NamedTuple):
-  """State of `swad`.
-
-  Segments lie between two validations and count from 1.
+  """State of `swad`; segments end at a validation and are numbered from 1.
 
   Attributes:
     current: mean over the current segment; once converged, over all segments
@@ -46,9 +44,8 @@ class SwadState(NamedTuple):
 class Swad(NamedTuple):
   """The functions of `swad`.
 
-  `init` returns the state before the first step; `accumulate` takes the
-  parameters after a step, `validate` the validation loss; `result` returns the
-  averaged parameters.
+  `accumulate` takes the parameters after a step, `validate` the validation
+  loss; `init` returns the first state, `result` the averaged parameters.
   """
 
   init: Callable[[optax.Params], SwadState]
@@ -94,8 +91,8 @@ def swad(
 
   Returns:
     Four functions (`Swad`), which may be called inside `jax.jit`, `result` at
-    any time: it returns `params` if there is no mean. The state is `n_converge`
-    averages, at least 2, in float32 or wider.
+    any time: it returns `params` if there is no mean. State: `n_converge`
+    averages, at least 2, float32 or wider.
 
   .. note:: The end is that of the authors' code. Its start is up to two
     segments earlier, as long as their losses are below the threshold, and it
@@ -159,9 +156,14 @@ def swad(
     converges = jnp.isfinite(newest) & (oldest <= jnp.min(seen.losses))
     phase = jnp.where(state.first_segment > 0, 2, converges.astype(jnp.int32))
     judge = lambda s: _judge(s, s.losses[-1], s.validations)
-    phases = (_shift, _converge, judge)
-    after = jax.lax.switch(phase, phases, seen)
+    after = jax.lax.switch(phase, (_shift, _converge, judge), seen)
     return optax.tree.where(state.ended, state, after)
+
+  def _shift(state: SwadState) -> SwadState:
+    """Closes a segment before convergence and drops the oldest one."""
+    empty = optax.tree.zeros_like(state.current)
+    earlier = (*state.earlier[1:], state.current)
+    return state._replace(current=empty, earlier=earlier)
 
   def _converge(state: SwadState) -> SwadState:
     """Restarts the means at the first segment that counts."""
@@ -202,9 +204,3 @@ def swad(
   return Swad(init, accumulate, validate, result)
 
 
-def _shift(state: SwadState) -> SwadState:
-  """Closes a segment before convergence and drops the oldest one."""
-  return state._replace(
-    current=optax.tree.zeros_like(state.current),
-    earlier=(*state.earlier[1:], state.current),
-  )

@@ -80,8 +80,7 @@ def tsam(
   validation.check_key(key)
   validation.check_sync_ascent(sync_ascent, axis_name)
 
-  def init_choices(*_: Any) -> dict[str, Any]:
-    return {'perturbation': RandomState.of(key)}
+  synced = axis_name if sync_ascent else None
 
   def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
     draws, leaves = state.perturbation, view.leaves
@@ -91,9 +90,6 @@ def tsam(
     w = leaves.split(view.params)
     radius = rho(draws.step_count) if callable(rho) else rho
     step_key = jax.random.fold_in(draws.key, draws.step_count)
-    shared = lambda tree: (
-      devices.average(tree, axis_name) if sync_ascent else tree
-    )
 
     def sample(number: int) -> tuple[Any, Any, Any]:
       z = draw_direction(jax.random.fold_in(step_key, number), leaves.inside(w))
@@ -102,10 +98,10 @@ def tsam(
       length = jnp.asarray(noise, size.dtype) * jnp.minimum(size, 1)
       n = tree_math.scale_to(jnp.asarray(radius, size.dtype) * length, z)
       start = leaves.move(w, n)
-      h = leaves.inside(shared(view.value_and_grad(start)[1]))
+      h = leaves.inside(devices.average(view.value_and_grad(start)[1], synced))
       point = leaves.move(start, tree_math.scale_to(radius, h))
       loss, gradient = view.loss_and_grad(point, 'tsam')
-      return shared(loss), gradient, tree_math.norm(h)
+      return devices.average(loss, synced), gradient, tree_math.norm(h)
 
     samples = [sample(number) for number in range(num_perturbations)]
     losses, gradients, norms = zip(*samples, strict=True)
@@ -125,4 +121,5 @@ def tsam(
       scalars = devices.average(scalars, axis_name)
     return devices.average(direction, axis_name), advance(state, *scalars)
 
+  init_choices = lambda *_: {'perturbation': RandomState.of(key)}
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)

@@ -23,10 +23,9 @@ class AverageGradientState(NamedTuple):
 def average_gradient(
   theta: float = 0.9, *, accumulator_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-  """Averages the ascent gradient over the steps (VaSSO).
+  """Averages the ascent gradient to the `d` of `optax_sam.vasso`.
 
-  Place it before a radius: it returns the `d` of `optax_sam.vasso`, which has
-  the same arguments.
+  Place it before a radius.
   """
   validation.check_number('theta', theta, above=0, at_most=1)
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
@@ -84,8 +83,7 @@ def vasso(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; state: `d`. It costs 2 gradients.
 
-  .. note:: Rule and default are those of the authors' code, which adds 1e-7 to
-    the norm.
+  .. note:: Rule and default are of the authors' code, which adds 1e-7 to norms.
 
   References:
     Li, Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance

@@ -40,11 +40,10 @@ def wsam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note:: The authors default to `wsam_decoupled`, which adds the second term
-    after the base optimizer; under plain SGD both are equal. Both follow their
-    code.
+  .. note:: The rule is that of the authors' code. `wsam_decoupled`, their
+    default, adds the second term after the base optimizer: equal under SGD.
 
   References:
     Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
@@ -87,7 +86,7 @@ def wsam_decoupled(
   r"""Weighted SAM (WSAM), decoupled: the base optimizer sees no sharpness.
 
   The sharpness enters neither momentum nor weight decay nor preconditioning, so
-  this wraps the base optimizer. It is the authors' default; see `wsam`.
+  this wraps the base optimizer. The rule is that of the authors' code.
 
   .. math::
     \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
@@ -103,9 +102,8 @@ def wsam_decoupled(
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    An optimizer that returns the whole update, without a learning rate after
-    it, whose `update` needs `params`, and `value_fn` or `grad_fn`; its state is
-    that of the base optimizer, with 2 gradients a step.
+    An optimizer that includes the learning rate, whose `update` needs `params`,
+    and `value_fn` or `grad_fn`. It costs 2 gradients.
 
   References:
     Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
@@ -122,8 +120,7 @@ def wsam_decoupled(
   if not callable(learning_rate):
     validation.check_number('learning_rate', learning_rate, at_least=0)
   validation.check_base(base)
-  base = of_present(base)
-  perturbation = scale_to_radius(rho)
+  base, perturbation = of_present(base), scale_to_radius(rho)
   sam = sharpness_aware(
     perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
   )
@@ -145,8 +142,7 @@ def wsam_decoupled(
       return step - moved.astype(step.dtype)
 
     leaves = partition.Leaves.of(params, mask, updates)
-    inside = [leaves.split(tree) for tree in (steps, perturbed, clean)]
-    whole = jax.tree.map(add, *inside)
+    whole = jax.tree.map(add, *map(leaves.split, (steps, perturbed, clean)))
     after = accept(whole, WsamDecoupledState(ascent, base_state), state)
     return leaves.join(whole, steps), after
 

@@ -16,9 +16,8 @@ from optax_sam.trees import sparse_masks, tree_math
 
 
 def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
-  """Zeroes, leaf by leaf, the entries close to the leaf's mean: ZSharp.
+  """Returns the `f` of `optax_sam.z_sharp`, or the gradient if `f` is 0.
 
-  It returns the `f` of `optax_sam.z_sharp`, or the whole gradient if `f` is 0.
   Distances are compared in float32. Entries that tie with the quantile are
   zeroed, as with a sort. A leaf that is not finite is unchanged, so that its
   norm shows it. Place it before a component that scales to a radius.
@@ -35,10 +34,9 @@ def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
 def scale_outliers_to_radius(
   rho: optax.ScalarOrSchedule, quantile: float = 0.95
 ) -> optax.GradientTransformationExtraArgs:
-  """Perturbs every leaf along its outliers by the full radius: ZSharp.
+  """Perturbs every leaf by rho: 'per_tensor' of `optax_sam.z_sharp`.
 
-  See 'per_tensor' of `optax_sam.z_sharp` for the rule and the arguments. A leaf
-  without outliers is not perturbed, and no leaf is if the norm is not finite.
+  A leaf without outliers is not perturbed, no leaf is if a norm is not finite.
   """
   sparse_masks.check_fraction('quantile', quantile, below=1)
 
@@ -111,7 +109,7 @@ def z_sharp(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
   .. note:: 'per_tensor' is the author's code, with a perturbation up to
     `sqrt(number of leaves) * rho` long. 'global' is the default, as `rho` is
