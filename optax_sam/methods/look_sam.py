@@ -11,7 +11,7 @@ from optax_sam.engine import partition
 from optax_sam.engine.descent import At, Descent, orthogonal_part
 from optax_sam.engine.perturbation import scale_to_radius, with_radius
 from optax_sam.engine.policy import every
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -181,14 +181,8 @@ def look_sam(
   descent = reuse_orthogonal(
     alpha, per_leaf=per_leaf, accumulator_dtype=accumulator_dtype
   )
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=every(period),
-    descent=descent,
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), policy=every(period), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)
 
 
 @validation.method()
@@ -246,11 +240,9 @@ def look_layer_sam(
   >>> [round(float(u[name][0]), 3) for name in 'ab']  # each a tenth more
   [4.4, 1.1]
   """
-  return sharpness_aware(
-    scale_by_trust_ratio_radius(rho, rule=rule, max_ratio=max_ratio),
-    policy=every(period),
-    descent=reuse_orthogonal(alpha, accumulator_dtype=accumulator_dtype),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+  perturbation = scale_by_trust_ratio_radius(
+    rho, rule=rule, max_ratio=max_ratio
   )
+  descent = reuse_orthogonal(alpha, accumulator_dtype=accumulator_dtype)
+  choices = Choices(perturbation, policy=every(period), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -8,7 +8,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import Selection, all_examples
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 
 
 def micro_batches(size: int) -> Selection:
@@ -62,10 +62,6 @@ def m_sam(
   2.0
   """
   validation.check_static_integer('micro_batch_size', micro_batch_size)
-  return sharpness_aware(
-    scale_to_radius(rho),
-    selection=micro_batches(micro_batch_size),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  selection = micro_batches(micro_batch_size)
+  choices = Choices(scale_to_radius(rho), selection=selection)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -9,7 +9,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.descent import mix
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -65,10 +65,5 @@ def sagm(
     scale = radius / tree_math.stabilized(jnp.where(usable, size, 1)) - less
     return tree_math.multiply_where(usable, scale, updates)
 
-  return sharpness_aware(
-    with_radius(rho, perturb),
-    descent=mix(0.5),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(with_radius(rho, perturb), descent=mix(0.5))
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -160,5 +160,3 @@ def sampa(
     return leaves.join(tree_math.nan_unless(valid, moved), step), after
 
   return checked(init, update, SampaState, mask=mask)
-
-

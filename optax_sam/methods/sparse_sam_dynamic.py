@@ -12,7 +12,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.perturbation import on_refresh, scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import array_types, sparse_masks, tree_math
 
 _MOST_REFRESHES = 2**20  # largest size of a table
@@ -122,8 +122,6 @@ def _moved(
   return moved.astype(np.int32)
 
 
-
-
 @validation.method('sparsity')
 def sparse_sam_dynamic(
   rho: optax.ScalarOrSchedule = 0.05,
@@ -196,6 +194,4 @@ def sparse_sam_dynamic(
     key=key,
   )
   perturbation = optax.chain(scale_to_radius(rho), keep)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

@@ -13,7 +13,7 @@ from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.perturbation import on_refresh, scale_to_radius
 from optax_sam.engine.selection import all_examples
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import sparse_masks, tree_math
 
 _FISHER_CHUNK = 16  # number of per-example gradients in memory
@@ -201,10 +201,7 @@ def sparse_sam_fisher(
     refresh_every=refresh_every,
     pattern=pattern,
   )
-  return sharpness_aware(
-    optax.chain(scale_to_radius(rho), keep),
-    selection=all_examples()._replace(needs_examples=True),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  selection = all_examples()._replace(needs_examples=True)
+  perturbation = optax.chain(scale_to_radius(rho), keep)
+  choices = Choices(perturbation, selection=selection)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -10,7 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import RandomState, scale_to_radius
 from optax_sam.engine.policy import Policy
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 
 
 class BernoulliState(RandomState):
@@ -89,10 +89,5 @@ def ss_sam(
   >>> float(u), float(tx.update(w, state, w, grad_fn=g)[0])  # w + 0.5, then w
   (1.5, 1.0)
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=bernoulli(probability, key),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), policy=bernoulli(probability, key))
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -9,7 +9,7 @@ from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.descent import At, Descent, stateless
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -69,10 +69,5 @@ def stable_sam(
   >>> [round(x, 3) for x in u.tolist()]
   [0.0, 5.0]
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    descent=clean_length(),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), descent=clean_length())
+  return compose(choices, mask, axis_name, sync_ascent)

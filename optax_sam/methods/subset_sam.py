@@ -10,7 +10,7 @@ from optax_sam.engine import partition, selection
 from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 
 
 class RandomSubsetState(NamedTuple):
@@ -91,10 +91,6 @@ def subset_sam(
   >>> float(u)  # the mean over the batch at -0.5, away from its first example
   -1.0
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    selection=random_subset(fraction, key),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  selection = random_subset(fraction, key)
+  choices = Choices(scale_to_radius(rho), selection=selection)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -111,6 +111,4 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
   example = 'optax.chain(optax.sgd(0.1), optax_sam.swa(start=1000))'
   average = only_state(opt_state, SwaState, example).average
   leaves = partition.Leaves.of(params)
-  return leaves.join(
-    running_mean.value(average, leaves.split(params)), params
-  )
+  return leaves.join(running_mean.value(average, leaves.split(params)), params)

@@ -202,5 +202,3 @@ def swad(
     return leaves.join(mean, params)
 
   return Swad(init, accumulate, validate, result)
-
-

@@ -11,7 +11,7 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.descent import mix
 from optax_sam.engine.gradient import of_present
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import tree_math
 
@@ -56,13 +56,8 @@ def wsam(
   [3.9, 5.2]
   """
   validation.check_number('gamma', gamma, at_least=0, below=1)
-  return sharpness_aware(
-    scale_to_radius(rho),
-    descent=mix(gamma / (1 - gamma)),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), descent=mix(gamma / (1 - gamma)))
+  return compose(choices, mask, axis_name, sync_ascent)
 
 
 class WsamDecoupledState(NamedTuple):
@@ -121,9 +116,7 @@ def wsam_decoupled(
     validation.check_number('learning_rate', learning_rate, at_least=0)
   validation.check_base(base)
   base, perturbation = of_present(base), scale_to_radius(rho)
-  sam = sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  sam = compose(Choices(perturbation), mask, axis_name, sync_ascent)
 
   def init(params: optax.Params) -> WsamDecoupledState:
     return WsamDecoupledState(sam.init(params), base.init(params))

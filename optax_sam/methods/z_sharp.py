@@ -11,7 +11,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius, with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import sparse_masks, tree_math
 
 
@@ -131,6 +131,4 @@ def z_sharp(
     perturbation = optax.chain(keep_outliers(quantile), scale_to_radius(rho))
   else:
     perturbation = scale_outliers_to_radius(rho, quantile)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)
