@@ -16,9 +16,9 @@ from optax_sam.trees import tree_math
 
 
 class ReuseOrthogonalState(NamedTuple):
-  """Unit `direction` of `v` (of each leaf with `per_leaf`), or zeros; `ratio`.
+  """State of `reuse_orthogonal`, where `ratio` is `norm(v) / norm(g)`.
 
-  `ratio` is `norm(v) / norm(g)` of the last SAM step.
+  `direction` is `v` scaled to length 1 (each leaf with `per_leaf`) or zeros.
   """
 
   direction: optax.Updates
@@ -97,15 +97,12 @@ def scale_by_trust_ratio_radius(
       length, size = (number(tree_math.norm(x)) for x in (weight, gradient))
       usable = tree_math.is_usable(size) & tree_math.is_usable(total)
       divisor = jnp.where(usable, size, 1)
-      if rule == 'unit':
-        scale = 1 / divisor
-      elif rule == 'relative':
-        scale = length / divisor
-      elif rule == 'layer':
-        scale = length / divisor / divisor
-      else:
-        ratio = jnp.minimum(length / divisor, number(max_ratio))
-        scale = ratio / jnp.where(usable, total, 1)
+      scale = (1 if rule == 'unit' else length) / divisor
+      if rule == 'layer':
+        scale /= divisor
+      elif rule == 'global':
+        scale = jnp.minimum(scale, number(max_ratio))
+        scale /= jnp.where(usable, total, 1)
       if rule != 'unit':
         usable &= tree_math.is_usable(length)
       return tree_math.multiply_where(usable, scale * number(radius), gradient)
@@ -213,9 +210,8 @@ def look_layer_sam(
   The first two grow as gradients shrink, and a factor on the loss changes them.
 
   Args:
-    rho: factor, at least 0, or a schedule of it by the step; the length of a
-      layer's epsilon with 'unit', over that of the layer with 'relative'. 0.05
-      is SAM's.
+    rho: factor, at least 0, or a schedule; the length of a layer's epsilon with
+      'unit', over that of the layer with 'relative'. 0.05 is SAM's.
     period, alpha: see `look_sam`.
     rule: 'global', 'layer', 'unit' or 'relative'.
     max_ratio: upper bound :math:`r_{\max}`, above 0. 20 is a port's.

@@ -28,13 +28,11 @@ def sagm(
   equal directions of both gradients. For domain generalization.
 
   .. math::
-    \epsilon &= (\rho / (\|g\| + 10^{-12}) - \alpha)\, g,
-      \quad g = \nabla L(w) \\
+    \epsilon &= (\rho / (\|g\| + 10^{-12}) - \alpha) g, \quad g = \nabla L(w) \\
     u &= (g + \nabla L(w + \epsilon)) / 2
 
   Args:
-    rho: radius, at least 0, or a schedule of it by the step; 0.05 is the
-      authors', with Adam.
+    rho: radius, at least 0, or a schedule; 0.05 is the authors', with Adam.
     alpha: multiple of :math:`g`, at least 0; 0.001 is the authors' default, and
       they search from 0.01 to 0.1. A factor on the loss changes its effect.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.

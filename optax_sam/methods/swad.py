@@ -66,8 +66,7 @@ def swad(
 
   .. math::
     L_{i-c+1} &= \min(L_{i-c+1}, \ldots, L_i), \quad f = i - c + 1 \\
-    \theta &= (1 + \text{tolerance}) \cdot
-      \text{mean}(L_{i-c+1}, \ldots, L_i) \\
+    \theta &= (1 + \text{tolerance})\, \text{mean}(L_{i-c+1}, \ldots, L_i) \\
     \theta &< \min(L_{j-r+1}, \ldots, L_j), \quad j - r + 1 \ge f,
       \quad \ell = j - r
 
@@ -121,21 +120,15 @@ def swad(
   validation.check_number('tolerance', tolerance, at_least=0)
 
   def init(params: optax.Params) -> SwadState:
-    number = lambda: jnp.zeros((), jnp.int32)
     inside = partition.Leaves.of(params).split(params)
     dtype = tree_math.accumulator_dtype(inside)
-    means = [running_mean.empty(inside) for _ in range(max(2, n_converge))]
-    return SwadState(
-      current=means[0],
-      earlier=tuple(means[1:]),
-      losses=jnp.full(n_converge, jnp.inf, dtype),
-      threshold=jnp.full((), jnp.inf, dtype),
-      validations=number(),
-      above=number(),
-      first_segment=number(),
-      last_segment=number(),
-      ended=jnp.zeros((), bool),
-    )
+    mean, *means = map(running_mean.empty, [inside] * max(2, n_converge))
+    losses = jnp.full(n_converge, jnp.inf, dtype)
+    threshold = jnp.full((), jnp.inf, dtype)
+    # Separate buffers: the same one can't be donated twice.
+    counts = (jnp.zeros((), jnp.int32) for _ in range(4))
+    ended = jnp.zeros((), bool)
+    return SwadState(mean, tuple(means), losses, threshold, *counts, ended)
 
   @jax.jit
   def accumulate(state: SwadState, params: optax.Params) -> SwadState:
@@ -148,14 +141,12 @@ def swad(
   def validate(state: SwadState, loss: Any) -> SwadState:
     loss = jnp.asarray(loss).astype(state.losses.dtype)
     loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf)
-    seen = state._replace(
-      losses=jnp.concatenate([state.losses[1:], loss[None]]),
-      validations=tree_math.increment(state.validations),
-    )
-    oldest, newest = seen.losses[0], jnp.max(seen.losses)
-    converges = jnp.isfinite(newest) & (oldest <= jnp.min(seen.losses))
+    losses = jnp.concatenate([state.losses[1:], loss[None]])
+    number = tree_math.increment(state.validations)
+    seen = state._replace(losses=losses, validations=number)
+    converges = jnp.all(jnp.isfinite(losses) & (losses[0] <= losses))
     phase = jnp.where(state.first_segment > 0, 2, converges.astype(jnp.int32))
-    judge = lambda s: _judge(s, s.losses[-1], s.validations)
+    judge = lambda s: _judge(s, loss, number)
     after = jax.lax.switch(phase, (_shift, _converge, judge), seen)
     return optax.tree.where(state.ended, state, after)
 
@@ -176,10 +167,10 @@ def swad(
       first_segment=first,
       last_segment=first,
     )
-    for position, segment in enumerate(segments[1:], start=1):
+    for i, segment in enumerate(segments[1:], start=1):
       current = running_mean.merge(state.current, segment)
       judged = state._replace(current=current)
-      judged = _judge(judged, state.losses[position], first + position)
+      judged = _judge(judged, state.losses[i], first + i)
       state = optax.tree.where(state.ended, state, judged)
     return state
 
