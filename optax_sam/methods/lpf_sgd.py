@@ -33,8 +33,7 @@ def lpf_sgd(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Low-pass filtering SGD (LPF-SGD): the gradient of a smoothed loss.
 
-  Noise takes the place of an ascent step, separate for each of the M
-  consecutive parts of the batch.
+  Noise takes the place of the ascent step, for each of M parts of the batch.
 
   .. math::
     \gamma_t &= \gamma\, (1 + (r - 1) (1 - \cos(\pi t / T)) / 2) \\
@@ -49,7 +48,7 @@ def lpf_sgd(
   Args:
     gamma: noise at the first step, relative to the norm of a filter, at least
       0, or a schedule of it; 0 is the base optimizer, up to rounding.
-    micro_batches: number M of parts, at least 1; at most one per example.
+    micro_batches: number M of consecutive parts, from 1 to one per example.
     final_ratio: :math:`r`, growth of `gamma`, at least 0; 1 is constant. The
       authors use 35 and 25 for WRN-28-10.
     total_steps: :math:`T`, steps of this growth, at least 1; constant after it.

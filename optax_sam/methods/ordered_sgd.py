@@ -21,8 +21,7 @@ def ordered_sgd(
   .. math::
     u &= \nabla \tfrac{1}{k} \sum_{i \in Q} \ell_i(w) \\
     E[u] &= \nabla \tfrac{1}{k} \sum_j c_j\, \ell_{(j)}(w) \\
-    c_j &= \sum_{i < k} \tbinom{j - 1}{i} \tbinom{n - j}{b - i - 1}
-      / \tbinom{n}{b}
+    c_j &= \sum_{i<k} \tbinom{j-1}{i} \tbinom{n-j}{b-i-1} / \tbinom{n}{b}
 
   :math:`E` is over batches of b out of n examples, and :math:`\ell_{(j)}` are
   the training losses in descending order.

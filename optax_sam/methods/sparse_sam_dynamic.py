@@ -50,9 +50,8 @@ def keep_dynamic(
   validation.check_count('refresh_every', refresh_every)
   validation.check_count('total_steps', total_steps)
   validation.check_key(key)
-  sources = ('gradient', 'weight', 'random')
-  validation.check_choice('drop', drop, sources)
-  validation.check_choice('growth', growth, sources)
+  for name, source in ('drop', drop), ('growth', growth):
+    validation.check_choice(name, source, ('gradient', 'weight', 'random'))
 
   def init(params: optax.Params) -> DynamicState:
     typed = validation.as_key(key)
@@ -138,8 +137,7 @@ def sparse_sam_dynamic(
   r"""Sparse SAM by dynamic sparse training (SSAM-D): drops and grows its mask.
 
   Of the N entries that may be perturbed, only `a = floor((1 - sparsity) * N)`
-  in a mask :math:`m` are, at first random ones. All parameters are updated, and
-  no time is saved.
+  in a mask :math:`m` are, at first random ones. All are updated; no time is saved.
 
   .. math::
     \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
@@ -155,8 +153,7 @@ def sparse_sam_dynamic(
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    sparsity: fraction of the entries that is not perturbed, in [0, 1]: 0 is
-      SAM, 1 the base optimizer.
+    sparsity: fraction not perturbed, in [0, 1]: 0 is SAM, 1 the base optimizer.
     drop_rate: c, fraction of the mask that the first refresh moves, in (0, 1].
     refresh_every: number of steps from one mask to the next, at least 1.
     total_steps: T, number of steps of the whole training, at least 1.
@@ -186,12 +183,7 @@ def sparse_sam_dynamic(
   >>> sorted(u.tolist())  # 2 of the 4, each of 2 / sqrt(4)
   [0.0, 0.0, 1.0, 1.0]
   """
-  keep = keep_dynamic(
-    sparsity,
-    drop_rate=drop_rate,
-    refresh_every=refresh_every,
-    total_steps=total_steps,
-    key=key,
-  )
+  steps = {'refresh_every': refresh_every, 'total_steps': total_steps}
+  keep = keep_dynamic(sparsity, drop_rate=drop_rate, key=key, **steps)
   perturbation = optax.chain(scale_to_radius(rho), keep)
   return compose(Choices(perturbation), mask, axis_name, sync_ascent)

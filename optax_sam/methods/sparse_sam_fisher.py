@@ -118,9 +118,7 @@ def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
   validation.check_static_integer('n', n)
   validation.check_static_integer('m', m, at_least=n)
 
-  def leaf(g: jax.Array) -> jax.Array:
-    return jnp.where(sparse_masks.n_of_m(jnp.abs(g), n, m), g, 0)
-
+  leaf = lambda g: jnp.where(sparse_masks.n_of_m(jnp.abs(g), n, m), g, 0)
   return optax.stateless(lambda updates, _: jax.tree.map(leaf, updates))
 
 
@@ -139,8 +137,8 @@ def sparse_sam_fisher(
   r"""Sparse SAM by Fisher information (SSAM-F): perturbs what matters most.
 
   Of the N entries that may be perturbed, only the `floor((1 - sparsity) * N)`
-  with the largest empirical Fisher information :math:`F` are. All parameters
-  are updated, and no time is saved.
+  with the largest empirical Fisher information :math:`F` are. All are updated;
+  no time is saved.
 
   .. math::
     F &= \sum_j (\nabla \ell_j(w))^2 \\
@@ -159,8 +157,8 @@ def sparse_sam_fisher(
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
       authors' README has 0.1 for CIFAR-10, and 0.7 for ImageNet, where their
       other code has 0.05 and 0.1: probably a slip.
-    sparsity: fraction of the entries that is not perturbed, in [0, 1]: 0 is
-      SAM, 1 the base optimizer. The authors advertise 0.5 and tried up to 0.99.
+    sparsity: fraction not perturbed, in [0, 1]: 0 is SAM, 1 the base optimizer.
+      The authors advertise 0.5 and tried up to 0.99.
     num_samples: number of examples in F, at least 1, at most all of the batch.
       The authors' README has 16 and 128, and up to 1024.
     refresh_every: number of steps from one mask to the next, at least 1. The
@@ -178,10 +176,9 @@ def sparse_sam_fisher(
   .. note:: With batch norm pass a `value_fn` in training mode too, and let the
     per-example one use running statistics: one example has no variance. Rule
     and count are those of the authors' code, without its rounding (0 of 10
-    entries at `sparsity=0.9`). Their code starts with an empty mask and
-    refreshes after the first step of an epoch, so its first step is not
-    perturbed; draws other examples; and adds the first example's gradient to an
-    earlier one before squaring.
+    entries at `sparsity=0.9`). Their code starts with an empty mask, refreshes
+    it after the first step of an epoch, draws other examples, and adds the
+    first example's gradient to an earlier one before squaring.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified
@@ -195,12 +192,8 @@ def sparse_sam_fisher(
   >>> state.perturbation[1].mask.tolist()
   [False, True, False, True]
   """
-  keep = keep_top_fisher(
-    sparsity,
-    num_samples=num_samples,
-    refresh_every=refresh_every,
-    pattern=pattern,
-  )
+  counts = {'num_samples': num_samples, 'refresh_every': refresh_every}
+  keep = keep_top_fisher(sparsity, **counts, pattern=pattern)
   selection = all_examples()._replace(needs_examples=True)
   perturbation = optax.chain(scale_to_radius(rho), keep)
   choices = Choices(perturbation, selection=selection)

@@ -55,10 +55,9 @@ def ss_sam(
 
   .. math:: u = b\, \nabla L(w + \epsilon) + (1 - b)\, \nabla L(w)
 
-  Of the paper's schedules, constant is a number; piecewise is `lambda t:
-  jnp.where(t < fraction * T, p, 1 - p)`; trigonometric, SAM early, is
-  `lambda t: (1 + jnp.cos(jnp.pi * t / T)) / 2`; linear is unverified: use
-  `optax.linear_schedule`.
+  Of the paper's schedules, piecewise is `lambda t: jnp.where(t < fraction * T,
+  p, 1 - p)`; trigonometric, SAM early, is `lambda t: (1 + jnp.cos(jnp.pi * t /
+  T)) / 2`; linear, unverified, is `optax.linear_schedule`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.

@@ -55,7 +55,8 @@ def subset_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""SAM with an ascent gradient over a subset of the batch.
 
-  The part of the batch is :math:`A`. Batch norm normalizes it separately.
+  Batch norm normalizes :math:`A`, a part of the batch, separately. Each device
+  takes it from its own examples.
 
   .. math::
     \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_A(w) \\
@@ -69,8 +70,7 @@ def subset_sam(
       about 25 % slower than plain descent.
     key: integer seed or typed key, the same on all devices, to draw A without
       replacement, as for sorted or packed batches; None uses the first rows.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each device
-      takes A from its own examples.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`

@@ -39,8 +39,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
 
   Returns:
     A gradient transformation to place **last** in `optax.chain`, whose `update`
-    needs `params`; state: the average, float32 or wider. An entry costs a pass
-    over the parameters.
+    needs `params`; state: the average, float32 or wider. It costs no gradient.
 
   .. note:: The authors average once an epoch, from epoch 161 of 200 to 300.
     Their learning rate is constant for half of the budget, falls to 0.05 at

@@ -67,8 +67,7 @@ def swad(
   .. math::
     L_{i-c+1} &= \min(L_{i-c+1}, \ldots, L_i), \quad f = i - c + 1 \\
     \theta &= (1 + \text{tolerance})\, \text{mean}(L_{i-c+1}, \ldots, L_i) \\
-    \theta &< \min(L_{j-r+1}, \ldots, L_j), \quad j - r + 1 \ge f,
-      \quad \ell = j - r
+    \theta &< \min(L_{j-r+1}, \ldots, L_j), \quad j-r+1 \ge f, \quad \ell = j-r
 
   If it never ends, :math:`\ell` is the last with :math:`L_\ell \le \theta`.
   Use it outside of the chain::
@@ -123,12 +122,11 @@ def swad(
     inside = partition.Leaves.of(params).split(params)
     dtype = tree_math.accumulator_dtype(inside)
     mean, *means = map(running_mean.empty, [inside] * max(2, n_converge))
-    losses = jnp.full(n_converge, jnp.inf, dtype)
-    threshold = jnp.full((), jnp.inf, dtype)
+    limits = jnp.full(n_converge, jnp.inf, dtype), jnp.full((), jnp.inf, dtype)
     # Separate buffers: the same one can't be donated twice.
     counts = (jnp.zeros((), jnp.int32) for _ in range(4))
     ended = jnp.zeros((), bool)
-    return SwadState(mean, tuple(means), losses, threshold, *counts, ended)
+    return SwadState._make([mean, tuple(means), *limits, *counts, ended])
 
   @jax.jit
   def accumulate(state: SwadState, params: optax.Params) -> SwadState:

@@ -48,8 +48,7 @@ def tsam(
     num_perturbations: number of perturbations, at least 1.
     tilt: :math:`t`, at least 0: 0 is the mean, large values the largest loss.
       The paper searches among 0, 1, 5, 20 and 100.
-    noise: length of the random part over `rho`, at least 0. 20 is the authors'
-      1 for `rho=0.05`.
+    noise: random length over `rho`, at least 0. The authors' is 1 / 0.05.
     key: integer seed or typed key, the same on all devices.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. With
       `sync_ascent` `h_j` and `L_j` are averaged too.
@@ -79,7 +78,6 @@ def tsam(
   validation.check_number('noise', noise, at_least=0)
   validation.check_key(key)
   validation.check_sync_ascent(sync_ascent, axis_name)
-
   synced = axis_name if sync_ascent else None
 
   def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:

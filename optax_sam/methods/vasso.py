@@ -35,8 +35,6 @@ def average_gradient(
     return AverageGradientState(average, jnp.zeros((), bool))
 
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-    del params
-
     def mix(g: jax.Array, d: jax.Array) -> jax.Array:
       wide = d.astype(tree_math.wide_dtype(g, d))
       weight, new = jnp.asarray(theta, wide.dtype), g.astype(wide.dtype)

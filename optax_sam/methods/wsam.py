@@ -112,8 +112,7 @@ def wsam_decoupled(
   [-0.57, -0.76]
   """
   validation.check_number('gamma', gamma, at_least=0, below=1)
-  if not callable(learning_rate):
-    validation.check_number('learning_rate', learning_rate, at_least=0)
+  validation.check_radius(learning_rate, 'learning_rate')
   validation.check_base(base)
   base, perturbation = of_present(base), scale_to_radius(rho)
   sam = compose(Choices(perturbation), mask, axis_name, sync_ascent)
@@ -131,14 +130,12 @@ def wsam_decoupled(
     def add(step: jax.Array, gp: jax.Array, g: jax.Array) -> jax.Array:
       wide = tree_math.widen(gp)
       weight = jnp.asarray(rate * gamma / (1 - gamma), wide.dtype)
-      moved = weight * (wide - g.astype(wide.dtype))
-      return step - moved.astype(step.dtype)
+      return step - (weight * (wide - g.astype(wide.dtype))).astype(step.dtype)
 
     leaves = partition.Leaves.of(params, mask, updates)
     whole = jax.tree.map(add, *map(leaves.split, (steps, perturbed, clean)))
     after = accept(whole, WsamDecoupledState(ascent, base_state), state)
     return leaves.join(whole, steps), after
 
-  # `sam` checks the parameters in `init`.
-  update = checked(init, update, WsamDecoupledState, mask=mask).update
-  return optax.GradientTransformationExtraArgs(init, update)
+  wrapped = checked(init, update, WsamDecoupledState, mask=mask)
+  return wrapped._replace(init=init)  # `sam.init` checks the parameters

@@ -96,15 +96,13 @@ def z_sharp(
   Mean and std are of the leaf. The norm is over all leaves, where :math:`f = g`
   if :math:`f` is 0; with 'per_tensor' it is that of the leaf, and that of
   :math:`g` for leaves with fewer axes. Of n entries without ties `n - 1 -
-  floor((n - 1) * quantile)` are outliers, found without a sort. All parameters
-  are updated, and no time is saved.
+  floor((n - 1) * quantile)` are outliers. All are updated; no time is saved.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     quantile: fraction of the entries of a leaf that is not perturbed, a Python
       number in [0, 1). 0.95 is the author's value.
-    radius: 'global' if all leaves together have length `rho`, 'per_tensor' if
-      each has.
+    radius: `rho` is the length of all leaves, 'global', or each, 'per_tensor'.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
