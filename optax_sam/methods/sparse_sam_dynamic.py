@@ -137,7 +137,7 @@ def sparse_sam_dynamic(
   r"""Sparse SAM by dynamic sparse training (SSAM-D): drops and grows its mask.
 
   Of the N entries that may be perturbed, only `a = floor((1 - sparsity) * N)`
-  in a mask :math:`m` are, at first random ones. All are updated; no time is saved.
+  in a mask `m` are, at first random ones. All are updated; no time is saved.
 
   .. math::
     \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\

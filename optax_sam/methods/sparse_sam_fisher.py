@@ -49,7 +49,7 @@ def keep_top_fisher(
     return TopFisherState(jnp.zeros((), jnp.int32), everything)
 
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-    view, axis_name = extra.get('loss_view'), extra.get('axis_name')
+    view = extra.get('loss_view')
     if view is None:
       msg = (
         'keep_top_fisher needs per-example gradients: use it in the '
@@ -59,7 +59,7 @@ def keep_top_fisher(
     _ = view.num_examples  # checks the arguments, also without a refresh
 
     def refresh() -> Any:
-      scores = _fisher_information(view, params, num_samples, axis_name)
+      scores = _fisher_information(view, params, num_samples)
       if grouping is None:
         kept = sparse_masks.num_kept(sparsity, tree_math.size(scores))
         mask = sparse_masks.largest(scores, kept)
@@ -76,14 +76,12 @@ def keep_top_fisher(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _fisher_information(
-  loss_view: LossView, params: Any, num_samples: int, axis_name: Any
-) -> Any:
+def _fisher_information(view: LossView, params: Any, num_samples: int) -> Any:
   """Sums squared gradients of the first examples, over all devices."""
-  if axis_name:
-    num_samples = math.ceil(num_samples / jax.lax.psum(1, axis_name))
-  samples = loss_view.rows(slice(num_samples))
-  local = devices.as_local(params, axis_name)
+  if view.axis_name:
+    num_samples = math.ceil(num_samples / jax.lax.psum(1, view.axis_name))
+  samples = view.rows(slice(num_samples))
+  local = devices.as_local(params, view.axis_name)
 
   def squared_gradient(row: Any) -> Any:
     one = jax.tree.map(lambda x: x[None], row)
@@ -95,7 +93,7 @@ def _fisher_information(
     return jax.tree.map(lambda s: jnp.sum(s, axis=0), squares)
 
   scores = sum_over_chunks(total, samples.batch, _FISHER_CHUNK)
-  return jax.lax.psum(scores, axis_name) if axis_name else scores
+  return jax.lax.psum(scores, view.axis_name) if view.axis_name else scores
 
 
 def keep_n_of_m(n: int, m: int) -> optax.GradientTransformation:
