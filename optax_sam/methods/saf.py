@@ -12,10 +12,9 @@ from optax_sam.trees import array_types, divergence
 
 
 class SafState(NamedTuple):
-  """State of `saf_loss`: a table with one row per example.
+  """State of `saf_loss`: `logits` (examples, lag, classes), and `filled`.
 
-  `logits` (examples, lag, classes) has those of epoch e in slot `e % lag`;
-  `filled` (examples, lag) is True for slots that were written.
+  Epoch e has slot `e % lag`; `filled` (examples, lag) is True once written.
   """
 
   logits: jax.Array
@@ -67,13 +66,12 @@ def saf_loss(
   **Devices.** Split the state along its first axis: by `P('data')`, in a
   `NamedSharding` under `jax.jit` or in the specs of `jax.shard_map`. With n
   devices and `n * m` examples (round up), device d owns the examples `d * m` to
-  `(d + 1) * m - 1`; a batch may have any. The table is never sent: under
-  `jax.jit` the compiler gathers ids and logits of the batch and sums its
-  targets. With `axis_name`, `loss` gathers ids and reduce-scatters the targets,
-  B * classes numbers and B bytes; `update` gathers ids and logits. The loss is
-  then the mean over the device's rows, to be averaged like the main loss. In
-  `jax.shard_map` without `axis_name` nothing is sent: ids count from the first
-  example that the device owns, and a batch has only these.
+  `(d + 1) * m - 1`; a batch may have any. The table is never sent: `jax.jit`
+  gathers ids and logits of the batch and sums its targets; with `axis_name`,
+  `loss` gathers ids and reduce-scatters the targets, B * classes numbers and B
+  bytes, and `update` gathers ids and logits. The loss is then the mean over the
+  device's rows, to be averaged like the main loss. In `jax.shard_map` without
+  `axis_name` nothing is sent: ids are of the device's own examples, from 0 on.
 
   Args:
     temperature: :math:`\tau`, above 0; it softens both distributions.
