@@ -16,18 +16,13 @@ from optax_sam.trees.running_mean import RunningMean
 class SwadState(NamedTuple):
   """State of `swad`; segments end at a validation and are numbered from 1.
 
-  Attributes:
-    current: mean over the current segment; once converged, over all segments
-      after the last one that counts.
-    earlier: means over the last complete segments, the oldest first; once
-      converged, the last one is the mean of all segments that count.
-    losses: last validation losses, the oldest first, infinite at first.
-    threshold: loss up to which segments count; infinite before convergence.
-    validations: number of validations up to the end.
-    above: number of consecutive last segments above the threshold.
-    first_segment: first segment that counts; 0 before convergence.
-    last_segment: last one that counts; 0 before convergence.
-    ended: whether no later segment can count.
+  `current` is the mean over the current segment; once converged, over all after
+  the last that counts. `earlier` are means over the last complete segments, the
+  oldest first; once converged, the last one is over all that count. `losses`
+  are the last ones, the oldest first, infinite at first. Segments with a loss
+  up to `threshold` (infinite before convergence) count: `first_segment` to
+  `last_segment` (0 before). The last `above` ones exceed it. `validations`
+  counts until no later segment can count: `ended`.
   """
 
   current: RunningMean
