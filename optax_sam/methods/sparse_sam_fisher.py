@@ -135,8 +135,8 @@ def sparse_sam_fisher(
   r"""Sparse SAM by Fisher information (SSAM-F): perturbs what matters most.
 
   Of the N entries that may be perturbed, only the `floor((1 - sparsity) * N)`
-  with the largest empirical Fisher information :math:`F` are. All are updated;
-  no time is saved.
+  with the largest empirical Fisher information `F` are. All are updated; no
+  time is saved.
 
   .. math::
     F &= \sum_j (\nabla \ell_j(w))^2 \\

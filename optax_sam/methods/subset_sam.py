@@ -55,8 +55,8 @@ def subset_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""SAM with an ascent gradient over a subset of the batch.
 
-  Batch norm normalizes :math:`A`, a part of the batch, separately. Each device
-  takes it from its own examples.
+  The ascent gradient is over a part :math:`A` of the batch, which batch norm
+  normalizes separately. Each device takes it from its own examples.
 
   .. math::
     \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_A(w) \\
