@@ -169,7 +169,7 @@ def sparse_sam_fisher(
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `per_example_value_fn` and `batch`; state: a mask. It costs 2 +
-    `num_samples` / (batch size * `refresh_every`) gradients, and memory for 16.
+    `num_samples` / (batch size * `refresh_every`) gradients, 16 at a time.
 
   .. note:: With batch norm pass a `value_fn` in training mode too, and let the
     per-example one use running statistics: one example has no variance. Rule
