@@ -37,12 +37,19 @@ def check_settings(temperature: Any, weight: Any) -> None:
   validation.check_number('weight', weight, at_least=0)
 
 
+def check_integers(name: str, value: Any, shape: tuple[int, ...]) -> None:
+  """Raises a ValueError unless there are integers of a shape."""
+  dtype, found = jnp.result_type(value), jnp.shape(value)
+  if found != shape or not jnp.issubdtype(dtype, jnp.integer):
+    msg = (
+      f'{name} must be integers of shape {shape}, got {dtype} of shape {found}.'
+    )
+    raise ValueError(msg)
+
+
 def check_epoch(epoch: Any) -> None:
   """Raises a ValueError unless there is one integer, 0 or more if known."""
-  dtype, shape = jnp.result_type(epoch), jnp.shape(epoch)
-  if shape or not jnp.issubdtype(dtype, jnp.integer):
-    msg = f'epoch must be integers of shape (), got {dtype} of shape {shape}.'
-    raise ValueError(msg)
+  check_integers('epoch', epoch, ())
   if not isinstance(epoch, jax.core.Tracer):
     validation.check_number('epoch', int(epoch), at_least=0)
 
