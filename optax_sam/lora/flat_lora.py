@@ -56,7 +56,7 @@ def flat_noise(
     def layer(x, w, a, b, key, step):
       merged = optax_sam.lora.merge(w, a, b)
       noise = optax_sam.lora.flat_noise(merged, key, step, total_steps=1000)
-      return x @ (merged + noise)
+      return x @ (w + noise) + x @ a @ b  # no gradient like w
 
   The noise is a function of the key and the step, so nothing is stored from
   step to step. If you scan over layers, apply `jax.checkpoint` to the layer:

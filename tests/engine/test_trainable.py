@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 import optax_sam
 from tests import compiling
@@ -76,6 +77,42 @@ def test_a_part_of_the_trained_leaves_can_be_perturbed():
   assert updates['kernel'] is grads['kernel']
   metrics = optax_sam.metrics(state)
   np.testing.assert_allclose(metrics['ascent_norm'], size, rtol=1e-12)
+
+
+@pytest.mark.usefixtures('float64')
+@pytest.mark.parametrize('is_synced', [False, True])
+def test_each_device_perturbs_the_base_by_its_rows(is_synced):
+  mask = optax_sam.trainable(LABELS, frozen='frozen', perturbed='frozen')
+  tx = optimizer(
+    optax_sam.sam(0.3, mask=mask, axis_name='data', sync_ascent=is_synced),
+    optax.sgd(0.5),
+  )
+  step = jax.jit(
+    jax.shard_map(
+      optax_sam.make_step(loss_fn, tx, axis_name='data'),
+      mesh=Mesh(jax.devices()[:2], ('data',)),
+      in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec('data')),
+      out_specs=PartitionSpec(),
+    )
+  )
+  expected = start()
+  params = jax.tree.map(jnp.asarray, expected)
+  opt_state, kernel = tx.init(params), params['kernel']
+  for x, y in zip(X, Y, strict=True):
+    params, opt_state, _ = step(params, opt_state, {'x': x, 'y': y})
+    rows = [(x[:3], y[:3]), (x[3:], y[3:])]
+    of = [gradient(expected, *part)['kernel'] for part in rows]
+    of = [sum(of) / 2] * 2 if is_synced else of
+    found = []
+    for g, part in zip(of, rows, strict=True):
+      moved = expected['kernel'] + 0.3 * g / (np.linalg.norm(g) + 1e-12)
+      found.append(gradient({**expected, 'kernel': moved}, *part))
+    for name in 'ab':
+      u = (found[0][name] + found[1][name]) / 2
+      expected[name] = expected[name] - 0.5 * u
+  for name in 'ab':
+    np.testing.assert_allclose(params[name], expected[name], rtol=0, atol=1e-12)
+  assert (params['kernel'] == kernel).all()
 
 
 def test_all_trained_leaves_perturbed_equal_the_default():

@@ -90,7 +90,9 @@ def test_no_radius_is_lora():
 
 @pytest.mark.usefixtures('float64')
 def test_clipped_products_have_length_rho():
-  found = train(lora.bi_lora(optax.sgd(0.2, momentum=0.9), LABELS, rho=0.3), steps=3)
+  found = train(
+    lora.bi_lora(optax.sgd(0.2, momentum=0.9), LABELS, rho=0.3), steps=3
+  )
   np.testing.assert_allclose(length(found['second']), 0.3, rtol=1e-12)
   np.testing.assert_allclose(
     lora.product_norm(found['second']), 0.3, rtol=1e-12
