@@ -81,8 +81,8 @@ def transformation(
     others, descent = after._replace(descent=state.descent), after.descent
     after = accept(used, others, state, valid)._replace(descent=descent)
     direction = tree_math.nan_unless(valid, direction)
-    # Equal on all devices, also where leaves are frozen. Nothing is communicated
-    # unless these gradients are used.
+    # So that frozen leaves stay equal on all devices. Gradients that the base
+    # optimizer does not use are not communicated.
     others = jax.tree.map(
       lambda x: devices.average(x, axis_name) if _is_number(x) else x, updates
     )

@@ -115,6 +115,30 @@ def test_each_device_perturbs_the_base_by_its_rows(is_synced):
   assert (params['kernel'] == kernel).all()
 
 
+@pytest.mark.parametrize('perturbed', [None, 'frozen'])
+def test_gradients_of_frozen_leaves_are_not_communicated(perturbed):
+  mask = optax_sam.trainable(LABELS, frozen='frozen', perturbed=perturbed)
+  method = optax_sam.sam(0.3, mask=mask, axis_name='data')
+  tx = optimizer(method, optax.sgd(0.5))
+  mapped = jax.shard_map(
+    optax_sam.make_step(loss_fn, tx, axis_name='data'),
+    mesh=Mesh(jax.devices()[:2], ('data',)),
+    in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec('data')),
+    out_specs=PartitionSpec(),
+  )
+  params = jax.tree.map(jnp.float32, start())
+  batch = {'x': jnp.float32(X[0]), 'y': jnp.float32(Y[0])}
+  step = jax.jit(mapped, **compiling.READ_AS_USERS)
+  compiled = step.lower(params, tx.init(params), batch).compile()
+  averages = [
+    line for line in compiled.as_text().splitlines() if ' all-reduce(' in line
+  ]
+  assert any('f32[5,2]' in line for line in averages)
+  assert not any('f32[5,3]' in line for line in averages)
+  trained, _, _ = compiled(params, tx.init(params), batch)
+  assert (trained['kernel'] == params['kernel']).all()
+
+
 def test_all_trained_leaves_perturbed_equal_the_default():
   params = jax.tree.map(jnp.float32, start())
   batch = {'x': jnp.float32(X[0]), 'y': jnp.float32(Y[0])}
