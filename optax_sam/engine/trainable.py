@@ -64,7 +64,7 @@ def trainable(
 
   Frozen leaves enter no norm, decision or state, and are not differentiated:
   their incoming gradients are returned, averaged over devices. Leaves that any
-  other `mask` excludes are trained, by the gradient at the perturbed parameters.
+  other `mask` excludes are trained by the gradient at the perturbed parameters.
 
   With `perturbed` some leaves are perturbed and others are updated, for example
   a frozen base and its adapters. Then :math:`\epsilon` and its norm are of the
