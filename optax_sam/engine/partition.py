@@ -226,14 +226,7 @@ def with_gradient(updates: Any, params: optax.Params) -> Any:
 def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:
   """Returns a tree of bools like the parameters, from a prefix of it.
 
-  Args:
-    mask: a tree of bools that is a prefix of `params`, a function from the
-      parameters to such a tree, or None for everything.
-    params: the parameters.
-    name: name of the argument in error messages.
-
-  Raises:
-    ValueError: if the mask doesn't fit the parameters.
+  The mask may be a function from the parameters, or None for everything.
   """
   if mask is None or not jax.tree.leaves(params):
     return jax.tree.map(lambda _: True, params)

@@ -61,19 +61,10 @@ def take_step(
   ascend: bool | None,
   extra_args: Mapping[str, Any],
 ) -> tuple[optax.Updates, info.SharpnessAwareState]:
-  """Takes one step, on the floating-point leaves only.
+  """Returns the direction and the next state, of floating-point leaves only.
 
-  Args:
-    choices: the components of the method.
-    view: the loss of the batch.
-    plan: where the step averages over the devices.
-    local: unperturbed gradient of this device's examples.
-    state: state before the step.
-    ascend: branch that the caller chose, None to follow the policy.
-    extra_args: further arguments for the perturbation.
-
-  Returns:
-    (direction, next state).
+  `local` is the unperturbed gradient of this device's examples, `ascend` the
+  branch that the caller chose, None to follow the policy.
   """
   perturbation, policy, descent, selection = choices
   w = view.leaves.split(view.params)

@@ -33,19 +33,10 @@ def transformation(
   axis_name: Any = None,
   needs_examples: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Builds a gradient transformation from one step on floating-point leaves.
+  """Builds a method from one step on floating-point leaves.
 
-  Args:
-    init_choices: from the floating-point leaves and a `Leaves` to fields of
-      `SharpnessAwareState`.
-    step: the step, on floating-point leaves only. It calls `accept` for the
-      `descent` of the state; the other fields are accepted or rejected here.
-    mask: leaves that may be perturbed.
-    axis_name: device axis to average over.
-    needs_examples: whether the step needs per-example losses.
-
-  Returns:
-    A gradient transformation whose state is a `SharpnessAwareState`.
+  `init_choices` returns fields of the `SharpnessAwareState` of these leaves.
+  `step` calls `accept` for its `descent`; the other fields are accepted here.
   """
 
   def init(params: optax.Params) -> info.SharpnessAwareState:
@@ -100,13 +91,8 @@ def checked(
 ) -> optax.GradientTransformationExtraArgs:
   """Builds a gradient transformation that checks its arguments.
 
-  Args:
-    init: from the parameters to the state.
-    update: from (updates, state, params, **extra_args) to (updates, state);
-      updates are None where a leaf has no gradient, the state excludes such
-      leaves, and returned updates of them are dropped.
-    kind: class of the state.
-    mask: leaves that may be perturbed, which must be real.
+  `update` gets None for leaves without a gradient, and a state of class `kind`
+  without these leaves; the updates that it returns for them are dropped.
   """
   _check_perturbed(mask, kind)
 
@@ -159,13 +145,8 @@ def accept(
   """Returns the state after a step, or the one before if it must be rejected.
 
   Wrappers such as `optax.apply_if_finite` reject a direction that isn't finite,
-  so such a step must leave the state unchanged.
-
-  Args:
-    direction: floating-point leaves of the result, equal on all devices.
-    after: the state after the step.
-    before: the state before it.
-    valid: a further condition, of a direction that is NaN without it.
+  so such a step must leave the state unchanged. Directions that aren't `valid`
+  are made NaN.
   """
   if after is before:
     return before

@@ -58,6 +58,7 @@ def cr_sam(
     rho: radius, at least 0, or a schedule of it. All defaults are the authors'.
     gamma: weight of the second difference, at least 0.
     beta: weight of the first difference, at least 0; with both 0 this is SAM.
+      0.01 is that of the authors' run, 0.1 the default of their class.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:

@@ -168,7 +168,8 @@ def eigen_sam(
   .. note::
     Given `v`, the authors' code gives the same numbers. But it has no `v` for
     its first 100 steps and perturbs by `rho * g`, not normalized, until then.
-    All defaults are those of their documented run.
+    All defaults are those of their documented run, whose command line has
+    `rho=0.05` if nothing is given.
 
   References:
     Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware

@@ -178,17 +178,14 @@ def _check_batch(
       f'{logits.shape}: write init(num_examples, {logits.shape[1]}).'
     )
     raise ValueError(msg)
-  expected = {'ids': (ids, logits.shape[:1]), 'epoch': (epoch, ())}
-  for name, (value, shape) in expected.items():
-    dtype = jnp.result_type(value)
-    if jnp.shape(value) != shape or not jnp.issubdtype(dtype, jnp.integer):
-      msg = (
-        f'{name} must be integers of shape {shape}, got {dtype} of shape '
-        f'{jnp.shape(value)}.'
-      )
-      raise ValueError(msg)
-  if not isinstance(epoch, jax.core.Tracer):
-    validation.check_number('epoch', int(epoch), at_least=0)
+  dtype, shape = jnp.result_type(ids), logits.shape[:1]
+  if jnp.shape(ids) != shape or not jnp.issubdtype(dtype, jnp.integer):
+    msg = (
+      f'ids must be integers of shape {shape}, got {dtype} of shape '
+      f'{jnp.shape(ids)}.'
+    )
+    raise ValueError(msg)
+  divergence.check_epoch(epoch)
   if axis_name or isinstance(ids, jax.core.Tracer):
     return
   if isinstance(ids, jax.Array) and not ids.is_fully_addressable:
