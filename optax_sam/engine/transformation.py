@@ -15,6 +15,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, gradient, info, manual_axes, partition
 from optax_sam.engine.extra_arguments import ARGUMENTS
 from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.trainable import Trainable
 from optax_sam.trees import array_types, control_flow, tree_math
 
 State = TypeVar('State')
@@ -61,9 +62,9 @@ def transformation(
     manual_axes.check(view, local, axis_name)
     given = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
     direction, after = step(view, local, state, ascend, given)
-    # Only leaves that may be perturbed, so that frozen ones cost no gradient.
+    # So that frozen leaves cost no gradient.
     is_all_used = bool(jax.tree.leaves(state.descent))
-    used = direction if is_all_used else view.leaves.inside(direction)
+    used = direction if is_all_used else view.leaves.needed(direction)
     # If epsilon is 0 for such a norm, the perturbed gradient may be finite, and
     # would hide it. Storing the ascent gradient to return it would take memory.
     valid = jnp.isfinite(after.info.ascent_norm)
@@ -71,7 +72,12 @@ def transformation(
     others, descent = after._replace(descent=state.descent), after.descent
     after = accept(used, others, state, valid)._replace(descent=descent)
     direction = tree_math.nan_unless(valid, direction)
-    return view.leaves.join(direction, updates), after
+    # So that frozen leaves stay equal on all devices. Gradients that the base
+    # optimizer does not use are not communicated.
+    others = jax.tree.map(
+      lambda x: devices.average(x, axis_name) if _is_number(x) else x, updates
+    )
+    return view.leaves.join_updates(direction, others), after
 
   return checked(init, update, info.SharpnessAwareState, mask=mask)
 
@@ -88,6 +94,7 @@ def checked(
   `update` gets None for leaves without a gradient, and a state of class `kind`
   without these leaves; the updates that it returns for them are dropped.
   """
+  _check_perturbed(mask, kind)
 
   def checked_init(params: optax.Params) -> Any:
     partition.check_real(params, mask)
@@ -113,6 +120,23 @@ def checked(
     return found, widen(new_state)
 
   return optax.GradientTransformationExtraArgs(checked_init, checked_update)
+
+
+def _is_number(gradient: Any) -> bool:
+  # Integers have gradients of another kind.
+  return jnp.issubdtype(jnp.result_type(gradient), jnp.inexact)
+
+
+def _check_perturbed(mask: partition.Mask, kind: type) -> None:
+  if not isinstance(mask, Trainable) or mask.perturbed is None:
+    return
+  if kind is not info.SharpnessAwareState:
+    msg = (
+      f'perturbed must be None in optax_sam.trainable for a method that wraps '
+      f'the base optimizer, got {[*mask.perturbed]}: use a method that is '
+      f'chained, such as optax_sam.sam.'
+    )
+    raise ValueError(msg)
 
 
 def accept(
