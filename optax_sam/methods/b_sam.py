@@ -160,8 +160,7 @@ def b_sam(
       return past * old + (1 - past) * new
 
     def next_momentum(m: jax.Array, ge: jax.Array, w: jax.Array) -> jax.Array:
-      weighed = decay(m.dtype) * w.astype(m.dtype)
-      return mix(b1, m, ge.astype(m.dtype) + weighed)
+      return mix(b1, m, ge.astype(m.dtype) + decay(m.dtype) * w.astype(m.dtype))
 
     def next_precision(s: jax.Array, size: jax.Array) -> jax.Array:
       added = jnp.sqrt(s) * size.astype(s.dtype) + jnp.asarray(damping, s.dtype)
