@@ -9,6 +9,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.descent import Descent, perturbed_gradient
 from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.partition import Mask
 from optax_sam.engine.policy import Policy, always
 from optax_sam.engine.selection import Selection, all_examples
 from optax_sam.engine.step import Choices, take_step
@@ -22,7 +23,7 @@ def sharpness_aware(
   policy: Policy | None = None,
   descent: Descent | None = None,
   selection: Selection | None = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -114,7 +115,7 @@ def sharpness_aware(
 
 
 def compose(
-  choices: Choices, mask: partition.Mask, axis_name: Any, sync_ascent: bool
+  choices: Choices, mask: Mask, axis_name: Any, sync_ascent: bool
 ) -> optax.GradientTransformationExtraArgs:
   """Builds the transformation of a method from its components."""
   validation.check_sync_ascent(sync_ascent, axis_name)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.methods.look_sam import scale_by_trust_ratio_radius
 
 
@@ -16,7 +15,7 @@ from optax_sam.methods.look_sam import scale_by_trust_ratio_radius
 def adversarial_weight_perturbation(
   gamma: optax.ScalarOrSchedule = 0.01,
   *,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

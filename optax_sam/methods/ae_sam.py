@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.policy import Policy
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.methods.look_sam import reuse_orthogonal
 from optax_sam.trees import tree_math
 
@@ -108,7 +107,7 @@ def ae_sam(
   decay: float = 0.9,
   lambda_1: float = -1.0,
   lambda_2: float = 1.0,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -172,7 +171,7 @@ def ae_look_sam(
   lambda_2: float = 2.0,
   alpha: float = 0.1,
   accumulator_dtype: Any = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

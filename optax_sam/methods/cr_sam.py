@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import Descent, stateless
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
@@ -35,7 +34,7 @@ def cr_sam(
   *,
   gamma: float = 0.1,
   beta: float = 0.01,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

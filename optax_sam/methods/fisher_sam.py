@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
@@ -36,7 +35,7 @@ def fisher_sam(
   rho: optax.ScalarOrSchedule = 0.1,
   *,
   eta: float = 1.0,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

@@ -6,10 +6,9 @@ from typing import Any
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.policy import between
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 
 
 @validation.method()
@@ -19,7 +18,7 @@ def late_sam(
   start: int,
   end: int | None = None,
   total_steps: int | None = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

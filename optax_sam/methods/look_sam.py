@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import At, Descent, orthogonal_part
 from optax_sam.engine.perturbation import scale_to_radius, with_radius
 from optax_sam.engine.policy import every
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
@@ -120,7 +119,7 @@ def look_sam(
   alpha: float = 0.1,
   per_leaf: bool = False,
   accumulator_dtype: Any = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -191,7 +190,7 @@ def look_layer_sam(
   rule: Literal['global', 'layer', 'unit', 'relative'] = 'global',
   max_ratio: float = 20.0,
   accumulator_dtype: Any = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

@@ -5,10 +5,9 @@ from typing import Any
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import Selection, all_examples
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 
 
 def micro_batches(size: int) -> Selection:
@@ -22,7 +21,7 @@ def m_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
   micro_batch_size: int,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import RandomState, scale_to_radius
 from optax_sam.engine.policy import Policy
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 
 
 class BernoulliState(RandomState):
@@ -44,7 +43,7 @@ def ss_sam(
   *,
   probability: optax.ScalarOrSchedule = 0.5,
   key: jax.Array | int,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

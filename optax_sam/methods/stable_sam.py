@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import At, Descent, stateless
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
@@ -29,7 +28,7 @@ def clean_length() -> Descent:
 def stable_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:

@@ -9,9 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius, with_radius
-from optax_sam.engine.sharpness_aware import Choices, compose
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import sparse_masks, tree_math
 
 
@@ -78,7 +77,7 @@ def z_sharp(
   *,
   quantile: float = 0.95,
   radius: Literal['global', 'per_tensor'] = 'global',
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
