@@ -132,6 +132,12 @@ def test_settings_out_of_range_raise(bad):
     lora.flat_noise(jnp.ones((2, 2)), 0, 1, **{'total_steps': 2, **bad})
 
 
+@pytest.mark.usefixtures('float64')
+def test_micro_batches_share_the_noise_of_their_step():
+  parts = functools.partial(optax_sam.make_step, accumulate_steps=2)
+  networks.assert_close(train(0.5, make=parts), transcription(0.5))
+
+
 def test_devices_draw_the_same_noise():
   """The average of the gradients is that of the whole batch."""
 
