@@ -71,16 +71,16 @@ def dataset(
   Raises:
     ValueError: if a part is not valid, or differs from `train`; in one line.
   """
-  given = {'train': train, 'test': test, 'validation': validation}
   parts = []
-  for name, part in given.items():
+  for name, part in (
+    ('train', train),
+    ('test', test),
+    ('validation', validation),
+  ):
     if part is not None or name != 'validation':
-      inputs, targets = examples.inputs_and_targets(
-        name, part, loss == 'next_token'
-      )
-      names = (f'{name}: inputs', f'{name}: targets')
-      parts.append(Part(name, inputs, targets, names))
-  return Dataset(classes=0, **_batches(parts, loss, is_own=True))
+      x, y = examples.inputs_and_targets(name, part, loss == 'next_token')
+      parts.append(Part(name, x, y, (f'{name}: inputs', f'{name}: targets')))
+  return Dataset(classes=0, **_batches(parts, loss))
 
 
 def dataset_of(
@@ -89,10 +89,10 @@ def dataset_of(
   loss: str = 'cross_entropy',
   classes: int | None = None,
 ) -> Dataset:
-  """Returns a dataset of checked parts of files.
+  """Returns a dataset of the parts of files, checked.
 
-  Inputs become float32; uint8 is divided by 255, and images of shape (examples,
-  height, width) get an axis of channels. Tokens become int32.
+  As `dataset`, but inputs become float32, images of bytes of shape (examples,
+  height, width) get an axis of channels, and so do targets of one number.
 
   Args:
     parts: training and test part, and possibly a validation part.
@@ -102,36 +102,26 @@ def dataset_of(
   Raises:
     ValueError: if the examples are not valid or don't fit each other.
   """
-  batches = _batches(parts, loss, is_own=False)
+  batches = _batches([_of_file(part, loss) for part in parts], loss)
   labels = batches['train']['labels']
   if loss == 'mean_squared_error':
     return Dataset(classes=math.prod(labels.shape[1:]), **batches)
-  is_token = loss == 'next_token'
-  count = classes or int(labels.max()) + 1
-  for part in parts:
-    most = int(batches[part.name]['labels'].max())
-    if most >= count:
-      what = 'token' if is_token else 'label'
-      msg = (
-        f'{part.names[not is_token]} has the {what} {most}, outside of 0 to '
-        f'{count - 1}, the {what}s of the training part'
-      )
-      raise ValueError(msg)
-  if classes is None and not is_token:
-    name, least = parts[0].names[1], int(labels.min())
-    if least == count - 1:
-      msg = (
-        f'{name} has one class only; give at least two, or --loss '
-        f'mean_squared_error for numbers'
-      )
-      raise ValueError(msg)
-    if least > 0 or count > len(labels):
-      msg = (
-        f'{name} has {len(labels)} labels from {least} to {count - 1}; number '
-        f'the classes 0, 1, 2, ... without gaps'
-      )
-      raise ValueError(msg)
-  return Dataset(classes=count, **batches)
+  least, count = int(labels.min()), int(labels.max()) + 1
+  name = parts[0].names[1]
+  if loss == 'cross_entropy' and classes is None and least == count - 1:
+    msg = (
+      f'{name} has one class only; give at least two, or --loss '
+      f'mean_squared_error for numbers'
+    )
+    raise ValueError(msg)
+  is_sparse = loss == 'cross_entropy' and (least > 0 or count > len(labels))
+  if least < 0 or (classes is None and is_sparse):
+    msg = (
+      f'{name} has {len(labels)} numbers from {least} to {count - 1}; number '
+      f'the classes 0, 1, 2, ... without gaps'
+    )
+    raise ValueError(msg)
+  return Dataset(classes=classes or count, **batches)
 
 
 def check_size(where: str, shape: Sequence[int], itemsize: int = 1) -> None:
@@ -147,55 +137,74 @@ def check_size(where: str, shape: Sequence[int], itemsize: int = 1) -> None:
 
 
 @contextlib.contextmanager
-def readable(where: Any) -> Generator[None]:
+def readable(where: Any, advice: str = '') -> Generator[None]:
   """Raises a ValueError in one line: damaged files raise almost anything."""
   try:
     yield
   except Exception as error:  # noqa: BLE001
     reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
-    msg = f'{where} cannot be read: {reason or type(error).__name__}'
-    raise ValueError(msg) from None
+    msg = f'{where} cannot be read: {reason[:300] or type(error).__name__}'
+    raise ValueError(f'{msg}; {advice}' if advice else msg) from None
 
 
-def _batches(
-  parts: Sequence[Part], loss: str | None, *, is_own: bool
-) -> dict[str, Batch]:
+def _of_file(part: Part, loss: str) -> Part:
+  """Returns a part with the axes and dtypes that files may lack."""
+  inputs, targets = part.inputs, part.targets
+  axes, what = (1, 'labels') if loss == 'cross_entropy' else (2, 'tokens')
+  if loss != 'mean_squared_error' and targets.ndim != axes:
+    msg = (
+      f'{part.names[1]} has the shape {targets.shape}; {what} have {axes} axes'
+    )
+    if what == 'labels' and targets.ndim == 2:
+      msg += ': argmax(1) of them if they are one-hot, else [:, 0]'
+    raise ValueError(msg)
+  if loss == 'mean_squared_error' and targets.ndim == 1:
+    targets = targets[:, None]
+  if loss != 'next_token':
+    if inputs.ndim == 1:
+      msg = f'{part.names[0]} has one axis, and needs two: write x[:, None]'
+      raise ValueError(msg)
+    if inputs.dtype == np.uint8 and inputs.ndim == 3:
+      inputs = inputs[..., None]
+    elif inputs.dtype.kind in 'iu' and inputs.dtype != np.uint8:
+      inputs = inputs.astype(np.float32)
+  return part._replace(inputs=inputs, targets=targets)
+
+
+def _batches(parts: Sequence[Part], loss: str | None) -> dict[str, Batch]:
   """Returns converted arrays of all parts, of equal shapes and dtypes."""
   batches: dict[str, Batch] = {}
-  first: dict[str, tuple[str, Any, str]] = {}
+  first: dict[str, tuple[Any, str]] = {}
   for part in parts:
     batch: Batch = {}
     values = {'inputs': part.inputs, 'labels': part.targets}
     if loss == 'next_token':
       del values['labels']
     for key, name in zip(values, part.names, strict=False):
-      axes = 1 if is_own or key == 'labels' else 2
-      array = _numbers(name, values[key], axes)
-      batch[key] = _converted(name, array, key, loss, is_own)
+      array = _numbers(name, values[key])
+      batch[key] = _converted(name, array, key, loss)
       # Bytes in one part only would not be scaled alike.
-      kind = (array if key == 'inputs' else batch[key]).dtype.kind
-      found = array.shape[1:], kind
-      text = f'shape {array.shape[1:]} and dtype {array.dtype}'
-      other, expected, its = first.setdefault(key, (name, found, text))
+      found = (
+        array.shape[1:],
+        (array if key == 'inputs' else batch[key]).dtype.kind,
+      )
+      text = f'{name} has examples of shape {found[0]} and dtype {array.dtype}'
+      expected, other = first.setdefault(key, (found, text))
       if found != expected:
-        msg = (
-          f'{name} has examples of {text}, and {other} of {its}; give all '
-          f'parts the same shape and dtype'
-        )
+        msg = f'{text}, and {other}; give all parts the same shape and dtype'
         raise ValueError(msg)
     lengths = [len(array) for array in batch.values()]
     if lengths[0] != lengths[-1]:
       msg = (
-        f'{part.names[0]} has {lengths[0]} examples and '
-        f'{part.names[1].rpartition(": ")[2]} has {lengths[1]}; give both the '
-        f'same number'
+        f'{part.names[0]} has {lengths[0]} examples and {part.names[1]} has '
+        f'{lengths[1]}; give both the same number'
       )
       raise ValueError(msg)
     batches[part.name] = {'labels': batch['inputs']} | batch
   return batches
 
 
-def _numbers(name: str, values: Any, axes: int) -> np.ndarray:
+def _numbers(name: str, values: Any) -> np.ndarray:
   """Returns an array of numbers with at least one example."""
   try:
     array = np.asarray(values)
@@ -210,37 +219,28 @@ def _numbers(name: str, values: Any, axes: int) -> np.ndarray:
       f"as in numpy.stack(values).astype('float32')"
     )
     raise ValueError(msg)
-  if array.ndim < axes or not all(array.shape):
+  if array.ndim < 1 or not all(array.shape):
     msg = f'{name} has the shape {array.shape} and needs at least one example'
-    if array.ndim == 1 < axes:
-      msg += f' and two axes: {name.rpartition(": ")[2]}[:, None]'
     raise ValueError(msg)
   return array
 
 
 def _converted(
-  name: str, values: np.ndarray, key: str, loss: str | None, is_own: bool
+  name: str, values: np.ndarray, key: str, loss: str | None
 ) -> np.ndarray:
   """Returns inputs or targets as float32 or int32."""
-  is_integer = values.dtype.kind in 'biu'
-  if loss == 'next_token':
-    return _integers(name, values, 'tokens', None if is_own else 2)
-  if key == 'inputs':
-    if values.dtype == np.uint8:
-      floats = values.astype(np.float32)
-      floats /= 255
-      return floats[..., None] if floats.ndim == 3 and not is_own else floats
-    if is_own and values.dtype.kind in 'iu':
-      return _integers(name, values, 'inputs', None)
-    return _floats(name, values)
-  if loss == 'cross_entropy' or (loss is None and is_integer):
-    return _integers(name, values, 'labels', None if is_own else 1)
-  targets = _floats(name, values)
-  return targets if is_own or targets.ndim > 1 else targets[:, None]
-
-
-def _floats(name: str, values: np.ndarray) -> np.ndarray:
-  """Returns finite values as float32."""
+  kind, what = values.dtype.kind, 'tokens' if loss == 'next_token' else key
+  if what == 'inputs' and values.dtype == np.uint8:
+    floats = values.astype(np.float32)
+    floats /= 255
+    return floats
+  if (
+    what == 'tokens'
+    or (what == 'inputs' and kind in 'iu')
+    or (what == 'labels' and loss == 'cross_entropy')
+    or (what == 'labels' and loss is None and kind in 'biu')
+  ):
+    return _integers(name, values, what)
   with np.errstate(over='ignore'):
     floats = values.astype(np.float32)
   # `min` and `max` need no memory, unlike `isfinite` of all entries.
@@ -256,32 +256,18 @@ def _floats(name: str, values: np.ndarray) -> np.ndarray:
   return floats
 
 
-def _integers(
-  name: str, values: np.ndarray, what: str, axes: int | None
-) -> np.ndarray:
-  """Returns values as int32; in files (with `axes`) at least 0."""
-  short = name.rpartition(': ')[2]
+def _integers(name: str, values: np.ndarray, what: str) -> np.ndarray:
   if values.dtype.kind == 'f':
     msg = (
       f'{name} has the dtype {values.dtype}; {what} are integers: '
-      f"{short}.astype('int32')"
+      f"{name.rpartition(': ')[2]}.astype('int32')"
     )
     if what == 'labels':
       msg += ', or give --loss mean_squared_error for numbers'
     raise ValueError(msg)
-  if axes not in (None, values.ndim):
-    msg = f'{name} has the shape {values.shape}; {what} have {axes} axes'
-    if what == 'labels' and values.ndim == 2:
-      is_hot = values.shape[1] > 1
-      msg += (
-        f': {short}.argmax(1) if they are one-hot'
-        if is_hot
-        else (f': {short}[:, 0]')
-      )
-    raise ValueError(msg)
   least, most = int(values.min()), int(values.max())
-  if least < (0 if axes else -(2**31)) or most >= 2**31:
-    usual = '0, 1, 2, ...' if axes else 'integers that fit in int32'
-    msg = f'{name} contains {least if least < 0 else most}; {what} are {usual}'
+  if least < -(2**31) or most >= 2**31:
+    wrong = least if least < 0 else most
+    msg = f'{name} contains {wrong}; {what} are integers that fit in int32'
     raise ValueError(msg)
   return values.astype(np.int32)

@@ -5,31 +5,36 @@ import functools
 import os
 import pathlib
 import random
-from collections.abc import Callable
 
 import numpy as np
 
-from optax_sam.train.config import configs
-from optax_sam.train.data import cifar, idx, npz
+from optax_sam.train.data import array_files, cifar
 from optax_sam.train.data.arrays import Batch, Dataset, Part, dataset_of
 
-__all__ = ['Batch', 'Dataset', 'batch_at', 'hold_out', 'load', 'of_config']
+__all__ = ['Batch', 'Dataset', 'batch_at', 'hold_out', 'load', 'order']
 
 # Fixes the split, the generated data and the wrong labels: every run of every
 # method uses the same dataset, for any seed.
 _DATA_SEED = 0
 _DIGITS_TEST_EXAMPLES = 797
 
-# Named datasets in files.
-ON_DISK = ('fashion_mnist', 'cifar10', 'cifar100')
+# Named datasets in files: their directories, and how to get them.
+_CIFAR = (
+  'get and unpack {0}-binary.tar.gz or {0}-python.tar.gz from '
+  'https://www.cs.toronto.edu/~kriz/cifar.html'
+)
+_FILES = {
+  'fashion_mnist': (
+    'fashion[-_]mnist',
+    'install it (Debian, Ubuntu: apt install dataset-fashion-mnist)',
+  ),
+  'cifar10': ('cifar*', _CIFAR.format('cifar-10')),
+  'cifar100': ('cifar*', _CIFAR.format('cifar-100')),
+}
+ON_DISK = tuple(_FILES)
 NAMES = ('digits', 'mnist1d', *ON_DISK)
 VARIABLE = 'OPTAX_SAM_DATA'
 _SYSTEM = pathlib.Path('/usr/share/datasets')
-_FASHION_MNIST = (
-  'install it (Debian, Ubuntu: apt install dataset-fashion-mnist), or get the '
-  'four files train-images-idx3-ubyte.gz ... from '
-  'https://github.com/zalandoresearch/fashion-mnist'
-)
 
 
 def load(
@@ -59,75 +64,55 @@ def load(
   Raises:
     ValueError: if it doesn't exist, can't be read or has invalid examples.
   """
-  if name in NAMES:
-    for flag, given in (('--resize', resize), ('--loss', loss)):
-      if given not in (None, 'cross_entropy'):
-        msg = f'{flag} {given} is not for --dataset {name}; leave it out'
-        raise ValueError(msg)
-  if name in _MADE:
-    dataset = _MADE[name]()
-  else:
-    path = _find(name, data_dir) if name in ON_DISK else pathlib.Path(name)
+  if name in NAMES and loss != 'cross_entropy':
+    msg = f'--loss {loss} is not for --dataset {name}; leave it out'
+    raise ValueError(msg)
+  path = _find(name, data_dir) if name in ON_DISK else pathlib.Path(name)
+  kind = name if name in NAMES else _kind(path)
+  if resize is not None and kind != 'folder':
+    msg = f'--resize is for a folder of images, not for {name}; leave it out'
+    raise ValueError(msg)
+  try:
+    parts = _read(kind, path, resize, max_pixels, loss)
     classes = cifar.CLASSES.get(name)
-    try:
-      parts = (
-        cifar.read(path, classes)
-        if classes
-        else _parts_at(path, resize, max_pixels, loss)
-      )
-      dataset = dataset_of(parts, loss=loss, classes=classes)
-    except (OSError, MemoryError) as error:
-      reason = getattr(error, 'strerror', None) or error or 'not enough memory'
-      msg = f'--dataset {path} cannot be read: {reason}'
-      raise ValueError(msg) from None
+    dataset = dataset_of(parts, loss=loss, classes=classes)
+  except (OSError, MemoryError) as error:
+    reason = getattr(error, 'strerror', None) or error or 'not enough memory'
+    msg = f'--dataset {path} cannot be read: {reason}'
+    raise ValueError(msg) from None
+  train = dataset.train
   if train_examples is not None:
-    train = _first(dataset.train, train_examples, loss, name)
-    dataset = dataclasses.replace(dataset, train=train)
-  if not label_noise:
-    return dataset
-  labels = _with_noise(dataset.train['labels'], dataset.classes, label_noise)
-  return dataclasses.replace(dataset, train={**dataset.train, 'labels': labels})
+    train = _first(train, train_examples, loss, name)
+  if label_noise:
+    labels = _with_noise(train['labels'], dataset.classes, label_noise)
+    train = {**train, 'labels': labels}
+  return dataclasses.replace(dataset, train=train)
 
 
-def of_config(config: configs.Experiment) -> Dataset:
-  """Returns the dataset of a configuration."""
-  return load(
-    config.dataset,
-    label_noise=config.label_noise,
-    data_dir=config.data_dir,
-    train_examples=config.train_examples,
-    resize=config.resize,
-    max_pixels=config.max_pixels,
-    loss=config.loss,
-  )
+def _kind(path: pathlib.Path) -> str:
+  """Returns what a path contains, by names of files; '' for anything else."""
+  if not path.is_dir():
+    return 'npz' if path.suffix == '.npz' and path.is_file() else ''
+  if (path / 'train').is_dir():
+    return 'folder'
+  for name, classes in cifar.CLASSES.items():
+    if cifar.ending(path, classes) is not None:
+      return name
+  return 'idx' if array_files.idx_files(path, 'train', 'images') else ''
 
 
 def _find(name: str, data_dir: pathlib.Path | None) -> pathlib.Path:
-  """Returns the directory with the files of a named dataset.
-
-  Raises:
-    ValueError: if they are nowhere; says how to get them.
-  """
-  if name == 'fashion_mnist':
-    folders, advice = ['fashion-mnist', name], _FASHION_MNIST
-    has_files: Callable[[pathlib.Path], object] = idx.is_directory
-  else:
-    classes = cifar.CLASSES[name]
-    stem = f'cifar-{classes}'
-    endings = ('batches-bin', 'binary', 'batches-py', 'python')
-    folders = [*(f'{stem}-{ending}' for ending in endings), name]
-    advice = (
-      f'get and unpack {stem}-binary.tar.gz or {stem}-python.tar.gz from '
-      f'https://www.cs.toronto.edu/~kriz/cifar.html'
-    )
-    has_files = lambda path: cifar.ending(path, classes) is not None
+  """Returns the directory with the files of a named dataset."""
+  pattern, advice = _FILES[name]
   given = os.environ.get(VARIABLE)
   places = [_SYSTEM] if data_dir is None else [data_dir]
   if data_dir is None and given:
     places.insert(0, pathlib.Path(given))
-  for directory in (x / y for x in places for y in ('', *folders)):
-    if directory.is_dir() and has_files(directory):
-      return directory
+  kinds = (name, 'idx') if name == 'fashion_mnist' else (name,)
+  for place in places:
+    for directory in (place, *sorted(place.glob(pattern))):
+      if _kind(directory) in kinds:
+        return directory
   msg = (
     f'--dataset {name} is not in {" and ".join(map(str, places))}; {advice}, '
     f'and give its directory by --data-dir or ${VARIABLE}'
@@ -135,56 +120,48 @@ def _find(name: str, data_dir: pathlib.Path | None) -> pathlib.Path:
   raise ValueError(msg)
 
 
-def _parts_at(
-  path: pathlib.Path, resize: int | None, max_pixels: int, loss: str
+def _read(
+  kind: str,
+  path: pathlib.Path,
+  resize: int | None,
+  max_pixels: int,
+  loss: str,
 ) -> list[Part]:
-  """Reads the file or directory that a user names."""
-  if not path.exists():
-    msg = (
-      f'--dataset {path} does not exist; give one of {", ".join(NAMES)}, or a '
-      f'path'
-    )
-    raise ValueError(msg)
-  is_folder = path.is_dir() and (path / 'train').is_dir()
-  if resize is not None and not is_folder:
-    msg = f'--resize is for a folder of images; {path} is none; leave it out'
-    raise ValueError(msg)
-  if is_folder:
-    try:
-      from optax_sam.train.data import image_folder
-    except ModuleNotFoundError:
-      msg = "a folder of images needs Pillow: pip install 'optax-sam[imagenet]'"
-      raise ValueError(msg) from None
-    return image_folder.read(path, resize, max_pixels)
-  if path.is_dir():
-    for classes in cifar.CLASSES.values():
-      if cifar.ending(path, classes) is not None:
-        return cifar.read(path, classes)
-    if idx.is_directory(path):
-      return idx.read(path)
-    msg = (
-      f'--dataset {path} has neither IDX files (train-images-idx3-ubyte), nor '
-      f'CIFAR files (data_batch_1.bin), nor train/CLASS/*.png'
-    )
-    raise ValueError(msg)
-  if path.suffix != '.npz' or not path.is_file():
-    msg = (
-      f'--dataset {path} must be an .npz file with x_train, y_train, x_test, '
-      f'y_test, or a directory'
-    )
-    raise ValueError(msg)
-  return npz.read(path, has_targets=loss != 'next_token')
+  """Reads the file or directory of a dataset."""
+  match kind:
+    case 'digits':
+      return _digits()
+    case 'mnist1d':
+      return _mnist1d()
+    case 'cifar10' | 'cifar100':
+      return cifar.read(path, cifar.CLASSES[kind])
+    case 'fashion_mnist' | 'idx':
+      return array_files.read_idx(path)
+    case 'npz':
+      return array_files.read_npz(path, has_targets=loss != 'next_token')
+    case 'folder':
+      try:
+        from optax_sam.train.data import image_files
+      except ModuleNotFoundError:
+        msg = "images need Pillow: pip install 'optax-sam[imagenet]'"
+        raise ValueError(msg) from None
+      return image_files.read_folder(path, resize, max_pixels)
+  is_there = 'has no data' if path.exists() else 'does not exist'
+  msg = (
+    f'--dataset {path} {is_there}; give one of {", ".join(NAMES)}, an .npz '
+    f'file with x_train, y_train, x_test, y_test, or a directory of IDX files '
+    f'(train-images-idx3-ubyte), CIFAR files (data_batch_1.bin) or '
+    f'train/CLASS/*.png'
+  )
+  raise ValueError(msg)
 
 
 def _first(train: Batch, count: int, loss: str, name: str) -> Batch:
   """Returns the first training examples, with the fractions of all classes."""
   labels = train['labels']
-  is_class = loss == 'cross_entropy'
-  _, numbers, sizes = np.unique(
-    labels if is_class else np.zeros(len(labels), int),
-    return_inverse=True,
-    return_counts=True,
-  )
+  if loss != 'cross_entropy':
+    labels = np.zeros(len(labels), int)
+  _, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
   if not len(sizes) <= count <= len(labels):
     msg = (
       f'--train-examples must be at most {len(labels)}, the number of training '
@@ -209,9 +186,15 @@ def batch_at(train: Batch, step: int, batch_size: int, seed: int) -> Batch:
   """
   examples = len(train['labels'])
   epoch, position = divmod(step, examples // batch_size)
-  order = _order(examples, seed, epoch)
-  chosen = order[position * batch_size : (position + 1) * batch_size]
+  start = position * batch_size
+  chosen = order(examples, seed, epoch)[start : start + batch_size]
   return {name: values[chosen] for name, values in train.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def order(examples: int, seed: int, epoch: int) -> np.ndarray:
+  """Returns the order of all examples in an epoch."""
+  return np.random.default_rng((seed, epoch)).permutation(examples)
 
 
 def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
@@ -234,11 +217,6 @@ def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
   return left, {name: values[is_held_out] for name, values in train.items()}
 
 
-@functools.lru_cache(maxsize=4)
-def _order(examples: int, seed: int, epoch: int) -> np.ndarray:
-  return np.random.default_rng((seed, epoch)).permutation(examples)
-
-
 def _with_noise(
   labels: np.ndarray, classes: int, fraction: float
 ) -> np.ndarray:
@@ -250,22 +228,24 @@ def _with_noise(
   return labels
 
 
-def _digits() -> Dataset:
+def _digits() -> list[Part]:
   from sklearn.datasets import load_digits
   from sklearn.model_selection import train_test_split
 
-  images, labels = map(np.asarray, load_digits(return_X_y=True))
+  images, labels = load_digits(return_X_y=True)
   train_x, test_x, train_y, test_y = train_test_split(
-    images.reshape(-1, 8, 8, 1).astype(np.float32) / 16,
+    np.reshape(images, (-1, 8, 8, 1)) / 16.0,
     labels,
     test_size=_DIGITS_TEST_EXAMPLES,
     stratify=labels,
     random_state=_DATA_SEED,
   )
-  return Dataset(_batch(train_x, train_y), _batch(test_x, test_y), classes=10)
+  names = ('inputs', 'labels')
+  train = Part('train', train_x, train_y, names)
+  return [train, Part('test', test_x, test_y, names)]
 
 
-def _mnist1d() -> Dataset:
+def _mnist1d() -> list[Part]:
   # make_dataset computes the examples; get_dataset would download them. It
   # seeds the global generators of Python and NumPy, so they are restored.
   from mnist1d.data import get_dataset_args, make_dataset
@@ -276,22 +256,6 @@ def _mnist1d() -> Dataset:
   finally:
     random.setstate(python_state)
     np.random.set_state(numpy_state)
-  return Dataset(
-    _batch(made['x'][..., None], made['y']),
-    _batch(made['x_test'][..., None], made['y_test']),
-    classes=10,
-  )
-
-
-def _batch(inputs: np.ndarray, labels: np.ndarray) -> Batch:
-  return {
-    'inputs': inputs.astype(np.float32),
-    'labels': labels.astype(np.int32),
-  }
-
-
-# Datasets that are generated or ship with a package.
-_MADE: dict[str, Callable[[], Dataset]] = {
-  'digits': _digits,
-  'mnist1d': _mnist1d,
-}
+  names = ('inputs', 'labels')
+  train = Part('train', made['x'][..., None], made['y'], names)
+  return [train, Part('test', made['x_test'][..., None], made['y_test'], names)]

@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-INPUT_KEYS = ('inputs', 'x', 'image', 'images', 'features', 'tokens')
-TARGET_KEYS = ('labels', 'targets', 'y', 'label', 'target')
+_INPUTS = ('inputs', 'x', 'image', 'images', 'features', 'tokens')
+_TARGETS = ('labels', 'targets', 'y', 'label', 'target')
 # An iterable without an end must not fill the memory.
-_MOST_ITERABLE_BYTES, _MOST_EXAMPLES = 2**32, 2**22
+_MOST_BYTES, _MOST_EXAMPLES = 2**32, 2**22
 
 
 def inputs_and_targets(name: str, given: Any, is_tokens: bool) -> Any:
@@ -22,8 +22,7 @@ def inputs_and_targets(name: str, given: Any, is_tokens: bool) -> Any:
     return given, None
   can_iterate = isinstance(given, Iterable) or hasattr(given, '__getitem__')
   if is_array or isinstance(given, tuple) or not can_iterate:
-    found = f'{len(given)} values' if isinstance(given, tuple) else ''
-    found = found or ('one array' if is_array else type(given).__name__)
+    found = 'one array' if is_array else type(given).__name__
     msg = (
       f'{name} must be a pair (inputs, targets), a dict of arrays, an iterable '
       f"of examples, or for loss='next_token' an array of tokens, not {found}"
@@ -34,9 +33,9 @@ def inputs_and_targets(name: str, given: Any, is_tokens: bool) -> Any:
 
 def _of_mapping(name: str, given: Mapping[str, Any], is_tokens: bool) -> Any:
   found = []
-  for keys in (INPUT_KEYS, TARGET_KEYS):
+  for keys in (_INPUTS, _TARGETS):
     own = [key for key in keys if key in given]
-    if len(own) != 1 and not (keys is TARGET_KEYS and is_tokens):
+    if len(own) != 1 and not (keys is _TARGETS and is_tokens):
       msg = (
         f'{name} must have one of the keys {", ".join(keys)}, not '
         f'{", ".join(map(str, own or given)) or "none"}'
@@ -51,28 +50,26 @@ def _of_examples(name: str, given: Any, is_tokens: bool) -> Any:
   # A Grain dataset that repeats without an end has the largest length.
   too_many = hasattr(given, '__len__') and len(given) > _MOST_EXAMPLES
   for example in () if too_many else given:
-    one = example
+    one = (example, 0) if is_tokens else example
     if isinstance(example, Mapping):
       one = _of_mapping(name, example, is_tokens)
-    elif not (isinstance(example, tuple | list) and len(example) == 2):
-      one = example, None
-      if not is_tokens:
-        msg = (
-          f'{name}: an example must be a pair (input, target) or a dict, not '
-          f'{type(example).__name__}'
-        )
-        raise ValueError(msg)
+    elif not (isinstance(one, tuple | list) and len(one) == 2):
+      msg = (
+        f'{name}: an example must be a pair (input, target) or a dict, not '
+        f'{type(example).__name__}'
+      )
+      raise ValueError(msg)
     inputs.append(np.asarray(one[0]))
-    targets.append(0 if one[1] is None else np.asarray(one[1]))
+    targets.append(one[1])
     size += inputs[-1].nbytes
-    too_many = size > _MOST_ITERABLE_BYTES or len(inputs) > _MOST_EXAMPLES
+    too_many = size > _MOST_BYTES or len(inputs) > _MOST_EXAMPLES
     if too_many:
       break
   if too_many:
     msg = (
       f'{name} has more than {_MOST_EXAMPLES:,} examples, more than '
-      f'{_MOST_ITERABLE_BYTES >> 30} GiB or no end, and is read into memory; '
-      f'give fewer examples, without repeat()'
+      f'{_MOST_BYTES >> 30} GiB or no end, and is read into memory; give fewer '
+      f'examples, without repeat()'
     )
     raise ValueError(msg)
   return inputs, targets

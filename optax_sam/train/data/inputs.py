@@ -1,7 +1,7 @@
-"""The interface of a run's data, and datasets in memory."""
+"""The data of a run: their interface, and datasets in memory."""
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,7 +12,7 @@ Batch = datasets.Batch
 State = dict[str, int]
 
 
-class Inputs(Protocol):
+class Inputs:
   """Batches for training, for evaluation and for measuring.
 
   A training batch is a function of step and seed. So a checkpoint stores only
@@ -39,13 +39,15 @@ class Inputs(Protocol):
 
   def sample(self) -> Batch:
     """Returns an example batch with the shapes of a training batch."""
+    return self.batch(0, 0)
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
-    """Returns the rows of a step; consecutive steps are fastest.
+    """Returns this process's rows of a step; consecutive steps are fastest.
 
     With `ids`, the batch includes the `ids` of its examples, int32 (B,):
     numbers from 0, the same in every epoch.
     """
+    raise NotImplementedError
 
   def normalize(self, values: Any) -> Any:
     """Converts `inputs` to model inputs, inside the compiled step."""
@@ -57,6 +59,7 @@ class Inputs(Protocol):
     Either one batch of all, or batches with `is_example`, bool, which is false
     for padding.
     """
+    raise NotImplementedError
 
   def train(self) -> Batch | None:
     """Returns all training examples, None if they are too many."""
@@ -68,6 +71,7 @@ class Inputs(Protocol):
 
   def fixed(self, count: int) -> Batch:
     """Returns `count` training examples, the same at every call."""
+    raise NotImplementedError
 
   def close(self) -> None:
     """Stops prefetching."""
@@ -106,17 +110,13 @@ class InMemory(Inputs):
     self.train_examples = len(self._split(0)[0]['labels'])
     self.test_examples = len(dataset.test['labels'])
 
-  def sample(self) -> Batch:
-    """Returns the first batch."""
-    return self.batch(0, 0)
-
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns this process's rows of the batch of a step."""
     train, _ = self._split(seed)
     if ids:
       train = {**train, 'ids': np.arange(self.train_examples, dtype=np.int32)}
     batch = datasets.batch_at(train, step, self.batch_size, seed)
-    index, count = self._process or (jax.process_index(), jax.process_count())
+    index, count = process(self._process)
     rows = self.batch_size // count
     mine = slice(rows * index, rows * (index + 1))
     return {name: values[mine] for name, values in batch.items()}
@@ -142,9 +142,6 @@ class InMemory(Inputs):
     train = self.dataset.train
     return {name: values[:count] for name, values in train.items()}
 
-  def close(self) -> None:
-    """Does nothing."""
-
   def _split(self, seed: int) -> tuple[Batch, Batch]:
     """Returns what the run with this seed trains on, and what it holds out."""
     if not self._fraction:
@@ -154,6 +151,11 @@ class InMemory(Inputs):
       split = datasets.hold_out(self.dataset.train, self._fraction, seed)
       self._parts = parts = (seed, *split)
     return parts[1:]
+
+
+def process(given: tuple[int, int] | None) -> tuple[int, int]:
+  """Returns index of this process and number of processes, by default JAX's."""
+  return given or (jax.process_index(), jax.process_count())
 
 
 def steps_per_epoch(inputs: Inputs) -> int:

@@ -227,9 +227,14 @@ def _inputs(
 ) -> inputs.Inputs:
   is_images = config.dataset == 'imagenet' and config.data_dir is not None
   if not (is_images and isinstance(config, configs.TrainConfig)):
-    return inputs.InMemory(datasets.of_config(config), config.batch_size)
+    names = ('label_noise', 'data_dir', 'train_examples', 'resize')
+    given = {name: getattr(config, name) for name in names}
+    found = datasets.load(
+      config.dataset, max_pixels=config.max_pixels, loss=config.loss, **given
+    )
+    return inputs.InMemory(found, config.batch_size)
   try:
-    from optax_sam.train.data import imagenet, imagenet_inputs
+    from optax_sam.train.data import imagenet
   except ModuleNotFoundError as error:
     msg = (
       f'--dataset {config.dataset} needs {error.name}: '
@@ -244,6 +249,6 @@ def _inputs(
     max_pixels=config.max_pixels,
   )
   directory: Any = config.data_dir
-  return imagenet_inputs.ImageInputs(
+  return imagenet.ImageInputs(
     directory, options, dtype=jnp.dtype(config.dtype), say=say
   )

@@ -104,7 +104,7 @@ NAN = np.where(np.arange(24).reshape(8, 3) == 7, np.nan, 0)
 @pytest.mark.parametrize(
   ('changes', 'loss', 'message'),
   [
-    ({'x_test': None, 'y_train': None}, '', 'has no y_train, x_test; it has'),
+    ({'x_test': None, 'y_train': None}, '', 'has no y_train; it has'),
     ({'x_val': np.ones((1, 3))}, '', 'has no y_val'),
     ({'x_train': NAN}, '', 'x_train contains nan in example 2'),
     ({'x_train': np.full((8, 3), 1e300)}, '', 'x_train contains inf'),
@@ -116,13 +116,13 @@ NAN = np.where(np.arange(24).reshape(8, 3) == 7, np.nan, 0)
     ),
     ({'x_train': np.full((8, 3), 'a')}, '', 'x_train has the dtype <U1'),
     ({'x_train': np.ones((8, 3), complex)}, '', 'dtype complex128'),
-    ({'x_train': np.ones(8)}, '', r'needs .* two axes: x_train\[:, None\]'),
+    ({'x_train': np.ones(8)}, '', r'needs two: write x\[:, None\]'),
     ({'x_train': np.ones((8, 0))}, '', 'at least one example'),
-    ({'x_train': np.ones((7, 3))}, '', 'has 7 examples and y_train has 8'),
+    ({'x_train': np.ones((7, 3))}, '', 'has 7 examples and .*y_train has 8'),
     (
       {'x_test': np.ones((2, 4))},
       '',
-      r'of shape \(4,\) .* and .*x_train of shape \(3,\)',
+      r'of shape \(4,\) .* and .*x_train .* shape \(3,\)',
     ),
     (
       {'x_test': np.ones((2, 3), 'u1')},
@@ -133,29 +133,18 @@ NAN = np.where(np.arange(24).reshape(8, 3) == 7, np.nan, 0)
     (
       {'y_train': np.eye(8, dtype=int), 'y_test': np.eye(8, dtype=int)[:2]},
       '',
-      r'y_train.argmax\(1\) if they are one-hot',
+      r'argmax\(1\) of them if they are one-hot',
     ),
-    ({'y_train': np.arange(8) - 1}, '', 'y_train contains -1'),
+    ({'y_train': np.arange(8) - 1}, '', 'from -1 to 6; number the classes'),
     ({'y_train': np.arange(8) + 1}, '', 'from 1 to 8; number the classes'),
     ({'y_train': np.arange(8) * 9}, '', 'from 0 to 63; number the classes'),
     ({'y_train': np.ones(8, int), 'y_test': [1, 1]}, '', 'one class only'),
-    ({'y_test': np.asarray([0, 3])}, '', 'the label 3, outside of 0 to 2'),
     ({'y_train': NAN[:, 1]}, 'mean_squared_error', 'y_train contains nan'),
-    ({}, 'next_token', 'has y_test, and the targets'),
+    ({}, 'next_token', 'has y_train, and the targets'),
     (
       {'y_train': None, 'y_test': None},
       'next_token',
       'tokens are integers: x_train.astype',
-    ),
-    (
-      {
-        'y_train': None,
-        'y_test': None,
-        'x_train': np.ones((8, 3), int),
-        'x_test': np.ones((2, 3), int) * 2,
-      },
-      'next_token',
-      'x_test has the token 2, outside of 0 to 1',
     ),
   ],
 )

@@ -12,7 +12,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from optax_sam.train.config import checks, configs, output_dir
-from optax_sam.train.data import imagenet, imagenet_inputs
+from optax_sam.train.data import imagenet
 from optax_sam.train.distributed import processes, sharding
 from optax_sam.train.loop import checkpoints
 from optax_sam.train.loop.trainer import Progress, Trainer
@@ -125,12 +125,12 @@ def test_rows_of_images_equal_those_of_one_process(shared):
       batch_size=12, size=8, threads=2, prefetch=2, **process
     )
     return contextlib.closing(
-      imagenet_inputs.ImageInputs(
+      imagenet.ImageInputs(
         shared / 'images', options, dtype=jnp.float32, say=pytest.fail
       )
     )
 
-  with made() as both, made(process_index=0, process_count=1) as alone:
+  with made() as both, made(process=(0, 1)) as alone:
     pairs = [(both.batch(3, seed=1), alone.batch(3, seed=1))]
     pairs += list(zip(both.test(), alone.test(), strict=True))
     for mine, expected in pairs:

@@ -56,8 +56,8 @@ def _copy(path):
     (_empty, '', 'has neither manifest.json nor the folders train and val'),
     (shutil.rmtree, 'val', 'cannot be listed: No such file .* one folder for'),
     (_empty, 'train/n02', 'is empty; it should contain .jpeg or .jpg'),
-    (_copy, 'train/n00', 'has no counterpart in .*val; give both the same'),
-    (_copy, 'val/n07', 'has no counterpart in .*train; give both the same'),
+    (_copy, 'train/n00', 'n00 is a folder of train or of val only; give both'),
+    (_copy, 'val/n07', 'n07 is a folder of train or of val only; give both'),
     (
       pathlib.Path.touch,
       'val/1.JPEG',
@@ -73,7 +73,7 @@ def test_an_invalid_folder_is_reported_in_one_line(
   damage(own_folder / path)
   with pytest.raises(ValueError, match=message) as error:
     imagenet.open_images(own_folder)
-  assert str(error.value).startswith(f'{own_folder / path} ')
+  assert str(own_folder) in str(error.value)
   assert '\n' not in str(error.value)
 
 

@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 
 from optax_sam.train.data import imagenet
-from optax_sam.train.data.imagenet.order import TrainingOrder, permutation
 from tests.train.data.imagenet import pictures
 
 _SIZE = 8
 
 
 def _options(batch_size=12, **more):
-  defaults = {'size': _SIZE, 'threads': 3, 'process_index': 0}
-  defaults |= {'prefetch': 3, 'process_count': 1}
+  defaults = {'size': _SIZE, 'threads': 3, 'prefetch': 3, 'process': (0, 1)}
   return imagenet.InputOptions(batch_size=batch_size, **(defaults | more))
 
 
@@ -37,7 +35,7 @@ def _batches(count, *args, **keywords):
 def _global_batches(count, processes, *args, **keywords):
   """Returns global batches: the rows of all processes, concatenated."""
   parts = [
-    _batches(count, *args, process_index=k, process_count=processes, **keywords)
+    _batches(count, *args, process=(k, processes), **keywords)
     for k in range(processes)
   ]
   return [
@@ -139,7 +137,7 @@ def test_an_evaluation_has_every_image_once(folder, processes, batch_size):
   known = pictures.colours(val)
   seen, labels = [], []
   for index in range(processes):
-    options = _options(batch_size, process_index=index, process_count=processes)
+    options = _options(batch_size, process=(index, processes))
     evaluation = imagenet.evaluation_input(val, options, say=pytest.fail)
     assert len(evaluation) == -(-24 // batch_size)
     first = next(iter(evaluation))  # iteration may stop early
@@ -211,51 +209,3 @@ def test_only_corrupt_images_raise(own_folder):
   train = imagenet.open_images(own_folder).train
   with pytest.raises(ValueError, match='and all its substitutes cannot'):
     _batches(1, train, say=lambda _: None)
-
-
-@pytest.mark.parametrize(
-  ('options', 'message'),
-  [
-    ({'batch_size': 0}, 'batch_size must be from 1 to 2147483648, not 0'),
-    ({'size': 0}, 'size must be from 1 to .* not 0'),
-    ({'threads': 5000}, 'threads must be from 1 to 4096, not 5000'),
-    ({'prefetch': 0}, 'prefetch must be from 1 to 4096, not 0'),
-    ({'prefetch': 10**15}, 'prefetch must be from 1 to 4096, not 10000'),
-    ({'max_pixels': 0}, 'max_pixels must be from 1 to .* not 0'),
-    ({'process_index': 1}, 'process_index must be from 0 to 0, not 1'),
-    ({'process_count': 5}, 'must be a multiple of .* processes, 5, not 12'),
-    ({'batch_size': 109}, 'number of training images, 108, not 109'),
-    ({'seed': -1}, 'seed must be at least 0, not -1'),
-  ],
-)
-def test_invalid_options_are_reported_in_one_line(train, options, message):
-  with pytest.raises(ValueError, match=message):
-    _training(train, **options)
-
-
-def _shown(order, epoch):
-  """Returns the images of an epoch by step."""
-  steps, size = order.examples // order.batch_size, order.batch_size
-  positions = np.arange(steps * size) + epoch * steps * size
-  chosen = [next(order.at(int(position))) for position in positions]
-  return np.reshape(chosen, (steps, size))
-
-
-def test_a_permutation_is_complete_and_does_not_change():
-  order = permutation(1000, 3)
-  assert sorted(order) == list(range(1000))
-  # Conversions and runs may resume with later versions of NumPy.
-  assert order[:8].tolist() == [186, 20, 616, 472, 320, 734, 838, 536]
-  assert permutation(1000, 3, 1).tolist() != order.tolist()
-
-
-@pytest.mark.parametrize('examples', [48, 50, 55])
-def test_an_epoch_shows_every_image_at_most_once(examples):
-  order = TrainingOrder(examples, batch_size=8, seed=1)
-  epochs = [_shown(order, epoch) for epoch in range(3)]
-  for shown in epochs:
-    assert len(np.unique(shown)) == 48
-  assert not np.array_equal(epochs[0], epochs[1])
-  # Each epoch leaves out different images.
-  left_out = {frozenset(range(examples)) - {*shown.flat} for shown in epochs}
-  assert len(left_out) == (1 if examples == 48 else 3)
