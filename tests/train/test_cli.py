@@ -120,7 +120,7 @@ X, Y = np.ones((8, 2), 'float32'), np.asarray([0, 1, 2, 0, 1, 2, 0, 1])
     ({}, 'own.py:Flat', 'model returns shape ()'),
     ({}, 'own.py:Deep', 'Deep fails on inputs of shape (1, 2)'),
     ({}, 'cnn', "model 'cnn' takes images or signals"),
-    ({}, 'resnet18', "model 'resnet18' takes images of shape"),
+    ({}, 'resnet18', "model 'resnet18' takes images, channels last"),
     ({'x_train': X * np.nan}, 'mlp', 'x_train contains nan in example 0'),
     ({'x_test': X[:, :1]}, 'mlp', 'give all parts the same shape'),
     ({'y_test': Y + 1}, 'mlp', 'has the label 3, and the model has 3 outputs'),

@@ -6,8 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from optax_sam.train.models import imported
-from optax_sam.train.models.residual import ResNet, WideResNet
-from optax_sam.train.models.small import CNN, MLP
+from optax_sam.train.models.networks import CNN, MLP, ResNet, WideResNet
 from optax_sam.train.models.vit import ViT
 
 __all__ = ['CNN', 'MLP', 'NAMES', 'ResNet', 'ViT', 'WideResNet', 'build']
@@ -29,17 +28,11 @@ def build(
 
   Built-in models are called as `model.apply(variables, inputs, train=...,
   ...)` and return float32 logits. Models with batch norm have the collection
-  `batch_stats`; dropout needs the key `dropout`. `model.clone(field=...)`
-  changes other fields.
+  `batch_stats`; dropout needs the key `dropout`.
 
-  >>> import jax
-  >>> from optax_sam.train import models
-  >>> model = models.build('resnet18', 10, (32, 32, 3))
-  >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')
-  >>> init = lambda key, images: model.init(key, images, train=False)
-  >>> variables = jax.eval_shape(init, jax.random.key(0), images)
-  >>> sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-  11173962
+  >>> model = build('resnet18', 10, (32, 32, 3), axis_name='batch')
+  >>> model.axis_name, model.small_images
+  ('batch', True)
 
   Args:
     name: one of `NAMES`, or a reference as in `imported.build`.
@@ -50,11 +43,7 @@ def build(
     dtype: dtype of the computation except for the head; parameters and
       statistics are float32.
     axis_name: name of the mapped axis over which batch norm averages its
-      statistics. Needed only inside `jax.shard_map` and the like; under
-      `jax.jit` the batch is global.
-
-  Returns:
-    The model.
+      statistics, inside `jax.shard_map`; under `jax.jit` the batch is global.
 
   Raises:
     ValueError: if the model is unknown or doesn't take such examples.
@@ -66,12 +55,10 @@ def build(
     raise ValueError(msg)
   axes = len(input_shape)
   if name != 'mlp' and axes not in ((2, 3) if name == 'cnn' else (3,)):
-    taken = 'images of shape (height, width, channels)'
-    if name == 'cnn':
-      taken = 'images or signals of shape (length, channels)'
+    taken = 'images or signals' if name == 'cnn' else 'images'
     msg = (
-      f'model {name!r} takes {taken}, not '
-      f'examples of shape {tuple(input_shape)}; choose mlp or your own'
+      f'model {name!r} takes {taken}, channels last, not examples of shape '
+      f'{tuple(input_shape)}; choose mlp or your own'
     )
     raise ValueError(msg)
   norms = {'dtype': dtype, 'axis_name': axis_name}

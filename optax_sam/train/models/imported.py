@@ -2,12 +2,12 @@
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import pathlib
+import re
+import runpy
 import sys
 import traceback
-from types import ModuleType
 from typing import Any
 
 from flax import linen
@@ -16,17 +16,7 @@ from optax_sam.train.config import names
 from optax_sam.train.models import functions
 
 # Names of an argument for the number of outputs.
-_OUTPUTS = (
-  'classes',
-  'num_classes',
-  'n_classes',
-  'outputs',
-  'num_outputs',
-  'n_outputs',
-  'out_features',
-  'vocabulary',
-  'vocab_size',
-)
+_OUTPUTS = r'(num_|n_)?(classes|outputs)|out_features|vocabulary|vocab_size'
 # Fields of every linen module.
 _OF_LINEN = ('parent', 'name')
 # An argument of this name makes a constructor of NNX or Equinox.
@@ -53,17 +43,18 @@ def build(reference: str, outputs: int) -> Any:
   if not module_name or not name:
     msg = f'{flag} must read package.module:Name or file.py:Name'
     raise ValueError(msg)
-  module = _import(module_name, flag)
-  if not hasattr(module, name):
-    public = [key for key in vars(module) if not key.startswith('_')]
-    found = names.closest(name, public)
-    advice = f'; did you mean {" or ".join(found)}?' if found else ''
+  found = _import(module_name, flag)
+  if name not in found:
+    public = [key for key in found if not key.startswith('_')]
+    close = names.closest(name, public)
+    advice = f'; did you mean {" or ".join(close)}?' if close else ''
     msg = f'{flag}: {module_name} has no {name}{advice}'
     raise ValueError(msg)
-  return _with_outputs(getattr(module, name), outputs, flag)
+  return _with_outputs(found[name], outputs, flag)
 
 
-def _import(name: str, flag: str) -> ModuleType:
+def _import(name: str, flag: str) -> dict[str, Any]:
+  """Returns what a module or a file defines."""
   path = pathlib.Path(name)
   is_file = path.suffix == '.py'
   if is_file and not path.is_file():
@@ -73,7 +64,9 @@ def _import(name: str, flag: str) -> ModuleType:
   if directory not in sys.path:
     sys.path.insert(0, directory)
   try:
-    return _execute(path) if is_file else importlib.import_module(name)
+    if is_file:
+      return runpy.run_path(str(path), run_name=f'_model_{path.stem}')
+    return vars(importlib.import_module(name))
   except ModuleNotFoundError as error:
     missing = error.name or ''
     if not is_file and (name == missing or name.startswith(f'{missing}.')):
@@ -87,16 +80,6 @@ def _import(name: str, flag: str) -> ModuleType:
     raise ValueError(msg) from error
 
 
-def _execute(path: pathlib.Path) -> ModuleType:
-  # Of another name, because `random.py` must not be the standard library's.
-  name = f'_model_{path.stem}'
-  spec: Any = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module  # dataclasses look up their module
-  spec.loader.exec_module(module)
-  return module
-
-
 def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
   """Calls classes and factories; binds the number of outputs of others."""
   if not callable(model) or isinstance(model, linen.Module | tuple):
@@ -108,7 +91,7 @@ def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
   if isinstance(model, type) and issubclass(model, linen.Module):
     parameters = {k: v for k, v in parameters.items() if k not in _OF_LINEN}
   required = functions.required(parameters, _CONSTRUCTORS)
-  wanted = next((key for key in _OUTPUTS if key in parameters), None)
+  wanted = next((x for x in parameters if re.fullmatch(_OUTPUTS, x)), None)
   if wanted is None and len(required) == 1:
     wanted = required[0]
   others = [key for key in required if key != wanted]
