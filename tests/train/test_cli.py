@@ -237,9 +237,8 @@ def test_names_with_control_characters_are_escaped(tmp_path, capfd):
   text, refusal = capfd.readouterr()
   assert not refusal
   said = []
-  options = imagenet.InputOptions(batch_size=24, size=8)
-  val = imagenet.open_images(folder).val
-  assert list(imagenet.evaluation_input(val, options, say=said.append))
+  images = imagenet.ImageInputs(folder, batch_size=24, size=8, say=said.append)
+  assert list(images.test())
   shutil.rmtree(folder / 'val' / 'n01\x1b[31m')
   refusal = refused(capfd, 'convert', '--source', folder, '--output', 'b')
   for shown_at, what in (

@@ -241,14 +241,14 @@ def _inputs(
       f"pip install 'optax-sam[imagenet]'"
     )
     raise ValueError(msg) from None
-  options = imagenet.InputOptions(
+  directory: Any = config.data_dir
+  return imagenet.ImageInputs(
+    directory,
     batch_size=config.batch_size,
     size=config.image_size,
     threads=config.input_threads,
     prefetch=config.prefetch,
     max_pixels=config.max_pixels,
-  )
-  directory: Any = config.data_dir
-  return imagenet.ImageInputs(
-    directory, options, dtype=jnp.dtype(config.dtype), say=say
+    dtype=jnp.dtype(config.dtype),
+    say=say,
   )

@@ -121,12 +121,10 @@ def test_rows_of_images_equal_those_of_one_process(shared):
   where = sharding.build('data=4', 12)
 
   def made(**process):
-    options = imagenet.InputOptions(
-      batch_size=12, size=8, threads=2, prefetch=2, **process
-    )
+    options = {'batch_size': 12, 'size': 8, 'threads': 2, 'prefetch': 2}
     return contextlib.closing(
       imagenet.ImageInputs(
-        shared / 'images', options, dtype=jnp.float32, say=pytest.fail
+        shared / 'images', **options, **process, say=pytest.fail
       )
     )
 

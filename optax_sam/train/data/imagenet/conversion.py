@@ -1,13 +1,9 @@
 """Conversion of an image folder to shards.
 
-A million small files are slow to list and to read from a network disk; a few
-hundred large ones are fast. Every image is decoded during the conversion.
-Corrupt ones are reported and left out, so a training run on the shards has
-none.
-
-A conversion can be interrupted at any time and resumed: a shard gets its name
-when it is complete, finished shards are skipped, the manifest is written last.
-`.conversion` identifies the images, so that no other conversion is resumed.
+Every image is decoded; corrupt ones are reported and left out. An interrupted
+conversion can be resumed: a shard gets its name when it is complete, finished
+shards are skipped, the manifest is written last. `.conversion` identifies the
+images, so that no other conversion is resumed.
 """
 
 import errno
@@ -51,11 +47,6 @@ def convert(
     threads: images that are read and checked concurrently.
     max_pixels: larger images are left out, without decoding them.
     say: called with a message for every shard and every omitted image.
-
-  Raises:
-    ValueError: if the folder, the number of shards or the content of `target`
-      is invalid; in one line.
-    OSError: if the shards cannot be written.
   """
   if target == pathlib.Path():
     msg = '--output must be the path of a directory, not empty or .'
@@ -69,9 +60,8 @@ def convert(
       f'not {shards}'
     )
     raise ValueError(msg)
-  given = repr(
-    [shards, max_pixels, *(files.names for files in splits.values())]
-  )
+  names = [files.names for files in splits.values()]
+  given = repr([shards, max_pixels, names])
   plan = hashlib.sha256(given.encode(errors='surrogateescape')).hexdigest()
   _check_target(target, plan)
   for split, files in splits.items():
@@ -93,8 +83,7 @@ def convert(
       written[split] = tuple(map(shards_lib.fingerprint, paths))
     # Names are not always text.
     classes = tuple(map(errors.printable, classes))
-    manifest = shards_lib.Manifest(shards_lib.FORMAT, classes, **written)
-    shards_lib.ShardSource(target, 'train', manifest)
+    manifest = shards_lib.Manifest(classes, **written)
     text = msgspec.json.format(msgspec.json.encode(manifest), indent=1)
     output_dir.write(target / shards_lib.MANIFEST, text + b'\n')
   return manifest

@@ -1,22 +1,21 @@
-"""Images in shards: a few hundred ArrayRecord files, and their manifest.
+"""ImageNet on disk: a folder of images, or shards of it.
 
-`imagenet.convert` writes `DIR/train-00000-of-00256.array_record` and so on. A
-record is the label (4 bytes, unsigned, little endian) and the file of an image.
-The images have the order of the folder. So a seed gives the same batches from a
-folder and from its shards, unless the folder has corrupt images, which the
-shards omit. Single records can be read (`group_size:1`) and are not compressed,
-because JPEG is.
+Shards are a few hundred ArrayRecord files, `train-00000-of-00256.array_record`
+and so on. A record is the label (4 bytes, unsigned, little endian) and the file
+of an image. The images have the order of the folder. So a seed gives the same
+batches from a folder and from its shards, unless the folder has corrupt images,
+which the shards omit.
 
-`DIR/manifest.json` exists if the conversion is finished. It has the classes,
-and for each part the fingerprints of its files, in their order: of the start,
-the end and the size of a file. The end has the offsets of all records.
+`manifest.json` exists if the conversion is finished. It has the classes, and
+for each part the fingerprints of its files, in their order: of the start, the
+end and the size of a file. The end has the offsets of all records.
 """
 
 import contextlib
 import hashlib
 import pathlib
 from concurrent import futures
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import grain
 import msgspec
@@ -31,61 +30,26 @@ from optax_sam.train.data.image_files import (
 
 SPLITS = ('train', 'val')
 MANIFEST = 'manifest.json'
-SUFFIX = '.array_record'
-FORMAT: Literal['optax_sam image shards 3'] = 'optax_sam image shards 3'
-_LABEL = 4  # bytes
-_THREADS = 16
-_START, _END = 2**16, 2**17  # bytes
+_SUFFIX = '.array_record'
+_LABEL, _START, _END = 4, 2**16, 2**17  # bytes
 
-Fingerprints = Annotated[
+_Fingerprints = Annotated[
   tuple[Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{32}$')], ...],
   msgspec.Meta(min_length=1, max_length=99999),
 ]
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(
+  msgspec.Struct,
+  tag='optax_sam image shards 3',
+  tag_field='format',
+  forbid_unknown_fields=True,
+):
   """The expected content of a directory of shards."""
 
-  format: Literal['optax_sam image shards 3']
   classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-  train: Fingerprints
-  val: Fingerprints
-
-
-def folder(
-  directory: pathlib.Path,
-) -> tuple[tuple[str, ...], dict[str, Files]]:
-  """Returns the classes of an image folder, and its training and val images."""
-  return list_images(directory, SPLITS, ('.jpeg', '.jpg'), same_classes=True)
-
-
-def shard_paths(
-  directory: pathlib.Path, split: str, count: int
-) -> list[pathlib.Path]:
-  """Returns the files of a split.
-
-  >>> [path.name for path in shard_paths(pathlib.Path(), 'val', 2)]
-  ['val-00000-of-00002.array_record', 'val-00001-of-00002.array_record']
-  """
-  return [
-    directory / f'{split}-{k:05}-of-{count:05}{SUFFIX}' for k in range(count)
-  ]
-
-
-def encode(example: Example) -> bytes:
-  """Returns the record of an image."""
-  return example.label.to_bytes(_LABEL, 'little') + example.content
-
-
-def fingerprint(path: pathlib.Path) -> str:
-  """Returns what identifies a shard without reading all of it."""
-  with path.open('rb') as file:
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
-    digest.update(file.read(_START))
-    file.seek(max(0, size - _END))
-    digest.update(file.read(_END))
-  return digest.hexdigest()[:32]
+  train: _Fingerprints
+  val: _Fingerprints
 
 
 class ShardSource:
@@ -97,8 +61,8 @@ class ShardSource:
     """Opens shards; raises a ValueError if one is missing or differs."""
     expected = getattr(manifest, split)
     paths = shard_paths(directory, split, len(expected))
-    with futures.ThreadPoolExecutor(_THREADS) as pool:
-      found = [*pool.map(_fingerprint_or_none, paths)]
+    with futures.ThreadPoolExecutor() as pool:
+      found = [*pool.map(fingerprint, paths)]
     for path, one, other in zip(paths, found, expected, strict=True):
       if one != other:
         problem = (
@@ -114,15 +78,6 @@ class ShardSource:
     self._records: Any = grain.sources.ArrayRecordDataSource(
       [str(path) for path in paths]
     )
-    with contextlib.suppress(CorruptImage):
-      # Images are sorted by class: the last one has the largest label.
-      last = self[len(self) - 1].label if len(self) else -1
-      if split == 'train' and last != self._classes - 1:
-        msg = (
-          f'{directory} has training images of {last + 1} classes, not of '
-          f'{self._classes} as in {MANIFEST}; convert the images again'
-        )
-        raise ValueError(msg)
 
   def __len__(self) -> int:
     """Returns the number of images."""
@@ -168,28 +123,68 @@ class Images(NamedTuple):
 def open_images(directory: pathlib.Path) -> Images:
   """Opens a directory with `manifest.json`, or with folders `train` and `val`.
 
-  Images are not read yet. Raises a ValueError, with path and remedy, if
-  something is missing or differs from what is expected.
+  Raises a ValueError, with path and remedy, if something is missing or differs
+  from what is expected.
   """
-  if (directory / MANIFEST).exists():
-    found = read_manifest(directory / MANIFEST)
+  path = directory / MANIFEST
+  if path.exists():
+    check_path(path)
+    with readable(path, 'convert the images again, into an empty directory'):
+      if not path.is_file():  # reading a pipe could wait for ever
+        msg = 'it is not a file'
+        raise ValueError(msg)
+      found = msgspec.json.decode(path.read_bytes(), type=Manifest)
     train, val = (ShardSource(directory, split, found) for split in SPLITS)
+    for source in (train, val):
+      with contextlib.suppress(CorruptImage, IndexError):
+        # Images are sorted by class: the last one has the largest label.
+        source[len(source) - 1]
     return Images(train, val, found.classes)
   problem = ''
   if not directory.is_dir():
     problem = 'is not a directory; give that of the images'
-  elif any(directory.glob(f'*{SUFFIX}*')):
+  elif any(directory.glob(f'*{_SUFFIX}*')):
     problem = 'is a conversion that was interrupted; run it again to resume it'
   elif not any((directory / split).exists() for split in SPLITS):
-    problem = (
-      f'has neither {MANIFEST} nor the folders train and val; give the '
-      f'directory of an image folder or of its shards'
-    )
+    problem = f'has neither {MANIFEST} nor the folders train and val'
   if problem:
     msg = f'{directory} {problem}'
     raise ValueError(msg)
   classes, files = folder(directory)
   return Images(files['train'], files['val'], classes)
+
+
+def folder(
+  directory: pathlib.Path,
+) -> tuple[tuple[str, ...], dict[str, Files]]:
+  """Returns the classes of an image folder, and its images by split."""
+  suffixes = ('.jpeg', '.jpg')
+  return list_images(directory, SPLITS, suffixes, same_classes=True)
+
+
+def shard_paths(
+  directory: pathlib.Path, split: str, count: int
+) -> list[pathlib.Path]:
+  """Returns the files of a split."""
+  names = (f'{split}-{k:05}-of-{count:05}{_SUFFIX}' for k in range(count))
+  return [directory / name for name in names]
+
+
+def encode(example: Example) -> bytes:
+  """Returns the record of an image."""
+  return example.label.to_bytes(_LABEL, 'little') + example.content
+
+
+def fingerprint(path: pathlib.Path) -> str:
+  """Returns what identifies a shard, '' if it is missing."""
+  if not path.is_file():
+    return ''
+  with readable(path), path.open('rb') as file:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode() + file.read(_START))
+    file.seek(max(0, size - _END))
+    digest.update(file.read(_END))
+  return digest.hexdigest()[:32]
 
 
 def check_path(path: pathlib.Path) -> None:
@@ -199,18 +194,3 @@ def check_path(path: pathlib.Path) -> None:
   except UnicodeEncodeError:
     msg = f'{path} is not UTF-8; choose another path'
     raise ValueError(msg) from None
-
-
-def read_manifest(path: pathlib.Path) -> Manifest:
-  """Reads a manifest; raises a ValueError if it is not a valid one."""
-  check_path(path)
-  with readable(path, 'convert the images again, into an empty directory'):
-    if not path.is_file():  # reading a pipe could wait for ever
-      msg = 'it is not a file'
-      raise ValueError(msg)
-    return msgspec.json.decode(path.read_bytes(), type=Manifest)
-
-
-def _fingerprint_or_none(path: pathlib.Path) -> str | None:
-  with contextlib.suppress(OSError):
-    return fingerprint(path) if path.is_file() else None

@@ -59,11 +59,9 @@ def image(
   1/2; without one it is the centre crop for evaluation. Raises a CorruptImage
   if the image cannot be decoded, or has more than `max_pixels`.
   """
-  if generator is None:
-    place = functools.partial(centre_crop, size=size)
-    mirrored = False
-  else:
-    mirrored = generator.random() < 0.5
+  mirrored = generator is not None and generator.random() < 0.5
+  place: Any = functools.partial(centre_crop, size=size)
+  if generator is not None:
     place = functools.partial(random_crop, generator=generator)
   (top, left, height, width), pixels = _decode(content, size, max_pixels, place)
   if generator is not None:
