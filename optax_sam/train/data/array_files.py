@@ -7,13 +7,13 @@ import zipfile
 
 import numpy as np
 
-from optax_sam.train.data.arrays import Part, check_size, readable
+from optax_sam.train.data.arrays import Parts, check_size, readable
 
 # Third byte of the magic number of an IDX file.
 _DTYPES = {8: 'u1', 9: 'i1', 11: '>i2', 12: '>i4', 13: '>f4', 14: '>f8'}
 
 
-def read_npz(path: pathlib.Path, *, has_targets: bool = True) -> list[Part]:
+def read_npz(path: pathlib.Path, *, has_targets: bool = True) -> Parts:
   """Reads x_train, y_train, x_test, y_test, and x_val, y_val if present.
 
   Without targets the inputs are the targets. Raises a ValueError if the file or
@@ -26,7 +26,7 @@ def read_npz(path: pathlib.Path, *, has_targets: bool = True) -> list[Part]:
   if not stored & {'x_val', 'y_val'}:
     del names['validation']
   letters = 'xy' if has_targets else 'xx'
-  parts = []
+  parts = {}
   for part, name in names.items():
     keys = [f'{letter}_{name}' for letter in letters]
     missing = [key for key in keys if key not in stored]
@@ -43,9 +43,7 @@ def read_npz(path: pathlib.Path, *, has_targets: bool = True) -> list[Part]:
       )
       raise ValueError(msg)
     arrays = {key: _of_npz(path, key) for key in keys}
-    x, y = keys
-    where = (f'{path}: {x}', f'{path}: {y}')
-    parts.append(Part(part, arrays[x], arrays[y], where))
+    parts[part] = arrays[keys[0]], arrays[keys[1]]
   return parts
 
 
@@ -67,13 +65,13 @@ def _of_npz(path: pathlib.Path, key: str) -> np.ndarray:
       return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def read_idx(directory: pathlib.Path) -> list[Part]:
+def read_idx(directory: pathlib.Path) -> Parts:
   """Reads images and labels, training and test, compressed by gzip or not.
 
   Names contain `train` or one of `t10k` and `test`, then `images` or `labels`,
   and end in `ubyte` or `ubyte.gz`.
   """
-  parts = []
+  parts = {}
   for part in ('train', 'test'):
     paths = []
     for kind in ('images', 'labels'):
@@ -85,8 +83,7 @@ def read_idx(directory: pathlib.Path) -> list[Part]:
         )
         raise ValueError(msg)
       paths += found
-    images, labels = map(_of_idx, paths)
-    parts.append(Part(part, images, labels, (str(paths[0]), str(paths[1]))))
+    parts[part] = _of_idx(paths[0]), _of_idx(paths[1])
   return parts
 
 

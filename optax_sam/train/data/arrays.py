@@ -4,13 +4,15 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from optax_sam.train.data import examples
 
 Batch = dict[str, np.ndarray]
+# Inputs and targets of `train` and `test`, and possibly of `validation`.
+Parts = dict[str, tuple[Any, Any]]
 
 # As float32.
 _MOST_BYTES = 2**34
@@ -33,15 +35,6 @@ class Dataset:
   test: Batch
   classes: int
   validation: Batch | None = None
-
-
-class Part(NamedTuple):
-  """Arrays of a part as they were read, and their names for messages."""
-
-  name: str
-  inputs: Any
-  targets: Any
-  names: tuple[str, str]
 
 
 def dataset(
@@ -71,43 +64,35 @@ def dataset(
   Raises:
     ValueError: if a part is not valid, or differs from `train`; in one line.
   """
-  parts = []
-  for name, part in (
-    ('train', train),
-    ('test', test),
-    ('validation', validation),
-  ):
-    if part is not None or name != 'validation':
-      x, y = examples.inputs_and_targets(name, part, loss == 'next_token')
-      parts.append(Part(name, x, y, (f'{name}: inputs', f'{name}: targets')))
+  given = {'train': train, 'test': test}
+  if validation is not None:
+    given['validation'] = validation
+  parts = {
+    name: examples.inputs_and_targets(name, part, loss == 'next_token')
+    for name, part in given.items()
+  }
   return Dataset(classes=0, **_batches(parts, loss))
 
 
 def dataset_of(
-  parts: Sequence[Part],
-  *,
-  loss: str = 'cross_entropy',
-  classes: int | None = None,
+  parts: Parts, where: Any, loss: str, classes: int | None
 ) -> Dataset:
-  """Returns a dataset of the parts of files, checked.
+  """Returns a dataset of the arrays of files, checked.
 
   As `dataset`, but inputs become float32, images of bytes of shape (examples,
   height, width) get an axis of channels, and so do targets of one number.
-
-  Args:
-    parts: training and test part, and possibly a validation part.
-    loss: `cross_entropy`, `mean_squared_error` or `next_token`.
-    classes: number of classes; None for that of the training labels.
-
-  Raises:
-    ValueError: if the examples are not valid or don't fit each other.
+  `classes` is None for that of the training labels.
   """
-  batches = _batches([_of_file(part, loss) for part in parts], loss)
+  given = {
+    name: _of_file(f'{where}: {name}', *part, loss)
+    for name, part in parts.items()
+  }
+  batches = _batches(given, loss, f'{where}: ')
   labels = batches['train']['labels']
   if loss == 'mean_squared_error':
     return Dataset(classes=math.prod(labels.shape[1:]), **batches)
   least, count = int(labels.min()), int(labels.max()) + 1
-  name = parts[0].names[1]
+  name = f'{where}: train: targets'
   if loss == 'cross_entropy' and classes is None and least == count - 1:
     msg = (
       f'{name} has one class only; give at least two, or --loss '
@@ -147,14 +132,11 @@ def readable(where: Any, advice: str = '') -> Generator[None]:
     raise ValueError(f'{msg}; {advice}' if advice else msg) from None
 
 
-def _of_file(part: Part, loss: str) -> Part:
-  """Returns a part with the axes and dtypes that files may lack."""
-  inputs, targets = part.inputs, part.targets
+def _of_file(name: str, inputs: Any, targets: Any, loss: str) -> Any:
+  """Returns inputs and targets with the axes and dtypes that they may lack."""
   axes, what = (1, 'labels') if loss == 'cross_entropy' else (2, 'tokens')
   if loss != 'mean_squared_error' and targets.ndim != axes:
-    msg = (
-      f'{part.names[1]} has the shape {targets.shape}; {what} have {axes} axes'
-    )
+    msg = f'{name}: {what} of shape {targets.shape} must have {axes} axes'
     if what == 'labels' and targets.ndim == 2:
       msg += ': argmax(1) of them if they are one-hot, else [:, 0]'
     raise ValueError(msg)
@@ -162,33 +144,33 @@ def _of_file(part: Part, loss: str) -> Part:
     targets = targets[:, None]
   if loss != 'next_token':
     if inputs.ndim == 1:
-      msg = f'{part.names[0]} has one axis, and needs two: write x[:, None]'
+      msg = f'{name}: inputs have one axis, and need two: write x[:, None]'
       raise ValueError(msg)
     if inputs.dtype == np.uint8 and inputs.ndim == 3:
       inputs = inputs[..., None]
     elif inputs.dtype.kind in 'iu' and inputs.dtype != np.uint8:
       inputs = inputs.astype(np.float32)
-  return part._replace(inputs=inputs, targets=targets)
+  return inputs, targets
 
 
-def _batches(parts: Sequence[Part], loss: str | None) -> dict[str, Batch]:
+def _batches(
+  parts: Parts, loss: str | None, where: str = ''
+) -> dict[str, Batch]:
   """Returns converted arrays of all parts, of equal shapes and dtypes."""
   batches: dict[str, Batch] = {}
   first: dict[str, tuple[Any, str]] = {}
-  for part in parts:
+  for part, values in parts.items():
     batch: Batch = {}
-    values = {'inputs': part.inputs, 'labels': part.targets}
-    if loss == 'next_token':
-      del values['labels']
-    for key, name in zip(values, part.names, strict=False):
-      array = _numbers(name, values[key])
-      batch[key] = _converted(name, array, key, loss)
+    for key, value in zip(('inputs', 'labels'), values, strict=True):
+      if key == 'labels' and loss == 'next_token':
+        continue
+      name = f'{where}{part}: {"inputs" if key == "inputs" else "targets"}'
+      what = 'tokens' if loss == 'next_token' else key
+      array, batch[key] = _converted(name, value, what, loss)
       # Bytes in one part only would not be scaled alike.
-      found = (
-        array.shape[1:],
-        (array if key == 'inputs' else batch[key]).dtype.kind,
-      )
-      text = f'{name} has examples of shape {found[0]} and dtype {array.dtype}'
+      kind = (array if key == 'inputs' else batch[key]).dtype.kind
+      text = f'{name} has examples of shape {array.shape[1:]}, {array.dtype}'
+      found = array.shape[1:], kind
       expected, other = first.setdefault(key, (found, text))
       if found != expected:
         msg = f'{text}, and {other}; give all parts the same shape and dtype'
@@ -196,16 +178,18 @@ def _batches(parts: Sequence[Part], loss: str | None) -> dict[str, Batch]:
     lengths = [len(array) for array in batch.values()]
     if lengths[0] != lengths[-1]:
       msg = (
-        f'{part.names[0]} has {lengths[0]} examples and {part.names[1]} has '
+        f'{where}{part}: inputs has {lengths[0]} examples and targets has '
         f'{lengths[1]}; give both the same number'
       )
       raise ValueError(msg)
-    batches[part.name] = {'labels': batch['inputs']} | batch
+    batches[part] = {'labels': batch['inputs']} | batch
   return batches
 
 
-def _numbers(name: str, values: Any) -> np.ndarray:
-  """Returns an array of numbers with at least one example."""
+def _converted(
+  name: str, values: Any, what: str, loss: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns inputs, labels or tokens as an array, and as float32 or int32."""
   try:
     array = np.asarray(values)
   except ValueError as error:
@@ -213,61 +197,47 @@ def _numbers(name: str, values: Any) -> np.ndarray:
     raise ValueError(msg) from error
   if array.dtype.kind == 'V' and array.dtype.names is None:  # bfloat16
     array = array.astype(np.float32)
-  if array.dtype.kind not in 'biuf':
-    msg = (
-      f'{name} has the dtype {array.dtype}, and must be numbers; convert them, '
-      f"as in numpy.stack(values).astype('float32')"
+  kind, is_bytes = array.dtype.kind, array.dtype == np.uint8
+  is_class = loss == 'cross_entropy' or (loss is None and kind in 'biu')
+  problem, found = '', array
+  if kind not in 'biuf':
+    problem = (
+      f'has the dtype {array.dtype}, and must be numbers; convert them, as in '
+      f"numpy.stack(values).astype('float32')"
     )
-    raise ValueError(msg)
-  if array.ndim < 1 or not all(array.shape):
-    msg = f'{name} has the shape {array.shape} and needs at least one example'
-    raise ValueError(msg)
-  return array
-
-
-def _converted(
-  name: str, values: np.ndarray, key: str, loss: str | None
-) -> np.ndarray:
-  """Returns inputs or targets as float32 or int32."""
-  kind, what = values.dtype.kind, 'tokens' if loss == 'next_token' else key
-  if what == 'inputs' and values.dtype == np.uint8:
-    floats = values.astype(np.float32)
-    floats /= 255
-    return floats
-  if (
+  elif not array.ndim or not all(array.shape):
+    problem = f'has the shape {array.shape} and needs at least one example'
+  elif (
     what == 'tokens'
-    or (what == 'inputs' and kind in 'iu')
-    or (what == 'labels' and loss == 'cross_entropy')
-    or (what == 'labels' and loss is None and kind in 'biu')
+    or (what == 'labels' and is_class)
+    or (what == 'inputs' and kind in 'iu' and not is_bytes)
   ):
-    return _integers(name, values, what)
-  with np.errstate(over='ignore'):
-    floats = values.astype(np.float32)
-  # `min` and `max` need no memory, unlike `isfinite` of all entries.
-  if not (np.isfinite(floats.min()) and np.isfinite(floats.max())):
-    is_bad = ~np.isfinite(floats.reshape(len(floats), -1)).all(axis=1)
-    row = int(np.flatnonzero(is_bad)[0])
-    wrong = floats[row][~np.isfinite(floats[row])].flat[0]
-    msg = (
-      f'{name} contains {wrong} in example {row}, and NaN or infinity in '
-      f'{is_bad.sum()} of {len(floats)}; remove or replace them'
-    )
+    found = array.astype(np.int32)
+    if kind == 'f':
+      short = name.rpartition(': ')[2]
+      problem = (
+        f'has the dtype {array.dtype}; {what} are integers: '
+        f"{short}.astype('int32'), or --loss mean_squared_error for numbers"
+      )
+    elif (least := int(array.min())) < -(2**31) or array.max() >= 2**31:
+      wrong = least if least < 0 else array.max()
+      problem = f'contains {wrong}; {what} are integers that fit in int32'
+  elif what == 'inputs' and is_bytes:
+    found = array.astype(np.float32)
+    found /= 255
+  else:
+    with np.errstate(over='ignore'):
+      found = array.astype(np.float32)
+    # `min` and `max` need no memory, unlike `isfinite` of all entries.
+    if not (np.isfinite(found.min()) and np.isfinite(found.max())):
+      is_bad = ~np.isfinite(found.reshape(len(found), -1))
+      row = int(np.flatnonzero(is_bad.any(axis=1))[0])
+      wrong = found[row].ravel()[is_bad[row]][0]
+      problem = (
+        f'contains {wrong} in example {row}, and NaN or infinity in '
+        f'{is_bad.any(axis=1).sum()} of {len(found)}; remove or replace them'
+      )
+  if problem:
+    msg = f'{name} {problem}'
     raise ValueError(msg)
-  return floats
-
-
-def _integers(name: str, values: np.ndarray, what: str) -> np.ndarray:
-  if values.dtype.kind == 'f':
-    msg = (
-      f'{name} has the dtype {values.dtype}; {what} are integers: '
-      f"{name.rpartition(': ')[2]}.astype('int32')"
-    )
-    if what == 'labels':
-      msg += ', or give --loss mean_squared_error for numbers'
-    raise ValueError(msg)
-  least, most = int(values.min()), int(values.max())
-  if least < -(2**31) or most >= 2**31:
-    wrong = least if least < 0 else most
-    msg = f'{name} contains {wrong}; {what} are integers that fit in int32'
-    raise ValueError(msg)
-  return values.astype(np.int32)
+  return array, found

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from optax_sam.train.data.arrays import Part, readable
+from optax_sam.train.data.arrays import Parts, readable
 
 CLASSES = {'cifar10': 10, 'cifar100': 100}
 _PIXELS = 3 * 32 * 32
@@ -25,11 +25,11 @@ def ending(directory: pathlib.Path, classes: int) -> str | None:
   return next(found, None)
 
 
-def read(directory: pathlib.Path, classes: int) -> list[Part]:
+def read(directory: pathlib.Path, classes: int) -> Parts:
   """Reads the images and the (fine) labels."""
   suffix = ending(directory, classes) or ''
   read_one = _binary if suffix else _python
-  parts = []
+  parts = {}
   for part, names in zip(('train', 'test'), _FILES[classes], strict=True):
     found = []
     for name in names:
@@ -44,8 +44,7 @@ def read(directory: pathlib.Path, classes: int) -> list[Part]:
           raise ValueError(msg)
         found.append((images.reshape(-1, 3, 32, 32), labels))
     images, labels = map(np.concatenate, zip(*found, strict=True))
-    where = (f'{directory}: {part} images', f'{directory}: {part} labels')
-    parts.append(Part(part, images.transpose(0, 2, 3, 1), labels, where))
+    parts[part] = images.transpose(0, 2, 3, 1), labels
   return parts
 
 

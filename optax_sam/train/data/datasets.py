@@ -9,7 +9,7 @@ import random
 import numpy as np
 
 from optax_sam.train.data import array_files, cifar
-from optax_sam.train.data.arrays import Batch, Dataset, Part, dataset_of
+from optax_sam.train.data.arrays import Batch, Dataset, Parts, dataset_of
 
 __all__ = ['Batch', 'Dataset', 'batch_at', 'hold_out', 'load', 'order']
 
@@ -74,8 +74,7 @@ def load(
     raise ValueError(msg)
   try:
     parts = _read(kind, path, resize, max_pixels, loss)
-    classes = cifar.CLASSES.get(name)
-    dataset = dataset_of(parts, loss=loss, classes=classes)
+    dataset = dataset_of(parts, path, loss, cifar.CLASSES.get(name))
   except (OSError, MemoryError) as error:
     reason = getattr(error, 'strerror', None) or error or 'not enough memory'
     msg = f'--dataset {path} cannot be read: {reason}'
@@ -126,7 +125,7 @@ def _read(
   resize: int | None,
   max_pixels: int,
   loss: str,
-) -> list[Part]:
+) -> Parts:
   """Reads the file or directory of a dataset."""
   match kind:
     case 'digits':
@@ -228,7 +227,7 @@ def _with_noise(
   return labels
 
 
-def _digits() -> list[Part]:
+def _digits() -> Parts:
   from sklearn.datasets import load_digits
   from sklearn.model_selection import train_test_split
 
@@ -240,12 +239,10 @@ def _digits() -> list[Part]:
     stratify=labels,
     random_state=_DATA_SEED,
   )
-  names = ('inputs', 'labels')
-  train = Part('train', train_x, train_y, names)
-  return [train, Part('test', test_x, test_y, names)]
+  return {'train': (train_x, train_y), 'test': (test_x, test_y)}
 
 
-def _mnist1d() -> list[Part]:
+def _mnist1d() -> Parts:
   # make_dataset computes the examples; get_dataset would download them. It
   # seeds the global generators of Python and NumPy, so they are restored.
   from mnist1d.data import get_dataset_args, make_dataset
@@ -256,6 +253,7 @@ def _mnist1d() -> list[Part]:
   finally:
     random.setstate(python_state)
     np.random.set_state(numpy_state)
-  names = ('inputs', 'labels')
-  train = Part('train', made['x'][..., None], made['y'], names)
-  return [train, Part('test', made['x_test'][..., None], made['y_test'], names)]
+  return {
+    'train': (made['x'][..., None], made['y']),
+    'test': (made['x_test'][..., None], made['y_test']),
+  }

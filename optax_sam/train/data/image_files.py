@@ -1,9 +1,7 @@
-"""Folders of PNG and JPEG files: listing, decoding by Pillow, reading whole.
+"""Folders of PNG and JPEG files, `DIR/train/CLASS/FILE`.
 
-In `DIR/train/CLASS/FILE`, the classes are the sorted names of the folders, and
-the images are sorted by class and name. Hidden files are ignored. Any other
-entry is an error: otherwise a model would silently train on fewer images than
-the user expects.
+Images are sorted by class and name. Hidden files are ignored. Any other entry
+is an error: otherwise a model would train on fewer images than expected.
 """
 
 import dataclasses
@@ -16,12 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
 
-from optax_sam.train.data.arrays import Part, check_size, readable
+from optax_sam.train.data.arrays import Parts, check_size, readable
 
 # Of one image: 200 MB when it is decoded.
 MOST_PIXELS = 2**26
-_GRAY = ('1', 'L')
-_MODES = (*_GRAY, 'RGB', 'RGBA', 'P', 'CMYK', 'YCbCr', 'LA', 'PA')
+_MODES = ('1', 'L', 'RGB', 'RGBA', 'P', 'CMYK', 'YCbCr', 'LA', 'PA')
 
 
 class CorruptImage(ValueError):  # noqa: N818 (not an error)
@@ -60,7 +57,7 @@ class Files:
 
 def read_folder(
   directory: pathlib.Path, resize: int | None, max_pixels: int
-) -> list[Part]:
+) -> Parts:
   """Reads train/CLASS/*.png and test/CLASS/*.png, or val/ for test/.
 
   With both test/ and val/, the latter is the validation part. If all images are
@@ -71,35 +68,34 @@ def read_folder(
     del names['validation']
   elif not (directory / 'test').is_dir():
     names = {'train': 'train', 'test': 'val'}
-  suffixes = ('.png', '.jpg', '.jpeg')
-  _, files = list_images(directory, [*names.values()], suffixes)
-  size = (resize, resize) if resize else None
-  first, is_gray, read = '', True, {}
-  for part, own in files.items():
+  _, files = list_images(
+    directory, [*names.values()], ('.png', '.jpg', '.jpeg')
+  )
+  first, size, is_gray = '', (resize, resize) if resize else None, True
+  parts = {}
+  for part, name in names.items():
+    own, images = files[name], np.empty(0)
     for index in range(len(own)):
-      with readable(own.where(index)):
+      where = own.where(index)
+      with readable(where):
         image = opened(own[index].content, max_pixels)
-      first, size = first or own.where(index), size or image.size
+      first, size = first or where, size or image.size
       if not resize and image.size != size:
         msg = (
-          f'{own.where(index)} has {image.width} x {image.height} pixels and '
-          f'{first} has {size[0]} x {size[1]}; give all the same size, or '
-          f'--resize N'
+          f'{where} has {image.width} x {image.height} pixels and {first} has '
+          f'{size[0]} x {size[1]}; give all the same size, or --resize N'
         )
         raise ValueError(msg)
-      is_gray &= image.mode in _GRAY
       if index == 0:
         shape = (len(own), *size[::-1], 3)
         check_size(str(own.directory), shape)
-        read[part] = np.empty(shape, np.uint8)
-      with readable(own.where(index)):
-        read[part][index] = decoded(image, size)
-  parts = []
-  for part, name in names.items():
-    where, labels = str(directory / name), files[name].labels
-    images = read[name][..., : 1 if is_gray else 3]
-    parts.append(Part(part, images, labels, (where, f'{where}: labels')))
-  return parts
+        images = np.empty(shape, np.uint8)
+      with readable(where):
+        images[index] = decoded(image, size)
+      is_gray &= image.mode in ('1', 'L')
+    parts[part] = images, own.labels
+  channels = 1 if is_gray else 3
+  return {part: (x[..., :channels], y) for part, (x, y) in parts.items()}
 
 
 def list_images(

@@ -246,7 +246,7 @@ OTHER = {
     ),
     (
       {'train': (X[:40], Y[:39])},
-      'train: inputs has 40 examples and train: targets has 39',
+      'train: inputs has 40 examples and targets has 39',
     ),
     (
       {'test': (X[40:, :2], Y[40:])},

@@ -88,7 +88,7 @@ def bad(value, at=0):
     (([[1.0], [1.0, 2.0]], Y[:2]), 'train: inputs have different shapes'),
     (
       (X[:, :1], Y),
-      r'test: inputs has .* \(2,\) .* and train: inputs has .* \(1,\)',
+      r'test: inputs has .* \(2,\), .* and train: inputs has .* \(1,\)',
     ),
     (X, 'train must be a pair .* not one array'),
     ((X, Y, Y), 'train must be a pair .* not tuple'),

@@ -1,15 +1,12 @@
 """Decodes, crops and resizes JPEG images to uint8 pixels.
 
-Decoding is most of the work of the input. libjpeg can decode to a half, a
-quarter or an eighth of the size for little more than the cost of reading the
-bits; sizes between these take longer than the whole image. The smallest such
-size is used at which the crop has no fewer pixels than the result. The box on
-the small image has fractional coordinates, so it is the same part of the image.
+libjpeg can decode to a half, a quarter or an eighth of the size for little more
+than the cost of reading the bits. The smallest such size is used at which the
+crop has no fewer pixels than the result. The box on the small image has
+fractional coordinates, so it is the same part of the image.
 
-Pillow decodes files for which simplejpeg raises an error or a warning: PNG
-files named as JPEG, and files with extra bytes. ImageNet has a few. An image
-that Pillow cannot decode either is corrupt.
-
+Pillow decodes files for which simplejpeg raises an error or a warning, such as
+PNG files named as JPEG. An image that Pillow cannot decode either is corrupt.
 Orientation tags are ignored, as in published results.
 """
 
@@ -32,7 +29,6 @@ _SMALLEST_AREA = 0.08
 _RATIOS = (3 / 4, 4 / 3)
 _TRIES = 10
 _RESIZED = 256 / 224
-_REDUCTIONS = (8, 4, 2)
 # Of red, green, blue in ImageNet; white is 1.
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
@@ -127,10 +123,8 @@ def centre_crop(height: int, width: int, size: int) -> Box:
   Resizing it to `size` equals resizing the short side of the whole image to
   256/224 of `size` and cropping its centre.
   """
-  short, resized_short = min(height, width), round(_RESIZED * size)
-  rows, columns = (
-    int(resized_short * length / short) for length in (height, width)
-  )
+  short, resized = min(height, width), round(_RESIZED * size)
+  rows, columns = (int(resized * x / short) for x in (height, width))
   top, left = round((rows - size) / 2), round((columns - size) / 2)
   down, across = height / rows, width / columns
   return Box(top * down, left * across, size * down, size * across)
@@ -145,15 +139,11 @@ def _decode(
   """
   try:
     rows, columns, *_ = simplejpeg.decode_jpeg_header(content)
-  except ValueError:
-    pixels = _by_pillow(content, max_pixels)
-    return place(*pixels.shape[:2]), pixels
-  height, width = int(rows), int(columns)
-  image_files.check_pixels(width, height, max_pixels)
-  box = place(height, width)
-  smallest = min(box.height, box.width)
-  reduction = next((x for x in _REDUCTIONS if smallest >= x * size), 1)
-  try:
+    height, width = int(rows), int(columns)
+    image_files.check_pixels(width, height, max_pixels)
+    box = place(height, width)
+    smallest = min(box.height, box.width)
+    reduction = next((x for x in (8, 4, 2) if smallest >= x * size), 1)
     pixels = simplejpeg.decode_jpeg(
       content,
       'RGB',
@@ -161,21 +151,16 @@ def _decode(
       min_width=-(-width // reduction),
     )
   except ValueError:
-    return box, _by_pillow(content, max_pixels)
+    pixels = image_files.decoded(image_files.opened(content, max_pixels))
+    return place(*pixels.shape[:2]), pixels
   return Box(*(length / reduction for length in box)), pixels
-
-
-def _by_pillow(content: bytes, max_pixels: int) -> np.ndarray:
-  return image_files.decoded(image_files.opened(content, max_pixels))
 
 
 def normalize(inputs: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
   """Normalizes red, green, blue of ImageNet to mean 0 and deviation 1.
 
-  It belongs in the compiled step: XLA fuses it into the first layer, and
-  batches of `uint8` are a quarter of the bytes to store and transfer.
-
-  Returns `(inputs / 255 - mean) / standard_deviation`, computed in float32.
+  It belongs in the compiled step: batches of `uint8` are a quarter of the bytes
+  to store and transfer.
 
   >>> import jax.numpy as jnp
   >>> white = jnp.full((1, 1, 3), 255, jnp.uint8)
