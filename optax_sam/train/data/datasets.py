@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import pathlib
 import random
 
@@ -33,7 +32,6 @@ _FILES = {
 }
 ON_DISK = tuple(_FILES)
 NAMES = ('digits', 'mnist1d', *ON_DISK)
-VARIABLE = 'OPTAX_SAM_DATA'
 _SYSTEM = pathlib.Path('/usr/share/datasets')
 
 
@@ -52,17 +50,13 @@ def load(
   Args:
     name: one of `NAMES`, or the path of an .npz file, of a directory of IDX or
       CIFAR files, or of a folder of images.
-    label_noise: fraction of the training labels replaced by another class,
-      which is drawn uniformly. The test part keeps its labels.
+    label_noise: fraction of the training labels replaced by another class.
     data_dir: directory with the files of a named dataset; None searches for it.
     train_examples: number of training examples to use: the first ones, with the
       same fraction of every class; None for all.
     resize: height and width to which the images of a folder are resized.
     max_pixels: larger images of a folder are refused.
     loss: name of the loss, which says what the targets are.
-
-  Raises:
-    ValueError: if it doesn't exist, can't be read or has invalid examples.
   """
   if name in NAMES and loss != 'cross_entropy':
     msg = f'--loss {loss} is not for --dataset {name}; leave it out'
@@ -103,18 +97,13 @@ def _kind(path: pathlib.Path) -> str:
 def _find(name: str, data_dir: pathlib.Path | None) -> pathlib.Path:
   """Returns the directory with the files of a named dataset."""
   pattern, advice = _FILES[name]
-  given = os.environ.get(VARIABLE)
-  places = [_SYSTEM] if data_dir is None else [data_dir]
-  if data_dir is None and given:
-    places.insert(0, pathlib.Path(given))
-  kinds = (name, 'idx') if name == 'fashion_mnist' else (name,)
-  for place in places:
-    for directory in (place, *sorted(place.glob(pattern))):
-      if _kind(directory) in kinds:
-        return directory
+  place = data_dir or _SYSTEM
+  for directory in (place, *sorted(place.glob(pattern))):
+    if _kind(directory) == ('idx' if name == 'fashion_mnist' else name):
+      return directory
   msg = (
-    f'--dataset {name} is not in {" and ".join(map(str, places))}; {advice}, '
-    f'and give its directory by --data-dir or ${VARIABLE}'
+    f'--dataset {name} is not in {place}; {advice}, and give its directory by '
+    f'--data-dir'
   )
   raise ValueError(msg)
 
@@ -148,9 +137,8 @@ def _read(
   is_there = 'has no data' if path.exists() else 'does not exist'
   msg = (
     f'--dataset {path} {is_there}; give one of {", ".join(NAMES)}, an .npz '
-    f'file with x_train, y_train, x_test, y_test, or a directory of IDX files '
-    f'(train-images-idx3-ubyte), CIFAR files (data_batch_1.bin) or '
-    f'train/CLASS/*.png'
+    f'file, or a directory of IDX files (train-images-idx3-ubyte), CIFAR files '
+    f'(data_batch_1.bin) or train/CLASS/*.png'
   )
   raise ValueError(msg)
 
@@ -179,9 +167,8 @@ def _first(train: Batch, count: int, loss: str, name: str) -> Batch:
 def batch_at(train: Batch, step: int, batch_size: int, seed: int) -> Batch:
   """Returns the batch of one step.
 
-  A pure function of its arguments, so the step determines the position in the
-  data. Each epoch has a different order; examples that don't fill a batch are
-  left out of that epoch.
+  A pure function of its arguments. Each epoch has a different order; examples
+  that don't fill a batch are left out of that epoch.
   """
   examples = len(train['labels'])
   epoch, position = divmod(step, examples // batch_size)

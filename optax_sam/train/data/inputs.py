@@ -18,13 +18,7 @@ class Inputs:
   A training batch is a function of step and seed. So a checkpoint stores only
   the step, and the settings that determine the order. Each process loads its
   own rows of a training batch, and of test batches with `is_example`; any other
-  batch is the same on every process.
-
-  Attributes:
-    classes: number of classes.
-    batch_size: examples in a step, over all processes.
-    train_examples: number of examples that a run trains on.
-    test_examples: number of test examples.
+  batch is the same on every process. `batch_size` is over all processes.
   """
 
   classes: int
@@ -54,10 +48,9 @@ class Inputs:
     return values
 
   def test(self) -> Iterable[Batch]:
-    """Returns the test examples, once.
+    """Returns one batch of all test examples, or batches with `is_example`.
 
-    Either one batch of all, or batches with `is_example`, bool, which is false
-    for padding.
+    This is bool, and false for padding.
     """
     raise NotImplementedError
 
@@ -80,10 +73,8 @@ class Inputs:
 class InMemory(Inputs):
   """A dataset in memory, evaluated in one batch.
 
-  Every process has all of it, and takes its own rows of each batch.
-
-  If runs hold out training examples, the seed of a run chooses them, and its
-  batches exclude them. `train` and `fixed` include all training examples.
+  Runs may hold out a fraction of the training examples. The seed of a run
+  chooses them, and its batches exclude them; `train` and `fixed` include them.
   """
 
   def __init__(
@@ -93,14 +84,7 @@ class InMemory(Inputs):
     process: tuple[int, int] | None = None,
     held_out: float = 0.0,
   ) -> None:
-    """Stores the dataset.
-
-    Args:
-      dataset: its examples.
-      batch_size: examples in a step, over all processes.
-      process: index of this process and number of processes; None for JAX's.
-      held_out: fraction of the training examples that a run holds out.
-    """
+    """Stores the dataset, which every process has."""
     self._process = process
     self._fraction = held_out
     self._parts: tuple[int, Batch, Batch] | None = None  # for the latest seed

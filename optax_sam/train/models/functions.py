@@ -25,14 +25,11 @@ _EVALUATES = ('deterministic', 'use_running_average', 'inference')
 class ModelFunctions:
   """A model of any framework.
 
-  Attributes:
-    init: maps a key and a batch of one example to parameters and statistics,
-      two pytrees. Statistics are a dict: what a pass in training mode updates,
-      such as running means; empty if there are none.
-    apply: maps (parameters, statistics, inputs) and the keywords `train` and
-      `key` to outputs and the next statistics. `key` is for dropout; it may be
-      None in evaluation.
-    name: name of the model, for reports.
+  `init` maps a key and a batch of one example to parameters and statistics, two
+  pytrees. Statistics are a dict: what a pass in training mode updates, such as
+  running means. `apply` maps (parameters, statistics, inputs) and the keywords
+  `train` and `key` to outputs and the next statistics. `key` is for dropout; it
+  may be None in evaluation.
   """
 
   init: Callable[[jax.Array, Any], tuple[optax.Params, Statistics]]

@@ -2,7 +2,6 @@
 
 import functools
 import importlib
-import inspect
 import pathlib
 import re
 import runpy
@@ -26,17 +25,9 @@ _CONSTRUCTORS = ('rngs', 'key')
 def build(reference: str, outputs: int) -> Any:
   """Imports a model and gives it the number of outputs, if it wants one.
 
-  Args:
-    reference: MODULE:NAME, where the module is in the current directory or
-      installed, or FILE.py:NAME.
-    outputs: number of classes, or of other outputs.
-
-  Returns:
-    A Flax linen module, a constructor `rngs -> nnx.Module` or `key ->
-    equinox.Module`, or a pair `(init, apply)`.
-
-  Raises:
-    ValueError: if it can't be imported or called; in one line.
+  The reference is MODULE:NAME, where the module is in the current directory or
+  installed, or FILE.py:NAME. Raises a ValueError in one line if it can't be
+  imported or called.
   """
   flag = f'--model {reference}'
   module_name, _, name = reference.rpartition(':')
@@ -57,9 +48,6 @@ def _import(name: str, flag: str) -> dict[str, Any]:
   """Returns what a module or a file defines."""
   path = pathlib.Path(name)
   is_file = path.suffix == '.py'
-  if is_file and not path.is_file():
-    msg = f'{flag}: there is no file {path}'
-    raise ValueError(msg)
   directory = str((path.parent if is_file else pathlib.Path()).resolve())
   if directory not in sys.path:
     sys.path.insert(0, directory)
@@ -75,6 +63,9 @@ def _import(name: str, flag: str) -> dict[str, Any]:
       why = f'{name} imports {missing}, which is not installed'
     msg = f'{flag}: {why}'
     raise ValueError(msg) from error
+  except FileNotFoundError:
+    msg = f'{flag}: there is no file {path}'
+    raise ValueError(msg) from None
   except (Exception, SystemExit) as error:
     msg = f'{flag}: importing {name} raises {_described(error)}'
     raise ValueError(msg) from error
@@ -102,10 +93,7 @@ def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
     )
     raise ValueError(msg)
   if wanted is not None:
-    only = inspect.Parameter.POSITIONAL_ONLY
-    by_position = parameters[wanted].kind is only
-    bound = ((outputs,), {}) if by_position else ((), {wanted: outputs})
-    model = functools.partial(model, *bound[0], **bound[1])
+    model = functools.partial(model, **{wanted: outputs})
   if any(key in parameters for key in _CONSTRUCTORS):
     return model
   try:

@@ -101,14 +101,16 @@ def test_a_file_that_is_not_valid_is_refused(write, name, content, message):
   assert '\n' not in str(error.value)
 
 
-def test_fashion_mnist_is_searched(write, tmp_path, monkeypatch):
+def test_fashion_mnist_is_searched(write, tmp_path):
   directory = write()
   found = datasets.load('fashion_mnist', data_dir=directory)
   assert found.classes == 3
-  monkeypatch.setenv('OPTAX_SAM_DATA', str(tmp_path.parent))
-  tmp_path.rename(tmp_path.with_name('fashion-mnist'))
-  assert datasets.load('fashion_mnist').classes == 3
-  tmp_path.with_name('fashion-mnist').rename(tmp_path)
+  (tmp_path / 'data').mkdir()
+  for path in tmp_path.glob('*ubyte'):
+    (tmp_path / 'data' / 'fashion-mnist').mkdir(exist_ok=True)
+    path.rename(tmp_path / 'data' / 'fashion-mnist' / path.name)
+  found = datasets.load('fashion_mnist', data_dir=tmp_path / 'data')
+  assert found.classes == 3
   with pytest.raises(ValueError, match='apt install dataset-fashion-mnist'):
     datasets.load('fashion_mnist', data_dir=tmp_path / 'none')
 
