@@ -124,7 +124,11 @@ X, Y = np.ones((8, 2), 'float32'), np.asarray([0, 1, 2, 0, 1, 2, 0, 1])
     ({'x_train': X * np.nan}, 'mlp', 'inputs contains nan in example 0'),
     ({'x_test': X[:, :1]}, 'mlp', 'give all parts the same shape'),
     ({'y_test': Y + 1}, 'mlp', 'has the label 3, and the model has 3 outputs'),
-    ({'y_train': Y.astype(object)}, 'mlp', 'contains Python objects'),
+    (
+      {'y_train': Y.astype(object)},
+      'mlp',
+      'y_train cannot be read: Object arrays',
+    ),
     ({'y_train': Y[1:]}, 'mlp', 'has 8 examples and targets has 7'),
     ({'y_train': None}, 'mlp', 'mine.npz has no y_train'),
     (None, 'mlp', 'mine.npz cannot be read'),

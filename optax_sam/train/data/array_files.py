@@ -3,7 +3,7 @@
 import gzip
 import math
 import pathlib
-import zipfile
+from typing import Any
 
 import numpy as np
 
@@ -20,49 +20,33 @@ def read_npz(path: pathlib.Path, *, has_targets: bool = True) -> Parts:
   an array is missing, damaged, too large, or has Python objects, which could
   run code when they are read.
   """
-  with readable(path), zipfile.ZipFile(path) as archive:
-    stored = {name.removesuffix('.npy') for name in archive.namelist()}
-  names = {'train': 'train', 'test': 'test', 'validation': 'val'}
-  if not stored & {'x_val', 'y_val'}:
-    del names['validation']
-  letters = 'xy' if has_targets else 'xx'
   parts = {}
-  for part, name in names.items():
-    keys = [f'{letter}_{name}' for letter in letters]
-    missing = [key for key in keys if key not in stored]
-    if missing:
-      msg = (
-        f'{path} has no {missing[0]}; it has '
-        f'{", ".join(sorted(stored)) or "nothing"}'
-      )
-      raise ValueError(msg)
-    if not has_targets and f'y_{name}' in stored:
-      msg = (
-        f'{path} has y_{name}, and the targets of --loss next_token are the '
-        f'inputs; leave it out'
-      )
-      raise ValueError(msg)
-    arrays = {key: _of_npz(path, key) for key in keys}
-    parts[part] = arrays[keys[0]], arrays[keys[1]]
+  file: Any = path
+  with readable(path):
+    archive: Any = np.lib.npyio.NpzFile(file, allow_pickle=False)
+  with archive:
+    stored = {*archive.files}
+    names = {'train': 'train', 'test': 'test', 'validation': 'val'}
+    if not stored & {'x_val', 'y_val'}:
+      del names['validation']
+    for part, name in names.items():
+      keys = [f'{letter}_{name}' for letter in ('xy' if has_targets else 'xx')]
+      missing = [key for key in keys if key not in stored]
+      problem = f'has no {missing[0]}' if missing else ''
+      if not has_targets and f'y_{name}' in stored:
+        problem = f'has y_{name}, but with --loss next_token only inputs'
+      if problem:
+        msg = f'{path} {problem}; it has {", ".join(sorted(stored))}'
+        raise ValueError(msg)
+      arrays = {}
+      for key in keys:
+        with readable(f'{path}: {key}'):
+          entry = archive.zip.getinfo(f'{key}.npy')
+          check_size('it', [entry.file_size // 4])  # before it is read
+          arrays[key] = found = np.asarray(archive[key])
+          check_size('it', found.shape, found.itemsize)
+      parts[part] = arrays[keys[0]], arrays[keys[1]]
   return parts
-
-
-def _of_npz(path: pathlib.Path, key: str) -> np.ndarray:
-  where, name = f'{path}: {key}', f'{key}.npy'
-  with readable(where), zipfile.ZipFile(path) as archive:
-    with archive.open(name) as file:
-      read_header = (
-        np.lib.format.read_array_header_1_0
-        if np.lib.format.read_magic(file) == (1, 0)
-        else np.lib.format.read_array_header_2_0
-      )
-      shape, _, dtype = read_header(file)
-    if dtype.hasobject or dtype.names:
-      msg = 'it contains Python objects or fields; save plain numbers'
-      raise ValueError(msg)
-    check_size('it', shape, dtype.itemsize)
-    with archive.open(name) as file:
-      return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def read_idx(directory: pathlib.Path) -> Parts:

@@ -111,9 +111,7 @@ def dataset_of(
 
 def check_size(where: str, shape: Sequence[int], itemsize: int = 1) -> None:
   """Raises a ValueError if an array is too large to be held in memory."""
-  if min(shape, default=1) < 0 or (
-    math.prod(shape) * max(4, itemsize) > _MOST_BYTES
-  ):
+  if math.prod(shape) * max(4, itemsize) > _MOST_BYTES:
     msg = (
       f'{where} of shape {tuple(shape)} is too large: at most '
       f'{_MOST_BYTES >> 30} GiB as float32; use fewer or smaller examples'
