@@ -10,7 +10,7 @@ import numpy as np
 from optax_sam.train.data import array_files, cifar
 from optax_sam.train.data.arrays import Batch, Dataset, Parts, dataset_of
 
-__all__ = ['Batch', 'Dataset', 'batch_at', 'hold_out', 'load', 'order']
+__all__ = ['Batch', 'Dataset', 'hold_out', 'load', 'order']
 
 # Fixes the split, the generated data and the wrong labels: every run of every
 # method uses the same dataset, for any seed.
@@ -164,22 +164,12 @@ def _first(train: Batch, count: int, loss: str, name: str) -> Batch:
   return {key: values[chosen] for key, values in train.items()}
 
 
-def batch_at(train: Batch, step: int, batch_size: int, seed: int) -> Batch:
-  """Returns the batch of one step.
-
-  A pure function of its arguments. Each epoch has a different order; examples
-  that don't fill a batch are left out of that epoch.
-  """
-  examples = len(train['labels'])
-  epoch, position = divmod(step, examples // batch_size)
-  start = position * batch_size
-  chosen = order(examples, seed, epoch)[start : start + batch_size]
-  return {name: values[chosen] for name, values in train.items()}
-
-
 @functools.lru_cache(maxsize=4)
 def order(examples: int, seed: int, epoch: int) -> np.ndarray:
-  """Returns the order of all examples in an epoch."""
+  """Returns the order of all examples in an epoch.
+
+  Those that don't fill a batch are left out of it.
+  """
   return np.random.default_rng((seed, epoch)).permutation(examples)
 
 

@@ -96,14 +96,15 @@ class InMemory(Inputs):
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns this process's rows of the batch of a step."""
-    train, _ = self._split(seed)
-    if ids:
-      train = {**train, 'ids': np.arange(self.train_examples, dtype=np.int32)}
-    batch = datasets.batch_at(train, step, self.batch_size, seed)
+    epoch, position = divmod(step, self.train_examples // self.batch_size)
     index, count = process(self._process)
     rows = self.batch_size // count
-    mine = slice(rows * index, rows * (index + 1))
-    return {name: values[mine] for name, values in batch.items()}
+    start = position * self.batch_size + rows * index
+    order = datasets.order(self.train_examples, seed, epoch)
+    chosen = order[start : start + rows]
+    train, _ = self._split(seed)
+    batch = {name: values[chosen] for name, values in train.items()}
+    return batch | {'ids': chosen.astype(np.int32)} if ids else batch
 
   def test(self) -> list[Batch]:
     """Returns the test part as one batch."""
