@@ -222,7 +222,7 @@ def test_convert_writes_shards(tmp_path, capsys):
   folder = pictures.make_folder(tmp_path / 'folder')
   target = tmp_path / 'shards'
   command = ['convert', '--output', target, '--shards', '3', '--source']
-  assert 'train cannot be listed' in refused(capsys, *command, 'missing')
+  assert 'train cannot be read' in refused(capsys, *command, 'missing')
   assert not target.exists()
   assert call(*command, folder) == 0
   out = capsys.readouterr().out

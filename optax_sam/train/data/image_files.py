@@ -136,24 +136,20 @@ def _entries(
 ) -> list[str]:
   """Returns the names of files with these suffixes, without any of folders."""
   content = ' or '.join(suffixes) or 'one folder for each class'
-  try:
-    with os.scandir(directory) as scanned:
-      entries = [entry for entry in scanned if not entry.name.startswith('.')]
-    problem = 'is empty'
-  except OSError as error:
-    entries = []
-    problem = f'cannot be listed: {error.strerror or error}'
-  if not entries:
-    msg = f'{directory} {problem}; it should contain {content}'
+  advice = f'it should contain {content}'
+  with readable(directory, advice), os.scandir(directory) as scanned:
+    entries = [entry for entry in scanned if not entry.name.startswith('.')]
+
+  def is_valid(entry: os.DirEntry[str]) -> bool:
+    if not suffixes:
+      return entry.is_dir()
+    return entry.name.lower().endswith(suffixes) and entry.is_file()
+
+  wrong = [entry.path for entry in entries if not is_valid(entry)]
+  if wrong or not entries:
+    problem = f'{wrong[0]} does not belong here' if wrong else 'it is empty'
+    msg = f'{directory} should contain {content}: {problem}'
     raise ValueError(msg)
-  for entry in entries:
-    is_image = entry.name.lower().endswith(suffixes) and entry.is_file()
-    if not (is_image if suffixes else entry.is_dir()):
-      msg = (
-        f'{entry.path} does not belong here: {directory} contains {content}; '
-        f'move or remove it'
-      )
-      raise ValueError(msg)
   return sorted(entry.name for entry in entries)
 
 

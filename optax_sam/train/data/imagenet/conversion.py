@@ -6,6 +6,7 @@ shards are skipped, the manifest is written last. `.conversion` identifies the
 images, so that no other conversion is resumed.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -149,12 +150,9 @@ def _write(path: pathlib.Path, records: Iterator[bytes]) -> None:
     writer = array_record_module.ArrayRecordWriter(
       str(temporary), 'group_size:1,uncompressed'
     )
-    try:
-      for record in records:
+    with contextlib.closing(writer):
+      for count, record in enumerate(records, start=1):  # noqa: B007
         writer.write(record)
-        count += 1
-    finally:
-      writer.close()
     if _records(temporary) != count:  # not every failed write raises
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     temporary.replace(path)
