@@ -28,8 +28,7 @@ from optax_sam.train.config import configs, errors
 from optax_sam.train.distributed import last_line
 
 # Whoever waits for another process ends within a minute.
-_MEETING_SECONDS = 40
-_HEARTBEAT_TIMEOUT_SECONDS = 30
+_MEETING_SECONDS, _HEARTBEAT_SECONDS = 40, 30
 # Gathered texts are padded to a multiple, because each length is compiled.
 _PADDING = 1024
 
@@ -188,15 +187,13 @@ def _lost() -> str:
 def _check_port(address: str) -> None:
   """Raises a ValueError if the first process cannot listen there."""
   host, _, port = address.rpartition(':')
-  host = host.strip('[]')
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   try:
-    socket.create_server((host, int(port)), family=family).close()
+    socket.create_server((host.strip('[]'), int(port)), family=family).close()
   except OSError as error:
-    why = os.strerror(error.errno or 0)
     msg = (
-      f'--coordinator {address}: process 0 cannot listen there: {why}; give a '
-      f'free port of an address of its machine'
+      f'--coordinator {address}: process 0 cannot listen there: '
+      f'{os.strerror(error.errno or 0)}; give a free port of its machine'
     )
     raise ValueError(msg) from None
 
@@ -215,7 +212,7 @@ def _initialize(
       config.num_processes,
       config.process_id,
       initialization_timeout=_MEETING_SECONDS,
-      heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
+      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
       coordinator_bind_address=bind,
     )
   except (ValueError, RuntimeError) as error:

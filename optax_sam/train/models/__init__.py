@@ -26,9 +26,8 @@ def build(
 ) -> Any:
   """Returns a model by name, or one of the user.
 
-  Built-in models are called as `model.apply(variables, inputs, train=...,
-  ...)` and return float32 logits. Models with batch norm have the collection
-  `batch_stats`; dropout needs the key `dropout`.
+  Models with batch norm have the collection `batch_stats`; dropout needs the
+  key `dropout`. For `dtype` and `axis_name` see `networks`.
 
   >>> model = build('resnet18', 10, (32, 32, 3), axis_name='batch')
   >>> model.axis_name, model.small_images
@@ -38,15 +37,10 @@ def build(
     name: one of `NAMES`, or a reference as in `imported.build`.
     classes: number of classes.
     input_shape: shape of one example, channels last. `mlp` takes any shape,
-      `cnn` images or 1-D signals, the others images with any number of
-      channels; the sides for `vit_s16` must be multiples of 16.
-    dtype: dtype of the computation except for the head; parameters and
-      statistics are float32.
-    axis_name: name of the mapped axis over which batch norm averages its
-      statistics, inside `jax.shard_map`; under `jax.jit` the batch is global.
-
-  Raises:
-    ValueError: if the model is unknown or doesn't take such examples.
+      `cnn` images or 1-D signals, the others images; the sides for `vit_s16`
+      must be multiples of 16.
+    dtype: dtype of the computation except for the head.
+    axis_name: name of the mapped axis over which batch norm averages.
   """
   if ':' in name:
     return imported.build(name, classes)

@@ -16,9 +16,11 @@ from optax_sam.engine.partition import path_parts
 
 Statistics = dict[str, Any]
 
-# Arguments of `__call__` that tell training from evaluation.
-_TRAINS = ('train', 'training', 'is_training')
-_EVALUATES = ('deterministic', 'use_running_average', 'inference')
+# Arguments of `__call__`, and whether they are true in training.
+_MODES = {
+  **dict.fromkeys(('train', 'training', 'is_training'), True),
+  **dict.fromkeys(('deterministic', 'use_running_average', 'inference'), False),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -300,7 +302,5 @@ def required(
 def _mode(call: Callable[..., Any]) -> Callable[[bool], dict[str, Any]]:
   """Returns the arguments of a call, in training and in evaluation."""
   taken = inspect.signature(call).parameters
-  return lambda train: {
-    **{name: train for name in _TRAINS if name in taken},
-    **{name: not train for name in _EVALUATES if name in taken},
-  }
+  found = {name: value for name, value in _MODES.items() if name in taken}
+  return lambda train: {name: train == value for name, value in found.items()}

@@ -94,17 +94,12 @@ class ViT(nn.Module):
     x = x + jnp.asarray(_positions(*x.shape[1:]), x.dtype)
     x = x.reshape(len(x), -1, self.width)
     for number in range(self.depth):
-      x = EncoderBlock(
-        self.heads, self.hidden, self.dtype, name=f'block{number + 1}'
-      )(x)
+      name = f'block{number + 1}'
+      x = EncoderBlock(self.heads, self.hidden, self.dtype, name=name)(x)
     x = nn.LayerNorm(dtype=self.dtype, name='last_norm')(x)
     x = jnp.mean(x, axis=1, dtype=jnp.float32)
-    return nn.Dense(
-      self.classes,
-      dtype=jnp.float32,
-      kernel_init=nn.initializers.zeros,
-      name='head',
-    )(x)
+    zeros = nn.initializers.zeros
+    return nn.Dense(self.classes, kernel_init=zeros, name='head')(x)
 
 
 def _positions(rows: int, columns: int, width: int) -> np.ndarray:

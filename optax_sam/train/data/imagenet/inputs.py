@@ -58,8 +58,7 @@ class ImageInputs(inputs.Inputs):
       batch_size: images in a step, over all processes.
       size: height and width of the images in pixels.
       threads: batches that this process makes concurrently.
-      prefetch: batches that this process makes in advance, including unfinished
-        ones. At size 224 a batch takes 150 kB per image.
+      prefetch: batches that this process makes in advance.
       max_pixels: larger images are skipped as corrupt, without decoding them.
       process: index of this process and number of processes; None for JAX's.
       dtype: dtype of normalized images.
