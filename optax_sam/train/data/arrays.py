@@ -53,16 +53,8 @@ def dataset(
     read into memory.
 
   Floats become float32, integers int32, and bytes (uint8) in inputs are divided
-  by 255, except for tokens.
-
-  Args:
-    train: training examples.
-    test: test examples.
-    validation: validation examples, None for none.
-    loss: name of the loss; None for a function.
-
-  Raises:
-    ValueError: if a part is not valid, or differs from `train`; in one line.
+  by 255, except for tokens. `loss` is a name, or None for a function. Raises a
+  ValueError if a part is not valid, or differs from `train`.
   """
   given = {'train': train, 'test': test}
   if validation is not None:
@@ -92,18 +84,11 @@ def dataset_of(
   if loss == 'mean_squared_error':
     return Dataset(classes=math.prod(labels.shape[1:]), **batches)
   least, count = int(labels.min()), int(labels.max()) + 1
-  name = f'{where}: train: targets'
-  if loss == 'cross_entropy' and classes is None and least == count - 1:
+  is_guess = loss == 'cross_entropy' and classes is None
+  if least < 0 or (is_guess and (least or not 1 < count <= len(labels))):
     msg = (
-      f'{name} has one class only; give at least two, or --loss '
-      f'mean_squared_error for numbers'
-    )
-    raise ValueError(msg)
-  is_sparse = loss == 'cross_entropy' and (least > 0 or count > len(labels))
-  if least < 0 or (classes is None and is_sparse):
-    msg = (
-      f'{name} has {len(labels)} numbers from {least} to {count - 1}; number '
-      f'the classes 0, 1, 2, ... without gaps'
+      f'{where}: train: targets has {len(labels)} numbers from {least} to '
+      f'{count - 1}; number at least two classes 0, 1, 2, ... without gaps'
     )
     raise ValueError(msg)
   return Dataset(classes=classes or count, **batches)

@@ -61,12 +61,13 @@ def load(
   if name in NAMES and loss != 'cross_entropy':
     msg = f'--loss {loss} is not for --dataset {name}; leave it out'
     raise ValueError(msg)
-  path = _find(name, data_dir) if name in ON_DISK else pathlib.Path(name)
-  kind = name if name in NAMES else _kind(path)
-  if resize is not None and kind != 'folder':
-    msg = f'--resize is for a folder of images, not for {name}; leave it out'
-    raise ValueError(msg)
+  path = data_dir or pathlib.Path(name)
   try:
+    path = _find(name, data_dir) if name in ON_DISK else pathlib.Path(name)
+    kind = name if name in NAMES else _kind(path)
+    if resize is not None and kind != 'folder':
+      msg = f'--resize is for a folder of images, not for {name}; leave it out'
+      raise ValueError(msg)
     parts = _read(kind, path, resize, max_pixels, loss)
     dataset = dataset_of(parts, path, loss, cifar.CLASSES.get(name))
   except (OSError, MemoryError) as error:

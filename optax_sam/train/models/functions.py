@@ -146,10 +146,7 @@ def _from_nnx(build: Callable[..., Any], abstract: Any) -> ModelFunctions:
     abstract.train() if train else abstract.eval()
     graphs[train], _, random, _ = split(abstract)
 
-  def init(key: jax.Array, example: Any) -> tuple[optax.Params, Statistics]:
-    del example
-    _, params, _, rest = split(build(rngs=nnx.Rngs(key)))
-    return params, rest
+  init = lambda key, _: split(build(rngs=nnx.Rngs(key)))[1::2]
 
   def apply(
     params: Any, statistics: Statistics, inputs: Any, *, train: bool, key: Any

@@ -122,10 +122,10 @@ NAN = np.where(np.arange(24).reshape(8, 3) == 7, np.nan, 0)
     ({'x_test': np.ones((2, 3), 'u1')}, 'uint8, and .*train.* float64; give'),
     ({'y_train': np.ones(8)}, r"labels are integers: targets.astype\('int"),
     ({'y_train': np.eye(8, dtype=int)}, r'argmax\(1\) of them if they are one'),
-    ({'y_train': np.arange(8) - 1}, 'from -1 to 6; number the classes'),
-    ({'y_train': np.arange(8) + 1}, 'from 1 to 8; number the classes'),
-    ({'y_train': np.arange(8) * 9}, 'from 0 to 63; number the classes'),
-    ({'y_train': np.ones(8, int)}, 'one class only'),
+    ({'y_train': np.arange(8) - 1}, 'from -1 to 6; number at least two'),
+    ({'y_train': np.arange(8) + 1}, 'from 1 to 8; number at least two'),
+    ({'y_train': np.arange(8) * 9}, 'from 0 to 63; number at least two'),
+    ({'y_train': np.ones(8, int)}, 'from 1 to 1; number at least two'),
   ],
 )
 def test_arrays_that_are_not_valid_are_refused(save, changes, message):

@@ -63,7 +63,7 @@ def convert(
     raise ValueError(msg)
   names = [files.names for files in splits.values()]
   given = repr([shards, max_pixels, names])
-  plan = hashlib.sha256(given.encode(errors='surrogateescape')).hexdigest()
+  plan = hashlib.sha256(given.encode()).hexdigest()
   _check_target(target, plan)
   for split, files in splits.items():
     transforms.check_any(files, source / split, max_pixels)
