@@ -28,7 +28,10 @@ ONE_LINE = [
   (['compare', '-m', 'sam', 'adam'], 'write --base adam'),
   (['compare', '--dataset', 'digit'], 'did you mean digits?'),
   (['compare', '--dataset', 'imagenet'], 'choose one of digits, mnist1d'),
-  (['compare', '--dataset', 'none.npz'], '--dataset none.npz does not exist'),
+  (
+    ['compare', '--dataset', 'none.npz'],
+    '--dataset none.npz: it does not exist',
+  ),
   (['compare', '--base', 'adan2'], 'did you mean adan'),
   (['compare', '--base', 'lbfgs'], 'choose one of sgd, adamw, adabelief'),
   (['compare', '--loss', 'mse'], 'choose one of cross_entropy, mean_squared'),
@@ -47,7 +50,7 @@ ONE_LINE = [
   (['train', '--prefetch', '1000000000000'], '--prefetch must be at most 4096'),
   (
     ['compare', '--resize', '8'],
-    '--resize is for a folder of images, not for digits',
+    '--dataset digits: --resize is for a folder of images only',
   ),
   (['compare', '--data-dir', 'x'], '--data-dir is for fashion_mnist, cifar10'),
   (['compare', '--dataset', 'cifar10', '--data-dir', 'x'], 'cifar-10-binary'),
@@ -130,8 +133,8 @@ X, Y = np.ones((8, 2), 'float32'), np.asarray([0, 1, 2, 0, 1, 2, 0, 1])
       'y_train cannot be read: Object arrays',
     ),
     ({'y_train': Y[1:]}, 'mlp', 'has 8 examples and targets has 7'),
-    ({'y_train': None}, 'mlp', 'mine.npz has no y_train'),
-    (None, 'mlp', 'mine.npz cannot be read'),
+    ({'y_train': None}, 'mlp', 'mine.npz: it has no y_train'),
+    (None, 'mlp', 'mine.npz: it cannot be read'),
   ],
 )
 def test_own_data_and_models_that_do_not_fit_are_reported_in_one_line(

@@ -22,7 +22,7 @@ def read_npz(path: pathlib.Path, *, has_targets: bool = True) -> Parts:
   """
   parts = {}
   file: Any = path
-  with readable(path):
+  with readable('it'):
     archive: Any = np.lib.npyio.NpzFile(file, allow_pickle=False)
   with archive:
     stored = {*archive.files}
@@ -36,11 +36,11 @@ def read_npz(path: pathlib.Path, *, has_targets: bool = True) -> Parts:
       if not has_targets and f'y_{name}' in stored:
         problem = f'has y_{name}, but with --loss next_token only inputs'
       if problem:
-        msg = f'{path} {problem}; it has {", ".join(sorted(stored))}'
+        msg = f'it {problem}; it has {", ".join(sorted(stored))}'
         raise ValueError(msg)
       arrays = {}
       for key in keys:
-        with readable(f'{path}: {key}'):
+        with readable(key):
           entry = archive.zip.getinfo(f'{key}.npy')
           check_size('it', [entry.file_size // 4])  # before it is read
           arrays[key] = found = np.asarray(archive[key])
@@ -62,7 +62,7 @@ def read_idx(directory: pathlib.Path) -> Parts:
       found = idx_files(directory, part, kind)
       if len(found) != 1:
         msg = (
-          f'{directory} has {len(found) or "no"} files of {part} {kind}, such '
+          f'it has {len(found) or "no"} files of {part} {kind}, such '
           f'as train-images-idx3-ubyte.gz or t10k-labels-idx1-ubyte; give one'
         )
         raise ValueError(msg)
@@ -88,7 +88,7 @@ def idx_files(
 
 
 def _of_idx(path: pathlib.Path) -> np.ndarray:
-  with readable(path, 'get the file again'):
+  with readable(path.name, 'get the file again'):
     with path.open('rb') as file:
       is_compressed = file.read(2) == b'\x1f\x8b'
     with gzip.open(path) if is_compressed else path.open('rb') as file:

@@ -66,20 +66,15 @@ def dataset(
   return Dataset(classes=0, **_batches(parts, loss))
 
 
-def dataset_of(
-  parts: Parts, where: Any, loss: str, classes: int | None
-) -> Dataset:
+def dataset_of(parts: Parts, loss: str, classes: int | None) -> Dataset:
   """Returns a dataset of the arrays of files, checked.
 
   As `dataset`, but inputs become float32, images of bytes of shape (examples,
   height, width) get an axis of channels, and so do targets of one number.
   `classes` is None for that of the training labels.
   """
-  given = {
-    name: _of_file(f'{where}: {name}', *part, loss)
-    for name, part in parts.items()
-  }
-  batches = _batches(given, loss, f'{where}: ')
+  given = {name: _of_file(name, *part, loss) for name, part in parts.items()}
+  batches = _batches(given, loss)
   labels = batches['train']['labels']
   if loss == 'mean_squared_error':
     return Dataset(classes=math.prod(labels.shape[1:]), **batches)
@@ -87,8 +82,8 @@ def dataset_of(
   is_guess = loss == 'cross_entropy' and classes is None
   if least < 0 or (is_guess and (least or not 1 < count <= len(labels))):
     msg = (
-      f'{where}: train: targets has {len(labels)} numbers from {least} to '
-      f'{count - 1}; number at least two classes 0, 1, 2, ... without gaps'
+      f'train: targets has {len(labels)} numbers from {least} to {count - 1}; '
+      f'number at least two classes 0, 1, 2, ... without gaps'
     )
     raise ValueError(msg)
   return Dataset(classes=classes or count, **batches)
@@ -136,9 +131,7 @@ def _of_file(name: str, inputs: Any, targets: Any, loss: str) -> Any:
   return inputs, targets
 
 
-def _batches(
-  parts: Parts, loss: str | None, where: str = ''
-) -> dict[str, Batch]:
+def _batches(parts: Parts, loss: str | None) -> dict[str, Batch]:
   """Returns converted arrays of all parts, of equal shapes and dtypes."""
   batches: dict[str, Batch] = {}
   first: dict[str, tuple[Any, str]] = {}
@@ -147,7 +140,7 @@ def _batches(
     for key, value in zip(('inputs', 'labels'), values, strict=True):
       if key == 'labels' and loss == 'next_token':
         continue
-      name = f'{where}{part}: {"inputs" if key == "inputs" else "targets"}'
+      name = f'{part}: {"inputs" if key == "inputs" else "targets"}'
       what = 'tokens' if loss == 'next_token' else key
       array, batch[key] = _converted(name, value, what, loss)
       # Bytes in one part only would not be scaled alike.
@@ -161,7 +154,7 @@ def _batches(
     lengths = [len(array) for array in batch.values()]
     if lengths[0] != lengths[-1]:
       msg = (
-        f'{where}{part}: inputs has {lengths[0]} examples and targets has '
+        f'{part}: inputs has {lengths[0]} examples and targets has '
         f'{lengths[1]}; give both the same number'
       )
       raise ValueError(msg)

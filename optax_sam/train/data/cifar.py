@@ -34,7 +34,7 @@ def read(directory: pathlib.Path, classes: int) -> Parts:
     found = []
     for name in names:
       path = directory / f'{name}{suffix}'
-      with readable(path):
+      with readable(path.name):
         if not path.is_file() or path.stat().st_size > _MOST_BYTES:
           msg = 'it is missing, or too large for a file of CIFAR'
           raise ValueError(msg)

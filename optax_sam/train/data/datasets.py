@@ -61,24 +61,30 @@ def load(
   if name in NAMES and loss != 'cross_entropy':
     msg = f'--loss {loss} is not for --dataset {name}; leave it out'
     raise ValueError(msg)
-  path = data_dir or pathlib.Path(name)
+  path = _find(name, data_dir) if name in ON_DISK else pathlib.Path(name)
   try:
-    path = _find(name, data_dir) if name in ON_DISK else pathlib.Path(name)
     kind = name if name in NAMES else _kind(path)
     if resize is not None and kind != 'folder':
-      msg = f'--resize is for a folder of images, not for {name}; leave it out'
-      raise ValueError(msg)
+      msg = '--resize is for a folder of images only; leave it out'
+      raise ValueError(msg)  # noqa: TRY301 (reported below, with the path)
     parts = _read(kind, path, resize, max_pixels, loss)
-    dataset = dataset_of(parts, path, loss, cifar.CLASSES.get(name))
-  except (OSError, MemoryError) as error:
-    reason = getattr(error, 'strerror', None) or error or 'not enough memory'
-    msg = f'--dataset {path} cannot be read: {reason}'
+    dataset = dataset_of(parts, loss, cifar.CLASSES.get(name))
+  except (OSError, MemoryError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or str(error) or 'out of memory'
+    msg = f'--dataset {path}: {reason}'
     raise ValueError(msg) from None
   train = dataset.train
   if train_examples is not None:
     train = _first(train, train_examples, loss, name)
   if label_noise:
-    labels = _with_noise(train['labels'], dataset.classes, label_noise)
+    generator, examples = (
+      np.random.default_rng(_DATA_SEED),
+      len(train['labels']),
+    )
+    wrong = generator.permutation(examples)[: round(label_noise * examples)]
+    shift = generator.integers(1, dataset.classes, len(wrong))
+    labels = train['labels'].copy()
+    labels[wrong] = (labels[wrong] + shift) % dataset.classes
     train = {**train, 'labels': labels}
   return dataclasses.replace(dataset, train=train)
 
@@ -137,8 +143,8 @@ def _read(
       return image_files.read_folder(path, resize, max_pixels)
   is_there = 'has no data' if path.exists() else 'does not exist'
   msg = (
-    f'--dataset {path} {is_there}; give one of {", ".join(NAMES)}, an .npz '
-    f'file, or a directory of IDX files (train-images-idx3-ubyte), CIFAR files '
+    f'it {is_there}; give one of {", ".join(NAMES)}, an .npz file, or a '
+    f'directory of IDX files (train-images-idx3-ubyte), CIFAR files '
     f'(data_batch_1.bin) or train/CLASS/*.png'
   )
   raise ValueError(msg)
@@ -149,8 +155,8 @@ def _first(train: Batch, count: int, loss: str, name: str) -> Batch:
   labels = train['labels']
   if loss != 'cross_entropy':
     labels = np.zeros(len(labels), int)
-  _, numbers, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-  if not len(sizes) <= count <= len(labels):
+  classes = np.unique(labels)
+  if not len(classes) <= count <= len(labels):
     msg = (
       f'--train-examples must be at most {len(labels)}, the number of training '
       f'examples of {name}, and at least one for each class, not {count}'
@@ -158,9 +164,9 @@ def _first(train: Batch, count: int, loss: str, name: str) -> Batch:
     raise ValueError(msg)
   # The fraction of its class that comes before an example.
   before = np.empty(len(labels))
-  before[np.argsort(numbers, kind='stable')] = np.concatenate(
-    [np.arange(size) / size for size in sizes]
-  )
+  for label in classes:
+    rows = np.flatnonzero(labels == label)
+    before[rows] = np.arange(len(rows)) / len(rows)
   chosen = np.sort(np.argsort(before, kind='stable')[:count])
   return {key: values[chosen] for key, values in train.items()}
 
@@ -192,17 +198,6 @@ def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
     is_held_out[of_class[: round(fraction * len(of_class))]] = True
   left = {name: values[~is_held_out] for name, values in train.items()}
   return left, {name: values[is_held_out] for name, values in train.items()}
-
-
-def _with_noise(
-  labels: np.ndarray, classes: int, fraction: float
-) -> np.ndarray:
-  generator = np.random.default_rng(_DATA_SEED)
-  wrong = generator.permutation(len(labels))[: round(fraction * len(labels))]
-  shift = generator.integers(1, classes, len(wrong))
-  labels = labels.copy()
-  labels[wrong] = (labels[wrong] + shift) % classes
-  return labels
 
 
 def _digits() -> Parts:

@@ -142,7 +142,7 @@ NO_TARGETS = {'y_train': None, 'y_test': None}
   ('changes', 'loss', 'message'),
   [
     ({'y_train': NAN[:, 1]}, 'mean_squared_error', 'targets contains nan'),
-    ({}, 'next_token', 'mine.npz has y_train, but with'),
+    ({}, 'next_token', 'mine.npz: it has y_train, but with'),
     (NO_TARGETS, 'next_token', 'tokens are integers: inputs.astype'),
   ],
 )
@@ -193,7 +193,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path, content):
   path = tmp_path / 'mine.npz'
   path.write_bytes(content)
   with pytest.raises(
-    ValueError, match=r'mine\.npz cannot be read: File is not a zip'
+    ValueError, match=r'mine\.npz: it cannot be read: File is not a zip'
   ):
     datasets.load(str(path))
 
