@@ -150,12 +150,8 @@ def steps_per_epoch(inputs: Inputs) -> int:
 
 def state(inputs: Inputs, step: int, seed: int) -> State:
   """Returns the position of a run in its data, ready for JSON."""
-  return {
-    'step': step,
-    'examples': inputs.train_examples,
-    'batch_size': inputs.batch_size,
-    'seed': seed,
-  }
+  examples, size = inputs.train_examples, inputs.batch_size
+  return {'step': step, 'examples': examples, 'batch_size': size, 'seed': seed}
 
 
 def check_state(inputs: Inputs, former: State, step: int, seed: int) -> None:

@@ -69,14 +69,18 @@ def joined(config: configs.TrainConfig) -> Iterator[None]:
     last_line.end()
     raise
   last_line.announce(_lost())
+  refused = None
   try:
     yield
-  except RefusedError:
-    _leave()
-    raise
+  except RefusedError as error:
+    refused = error
   except BaseException as error:  # noqa: BLE001 (any error ends the process)
     _give_up(error)
-  _leave()
+  sys.stdout.flush()
+  jax.distributed.shutdown()
+  last_line.end()
+  if refused is not None:
+    raise refused
 
 
 def is_first() -> bool:
@@ -93,17 +97,13 @@ def gather(text: str) -> list[str]:
   data = np.frombuffer(text.encode(), np.uint8)
   try:
     sizes: Any = multihost_utils.process_allgather(np.int32(data.size))
-    padded = np.zeros(-(-max(sizes) // _PADDING) * _PADDING, np.uint8)
+    padded = np.zeros((max(sizes) // _PADDING + 1) * _PADDING, np.uint8)
     padded[: data.size] = data
-    rows: Any = (
-      multihost_utils.process_allgather(padded) if any(sizes) else sizes
-    )
+    rows: Any = multihost_utils.process_allgather(padded)
   except (ValueError, RuntimeError) as error:
     raise LostError(str(error)) from error
-  return [
-    row[:size].tobytes().decode() if size else ''
-    for row, size in zip(rows, sizes, strict=True)
-  ]
+  pairs = zip(rows, sizes, strict=True)
+  return [row[:size].tobytes().decode() for row, size in pairs]
 
 
 def broadcast(value: Any) -> Any:
@@ -235,12 +235,6 @@ def _initialize(
         f'in process 0, {other} in process {index}'
       )
       raise ValueError(msg)
-
-
-def _leave() -> None:
-  sys.stdout.flush()
-  jax.distributed.shutdown()
-  last_line.end()
 
 
 def _give_up(error: BaseException) -> NoReturn:
