@@ -3,12 +3,10 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
-from optax_sam.train.data import examples
 
 Batch = dict[str, np.ndarray]
 # Inputs and targets of `train` and `test`, and possibly of `validation`.
@@ -16,19 +14,18 @@ Parts = dict[str, tuple[Any, Any]]
 
 # As float32.
 _MOST_BYTES = 2**34
+_INPUTS = ('inputs', 'x', 'image', 'images', 'features', 'tokens')
+_TARGETS = ('labels', 'targets', 'y', 'label', 'target')
+# An iterable without an end must not fill the memory.
+_MOST_ITERABLE_BYTES, _MOST_EXAMPLES = 2**32, 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Training and test examples.
+  """Examples: `inputs` (examples, ...; channels last) and `labels`.
 
-  Attributes:
-    train: `inputs` (examples, ...; channels last) and `labels`: classes
-      (examples,), or other targets.
-    test: the same for the test part.
-    classes: number of classes; for tokens, size of the vocabulary; for other
-      targets, their number for an example.
-    validation: a part for the choice of settings, if the dataset has one.
+  `classes` is the number of classes; for tokens the size of the vocabulary; for
+  other targets their number for an example.
   """
 
   train: Batch
@@ -60,7 +57,7 @@ def dataset(
   if validation is not None:
     given['validation'] = validation
   parts = {
-    name: examples.inputs_and_targets(name, part, loss == 'next_token')
+    name: _inputs_and_targets(name, part, loss == 'next_token')
     for name, part in given.items()
   }
   return Dataset(classes=0, **_batches(parts, loss))
@@ -108,6 +105,70 @@ def readable(where: Any, advice: str = '') -> Generator[None]:
     reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
     msg = f'{where} cannot be read: {reason[:300] or type(error).__name__}'
     raise ValueError(f'{msg}; {advice}' if advice else msg) from None
+
+
+def _inputs_and_targets(name: str, given: Any, is_tokens: bool) -> Any:
+  """Returns two values that are array-like; the targets may be None."""
+  if isinstance(given, Mapping):
+    return _of_mapping(name, given, is_tokens)
+  if isinstance(given, tuple) and len(given) == 2:
+    return given
+  is_array = hasattr(given, 'shape') and hasattr(given, 'dtype')
+  if is_array and is_tokens:
+    return given, None
+  can_iterate = isinstance(given, Iterable) or hasattr(given, '__getitem__')
+  if is_array or isinstance(given, tuple) or not can_iterate:
+    found = 'one array' if is_array else type(given).__name__
+    msg = (
+      f'{name} must be a pair (inputs, targets), a dict of arrays, an iterable '
+      f"of examples, or for loss='next_token' an array of tokens, not {found}"
+    )
+    raise ValueError(msg)
+  return _of_examples(name, given, is_tokens)
+
+
+def _of_mapping(name: str, given: Mapping[str, Any], is_tokens: bool) -> Any:
+  found = []
+  for keys in (_INPUTS, _TARGETS):
+    own = [key for key in keys if key in given]
+    if len(own) != 1 and not (keys is _TARGETS and is_tokens):
+      msg = (
+        f'{name} must have one of the keys {", ".join(keys)}, not '
+        f'{", ".join(map(str, own or given)) or "none"}'
+      )
+      raise ValueError(msg)
+    found.append(given[own[0]] if own else None)
+  return found
+
+
+def _of_examples(name: str, given: Any, is_tokens: bool) -> Any:
+  inputs, targets, size = [], [], 0
+  # A Grain dataset that repeats without an end has the largest length.
+  too_many = hasattr(given, '__len__') and len(given) > _MOST_EXAMPLES
+  for example in () if too_many else given:
+    one = (example, 0) if is_tokens else example
+    if isinstance(example, Mapping):
+      one = _of_mapping(name, example, is_tokens)
+    elif not (isinstance(one, tuple | list) and len(one) == 2):
+      msg = (
+        f'{name}: an example must be a pair (input, target) or a dict, not '
+        f'{type(example).__name__}'
+      )
+      raise ValueError(msg)
+    inputs.append(np.asarray(one[0]))
+    targets.append(one[1])
+    size += inputs[-1].nbytes
+    too_many = size > _MOST_ITERABLE_BYTES or len(inputs) > _MOST_EXAMPLES
+    if too_many:
+      break
+  if too_many:
+    msg = (
+      f'{name} has more than {_MOST_EXAMPLES:,} examples or '
+      f'{_MOST_ITERABLE_BYTES >> 30} GiB, or no end, and is read into memory; '
+      f'give fewer examples, without repeat()'
+    )
+    raise ValueError(msg)
+  return inputs, targets
 
 
 def _of_file(name: str, inputs: Any, targets: Any, loss: str) -> Any:

@@ -27,16 +27,13 @@ _LEAST_TO_SPLIT = 2**10
 class Placement:
   """Puts states and batches onto devices.
 
-  Attributes:
-    mesh: a mesh with the axes `data`, `fsdp` or both; None places everything
-      on JAX's default device.
-    replicated: sharding of replicated arrays; None without a mesh.
-    rows: sharding of batches that are split over all devices.
+  The mesh has the axes `data`, `fsdp` or both. Without one everything is on
+  JAX's default device, and all shardings are None.
   """
 
   def __init__(self, mesh: Mesh | None = None) -> None:
-    """Stores the mesh."""
     self.mesh = mesh
+    # Shardings of replicated arrays, and of batches split over all devices.
     self.replicated = self.rows = None
     if mesh is not None:
       self.replicated = NamedSharding(mesh, P())
@@ -45,12 +42,11 @@ class Placement:
   def shardings(self, abstract_state: Any) -> Any:
     """Returns the shardings of the arrays of a state, None without a mesh.
 
-    With `n` the size of the axis `fsdp`, an array is split along its largest
-    axis that `n` divides, the first one if several are equally long. It is
-    replicated if there is none, or if it has fewer than 1024 entries. States
-    are never split over `data`. Only the shape matters, so an array with the
-    shape of a parameter, such as momentum, is split like the parameter. SAF's
-    table is split by example over all devices if they divide it.
+    An array is split along its largest axis that the size of `fsdp` divides,
+    the first one if several are equally long. It is replicated if there is
+    none, or if it has fewer than 1024 entries. Only the shape matters, so
+    momentum is split like its parameter. SAF's table is split by example over
+    all devices if they divide it.
     """
     is_table = lambda node: isinstance(node, optax_sam.SafState)
 
@@ -112,15 +108,10 @@ class Placement:
 
 
 def build(text: str | None, batch_size: int) -> Placement:
-  """Returns the placement for a value of `--mesh`.
+  """Returns the placement for a value of `--mesh`, such as `data=4,fsdp=2`.
 
-  Args:
-    text: for example `data=8` or `data=4,fsdp=2`. None uses all devices if they
-      divide the batch; otherwise a single process uses one.
-    batch_size: examples in a step.
-
-  Raises:
-    ValueError: if the mesh doesn't fit the devices or the batch, in one line.
+  None uses all devices if they divide the batch; otherwise a single process
+  uses one. Raises a ValueError if the mesh doesn't fit the devices or the batch.
   """
   count = jax.device_count()
   if text is None and jax.process_count() == 1 and batch_size % count:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optax_sam.train.data import arrays, examples
+from optax_sam.train.data import arrays
 from tests.train.problems import assert_equal
 
 X = np.arange(12.0).reshape(6, 2)
@@ -112,6 +112,6 @@ def test_invalid_examples_raise(train, message):
 
 
 def test_an_endless_iterable_raises(monkeypatch):
-  monkeypatch.setattr(examples, '_MOST_BYTES', 1000)
+  monkeypatch.setattr(arrays, '_MOST_ITERABLE_BYTES', 1000)
   with pytest.raises(ValueError, match='or no end, and is read into memory'):
     arrays.dataset(itertools.cycle(PAIRS), (X, Y))

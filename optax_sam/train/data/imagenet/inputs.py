@@ -1,13 +1,11 @@
 """The inputs of a run on ImageNet, or on any images in its layout.
 
 The images of a training step, their crops and their mirroring are a function of
-seed and step. So a run may resume at any step, with another number of
-processes. Process `i` of `n` loads the `i`-th of `n` equal parts of a step.
+seed and step, so a run may resume with another number of processes. Process `i`
+of `n` loads the `i`-th of `n` equal parts of a step.
 
 Evaluation yields every image once, in order. `is_example` is false for padding
-of the last batch, so all processes have the same number of full batches. The
-process that loads a corrupt image reports it once and counts it. In evaluation
-`is_example` is false for it; in training another image replaces it.
+of the last batch and for corrupt images; in training others replace these.
 """
 
 import itertools
