@@ -111,7 +111,7 @@ def build(text: str | None, batch_size: int) -> Placement:
   """Returns the placement for a value of `--mesh`, such as `data=4,fsdp=2`.
 
   None uses all devices if they divide the batch; otherwise a single process
-  uses one. Raises a ValueError if the mesh doesn't fit the devices or the batch.
+  uses one. Raises a ValueError if it doesn't fit the devices or the batch.
   """
   count = jax.device_count()
   if text is None and jax.process_count() == 1 and batch_size % count:

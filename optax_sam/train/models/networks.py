@@ -136,15 +136,10 @@ class ResNet(nn.Module):
   scale of each block starts at zero, so that a block starts as the identity
   (Goyal et al., https://arxiv.org/abs/1706.02677, 2017).
 
-  Attributes:
-    classes: number of classes.
-    blocks: number of blocks of each stage; all but the first stage halve the
-      sides and double the channels.
-    bottleneck: whether the blocks are bottlenecks.
-    width: channels of the first convolution and of the first stage (in a
-      bottleneck, of the narrow convolutions).
-    small_images: whether the first convolution is 3 x 3 without stride and
-      pooling, instead of 7 x 7 with both.
+  `blocks` is their number for each stage; all but the first stage halve the
+  sides and double the channels. `width` is that of the first stage (in a
+  bottleneck, of the narrow convolutions). With `small_images` the first
+  convolution is 3 x 3 without stride and pooling, instead of 7 x 7 with both.
   """
 
   classes: int

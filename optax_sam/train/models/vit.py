@@ -49,15 +49,9 @@ class ViT(nn.Module):
   tokens instead of a class token, a linear head that starts at zero, no
   dropout.
 
-  Attributes:
-    classes: number of classes.
-    width: channels of a token, a multiple of 4 and of `heads`.
-    depth: number of blocks.
-    heads: number of heads of the attention.
-    hidden: width of the hidden layer of each MLP.
-    patch: side of a patch in pixels; it must divide the sides of the images.
-    dtype: see `networks`; layer norm and softmax are float32 too.
-    convolve: see `networks`.
+  `width` is the number of channels of a token, a multiple of 4 and of `heads`;
+  `hidden` that of the hidden layer of each MLP. `patch` is the side of a patch;
+  it must divide the sides of the images. Layer norm and softmax are float32.
   """
 
   classes: int
