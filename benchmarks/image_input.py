@@ -38,7 +38,6 @@ def main(
     threads: number of threads of the input.
     quality: JPEG quality.
   """
-  options = imagenet.InputOptions(batch_size=64, size=size, threads=threads)
   with tempfile.TemporaryDirectory() as scratch:
     folder = pathlib.Path(scratch, 'folder')
     shards = pathlib.Path(scratch, 'shards')
@@ -52,17 +51,18 @@ def main(
     print('| input | images per second | per core and second | cores |')
     print('|---|---|---|---|')
     for name, directory in (('shards', shards), ('folder', folder)):
-      opened = imagenet.open_images(directory)
-      training = imagenet.training_input(
-        opened.train, options, seed=0, say=print
+      inputs = imagenet.ImageInputs(
+        directory, batch_size=64, size=size, threads=threads, say=print
       )
+      training = (inputs.batch(step, seed=0) for step in itertools.count())
       _report(f'{name}, training', training, seconds)
-      evaluation = imagenet.evaluation_input(opened.val, options, say=print)
+      inputs.close()
+      tests = (inputs.test() for _ in itertools.count())
+      evaluation = itertools.chain.from_iterable(tests)
       _report(f'{name}, evaluation', evaluation, seconds)
 
 
 def _report(name, batches, seconds: float) -> None:
-  batches = itertools.chain.from_iterable(itertools.repeat(batches))
   for _ in range(4):
     next(batches)
   count = 0

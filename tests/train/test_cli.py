@@ -28,7 +28,10 @@ ONE_LINE = [
   (['compare', '-m', 'sam', 'adam'], 'write --base adam'),
   (['compare', '--dataset', 'digit'], 'did you mean digits?'),
   (['compare', '--dataset', 'imagenet'], 'choose one of digits, mnist1d'),
-  (['compare', '--dataset', 'none.npz'], '--dataset none.npz does not exist'),
+  (
+    ['compare', '--dataset', 'none.npz'],
+    '--dataset none.npz: it does not exist',
+  ),
   (['compare', '--base', 'adan2'], 'did you mean adan'),
   (['compare', '--base', 'lbfgs'], 'choose one of sgd, adamw, adabelief'),
   (['compare', '--loss', 'mse'], 'choose one of cross_entropy, mean_squared'),
@@ -45,7 +48,10 @@ ONE_LINE = [
   (['compare', '--label-noise', '1'], '--label-noise must be below 1, not 1.0'),
   (['train', '--seed', str(2**63)], '--seed must be at most'),
   (['train', '--prefetch', '1000000000000'], '--prefetch must be at most 4096'),
-  (['compare', '--resize', '8'], '--resize 8 is not for --dataset digits'),
+  (
+    ['compare', '--resize', '8'],
+    '--dataset digits: --resize is for a folder of images only',
+  ),
   (['compare', '--data-dir', 'x'], '--data-dir is for fashion_mnist, cifar10'),
   (['compare', '--dataset', 'cifar10', '--data-dir', 'x'], 'cifar-10-binary'),
   (['compare', '--train-examples', '1001'], 'must be at most 1000'),
@@ -117,14 +123,18 @@ X, Y = np.ones((8, 2), 'float32'), np.asarray([0, 1, 2, 0, 1, 2, 0, 1])
     ({}, 'own.py:Flat', 'model returns shape ()'),
     ({}, 'own.py:Deep', 'Deep fails on inputs of shape (1, 2)'),
     ({}, 'cnn', "model 'cnn' takes images or signals"),
-    ({}, 'resnet18', "model 'resnet18' takes images of shape"),
-    ({'x_train': X * np.nan}, 'mlp', 'x_train contains nan in example 0'),
+    ({}, 'resnet18', "model 'resnet18' takes images, channels last"),
+    ({'x_train': X * np.nan}, 'mlp', 'inputs contains nan in example 0'),
     ({'x_test': X[:, :1]}, 'mlp', 'give all parts the same shape'),
-    ({'y_test': Y + 1}, 'mlp', 'has the label 3, outside of 0 to 2'),
-    ({'y_train': Y.astype(object)}, 'mlp', 'contains Python objects'),
-    ({'y_train': Y[1:]}, 'mlp', 'has 8 examples and y_train has 7'),
-    ({'y_train': None}, 'mlp', 'mine.npz has no y_train'),
-    (None, 'mlp', 'mine.npz cannot be read'),
+    ({'y_test': Y + 1}, 'mlp', 'has the label 3, and the model has 3 outputs'),
+    (
+      {'y_train': Y.astype(object)},
+      'mlp',
+      'y_train cannot be read: Object arrays',
+    ),
+    ({'y_train': Y[1:]}, 'mlp', 'has 8 examples and targets has 7'),
+    ({'y_train': None}, 'mlp', 'mine.npz: it has no y_train'),
+    (None, 'mlp', 'mine.npz: it cannot be read'),
   ],
 )
 def test_own_data_and_models_that_do_not_fit_are_reported_in_one_line(
@@ -215,7 +225,7 @@ def test_convert_writes_shards(tmp_path, capsys):
   folder = pictures.make_folder(tmp_path / 'folder')
   target = tmp_path / 'shards'
   command = ['convert', '--output', target, '--shards', '3', '--source']
-  assert 'train cannot be listed' in refused(capsys, *command, 'missing')
+  assert 'train cannot be read' in refused(capsys, *command, 'missing')
   assert not target.exists()
   assert call(*command, folder) == 0
   out = capsys.readouterr().out
@@ -234,9 +244,8 @@ def test_names_with_control_characters_are_escaped(tmp_path, capfd):
   text, refusal = capfd.readouterr()
   assert not refusal
   said = []
-  options = imagenet.InputOptions(batch_size=24, size=8)
-  val = imagenet.open_images(folder).val
-  assert list(imagenet.evaluation_input(val, options, say=said.append))
+  images = imagenet.ImageInputs(folder, batch_size=24, size=8, say=said.append)
+  assert list(images.test())
   shutil.rmtree(folder / 'val' / 'n01\x1b[31m')
   refusal = refused(capfd, 'convert', '--source', folder, '--output', 'b')
   for shown_at, what in (

@@ -12,6 +12,7 @@ def run(config: configs.ConvertConfig, console: Console) -> int:
     text = errors.printable(text)
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
+  configs.build(configs.ConvertConfig, vars(config))
   try:
     from optax_sam.train.data import imagenet
   except ModuleNotFoundError as error:

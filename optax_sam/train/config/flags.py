@@ -57,8 +57,7 @@ class Data:
   folder train/CLASS/*.png with test/CLASS/*.png. `train` also takes
   imagenet."""
   data_dir: Annotated[
-    pathlib.Path | None,
-    flag(default='$OPTAX_SAM_DATA, then the system'),
+    pathlib.Path | None, flag(default='/usr/share/datasets')
   ] = None
   """Directory with the files of a named dataset."""
   train_examples: Annotated[Count | None, flag(default='all')] = None

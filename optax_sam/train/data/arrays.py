@@ -3,45 +3,35 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Generator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from optax_sam.train.data import examples
-
 Batch = dict[str, np.ndarray]
+# Inputs and targets of `train` and `test`, and possibly of `validation`.
+Parts = dict[str, tuple[Any, Any]]
 
 # As float32.
 _MOST_BYTES = 2**34
+_INPUTS = ('inputs', 'x', 'image', 'images', 'features', 'tokens')
+_TARGETS = ('labels', 'targets', 'y', 'label', 'target')
+# An iterable without an end must not fill the memory.
+_MOST_ITERABLE_BYTES, _MOST_EXAMPLES = 2**32, 2**22
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-  """Training and test examples.
+  """Examples: `inputs` (examples, ...; channels last) and `labels`.
 
-  Attributes:
-    train: `inputs` (examples, ...; channels last) and `labels`: classes
-      (examples,), or other targets.
-    test: the same for the test part.
-    classes: number of classes; for tokens, size of the vocabulary; for other
-      targets, their number for an example.
-    validation: a part for the choice of settings, if the dataset has one.
+  `classes` is the number of classes; for tokens the size of the vocabulary; for
+  other targets their number for an example.
   """
 
   train: Batch
   test: Batch
   classes: int
   validation: Batch | None = None
-
-
-class Part(NamedTuple):
-  """Arrays of a part as they were read, and their names for messages."""
-
-  name: str
-  inputs: Any
-  targets: Any
-  names: tuple[str, str]
 
 
 def dataset(
@@ -60,85 +50,45 @@ def dataset(
     read into memory.
 
   Floats become float32, integers int32, and bytes (uint8) in inputs are divided
-  by 255, except for tokens.
-
-  Args:
-    train: training examples.
-    test: test examples.
-    validation: validation examples, None for none.
-    loss: name of the loss; None for a function.
-
-  Raises:
-    ValueError: if a part is not valid, or differs from `train`; in one line.
+  by 255, except for tokens. `loss` is a name, or None for a function. Raises a
+  ValueError if a part is not valid, or differs from `train`.
   """
-  given = {'train': train, 'test': test, 'validation': validation}
-  parts = []
-  for name, part in given.items():
-    if part is not None or name != 'validation':
-      inputs, targets = examples.inputs_and_targets(
-        name, part, loss == 'next_token'
-      )
-      names = (f'{name}: inputs', f'{name}: targets')
-      parts.append(Part(name, inputs, targets, names))
-  return Dataset(classes=0, **_batches(parts, loss, is_own=True))
+  given = {'train': train, 'test': test}
+  if validation is not None:
+    given['validation'] = validation
+  parts = {
+    name: _inputs_and_targets(name, part, loss == 'next_token')
+    for name, part in given.items()
+  }
+  return Dataset(classes=0, **_batches(parts, loss))
 
 
-def dataset_of(
-  parts: Sequence[Part],
-  *,
-  loss: str = 'cross_entropy',
-  classes: int | None = None,
-) -> Dataset:
-  """Returns a dataset of checked parts of files.
+def dataset_of(parts: Parts, loss: str, classes: int | None) -> Dataset:
+  """Returns a dataset of the arrays of files, checked.
 
-  Inputs become float32; uint8 is divided by 255, and images of shape (examples,
-  height, width) get an axis of channels. Tokens become int32.
-
-  Args:
-    parts: training and test part, and possibly a validation part.
-    loss: `cross_entropy`, `mean_squared_error` or `next_token`.
-    classes: number of classes; None for that of the training labels.
-
-  Raises:
-    ValueError: if the examples are not valid or don't fit each other.
+  As `dataset`, but inputs become float32, images of bytes of shape (examples,
+  height, width) get an axis of channels, and so do targets of one number.
+  `classes` is None for that of the training labels.
   """
-  batches = _batches(parts, loss, is_own=False)
+  given = {name: _of_file(name, *part, loss) for name, part in parts.items()}
+  batches = _batches(given, loss)
   labels = batches['train']['labels']
   if loss == 'mean_squared_error':
     return Dataset(classes=math.prod(labels.shape[1:]), **batches)
-  is_token = loss == 'next_token'
-  count = classes or int(labels.max()) + 1
-  for part in parts:
-    most = int(batches[part.name]['labels'].max())
-    if most >= count:
-      what = 'token' if is_token else 'label'
-      msg = (
-        f'{part.names[not is_token]} has the {what} {most}, outside of 0 to '
-        f'{count - 1}, the {what}s of the training part'
-      )
-      raise ValueError(msg)
-  if classes is None and not is_token:
-    name, least = parts[0].names[1], int(labels.min())
-    if least == count - 1:
-      msg = (
-        f'{name} has one class only; give at least two, or --loss '
-        f'mean_squared_error for numbers'
-      )
-      raise ValueError(msg)
-    if least > 0 or count > len(labels):
-      msg = (
-        f'{name} has {len(labels)} labels from {least} to {count - 1}; number '
-        f'the classes 0, 1, 2, ... without gaps'
-      )
-      raise ValueError(msg)
-  return Dataset(classes=count, **batches)
+  least, count = int(labels.min()), int(labels.max()) + 1
+  is_guess = loss == 'cross_entropy' and classes is None
+  if least < 0 or (is_guess and (least or not 1 < count <= len(labels))):
+    msg = (
+      f'train: targets has {len(labels)} numbers from {least} to {count - 1}; '
+      f'number at least two classes 0, 1, 2, ... without gaps'
+    )
+    raise ValueError(msg)
+  return Dataset(classes=classes or count, **batches)
 
 
 def check_size(where: str, shape: Sequence[int], itemsize: int = 1) -> None:
   """Raises a ValueError if an array is too large to be held in memory."""
-  if min(shape, default=1) < 0 or (
-    math.prod(shape) * max(4, itemsize) > _MOST_BYTES
-  ):
+  if math.prod(shape) * max(4, itemsize) > _MOST_BYTES:
     msg = (
       f'{where} of shape {tuple(shape)} is too large: at most '
       f'{_MOST_BYTES >> 30} GiB as float32; use fewer or smaller examples'
@@ -147,56 +97,136 @@ def check_size(where: str, shape: Sequence[int], itemsize: int = 1) -> None:
 
 
 @contextlib.contextmanager
-def readable(where: Any) -> Generator[None]:
+def readable(where: Any, advice: str = '') -> Generator[None]:
   """Raises a ValueError in one line: damaged files raise almost anything."""
   try:
     yield
   except Exception as error:  # noqa: BLE001
     reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
-    msg = f'{where} cannot be read: {reason or type(error).__name__}'
-    raise ValueError(msg) from None
+    msg = f'{where} cannot be read: {reason[:300] or type(error).__name__}'
+    raise ValueError(f'{msg}; {advice}' if advice else msg) from None
 
 
-def _batches(
-  parts: Sequence[Part], loss: str | None, *, is_own: bool
-) -> dict[str, Batch]:
+def _inputs_and_targets(name: str, given: Any, is_tokens: bool) -> Any:
+  """Returns two values that are array-like; the targets may be None."""
+  if isinstance(given, Mapping):
+    return _of_mapping(name, given, is_tokens)
+  if isinstance(given, tuple) and len(given) == 2:
+    return given
+  is_array = hasattr(given, 'shape') and hasattr(given, 'dtype')
+  if is_array and is_tokens:
+    return given, None
+  can_iterate = isinstance(given, Iterable) or hasattr(given, '__getitem__')
+  if is_array or isinstance(given, tuple) or not can_iterate:
+    found = 'one array' if is_array else type(given).__name__
+    msg = (
+      f'{name} must be a pair (inputs, targets), a dict of arrays, an iterable '
+      f"of examples, or for loss='next_token' an array of tokens, not {found}"
+    )
+    raise ValueError(msg)
+  return _of_examples(name, given, is_tokens)
+
+
+def _of_mapping(name: str, given: Mapping[str, Any], is_tokens: bool) -> Any:
+  found = []
+  for keys in (_INPUTS, _TARGETS):
+    own = [key for key in keys if key in given]
+    if len(own) != 1 and not (keys is _TARGETS and is_tokens):
+      msg = (
+        f'{name} must have one of the keys {", ".join(keys)}, not '
+        f'{", ".join(map(str, own or given)) or "none"}'
+      )
+      raise ValueError(msg)
+    found.append(given[own[0]] if own else None)
+  return found
+
+
+def _of_examples(name: str, given: Any, is_tokens: bool) -> Any:
+  inputs, targets, size = [], [], 0
+  # A Grain dataset that repeats without an end has the largest length.
+  too_many = hasattr(given, '__len__') and len(given) > _MOST_EXAMPLES
+  for example in () if too_many else given:
+    one = (example, 0) if is_tokens else example
+    if isinstance(example, Mapping):
+      one = _of_mapping(name, example, is_tokens)
+    elif not (isinstance(one, tuple | list) and len(one) == 2):
+      msg = (
+        f'{name}: an example must be a pair (input, target) or a dict, not '
+        f'{type(example).__name__}'
+      )
+      raise ValueError(msg)
+    inputs.append(np.asarray(one[0]))
+    targets.append(one[1])
+    size += inputs[-1].nbytes
+    too_many = size > _MOST_ITERABLE_BYTES or len(inputs) > _MOST_EXAMPLES
+    if too_many:
+      break
+  if too_many:
+    msg = (
+      f'{name} has more than {_MOST_EXAMPLES:,} examples or '
+      f'{_MOST_ITERABLE_BYTES >> 30} GiB, or no end, and is read into memory; '
+      f'give fewer examples, without repeat()'
+    )
+    raise ValueError(msg)
+  return inputs, targets
+
+
+def _of_file(name: str, inputs: Any, targets: Any, loss: str) -> Any:
+  """Returns inputs and targets with the axes and dtypes that they may lack."""
+  axes, what = (1, 'labels') if loss == 'cross_entropy' else (2, 'tokens')
+  if loss != 'mean_squared_error' and targets.ndim != axes:
+    msg = f'{name}: {what} of shape {targets.shape} must have {axes} axes'
+    if what == 'labels' and targets.ndim == 2:
+      msg += ': argmax(1) of them if they are one-hot, else [:, 0]'
+    raise ValueError(msg)
+  if loss == 'mean_squared_error' and targets.ndim == 1:
+    targets = targets[:, None]
+  if loss != 'next_token':
+    if inputs.ndim == 1:
+      msg = f'{name}: inputs have one axis, and need two: write x[:, None]'
+      raise ValueError(msg)
+    if inputs.dtype == np.uint8 and inputs.ndim == 3:
+      inputs = inputs[..., None]
+    elif inputs.dtype.kind in 'iu' and inputs.dtype != np.uint8:
+      inputs = inputs.astype(np.float32)
+  return inputs, targets
+
+
+def _batches(parts: Parts, loss: str | None) -> dict[str, Batch]:
   """Returns converted arrays of all parts, of equal shapes and dtypes."""
   batches: dict[str, Batch] = {}
-  first: dict[str, tuple[str, Any, str]] = {}
-  for part in parts:
+  first: dict[str, tuple[Any, str]] = {}
+  for part, values in parts.items():
     batch: Batch = {}
-    values = {'inputs': part.inputs, 'labels': part.targets}
-    if loss == 'next_token':
-      del values['labels']
-    for key, name in zip(values, part.names, strict=False):
-      axes = 1 if is_own or key == 'labels' else 2
-      array = _numbers(name, values[key], axes)
-      batch[key] = _converted(name, array, key, loss, is_own)
+    for key, value in zip(('inputs', 'labels'), values, strict=True):
+      if key == 'labels' and loss == 'next_token':
+        continue
+      name = f'{part}: {"inputs" if key == "inputs" else "targets"}'
+      what = 'tokens' if loss == 'next_token' else key
+      array, batch[key] = _converted(name, value, what, loss)
       # Bytes in one part only would not be scaled alike.
       kind = (array if key == 'inputs' else batch[key]).dtype.kind
+      text = f'{name} has examples of shape {array.shape[1:]}, {array.dtype}'
       found = array.shape[1:], kind
-      text = f'shape {array.shape[1:]} and dtype {array.dtype}'
-      other, expected, its = first.setdefault(key, (name, found, text))
+      expected, other = first.setdefault(key, (found, text))
       if found != expected:
-        msg = (
-          f'{name} has examples of {text}, and {other} of {its}; give all '
-          f'parts the same shape and dtype'
-        )
+        msg = f'{text}, and {other}; give all parts the same shape and dtype'
         raise ValueError(msg)
     lengths = [len(array) for array in batch.values()]
     if lengths[0] != lengths[-1]:
       msg = (
-        f'{part.names[0]} has {lengths[0]} examples and '
-        f'{part.names[1].rpartition(": ")[2]} has {lengths[1]}; give both the '
-        f'same number'
+        f'{part}: inputs has {lengths[0]} examples and targets has '
+        f'{lengths[1]}; give both the same number'
       )
       raise ValueError(msg)
-    batches[part.name] = {'labels': batch['inputs']} | batch
+    batches[part] = {'labels': batch['inputs']} | batch
   return batches
 
 
-def _numbers(name: str, values: Any, axes: int) -> np.ndarray:
-  """Returns an array of numbers with at least one example."""
+def _converted(
+  name: str, values: Any, what: str, loss: str | None
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns inputs, labels or tokens as an array, and as float32 or int32."""
   try:
     array = np.asarray(values)
   except ValueError as error:
@@ -204,84 +234,47 @@ def _numbers(name: str, values: Any, axes: int) -> np.ndarray:
     raise ValueError(msg) from error
   if array.dtype.kind == 'V' and array.dtype.names is None:  # bfloat16
     array = array.astype(np.float32)
-  if array.dtype.kind not in 'biuf':
-    msg = (
-      f'{name} has the dtype {array.dtype}, and must be numbers; convert them, '
-      f"as in numpy.stack(values).astype('float32')"
+  kind, is_bytes = array.dtype.kind, array.dtype == np.uint8
+  is_class = loss == 'cross_entropy' or (loss is None and kind in 'biu')
+  problem, found = '', array
+  if kind not in 'biuf':
+    problem = (
+      f'has the dtype {array.dtype}, and must be numbers; convert them, as in '
+      f"numpy.stack(values).astype('float32')"
     )
-    raise ValueError(msg)
-  if array.ndim < axes or not all(array.shape):
-    msg = f'{name} has the shape {array.shape} and needs at least one example'
-    if array.ndim == 1 < axes:
-      msg += f' and two axes: {name.rpartition(": ")[2]}[:, None]'
-    raise ValueError(msg)
-  return array
-
-
-def _converted(
-  name: str, values: np.ndarray, key: str, loss: str | None, is_own: bool
-) -> np.ndarray:
-  """Returns inputs or targets as float32 or int32."""
-  is_integer = values.dtype.kind in 'biu'
-  if loss == 'next_token':
-    return _integers(name, values, 'tokens', None if is_own else 2)
-  if key == 'inputs':
-    if values.dtype == np.uint8:
-      floats = values.astype(np.float32)
-      floats /= 255
-      return floats[..., None] if floats.ndim == 3 and not is_own else floats
-    if is_own and values.dtype.kind in 'iu':
-      return _integers(name, values, 'inputs', None)
-    return _floats(name, values)
-  if loss == 'cross_entropy' or (loss is None and is_integer):
-    return _integers(name, values, 'labels', None if is_own else 1)
-  targets = _floats(name, values)
-  return targets if is_own or targets.ndim > 1 else targets[:, None]
-
-
-def _floats(name: str, values: np.ndarray) -> np.ndarray:
-  """Returns finite values as float32."""
-  with np.errstate(over='ignore'):
-    floats = values.astype(np.float32)
-  # `min` and `max` need no memory, unlike `isfinite` of all entries.
-  if not (np.isfinite(floats.min()) and np.isfinite(floats.max())):
-    is_bad = ~np.isfinite(floats.reshape(len(floats), -1)).all(axis=1)
-    row = int(np.flatnonzero(is_bad)[0])
-    wrong = floats[row][~np.isfinite(floats[row])].flat[0]
-    msg = (
-      f'{name} contains {wrong} in example {row}, and NaN or infinity in '
-      f'{is_bad.sum()} of {len(floats)}; remove or replace them'
-    )
-    raise ValueError(msg)
-  return floats
-
-
-def _integers(
-  name: str, values: np.ndarray, what: str, axes: int | None
-) -> np.ndarray:
-  """Returns values as int32; in files (with `axes`) at least 0."""
-  short = name.rpartition(': ')[2]
-  if values.dtype.kind == 'f':
-    msg = (
-      f'{name} has the dtype {values.dtype}; {what} are integers: '
-      f"{short}.astype('int32')"
-    )
-    if what == 'labels':
-      msg += ', or give --loss mean_squared_error for numbers'
-    raise ValueError(msg)
-  if axes not in (None, values.ndim):
-    msg = f'{name} has the shape {values.shape}; {what} have {axes} axes'
-    if what == 'labels' and values.ndim == 2:
-      is_hot = values.shape[1] > 1
-      msg += (
-        f': {short}.argmax(1) if they are one-hot'
-        if is_hot
-        else (f': {short}[:, 0]')
+  elif not array.ndim or not all(array.shape):
+    problem = f'has the shape {array.shape} and needs at least one example'
+  elif (
+    what == 'tokens'
+    or (what == 'labels' and is_class)
+    or (what == 'inputs' and kind in 'iu' and not is_bytes)
+  ):
+    found = array.astype(np.int32)
+    if kind == 'f':
+      short = name.rpartition(': ')[2]
+      problem = (
+        f'has the dtype {array.dtype}; {what} are integers: '
+        f"{short}.astype('int32'), or --loss mean_squared_error for numbers"
       )
+    elif (least := int(array.min())) < -(2**31) or array.max() >= 2**31:
+      wrong = least if least < 0 else array.max()
+      problem = f'contains {wrong}; {what} are integers that fit in int32'
+  elif what == 'inputs' and is_bytes:
+    found = array.astype(np.float32)
+    found /= 255
+  else:
+    with np.errstate(over='ignore'):
+      found = array.astype(np.float32)
+    # `min` and `max` need no memory, unlike `isfinite` of all entries.
+    if not (np.isfinite(found.min()) and np.isfinite(found.max())):
+      is_bad = ~np.isfinite(found.reshape(len(found), -1))
+      row = int(np.flatnonzero(is_bad.any(axis=1))[0])
+      wrong = found[row].ravel()[is_bad[row]][0]
+      problem = (
+        f'contains {wrong} in example {row}, and NaN or infinity in '
+        f'{is_bad.any(axis=1).sum()} of {len(found)}; remove or replace them'
+      )
+  if problem:
+    msg = f'{name} {problem}'
     raise ValueError(msg)
-  least, most = int(values.min()), int(values.max())
-  if least < (0 if axes else -(2**31)) or most >= 2**31:
-    usual = '0, 1, 2, ...' if axes else 'integers that fit in int32'
-    msg = f'{name} contains {least if least < 0 else most}; {what} are {usual}'
-    raise ValueError(msg)
-  return values.astype(np.int32)
+  return array, found

@@ -1,9 +1,7 @@
-"""Folders of PNG and JPEG files: their listing, and decoding by Pillow.
+"""Folders of PNG and JPEG files, `DIR/train/CLASS/FILE`.
 
-In `DIR/train/CLASS/FILE`, the classes are the sorted names of the folders, and
-the images are sorted by class and name. Hidden files are ignored. Any other
-entry is an error: otherwise a model would silently train on fewer images than
-the user expects.
+Images are sorted by class and name. Hidden files are ignored. Any other entry
+is an error: otherwise a model would train on fewer images than expected.
 """
 
 import dataclasses
@@ -16,8 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ImageFile, JpegImagePlugin, PngImagePlugin
 
+from optax_sam.train.data.arrays import Parts, check_size, readable
+
 # Of one image: 200 MB when it is decoded.
 MOST_PIXELS = 2**26
+_MODES = ('1', 'L', 'RGB', 'RGBA', 'P', 'CMYK', 'YCbCr', 'LA', 'PA')
 
 
 class CorruptImage(ValueError):  # noqa: N818 (not an error)
@@ -45,16 +46,56 @@ class Files:
 
   def __getitem__(self, index: int) -> Example:
     """Reads one image; raises a ValueError if the file cannot be read."""
-    path = self.directory / self.names[index]
-    try:
-      return Example(path.read_bytes(), int(self.labels[index]))
-    except OSError as error:
-      msg = f'{path} cannot be read: {error.strerror or error}'
-      raise ValueError(msg) from error
+    with readable(self.where(index)):
+      content = (self.directory / self.names[index]).read_bytes()
+    return Example(content, int(self.labels[index]))
 
   def where(self, index: int) -> str:
     """Returns the path of an image."""
     return str(self.directory / self.names[index])
+
+
+def read_folder(
+  directory: pathlib.Path, resize: int | None, max_pixels: int
+) -> Parts:
+  """Reads train/CLASS/*.png and test/CLASS/*.png, or val/ for test/.
+
+  With both test/ and val/, the latter is the validation part. If all images are
+  gray they have one channel, else three.
+  """
+  names = {'train': 'train', 'test': 'test', 'validation': 'val'}
+  if not (directory / 'val').is_dir():
+    del names['validation']
+  elif not (directory / 'test').is_dir():
+    names = {'train': 'train', 'test': 'val'}
+  _, files = list_images(
+    directory, [*names.values()], ('.png', '.jpg', '.jpeg')
+  )
+  first, size, is_gray = '', (resize, resize) if resize else None, True
+  parts = {}
+  for part, name in names.items():
+    own, images = files[name], np.empty(0)
+    for index in range(len(own)):
+      where = own.where(index)
+      with readable(where):
+        image = opened(own[index].content, max_pixels)
+      first, size = first or where, size or image.size
+      if not resize and image.size != size:
+        msg = (
+          f'{where} has {image.width} x {image.height} pixels and {first} has '
+          f'{size[0]} x {size[1]}; give all the same size, or --resize N'
+        )
+        raise ValueError(msg)
+      if index == 0:
+        shape = (len(own), *size[::-1], 3)
+        check_size(str(own.directory), shape)
+        images = np.empty(shape, np.uint8)
+      with readable(where):
+        images[index] = decoded(image, size)
+      is_gray &= image.mode in ('1', 'L')
+    parts[part] = images, own.labels
+  channels = 1 if is_gray else 3
+  return {part: (x[..., :channels], y) for part, (x, y) in parts.items()}
 
 
 def list_images(
@@ -76,11 +117,9 @@ def list_images(
     alone = set(own) - set(classes)
     alone |= set(classes) - set(own) if same_classes else set()
     if alone:
-      name, pair = min(alone), (split, splits[0])
-      here, there = pair[::-1] if name in classes else pair
       msg = (
-        f'{directory / here / name} has no counterpart in {directory / there}; '
-        f'give both the same class folders'
+        f'{directory}: {min(alone)} is a folder of {splits[0]} or of {split} '
+        f'only; give both the same class folders'
       )
       raise ValueError(msg)
     names, labels = [], []
@@ -97,26 +136,20 @@ def _entries(
 ) -> list[str]:
   """Returns the names of files with these suffixes, without any of folders."""
   content = ' or '.join(suffixes) or 'one folder for each class'
-  try:
-    with os.scandir(directory) as scanned:
-      entries = [entry for entry in scanned if not entry.name.startswith('.')]
-  except OSError as error:
-    msg = (
-      f'{directory} cannot be listed: {error.strerror or error}; it should '
-      f'contain {content}'
-    )
-    raise ValueError(msg) from error
-  if not entries:
-    msg = f'{directory} is empty; it should contain {content}'
+  advice = f'it should contain {content}'
+  with readable(directory, advice), os.scandir(directory) as scanned:
+    entries = [entry for entry in scanned if not entry.name.startswith('.')]
+
+  def is_valid(entry: os.DirEntry[str]) -> bool:
+    if not suffixes:
+      return entry.is_dir()
+    return entry.name.lower().endswith(suffixes) and entry.is_file()
+
+  wrong = [entry.path for entry in entries if not is_valid(entry)]
+  if wrong or not entries:
+    problem = f'{wrong[0]} does not belong here' if wrong else 'it is empty'
+    msg = f'{directory} should contain {content}: {problem}'
     raise ValueError(msg)
-  for entry in entries:
-    is_image = entry.name.lower().endswith(suffixes) and entry.is_file()
-    if not (is_image if suffixes else entry.is_dir()):
-      msg = (
-        f'{entry.path} does not belong here: {directory} contains {content}; '
-        f'move or remove it'
-      )
-      raise ValueError(msg)
   return sorted(entry.name for entry in entries)
 
 
@@ -143,25 +176,22 @@ def opened(content: bytes, max_pixels: int) -> ImageFile.ImageFile:
     msg = 'it is not PNG or JPEG'
     raise CorruptImage(msg) from error
   check_pixels(*image.size, max_pixels)
+  if image.mode not in _MODES:
+    msg = f'it has pixels of mode {image.mode}; save it with 8 bits'
+    raise CorruptImage(msg)
   return image
 
 
 def decoded(
-  content: bytes,
-  max_pixels: int,
-  mode: str = 'RGB',
-  size: tuple[int, int] | None = None,
+  image: ImageFile.ImageFile, size: tuple[int, int] | None = None
 ) -> np.ndarray:
-  """Decodes an image, and resizes it to width and height if they are given.
+  """Decodes an image to RGB, resized to a width and height.
 
-  Raises a CorruptImage if it is damaged, no PNG or JPEG, or has more pixels.
+  Raises a CorruptImage if it is damaged.
   """
-  image = opened(content, max_pixels)
   try:
-    converted = image.convert(mode)
-    if size is not None and size != converted.size:
-      converted = converted.resize(size)
-    return np.asarray(converted)
+    converted = image.convert('RGB')
+    return np.asarray(converted.resize(size) if size else converted)
   except Exception as error:
     msg = f'it cannot be decoded: {error}'
     raise CorruptImage(msg) from error

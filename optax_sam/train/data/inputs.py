@@ -1,7 +1,7 @@
-"""The interface of a run's data, and datasets in memory."""
+"""The data of a run: their interface, and datasets in memory."""
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,19 +12,13 @@ Batch = datasets.Batch
 State = dict[str, int]
 
 
-class Inputs(Protocol):
+class Inputs:
   """Batches for training, for evaluation and for measuring.
 
   A training batch is a function of step and seed. So a checkpoint stores only
   the step, and the settings that determine the order. Each process loads its
   own rows of a training batch, and of test batches with `is_example`; any other
-  batch is the same on every process.
-
-  Attributes:
-    classes: number of classes.
-    batch_size: examples in a step, over all processes.
-    train_examples: number of examples that a run trains on.
-    test_examples: number of test examples.
+  batch is the same on every process. `batch_size` is over all processes.
   """
 
   classes: int
@@ -39,24 +33,26 @@ class Inputs(Protocol):
 
   def sample(self) -> Batch:
     """Returns an example batch with the shapes of a training batch."""
+    return self.batch(0, 0)
 
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
-    """Returns the rows of a step; consecutive steps are fastest.
+    """Returns this process's rows of a step; consecutive steps are fastest.
 
     With `ids`, the batch includes the `ids` of its examples, int32 (B,):
     numbers from 0, the same in every epoch.
     """
+    raise NotImplementedError
 
   def normalize(self, values: Any) -> Any:
     """Converts `inputs` to model inputs, inside the compiled step."""
     return values
 
   def test(self) -> Iterable[Batch]:
-    """Returns the test examples, once.
+    """Returns one batch of all test examples, or batches with `is_example`.
 
-    Either one batch of all, or batches with `is_example`, bool, which is false
-    for padding.
+    This is bool, and false for padding.
     """
+    raise NotImplementedError
 
   def train(self) -> Batch | None:
     """Returns all training examples, None if they are too many."""
@@ -68,6 +64,7 @@ class Inputs(Protocol):
 
   def fixed(self, count: int) -> Batch:
     """Returns `count` training examples, the same at every call."""
+    raise NotImplementedError
 
   def close(self) -> None:
     """Stops prefetching."""
@@ -76,10 +73,8 @@ class Inputs(Protocol):
 class InMemory(Inputs):
   """A dataset in memory, evaluated in one batch.
 
-  Every process has all of it, and takes its own rows of each batch.
-
-  If runs hold out training examples, the seed of a run chooses them, and its
-  batches exclude them. `train` and `fixed` include all training examples.
+  Runs may hold out a fraction of the training examples. The seed of a run
+  chooses them, and its batches exclude them; `train` and `fixed` include them.
   """
 
   def __init__(
@@ -89,14 +84,7 @@ class InMemory(Inputs):
     process: tuple[int, int] | None = None,
     held_out: float = 0.0,
   ) -> None:
-    """Stores the dataset.
-
-    Args:
-      dataset: its examples.
-      batch_size: examples in a step, over all processes.
-      process: index of this process and number of processes; None for JAX's.
-      held_out: fraction of the training examples that a run holds out.
-    """
+    """Stores the dataset, which every process has."""
     self._process = process
     self._fraction = held_out
     self._parts: tuple[int, Batch, Batch] | None = None  # for the latest seed
@@ -106,20 +94,17 @@ class InMemory(Inputs):
     self.train_examples = len(self._split(0)[0]['labels'])
     self.test_examples = len(dataset.test['labels'])
 
-  def sample(self) -> Batch:
-    """Returns the first batch."""
-    return self.batch(0, 0)
-
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns this process's rows of the batch of a step."""
-    train, _ = self._split(seed)
-    if ids:
-      train = {**train, 'ids': np.arange(self.train_examples, dtype=np.int32)}
-    batch = datasets.batch_at(train, step, self.batch_size, seed)
-    index, count = self._process or (jax.process_index(), jax.process_count())
+    epoch, position = divmod(step, self.train_examples // self.batch_size)
+    index, count = process(self._process)
     rows = self.batch_size // count
-    mine = slice(rows * index, rows * (index + 1))
-    return {name: values[mine] for name, values in batch.items()}
+    start = position * self.batch_size + rows * index
+    order = datasets.order(self.train_examples, seed, epoch)
+    chosen = order[start : start + rows]
+    train, _ = self._split(seed)
+    batch = {name: values[chosen] for name, values in train.items()}
+    return batch | {'ids': chosen.astype(np.int32)} if ids else batch
 
   def test(self) -> list[Batch]:
     """Returns the test part as one batch."""
@@ -142,9 +127,6 @@ class InMemory(Inputs):
     train = self.dataset.train
     return {name: values[:count] for name, values in train.items()}
 
-  def close(self) -> None:
-    """Does nothing."""
-
   def _split(self, seed: int) -> tuple[Batch, Batch]:
     """Returns what the run with this seed trains on, and what it holds out."""
     if not self._fraction:
@@ -156,6 +138,11 @@ class InMemory(Inputs):
     return parts[1:]
 
 
+def process(given: tuple[int, int] | None) -> tuple[int, int]:
+  """Returns index of this process and number of processes, by default JAX's."""
+  return given or (jax.process_index(), jax.process_count())
+
+
 def steps_per_epoch(inputs: Inputs) -> int:
   """Returns the number of full batches in an epoch."""
   return max(1, inputs.train_examples // inputs.batch_size)
@@ -163,12 +150,8 @@ def steps_per_epoch(inputs: Inputs) -> int:
 
 def state(inputs: Inputs, step: int, seed: int) -> State:
   """Returns the position of a run in its data, ready for JSON."""
-  return {
-    'step': step,
-    'examples': inputs.train_examples,
-    'batch_size': inputs.batch_size,
-    'seed': seed,
-  }
+  examples, size = inputs.train_examples, inputs.batch_size
+  return {'step': step, 'examples': examples, 'batch_size': size, 'seed': seed}
 
 
 def check_state(inputs: Inputs, former: State, step: int, seed: int) -> None:

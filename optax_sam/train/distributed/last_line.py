@@ -48,11 +48,7 @@ def announce(message: str) -> None:
 
 
 def end(*, mute: bool = False) -> None:
-  """Waits until all that was written is printed.
-
-  Args:
-    mute: whether to drop what C++ writes afterwards, while this process exits.
-  """
+  """Waits until all is printed; `mute` drops what C++ writes afterwards."""
   sys.stderr.flush()
   announce('')
   os.dup2(os.open(os.devnull, os.O_WRONLY) if mute else _stderr, 2)

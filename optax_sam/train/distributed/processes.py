@@ -28,8 +28,7 @@ from optax_sam.train.config import configs, errors
 from optax_sam.train.distributed import last_line
 
 # Whoever waits for another process ends within a minute.
-_MEETING_SECONDS = 40
-_HEARTBEAT_TIMEOUT_SECONDS = 30
+_MEETING_SECONDS, _HEARTBEAT_SECONDS = 40, 30
 # Gathered texts are padded to a multiple, because each length is compiled.
 _PADDING = 1024
 
@@ -50,38 +49,38 @@ def joined(config: configs.TrainConfig) -> Iterator[None]:
 
   Must be entered before any device is used. Does nothing for a single process.
   If the block fails on this process alone, the others may be waiting in a
-  collective, so this process prints the error and exits at once.
-
-  Args:
-    config: the validated flags.
-
-  Raises:
-    RefusedError: raised by the block.
-    ValueError: if the processes cannot find each other.
+  collective, so this process prints the error and exits at once. Raises a
+  ValueError if the processes cannot find each other.
   """
   if not config.distributed and config.coordinator is None:
     yield
     return
   how = '--distributed'
+  # Process 0 listens on its own address, not on all, as JAX would.
+  bind = os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', config.coordinator)
   if config.coordinator is not None:
     how = f'--coordinator {config.coordinator}'
     if config.process_id == 0:
-      _check_port(_bind_address(config) or config.coordinator)
+      _check_port(bind or config.coordinator)
   last_line.begin()
   try:
-    _initialize(config, how)
+    _initialize(config, how, bind)
   except BaseException:
     last_line.end()
     raise
   last_line.announce(_lost())
+  refused = None
   try:
     yield
-  except RefusedError:
-    _leave()
-    raise
+  except RefusedError as error:
+    refused = error
   except BaseException as error:  # noqa: BLE001 (any error ends the process)
     _give_up(error)
-  _leave()
+  sys.stdout.flush()
+  jax.distributed.shutdown()
+  last_line.end()
+  if refused is not None:
+    raise refused
 
 
 def is_first() -> bool:
@@ -93,25 +92,18 @@ def gather(text: str) -> list[str]:
   """Returns the texts of all processes, in their order."""
   if jax.process_count() == 1:
     return [text]
-  data = np.frombuffer(text.encode(), np.uint8)
-  sizes = _all_gathered(np.asarray(data.size, np.int32))
-  if not any(sizes):
-    return [''] * len(sizes)
-  padded = np.zeros(-(-max(sizes) // _PADDING) * _PADDING, np.uint8)
-  padded[: data.size] = data
-  rows = _all_gathered(padded)
-  return [
-    row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)
-  ]
-
-
-def _all_gathered(values: np.ndarray) -> Any:
   from jax.experimental import multihost_utils
 
+  data = np.frombuffer(text.encode(), np.uint8)
   try:
-    return multihost_utils.process_allgather(values)
+    sizes: Any = multihost_utils.process_allgather(np.int32(data.size))
+    padded = np.zeros((max(sizes) // _PADDING + 1) * _PADDING, np.uint8)
+    padded[: data.size] = data
+    rows: Any = multihost_utils.process_allgather(padded)
   except (ValueError, RuntimeError) as error:
     raise LostError(str(error)) from error
+  pairs = zip(rows, sizes, strict=True)
+  return [row[:size].tobytes().decode() for row, size in pairs]
 
 
 def broadcast(value: Any) -> Any:
@@ -122,12 +114,8 @@ def broadcast(value: Any) -> Any:
 def together(action: Callable[[], Result]) -> Result:
   """Runs an action on every process; if it fails on one, all raise.
 
-  Args:
-    action: a function that does not wait for other processes.
-
-  Raises:
-    RefusedError: if the action raises a ValueError or an OSError anywhere; a
-      single process raises its own error.
+  The action must not wait for other processes. If it raises a ValueError or an
+  OSError anywhere, all raise a RefusedError; a single process its own error.
   """
   result: Any = None
   message = ''
@@ -171,11 +159,8 @@ def should_stop(step: int, interrupted: bool) -> bool:
   """Whether all processes stop after this step.
 
   Every process must call this after every step. After `interrupt`, or a SIGTERM
-  of any process, they stop one or two steps later.
-
-  Args:
-    step: the step that was taken.
-    interrupted: whether this process was interrupted.
+  of any process, they stop one or two steps later. A single process stops if it
+  was interrupted.
   """
   if jax.process_count() == 1:
     return interrupted
@@ -199,28 +184,23 @@ def _lost() -> str:
   )
 
 
-def _bind_address(config: configs.TrainConfig) -> str | None:
-  """Returns where process 0 listens: not on all addresses, as JAX would."""
-  return os.environ.get('JAX_COORDINATOR_BIND_ADDRESS', config.coordinator)
-
-
 def _check_port(address: str) -> None:
   """Raises a ValueError if the first process cannot listen there."""
   host, _, port = address.rpartition(':')
-  host = host.strip('[]')
   family = socket.AF_INET6 if ':' in host else socket.AF_INET
   try:
-    socket.create_server((host, int(port)), family=family).close()
+    socket.create_server((host.strip('[]'), int(port)), family=family).close()
   except OSError as error:
-    why = os.strerror(error.errno or 0)
     msg = (
-      f'--coordinator {address}: process 0 cannot listen there: {why}; give a '
-      f'free port of an address of its machine'
+      f'--coordinator {address}: process 0 cannot listen there: '
+      f'{os.strerror(error.errno or 0)}; give a free port of its machine'
     )
     raise ValueError(msg) from None
 
 
-def _initialize(config: configs.TrainConfig, how: str) -> None:
+def _initialize(
+  config: configs.TrainConfig, how: str, bind: str | None
+) -> None:
   last_line.announce(
     f'{how}: the processes did not connect within {_MEETING_SECONDS} seconds; '
     f'start all of them at once, each with its own --process-id, and let them '
@@ -232,19 +212,15 @@ def _initialize(config: configs.TrainConfig, how: str) -> None:
       config.num_processes,
       config.process_id,
       initialization_timeout=_MEETING_SECONDS,
-      heartbeat_timeout_seconds=_HEARTBEAT_TIMEOUT_SECONDS,
-      coordinator_bind_address=_bind_address(config),
+      heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+      coordinator_bind_address=bind,
     )
   except (ValueError, RuntimeError) as error:
     msg = f'{how}: the processes cannot find each other: {error}'
     if config.distributed:
       msg += '; give --coordinator, --num-processes and --process-id'
     raise ValueError(msg) from None
-  _check_counts()
-
-
-def _check_counts() -> None:
-  """Raises a ValueError on all processes if one was given another number."""
+  # All processes must have been given the same number.
   state: Any = distributed.global_state
   key = 'optax_sam/num_processes/{}'.format
   timeout = 1000 * _MEETING_SECONDS
@@ -259,12 +235,6 @@ def _check_counts() -> None:
         f'in process 0, {other} in process {index}'
       )
       raise ValueError(msg)
-
-
-def _leave() -> None:
-  sys.stdout.flush()
-  jax.distributed.shutdown()
-  last_line.end()
 
 
 def _give_up(error: BaseException) -> NoReturn:

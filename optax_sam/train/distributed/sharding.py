@@ -25,15 +25,13 @@ _LEAST_TO_SPLIT = 2**10
 
 
 class Placement:
-  """Puts states and batches onto devices."""
+  """Puts states and batches onto devices.
+
+  The mesh has the axes `data`, `fsdp` or both. Without one everything is on
+  JAX's default device, and all shardings are None.
+  """
 
   def __init__(self, mesh: Mesh | None = None) -> None:
-    """Stores the mesh.
-
-    Args:
-      mesh: a mesh with the axes `data`, `fsdp` or both; None places everything
-        on JAX's default device.
-    """
     self.mesh = mesh
     # Shardings of replicated arrays, and of batches split over all devices.
     self.replicated = self.rows = None
@@ -42,25 +40,18 @@ class Placement:
       self.rows = NamedSharding(mesh, P(mesh.axis_names))
 
   def shardings(self, abstract_state: Any) -> Any:
-    """Returns the shardings of the arrays of a state.
+    """Returns the shardings of the arrays of a state, None without a mesh.
 
-    With `n` the size of the axis `fsdp`, an array is split along its largest
-    axis that `n` divides, the first one if several are equally long. It is
-    replicated if there is none, or if it has fewer than 1024 entries. States
-    are never split over `data`. Only the shape matters, so an array with the
-    shape of a parameter, such as momentum, is split like the parameter. SAF's
-    table is split by example over all devices if they divide it.
-
-    Args:
-      abstract_state: pytree of arrays or of `jax.ShapeDtypeStruct`.
-
-    Returns:
-      The same pytree of `NamedSharding`, or of None without a mesh.
+    An array is split along its largest axis that the size of `fsdp` divides,
+    the first one if several are equally long. It is replicated if there is
+    none, or if it has fewer than 1024 entries. Only the shape matters, so
+    momentum is split like its parameter. SAF's table is split by example over
+    all devices if they divide it.
     """
     is_table = lambda node: isinstance(node, optax_sam.SafState)
 
     def of(node: Any) -> Any:
-      split = self._by_row if is_table(node) else self._sharding
+      split = self._by_row if is_table(node) else self._by_axis
       return jax.tree.map(lambda leaf: split(leaf.shape), node)
 
     return jax.tree.map(of, abstract_state, is_leaf=is_table)
@@ -74,9 +65,7 @@ class Placement:
   def made(self, make: Callable[..., Any], *args: Any) -> Any:
     """Returns a part of a state, created with its final sharding.
 
-    Args:
-      make: the function that creates it; each new object is compiled anew.
-      *args: arguments of `make`, on the devices.
+    Each new object `make` is compiled anew; the arguments are on the devices.
     """
     if self.mesh is None:
       return jax.jit(make)(*args)
@@ -84,10 +73,7 @@ class Placement:
     return jax.jit(make, out_shardings=shardings)(*args)
 
   def batch(self, batch: Batch) -> Batch:
-    """Splits a batch of which every process passes its own rows.
-
-    The rows are in the order of the processes.
-    """
+    """Splits a batch of which every process passes its own rows, in order."""
     if self.mesh is None:
       return batch
     return {
@@ -102,8 +88,7 @@ class Placement:
     """
     if self.mesh is None:
       return batch
-    fits = len(batch['labels']) % self.mesh.size == 0
-    sharding = self.rows if fits else self.replicated
+    sharding = self._by_row((len(batch['labels']),))
     return jax.tree.map(lambda values: _put(values, sharding), batch)
 
   def _by_row(self, shape: tuple[int, ...]) -> NamedSharding | None:
@@ -111,10 +96,10 @@ class Placement:
       return self.replicated
     return self.rows
 
-  def _sharding(self, shape: tuple[int, ...]) -> NamedSharding | None:
-    if self.mesh is None:
-      return None
-    size = self.mesh.shape.get(_FSDP, 1)
+  def _by_axis(self, shape: tuple[int, ...]) -> NamedSharding | None:
+    if self.mesh is None or _FSDP not in self.mesh.shape:
+      return self.replicated
+    size = self.mesh.shape[_FSDP]
     fitting = [axis for axis, length in enumerate(shape) if length % size == 0]
     if size == 1 or not fitting or math.prod(shape) < _LEAST_TO_SPLIT:
       return self.replicated
@@ -123,20 +108,16 @@ class Placement:
 
 
 def build(text: str | None, batch_size: int) -> Placement:
-  """Returns the placement for a value of `--mesh`.
+  """Returns the placement for a value of `--mesh`, such as `data=4,fsdp=2`.
 
-  Args:
-    text: for example `data=8` or `data=4,fsdp=2`. None uses all devices if they
-      divide the batch; otherwise a single process uses one.
-    batch_size: examples in a step.
-
-  Raises:
-    ValueError: if the mesh doesn't fit the devices or the batch, in one line.
+  None uses all devices if they divide the batch; otherwise a single process
+  uses one. Raises a ValueError if it doesn't fit the devices or the batch.
   """
   count = jax.device_count()
   if text is None and jax.process_count() == 1 and batch_size % count:
     count = 1
-  axes = {'data': count} if text is None else checks.axes(text)
+  text = text or f'data={count}'
+  axes = checks.axes(text)
   product = math.prod(axes.values())
   if product != count:
     msg = (
@@ -145,10 +126,9 @@ def build(text: str | None, batch_size: int) -> Placement:
     )
     raise ValueError(msg)
   if batch_size % count:
-    mesh = ','.join(f'{name}={size}' for name, size in axes.items())
     msg = (
-      f'--mesh {mesh}: --batch-size must be a multiple of {count}, '
-      f'not {batch_size}'
+      f'--mesh {text}: --batch-size must be a multiple of {count}, not '
+      f'{batch_size}'
     )
     raise ValueError(msg)
   if count == 1:

@@ -227,23 +227,28 @@ def _inputs(
 ) -> inputs.Inputs:
   is_images = config.dataset == 'imagenet' and config.data_dir is not None
   if not (is_images and isinstance(config, configs.TrainConfig)):
-    return inputs.InMemory(datasets.of_config(config), config.batch_size)
+    names = ('label_noise', 'data_dir', 'train_examples', 'resize')
+    given = {name: getattr(config, name) for name in names}
+    found = datasets.load(
+      config.dataset, max_pixels=config.max_pixels, loss=config.loss, **given
+    )
+    return inputs.InMemory(found, config.batch_size)
   try:
-    from optax_sam.train.data import imagenet, imagenet_inputs
+    from optax_sam.train.data import imagenet
   except ModuleNotFoundError as error:
     msg = (
       f'--dataset {config.dataset} needs {error.name}: '
       f"pip install 'optax-sam[imagenet]'"
     )
     raise ValueError(msg) from None
-  options = imagenet.InputOptions(
+  directory: Any = config.data_dir
+  return imagenet.ImageInputs(
+    directory,
     batch_size=config.batch_size,
     size=config.image_size,
     threads=config.input_threads,
     prefetch=config.prefetch,
     max_pixels=config.max_pixels,
-  )
-  directory: Any = config.data_dir
-  return imagenet_inputs.ImageInputs(
-    directory, options, dtype=jnp.dtype(config.dtype), say=say
+    dtype=jnp.dtype(config.dtype),
+    say=say,
   )

@@ -6,8 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from optax_sam.train.models import imported
-from optax_sam.train.models.residual import ResNet, WideResNet
-from optax_sam.train.models.small import CNN, MLP
+from optax_sam.train.models.networks import CNN, MLP, ResNet, WideResNet
 from optax_sam.train.models.vit import ViT
 
 __all__ = ['CNN', 'MLP', 'NAMES', 'ResNet', 'ViT', 'WideResNet', 'build']
@@ -27,37 +26,21 @@ def build(
 ) -> Any:
   """Returns a model by name, or one of the user.
 
-  Built-in models are called as `model.apply(variables, inputs, train=...,
-  ...)` and return float32 logits. Models with batch norm have the collection
-  `batch_stats`; dropout needs the key `dropout`. `model.clone(field=...)`
-  changes other fields.
+  Models with batch norm have the collection `batch_stats`; dropout needs the
+  key `dropout`. For `dtype` and `axis_name` see `networks`.
 
-  >>> import jax
-  >>> from optax_sam.train import models
-  >>> model = models.build('resnet18', 10, (32, 32, 3))
-  >>> images = jax.ShapeDtypeStruct((1, 32, 32, 3), 'float32')
-  >>> init = lambda key, images: model.init(key, images, train=False)
-  >>> variables = jax.eval_shape(init, jax.random.key(0), images)
-  >>> sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
-  11173962
+  >>> model = build('resnet18', 10, (32, 32, 3), axis_name='batch')
+  >>> model.axis_name, model.small_images
+  ('batch', True)
 
   Args:
     name: one of `NAMES`, or a reference as in `imported.build`.
     classes: number of classes.
     input_shape: shape of one example, channels last. `mlp` takes any shape,
-      `cnn` images or 1-D signals, the others images with any number of
-      channels; the sides for `vit_s16` must be multiples of 16.
-    dtype: dtype of the computation except for the head; parameters and
-      statistics are float32.
-    axis_name: name of the mapped axis over which batch norm averages its
-      statistics. Needed only inside `jax.shard_map` and the like; under
-      `jax.jit` the batch is global.
-
-  Returns:
-    The model.
-
-  Raises:
-    ValueError: if the model is unknown or doesn't take such examples.
+      `cnn` images or 1-D signals, the others images; the sides for `vit_s16`
+      must be multiples of 16.
+    dtype: dtype of the computation except for the head.
+    axis_name: name of the mapped axis over which batch norm averages.
   """
   if ':' in name:
     return imported.build(name, classes)
@@ -66,12 +49,10 @@ def build(
     raise ValueError(msg)
   axes = len(input_shape)
   if name != 'mlp' and axes not in ((2, 3) if name == 'cnn' else (3,)):
-    taken = 'images of shape (height, width, channels)'
-    if name == 'cnn':
-      taken = 'images or signals of shape (length, channels)'
+    taken = 'images or signals' if name == 'cnn' else 'images'
     msg = (
-      f'model {name!r} takes {taken}, not '
-      f'examples of shape {tuple(input_shape)}; choose mlp or your own'
+      f'model {name!r} takes {taken}, channels last, not examples of shape '
+      f'{tuple(input_shape)}; choose mlp or your own'
     )
     raise ValueError(msg)
   norms = {'dtype': dtype, 'axis_name': axis_name}

@@ -16,23 +16,22 @@ from optax_sam.engine.partition import path_parts
 
 Statistics = dict[str, Any]
 
-# Arguments of `__call__` that tell training from evaluation.
-_TRAINS = ('train', 'training', 'is_training')
-_EVALUATES = ('deterministic', 'use_running_average', 'inference')
+# Arguments of `__call__`, and whether they are true in training.
+_MODES = {
+  **dict.fromkeys(('train', 'training', 'is_training'), True),
+  **dict.fromkeys(('deterministic', 'use_running_average', 'inference'), False),
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ModelFunctions:
   """A model of any framework.
 
-  Attributes:
-    init: maps a key and a batch of one example to parameters and statistics,
-      two pytrees. Statistics are a dict: what a pass in training mode updates,
-      such as running means; empty if there are none.
-    apply: maps (parameters, statistics, inputs) and the keywords `train` and
-      `key` to outputs and the next statistics. `key` is for dropout; it may be
-      None in evaluation.
-    name: name of the model, for reports.
+  `init` maps a key and a batch of one example to parameters and statistics, two
+  pytrees. Statistics are a dict: what a pass in training mode updates, such as
+  running means. `apply` maps (parameters, statistics, inputs) and the keywords
+  `train` and `key` to outputs and the next statistics. `key` is for dropout; it
+  may be None in evaluation.
   """
 
   init: Callable[[jax.Array, Any], tuple[optax.Params, Statistics]]
@@ -41,29 +40,24 @@ class ModelFunctions:
 
 
 def from_model(model: Any) -> ModelFunctions:
-  """Returns the functions of a model.
+  """Returns the functions of a model; raises a ValueError if it is none.
 
-  Args:
-    model: one of
+  A model is one of
 
-      - a Flax linen module. If its `__call__` has an argument `train`,
-        `training`, `is_training`, `deterministic` or `use_running_average`, it
-        gets the mode. Statistics such as `batch_stats` are statistics, and
-        dropout gets the stream `dropout`.
-      - a function or class `rngs -> nnx.Module`. Training and evaluation mode
-        are those of `Module.train()` and `Module.eval()`. Every variable that
-        is no `nnx.Param` and no random state belongs to the statistics.
-      - a function or class `key -> equinox.Module`, or `key -> (module,
-        equinox.nn.State)`, as `equinox.nn.make_with_state(Net)` returns it. It
-        is called with one example, under `jax.vmap(axis_name='batch')`, with a
-        `key` if `__call__` has this argument.
-      - a pair `(init, apply)`: `init(key, inputs) -> params` and
-        `apply(params, inputs) -> outputs`, both on batches. If `apply` has the
-        argument `train`, it gets the mode; if it has `key`, it gets a key in
-        training and None in evaluation.
-
-  Raises:
-    ValueError: if it is none of these; says what to write.
+  - a Flax linen module. If its `__call__` has an argument `train`, `training`,
+    `is_training`, `deterministic` or `use_running_average`, it gets the mode.
+    Dropout gets the stream `dropout`.
+  - a function or class `rngs -> nnx.Module`. Training and evaluation mode are
+    those of `Module.train()` and `Module.eval()`. Every variable that is no
+    `nnx.Param` and no random state belongs to the statistics.
+  - a function or class `key -> equinox.Module`, or `key -> (module,
+    equinox.nn.State)`, as `equinox.nn.make_with_state(Net)` returns it. It is
+    called with one example, under `jax.vmap(axis_name='batch')`, with a `key`
+    if `__call__` has this argument.
+  - a pair `(init, apply)`: `init(key, inputs) -> params` and `apply(params,
+    inputs) -> outputs`, both on batches. If `apply` has the argument `train`,
+    it gets the mode; if it has `key`, it gets a key in training and None in
+    evaluation.
   """
   if isinstance(model, ModelFunctions):
     return model
@@ -71,21 +65,27 @@ def from_model(model: Any) -> ModelFunctions:
     return _from_linen(model)
   parts = model if isinstance(model, tuple) else (model,)
   equinox: Any = sys.modules.get('equinox')
-  if isinstance(parts[0], nnx.Module):
-    raise _instance(parts[0], 'rngs', 'nnx.Rngs')
-  if equinox is not None and isinstance(parts[0], equinox.Module):
-    raise _instance(parts[0], 'key', 'a key')
-  if len(parts) == 2 and all(map(callable, parts)):
-    return _from_pair(*parts)
-  if isinstance(model, type) and issubclass(model, linen.Module):
-    name = model.__name__
-    msg = f'model must be a linen module, not the class {name}: write {name}()'
-    raise ValueError(msg)
-  if not callable(model):
-    msg = (
-      f'model must be a linen module, a function of rngs (NNX) or of key '
-      f'(Equinox), or a pair (init, apply), not {type(model).__name__}'
+  is_equinox = equinox is not None and isinstance(parts[0], equinox.Module)
+  kind = type(parts[0]).__name__
+  problem = ''
+  if is_equinox or isinstance(parts[0], nnx.Module):
+    given = 'key' if is_equinox else 'rngs'
+    problem = (
+      f'a function from {given} to the module, because every seed has its own, '
+      f'not an instance: write lambda {given}: {kind}(..., {given}={given})'
     )
+  elif len(parts) == 2 and all(map(callable, parts)):
+    return _from_pair(*parts)
+  elif isinstance(model, type) and issubclass(model, linen.Module):
+    name = model.__name__
+    problem = f'a linen module, not the class {name}: write {name}()'
+  elif not callable(model):
+    problem = (
+      f'a linen module, a function of rngs (NNX) or of key (Equinox), or a '
+      f'pair (init, apply), not {type(model).__name__}'
+    )
+  if problem:
+    msg = f'model must be {problem}'
     raise ValueError(msg)
   return _from_constructor(model)
 
@@ -137,7 +137,8 @@ def _from_nnx(build: Callable[..., Any], abstract: Any) -> ModelFunctions:
   def split(module: Any) -> tuple[Any, ...]:
     nnx.pop(module, nnx.Intermediate)
     graph, *states = nnx.split(module, nnx.Param, nnx.RngState, ...)
-    return graph, *map(nnx.to_pure_dict, states)
+    params, random, rest = map(nnx.to_pure_dict, states)
+    return graph, params, random, {'state': rest} if rest else {}
 
   mode = _mode(type(abstract).__call__)
   graphs = {}
@@ -145,13 +146,7 @@ def _from_nnx(build: Callable[..., Any], abstract: Any) -> ModelFunctions:
     abstract.train() if train else abstract.eval()
     graphs[train], _, random, _ = split(abstract)
 
-  def rest_of(rest: Any) -> Statistics:
-    return {'state': rest} if rest else {}
-
-  def init(key: jax.Array, example: Any) -> tuple[optax.Params, Statistics]:
-    del example
-    _, params, _, rest = split(build(rngs=nnx.Rngs(key)))
-    return params, rest_of(rest)
+  init = lambda key, _: split(build(rngs=nnx.Rngs(key)))[1::2]
 
   def apply(
     params: Any, statistics: Statistics, inputs: Any, *, train: bool, key: Any
@@ -160,7 +155,7 @@ def _from_nnx(build: Callable[..., Any], abstract: Any) -> ModelFunctions:
     rest = statistics.get('state', {})
     module = nnx.merge(graphs[train], params, streams, rest)
     outputs = module(inputs, **mode(train))
-    return outputs, rest_of(split(module)[3]) if train else statistics
+    return outputs, split(module)[3] if train else statistics
 
   return ModelFunctions(init, apply, type(abstract).__name__)
 
@@ -189,34 +184,36 @@ def _from_equinox(build: Callable[..., Any], abstract: Any) -> ModelFunctions:
   call = type(module).__call__
   mode, takes_key = _mode(call), 'key' in inspect.signature(call).parameters
   found, tree = jax.tree_util.tree_flatten_with_path(abstract)
-  # Name of a parameter, () for another array, None for anything else.
-  names = [
-    None
-    if not isinstance(leaf, jax.ShapeDtypeStruct)
-    else tuple(path_parts(path[stateful:]))
-    if jnp.issubdtype(leaf.dtype, jnp.inexact)
-    and not (stateful and path[0].idx)
-    else ()
-    for path, leaf in found
-  ]
+
+  def name_of(path: Any, leaf: Any) -> tuple[str, ...] | None:
+    """Returns that of a parameter, () for other arrays, else None."""
+    if not isinstance(leaf, jax.ShapeDtypeStruct):
+      return None
+    is_state = stateful and path[0].idx
+    if is_state or not jnp.issubdtype(leaf.dtype, jnp.inexact):
+      return ()
+    return tuple(path_parts(path[stateful:]))
+
+  names = [name_of(*leaf) for leaf in found]
+
+  def others(leaves: list[Any]) -> list[Any]:
+    return [x for name, x in zip(names, leaves, strict=True) if name == ()]
 
   def init(key: jax.Array, example: Any) -> tuple[optax.Params, Statistics]:
     del example
-    leaves = list(zip(names, jax.tree.leaves(build(key=key)), strict=True))
-    others = [leaf for name, leaf in leaves if name == ()]
-    params = traverse_util.unflatten_dict(
-      {name: leaf for name, leaf in leaves if name}
-    )
-    return params, {'state': others} if others else {}
+    leaves = jax.tree.leaves(build(key=key))
+    named = {x: leaf for x, leaf in zip(names, leaves, strict=True) if x}
+    rest = others(leaves)
+    return traverse_util.unflatten_dict(named), {'state': rest} if rest else {}
 
   def apply(
     params: Any, statistics: Statistics, inputs: Any, *, train: bool, key: Any
   ) -> tuple[Any, Statistics]:
     named = traverse_util.flatten_dict(params)
-    others = iter(statistics.get('state', ()))
+    rest = iter(statistics.get('state', ()))
     # New objects, since a state of Equinox can be used only once.
     built = tree.unflatten(
-      leaf if name is None else named[name] if name else next(others)
+      leaf if name is None else named[name] if name else next(rest)
       for name, (_, leaf) in zip(names, found, strict=True)
     )
     module, *state = built if stateful else (built,)
@@ -232,11 +229,9 @@ def _from_equinox(build: Callable[..., Any], abstract: Any) -> ModelFunctions:
     outputs, after = jax.vmap(
       of_example, axis_name='batch', out_axes=(0, None)
     )(inputs, keys)
-    if not (stateful and train):
-      return outputs, statistics
-    after = jax.tree.leaves((module, after))
-    others = [x for name, x in zip(names, after, strict=True) if name == ()]
-    return outputs, {'state': others}
+    if stateful and train:
+      statistics = {'state': others(jax.tree.leaves((module, after)))}
+    return outputs, statistics
 
   return ModelFunctions(init, apply, type(module).__name__)
 
@@ -259,23 +254,22 @@ def _from_constructor(build: Callable[..., Any]) -> ModelFunctions:
     raise ValueError(msg)
   if given == 'rngs':
     abstract: Any = nnx.eval_shape(lambda: build(rngs=nnx.Rngs(0)))
-    if isinstance(abstract, nnx.Module):
-      return _from_nnx(build, abstract)
-    kind = 'an nnx.Module'
+    from_abstract, kind = _from_nnx, 'an nnx.Module'
+    is_valid = isinstance(abstract, nnx.Module)
   else:
     import equinox as eqx
 
     abstract = eqx.filter_eval_shape(build, key=jax.random.key(0))
     pair = abstract if isinstance(abstract, tuple) else (abstract,)
-    kinds = (eqx.Module, eqx.nn.State)
-    if len(pair) <= 2 and all(map(isinstance, pair, kinds)):
-      return _from_equinox(build, abstract)
+    from_abstract = _from_equinox
     kind = 'an equinox.Module, or (module, equinox.nn.State)'
-  msg = (
-    f'model: {title}({given}=...) must return {kind}, not '
-    f'{type(abstract).__name__}'
-  )
-  raise ValueError(msg)
+    types = (eqx.Module, eqx.nn.State)
+    is_valid = len(pair) <= 2 and all(map(isinstance, pair, types))
+  if not is_valid:
+    found = type(abstract).__name__
+    msg = f'model: {title}({given}=...) must return {kind}, not {found}'
+    raise ValueError(msg)
+  return from_abstract(build, abstract)
 
 
 def parameters(build: Any) -> Mapping[str, inspect.Parameter]:
@@ -302,19 +296,8 @@ def required(
   ]
 
 
-def _instance(module: Any, argument: str, what: str) -> ValueError:
-  name = type(module).__name__
-  return ValueError(
-    f'model must be a function from {what} to the module, because every seed '
-    f'has its own, not an instance of {name}: write lambda {argument}: {name}'
-    f'(..., {argument}={argument})'
-  )
-
-
 def _mode(call: Callable[..., Any]) -> Callable[[bool], dict[str, Any]]:
   """Returns the arguments of a call, in training and in evaluation."""
   taken = inspect.signature(call).parameters
-  return lambda train: {
-    **{name: train for name in _TRAINS if name in taken},
-    **{name: not train for name in _EVALUATES if name in taken},
-  }
+  found = {name: value for name, value in _MODES.items() if name in taken}
+  return lambda train: {name: train == value for name, value in found.items()}

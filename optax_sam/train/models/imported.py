@@ -2,12 +2,11 @@
 
 import functools
 import importlib
-import importlib.util
-import inspect
 import pathlib
+import re
+import runpy
 import sys
 import traceback
-from types import ModuleType
 from typing import Any
 
 from flax import linen
@@ -16,17 +15,7 @@ from optax_sam.train.config import names
 from optax_sam.train.models import functions
 
 # Names of an argument for the number of outputs.
-_OUTPUTS = (
-  'classes',
-  'num_classes',
-  'n_classes',
-  'outputs',
-  'num_outputs',
-  'n_outputs',
-  'out_features',
-  'vocabulary',
-  'vocab_size',
-)
+_OUTPUTS = r'(num_|n_)?(classes|outputs)|out_features|vocabulary|vocab_size'
 # Fields of every linen module.
 _OF_LINEN = ('parent', 'name')
 # An argument of this name makes a constructor of NNX or Equinox.
@@ -36,44 +25,36 @@ _CONSTRUCTORS = ('rngs', 'key')
 def build(reference: str, outputs: int) -> Any:
   """Imports a model and gives it the number of outputs, if it wants one.
 
-  Args:
-    reference: MODULE:NAME, where the module is in the current directory or
-      installed, or FILE.py:NAME.
-    outputs: number of classes, or of other outputs.
-
-  Returns:
-    A Flax linen module, a constructor `rngs -> nnx.Module` or `key ->
-    equinox.Module`, or a pair `(init, apply)`.
-
-  Raises:
-    ValueError: if it can't be imported or called; in one line.
+  The reference is MODULE:NAME, where the module is in the current directory or
+  installed, or FILE.py:NAME. Raises a ValueError in one line if it can't be
+  imported or called.
   """
   flag = f'--model {reference}'
   module_name, _, name = reference.rpartition(':')
   if not module_name or not name:
     msg = f'{flag} must read package.module:Name or file.py:Name'
     raise ValueError(msg)
-  module = _import(module_name, flag)
-  if not hasattr(module, name):
-    public = [key for key in vars(module) if not key.startswith('_')]
-    found = names.closest(name, public)
-    advice = f'; did you mean {" or ".join(found)}?' if found else ''
+  found = _import(module_name, flag)
+  if name not in found:
+    public = [key for key in found if not key.startswith('_')]
+    close = names.closest(name, public)
+    advice = f'; did you mean {" or ".join(close)}?' if close else ''
     msg = f'{flag}: {module_name} has no {name}{advice}'
     raise ValueError(msg)
-  return _with_outputs(getattr(module, name), outputs, flag)
+  return _with_outputs(found[name], outputs, flag)
 
 
-def _import(name: str, flag: str) -> ModuleType:
+def _import(name: str, flag: str) -> dict[str, Any]:
+  """Returns what a module or a file defines."""
   path = pathlib.Path(name)
   is_file = path.suffix == '.py'
-  if is_file and not path.is_file():
-    msg = f'{flag}: there is no file {path}'
-    raise ValueError(msg)
   directory = str((path.parent if is_file else pathlib.Path()).resolve())
   if directory not in sys.path:
     sys.path.insert(0, directory)
   try:
-    return _execute(path) if is_file else importlib.import_module(name)
+    if is_file:
+      return runpy.run_path(str(path), run_name=f'_model_{path.stem}')
+    return vars(importlib.import_module(name))
   except ModuleNotFoundError as error:
     missing = error.name or ''
     if not is_file and (name == missing or name.startswith(f'{missing}.')):
@@ -82,19 +63,12 @@ def _import(name: str, flag: str) -> ModuleType:
       why = f'{name} imports {missing}, which is not installed'
     msg = f'{flag}: {why}'
     raise ValueError(msg) from error
+  except FileNotFoundError:
+    msg = f'{flag}: there is no file {path}'
+    raise ValueError(msg) from None
   except (Exception, SystemExit) as error:
     msg = f'{flag}: importing {name} raises {_described(error)}'
     raise ValueError(msg) from error
-
-
-def _execute(path: pathlib.Path) -> ModuleType:
-  # Of another name, because `random.py` must not be the standard library's.
-  name = f'_model_{path.stem}'
-  spec: Any = importlib.util.spec_from_file_location(name, path)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[name] = module  # dataclasses look up their module
-  spec.loader.exec_module(module)
-  return module
 
 
 def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
@@ -108,7 +82,7 @@ def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
   if isinstance(model, type) and issubclass(model, linen.Module):
     parameters = {k: v for k, v in parameters.items() if k not in _OF_LINEN}
   required = functions.required(parameters, _CONSTRUCTORS)
-  wanted = next((key for key in _OUTPUTS if key in parameters), None)
+  wanted = next((x for x in parameters if re.fullmatch(_OUTPUTS, x)), None)
   if wanted is None and len(required) == 1:
     wanted = required[0]
   others = [key for key in required if key != wanted]
@@ -119,10 +93,7 @@ def _with_outputs(model: Any, outputs: int, flag: str) -> Any:
     )
     raise ValueError(msg)
   if wanted is not None:
-    only = inspect.Parameter.POSITIONAL_ONLY
-    by_position = parameters[wanted].kind is only
-    bound = ((outputs,), {}) if by_position else ((), {wanted: outputs})
-    model = functools.partial(model, *bound[0], **bound[1])
+    model = functools.partial(model, **{wanted: outputs})
   if any(key in parameters for key in _CONSTRUCTORS):
     return model
   try:

@@ -42,32 +42,16 @@ class EncoderBlock(nn.Module):
 
 
 class ViT(nn.Module):
-  """A vision transformer: S/16 by default.
+  """A vision transformer (Dosovitskiy et al., 2020): S/16 by default.
 
-  This is the plain form of Beyer et al.: fixed positions, the mean of all
+  https://arxiv.org/abs/2010.11929. This is the plain form of Beyer et al.,
+  2022, https://arxiv.org/abs/2205.01580: fixed positions, the mean of all
   tokens instead of a class token, a linear head that starts at zero, no
-  dropout. The other papers have learned positions and a class token, and so
-  22,050,664 parameters for 1000 classes of images of 224 pixels; this model has
-  21,974,632.
+  dropout.
 
-  References:
-    Dosovitskiy et al., An Image is Worth 16x16 Words,
-    https://arxiv.org/abs/2010.11929, 2020.
-    Steiner et al., How to train your ViT?, https://arxiv.org/abs/2106.10270,
-    2021. (the size)
-    Beyer, Zhai, Kolesnikov, Better plain ViT baselines for ImageNet-1k,
-    https://arxiv.org/abs/2205.01580, 2022.
-
-  Attributes:
-    classes: number of classes.
-    width: channels of a token, a multiple of 4 and of `heads`.
-    depth: number of blocks.
-    heads: number of heads of the attention.
-    hidden: width of the hidden layer of each MLP.
-    patch: side of a patch in pixels; it must divide the sides of the images.
-    dtype: dtype of the computation; parameters, layer norm, softmax and logits
-      are float32.
-    convolve: the convolution; that of JAX is slow inside a conditional on CPU.
+  `width` is the number of channels of a token, a multiple of 4 and of `heads`;
+  `hidden` that of the hidden layer of each MLP. `patch` is the side of a patch;
+  it must divide the sides of the images. Layer norm and softmax are float32.
   """
 
   classes: int
@@ -81,17 +65,12 @@ class ViT(nn.Module):
 
   @nn.compact
   def __call__(self, inputs: jax.Array, *, train: bool) -> jax.Array:
-    """Returns the logits of normalized images, channels last.
-
-    Raises:
-      ValueError: if `patch` doesn't divide the images, or `heads` the width.
-    """
+    """Returns the logits of normalized images, channels last."""
     del train  # there is no dropout
     sides, width, heads = inputs.shape[1:3], self.width, self.heads
     if any(side % self.patch for side in sides):
       msg = (
-        f'patch must divide the sides of the images, {sides}, not be '
-        f'{self.patch}'
+        f'patch must divide the sides of the images, {sides}, not {self.patch}'
       )
       raise ValueError(msg)
     if width % 4 or width % heads:
@@ -109,17 +88,12 @@ class ViT(nn.Module):
     x = x + jnp.asarray(_positions(*x.shape[1:]), x.dtype)
     x = x.reshape(len(x), -1, self.width)
     for number in range(self.depth):
-      x = EncoderBlock(
-        self.heads, self.hidden, self.dtype, name=f'block{number + 1}'
-      )(x)
+      name = f'block{number + 1}'
+      x = EncoderBlock(self.heads, self.hidden, self.dtype, name=name)(x)
     x = nn.LayerNorm(dtype=self.dtype, name='last_norm')(x)
     x = jnp.mean(x, axis=1, dtype=jnp.float32)
-    return nn.Dense(
-      self.classes,
-      dtype=jnp.float32,
-      kernel_init=nn.initializers.zeros,
-      name='head',
-    )(x)
+    zeros = nn.initializers.zeros
+    return nn.Dense(self.classes, kernel_init=zeros, name='head')(x)
 
 
 def _positions(rows: int, columns: int, width: int) -> np.ndarray:

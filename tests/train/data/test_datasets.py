@@ -54,20 +54,6 @@ def test_label_noise_replaces_exactly_its_fraction_by_other_labels(
   np.testing.assert_array_equal(noisy.test['labels'], digits.test['labels'])
 
 
-def test_an_epoch_shows_every_example_once(digits):
-  train = {**digits.train, 'number': np.arange(1000)}
-
-  def numbers(step, seed=3):
-    return datasets.batch_at(train, step, 100, seed)['number']
-
-  seen = np.concatenate([numbers(step) for step in range(10)])
-  np.testing.assert_array_equal(np.sort(seen), np.arange(1000))
-  assert not np.array_equal(numbers(10), seen[:100])
-  # A batch depends on step and seed only.
-  np.testing.assert_array_equal(numbers(0), seen[:100])
-  assert not np.array_equal(numbers(0, seed=1), seen[:100])
-
-
 CLASSES = 5
 NUMBERED = datasets.Dataset(
   # Every example is its index.
@@ -79,6 +65,20 @@ NUMBERED = datasets.Dataset(
 
 def joined(batches):
   return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
+
+
+def test_an_epoch_shows_every_example_once():
+  examples = inputs.InMemory(NUMBERED, 29, (0, 1))  # 7 batches
+
+  def numbers(step, seed=3):
+    return examples.batch(step, seed)['inputs']
+
+  seen = np.concatenate([numbers(step) for step in range(7)])
+  np.testing.assert_array_equal(np.sort(seen), np.arange(203))
+  assert not np.array_equal(numbers(7), seen[:29])
+  # A batch depends on step and seed only.
+  np.testing.assert_array_equal(numbers(0), seen[:29])
+  assert not np.array_equal(numbers(0, seed=1), seen[:29])
 
 
 @pytest.mark.parametrize('fraction', [0.1, 0.25, 0.5])

@@ -76,23 +76,26 @@ def test_emnist_names_and_other_dtypes_are_read(tmp_path):
 @pytest.mark.parametrize(
   ('name', 'content', 'message'),
   [
-    (NAMES[0], None, 'has neither IDX files'),
-    (NAMES[1], None, 'has no file of train labels, as in train-labels-idx1'),
+    (NAMES[0], None, 'has no data; give one of'),
+    (NAMES[1], None, 'has no files of train labels, such as train-images-idx3'),
     (NAMES[0], b'\x89PNG....', 'not an IDX file: it begins with 0x89504e47'),
     (NAMES[0], b'', 'not an IDX file'),
     (NAMES[0], idx(0x803, (4, 2), []), 'is truncated'),
-    (NAMES[0], idx(0x803, (4, 2, 3), range(23)), 'truncated: .*24 bytes'),
-    (NAMES[0], idx(0x803, (4, 2, 3), range(25)), 'longer than it should be'),
+    (NAMES[0], idx(0x803, (4, 2, 3), range(23)), 'truncated .*24 bytes'),
+    (NAMES[0], idx(0x803, (4, 2, 3), range(25)), 'or too long: .* 24 bytes'),
     (NAMES[0], idx(0x803, (2**31,) * 3, []), 'is too large: at most 16 GiB'),
     (NAMES[0], idx(0x803, (0, 2, 3), []), 'at least one example'),
     (NAMES[0], b'\x1f\x8b\x08 not gzip', 'cannot be read'),
     (NAMES[1], idx(0x801, (3,), [0, 1, 2]), 'has 4 examples and .* has 3'),
-    (NAMES[1], idx(0x801, (4,), [1, 2, 1, 2]), 'number the classes 0, 1'),
-    (NAMES[3], idx(0x801, (1,), [3]), 'has the label 3, outside of 0 to 2'),
+    (
+      NAMES[1],
+      idx(0x801, (4,), [1, 2, 1, 2]),
+      'number at least two classes 0, 1',
+    ),
     (
       NAMES[2],
       idx(0x803, (1, 3, 2), range(6)),
-      r'of shape \(3, 2\) .* all parts the same',
+      r'\(3, 2, 1\), .* all parts the same',
     ),
   ],
 )
@@ -102,14 +105,16 @@ def test_a_file_that_is_not_valid_is_refused(write, name, content, message):
   assert '\n' not in str(error.value)
 
 
-def test_fashion_mnist_is_searched(write, tmp_path, monkeypatch):
+def test_fashion_mnist_is_searched(write, tmp_path):
   directory = write()
   found = datasets.load('fashion_mnist', data_dir=directory)
   assert found.classes == 3
-  monkeypatch.setenv('OPTAX_SAM_DATA', str(tmp_path.parent))
-  tmp_path.rename(tmp_path.with_name('fashion-mnist'))
-  assert datasets.load('fashion_mnist').classes == 3
-  tmp_path.with_name('fashion-mnist').rename(tmp_path)
+  (tmp_path / 'data').mkdir()
+  for path in tmp_path.glob('*ubyte'):
+    (tmp_path / 'data' / 'fashion-mnist').mkdir(exist_ok=True)
+    path.rename(tmp_path / 'data' / 'fashion-mnist' / path.name)
+  found = datasets.load('fashion_mnist', data_dir=tmp_path / 'data')
+  assert found.classes == 3
   with pytest.raises(ValueError, match='apt install dataset-fashion-mnist'):
     datasets.load('fashion_mnist', data_dir=tmp_path / 'none')
 

@@ -95,16 +95,22 @@ FIRST = pathlib.Path('train', 'ant', '0.png')
       lambda x: replace(x / FIRST, pictures.header(9000, 9000, 'JPEG')),
       'than --max-pixels 67',
     ),
-    (lambda x: (x / 'test' / 'cat').mkdir(), 'has no counterpart in'),
-    (lambda x: (x / 'train' / 'cat').mkdir(), 'cat is empty'),
+    (
+      lambda x: (x / 'test' / 'cat').mkdir(),
+      'cat is a folder of train or of test only',
+    ),
+    (
+      lambda x: (x / 'train' / 'cat').mkdir(),
+      'cat should contain .*: it is empty',
+    ),
     (lambda x: (x / 'train' / 'notes.txt').touch(), 'does not belong here'),
     (
       lambda x: (x / 'train' / 'ant' / 'a.txt').touch(),
-      'does not belong here: .* contains .png or .jpg',
+      'should contain .png or .jpg .*a.txt does not belong here',
     ),
     (lambda x: os.mkfifo(x / 'train' / 'ant' / 'a.png'), 'does not belong'),
-    (lambda x: (x / 'test').rename(x / 'dev'), 'test cannot be listed'),
-    (lambda x: (x / 'train').rename(x / 'learn'), 'nor train/CLASS'),
+    (lambda x: (x / 'test').rename(x / 'dev'), 'test cannot be read'),
+    (lambda x: (x / 'train').rename(x / 'learn'), 'or train/CLASS'),
   ],
 )
 def test_a_folder_that_is_not_valid_is_refused(folder, damage, message):

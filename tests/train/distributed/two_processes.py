@@ -12,7 +12,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from optax_sam.train.config import checks, configs, output_dir
-from optax_sam.train.data import imagenet, imagenet_inputs
+from optax_sam.train.data import imagenet
 from optax_sam.train.distributed import processes, sharding
 from optax_sam.train.loop import checkpoints
 from optax_sam.train.loop.trainer import Progress, Trainer
@@ -121,16 +121,14 @@ def test_rows_of_images_equal_those_of_one_process(shared):
   where = sharding.build('data=4', 12)
 
   def made(**process):
-    options = imagenet.InputOptions(
-      batch_size=12, size=8, threads=2, prefetch=2, **process
-    )
+    options = {'batch_size': 12, 'size': 8, 'threads': 2, 'prefetch': 2}
     return contextlib.closing(
-      imagenet_inputs.ImageInputs(
-        shared / 'images', options, dtype=jnp.float32, say=pytest.fail
+      imagenet.ImageInputs(
+        shared / 'images', **options, **process, say=pytest.fail
       )
     )
 
-  with made() as both, made(process_index=0, process_count=1) as alone:
+  with made() as both, made(process=(0, 1)) as alone:
     pairs = [(both.batch(3, seed=1), alone.batch(3, seed=1))]
     pairs += list(zip(both.test(), alone.test(), strict=True))
     for mine, expected in pairs:

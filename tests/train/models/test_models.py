@@ -8,7 +8,7 @@ import pytest
 
 import optax_sam
 from optax_sam.train import models
-from optax_sam.train.models import residual, vit
+from optax_sam.train.models import networks, vit
 from tests.train.problems import slow_but
 
 BIG = {
@@ -128,14 +128,12 @@ def test_only_parameters_statistics_and_logits_are_float32(name):
   assert dtypes(results) == {'float32', 'bfloat16'}
 
 
-@pytest.mark.parametrize(
-  'block', [residual.BasicBlock, residual.BottleneckBlock]
-)
-def test_a_block_starts_as_the_identity(block):
-  parts = residual.Layers(True, jnp.float32, None, jax.lax.conv_general_dilated)
+@pytest.mark.parametrize('bottleneck', [False, True])
+def test_a_block_starts_as_the_identity(bottleneck):
+  layers = networks._layers(models.ResNet(10), True)
   images = jax.random.uniform(jax.random.key(0), (2, 4, 4, 8))
-  width = 8 if block is residual.BasicBlock else 2
-  start = jax.jit(block(width, 1, parts).init_with_output)
+  block = networks.Block(2 if bottleneck else 8, 1, layers, bottleneck)
+  start = jax.jit(block.init_with_output)
   result, _ = start(jax.random.key(1, impl='rbg'), images)
   np.testing.assert_array_equal(result, images)
 
@@ -216,7 +214,7 @@ def test_unknown_names_and_signals_raise():
 @pytest.mark.parametrize(
   ('model', 'shape', 'message'),
   [
-    (models.ViT(10), (8, 16, 1), r'divide .* \(8, 16\), not be 16'),
+    (models.ViT(10), (8, 16, 1), r'divide .* \(8, 16\), not 16'),
     (models.ViT(10, width=30), (16, 16, 1), r'4 and of heads=6, not 30'),
     (models.WideResNet(10, depth=27), (8, 8, 1), r'multiple of 6, not 27'),
   ],

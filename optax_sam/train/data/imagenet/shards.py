@@ -1,131 +1,87 @@
-"""Images in shards: a few hundred ArrayRecord files, and their manifest.
+"""ImageNet on disk: a folder of images, or shards of it.
 
-`imagenet.convert` writes `DIR/train-00000-of-00256.array_record` and so on. A
-record is the label (4 bytes, unsigned, little endian) and the file of an image.
-The images have the order of the folder. So a seed gives the same batches from a
-folder and from its shards, unless the folder has corrupt images, which the
-shards omit. Single records can be read (`group_size:1`) and are not compressed,
-because JPEG is.
+Shards are a few hundred ArrayRecord files, `train-00000-of-00256.array_record`
+and so on. A record is the label (4 bytes, unsigned, little endian) and the file
+of an image. The images have the order of the folder. So a seed gives the same
+batches from a folder and from its shards, unless the folder has corrupt images,
+which the shards omit.
 
-`DIR/manifest.json` exists if the conversion is finished::
-
-    {
-      'format': 'optax_sam image shards 2',
-      'classes': ['n01440764', ...],
-      'train': [{'images': 5004, 'fingerprint': '...'}, ...],
-      'val': [...],
-    }
-
-The n-th entry belongs to the n-th file, whose name it does not contain.
-`fingerprint` is that of the start, the end and the size of the file.
+`manifest.json` exists if the conversion is finished. It has the classes, and
+for each part the fingerprints of its files, in their order: of the start, the
+end and the size of a file. The end has the offsets of all records.
 """
 
 import contextlib
 import hashlib
 import pathlib
 from concurrent import futures
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, NamedTuple
 
 import grain
 import msgspec
-import numpy as np
-from array_record.python import array_record_module
 
-from optax_sam.train.data.image_files import CorruptImage, Example, Files
+from optax_sam.train.data.arrays import readable
+from optax_sam.train.data.image_files import (
+  CorruptImage,
+  Example,
+  Files,
+  list_images,
+)
 
+SPLITS = ('train', 'val')
 MANIFEST = 'manifest.json'
-SUFFIX = '.array_record'
-FORMAT: Literal['optax_sam image shards 2'] = 'optax_sam image shards 2'
-_LABEL = 4  # bytes
-_THREADS = 16
-# The end of a file has the offsets of all records.
-_START, _END = 2**16, 2**17
+_SUFFIX = '.array_record'
+_LABEL, _START, _END = 4, 2**16, 2**17  # bytes
 
-
-class Shard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-  """The expected content of one file."""
-
-  images: Annotated[int, msgspec.Meta(ge=0, le=2**31)]
-  fingerprint: Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{32}$')]
-
-
-Shards = Annotated[
-  tuple[Shard, ...], msgspec.Meta(min_length=1, max_length=99999)
+_Fingerprints = Annotated[
+  tuple[Annotated[str, msgspec.Meta(pattern='^[0-9a-f]{32}$')], ...],
+  msgspec.Meta(min_length=1, max_length=99999),
 ]
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(
+  msgspec.Struct,
+  tag='optax_sam image shards 3',
+  tag_field='format',
+  forbid_unknown_fields=True,
+):
   """The expected content of a directory of shards."""
 
-  format: Literal['optax_sam image shards 2']
   classes: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-  train: Shards
-  val: Shards
-
-
-def shard_names(split: str, count: int) -> list[str]:
-  """Returns the file names of a split.
-
-  >>> shard_names('val', 2)
-  ['val-00000-of-00002.array_record', 'val-00001-of-00002.array_record']
-  """
-  return [f'{split}-{k:05}-of-{count:05}{SUFFIX}' for k in range(count)]
-
-
-def encode(example: Example) -> bytes:
-  """Returns the record of an image."""
-  return example.label.to_bytes(_LABEL, 'little') + example.content
-
-
-def fingerprint(path: pathlib.Path) -> str:
-  """Returns what identifies a shard without reading all of it."""
-  size = path.stat().st_size
-  digest = hashlib.sha256(str(size).encode())
-  with path.open('rb') as file:
-    digest.update(file.read(_START))
-    file.seek(max(0, size - _END))
-    digest.update(file.read(_END))
-  return digest.hexdigest()[:32]
-
-
-def reader(path: pathlib.Path) -> Any:
-  """Opens a shard; raises a RuntimeError if it is damaged."""
-  return array_record_module.ArrayRecordReader(str(path))
+  train: _Fingerprints
+  val: _Fingerprints
 
 
 class ShardSource:
   """The images of one split."""
 
   def __init__(
-    self, directory: pathlib.Path, split: str, shards: Shards, classes: int
+    self, directory: pathlib.Path, split: str, manifest: Manifest
   ) -> None:
     """Opens shards; raises a ValueError if one is missing or differs."""
-    names = shard_names(split, len(shards))
-    self._paths = [directory / name for name in names]
-    self._classes = classes
-    self._ends = np.cumsum([shard.images for shard in shards])
-    with futures.ThreadPoolExecutor(_THREADS) as pool:
-      differences = [*pool.map(_difference, self._paths, shards)]
-    for path, found in zip(self._paths, differences, strict=True):
-      if found is not None:
-        msg = f'{path} {found}; copy it again or convert the images again'
-        raise ValueError(msg)
-    self._records: Any = grain.sources.ArrayRecordDataSource(
-      [str(path) for path in self._paths]
-    )
-    with contextlib.suppress(CorruptImage):
-      # Images are sorted by class: the last one has the largest label.
-      last = self[len(self) - 1].label if len(self) else -1
-      if split == 'train' and last != classes - 1:
+    expected = getattr(manifest, split)
+    paths = shard_paths(directory, split, len(expected))
+    with futures.ThreadPoolExecutor() as pool:
+      found = [*pool.map(fingerprint, paths)]
+    for path, one, other in zip(paths, found, expected, strict=True):
+      if one != other:
+        problem = (
+          'is damaged, or not' if one else 'cannot be read: it should be'
+        )
         msg = (
-          f'{directory} has training images of {last + 1} classes, not of '
-          f'{classes} as in {MANIFEST}; convert the images again'
+          f'{path} {problem} the file that {MANIFEST} describes; copy it again '
+          f'or convert the images again'
         )
         raise ValueError(msg)
+    self._name = f'{directory}, {split} image'
+    self._classes = len(manifest.classes)
+    self._records: Any = grain.sources.ArrayRecordDataSource(
+      [str(path) for path in paths]
+    )
 
   def __len__(self) -> int:
     """Returns the number of images."""
-    return int(self._ends[-1])
+    return len(self._records)
 
   def __getitem__(self, index: int) -> Example:
     """Reads one image; raises a CorruptImage if the record is damaged.
@@ -148,14 +104,87 @@ class ShardSource:
     return Example(record[_LABEL:], label)
 
   def where(self, index: int) -> str:
-    """Returns the path of the shard with an image, and its record number."""
-    shard = int(np.searchsorted(self._ends, index, side='right'))
-    first = self._ends[shard - 1] if shard else 0
-    return f'{self._paths[shard]}, record {index - first}'
+    """Returns the directory of an image, and its number."""
+    return f'{self._name} {index}'
 
 
 # Random access to the images of one split, from several threads.
 Source = Files | ShardSource
+
+
+class Images(NamedTuple):
+  """Training and validation images; a label is an index into the classes."""
+
+  train: Source
+  val: Source
+  classes: tuple[str, ...]
+
+
+def open_images(directory: pathlib.Path) -> Images:
+  """Opens a directory with `manifest.json`, or with folders `train` and `val`.
+
+  Raises a ValueError, with path and remedy, if something is missing or differs
+  from what is expected.
+  """
+  path = directory / MANIFEST
+  if path.exists():
+    check_path(path)
+    with readable(path, 'convert the images again, into an empty directory'):
+      if not path.is_file():  # reading a pipe could wait for ever
+        msg = 'it is not a file'
+        raise ValueError(msg)
+      found = msgspec.json.decode(path.read_bytes(), type=Manifest)
+    train, val = (ShardSource(directory, split, found) for split in SPLITS)
+    for source in (train, val):
+      with contextlib.suppress(CorruptImage, IndexError):
+        # Images are sorted by class: the last one has the largest label.
+        source[len(source) - 1]
+    return Images(train, val, found.classes)
+  problem = ''
+  if not directory.is_dir():
+    problem = 'is not a directory; give that of the images'
+  elif any(directory.glob(f'*{_SUFFIX}*')):
+    problem = 'is a conversion that was interrupted; run it again to resume it'
+  elif not any((directory / split).exists() for split in SPLITS):
+    problem = f'has neither {MANIFEST} nor the folders train and val'
+  if problem:
+    msg = f'{directory} {problem}'
+    raise ValueError(msg)
+  classes, files = folder(directory)
+  return Images(files['train'], files['val'], classes)
+
+
+def folder(
+  directory: pathlib.Path,
+) -> tuple[tuple[str, ...], dict[str, Files]]:
+  """Returns the classes of an image folder, and its images by split."""
+  suffixes = ('.jpeg', '.jpg')
+  return list_images(directory, SPLITS, suffixes, same_classes=True)
+
+
+def shard_paths(
+  directory: pathlib.Path, split: str, count: int
+) -> list[pathlib.Path]:
+  """Returns the files of a split."""
+  names = (f'{split}-{k:05}-of-{count:05}{_SUFFIX}' for k in range(count))
+  return [directory / name for name in names]
+
+
+def encode(example: Example) -> bytes:
+  """Returns the record of an image."""
+  return example.label.to_bytes(_LABEL, 'little') + example.content
+
+
+def fingerprint(path: pathlib.Path) -> str:
+  """Returns what identifies a shard, '' if it is missing."""
+  if not path.is_file():
+    return ''
+  with readable(path), path.open('rb') as file:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode() + file.read(_START))
+    file.seek(max(0, size - _END))
+    digest.update(file.read(_END))
+  return digest.hexdigest()[:32]
 
 
 def check_path(path: pathlib.Path) -> None:
@@ -165,36 +194,3 @@ def check_path(path: pathlib.Path) -> None:
   except UnicodeEncodeError:
     msg = f'{path} is not UTF-8; choose another path'
     raise ValueError(msg) from None
-
-
-def read_manifest(path: pathlib.Path) -> Manifest:
-  """Reads a manifest; raises a ValueError if it is not a valid one."""
-  check_path(path)
-  try:
-    if not path.is_file():
-      msg = 'it is not a file'
-      raise ValueError(msg)  # noqa: TRY301 (reported below, with the path)
-    return msgspec.json.decode(path.read_bytes(), type=Manifest)
-  except (OSError, ValueError, RecursionError) as error:
-    msg = (
-      f'{path} is not a manifest of image shards: {str(error)[:300]}; convert '
-      f'the images again, into an empty directory'
-    )
-    raise ValueError(msg) from error
-
-
-def _difference(path: pathlib.Path, shard: Shard) -> str | None:
-  """Describes how a file differs from the manifest, None if it agrees."""
-  if not path.is_file():
-    return f'is missing; it should contain {shard.images} images'
-  try:
-    if fingerprint(path) != shard.fingerprint:
-      return f'is damaged, or not the file that {MANIFEST} describes'
-    records = reader(path)
-    images = records.num_records()
-    records.close()
-  except (OSError, RuntimeError) as error:
-    return f'cannot be read: {getattr(error, "strerror", None) or error}'
-  if images != shard.images:
-    return f'contains {images} images instead of {shard.images}'
-  return None

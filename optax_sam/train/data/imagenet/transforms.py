@@ -1,15 +1,12 @@
 """Decodes, crops and resizes JPEG images to uint8 pixels.
 
-Decoding is most of the work of the input. libjpeg can decode to a half, a
-quarter or an eighth of the size for little more than the cost of reading the
-bits; sizes between these take longer than the whole image. The smallest such
-size is used at which the crop has no fewer pixels than the result. The box on
-the small image has fractional coordinates, so it is the same part of the image.
+libjpeg can decode to a half, a quarter or an eighth of the size for little more
+than the cost of reading the bits. The smallest such size is used at which the
+crop has no fewer pixels than the result. The box on the small image has
+fractional coordinates, so it is the same part of the image.
 
-Pillow decodes files for which simplejpeg raises an error or a warning: PNG
-files named as JPEG, and files with extra bytes. ImageNet has a few. An image
-that Pillow cannot decode either is corrupt.
-
+Pillow decodes files for which simplejpeg raises an error or a warning, such as
+PNG files named as JPEG. An image that Pillow cannot decode either is corrupt.
 Orientation tags are ignored, as in published results.
 """
 
@@ -32,7 +29,6 @@ _SMALLEST_AREA = 0.08
 _RATIOS = (3 / 4, 4 / 3)
 _TRIES = 10
 _RESIZED = 256 / 224
-_REDUCTIONS = (8, 4, 2)
 # Of red, green, blue in ImageNet; white is 1.
 _MEAN = (0.485, 0.456, 0.406)
 _DEVIATION = (0.229, 0.224, 0.225)
@@ -47,45 +43,36 @@ class Box(NamedTuple):
   width: float
 
 
-def training_image(
+def image(
   content: bytes,
   size: int,
-  generator: np.random.Generator,
   max_pixels: int = image_files.MOST_PIXELS,
+  generator: np.random.Generator | None = None,
 ) -> np.ndarray:
-  """Decodes a random crop of a file, mirrored with probability 1/2.
+  """Decodes a crop of a file, as uint8 (size, size, 3), RGB.
 
-  Returns uint8 (size, size, 3), RGB. Raises a CorruptImage if the image cannot
-  be decoded, or has more than `max_pixels`.
+  With a generator it is a random crop for training, mirrored with probability
+  1/2; without one it is the centre crop for evaluation. Raises a CorruptImage
+  if the image cannot be decoded, or has more than `max_pixels`.
   """
-  mirrored = generator.random() < 0.5
-  place = functools.partial(random_crop, generator=generator)
-  box, pixels = _decode(content, size, max_pixels, place)
-  top, left, height, width = box
-  # Only the crop is passed to Pillow, which copies its input; pixels outside of
-  # it do not affect the result.
-  row, column = math.floor(top), math.floor(left)
-  window = pixels[
-    row : math.ceil(top + height), column : math.ceil(left + width)
-  ]
-  image = _resize(window, (top - row, left - column, height, width), size)
-  if mirrored:
-    image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-  return np.asarray(image)
-
-
-def evaluation_image(
-  content: bytes, size: int, max_pixels: int = image_files.MOST_PIXELS
-) -> np.ndarray:
-  """Decodes the centre crop of a file; otherwise as `training_image`.
-
-  The short side of the image is resized to 256/224 of `size`, and the central
-  square is cropped. Both are done at once, so pixels outside of the crop are
-  never computed.
-  """
-  place = functools.partial(centre_crop, size=size)
-  box, pixels = _decode(content, size, max_pixels, place)
-  return np.asarray(_resize(pixels, box, size))
+  mirrored = generator is not None and generator.random() < 0.5
+  place: Any = functools.partial(centre_crop, size=size)
+  if generator is not None:
+    place = functools.partial(random_crop, generator=generator)
+  (top, left, height, width), pixels = _decode(content, size, max_pixels, place)
+  if generator is not None:
+    # Pixels outside of a random crop must not affect it, unlike the centre crop
+    # of an image that is resized first.
+    row, column = math.floor(top), math.floor(left)
+    bottom, right = math.ceil(top + height), math.ceil(left + width)
+    pixels = pixels[row:bottom, column:right]
+    top, left = top - row, left - column
+  resized = Image.fromarray(pixels).resize(
+    (size, size),
+    Image.Resampling.BILINEAR,
+    box=(left, top, left + width, top + height),
+  )
+  return np.asarray(resized)[:, :: -1 if mirrored else 1]
 
 
 def check(content: bytes, max_pixels: int = image_files.MOST_PIXELS) -> None:
@@ -109,11 +96,9 @@ def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
   """Draws the random crop of a training image, in whole pixels.
 
   Its fraction of the area is uniform from 8% to 100%, and the logarithm of its
-  aspect ratio is uniform between those of 3/4 and 4/3. If ten draws don't fit
-  into the image, it is the largest centred crop with an aspect ratio in this
-  range. From Szegedy et al., `Going deeper with convolutions
-  <https://arxiv.org/abs/1409.4842>`_, 2014; the ten draws and the fallback are
-  common practice.
+  aspect ratio between those of 3/4 and 4/3 (Szegedy et al., 2014,
+  https://arxiv.org/abs/1409.4842). If ten draws don't fit into the image, it is
+  the largest centred crop with an aspect ratio in this range.
   """
   logarithms = np.log(_RATIOS)
   for _ in range(_TRIES):
@@ -135,26 +120,14 @@ def random_crop(height: int, width: int, generator: np.random.Generator) -> Box:
 def centre_crop(height: int, width: int, size: int) -> Box:
   """Returns the box, in fractional pixels, of the centre crop of an image.
 
-  Resizing it to `size` equals resizing the whole image and cropping its centre.
+  Resizing it to `size` equals resizing the short side of the whole image to
+  256/224 of `size` and cropping its centre.
   """
-  short, resized_short = min(height, width), round(_RESIZED * size)
-  rows, columns = (
-    int(resized_short * length / short) for length in (height, width)
-  )
+  short, resized = min(height, width), round(_RESIZED * size)
+  rows, columns = (int(resized * x / short) for x in (height, width))
   top, left = round((rows - size) / 2), round((columns - size) / 2)
   down, across = height / rows, width / columns
   return Box(top * down, left * across, size * down, size * across)
-
-
-def _resize(
-  pixels: np.ndarray, box: tuple[float, ...], size: int
-) -> Image.Image:
-  top, left, height, width = box
-  return Image.fromarray(pixels).resize(
-    (size, size),
-    Image.Resampling.BILINEAR,
-    box=(left, top, left + width, top + height),
-  )
 
 
 def _decode(
@@ -162,20 +135,15 @@ def _decode(
 ) -> tuple[Box, np.ndarray]:
   """Decodes an image at the smallest size at which a box has enough pixels.
 
-  `place` maps height and width of the image to the box, which will be resized
-  to `size`. Returns the box on the decoded pixels, and these, RGB.
+  `place` maps height and width to the box. Returns it on the decoded pixels.
   """
   try:
     rows, columns, *_ = simplejpeg.decode_jpeg_header(content)
-  except ValueError:
-    pixels = image_files.decoded(content, max_pixels)
-    return place(*pixels.shape[:2]), pixels
-  height, width = int(rows), int(columns)
-  image_files.check_pixels(width, height, max_pixels)
-  box = place(height, width)
-  smallest = min(box.height, box.width)
-  reduction = next((x for x in _REDUCTIONS if smallest >= x * size), 1)
-  try:
+    height, width = int(rows), int(columns)
+    image_files.check_pixels(width, height, max_pixels)
+    box = place(height, width)
+    smallest = min(box.height, box.width)
+    reduction = next((x for x in (8, 4, 2) if smallest >= x * size), 1)
     pixels = simplejpeg.decode_jpeg(
       content,
       'RGB',
@@ -183,25 +151,25 @@ def _decode(
       min_width=-(-width // reduction),
     )
   except ValueError:
-    return box, image_files.decoded(content, max_pixels)
+    pixels = image_files.decoded(image_files.opened(content, max_pixels))
+    return place(*pixels.shape[:2]), pixels
   return Box(*(length / reduction for length in box)), pixels
 
 
 def normalize(inputs: jax.Array, dtype: DTypeLike = jnp.float32) -> jax.Array:
   """Normalizes red, green, blue of ImageNet to mean 0 and deviation 1.
 
-  It belongs in the compiled step: XLA fuses it into the first layer, and
-  batches of `uint8` are a quarter of the bytes to store and transfer.
-
-  Returns `(inputs / 255 - mean) / standard_deviation`, computed in float32.
+  It belongs in the compiled step: batches of `uint8` are a quarter of the bytes
+  to store and transfer.
 
   >>> import jax.numpy as jnp
   >>> white = jnp.full((1, 1, 3), 255, jnp.uint8)
   >>> [f'{value:.2f}' for value in normalize(white).ravel()]
   ['2.25', '2.43', '2.64']
   """
-  deviation = np.asarray(_DEVIATION, np.float32)
-  leading = (1,) * (inputs.ndim - 1)
-  scale = (1 / (255 * deviation)).reshape(*leading, 3)
-  shift = (np.asarray(_MEAN, np.float32) / deviation).reshape(*leading, 3)
-  return (inputs.astype(jnp.float32) * scale - shift).astype(dtype)
+  shape = (1,) * (inputs.ndim - 1) + (3,)
+  mean, deviation = (
+    np.asarray(x, np.float32).reshape(shape) for x in (_MEAN, _DEVIATION)
+  )
+  scaled = inputs.astype(jnp.float32) * (1 / (255 * deviation))
+  return (scaled - mean / deviation).astype(dtype)

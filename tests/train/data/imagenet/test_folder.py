@@ -54,17 +54,25 @@ def _copy(path):
   [
     (shutil.rmtree, '', 'is not a directory; give that of the images'),
     (_empty, '', 'has neither manifest.json nor the folders train and val'),
-    (shutil.rmtree, 'val', 'cannot be listed: No such file .* one folder for'),
-    (_empty, 'train/n02', 'is empty; it should contain .jpeg or .jpg'),
-    (_copy, 'train/n00', 'has no counterpart in .*val; give both the same'),
-    (_copy, 'val/n07', 'has no counterpart in .*train; give both the same'),
+    (shutil.rmtree, 'val', 'cannot be read: No such file .* one folder for'),
+    (_empty, 'train/n02', 'should contain .jpeg or .jpg: it is empty'),
+    (_copy, 'train/n00', 'n00 is a folder of train or of val only; give both'),
+    (_copy, 'val/n07', 'n07 is a folder of train or of val only; give both'),
     (
       pathlib.Path.touch,
       'val/1.JPEG',
-      'val contains one folder for each class',
+      'val should contain one folder for each class',
     ),
-    (pathlib.Path.touch, 'train/n01/a.txt', 'contains .jpeg or .jpg; move or'),
-    (pathlib.Path.mkdir, 'train/n01/a.jpeg', 'contains .jpeg or .jpg'),
+    (
+      pathlib.Path.touch,
+      'train/n01/a.txt',
+      'contain .jpeg or .jpg: .*a.txt does not belong',
+    ),
+    (
+      pathlib.Path.mkdir,
+      'train/n01/a.jpeg',
+      'contain .jpeg or .jpg: .*a.jpeg does not belong',
+    ),
   ],
 )
 def test_an_invalid_folder_is_reported_in_one_line(
@@ -73,7 +81,7 @@ def test_an_invalid_folder_is_reported_in_one_line(
   damage(own_folder / path)
   with pytest.raises(ValueError, match=message) as error:
     imagenet.open_images(own_folder)
-  assert str(error.value).startswith(f'{own_folder / path} ')
+  assert str(own_folder) in str(error.value)
   assert '\n' not in str(error.value)
 
 

@@ -82,7 +82,7 @@ def test_half_of_the_images_are_mirrored():
   generator = np.random.default_rng(0)
   tilts = []
   for _ in range(600):
-    result = transforms.training_image(jpeg, 8, generator).astype(np.int32)
+    result = transforms.image(jpeg, 8, generator=generator).astype(np.int32)
     tilts.append(result[:, 0].mean() - result[:, -1].mean())
   tilts = np.array(tilts)
   tilts = tilts[abs(tilts) > 100]
@@ -108,7 +108,7 @@ def test_a_crop_is_the_same_part_at_any_decoded_size(monkeypatch, shape, box):
   crop = _opened(jpeg).crop((left, top, left + width, top + height))
   expected = crop.resize((32, 32), Image.Resampling.BILINEAR)
   for seed in range(8):
-    result = transforms.training_image(jpeg, 32, np.random.default_rng(seed))
+    result = transforms.image(jpeg, 32, generator=np.random.default_rng(seed))
     mirrored = np.random.default_rng(seed).random() < 0.5
     result = result[:, ::-1] if mirrored else result
     # An error of one pixel of the result would be about 10.
@@ -128,7 +128,7 @@ def test_evaluation_resizes_then_crops(shape):
   resized = _opened(jpeg).resize((columns, rows), Image.Resampling.BILINEAR)
   top, left = round((rows - 28) / 2), round((columns - 28) / 2)
   expected = resized.crop((left, top, left + 28, top + 28))
-  result = transforms.evaluation_image(jpeg, 28)
+  result = transforms.image(jpeg, 28)
   # Equal up to the rounding of the box to float32; a large image is decoded at
   # a smaller size.
   apart = _apart(result, expected)
@@ -142,11 +142,11 @@ def test_evaluation_resizes_then_crops(shape):
 def test_other_formats_are_converted_to_rgb(kind, mode, tolerance):
   stored = pictures.stored(_smooth(32, 32), kind, mode)
   resized = _opened(stored).resize((32, 32), Image.Resampling.BILINEAR)
-  result = transforms.evaluation_image(stored, 28)
+  result = transforms.image(stored, 28)
   assert result.shape == (28, 28, 3)
   cut = resized.crop((2, 2, 30, 30))
   assert _apart(result, cut).max() <= tolerance
-  transforms.training_image(stored, 28, np.random.default_rng(0))
+  transforms.image(stored, 28, generator=np.random.default_rng(0))
   transforms.check(stored)
 
 
@@ -157,7 +157,7 @@ def test_extra_bytes_are_not_damage():
   with pytest.raises(ValueError, match='extraneous bytes'):
     simplejpeg.decode_jpeg(odd)
   np.testing.assert_array_equal(
-    transforms.evaluation_image(odd, 32), transforms.evaluation_image(jpeg, 32)
+    transforms.image(odd, 32), transforms.image(jpeg, 32)
   )
 
 
@@ -169,8 +169,8 @@ def test_large_images_are_refused_before_anything_is_allocated(kind):
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   for decode in (
     transforms.check,
-    lambda x, *most: transforms.evaluation_image(x, 8, *most),
-    lambda x, *most: transforms.training_image(x, 8, generator, *most),
+    lambda x, *most: transforms.image(x, 8, *most),
+    lambda x, *most: transforms.image(x, 8, *most, generator=generator),
   ):
     with pytest.raises(CorruptImage, match='60000 x 60000 pixels, more than'):
       decode(large)
@@ -192,9 +192,9 @@ def test_a_damaged_image_raises(damage):
   jpeg = damage(pictures.stored(_smooth(40, 50)))
   for decode in (
     transforms.check,
-    lambda stored: transforms.evaluation_image(stored, 16),
-    lambda stored: transforms.training_image(
-      stored, 16, np.random.default_rng(0)
+    lambda stored: transforms.image(stored, 16),
+    lambda stored: transforms.image(
+      stored, 16, generator=np.random.default_rng(0)
     ),
   ):
     with pytest.raises(
