@@ -182,7 +182,7 @@ def test_the_same_command_goes_on_after_a_signal_at_any_moment(
       assert err == 'optax-sam: error: interrupted, nothing was written\n'
       continue
     runs = len(list((target / 'runs').glob('[!.]*.json')))
-    assert f'{runs or "no"} finished run' in out.splitlines()[-1]
+    assert f'{runs} finished run' in out.splitlines()[-1]
     assert 'repeat the command to go on' in out.splitlines()[-1]
   target = tmp_path / str(number)
   assert runner.run(target)[0] == 0

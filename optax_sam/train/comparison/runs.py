@@ -33,18 +33,14 @@ def measure(
 ) -> results.Comparison:
   """Trains and times what is missing, until the end or Ctrl-C."""
   former, described = stored.record, store.describe(problem)
+  same = functools.partial(store.check_same, stored.directory)
   if former is not None:
-    pair = [{'data and model': one} for one in (former.problem, described)]
-    store.check_same(stored.directory, *pair)
+    same(former.problem, described, 'data and model: ')
   settings, steps, problem = plan.make(
     config, problem, settings, reporter, stored
   )
   for (name, _), run in stored.runs.items():
-    if name in settings:
-      pair = [
-        {f'settings of {name}': x} for x in (run.settings, settings[name])
-      ]
-      store.check_same(stored.directory, *pair)
+    same(run.settings, settings.get(name, run.settings), f'{name}: ')
   comparison = results.Comparison(
     settings=configs.settings(config)
     | {

@@ -161,7 +161,8 @@ def _setup(comparison: Comparison) -> str:
     count(len(comparison.seeds), 'seed'),
     f'{steps} per run',
     count(comparison.test_examples, 'test example'),
-    formats.duration(comparison.seconds),
+    # That of a resumed run is not known.
+    f'{comparison.seconds:,.0f} s' if comparison.seconds > 0 else '',
   ]
   return ', '.join(str(part) for part in parts if part)
 

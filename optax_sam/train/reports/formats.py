@@ -44,16 +44,6 @@ def gain(value: float | None, metric: Metric) -> str:
   return text[1:] if float(text) == 0 else text.replace('-', MINUS)
 
 
-def duration(seconds: float) -> str:
-  """Formats a duration in the two largest units that it needs."""
-  if not seconds >= 60:
-    return f'{number(seconds)} s'
-  minutes, rest = divmod(round(seconds), 60)
-  if minutes < 60:
-    return f'{minutes} min {rest} s'
-  return f'{minutes // 60} h {minutes % 60} min'
-
-
 def join(names: Sequence[str]) -> str:
   """Joins names as in a sentence: a, b and c."""
   return ' and '.join(filter(None, (', '.join(names[:-1]), *names[-1:])))

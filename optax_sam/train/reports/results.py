@@ -184,12 +184,6 @@ class Comparison:
     """The seeds with a run."""
     return sorted({run.seed for run in self.runs})
 
-  @property
-  def measures(self) -> dict[str, str]:
-    """Names and titles of the measures of sharpness."""
-    names = dict.fromkeys(name for run in self.runs for name in run.sharpness)
-    return {x: x.replace('_', ' ').replace('sam ', 'SAM ') for x in names}
-
   def runs_of(self, method: str) -> list[Run]:
     """Returns the runs of a method, in order."""
     return [run for run in self.runs if run.method == method]

@@ -86,12 +86,13 @@ def results(comparison: Comparison) -> Table:
   """Returns the main table."""
   metric, base = comparison.metric, title(comparison.base)
   unit, points = ('%, ', 'points, ') if metric.percent else ('', '')
+  measures = dict.fromkeys(x for run in comparison.runs for x in run.sharpness)
   columns = [
     (f'test {metric.title}', f'{unit}± std'),
     (f'difference to {base}', f'{points}95% interval'),
     ('perturbed gradients', '% of steps'),
     ('time per step', f'{base} = 1'),
-    *((name, '') for name in comparison.measures.values()),
+    *((x.replace('_', ' ').replace('sam ', 'SAM '), '') for x in measures),
     ('peak temporary memory', 'of a step, MiB'),
     ('runs', ''),
   ]
@@ -114,7 +115,7 @@ def results(comparison: Comparison) -> Table:
       _cell([statistics.median(times)] if times else [], '.2f'),
       *(
         _cell(run.sharpness.get(measure) for run in runs)
-        for measure in comparison.measures
+        for measure in measures
       ),
       _cell([timing.temporary_bytes] if timing else [], scale=2**-20),
       Cell(str(len(scores)), len(scores), detail=failures),
@@ -137,7 +138,6 @@ def fit(comparison: Comparison) -> Table:
   metric = comparison.metric
   percent, given = '%' * metric.percent, (metric.spec, metric.scale)
   columns = [
-    (f'test {metric.title}', percent),
     (f'training {metric.title}', percent),
     ('gap', 'training minus test'),
     ('test loss', ''),
@@ -150,7 +150,6 @@ def fit(comparison: Comparison) -> Table:
   for method in comparison.methods:
     last = [run.last for run in comparison.runs_of(method)]
     rows[method] = [
-      _cell((of(test) for of in last), *given),
       _cell((of(train) for of in last), *given),
       _cell((of(train) - of(test) for of in last), f'+{given[0]}', given[1]),
       _cell(of('test_loss') for of in last),

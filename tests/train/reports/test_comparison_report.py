@@ -34,7 +34,7 @@ from tests.train.reports.comparisons import (
 def test_the_page_is_self_contained():
   page = Page(render_page(usual()))
   page.assert_complete_in_itself()
-  facts = ('optax-sam compare --seeds 3', '0.10.0', '1 min 15 s')
+  facts = ('optax-sam compare --seeds 3', '0.10.0', '75 s')
   for fact in (*facts, 'optax-sam: 3 methods on digits, 2025-01-02'):
     assert fact in page.text
 
