@@ -61,6 +61,8 @@ def command(job):
   except SystemExit as stop:
     status = stop.code
   finally:
+    # The command has ended: a late signal is not its matter.
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     with open(job['out'] + '.count', 'w') as file:
       file.write(str(count))
     sys.stdout.flush()
