@@ -125,6 +125,8 @@ class _Runs:
       if run.seed == 0 and not run.stopped and run.method in (found.base, *best)
     ]
     new = [name for name in names if name not in found.spectra]
+    if not new:
+      return
     self._train([(0, name) for name in new if name not in self.solutions])
     planes, spectra = dict(found.planes), dict(found.spectra)
     with self.reporter.phase('Measuring', len(new)) as phase:
@@ -212,17 +214,11 @@ class _Runs:
 
   def _time(self) -> list[results.Timing]:
     """Returns the timings of the methods with states to start from."""
-    base = self.config.base
-    if base not in self.starts:  # its step takes as long everywhere
-      self.starts[base] = [self.trainers[base].start(seed=0)]
-    names = [name for name in self.trainers if name in self.starts]
-    with self.reporter.phase('Timing', self.config.timing_rounds) as phase:
-      made = timing.measure(
-        {name: self.trainers[name] for name in names},
-        {name: self.starts[name] for name in names},
-        base=base,
-        rounds=self.config.timing_rounds,
-        after_round=phase.advance,
-      )
+    base, starts = self.config.base, dict(self.starts)
     self.starts.clear()
-    return made
+    # The step of the base takes as long everywhere.
+    starts.setdefault(base, [self.trainers[base].start(seed=0)])
+    trainers = {x: one for x, one in self.trainers.items() if x in starts}
+    self.reporter.line('Timing')
+    rounds = self.config.timing_rounds
+    return timing.measure(trainers, starts, base=base, rounds=rounds)

@@ -19,7 +19,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import msgspec
@@ -33,7 +33,6 @@ FILES = frozenset(
   | {'report.html', 'results.csv', 'metrics.jsonl'}
 )
 Settings = dict[str, dict[str, Any]]
-T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +202,7 @@ def files(directory: pathlib.Path, part: str) -> list[pathlib.Path]:
   return sorted((directory / part).glob('[!.]*.json'))
 
 
-def _read(path: pathlib.Path, kind: type[T]) -> T:
+def _read(path: pathlib.Path, kind: type) -> Any:
   try:
     return msgspec.convert(json.loads(path.read_bytes()), kind)
   except (ValueError, RecursionError, msgspec.MsgspecError) as error:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -33,7 +33,6 @@ def measure(
   *,
   base: str,
   rounds: int,
-  after_round: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
   """Times the steps of several methods.
 
@@ -43,13 +42,12 @@ def measure(
   """
   turns = max(map(len, starts.values()))
   seconds = np.zeros((1 + rounds, len(trainers)))
-  for number, spent in enumerate(seconds):
+  for spent in seconds:
     for turn in range(turns):
       for column, (name, trainer) in enumerate(trainers.items()):
         own = starts[name]
         spent[column] += _turn(trainer, own[turn % len(own)])
-    if number:  # the first round is a warm-up
-      after_round()
+  # The first round is a warm-up.
   seconds = seconds[1:].T / (STEPS_A_TURN * turns)
   of_base = seconds[list(trainers).index(base)]
   return [

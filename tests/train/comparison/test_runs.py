@@ -241,8 +241,8 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
 def test_steps_are_timed_once(tmp_path, monkeypatch):
   calls = []
 
-  def measure(trainers, starts, *, base, rounds, after_round):
-    del rounds, after_round
+  def measure(trainers, starts, *, base, rounds):
+    del rounds
     assert set(starts) == set(trainers)
     assert base in trainers
     calls.append(list(trainers))
