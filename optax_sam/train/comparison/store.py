@@ -191,7 +191,7 @@ def describe(task: Any) -> dict[str, Any]:
   """Returns a description of data and model, to notice that they differ."""
   data = (task.inputs.train(), list(task.inputs.test()))
   params = jax.eval_shape(task.init, jax.random.key(0))[0]
-  checksum = zlib.crc32(str(params).encode())
+  checksum = zlib.crc32(str(jax.tree.leaves(params)).encode())
   for leaf in jax.tree.leaves(data):
     checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
   return {'model': task.model.name, 'checksum': checksum}
