@@ -27,11 +27,6 @@ _OPTIONS = (
   'execution sharpness_radius sharpness_examples timing_rounds overwrite'
 )
 
-Method = (
-  optax.GradientTransformation
-  | Callable[[optax.GradientTransformation], optax.GradientTransformation]
-)
-
 
 def compare(
   model: Any,
@@ -42,7 +37,7 @@ def compare(
   loss: str | objectives.PerExample = 'cross_entropy',
   metric: str | objectives.PerExample | None = None,
   higher_is_better: bool | None = None,
-  methods: Sequence[str] | Mapping[str, Method] = configs.DEFAULT_METHODS,
+  methods: Sequence[str] | Mapping[str, Any] = configs.DEFAULT_METHODS,
   settings: Mapping[str, Mapping[str, Any]] | None = None,
   base: str | Callable[[Any], optax.GradientTransformation] = 'sgd',
   learning_rate: float | None = None,

@@ -87,12 +87,9 @@ def make(
   reporter: progress.Reporter,
   stored: store.Store,
 ) -> tuple[Settings, dict[str, int], Task]:
-  """Searches for settings and applies the budget, if the flags say so.
+  """Returns settings and steps after the search, and the task without it.
 
-  Returns:
-    The complete settings of each method, where a `learning_rate` replaces that
-    of the configuration; the steps of each; the task without the examples that
-    the search holds out.
+  A `learning_rate` in the settings replaces that of the configuration.
   """
   if config.tune is not None:
     task, searched = tuning.split(config, task)
@@ -138,11 +135,7 @@ def steps(
 
 
 def _gradients(pilots: Mapping[str, Trainer], base: str) -> dict[str, float]:
-  """Returns the mean cost of a step in gradients of the base.
-
-  That of a method that skips depends on the fraction of steps that take an
-  ascent step, which a pilot run tells.
-  """
+  """Returns the mean cost of a step; a pilot run tells how many are skipped."""
   costs = {}
   for name, cost in step_costs(pilots, base).items():
     costs[name] = cost.ascended

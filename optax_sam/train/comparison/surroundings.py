@@ -44,10 +44,7 @@ def plane(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
 
 
 def spectrum(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
-  """Returns `eigenvalue` and `density` of the Hessian.
-
-  The Gaussians are wider than usual, because the estimate has few nodes.
-  """
+  """Returns `eigenvalue` and `density` of the Hessian."""
   size = sum(leaf.size for leaf in jax.tree.leaves(params))
   density = sharpness.spectral_density(
     value_fn, params, steps=min(_STEPS, size), probes=_PROBES, args=args
@@ -57,6 +54,7 @@ def spectrum(value_fn: Any, params: Any, args: tuple[Any, ...]) -> Rows:
   low, high = float(density.nodes.min()), float(density.nodes.max())
   width = max(high - low, 1e-3)
   values = np.linspace(low - 0.05 * width, high + 0.05 * width, _DENSITY_POINTS)
+  # Wider Gaussians than usual, because the estimate has few nodes.
   heights = density.at(values, variance=(0.01 * width) ** 2)
   return _rows(eigenvalue=values, density=heights)
 
@@ -69,10 +67,8 @@ def _rows(**columns: Any) -> Rows:
 
 
 def _direction(params: Any, seed: int) -> Any:
-  """Returns a Gaussian direction in units of the weights.
-
-  NumPy draws it, because JAX's generators take seconds to compile on a CPU.
-  """
+  """Returns a Gaussian direction in units of the weights."""
+  # By NumPy, because JAX's generators take seconds to compile on a CPU.
   generator = np.random.default_rng(seed)
   draw = lambda leaf: generator.standard_normal(leaf.shape).astype(leaf.dtype)
   return _filter_normalized(jax.tree.map(draw, params), params)

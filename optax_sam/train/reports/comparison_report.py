@@ -16,7 +16,7 @@ if TYPE_CHECKING:
   import rich.console
 
 # A sentence lists at most this many names.
-NAMES_IN_SENTENCE = 4
+_NAMES = 4
 # The lists of rows of a run; without an s their names are kinds of rows.
 _ROWS = ('log', 'validations', 'evaluations', 'landscape')
 
@@ -126,17 +126,15 @@ def headline(
   # The largest difference first.
   ranked = sorted(others.items(), key=lambda item: -abs(item[1].mean or 0.0))
   for word in ('better', 'worse'):
-    names = [title(name) for name, one in ranked if one.verdict == word]
-    sizes = [
-      formats.gain(one.mean, metric) for _, one in ranked if one.verdict == word
-    ]
-    than = f'a {word} test {metric.title} than {base}'
-    if len(names) > NAMES_IN_SENTENCE:
-      largest = f'{names[0]} the most ({sizes[0]}{unit})'
-      parts.append(f'{len(names)} methods have {than}, {largest}')
-    elif names:
-      verb = 'has' if len(names) == 1 else 'have'
-      parts.append(f'{join(names)} {verb} {than} ({join(sizes)}{unit})')
+    group = [item for item in ranked if item[1].verdict == word]
+    names = [title(name) for name, _ in group[:_NAMES]]
+    sizes = [formats.gain(one.mean, metric) for _, one in group[:_NAMES]]
+    if group[_NAMES:]:
+      names.append(count(len(group) - _NAMES, 'other'))
+    if group:
+      verb = 'has' if len(group) == 1 else 'have'
+      than = f'a {word} test {metric.title} than {base}'
+      parts.append(f'{join(names)} {verb} {than} ({", ".join(sizes)}{unit})')
   rest = sum(not one.significant for one in others.values())
   if parts and rest:
     parts.append(f'no clear difference for {count(rest, "other")}')

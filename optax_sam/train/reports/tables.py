@@ -6,6 +6,7 @@ import io
 import itertools
 import re
 import statistics
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +29,8 @@ _LATEX = {
   formats.MINUS: r'$-$',
   formats.MISSING: '--',
 }
-_STYLES = {'better': 'green', 'worse': 'red'}
 # The columns that fit into a terminal.
-_IN_TERMINAL = 4
+_IN_TERMINAL = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Cell:
   value: float | None = None  # by which the page sorts
   note: str = ''  # its uncertainty
   detail: str = ''  # what only the page shows
-  verdict: str = ''  # of a difference
+  clear: bool = False  # a significant difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,12 +125,14 @@ def results(comparison: Comparison) -> Table:
 
 def _difference(found: paired.Difference, metric: Metric) -> Cell:
   ends = [gain(end, metric) for end in found.interval or ()]
-  detail, p = found.verdict if found.by_seed else '', found.adjusted_p_value
+  note, p = f'({" to ".join(ends)})' if ends else '', found.adjusted_p_value
+  if found.significant:
+    note += f' {found.verdict}'
+  detail = [found.verdict] if found.by_seed and not found.significant else []
   if p is not None:
-    detail += ', p < 0.001' if p < 0.001 else f', p = {p:.2g}'
-  note = f'({" to ".join(ends)})' if ends else ''
-  center = gain(found.mean, metric)
-  return Cell(center, found.mean, note, detail, found.verdict)
+    detail.append('p < 0.001' if p < 0.001 else f'p = {p:.2g}')
+  center, mean = gain(found.mean, metric), found.mean
+  return Cell(center, mean, note, ', '.join(detail), found.significant)
 
 
 def fit(comparison: Comparison) -> Table:
@@ -212,18 +214,15 @@ def for_terminal(table: Table) -> 'rich.table.Table':
   from rich import table as rich_table
   from rich.text import Text
 
-  found = rich_table.Table(box=box.SIMPLE_HEAD, pad_edge=False)
-  found.add_column('method', overflow='fold')
-  for column in table.columns[:_IN_TERMINAL]:
-    head = '\n'.join([*column[0].split(), column[1]])
-    found.add_column(head, justify='right', no_wrap=True)
-  for name, cells in table.rows.items():
-    row = [Text(title(name))]
-    for one in cells[:_IN_TERMINAL]:
-      verdict = one.verdict if one.verdict in _STYLES else ''
-      text = ' '.join(filter(None, (one.text, one.note, verdict)))
-      row.append(Text(text, _STYLES.get(verdict, '')))
-    found.add_row(*row)
+  head, *lines = texts(table)
+  found = rich_table.Table(
+    box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
+  )
+  found.add_column(head[0], overflow='fold')
+  for text in head[1:_IN_TERMINAL]:
+    found.add_column(textwrap.fill(text, 11), justify='right', no_wrap=True)
+  for line in lines:
+    found.add_row(*map(Text, line[:_IN_TERMINAL]))
   return found
 
 
