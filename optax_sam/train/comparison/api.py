@@ -176,9 +176,10 @@ def _config(given: dict[str, Any], examples: int) -> configs.CompareConfig:
       kind = type(given['base']).__name__
       wrong = f'base must be a name such as sgd, or a function, not {kind}'
     elif given['learning_rate'] is None:
-      wrong = 'learning_rate must be given if base is a function: write 0.1'
+      wrong = 'learning_rate must be given if base is a function; write 0.1'
     elif given['weight_decay'] is not None:
-      wrong = 'weight_decay is not used if base is a function: set it there'
+      wrong = f'weight_decay={given["weight_decay"]} is not used if base is a '
+      wrong += 'function; set it there'
     if wrong:
       raise ValueError(wrong)
     known['base'] = 'sgd'
