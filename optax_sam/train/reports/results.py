@@ -235,18 +235,10 @@ class Comparison:
     return text.getvalue()
 
   def to_dataframe(self) -> Any:
-    """Returns a `pandas.DataFrame` with one row per run.
-
-    Raises:
-      ImportError: If pandas is not installed.
-    """
+    """Returns a `pandas.DataFrame` with one row per run."""
     from optax_sam.train.reports.tables import results_csv
 
-    try:
-      pandas: Any = importlib.import_module('pandas')
-    except ModuleNotFoundError:
-      msg = 'to_dataframe needs pandas: pip install pandas'
-      raise ImportError(msg) from None
+    pandas: Any = importlib.import_module('pandas')
     return pandas.read_csv(io.StringIO(results_csv(self)))
 
   def report(self, path: str | pathlib.Path) -> pathlib.Path:

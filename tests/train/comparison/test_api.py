@@ -104,13 +104,6 @@ def test_a_comparison_shows_its_results(small, tmp_path, monkeypatch):
   )
   assert len(small.to_dataframe()) == 7
 
-  def missing(name):
-    raise ModuleNotFoundError(name)
-
-  monkeypatch.setattr(importlib, 'import_module', missing)
-  with pytest.raises(ImportError, match='pip install pandas'):
-    small.to_dataframe()
-
 
 def test_the_output_is_that_of_the_command(tmp_path, capsys):
   given = SMALL | {'verbose': True}
