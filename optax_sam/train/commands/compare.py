@@ -10,7 +10,7 @@ from optax_sam.train.commands import progress
 from optax_sam.train.comparison import plan, runs, store
 from optax_sam.train.config import checks, configs, errors, output_dir
 from optax_sam.train.loop import task
-from optax_sam.train.reports import comparison_report, results
+from optax_sam.train.reports import comparison_report, formats, results
 
 
 def run(
@@ -42,33 +42,29 @@ def run(
         config, settings, reporter, command, problem, stored
       )
       comparison_report.print_table(comparison, console)
-      comparison_report.write_report(comparison, target)
+      page = comparison_report.write_report(comparison, target)
       if not comparison.interrupted:  # nothing is to be added any more
         output_dir.write_config(target, 'compare', kept)
   except (KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
     if (target / output_dir.CONFIG).exists():
       with contextlib.suppress(KeyboardInterrupt):  # again
-        _print(console, _how_to_go_on(config, target))
+        progress.say(console, _how_to_go_on(config, target))
       if isinstance(error, KeyboardInterrupt):
         raise SystemExit(errors.INTERRUPTED) from None
     if isinstance(error, OSError):
       error.filename = error.filename or str(target)
     raise
-  _print(console, f'Report: {target / "report.html"}')
+  progress.say(console, f'Report: {page}')
   if comparison.interrupted:
-    _print(console, _how_to_go_on(config, target))
+    progress.say(console, _how_to_go_on(config, target))
   return comparison
 
 
 def _how_to_go_on(config: configs.CompareConfig, target: pathlib.Path) -> str:
-  finished = store.finished(target) or 'no finished run'
+  runs = formats.count(len(store.files(target, 'runs')), 'finished run')
   how = ' without --overwrite' if config.overwrite else ''
-  text = f'{target} has {finished}; repeat the command{how} to go on'
+  text = f'{target} has {runs}; repeat the command{how} to go on'
   if config.data_dir or config.dataset == 'own data':
     return text
   command = shlex.join(['optax-sam', 'compare', '--output', str(target)])
   return f'{text}, or: {command}'
-
-
-def _print(console: Console, text: str) -> None:
-  console.print(text, soft_wrap=True, highlight=False, markup=False)

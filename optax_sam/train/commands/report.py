@@ -17,5 +17,5 @@ def run(config: configs.ReportConfig, console: Console) -> None:
   """
   comparison = store.read(config.directory)
   comparison_report.print_table(comparison, console)
-  comparison_report.write_report(comparison, config.directory)
-  progress.say(console, f'Report: {config.directory / "report.html"}')
+  page = comparison_report.write_report(comparison, config.directory)
+  progress.say(console, f'Report: {page}')

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from optax_sam import sharpness
 from optax_sam.train.commands import progress, train
+from optax_sam.train.comparison import surroundings
 from optax_sam.train.config import checks, configs, files, output_dir
 from optax_sam.train.data import datasets
 from optax_sam.train.loop import task
@@ -22,7 +23,6 @@ from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.reports import (
   formats,
   machine,
-  random_lines,
   results,
   sharpness_report,
 )
@@ -78,7 +78,7 @@ def _measure_all(
           evaluations=[{'step': given.steps, 'test_accuracy': accuracy}],
           sharpness=_measure(solution, config),
           seconds=math.nan,
-          landscape=random_lines.measure(*solution, seed=config.seed),
+          landscape=surroundings.line(*solution, seed=config.seed),
         )
         runs.append(run)
         phase.advance()

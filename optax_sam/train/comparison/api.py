@@ -23,23 +23,8 @@ from optax_sam.train.reports import results
 
 # Flags of the command that are further arguments.
 _OPTIONS = (
-  'rho',
-  'warmup',
-  'clip_norm',
-  'label_smoothing',
-  'ema_decay',
-  'evaluations',
-  'log_every',
-  'execution',
-  'sharpness_radius',
-  'sharpness_examples',
-  'timing_rounds',
-  'overwrite',
-)
-
-Method = (
-  optax.GradientTransformation
-  | Callable[[optax.GradientTransformation], optax.GradientTransformation]
+  'rho warmup clip_norm label_smoothing ema_decay evaluations log_every '
+  'execution sharpness_radius sharpness_examples timing_rounds overwrite'
 )
 
 
@@ -52,7 +37,7 @@ def compare(
   loss: str | objectives.PerExample = 'cross_entropy',
   metric: str | objectives.PerExample | None = None,
   higher_is_better: bool | None = None,
-  methods: Sequence[str] | Mapping[str, Method] = configs.DEFAULT_METHODS,
+  methods: Sequence[str] | Mapping[str, Any] = configs.DEFAULT_METHODS,
   settings: Mapping[str, Mapping[str, Any]] | None = None,
   base: str | Callable[[Any], optax.GradientTransformation] = 'sgd',
   learning_rate: float | None = None,
@@ -126,22 +111,18 @@ def compare(
       higher_is_better=higher_is_better,
       label_smoothing=options.get('label_smoothing', 0.0),
     )
-    examples = None
-    flags = {
-      names.find('argument', name, _OPTIONS): value
-      for name, value in options.items()
-    }
-    if isinstance(validation, float):
-      flags['validation'] = validation
-    else:
-      examples = validation
+    split = isinstance(validation, float)
+    examples = None if split else validation
     dataset = arrays.dataset(train, test, examples, loss=objective.names[0])
-    own_base = not isinstance(base, str)
-    if tune is None or isinstance(tune, bool):
+    if isinstance(tune, bool):
       tune = () if tune else None
-    given = _methods(methods, 'sgd' if own_base else base)
+    given = _methods(methods, base if isinstance(base, str) else 'sgd')
     config = _config(
-      flags
+      {
+        names.find('argument', x, _OPTIONS.split()): value
+        for x, value in options.items()
+      }
+      | ({'validation': validation} if split else {})
       | {
         'model': own.name,
         'loss': objective.names[0] or 'function',
@@ -152,7 +133,7 @@ def compare(
           for name, values in (settings or {}).items()
           for key, value in values.items()
         ),
-        'base': _name_of(base) if own_base else base,
+        'base': base,
         'learning_rate': learning_rate,
         'weight_decay': weight_decay,
         'steps': steps,
@@ -164,12 +145,11 @@ def compare(
         'output': None if output is None else pathlib.Path(output),
       },
       len(dataset.train['labels']),
-      own_base=own_base,
     )
     problem = task.create(own, dataset, config.batch_size, objective)
     console = Console(quiet=not verbose)
     text = f'optax_sam.train.compare({config.model}, ...)'
-    bases: Any = {config.base: base} if own_base else {}
+    bases: Any = {} if isinstance(base, str) else {config.base: base}
     with registry.added(_registered(given, problem), bases):
       if config.output is not None:
         return command.run(config, console, text, problem)
@@ -184,41 +164,39 @@ def compare(
     raise ValueError(changed) from error
 
 
-def _config(
-  given: dict[str, Any], examples: int, *, own_base: bool
-) -> configs.CompareConfig:
+def _config(given: dict[str, Any], examples: int) -> configs.CompareConfig:
   """Returns the checked configuration."""
   # Names that only an own comparison has are replaced by known ones.
   known: dict[str, Any] = {'loss': 'cross_entropy', 'metric': None}
   known |= {'dataset': 'digits', 'model': 'mlp', 'methods': ()}
+  own_base = not isinstance(given['base'], str)
   if own_base:
+    wrong = ''
+    if not callable(given['base']):
+      kind = type(given['base']).__name__
+      wrong = f'base must be a name such as sgd, or a function, not {kind}'
+    elif given['learning_rate'] is None:
+      wrong = 'learning_rate must be given if base is a function; write 0.1'
+    elif given['weight_decay'] is not None:
+      wrong = f'weight_decay={given["weight_decay"]} is not used if base is a '
+      wrong += 'function; set it there'
+    if wrong:
+      raise ValueError(wrong)
     known['base'] = 'sgd'
-    if given['learning_rate'] is None:
-      msg = (
-        f'learning_rate must be given with base={given["base"]}, a function; '
-        f'write learning_rate=0.1'
-      )
-      raise ValueError(msg)
-    if given['weight_decay'] is not None:
-      msg = (
-        f'weight_decay={given["weight_decay"]} is not used with a function as '
-        f'base; set it in the function'
-      )
-      raise ValueError(msg)
-    given['weight_decay'] = 0.0
+    given |= {'base': 'base', 'weight_decay': 0.0}
   given.setdefault('sharpness_examples', min(256, examples))
-  config = configs.CompareConfig(**given)
+  config = configs.CompareConfig(**given, dataset='own data')
   checked = dataclasses.replace(config, **known)
   checks.validate(checked)
   for name in ('batch_size', 'sharpness_examples'):
-    if getattr(config, name) > examples:
+    if given[name] > examples:
       msg = (
         f'{name} must be at most {examples}, the number of training examples, '
-        f'not {getattr(config, name)}'
+        f'not {given[name]}'
       )
       raise ValueError(msg)
   base = config.base if own_base else checks.canonical(checked).base
-  return dataclasses.replace(config, dataset='own data', base=base)
+  return dataclasses.replace(config, base=base)
 
 
 def _methods(given: Any, base: str) -> dict[str, Any]:
@@ -229,18 +207,12 @@ def _methods(given: Any, base: str) -> dict[str, Any]:
   if not isinstance(given, Mapping):
     find = build.canonical_name
     return dict.fromkeys(find(name, base, 'methods:') for name in given)
-  for name, value in given.items():
+  for name in given:
     # It is part of the names of files.
     if not re.fullmatch(r'(?=.{1,40}$)\w[\w.+-]*( [\w.+-]+)*', str(name)):
       msg = (
         f'methods: the name {name!r} must begin with a letter or digit and '
         f'have at most 40 letters, digits, single spaces and any of _ . + -'
-      )
-      raise ValueError(msg)
-    if not (isinstance(value, optax.GradientTransformation) or callable(value)):
-      msg = (
-        f'methods: {name!r} must be a gradient transformation, or a function '
-        f'from the base optimizer to an optimizer, not {type(value).__name__}'
       )
       raise ValueError(msg)
   return dict(given)
@@ -256,29 +228,18 @@ def _registered(
     if value is None:
       continue
     tx = value
-    if not isinstance(tx, optax.GradientTransformation):
+    if callable(value) and not isinstance(tx, optax.GradientTransformation):
       tx = value(optax.sgd(0.1))
-      if not isinstance(tx, optax.GradientTransformation):
-        msg = (
-          f'methods: {name!r} must return an optimizer from the base '
-          f'optimizer, not {type(tx).__name__}; build the method first, as in '
-          f'optax_sam.sam(rho=0.05)'
-        )
-        raise ValueError(msg)
+    if not isinstance(tx, optax.GradientTransformation):
+      msg = (
+        f'methods: {name!r} must be a gradient transformation, such as '
+        f'optax_sam.sam(rho=0.05), or a function that returns an optimizer '
+        f'from the base optimizer, not {type(tx).__name__}'
+      )
+      raise ValueError(msg)
     try:
       reports = bool(optax_sam.metrics(tx.init(params)))
     except ValueError:  # it has no metrics
       reports = False
     found[name] = registry.own(name, value, reports=reports)
   return found
-
-
-def _name_of(base: Any) -> str:
-  if not callable(base):
-    msg = (
-      f'base must be a name such as sgd, or a function from the learning rate '
-      f'to an optimizer, not {type(base).__name__}'
-    )
-    raise ValueError(msg)
-  name = getattr(base, '__name__', 'base')
-  return name if name.isidentifier() else 'base'

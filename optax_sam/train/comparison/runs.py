@@ -1,20 +1,16 @@
 """Trains, measures and times the runs of a comparison."""
 
 import dataclasses
-import datetime as dt
 import functools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import numpy as np
 
-from optax_sam.sharpness.mean_loss import MeanLoss
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import (
-  budget,
   plan,
   store,
   surroundings,
@@ -22,79 +18,39 @@ from optax_sam.train.comparison import (
   timing,
 )
 from optax_sam.train.config import configs
-from optax_sam.train.loop import evaluation, objectives, task
+from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.trainer import Progress, Trainer
-from optax_sam.train.reports import machine, results
+from optax_sam.train.reports import results
 
 
 def measure(
   config: configs.CompareConfig,
-  settings: dict[str, dict[str, Any]],
+  settings: store.Settings,
   reporter: progress.Reporter,
   command: str,
   problem: task.Task,
   stored: store.Store,
 ) -> results.Comparison:
   """Trains and times what is missing, until the end or Ctrl-C."""
-  start = time.perf_counter()
-  description = store.describe(problem)
-  former = stored.record
+  former, described = stored.record, store.describe(problem)
+  same = functools.partial(store.check_same, stored.directory)
   if former is not None:
-    stored.check('data and model', former.problem, description)
-  planned, problem = plan.make(config, problem, settings, reporter, stored)
+    same(former.problem, described, 'data and model: ')
+  settings, steps, problem = plan.make(
+    config, problem, settings, reporter, stored
+  )
   for (name, _), run in stored.runs.items():
-    if name in planned.settings:
-      stored.check(f'settings of {name}', run.settings, planned.settings[name])
-  comparison = _empty(config, problem, planned, command)
-  if former is not None:
-    kept = ('timings', 'planes', 'spectra', 'started', 'seconds')
-    earlier = {name: getattr(former.comparison, name) for name in kept}
-    command = _commands(former.comparison, comparison)
-    comparison = dataclasses.replace(comparison, **earlier, command=command)
-  spent = comparison.seconds
-  found = _Runs(config, problem, planned, reporter, stored)
-
-  def save(**changes: Any) -> None:
-    nonlocal comparison
-    seconds = spent + time.perf_counter() - start
-    comparison = dataclasses.replace(comparison, seconds=seconds, **changes)
-    stored.save(store.Record(planned, description, comparison))
-
-  save()
-  try:
-    found.train(comparison.timings, lambda made: save(timings=made))
-    planes, spectra = found.surroundings(stored.comparison())
-    save(planes=planes, spectra=spectra, interrupted=False)
-  except KeyboardInterrupt:
-    if not stored.runs:
-      raise
-    reporter.line(f'Interrupted; finished runs: {len(stored.runs)}.')
-    save(interrupted=True)
-  return stored.comparison()
-
-
-def _empty(
-  config: configs.CompareConfig,
-  problem: task.Task,
-  planned: store.Plan,
-  command: str,
-) -> results.Comparison:
-  """Returns a comparison that is interrupted before its first run."""
-  return results.Comparison(
+    same(run.settings, settings.get(name, run.settings), f'{name}: ')
+  comparison = results.Comparison(
     settings=configs.settings(config)
     | {
-      'methods': list(planned.settings),
+      'methods': list(settings),
       'learning_rate': configs.learning_rate(config),
       'weight_decay': configs.weight_decay(config),
     },
     command=command,
     base=config.base,
     runs=[],
-    timings=[],
-    versions=machine.versions(),
-    machine=machine.describe(),
-    started=dt.datetime.now().astimezone().isoformat(timespec='seconds'),
-    seconds=0.0,
     interrupted=True,
     total_steps=config.steps,
     test_examples=problem.inputs.test_examples,
@@ -102,186 +58,137 @@ def _empty(
     metric=problem.objective.measured,
     budget=config.budget,
   )
+  if former is not None:
+    names = ('timings', 'planes', 'spectra', 'started', 'seconds', 'command')
+    kept = {name: getattr(former.comparison, name) for name in names}
+    if former.comparison.settings != comparison.settings:  # something is added
+      kept['command'] += f' && {command}'
+    comparison = dataclasses.replace(comparison, **kept)
+  stored.save(store.Record(settings, steps, described, comparison))
+  trainers = {}
+  for name, own in settings.items():
+    of_method = dataclasses.replace(config, steps=steps[name])
+    trainers[name] = Trainer(of_method, problem, name, own)
+  runs = _Runs(config, problem, trainers, reporter, stored)
+  try:
+    runs.train_all()
+    runs.measure_surroundings()
+    stored.update(interrupted=False)
+  except KeyboardInterrupt:
+    if not stored.runs:
+      raise
+    reporter.line(f'Interrupted; finished runs: {len(stored.runs)}.')
+    stored.update(interrupted=True)
+  return stored.comparison()
 
 
-def _commands(former: results.Comparison, now: results.Comparison) -> str:
-  """Returns the commands that lead to a comparison that was extended."""
-  names = ('methods', 'seeds')
-  if all(former.settings.get(x) == now.settings.get(x) for x in names):
-    return former.command
-  return f'{former.command} && {now.command}'
-
-
-def _base_and_best(comparison: results.Comparison) -> list[str]:
-  """Returns the base optimizer and the method with the best mean metric."""
-  sign = 1 if comparison.metric.higher_is_better else -1
-  means = {
-    name: sign * float(np.mean(list(scores.values())))
-    for name in comparison.methods
-    if name != comparison.base and (scores := comparison.scores(name))
-  }
-  return [comparison.base, *sorted(means, key=means.__getitem__)[-1:]]
-
-
+@dataclasses.dataclass
 class _Runs:
   """The runs of a comparison, several at a time."""
 
-  def __init__(
-    self,
-    config: configs.CompareConfig,
-    problem: task.Task,
-    planned: store.Plan,
-    reporter: progress.Reporter,
-    stored: store.Store,
-  ) -> None:
-    self.config, self.problem = config, problem
-    self.reporter, self.stored = reporter, stored
-    self.trainers = {
-      name: Trainer(
-        dataclasses.replace(config, steps=planned.steps[name]),
-        problem,
-        name,
-        own,
-      )
-      for name, own in planned.settings.items()
-    }
-    # Of seed 0: solutions, and states to time steps from.
-    self.solutions: dict[str, Any] = {}
-    self.starts: dict[str, list[Progress]] = {}
-    self.stop = threading.Event()
+  config: configs.CompareConfig
+  problem: task.Task
+  trainers: dict[str, Trainer]
+  reporter: progress.Reporter
+  stored: store.Store
+  # Of seed 0: solutions, and states to time steps from.
+  solutions: dict[str, Any] = dataclasses.field(default_factory=dict)
+  starts: dict[str, list[Progress]] = dataclasses.field(default_factory=dict)
+  stop: threading.Event = dataclasses.field(default_factory=threading.Event)
 
-  def train(
-    self,
-    timings: list[results.Timing],
-    save: Callable[[list[results.Timing]], None],
-  ) -> None:
+  def train_all(self) -> None:
     """Trains what is missing; times the steps after the first seed."""
+    timed = {one.method: one for one in self.stored.comparison().timings}
+    if self.config.timing_rounds:
+      self.starts = {name: [] for name in self.trainers if name not in timed}
     missing = [
       (seed, name)
       for seed in range(self.config.seeds)
       for name in self.trainers
       if (name, seed) not in self.stored.runs
+      or (seed == 0 and name in self.starts)
     ]
-    untimed = set(self.trainers) - {one.method for one in timings}
-    if not self.config.timing_rounds:
-      untimed.clear()
-    self.starts = {name: [] for name in untimed}
-    self._compile({name for _, name in missing} | untimed)
-    total = sum(self.trainers[name].config.steps for _, name in missing)
-    with self.reporter.phase('Training', total) as phase:
-      for first in (True, False):
-        self._train_all(
-          [run for run in missing if (run[0] == 0) == first], phase
-        )
-        # States that are not there are made at the end.
-        if untimed and (all(self.starts.values()) or not first):
-          self._replay({name for name in untimed if not self.starts[name]})
-          save(self._time(timings))
-          untimed.clear()
+    self._train([run for run in missing if run[0] == 0])
+    if self.starts:
+      timed |= {one.method: one for one in self._time()}
+      found = [timed[name] for name in self.trainers if name in timed]
+      self.stored.update(timings=found)
+    self._train([run for run in missing if run[0] > 0])
 
-  def surroundings(
-    self, found: results.Comparison
-  ) -> tuple[dict[str, surroundings.Rows], dict[str, surroundings.Rows]]:
-    """Returns planes and spectra of the base optimizer and the best method."""
-    names: list[str] = []
-    for name in _base_and_best(found):
-      run = self.stored.runs.get((name, 0))
-      if run is not None and not run.stopped:
-        names.append(name)
+  def measure_surroundings(self) -> None:
+    """Stores planes and spectra of the base optimizer and the best method."""
+    found = self.stored.comparison()
+    best = [name for name in found.ranking() if name != found.base][:1]
+    names = [
+      run.method
+      for run in found.runs
+      if run.seed == 0 and not run.stopped and run.method in (found.base, *best)
+    ]
+    new = [name for name in names if name not in found.spectra]
+    if not new:
+      return
+    self._train([(0, name) for name in new if name not in self.solutions])
     planes, spectra = dict(found.planes), dict(found.spectra)
-    new = [name for name in names if name not in planes or name not in spectra]
-    self._replay(set(new) - self.solutions.keys())
-    if new:
-      with self.reporter.phase('Measuring', len(new)) as phase:
-        for name in new:
-          params, statistics = self.solutions[name]
-          args = (statistics, self._sharpness_batch())
-          given = self.problem.evaluation_loss, params, args
-          planes[name] = surroundings.plane(*given)
-          spectra[name] = surroundings.spectrum(*given)
-          phase.advance()
-    return {x: planes[x] for x in names}, {x: spectra[x] for x in names}
+    with self.reporter.phase('Measuring', len(new)) as phase:
+      for name in new:
+        params, statistics = self.solutions[name]
+        given = self.problem.evaluation_loss, params, (statistics, self.batch)
+        planes[name] = surroundings.plane(*given)
+        spectra[name] = surroundings.spectrum(*given)
+        phase.advance()
+    self.stored.update(
+      planes={name: planes[name] for name in names},
+      spectra={name: spectra[name] for name in names},
+    )
 
-  def _compile(self, names: set[str]) -> None:
-    """Compiles all steps, and what is measured, once for all methods."""
-    trainers = {x: one for x, one in self.trainers.items() if x in names}
-    if not trainers:
+  @functools.cached_property
+  def batch(self) -> Any:
+    """The examples on which sharpness is measured."""
+    return jax.device_put(
+      self.problem.inputs.fixed(self.config.sharpness_examples)
+    )
+
+  def _train(self, runs: Sequence[tuple[int, str]]) -> None:
+    """Trains runs of (seed, method), also for what is not stored of them."""
+    trainers = {name: self.trainers[name] for _, name in runs}
+    if not runs:
       return
-    jobs: list[Callable[[], Any]] = [one.compile for one in trainers.values()]
-    jobs.append(functools.partial(self._warm_up, next(iter(trainers.values()))))
-    with self.reporter.phase('Compiling', len(jobs)) as phase:
-      threads.together(jobs, done=phase.advance)
-    costs = budget.step_costs(trainers, self.config.base)
-    for name, cost in costs.items():
-      self.trainers[name].cost = cost
+    if any(not trainer.cost for trainer in trainers.values()):
+      with self.reporter.phase('Compiling', len(trainers)) as phase:
+        compiled = [trainer.compile for trainer in trainers.values()]
+        threads.together(compiled, done=phase.advance)
+      for name, cost in plan.step_costs(trainers, self.config.base).items():
+        trainers[name].cost = cost
+    total = sum(trainers[name].config.steps for _, name in runs)
+    with self.reporter.phase('Training', total) as phase:
+      jobs = [functools.partial(self._one_run, *run, phase) for run in runs]
+      threads.together(jobs, stop=self.stop)
 
-  def _warm_up(self, trainer: Trainer) -> None:
-    """Compiles the measurements, so that no two runs do so at once."""
-    state = trainer.start(seed=0).state
-    inputs, solution = self.problem.inputs, (state.params, state.statistics)
-    train = inputs.train()
-    for batches in (inputs.test(), [] if train is None else [train]):
-      evaluation.evaluate(self.problem, *solution, batches, trainer.placement)
-    args = (state.statistics, self._sharpness_batch())
-    loss = MeanLoss(self.problem.evaluation_loss, args)
-    loss.value_and_grad(state.params)
-    loss.hessian_product(state.params, state.params)
-    jax.block_until_ready(loss.value(state.params))
-
-  def _sharpness_batch(self) -> Any:
-    inputs = self.problem.inputs
-    return jax.device_put(inputs.fixed(self.config.sharpness_examples))
-
-  def _train_all(
-    self, runs: list[tuple[int, str]], phase: progress.Phase
-  ) -> None:
-    def job(seed: int, name: str) -> None:
-      phase.detail(f'{name}, seed {seed}')
-      run = self._one_run(name, seed, phase.advance)
-      self.stored.add(run)
-      self.reporter.line(_summary(run, self.problem.objective.measured))
-
-    jobs = [functools.partial(job, *run) for run in runs]
-    threads.together(jobs, stop=self.stop)
-    phase.detail('')
-
-  def _replay(self, names: set[str]) -> None:
-    """Trains seed 0 again, for solutions and states that are not stored."""
-    if not names:
-      return
-    self._compile({name for name in names if not self.trainers[name].cost})
-
-    def job(name: str) -> None:
-      end = self._trained(name, seed=0)
-      self.solutions[name] = self.trainers[name].solution(end.state)
-
-    with self.reporter.phase('Repeating seed 0', len(names)) as phase:
-      jobs = [functools.partial(job, name) for name in names]
-      threads.together(jobs, stop=self.stop, done=phase.advance)
-
-  def _trained(
-    self, name: str, seed: int, done: Callable[[], None] = lambda: None
-  ) -> Progress:
-    """Trains a run; stores states of seed 0 to time steps from."""
-    trainer = self.trainers[name]
+  def _one_run(self, seed: int, name: str, phase: progress.Phase) -> None:
+    """Trains, measures and stores a run; saves what the first seed gives."""
+    trainer, start = self.trainers[name], time.perf_counter()
+    phase.detail(f'{name}, seed {seed}')
 
     def after_step(now: Progress) -> None:
-      done()
-      if self.stop.is_set():
-        raise threads.StoppedError
+      phase.advance()
+      threads.check(self.stop)
       if seed == 0 and name in self.starts:
         timing.keep_starts(trainer, self.starts[name], now)
 
     end = trainer.start(seed)
     trainer.run(end, seed, after_step)
-    return end
-
-  def _one_run(
-    self, name: str, seed: int, done: Callable[[], None]
-  ) -> results.Run:
-    trainer = self.trainers[name]
-    start = time.perf_counter()
-    end = self._trained(name, seed, done)
+    if seed == 0 and not end.stopped:
+      self.solutions[name] = trainer.solution(end.state)
+    if (name, seed) in self.stored.runs:
+      return
+    sharpness, line = {}, []
+    if not end.stopped:
+      sharpness = trainer.measure_sharpness(end.state)
+      if seed == 0:
+        params, statistics = self.solutions[name]
+        # The loss of the task compiles once for all methods.
+        given = self.problem.evaluation_loss, params, (statistics, self.batch)
+        line = surroundings.line(*given)
     run = results.Run(
       method=name,
       seed=seed,
@@ -289,51 +196,29 @@ class _Runs:
       log=end.log,
       evaluations=end.evaluations,
       validations=end.validations,
-      sharpness={},
+      sharpness=sharpness,
+      landscape=line,
       seconds=time.perf_counter() - start,
       test_values=trainer.test_values(end.state),
-      planned_steps=trainer.config.steps,
       stopped=end.stopped,
     )
+    self.stored.add(run)
+    text = f'diverged at step {end.step} of {trainer.config.steps}'
     if end.stopped:
-      return run
-    line = []
-    if seed == 0:
-      params, statistics = self.solutions[name] = trainer.solution(end.state)
-      args = (statistics, self._sharpness_batch())
-      # The loss of the task, not of the trainer, compiles once for all methods.
-      line = surroundings.line(self.problem.evaluation_loss, params, args)
-    sharpness = trainer.measure_sharpness(end.state)
-    return dataclasses.replace(run, sharpness=sharpness, landscape=line)
+      text += f': {end.stopped}'
+    else:
+      last, metric = end.evaluations[-1], self.problem.objective.measured
+      eigenvalue = f'top eigenvalue {sharpness["top_eigenvalue"]:.3g}'
+      text = f'{objectives.shown(metric, last)}, {eigenvalue}'
+    self.reporter.line(f'  {name}, seed {seed}: {text}')
 
-  def _time(self, timings: list[results.Timing]) -> list[results.Timing]:
-    """Returns the timings of all methods, those that are missing measured."""
-    base = self.config.base
-    if base not in self.starts:  # its step takes as long everywhere
-      self.starts[base] = [self.trainers[base].start(seed=0)]
-    names = [name for name in self.trainers if name in self.starts]
-    with self.reporter.phase('Timing', self.config.timing_rounds) as phase:
-      made = timing.measure(
-        {name: self.trainers[name] for name in names},
-        {name: self.starts[name] for name in names},
-        base=base,
-        rounds=self.config.timing_rounds,
-        after_round=phase.advance,
-      )
+  def _time(self) -> list[results.Timing]:
+    """Returns the timings of the methods with states to start from."""
+    base, starts = self.config.base, dict(self.starts)
     self.starts.clear()
-    found = {one.method: one for one in (*made, *timings)}
-    return [found[name] for name in self.trainers if name in found]
-
-
-def _summary(run: results.Run, measured: results.Metric) -> str:
-  if run.stopped:
-    return (
-      f'  {run.method}, seed {run.seed}: diverged at step {run.steps} of '
-      f'{run.planned_steps}: {run.stopped}'
-    )
-  return (
-    f'  {run.method}, seed {run.seed}: '
-    f'{objectives.shown(measured, run.evaluations[-1])}, '
-    f'top eigenvalue {run.sharpness["top_eigenvalue"]:.3g}, '
-    f'{run.seconds:.1f} s'
-  )
+    # The step of the base takes as long everywhere.
+    starts.setdefault(base, [self.trainers[base].start(seed=0)])
+    trainers = {x: one for x, one in self.trainers.items() if x in starts}
+    self.reporter.line('Timing')
+    rounds = self.config.timing_rounds
+    return timing.measure(trainers, starts, base=base, rounds=rounds)

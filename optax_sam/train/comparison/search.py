@@ -1,6 +1,5 @@
 """Successive halving over a grid of powers that grows towards the best."""
 
-import dataclasses
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -18,50 +17,28 @@ _DISTANCES = (1.0, 0.5, 2.0, 3.0)
 _LARGEST_EXPONENT = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Found:
-  """The result of a search: the best point of the last round."""
-
-  best: Point
-  score: Score
-  tried: list[Point]
-  at_edge: bool  # whether a point beyond all tried ones might be better
-
-
 def search(
   measure: Callable[[Point, float], Score],
   axes: int,
   trials: int,
   is_allowed: Callable[[Point], bool] = lambda _: True,
-) -> Found:
+) -> tuple[Point, Score, list[Point]]:
   """Searches for the best point with a fixed number of runs.
 
   The first round tries `trials` points in short runs: half of them in a grid
   around the start, the others next to the best one so far. So the grid grows
   where the best point is at its edge, and gets finer where it is not. Each
-  later round repeats the better half in longer runs. Its last run is beyond the
-  edge if the best point of the round is at the edge.
+  later round repeats the better half in longer runs.
+
+  Returns:
+    The best point of the last round, its score, and all points.
   """
-  tried: list[Point] = []
   scores: dict[Point, Score] = {}
 
   def run(point: Point, length: float) -> None:
-    if point not in tried:
-      tried.append(point)
     score = measure(point, length)
-    if not math.isfinite(score[0]):
-      score = (-math.inf, -sum(point))
-    scores[point] = score
-
-  def best() -> Point:
-    return max(scores, key=scores.__getitem__)
-
-  def first_new(points: Iterable[Point]) -> Point | None:
-    for point in points:
-      small = max(map(abs, point)) <= _LARGEST_EXPONENT
-      if point not in tried and small and is_allowed(point):
-        return point
-    return None
+    is_finite = math.isfinite(score[0])
+    scores[point] = score if is_finite else (-math.inf, -sum(point))
 
   origin = (0.0,) * axes
   distances = range(1, _LARGEST_EXPONENT + 1)
@@ -69,21 +46,21 @@ def search(
   for point in itertools.islice(grid, math.ceil(trials / 2)):
     run(point, LENGTHS[0])
   while len(scores) < trials:
-    point = first_new(_moved(best(), _DISTANCES))
+    near = _moved(max(scores, key=scores.__getitem__), _DISTANCES)
+    allowed = (x for x in near if x not in scores and is_allowed(x))
+    point = next(allowed, None)
     if point is None:
       break
     run(point, LENGTHS[0])
+  tried = list(scores)
   for number, length in enumerate(LENGTHS[1:], 1):
     # Python's sort is stable: of equal points the earlier one is first.
     order = sorted(scores, key=scores.__getitem__, reverse=True)
-    order = order[: max(1, trials // 2**number)]
     scores.clear()
-    for point in order[:-1]:
+    for point in order[: max(1, trials // 2**number)]:
       run(point, length)
-    last = first_new(_beyond(best(), tried)) if scores else None
-    run(order[-1] if last is None else last, length)
-  at_edge = first_new(_beyond(best(), tried)) is not None
-  return Found(best(), scores[best()], tried, at_edge)
+  best = max(scores, key=scores.__getitem__)
+  return best, scores[best], tried
 
 
 def _moved(point: Point, distances: Iterable[float]) -> Iterator[Point]:
@@ -91,12 +68,5 @@ def _moved(point: Point, distances: Iterable[float]) -> Iterator[Point]:
   for distance in distances:
     for axis, value in enumerate(point):
       for moved in (value + distance, value - distance):
-        yield (*point[:axis], moved, *point[axis + 1 :])
-
-
-def _beyond(point: Point, tried: list[Point]) -> Iterator[Point]:
-  """Yields the next points beyond the edges at which a point is."""
-  for number, moved in enumerate(_moved(point, [1.0])):
-    axis, edge = number // 2, min if number % 2 else max
-    if point[axis] == edge(other[axis] for other in tried):
-      yield moved
+        if abs(moved) <= _LARGEST_EXPONENT:
+          yield (*point[:axis], moved, *point[axis + 1 :])

@@ -3,7 +3,7 @@
 ::
 
   OUTPUT/config.json               settings
-  OUTPUT/comparison.json           plan, timings, machine, ...: all but the runs
+  OUTPUT/comparison.json           all but the runs: steps, timings, machine
   OUTPUT/runs/METHOD-SEED.json     a finished run
   OUTPUT/trials/NUMBER.json        a run of the search for settings
 
@@ -13,11 +13,13 @@ runs in progress.
 
 import contextlib
 import dataclasses
-import math
+import json
 import pathlib
+import threading
+import time
 import zlib
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import msgspec
@@ -26,43 +28,21 @@ import numpy as np
 from optax_sam.train.config import configs, output_dir
 from optax_sam.train.reports.results import Comparison, Run, Trial
 
-# Settings that change neither the runs nor what is compared.
-FREE = frozenset({'timing_rounds'})
 FILES = frozenset(
-  {
-    output_dir.CONFIG,
-    output_dir.LOCK,
-    'comparison.json',
-    'runs',
-    'trials',
-    'report.html',
-    'results.csv',
-    'metrics.jsonl',
-  }
+  {output_dir.CONFIG, output_dir.LOCK, 'comparison.json', 'runs', 'trials'}
+  | {'report.html', 'results.csv', 'metrics.jsonl'}
 )
-T = TypeVar('T')
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-  """What a comparison trains, after the search for settings and the budget.
-
-  `settings` are the complete settings of each method, base optimizer first. A
-  `learning_rate` replaces that of the configuration, for this method.
-  """
-
-  settings: dict[str, dict[str, Any]]
-  steps: dict[str, int]
-  trials: list[Trial] = dataclasses.field(default_factory=list)
+Settings = dict[str, dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What a comparison has besides its runs."""
+  """What a comparison has besides its runs and trials."""
 
-  plan: Plan
+  settings: Settings  # complete ones of each method, base optimizer first
+  steps: dict[str, int]
   problem: dict[str, Any]  # of `describe`
-  comparison: Comparison  # without runs and trials
+  comparison: Comparison
 
 
 class Store:
@@ -74,23 +54,19 @@ class Store:
     self.record: Record | None = None
     self.runs: dict[tuple[str, int], Run] = {}
     self.trials: list[Trial] = []
+    self._stored_at, self._lock = time.perf_counter(), threading.Lock()
     if directory is None:
       return
     path = directory / 'comparison.json'
     if path.exists():
       self.record = _read(path, Record)
-    for path in _files(directory, 'runs'):
+    for path in files(directory, 'runs'):
       run = _read(path, Run)
       if path.stem != f'{run.method}-{run.seed}':
         msg = f'{path} is of {run.method}, seed {run.seed}; remove the file'
         raise ValueError(msg)
       self.runs[run.method, run.seed] = run
-    self.trials = [_read(path, Trial) for path in _files(directory, 'trials')]
-
-  @property
-  def is_empty(self) -> bool:
-    """Whether nothing is finished."""
-    return not (self.runs or self.trials)
+    self.trials = [_read(path, Trial) for path in files(directory, 'trials')]
 
   def add(self, run: Run) -> None:
     """Stores a finished run."""
@@ -99,35 +75,39 @@ class Store:
 
   def add_trial(self, trial: Trial) -> None:
     """Stores a run of the search for settings."""
-    self._write(f'trials/{len(self.trials):05}.json', trial)
-    self.trials.append(trial)
+    with self._lock:  # searches run in threads
+      self._write(f'trials/{len(self.trials):05}.json', trial)
+      self.trials.append(trial)
 
   def save(self, record: Record) -> None:
     """Stores what the comparison has besides its runs."""
     self._write('comparison.json', record)
     self.record = record
 
-  def check(self, what: str, former: Any, now: Any) -> None:
-    """Raises a ValueError if a property of what is stored differs now."""
-    if self.directory is not None:
-      check_same(self.directory, {what: former}, {what: now})
+  def update(self, **changes: Any) -> None:
+    """Stores changes of the comparison, and the time so far."""
+    assert self.record is not None
+    former, now = self.record.comparison, time.perf_counter()
+    changes['seconds'] = former.seconds + now - self._stored_at
+    self._stored_at = now
+    changed = dataclasses.replace(former, **changes)
+    self.save(dataclasses.replace(self.record, comparison=changed))
 
   def comparison(self) -> Comparison:
     """Returns the comparison with the runs that are finished."""
     assert self.record is not None
-    planned = self.record.plan
-    order = list(planned.settings)
+    order = list(self.record.settings)
     runs = [run for run in self.runs.values() if run.method in order]
     runs.sort(key=lambda run: (run.seed, order.index(run.method)))
-    return dataclasses.replace(
-      self.record.comparison, runs=runs, trials=planned.trials
-    )
+    trials = [trial for trial in self.trials if trial.method in order]
+    trials.sort(key=lambda trial: order.index(trial.method))
+    return dataclasses.replace(self.record.comparison, runs=runs, trials=trials)
 
   def _write(self, name: str, value: Any) -> None:
     if self.directory is not None:
       path = self.directory / name
       path.parent.mkdir(exist_ok=True)
-      output_dir.write(path, msgspec.json.encode(_plain(value)))
+      output_dir.write(path, json.dumps(_plain(value)).encode())
 
 
 def read(directory: pathlib.Path) -> Comparison:
@@ -156,14 +136,12 @@ def opened(
 
   A new directory is removed again if nothing is finished in it.
   """
-  former_output(directory, overwrite=overwrite)
   with output_dir.created(directory) as is_new, output_dir.locked(directory):
-    # Again, because it may have appeared meanwhile.
     former = former_output(directory, overwrite=overwrite)
     if former is not None and not adding:
       # Those that are younger than the comparison had their defaults.
       before = configs.settings(configs.CompareConfig()) | former['settings']
-      check_same(directory, before, settings, FREE)
+      check_same(directory, before, settings)
     if overwrite:
       output_dir.clear(directory, FILES)
     store = Store(directory)
@@ -172,7 +150,7 @@ def opened(
       yield store
     finally:
       store.directory = None  # for threads that outlive a second Ctrl-C
-      if is_new and store.is_empty:
+      if is_new and not (store.runs or store.trials):
         output_dir.clear(directory, FILES)
 
 
@@ -188,24 +166,19 @@ def former_output(
   return None
 
 
-def finished(directory: pathlib.Path) -> str:
-  """Returns what is finished on disk, in words; '' if nothing is."""
-  counts = [
-    f'{count} finished {name if count > 1 else name[:-1]}'
-    for name in ('runs', 'trials')
-    if (count := len(_files(directory, name)))
-  ]
-  return ' and '.join(counts)
-
-
 def check_same(
-  directory: pathlib.Path,
+  directory: pathlib.Path | None,
   former: dict[str, Any],
   now: dict[str, Any],
-  free: frozenset[str] = frozenset(),
+  what: str = '',
 ) -> None:
   """Raises a ValueError that lists every setting that differs."""
-  different = list(_differences(_plain(former), _plain(now), free))
+  former, now = _plain(former), _plain(now)
+  different = [
+    f'{what}{name} was {former.get(name)!r} and is now {now.get(name)!r}'
+    for name in sorted(former.keys() | now.keys())
+    if former.get(name) != now.get(name)
+  ]
   if different:
     msg = (
       f'--output {directory} has a comparison with other settings: '
@@ -216,58 +189,28 @@ def check_same(
 
 def describe(task: Any) -> dict[str, Any]:
   """Returns a description of data and model, to notice that they differ."""
-  parts = {'train': task.inputs.train(), 'test': list(task.inputs.test())}
-  shapes = jax.eval_shape(task.init, jax.random.key(0))[0]
-  checksum = 0
-  for leaf in jax.tree.leaves(parts):
+  data = (task.inputs.train(), list(task.inputs.test()))
+  params = jax.eval_shape(task.init, jax.random.key(0))[0]
+  checksum = zlib.crc32(str(jax.tree.leaves(params)).encode())
+  for leaf in jax.tree.leaves(data):
     checksum = zlib.crc32(np.ascontiguousarray(leaf).data, checksum)
-  return {
-    'model': task.model.name,
-    'parameters': _shapes(shapes),
-    'data': _shapes(parts),
-    'checksum': checksum,
-  }
+  return {'model': task.model.name, 'checksum': checksum}
 
 
-def _differences(
-  former: dict[str, Any], now: dict[str, Any], free: frozenset[str]
-) -> Iterator[str]:
-  for name in sorted((former.keys() | now.keys()) - free):
-    one, other = former.get(name), now.get(name)
-    if isinstance(one, dict) and isinstance(other, dict):
-      yield from (f'{name}: {text}' for text in _differences(one, other, free))
-    elif one != other:
-      yield f'{name} was {one!r} and is now {other!r}'
-
-
-def _shapes(tree: Any) -> Any:
-  return jax.tree.map(lambda leaf: f'{leaf.dtype}{list(leaf.shape)}', tree)
-
-
-def _files(directory: pathlib.Path, part: str) -> list[pathlib.Path]:
+def files(directory: pathlib.Path, part: str) -> list[pathlib.Path]:
+  """Returns the files of finished `runs` or `trials`."""
   return sorted((directory / part).glob('[!.]*.json'))
 
 
-def _read(path: pathlib.Path, kind: type[T]) -> T:
-  """Returns what a file has; NaN and infinity are strings in it."""
+def _read(path: pathlib.Path, kind: type) -> Any:
   try:
-    return msgspec.json.decode(path.read_bytes(), type=kind, strict=False)
-  except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+    return msgspec.convert(json.loads(path.read_bytes()), kind)
+  except (ValueError, RecursionError, msgspec.MsgspecError) as error:
     msg = f'{path} is damaged ({error}); remove it, and it is made again'
     raise ValueError(msg) from None
 
 
 def _plain(value: Any) -> Any:
-  """Returns a value of types that JSON has."""
-
-  def finite(one: Any) -> Any:
-    if isinstance(one, float) and not math.isfinite(one):
-      return str(one)
-    if isinstance(one, dict):
-      return {name: finite(x) for name, x in one.items()}
-    return [finite(x) for x in one] if isinstance(one, list) else one
-
-  def other(one: Any) -> Any:
-    return one.tolist() if hasattr(one, 'tolist') else str(one)
-
-  return finite(msgspec.to_builtins(value, enc_hook=other))
+  """Returns a value of types that JSON has, NaN and infinity included."""
+  other = lambda one: one.tolist() if hasattr(one, 'tolist') else str(one)
+  return msgspec.to_builtins(value, enc_hook=other)

@@ -1,12 +1,13 @@
 """Independent training runs in threads."""
 
 import concurrent.futures
-import os
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+
+from optax_sam.train.reports import machine
 
 # A step of a small model uses one core, so on a CPU several runs share them.
 _MOST_WORKERS = 4
@@ -16,13 +17,16 @@ class StoppedError(Exception):
   """Ends a run whose comparison was interrupted, or had an error."""
 
 
+def check(stop: threading.Event) -> None:
+  """Raises a StoppedError if the other runs have ended."""
+  if stop.is_set():
+    raise StoppedError
+
+
 def workers() -> int:
   """Returns the number of runs that are trained at a time."""
-  if jax.default_backend() != 'cpu':
-    return 1
-  affinity = getattr(os, 'sched_getaffinity', None)  # not on macOS
-  cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-  return min(cores, _MOST_WORKERS)
+  is_cpu = jax.default_backend() == 'cpu'
+  return min(machine.cores(), _MOST_WORKERS) if is_cpu else 1
 
 
 def together(

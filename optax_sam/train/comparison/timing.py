@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -13,22 +13,15 @@ from optax_sam.train.reports.results import Timing
 
 # Long enough to cover the period of a periodic method.
 STEPS_A_TURN = 10
-# Steps are timed from several points of a run: a method may skip more often
-# early than late, and a setting may change.
-POINTS = 4
-
-
-def points(steps: int) -> tuple[int, ...]:
-  """Returns the points of a run, in steps, at which timing starts."""
-  return tuple(
-    max(1, round(steps * (point + 0.5) / POINTS)) for point in range(POINTS)
-  )
+# Fractions of a run at which timing starts: a method may skip more often early
+# than late, and a setting may change.
+POINTS = (1 / 8, 3 / 8, 5 / 8, 7 / 8)
 
 
 def keep_starts(trainer: Trainer, kept: list[Progress], now: Progress) -> None:
   """Adds a copy of the state at a point of timing, or of divergence."""
-  at = points(trainer.config.steps)
-  for _ in range(max(at.count(now.step), bool(now.stopped))):
+  steps = trainer.config.steps
+  if now.stopped or now.step in {max(1, round(x * steps)) for x in POINTS}:
     # A copy, because the next step donates the buffers of the state.
     state = train_step.copy(now.state)
     kept.append(dataclasses.replace(now, state=state))
@@ -40,7 +33,6 @@ def measure(
   *,
   base: str,
   rounds: int,
-  after_round: Callable[[], None] = lambda: None,
 ) -> list[Timing]:
   """Times the steps of several methods.
 
@@ -50,13 +42,12 @@ def measure(
   """
   turns = max(map(len, starts.values()))
   seconds = np.zeros((1 + rounds, len(trainers)))
-  for number, spent in enumerate(seconds):
+  for spent in seconds:
     for turn in range(turns):
       for column, (name, trainer) in enumerate(trainers.items()):
         own = starts[name]
         spent[column] += _turn(trainer, own[turn % len(own)])
-    if number:  # the first round is a warm-up
-      after_round()
+  # The first round is a warm-up.
   seconds = seconds[1:].T / (STEPS_A_TURN * turns)
   of_base = seconds[list(trainers).index(base)]
   return [
@@ -72,10 +63,8 @@ def measure(
 
 def _turn(trainer: Trainer, start: Progress) -> float:
   """Returns the seconds that a few steps from a start take."""
-  batches = [
-    trainer.batch(step=step, seed=0)
-    for step in range(start.step, start.step + STEPS_A_TURN)
-  ]
+  first = start.step
+  batches = [trainer.batch(first + i, seed=0) for i in range(STEPS_A_TURN)]
   step = trainer.compile(start.best_train_accuracy)
   state = train_step.copy(start.state)  # the step donates its input
   jax.block_until_ready(state)

@@ -6,20 +6,20 @@ import functools
 import inspect
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import optax
 
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import threads
-from optax_sam.train.comparison.search import Found, Point, Score, search
-from optax_sam.train.comparison.store import Store
+from optax_sam.train.comparison.search import Point, Score, search
+from optax_sam.train.comparison.store import Settings, Store
 from optax_sam.train.config import configs
 from optax_sam.train.data import datasets, inputs
 from optax_sam.train.loop import evaluation
 from optax_sam.train.loop.task import Task
-from optax_sam.train.loop.trainer import Progress, Trainer
+from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
 from optax_sam.train.reports.results import Trial
@@ -29,22 +29,15 @@ RADIUS, RATE = 'radius', 'learning_rate'
 # Of parameters and order of the examples; no run of a comparison has this seed.
 SEED = 2**20
 
-Settings = dict[str, dict[str, Any]]
-
 
 def check(config: configs.CompareConfig, settings: Settings) -> None:
   """Raises a ValueError if the flags of a search are invalid."""
+  allowed = [RADIUS, RATE]
+  for name, own in settings.items():
+    allowed += [f'{name}.{key}' for key in dict.fromkeys((RATE, *own))]
   for text in config.tune or ():
-    method, dot, setting = text.rpartition('.')
-    if text not in (RADIUS, RATE) and not (dot and method in settings):
-      msg = (
-        f'--tune {text!r} must be {RADIUS}, {RATE} or METHOD.SETTING with a '
-        f'method of this run ({", ".join(settings)})'
-      )
-      raise ValueError(msg)
-    if dot and setting not in {RATE, *settings[method]}:
-      allowed = ', '.join({RATE: 0.0} | settings[method])
-      msg = f'--tune {text}: choose a setting of {method} among {allowed}'
+    if text not in allowed:
+      msg = f'--tune {text!r} must be one of {", ".join(allowed)}'
       raise ValueError(msg)
   for name, own in settings.items():
     for key, value in start(config, name, own).items():
@@ -67,17 +60,12 @@ def start(
   """
   values = {RATE: configs.learning_rate(config), **own}
   radius = METHODS[name].row.radius if name in METHODS else None
-  wanted = []
-  for text in config.tune or (RADIUS,):
-    method, dot, setting = text.rpartition('.')
-    if dot and method == name:
-      wanted.append(setting)
-    elif text == RATE:
-      wanted.append(RATE)
-    elif text == RADIUS and radius in own:
-      wanted.append(radius)
-  wanted = wanted or [radius if radius in own else RATE]
-  return {key: values[key] for key in dict.fromkeys(wanted)}
+  default = radius if radius in own else RATE
+  asked = {RATE: RATE, RADIUS: default} | {
+    f'{name}.{key}': key for key in values
+  }
+  wanted = [asked[text] for text in config.tune or () if text in asked]
+  return {key: values[key] for key in wanted or [default]}
 
 
 def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
@@ -94,8 +82,8 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
   train, held_out = data.dataset.train, data.dataset.validation
   if held_out is None:
     train, held_out = datasets.hold_out(train, config.validation, seed=0)
-  examples, left = len(held_out['labels']), len(train['labels'])
-  if not examples:
+  left = len(train['labels'])
+  if not len(held_out['labels']):
     msg = f'--validation {config.validation} holds out no example; give more'
     raise ValueError(msg)
   if config.batch_size > left:
@@ -105,13 +93,13 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
     )
     raise ValueError(msg)
 
-  def changed(**parts: Any) -> Task:
-    dataset = dataclasses.replace(data.dataset, **parts)
+  def changed(test: Any) -> Task:
+    dataset = dataclasses.replace(data.dataset, train=train, test=test)
     made = inputs.InMemory(dataset, data.batch_size)
     made.classes = data.classes  # may be that of the model
     return dataclasses.replace(task, inputs=made)
 
-  return changed(train=train), changed(train=train, test=held_out)
+  return changed(data.dataset.test), changed(held_out)
 
 
 def tune(
@@ -128,39 +116,28 @@ def tune(
   keeps it. The searches of the methods are independent and run in threads.
   """
   chosen: Settings = {}
-  stop, lock = threading.Event(), threading.Lock()
-
-  def after_step(_: Progress) -> None:
-    if stop.is_set():
-      raise threads.StoppedError
-
-  def save(trial: Trial) -> None:
-    with lock:
-      stored.add_trial(trial)
+  stop = threading.Event()
 
   def search_for(name: str) -> None:
     own = settings[name]
     if name != config.base and RATE in chosen[config.base]:
       own = {RATE: chosen[config.base][RATE]} | own
-    done = [trial for trial in stored.trials if trial.method == name]
-    trials = Trials(config, task, name, own, done, save, after_step)
-    found = search(
+    trials = Trials(config, task, name, own, stored, stop)
+    best, score, tried = search(
       trials.score, len(trials.start), config.trials, trials.is_allowed
     )
-    chosen[name] = own | trials.values(found.best)
-    reporter.line(trials.summary(found))
+    chosen[name] = own | trials.values(best)
+    reporter.line(trials.summary(best, score, tried))
 
   base, *others = settings
   with reporter.phase('Tuning', len(settings)) as phase:
     for names in ([base], others):
-      phase.detail(', '.join(names))
       jobs = [functools.partial(search_for, name) for name in names]
       threads.together(jobs, stop=stop, done=phase.advance)
-    phase.detail('')
   return {name: chosen[name] for name in settings}
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class Trials:
   """The trials of a method: training runs with other settings."""
 
@@ -168,9 +145,8 @@ class Trials:
   task: Task
   name: str
   own: dict[str, Any]  # its complete settings
-  done: list[Trial]
-  save: Callable[[Trial], None]
-  after_step: Callable[[Progress], None]
+  stored: Store
+  stop: threading.Event
   _points: dict[Any, Point] = dataclasses.field(default_factory=dict)
   _trainers: dict[Any, Any] = dataclasses.field(default_factory=dict)
 
@@ -181,12 +157,13 @@ class Trials:
 
   def values(self, point: Point) -> dict[str, Any]:
     """Returns the settings at a point."""
-    return {
-      key: max(1, round(value * 2**exponent))
-      if isinstance(value, int)
-      else float(f'{value * 2**exponent:.3g}')  # short enough to be typed
-      for (key, value), exponent in zip(self.start.items(), point, strict=True)
-    }
+    found: dict[str, Any] = {}
+    for (key, value), exponent in zip(self.start.items(), point, strict=True):
+      moved = value * 2**exponent
+      # Floats are short enough to be typed.
+      is_int = isinstance(value, int)
+      found[key] = max(1, round(moved)) if is_int else float(f'{moved:.3g}')
+    return found
 
   def is_allowed(self, point: Point) -> bool:
     """Whether a point has new values that the method accepts."""
@@ -201,16 +178,15 @@ class Trials:
 
   def score(self, point: Point, length: float) -> Score:
     """Returns metric and loss on the validation examples, higher is better."""
-    values = self.values(point)
-    key = (values, max(1, round(length * self.config.steps)), SEED)
-    for trial in self.done:
-      if (trial.settings, trial.steps, trial.seed) == key:
+    steps = max(1, round(length * self.config.steps))
+    key = (self.name, self.values(point), steps)
+    for trial in self.stored.trials:
+      if (trial.method, trial.settings, trial.steps) == key:
         break
     else:
-      trial = self._train(*key[:2])
-      self.done.append(trial)
-      self.save(trial)
-    sign = 1 if self.task.objective.measured.higher_is_better else -1
+      trial = self._train(*key[1:])
+      self.stored.add_trial(trial)
+    sign = self.task.objective.measured.sign
     return sign * trial.validation_metric, -trial.validation_loss
 
   def _train(self, values: dict[str, Any], steps: int) -> Trial:
@@ -230,50 +206,42 @@ class Trials:
     trainer: TracedTrainer = self._trainers[place]
     trainer.traced = traced
     end = trainer.start(SEED)
-    trainer.run(end, SEED, self.after_step)
+    trainer.run(end, SEED, lambda _: threads.check(self.stop))
     solution, examples = trainer.solution(end.state), self.task.inputs.test()
     loss, value = evaluation.evaluate(
       self.task, *solution, examples, trainer.placement
     )
+    lost = end.stopped or not math.isfinite(loss)
     return Trial(
       method=self.name,
       settings=values,
       seed=SEED,
       steps=steps,
       validation_loss=loss,
-      validation_metric=math.nan
-      if end.stopped or not math.isfinite(loss)
-      else value,
-      second_gradients=end.log[-1]['second_gradients'] / end.step,
+      validation_metric=math.nan if lost else value,
     )
 
-  def summary(self, found: Found) -> str:
+  def summary(self, best: Point, score: Score, points: list[Point]) -> str:
     """Returns the line that says what was tried, and what is best."""
-    tried = [self.values(point) for point in found.tried]
+    tried = [self.values(point) for point in points]
     parts = [
       f'{key}={value} (tried {min(each[key] for each in tried):g} to '
       f'{max(each[key] for each in tried):g})'
-      for key, value in self.values(found.best).items()
+      for key, value in self.values(best).items()
     ]
-    metric, value = self.task.objective.measured, abs(found.score[0])
+    metric, value = self.task.objective.measured, abs(score[0])
     shown = f'{100 * value:.2f} %' if metric.percent else f'{value:.4g}'
-    name = metric.name.replace('_', ' ')
-    text = f'  {self.name}: {", ".join(parts)}, validation {name} {shown}'
     if not math.isfinite(value):
-      text = f'  {self.name}: all trials diverged; it uses {", ".join(parts)}'
-    if found.at_edge:
-      text += '; it is at the edge, more --trials may find a better one'
-    return text
+      return f'  {self.name}: all trials diverged; it uses {", ".join(parts)}'
+    return (
+      f'  {self.name}: {", ".join(parts)}, validation {metric.title} {shown}'
+    )
 
 
 class TracedTrainer(Trainer):
-  """A trainer whose state has some settings, so that all values share a step.
+  """A trainer whose state has some settings: their values share a step."""
 
-  Attributes:
-    traced: the values of these settings, for the next start.
-  """
-
-  traced: Mapping[str, float]
+  traced: Mapping[str, float]  # these settings, for the next start
 
   def optimizer(
     self, seed: int, accuracy: float = 0.0

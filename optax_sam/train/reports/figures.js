@@ -379,35 +379,22 @@ const figuresOf = (page, options, hidden) => {
   // Rows: a value with its range for each method, and small dots for seeds
 
   function drawRows(figure) {
-    const {reference, scale = 1} = figure;
-    const rows = figure.rows
-      .filter(({method}) => !hidden.has(method))
-      .map(({center, bar, seeds, ...row}) => ({
-        ...row,
-        center: scale * center,
-        bar: bar && bar.map((end) => scale * end),
-        seeds: (seeds || []).map((value) => scale * value),
-      }));
+    const rows = figure.rows.filter(({method}) => !hidden.has(method));
     // The row of a diverged run may leave the axis: it would flatten others.
     const calm = rows.filter(({diverged}) => !diverged);
     const values = (calm.length ? calm : rows)
       .flatMap(({center, bar, seeds}) => [center, ...(bar || []), ...seeds])
-      .concat(reference === null ? [] : [reference]);
-    let [low, high] = [Math.min(...values), Math.max(...values)];
-    const logarithmic = reference === null && low > 0 && high > SPREAD * low;
-    if (logarithmic) [low, high] = [Math.log10(low), Math.log10(high)];
-    else if (reference !== 0) low = Math.min(0, low); // lengths are ratios
+      .concat(0);
+    const [low, high] = [Math.min(...values), Math.max(...values)];
     const margin = 0.06 * (high - low) || 0.5;
     const range = [low && low - margin, high + margin];
-    const edges = logarithmic ? range.map((value) => 10 ** value) : range;
-    const label = logarithmic ? `${figure.label}, log scale` : figure.label;
     const texts = rows.map(({text}, y) => ({
       xref: 'paper', x: 1, xanchor: 'left', xshift: 6,
       y, text, showarrow: false,
     }));
     const arrows = rows.flatMap(({center}, y) => {
-      const left = center < edges[0];
-      if (!left && center <= edges[1]) return [];
+      const left = center < range[0];
+      if (!left && center <= range[1]) return [];
       return {
         xref: 'paper', x: left ? 0 : 1, y, ax: left ? 24 : -24, ay: 0,
         text: '', arrowhead: 2, arrowcolor: color('--muted'),
@@ -415,7 +402,7 @@ const figuresOf = (page, options, hidden) => {
     });
     const line = {
       type: 'line', yref: 'paper', y0: 0, y1: 1, layer: 'below',
-      x0: reference, x1: reference,
+      x0: 0, x1: 0,
       line: {color: color('--ink'), width: 1.2},
     };
     return {
@@ -424,10 +411,9 @@ const figuresOf = (page, options, hidden) => {
         height: Math.max(260, 96 + 34 * rows.length),
         margin: marginFor(texts),
         annotations: [...texts, ...arrows],
-        shapes: reference === null ? [] : [line],
+        shapes: [line],
         xaxis: {
-          title: {text: label},
-          type: logarithmic ? 'log' : 'linear',
+          title: {text: figure.label},
           range,
         },
         yaxis: {
@@ -443,7 +429,7 @@ const figuresOf = (page, options, hidden) => {
   function rowTraces(row, y) {
     const style = page.styles[row.method];
     const own = color(style.color);
-    const clear = !row.verdict || ['better', 'worse'].includes(row.verdict);
+    const clear = ['better', 'worse'].includes(row.verdict);
     const shared = {type: 'scatter', mode: 'markers', legendgroup: row.method};
     const main = {
       ...shared, x: [row.center], y: [y],

@@ -1,147 +1,53 @@
 """Figures of the pages, as plain data: `figures.js` draws them.
 
-A figure has a `name`, a `title`, a `caption`, an `alternative` text, and one of
+A figure has a `name`, a `title`, a `caption`, a `label`, and one of
 
-* `rows` from top to bottom: `method`, `center`, and optionally `text`,
-  `verdict`, `bar`, values of the `seeds`, and whether a run `diverged`; with a
-  `label`, a vertical line `reference` and a `scale` of the values;
+* `rows` from top to bottom: `method`, `center`, `text`, `verdict`, `bar`,
+  values of the `seeds`, and whether a run `diverged`;
 * `curves` over the steps (`curves.over_seeds`), or with `x` and `y`; with
-  `label`, `x_label`, `x_log`, whether the y axis may be `log`, and for its
-  range, values to `include`, the fraction of the curves to `skip`, `decades`;
+  `x_label`, `x_log`, whether the y axis may be `log`, and for its range, values
+  to `include`, the fraction of the curves to `skip`, `decades`;
 * `points` of value and cost, or a `plane` with its `x`, `y` and `range`.
 """
 
-import collections
+import functools
 import math
-import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from optax_sam.catalog import METHODS
-from optax_sam.train.reports import curves
-from optax_sam.train.reports.curves import is_drawable
-from optax_sam.train.reports.display import title as label_of
-from optax_sam.train.reports.formats import duration, gain, number
-from optax_sam.train.reports.results import Comparison, Run
-from optax_sam.train.reports.summary import Summary, finite, mean
+import numpy as np
 
-_DOTS = 'Small dots are seeds.'
-_LOGGED = ('learning_rate', 'gradient_norm', 'update_norm', 'parameter_norm')
-_LOG = operator.attrgetter('log')
+from optax_sam.catalog import METHODS
+from optax_sam.train.reports import curves, formats
+from optax_sam.train.reports.curves import Row, is_drawable
+from optax_sam.train.reports.paired import Difference
+from optax_sam.train.reports.results import Comparison, finite, mean
 
 Figure = dict[str, Any]
-_Row = Mapping[str, float]
 
 
-def rows(
-  title: str, caption: str, given: Iterable[Mapping[str, Any]], **content: Any
-) -> list[Figure]:
-  """Returns a figure with a row for each method; none without rows."""
-  found = [
-    {'text': number(row['center']), **row}
-    for row in given
-    if is_drawable(row['center'])
-  ]
-  words = [
-    f'{row["text"]} ({row["verdict"]})' if 'verdict' in row else row['text']
-    for row in found
-  ]
-  content = {'reference': None, **content, 'rows': found}
-  return _figure(title, caption, found, words, content)
-
-
-def lines(
-  title: str,
-  caption: str,
-  found: Iterable[Mapping[str, Any] | None],
-  **content: Any,
-) -> list[Figure]:
-  """Returns a figure with a curve for each method; none without curves."""
-  shown = [curve for curve in found if curve and finite(curve['y'])]
-  if any(curve.get('diverged') for curve in shown):
-    caption += ' A curve ends where its first run diverged.'
-  content = {'skip': 0, 'include': [], 'log': True, **content, 'curves': shown}
-  words = [number(curve['y'][-1]) for curve in shown]
-  return _figure(title, caption, shown, words, content)
-
-
-def _figure(
-  title: str,
-  caption: str,
-  found: Sequence[Mapping[str, Any]],
-  words: Sequence[str],
-  content: Figure,
-) -> list[Figure]:
-  text = '; '.join(
-    f'{label_of(one["method"])} {word}'
-    for one, word in zip(found, words, strict=True)
-  )
-  figure = {
+def _figure(title: str, caption: str, **content: Any) -> Figure:
+  return {
     'title': title[0].upper() + title[1:],
     'name': title.lower().replace(' ', '-'),
     'label': title,
     'caption': caption.strip(),
-    'alternative': f'{title}: {text}.',
+    **content,
   }
-  return [figure | content] if found else []
 
 
-def scores(comparison: Comparison, summary: Sequence[Summary]) -> list[Figure]:
-  """Returns differences to the base, value against cost, and times."""
-  metric = comparison.metric
-  percent, points = _units(comparison)
-  better = 'right' if metric.higher_is_better else 'left'
-  differences, steps, costs = [], [], []
-  for row in summary:
-    name, found = {'method': row.method}, row.difference
-    seeds, diverged = list(found.by_seed.values()), row.diverged > 0
-    center = {'center': found.mean, 'text': gain(found.mean, metric)}
-    more = {'bar': found.interval, 'seeds': seeds, 'verdict': found.verdict}
-    differences.append(name | center | more | {'diverged': diverged})
-    step = {'center': row.relative_time, 'bar': row.relative_time_quartiles}
-    steps.append(name | step)
-    # A diverged method would flatten the others.
-    if row.score is not None and not diverged:
-      gradients, seconds = curves.spent(comparison, row.method)
-      cost = {'gradients': gradients, 'seconds': seconds}
-      error = metric.scale * (row.score_deviation or 0.0)
-      costs.append(
-        name | cost | {'y': metric.scale * row.score, 'error': error}
-      )
-  words = [f'{number(one["y"])} in {number(one["seconds"])} s' for one in costs]
-  label = f'test {metric.title}{percent}'
-  tradeoff = {'name': 'tradeoff', 'label': label, 'sign': metric.sign}
-  return [
-    *rows(
-      f'difference to {label_of(comparison.base)}',
-      f'Mean of the paired differences, with 95% interval. {_DOTS} Better is to'
-      f' the {better}. Filled marker: a clear difference, corrected for the'
-      ' number of methods. An arrow points to a method outside of the axis.',
-      differences,
-      name='differences',
-      label=f'difference in test {metric.title}{points}',
-      reference=0,
-      scale=metric.scale,
-    ),
-    *_figure(
-      f'test {metric.title} against cost',
-      'Mean over seeds; bars: std over seeds. The dashed line joins the methods'
-      ' that no other beats in both.',
-      costs,
-      words,
-      tradeoff | {'points': costs},
-    ),
-    *rows(
-      'time per step, base optimizer = 1',
-      'In the same round: median and quartiles.',
-      steps,
-      name='step-time',
-      reference=1,
-    ),
-    *_of_runs(
-      comparison, 'total time, s', '', lambda run: run.seconds, duration
-    ),
-  ]
+def _curves(
+  title: str,
+  caption: str,
+  given: Iterable[Mapping[str, Any] | None],
+  **content: Any,
+) -> list[Figure]:
+  """Returns a figure with a curve for each method; none without curves."""
+  found = [curve for curve in given if curve and finite(curve['y'])]
+  if any(curve.get('diverged') for curve in found):
+    caption += ' A curve ends where its first run diverged.'
+  content = {'skip': 0, 'include': [], 'log': True, **content, 'curves': found}
+  return [_figure(title, caption, **content)] if found else []
 
 
 def _units(comparison: Comparison) -> tuple[str, str]:
@@ -149,24 +55,60 @@ def _units(comparison: Comparison) -> tuple[str, str]:
   return (', %', ', points') if comparison.metric.percent else ('', '')
 
 
-def _of_runs(
-  comparison: Comparison,
-  title: str,
-  caption: str,
-  value: Callable[[Run], float | None],
-  text: Callable[[float], str] = number,
+def scores(
+  comparison: Comparison, differences: Mapping[str, Difference]
 ) -> list[Figure]:
-  found = []
-  for method in comparison.methods:
-    values = map(value, comparison.complete_runs(method))
-    seeds = [seed for seed in values if seed is not None and is_drawable(seed)]
-    if seeds:
-      center = sum(seeds) / len(seeds)
-      row = {'method': method, 'center': center, 'text': text(center)}
-      found.append(row | {'seeds': seeds if len(seeds) > 1 else []})
-  if any(row['seeds'] for row in found):
-    caption = f'Mean. {_DOTS} {caption}'
-  return rows(title, caption, found) if len(found) > 1 else []
+  """Returns the differences to the base, and the value against the cost."""
+  metric, (percent, points) = comparison.metric, _units(comparison)
+  scale = lambda values: [metric.scale * value for value in values]
+  better = 'right' if metric.higher_is_better else 'left'
+  rows, costs = [], []
+  for name, found in differences.items():
+    runs = comparison.runs_of(name)
+    diverged = any(run.diverged for run in runs)
+    if found.mean is not None:
+      rows.append(
+        {
+          'method': name,
+          'center': metric.scale * found.mean,
+          'text': formats.gain(found.mean, metric),
+          'bar': scale(found.interval) if found.interval else None,
+          'seeds': scale(found.by_seed.values()),
+          'verdict': found.verdict,
+          'diverged': diverged,
+        }
+      )
+    values = scale(comparison.scores(name).values())
+    if values and not diverged:  # it would flatten the others
+      costs.append(
+        {
+          'method': name,
+          'y': mean(values),
+          'error': float(np.std(values, ddof=1)) if values[1:] else 0.0,
+          'gradients': mean(run.last('gradients') for run in runs),
+          'seconds': mean(run.last('seconds') for run in runs),
+        }
+      )
+  difference = _figure(
+    f'difference to {formats.title(comparison.base)}',
+    'Mean of the paired differences, with 95% interval. Small dots are seeds. '
+    f'Better is to the {better}. Filled marker: a clear difference, corrected '
+    'for the number of methods. An arrow points to a method outside of the '
+    'axis.',
+    name='differences',
+    label=f'difference in test {metric.title}{points}',
+    rows=rows,
+  )
+  tradeoff = _figure(
+    f'test {metric.title} against cost',
+    'Mean over seeds; bars: std over seeds. The dashed line joins the methods '
+    'that no other beats in both.',
+    name='tradeoff',
+    label=f'test {metric.title}{percent}',
+    sign=metric.sign,
+    points=costs,
+  )
+  return [difference] * bool(rows) + [tradeoff] * (len(costs) > 1)
 
 
 def learning_curves(comparison: Comparison) -> list[Figure]:
@@ -176,57 +118,29 @@ def learning_curves(comparison: Comparison) -> list[Figure]:
     _value(f'{data}_{metric.name}', metric.scale) for data in ('test', 'train')
   )
   gap = lambda row: train(row) - test(row)
-  name, gap_name = metric.title + percent, metric.title + points
-  loss = _course(comparison, 'test loss', _value('test_loss'))
-  early = {'skip': 0.25}  # not in the range of the axis
-  return [
-    *_course(comparison, f'test {name}', test, name='test-metric', **early),
-    *loss[metric.name == 'loss' :],
-    *_course(comparison, 'training loss', _value('loss'), _LOG),
-    *_course(
-      comparison, f'training {name}', train, name='train-metric', **early
-    ),
-    *_course(
-      comparison,
-      f'training minus test {gap_name}',
+  evaluations, log = (lambda run: run.evaluations), (lambda run: run.log)
+  name, early = metric.title + percent, {'skip': 0.25}  # not on the axis
+  # By title: if the metric is the loss, there is one figure of it.
+  shown: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+    f'test {name}': (evaluations, test, {'name': 'test-metric', **early}),
+    f'training {name}': (evaluations, train, {'name': 'train-metric', **early}),
+    'test loss': (evaluations, _value('test_loss'), {}),
+    'training loss': (log, _value('loss'), {}),
+    f'training minus test {metric.title}{points}': (
+      evaluations,
       gap,
-      name='gap',
-      include=[0],
+      {'name': 'gap', 'include': [0]},
     ),
-  ]
-
-
-def course(comparison: Comparison) -> list[Figure]:
-  """Returns the fraction of perturbed gradients, learning rate and norms."""
-  made = _course(
-    comparison,
-    'perturbed gradients, % of steps',
-    _value('fraction', 100),
-    curves.perturbed_fraction,
-    name='perturbed-gradients',
-    include=(0, 100),
-  )
-  for key in _LOGGED:
-    title = key.replace('_', ' ')
-    made += _course(comparison, title, _value(key), _LOG, log=False)
+  }
+  made = []
+  for title, (rows_of, value, content) in shown.items():
+    of = functools.partial(curves.over_seeds, rows_of=rows_of, value=value)
+    found = [of(comparison, method) for method in comparison.methods]
+    made += _curves(title, '', found, **content)
   return made
 
 
-def _course(
-  comparison: Comparison,
-  title: str,
-  value: Callable[[_Row], float],
-  rows_of: Callable[[Run], Iterable[_Row]] = lambda run: run.evaluations,
-  **options: Any,
-) -> list[Figure]:
-  found = [
-    curves.over_seeds(comparison, method, rows_of, value)
-    for method in comparison.methods
-  ]
-  return lines(title, '', found, **options)
-
-
-def _value(key: str, scale: float = 1.0) -> Callable[[_Row], float]:
+def _value(key: str, scale: float = 1.0) -> Callable[[Row], float]:
   return lambda row: scale * row.get(key, math.nan)
 
 
@@ -234,41 +148,41 @@ def sensitivity(comparison: Comparison) -> list[Figure]:
   """Returns the metric on validation examples against each tuned setting.
 
   Only the longest trials of a value count: those of successive halving have
-  different lengths. Other settings are those with the best mean over seeds.
+  different lengths. Other settings are those with the best metric.
   """
   metric, made = comparison.metric, []
-  groups: dict[tuple[str, str, float], Any] = collections.defaultdict(
-    lambda: collections.defaultdict(list)
-  )
+  best: dict[str, dict[str, dict[float, tuple[int, float]]]] = {}
   for trial in comparison.trials:
-    key, y = (trial.steps, repr(trial.settings)), trial.validation_metric
-    for name, x in _named(trial.method, trial.settings).items():
-      if isinstance(x, int | float) and x > 0 and is_drawable(y):
-        groups[name, trial.method, float(x)][key].append(metric.sign * y)
-  points: dict[tuple[str, str], Any] = collections.defaultdict(list)
-  for (name, method, x), of in sorted(groups.items()):
-    steps, best = max((steps, mean(ys) or 0.0) for (steps, _), ys in of.items())
-    points[name, method].append((x, metric.scale * metric.sign * best, steps))
-  for name in sorted({name for name, _ in points}):
-    found = []
-    for method in comparison.methods:
-      if (name, method) in points:
-        xs, ys, steps = zip(*points[name, method], strict=True)
-        runs = comparison.runs_of(method)
-        chosen = [_named(method, run.settings).get(name) for run in runs]
-        size = [15 if x in chosen else 7 for x in xs]
-        shorter = [one < max(steps) for one in steps]
-        curve = {'method': method, 'x': xs, 'y': ys}
-        found.append({**curve, 'size': size, 'open': shorter})
+    found = (trial.steps, metric.sign * trial.validation_metric)
+    known = trial.method in comparison.methods and is_drawable(found[1])
+    for name, x in (
+      _named(trial.method, trial.settings).items() if known else ()
+    ):
+      points = best.setdefault(name, {}).setdefault(trial.method, {})
+      points[x] = max(found, points.get(x, found))
+  for name, of_methods in sorted(best.items()):
+    shown = []
+    for method, points in of_methods.items():
+      runs, longest = comparison.runs_of(method), max(points.values())[0]
+      chosen = [_named(method, run.settings).get(name) for run in runs]
+      xs = sorted(points)
+      shown.append(
+        {
+          'method': method,
+          'x': xs,
+          'y': [metric.scale * metric.sign * points[x][1] for x in xs],
+          'size': [15 if x in chosen else 7 for x in xs],
+          'open': [points[x][0] < longest for x in xs],
+        }
+      )
     words = name.replace('_', ' ')
-    if any(len(curve['x']) > 1 for curve in found):
-      made += lines(
+    if any(len(curve['x']) > 1 for curve in shown):
+      made += _curves(
         f'Sensitivity to the {words}',
         'Best value on validation examples. The large marker is the chosen one.'
         ' Open markers: shorter trainings, not comparable with the others.',
-        found,
+        shown,
         log=False,
-        name=f'sensitivity-{words.replace(" ", "-")}',
         label=f'validation {metric.title}{_units(comparison)[0]}',
         x_label=words,
         x_log=True,
@@ -283,86 +197,69 @@ def _named(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def solutions(comparison: Comparison) -> list[Figure]:
-  """Returns sharpness, landscape and Hessian spectrum at the end of runs."""
-  made: list[Figure] = []
-  for name, title in comparison.measures.items():
-    value = lambda run, name=name: run.sharpness.get(name)
-    if not name.endswith('_error'):
-      made += _of_runs(comparison, title, 'Lower is flatter.', value)
-  made += _planes(comparison)
+  """Returns landscape and Hessian spectrum at the end of runs."""
   runs = sorted(comparison.runs, key=lambda run: -run.seed)
-  of_first = {run.method: run.landscape for run in runs if run.landscape}
-  made += _landscape(of_first)
-  spectra = [
-    {
-      'method': name,
-      'x': [row['eigenvalue'] for row in of],
-      'y': [row['density'] or math.nan for row in of],
-    }
-    for name, of in comparison.spectra.items()
-    if name in comparison.methods
+  lines = {run.method: run.landscape for run in runs if run.landscape}
+  return [
+    *_planes(comparison),
+    *_curves(
+      'Loss along one random direction',
+      'Training loss in evaluation mode. The direction is scaled filter by '
+      'filter to the weights. A wide curve is flat along it. Other directions '
+      'and seeds may look different. The axis is cut at the top.',
+      _of_columns(lines, 'position', 'loss'),
+      log=False,
+      name='landscape',
+      label='training loss',
+      x_label='distance from the solution, in units of its weights',
+      skip=0.25,
+    ),
+    *_curves(
+      'Spectrum of the Hessian',
+      'At the solution of the first seed. Mass far to the right: sharp'
+      ' directions. Negative eigenvalues: a saddle.',
+      _of_columns(comparison.spectra, 'eigenvalue', 'density'),
+      name='spectrum',
+      label='density',
+      x_label='eigenvalue of the Hessian',
+      decades=5,
+    ),
   ]
-  return made + lines(
-    'Spectrum of the Hessian',
-    'At the solution of the first seed. Mass far to the right: sharp'
-    ' directions. Negative eigenvalues: a saddle.',
-    spectra,
-    name='spectrum',
-    label='density',
-    x_label='eigenvalue of the Hessian',
-    decades=5,
-  )
 
 
-def _landscape(found: Mapping[str, Sequence[_Row]]) -> list[Figure]:
-  """Returns the loss along a random direction, from `position` and `loss`."""
-  shown = [
+def _of_columns(
+  found: Mapping[str, Sequence[Row]], x: str, y: str
+) -> list[Mapping[str, Any]]:
+  # 0 has no place on an axis that may be logarithmic.
+  return [
     {
       'method': name,
-      'x': [row['position'] for row in of],
-      'y': [row['loss'] for row in of],
+      'x': [row[x] for row in of],
+      'y': [row[y] or math.nan for row in of],
     }
     for name, of in found.items()
   ]
-  return lines(
-    'Loss along one random direction',
-    'Training loss in evaluation mode. The direction is scaled filter by filter'
-    ' to the weights. A wide curve is flat along it. Other directions and seeds'
-    ' may look different. The axis is cut at the top.',
-    shown,
-    log=False,
-    name='landscape',
-    label='training loss',
-    x_label='distance from the solution, in units of its weights',
-    skip=0.25,
-  )
 
 
 def _planes(comparison: Comparison) -> list[Figure]:
   """Returns the loss in a plane through solutions, with common colours."""
   losses = [row['loss'] for of in comparison.planes.values() for row in of]
-  drawn = [loss for loss in losses if is_drawable(loss) and loss > 0]
+  drawn = [math.log10(x) for x in losses if is_drawable(x) and x > 0]
   made = []
-  for method, of in comparison.planes.items():
-    if not drawn or not of:
-      continue
+  for method, of in comparison.planes.items() if drawn else ():
     by_place = {(row['x'], row['y']): row['loss'] for row in of}
     x, y = (sorted({row[axis] for row in of}) for axis in ('x', 'y'))
-    table = [[by_place.get((a, b), math.nan) for a in x] for b in y]
-    content = {
-      'name': f'plane-{method}',
-      'plane': table,
-      'x': x,
-      'y': y,
-      'range': [math.log10(min(drawn)), math.log10(max(drawn))],
-    }
-    center = number(table[len(y) // 2][len(x) // 2])
-    made += _figure(
-      f'Loss around the solution of {label_of(method)}',
-      'In a plane of two random directions, scaled filter by filter. The cross'
-      ' is the solution. All planes have the same colours, on a log scale.',
-      [{'method': method}],
-      [f'{center} at the solution'],
-      content,
+    made.append(
+      _figure(
+        f'Loss around the solution of {formats.title(method)}',
+        'In a plane of two random directions, scaled filter by filter. The '
+        'cross is the solution. All planes have the same colours, on a log '
+        'scale.',
+        name=f'plane-{method}',
+        plane=[[by_place.get((a, b), math.nan) for a in x] for b in y],
+        x=x,
+        y=y,
+        range=[min(drawn), max(drawn)],
+      )
     )
   return made

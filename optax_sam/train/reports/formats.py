@@ -1,13 +1,27 @@
-"""Texts of numbers, settings and names, for pages and terminal."""
+"""Texts of numbers, settings and names, and the looks of methods."""
 
+import html
 import math
+import re
 from collections.abc import Sequence
 
+from optax_sam.catalog import METHODS
 from optax_sam.train.reports.results import Metric
 
 MISSING = '\N{EN DASH}'
 MINUS = '\N{MINUS SIGN}'
-TIMES = '\N{MULTIPLICATION SIGN}'
+
+# The hues of page.css that colour-blind readers tell apart.
+HUES = 8
+# One round of hues each: they tell methods of equal hue apart.
+ROUNDS = (
+  ('solid', 'circle'),
+  ('dash', 'diamond'),
+  ('dot', 'triangle-up'),
+  ('dashdot', 'x'),
+  ('longdash', 'square'),
+)
+_BASES = {'sgd': 'SGD', 'adamw': 'AdamW', 'adam': 'Adam', 'lion': 'Lion'}
 
 
 def number(value: float | None, spec: str = '.3g') -> str:
@@ -19,8 +33,7 @@ def number(value: float | None, spec: str = '.3g') -> str:
 
 def score(value: float | None, metric: Metric) -> str:
   """Formats a value of the metric, in percent without the sign."""
-  scaled = None if value is None else metric.scale * value
-  return number(scaled, '.2f' if metric.percent else '.4g')
+  return number(None if value is None else metric.scale * value, metric.spec)
 
 
 def gain(value: float | None, metric: Metric) -> str:
@@ -31,21 +44,9 @@ def gain(value: float | None, metric: Metric) -> str:
   return text[1:] if float(text) == 0 else text.replace('-', MINUS)
 
 
-def duration(seconds: float) -> str:
-  """Formats a duration in the two largest units that it needs."""
-  if not seconds >= 60:
-    return f'{number(seconds)} s'
-  minutes, rest = divmod(round(seconds), 60)
-  if minutes < 60:
-    return f'{minutes} min {rest} s'
-  return f'{minutes // 60} h {minutes % 60} min'
-
-
 def join(names: Sequence[str]) -> str:
   """Joins names as in a sentence: a, b and c."""
-  return ' and '.join(
-    [', '.join(names[:-1])] * (len(names) > 1) + [*names[-1:]]
-  )
+  return ' and '.join(filter(None, (', '.join(names[:-1]), *names[-1:])))
 
 
 def count(size: int, noun: str) -> str:
@@ -70,3 +71,38 @@ def in_words(value: object) -> str:
   if isinstance(value, dict):
     return ', '.join(f'{key} = {in_words(x)}' for key, x in value.items())
   return str(value)
+
+
+def title(name: str) -> str:
+  """Returns the name of a method in its paper."""
+  if name in METHODS:
+    return METHODS[name].title
+  return _BASES.get(name, printable(name))
+
+
+def styles(names: Sequence[str], base: str) -> dict[str, dict[str, str]]:
+  """Returns how each method, or run, appears in every figure and table.
+
+  Each has a `label`, the name in its paper; the `text` for figures, short and
+  escaped as for HTML; a `color`, which is a CSS variable; `dash` and `symbol`
+  of Plotly; and a `link` to its paper or ''. The base optimizer has the colour
+  of the text.
+  """
+  found = {}
+  others = [name for name in names if name != base]
+  for name in names:
+    label, color, place = title(name), '--ink', 0
+    if name != base:
+      place = others.index(name)
+      color = f'--hue-{place % HUES}'
+    dash, symbol = ROUNDS[place // HUES % len(ROUNDS)]
+    short = re.sub(r'.*\((\S+)\)$', r'\1', label) if name in METHODS else label
+    found[name] = {
+      'label': label,
+      'text': html.escape(short, quote=False),
+      'color': color,
+      'dash': dash,
+      'symbol': symbol,
+      'link': METHODS[name].paper.link if name in METHODS else '',
+    }
+  return found

@@ -1,5 +1,6 @@
 """Versions and hardware, on which the numbers of a report depend."""
 
+import contextlib
 import importlib.metadata
 import os
 import pathlib
@@ -15,27 +16,25 @@ def versions() -> dict[str, str]:
   """Returns the versions of Python and of relevant packages."""
   found = {'python': platform.python_version()}
   for package in _PACKAGES.split():
-    try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
       found[package] = importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-      continue  # a source tree
   return found
+
+
+def cores() -> int:
+  """Returns the number of cores that this process may use."""
+  affinity = getattr(os, 'sched_getaffinity', None)  # not on macOS
+  return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def describe() -> dict[str, str]:
   """Returns device, processor, number of cores and operating system."""
-  device = jax.devices()[0]
-  information = pathlib.Path('/proc/cpuinfo')
-  text = information.read_text('utf-8') if information.exists() else ''
-  processor = re.search(r'^model name\s*: (.+)$', text, re.MULTILINE)
-  cores = os.cpu_count() or 1
-  if hasattr(os, 'sched_getaffinity'):
-    cores = len(os.sched_getaffinity(0))
+  path = pathlib.Path('/proc/cpuinfo')
+  text = path.read_text('utf-8') if path.exists() else ''
+  name = re.search(r'^model name\s*: (.+)$', text, re.MULTILINE)
   return {
-    'device': f'{jax.device_count()} x {device.device_kind}',
-    'processor': processor[1]
-    if processor
-    else platform.processor() or 'unknown',
-    'cores': str(cores),
+    'device': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'processor': name[1] if name else platform.processor() or 'unknown',
+    'cores': str(cores()),
     'system': f'{platform.system()} {platform.machine()}',
   }

@@ -6,8 +6,7 @@ from typing import Any
 
 import msgspec
 
-from optax_sam.train.reports.display import Style
-from optax_sam.train.reports.formats import in_words, printable
+from optax_sam.train.reports import formats
 from optax_sam.train.reports.results import Comparison
 from optax_sam.train.reports.tables import Table
 
@@ -20,49 +19,46 @@ _POLICY = (
 
 
 def render(
-  styles: Mapping[str, Style],
+  comparison: Comparison,
   tables: Sequence[Table],
   sections: Mapping[str, Sequence[Mapping[str, Any]]],
-  comparison: Comparison,
   *,
   downloads: Mapping[str, str] | None = None,
   **values: Any,
 ) -> str:
   """Renders a page of HTML, which loads nothing.
 
-  Args:
-    styles: Style of each method or run.
-    tables: The tables; the first one is above the figures.
-    sections: Figures by heading; those without figures are left out.
-    comparison: The results, for command, versions, machine and start.
-    downloads: Texts by file name.
-    **values: Further variables of page.html.
+  The first one of the tables is above the figures, which are given by heading.
+  Downloads are texts by file name, `values` further variables of page.html.
   """
   import jinja2
   import markupsafe
 
+  def finalize(value: Any) -> Any:
+    return formats.printable(value) if type(value) is str else value
+
   environment = jinja2.Environment(
     loader=jinja2.FunctionLoader(_read),
     autoescape=True,
-    finalize=lambda value: printable(value) if type(value) is str else value,
+    finalize=finalize,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
   )
   sections = {title: found for title, found in sections.items() if found}
+  styles = formats.styles(comparison.methods, comparison.base)
+  figures = [figure for found in sections.values() for figure in found]
   data = {
     'base': comparison.base,
-    'styles': {name: vars(style) for name, style in styles.items()},
-    'figures': {
-      figure['name']: figure for found in sections.values() for figure in found
-    },
+    'styles': styles,
+    'figures': {figure['name']: figure for figure in figures},
     'downloads': downloads or {},
   }
   return environment.get_template('page.html').render(
     read=lambda path: markupsafe.Markup(_read(path)),
     policy=_POLICY,
-    data=markupsafe.Markup(as_script(data)),
-    in_words=in_words,
+    data=markupsafe.Markup(_as_script(data)),
+    formats=formats,
     styles=styles,
     tables=tables,
     sections=sections,
@@ -73,10 +69,9 @@ def render(
   )
 
 
-def as_script(data: object) -> str:
+def _as_script(data: object) -> str:
   """Returns data as JSON in which no text ends the script; NaN is null."""
-  as_list = lambda array: array.tolist()
-  text = msgspec.json.encode(data, enc_hook=as_list).decode()
+  text = msgspec.json.encode(data).decode()
   for character in '<>&':
     text = text.replace(character, f'\\u{ord(character):04x}')
   return text

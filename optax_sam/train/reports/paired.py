@@ -6,17 +6,16 @@ examples and seeds decides, if per-example values are known.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+
+from optax_sam.train.reports.results import Comparison
 
 CONFIDENCE = 0.95
 # Resamples of the bootstrap. The smallest p-value is 2 / (_RESAMPLES + 1), so a
 # difference may survive the correction for 100 methods.
 _RESAMPLES = 4000
-# Values of examples that are resampled at a time, for the memory.
-_CHUNK = 2**22
 
 STUDENT = 'Student t over seeds'
 BOOTSTRAP = 'bootstrap over test examples and seeds'
@@ -27,26 +26,16 @@ Examples = Mapping[int, Sequence[float]]
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Paired difference in a test metric to the base optimizer.
+  """Paired difference in a test metric to the base optimizer."""
 
-  Attributes:
-    by_seed: The difference for each common seed.
-    mean: The mean difference; None without a common seed.
-    interval: 95% interval of the mean, not corrected for the number of methods.
-    reason: The reason for a missing interval; empty if there is one.
-    method: The test: `STUDENT`, `BOOTSTRAP`, or '' if there is none.
-    p_value: Two-sided p-value of a difference of 0; None without a test.
-    adjusted_p_value: The p-value after Holm's correction.
-    higher_is_better: Whether a positive difference is an improvement.
-  """
-
-  by_seed: dict[int, float]
-  mean: float | None
-  interval: tuple[float, float] | None
-  reason: str
-  method: str = ''
-  p_value: float | None = None
-  adjusted_p_value: float | None = None
+  by_seed: dict[int, float]  # common seeds only
+  mean: float | None = None
+  # At 95%, of the mean, not corrected for the number of methods.
+  interval: tuple[float, float] | None = None
+  reason: str = ''  # of a missing interval
+  method: str = ''  # `STUDENT`, `BOOTSTRAP`, or none
+  p_value: float | None = None  # two-sided, of a difference of 0
+  adjusted_p_value: float | None = None  # by Holm's correction
   higher_is_better: bool = True
 
   @property
@@ -61,17 +50,11 @@ class Difference:
     return not low <= 0 <= high
 
   @property
-  def gain(self) -> float | None:
-    """The mean difference, positive if the method is better than the base."""
-    if self.mean is None or self.higher_is_better:
-      return self.mean
-    return -self.mean
-
-  @property
   def verdict(self) -> str:
     """What the difference shows: better, worse, or nothing clear."""
     if self.significant:
-      return 'better' if (self.gain or 0.0) > 0 else 'worse'
+      is_positive = (self.mean or 0.0) > 0
+      return 'better' if is_positive == self.higher_is_better else 'worse'
     return 'not tested' if self.interval is None else 'no clear difference'
 
 
@@ -88,35 +71,66 @@ def paired_difference(
     examples: Values of the test examples of both, whose means are the scores.
       They are used only if the seeds have no variance.
   """
-  shared = [seed for seed in method if seed in base]
-  by_seed = {seed: method[seed] - base[seed] for seed in shared}
-  differences = np.array(list(by_seed.values()))
+  by_seed = {seed: method[seed] - base[seed] for seed in method if seed in base}
   if not by_seed:
-    reason = 'no seed has a complete run of both'
-    return Difference(by_seed, None, None, reason)
-  center = float(differences.mean())
-  largest = max(abs(x[seed]) for x in (method, base) for seed in shared)
-  if len(shared) == 1:
+    return Difference({}, reason='no seed has a run of both')
+  values = np.array(list(by_seed.values()))
+  center = float(values.mean())
+  largest = max(abs(x[seed]) for x in (method, base) for seed in by_seed)
+  if len(by_seed) == 1:
     reason = 'one seed gives no estimate of the seed-to-seed variance'
   # Equal differences are an artifact of accuracies in whole examples, not a
   # variance of zero, and an interval of zero width would be wrong. Equality is
   # up to the rounding of float32, the dtype of accuracies.
-  elif np.ptp(differences) <= 1e-6 * largest:
+  elif np.ptp(values) <= 1e-6 * largest:
     reason = 'all seeds differ by the same amount: no variance to estimate'
   else:
     from scipy import stats
 
-    test = stats.ttest_1samp(differences, 0.0)
+    test = stats.ttest_1samp(values, 0.0)
     low, high = map(float, test.confidence_interval(CONFIDENCE))
     p_value = float(test.pvalue)
     return Difference(by_seed, center, (low, high), '', STUDENT, p_value)
-  values = _of_examples(*examples, shared)
-  if values is None:
+  pairs = [[of.get(seed, ()) for of in examples] for seed in by_seed]
+  sizes = {len(values) for pair in pairs for values in pair}
+  if len(sizes) > 1 or not max(sizes) or not np.isfinite(pairs).all():
     return Difference(by_seed, center, None, reason)
-  if not values.any():
-    reason = 'all test examples have the same values'
-    return Difference(by_seed, center, None, reason, BOOTSTRAP, 1.0)
-  return _bootstrap(by_seed, values)
+  values = np.subtract.reduce(pairs, axis=1)  # (seeds, examples)
+  if values.any():
+    interval, p_value = _bootstrap(values)
+    return Difference(by_seed, center, interval, '', BOOTSTRAP, p_value)
+  reason = 'all test examples have the same values'
+  return Difference(by_seed, center, None, reason, BOOTSTRAP, 1.0)
+
+
+def differences(comparison: Comparison) -> dict[str, Difference]:
+  """Returns the differences of all methods to the base, which comes first.
+
+  Diverged runs count (`Comparison.scores`). The p-values are adjusted for the
+  number of methods by Holm's correction.
+  """
+  base, found = comparison.base, {}
+  for name in comparison.methods:
+    runs = [comparison.runs_of(one) for one in (name, base)]
+    one, other = (
+      {run.seed: run.test_values for run in of if not run.diverged}
+      for of in runs
+    )
+    found[name] = paired_difference(
+      comparison.scores(name), comparison.scores(base), (one, other)
+    )
+  if base in found:
+    found[base] = Difference({}, reason='this is the base optimizer')
+  tested = {x: p for x, one in found.items() if (p := one.p_value) is not None}
+  adjusted = dict(zip(tested, holm(list(tested.values())), strict=True))
+  return {
+    name: dataclasses.replace(
+      one,
+      adjusted_p_value=adjusted.get(name),
+      higher_is_better=comparison.metric.higher_is_better,
+    )
+    for name, one in found.items()
+  }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -126,43 +140,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
   is above 1 or below a smaller one's adjusted value. Rejecting those below 5%
   keeps the probability of any false rejection at 5%.
   """
-  adjusted, largest = [0.0] * len(p_values), 0.0
-  for rank, index in enumerate(np.argsort(p_values, kind='stable')):
-    largest = max(largest, (len(p_values) - rank) * p_values[index])
-    adjusted[index] = min(1.0, largest)
-  return adjusted
+  order = np.argsort(p_values, kind='stable')
+  factors = np.arange(len(order), 0, -1)
+  adjusted = np.zeros(len(order))
+  scaled = factors * np.asarray(p_values)[order]
+  adjusted[order] = np.minimum(1, np.maximum.accumulate(scaled))
+  return adjusted.tolist()
 
 
-def _of_examples(
-  method: Examples, base: Examples, seeds: list[int]
-) -> np.ndarray | None:
-  """Returns the differences, (seeds, examples); None if some are unknown."""
-  pairs = [(method.get(seed, ()), base.get(seed, ())) for seed in seeds]
-  lengths = {len(values) for pair in pairs for values in pair}
-  if len(lengths) > 1 or not max(lengths):
-    return None
-  found = np.array([np.subtract(one, other) for one, other in pairs])
-  return found if np.isfinite(found).all() else None
-
-
-def _bootstrap(by_seed: dict[int, float], values: np.ndarray) -> Difference:
-  """Resamples seeds, and test examples, which are the same for all seeds."""
+def _bootstrap(values: np.ndarray) -> tuple[tuple[float, float], float]:
+  """Resamples seeds and examples; returns the interval and the p-value."""
   seeds, examples = values.shape
-  generator = np.random.default_rng(0)
+  draw = np.random.default_rng(0).multinomial
   # Accuracies have few different columns, so drawing their numbers is fast.
   columns, counts = np.unique(values, axis=1, return_counts=True)
-  chunk = max(1, _CHUNK // len(counts))
-  means = []
-  for first in range(0, _RESAMPLES, chunk):
-    size = min(chunk, _RESAMPLES - first)
-    of_examples = generator.multinomial(examples, counts / examples, size)
-    of_seeds = generator.multinomial(seeds, [1 / seeds] * seeds, size)
-    means.append(np.sum((of_examples @ columns.T) * of_seeds, axis=1))
-  resampled = np.concatenate(means) / (seeds * examples)
-  tail = (1 - CONFIDENCE) / 2
-  low, high = np.quantile(resampled, (tail, 1 - tail))
+  resampled = [
+    draw(seeds, [1 / seeds] * seeds)
+    @ columns
+    @ draw(examples, counts / examples)
+    for _ in range(_RESAMPLES)
+  ]
+  means = np.array(resampled) / (seeds * examples)
+  low, high = np.quantile(means, ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2))
   # Rounding must not decide on which side of 0 a mean of 0 is.
-  below, above = np.sum(resampled <= 1e-12), np.sum(resampled >= -1e-12)
-  p_value = min(1.0, 2 * (1 + min(below, above)) / (_RESAMPLES + 1))
-  center, ends = math.fsum(by_seed.values()) / seeds, (float(low), float(high))
-  return Difference(by_seed, center, ends, '', BOOTSTRAP, float(p_value))
+  tail = min(np.sum(means <= 1e-12), np.sum(means >= -1e-12))
+  p_value = min(1.0, 2 * (1 + int(tail)) / (_RESAMPLES + 1))
+  return (float(low), float(high)), p_value

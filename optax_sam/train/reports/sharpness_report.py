@@ -1,7 +1,7 @@
 """The report on finished runs: HTML page, CSV files, terminal table."""
 
-import math
 import pathlib
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -9,8 +9,8 @@ from rich.text import Text
 
 from optax_sam.train.config import output_dir
 from optax_sam.train.config.configs import SharpnessConfig
-from optax_sam.train.reports import display, figures, page, tables
-from optax_sam.train.reports.formats import count, duration, printable
+from optax_sam.train.reports import figures, page, tables
+from optax_sam.train.reports.formats import count, printable
 from optax_sam.train.reports.results import Comparison
 
 ASCENT_STEPS = 20  # for a SAM sharpness close to the maximum
@@ -21,13 +21,7 @@ FILES = frozenset({output_dir.CONFIG, _NUMBERS, _POINTS, _PAGE})
 def write(
   measured: Comparison, config: SharpnessConfig, directory: pathlib.Path
 ) -> None:
-  """Writes all files of the report into an existing directory.
-
-  Args:
-    measured: The runs, each as one of a method of its own.
-    config: The configuration of the command.
-    directory: The directory.
-  """
+  """Writes all files of the report into an existing directory."""
   points = [
     {'run': run.method, **row} for run in measured.runs for row in run.landscape
   ]
@@ -40,15 +34,10 @@ def write(
     output_dir.write(directory / name, text.encode())
 
 
-def _rows(measured: Comparison) -> list[dict[str, str | float]]:
-  return [
-    {
-      'run': run.method,
-      'test_accuracy': run.last('test_accuracy'),
-      **run.sharpness,
-    }
-    for run in measured.runs
-  ]
+def _rows(measured: Comparison) -> list[dict[str, Any]]:
+  name = 'test_accuracy'
+  given = measured.runs
+  return [{'run': x.method, name: x.last(name), **x.sharpness} for x in given]
 
 
 def print_table(
@@ -56,14 +45,14 @@ def print_table(
 ) -> None:
   """Prints the numbers, a column per run."""
   table = Table(title='Sharpness', caption=_setup(config))
-  heads, *lines = zip(*(row.items() for row in _rows(measured)), strict=True)
+  rows = _rows(measured)
   table.add_column('', no_wrap=True)
-  for _, name in heads:
-    header = Text(printable(name))
+  for row in rows:
+    header = Text(printable(row.pop('run')))
     table.add_column(header, justify='right', overflow='fold')
-  for line in lines:
-    numbers = [f'{value:.4g}' for _, value in line]
-    table.add_row(line[0][0].replace('_', ' '), *numbers)
+  for name in rows[0]:
+    numbers = [f'{row[name]:.4g}' for row in rows]
+    table.add_row(name.replace('_', ' '), *numbers)
   console.print(table)
 
 
@@ -72,49 +61,22 @@ def _setup(config: SharpnessConfig) -> str:
     f'On the first {count(config.examples, "training example")}, in evaluation'
     f' mode. SAM sharpness at radius {config.rho}, in 1 step and in'
     f' {ASCENT_STEPS}; adaptive sharpness at radius {config.adaptive_rho};'
-    f' trace by {config.probes} random vectors.'
+    f' trace by {config.probes} random vectors; seed {config.seed}.'
   )
 
 
 def render_page(measured: Comparison, config: SharpnessConfig) -> str:
   """Renders the report on finished runs as a page of HTML."""
-  settings = {run.method: run.settings for run in measured.runs}
-  common = {
-    name: value
-    for name, value in measured.runs[0].settings.items()
-    if all(of_run.get(name) == value for of_run in settings.values())
-  }
-  missing = [
-    f'{run.method} ({name.replace("_", " ")})'
-    for run in measured.runs
-    for name, value in run.sharpness.items()
-    if not math.isfinite(value)
-  ]
-  title = f'Sharpness of {count(len(settings), "finished run")}'
-  warning = f'Missing, not finite or not converged: {"; ".join(missing)}.'
+  title = f'Sharpness of {count(len(measured.runs), "finished run")}'
   return page.render(
-    display.styles(measured.methods, base=''),
+    measured,
     [tables.results(measured)],
     {'Sharpness and landscape': figures.solutions(measured)},
-    measured,
-    kind='Sharpness of finished runs',
     title=title,
     headline=title,
     setup=_setup(config),
-    warnings=[warning] * bool(missing),
+    warnings=[],
     glossary='sharpness_glossary.html',
     config=config,
-    facts={
-      'Measurement': {
-        'duration': duration(measured.seconds),
-        'seed of everything random': config.seed,
-      },
-      'Settings that differ': {
-        name: {key: of_run[key] for key in of_run if key not in common}
-        for name, of_run in settings.items()
-      },
-      'Settings of all runs': {
-        name.replace('_', ' '): value for name, value in common.items()
-      },
-    },
+    facts={'Settings': {run.method: run.settings for run in measured.runs}},
   )

@@ -3,17 +3,18 @@
 import csv
 import dataclasses
 import io
-import math
+import itertools
 import re
+import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optax_sam.train.reports import curves, formats
-from optax_sam.train.reports.display import title
-from optax_sam.train.reports.formats import MISSING, gain, number, score
-from optax_sam.train.reports.results import Comparison, Metric
-from optax_sam.train.reports.summary import Summary, mean, summarize
+import numpy as np
+
+from optax_sam.train.reports import formats, paired
+from optax_sam.train.reports.formats import gain, number, score, title
+from optax_sam.train.reports.results import Comparison, Metric, finite, mean
 
 if TYPE_CHECKING:
   import rich.table
@@ -25,13 +26,11 @@ _LATEX = {
   '~': r'\textasciitilde{}',
   '^': r'\textasciicircum{}',
   '±': r'$\pm$',
-  formats.TIMES: r'$\times$',
   formats.MINUS: r'$-$',
-  MISSING: '--',
+  formats.MISSING: '--',
 }
-HIGHER = '\N{BLACK UP-POINTING TRIANGLE}'
-LOWER = '\N{BLACK DOWN-POINTING TRIANGLE}'
-OPEN = '~'
+# The columns that fit into a terminal.
+_IN_TERMINAL = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ class Cell:
   value: float | None = None  # by which the page sorts
   note: str = ''  # its uncertainty
   detail: str = ''  # what only the page shows
-  verdict: str = ''  # of a difference
+  clear: bool = False  # a significant difference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,73 +54,93 @@ class Table:
   rows: Mapping[str, Sequence[Cell]]
 
 
-def cell(value: float | None, spec: str = '.3g', note: str = '') -> Cell:
-  """Returns the cell of a number, which may be missing or not finite."""
-  is_finite = value is not None and math.isfinite(value)
-  return Cell(number(value, spec), value if is_finite else None, note)
+def _cell(
+  values: Iterable[float | None],
+  spec: str = '.3g',
+  scale: float = 1.0,
+  note: str = '',
+) -> Cell:
+  """Returns the cell of the mean of the values that are known and finite."""
+  center = mean(values)
+  shown = None if center is None else scale * center
+  return Cell(number(shown, spec), shown, note)
+
+
+def _table(
+  name: str,
+  title: str,
+  columns: Sequence[tuple[str, str]],
+  rows: Mapping[str, Sequence[Cell]],
+) -> Table:
+  """Returns a table without columns in which nothing was measured."""
+  measured = [
+    any(one.value is not None and one.text != 'base' for one in column)
+    for column in zip(*rows.values(), strict=True)
+  ]
+  kept = lambda of: list(itertools.compress(of, measured))
+  found = {row: kept(cells) for row, cells in rows.items()}
+  return Table(name, title, kept(columns), found)
 
 
 def results(comparison: Comparison) -> Table:
-  """Returns the main table, without columns in which nothing was measured."""
+  """Returns the main table."""
   metric, base = comparison.metric, title(comparison.base)
   unit, points = ('%, ', 'points, ') if metric.percent else ('', '')
+  measures = dict.fromkeys(x for run in comparison.runs for x in run.sharpness)
   columns = [
     (f'test {metric.title}', f'{unit}± std'),
     (f'difference to {base}', f'{points}95% interval'),
     ('perturbed gradients', '% of steps'),
     ('time per step', f'{base} = 1'),
-    *((name, '') for name in comparison.measures.values()),
+    *((x.replace('_', ' ').replace('sam ', 'SAM '), '') for x in measures),
     ('peak temporary memory', 'of a step, MiB'),
-    ('runs', 'complete'),
+    ('runs', ''),
   ]
-  rows = {row.method: _cells(row, metric) for row in summarize(comparison)}
-  is_known = lambda cell: cell.value is not None and cell.text != 'base'
-  kept = [
-    index
-    for index in range(len(columns))
-    if any(is_known(cells[index]) for cells in rows.values())
-  ]
-  return Table(
-    'results',
-    'Results',
-    [columns[index] for index in kept],
-    {name: [of[index] for index in kept] for name, of in rows.items()},
-  )
+  timings, rows = {one.method: one for one in comparison.timings}, {}
+  for name, difference in paired.differences(comparison).items():
+    runs = comparison.runs_of(name)
+    scores = list(comparison.scores(name).values())
+    spread = float(np.std(scores, ddof=1)) if scores[1:] else None
+    std = '' if spread is None else f'± {score(spread, metric)}'
+    timing = timings.get(name)
+    times = finite(timing.relative) if timing else []
+    lost = sum(run.diverged for run in runs)
+    failures = f'{lost} diverged' if lost else ''
+    rows[name] = [
+      _cell(scores, metric.spec, metric.scale, std),
+      Cell('base', 0.0)
+      if name == comparison.base
+      else _difference(difference, metric),
+      _cell([run.second_gradient_share for run in runs], scale=100),
+      _cell([statistics.median(times)] if times else [], '.2f'),
+      *(
+        _cell(run.sharpness.get(measure) for run in runs)
+        for measure in measures
+      ),
+      _cell([timing.temporary_bytes] if timing else [], scale=2**-20),
+      Cell(str(len(scores)), len(scores), detail=failures),
+    ]
+  return _table('results', 'Results', columns, rows)
 
 
-def _cells(row: Summary, metric: Metric) -> list[Cell]:
-  found, std = row.difference, row.score_deviation
-  p = found.adjusted_p_value
+def _difference(found: paired.Difference, metric: Metric) -> Cell:
   ends = [gain(end, metric) for end in found.interval or ()]
-  detail = found.verdict if found.by_seed else ''
+  note, p = f'({" to ".join(ends)})' if ends else '', found.adjusted_p_value
+  if found.significant:
+    note += f' {found.verdict}'
+  detail = [found.verdict] if found.by_seed and not found.significant else []
   if p is not None:
-    detail += ', p < 0.001' if p < 0.001 else f', p = {p:.2g}'
-  note = f'({" to ".join(ends)})' if ends else ''
-  difference = Cell(
-    gain(found.mean, metric), found.mean, note, detail, found.verdict
-  )
-  time, quartiles = row.relative_time, row.relative_time_quartiles or ()
-  span = ' to '.join(f'{end:.2f}' for end in quartiles)
-  failed = {'diverged': row.diverged, 'unfinished': row.unfinished}
-  failures = [f'{size} {what}' for what, size in failed.items() if size]
-  plus_minus = '' if std is None else f'± {score(std, metric)}'
-  return [
-    Cell(score(row.score, metric), row.score, plus_minus),
-    Cell('base', 0.0) if row.is_base else difference,
-    cell(row.second_gradients and 100 * row.second_gradients),
-    Cell(number(time, '.2f') + formats.TIMES * bool(time), time, detail=span),
-    *map(cell, row.sharpness.values()),
-    cell(row.temporary_bytes and row.temporary_bytes / 2**20),
-    Cell(str(row.seeds), row.seeds, detail=', '.join(failures)),
-  ]
+    detail.append('p < 0.001' if p < 0.001 else f'p = {p:.2g}')
+  center, mean = gain(found.mean, metric), found.mean
+  return Cell(center, mean, note, ', '.join(detail), found.significant)
 
 
 def fit(comparison: Comparison) -> Table:
   """Returns the table of training values, losses and costs."""
   metric = comparison.metric
+  percent, given = '%' * metric.percent, (metric.spec, metric.scale)
   columns = [
-    (f'test {metric.title}', '%' * metric.percent),
-    (f'training {metric.title}', '%' * metric.percent),
+    (f'training {metric.title}', percent),
     ('gap', 'training minus test'),
     ('test loss', ''),
     ('training loss', ''),
@@ -129,34 +148,28 @@ def fit(comparison: Comparison) -> Table:
     ('seconds', 'of a run'),
   ]
   rows = {}
+  test, train = (f'{data}_{metric.name}' for data in ('test', 'train'))
   for method in comparison.methods:
-    done = comparison.complete_runs(method)
-    test, train, *losses = (
-      mean(run.last(f'{data}_{name}') for run in done)
-      for name in (metric.name, 'loss')
-      for data in ('test', 'train')
-    )
-    gap = None if test is None or train is None else train - test
-    gradients, seconds = curves.spent(comparison, method)
+    last = [run.last for run in comparison.runs_of(method)]
     rows[method] = [
-      Cell(score(test, metric), test),
-      Cell(score(train, metric), train),
-      Cell(gain(gap, metric), gap),
-      *map(cell, losses),
-      cell(gradients, ',.0f'),
-      cell(seconds),
+      _cell((of(train) for of in last), *given),
+      _cell((of(train) - of(test) for of in last), f'+{given[0]}', given[1]),
+      _cell(of('test_loss') for of in last),
+      _cell(of('train_loss') for of in last),
+      _cell((of('gradients') for of in last), ',.0f'),
+      _cell(of('seconds') for of in last),
     ]
-  return Table('fit', 'Training and test', columns, rows)
+  return _table('fit', 'Training and test', columns, rows)
 
 
 def by_seed(comparison: Comparison) -> Table:
   """Returns the table of the final test metric of each seed."""
-  rows = {}
+  metric, rows = comparison.metric, {}
   for method in comparison.methods:
-    of_seeds = map(comparison.scores(method).get, comparison.seeds)
-    rows[method] = [Cell(score(x, comparison.metric), x) for x in of_seeds]
+    values = map(comparison.scores(method).get, comparison.seeds)
+    rows[method] = [_cell([x], metric.spec, metric.scale) for x in values]
   columns = [(f'seed {seed}', '') for seed in comparison.seeds]
-  return Table('seeds', 'By seed', columns, rows)
+  return _table('seeds', 'By seed', columns, rows)
 
 
 def texts(table: Table) -> list[list[str]]:
@@ -183,8 +196,9 @@ def markdown(table: Table) -> str:
 
 def latex(table: Table) -> str:
   """Returns a table for LaTeX, with rules of booktabs."""
+  escapes = str.maketrans(_LATEX)
   head, *rows = [
-    ' & '.join(''.join(_LATEX.get(c, c) for c in text) for text in line)
+    ' & '.join(text.translate(escapes) for text in line)
     for line in texts(table)
   ]
   body = ''.join(f'  {row} \\\\\n' for row in rows)
@@ -194,42 +208,22 @@ def latex(table: Table) -> str:
   )
 
 
-def for_terminal(table: Table, width: int) -> 'rich.table.Table':
-  """Returns a table for a terminal, with as many columns as fit."""
+def for_terminal(table: Table) -> 'rich.table.Table':
+  """Returns a table for a terminal, with the first columns."""
   from rich import box
   from rich import table as rich_table
   from rich.text import Text
 
+  head, *lines = texts(table)
   found = rich_table.Table(
     box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False
   )
-  found.add_column('method', overflow='fold')
-  names = [title(name) for name in table.rows]
-  rows = [[Text(name)] for name in names]
-  room = width - max(map(len, names), default=0) - 2
-  for index, (name, note) in enumerate(table.columns):
-    column = [_marked(cells[index]) for cells in table.rows.values()]
-    head = f'{name}, {note}' if note else name
-    widest = max(map(len, [*head.split(), *(text for text, _ in column)]))
-    head = textwrap.fill(head, widest)
-    room -= max(widest, *map(len, head.splitlines())) + 2
-    if room < 0:
-      break
-    found.add_column(head, justify='right', no_wrap=True)
-    for row, (text, style) in zip(rows, column, strict=True):
-      row.append(Text(text, style))
-  for row in rows:
-    found.add_row(*row)
+  found.add_column(head[0], overflow='fold')
+  for text in head[1:_IN_TERMINAL]:
+    found.add_column(textwrap.fill(text, 11), justify='right', no_wrap=True)
+  for line in lines:
+    found.add_row(*map(Text, line[:_IN_TERMINAL]))
   return found
-
-
-def _marked(one: Cell) -> tuple[str, str]:
-  """Returns the text of a cell for a terminal, and its style."""
-  text = f'{one.text} {one.note}'.strip()
-  if one.verdict in ('better', 'worse'):
-    mark = HIGHER if (one.value or 0.0) > 0 else LOWER
-    return f'{mark} {text}', 'green' if one.verdict == 'better' else 'red'
-  return f'{OPEN} {text}' if one.verdict and one.note else text, ''
 
 
 def results_csv(comparison: Comparison) -> str:
@@ -242,12 +236,9 @@ def results_csv(comparison: Comparison) -> str:
         'method': run.method,
         'seed': run.seed,
         'steps': run.steps,
-        'complete': comparison.is_complete(run),
         'diverged': run.diverged,
         **{key: (run.evaluations or [{}])[-1].get(key) for key in measured},
         'second_gradient_share': run.second_gradient_share,
-        'sam_sharpness': None,
-        'top_eigenvalue': None,
         **run.sharpness,
         'seconds': run.seconds,
         **{f'setting_{key}': value for key, value in run.settings.items()},
@@ -260,8 +251,8 @@ def results_csv(comparison: Comparison) -> str:
 def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
   """Returns rows as comma-separated values; missing ones are empty."""
   file = io.StringIO()
-  columns = list(dict.fromkeys(key for row in rows for key in row))
-  writer = csv.DictWriter(file, columns, restval='', lineterminator='\n')
+  columns = dict.fromkeys(key for row in rows for key in row)
+  writer = csv.DictWriter(file, list(columns), lineterminator='\n')
   writer.writeheader()
   writer.writerows(rows)
   return file.getvalue()

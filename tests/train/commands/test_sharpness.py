@@ -68,6 +68,12 @@ def solutions(runs):
   return found
 
 
+def gaussian(params, seed):
+  generator = np.random.default_rng(seed)
+  draw = lambda leaf: generator.standard_normal(leaf.shape).astype(leaf.dtype)
+  return jax.tree.map(draw, params)
+
+
 def test_numbers_are_measured_at_the_last_checkpoint(solutions, both):
   target, rows, printed = both
   assert [row['run'] for row in rows] == ['sgd', 'sam']
@@ -75,7 +81,7 @@ def test_numbers_are_measured_at_the_last_checkpoint(solutions, both):
   for row, (progress, loss, args) in zip(rows, solutions, strict=True):
     params = progress.state.params
     expected = optax_sam.sharpness.sam_sharpness(loss, params, 0.2, args=args)
-    direction = landscape.random_direction(params, jax.random.key(3))
+    direction = landscape.filter_normalized(gaussian(params, 3), params)
     _, losses = landscape.line(loss, params, direction, points=41, args=args)
     found = [float(x['loss']) for x in line if x['run'] == row['run']]
     np.testing.assert_allclose(found, losses, rtol=1e-4)
@@ -94,15 +100,7 @@ def test_the_page_shows_numbers_and_command(both):
   target, rows, _ = both
   page = Page((target / 'report.html').read_text('utf-8'))
   page.assert_complete_in_itself()
-  assert set(page.data['figures']) == {
-    'sam-sharpness',
-    'sam-sharpness-20-steps',
-    'adaptive-sharpness',
-    'eigenvalue-1',
-    'eigenvalue-2',
-    'trace',
-    'landscape',
-  }
+  assert set(page.data['figures']) == {'landscape'}
   assert 'optax-sam sharpness <these>' in page.text
   for row in rows:
     for key in ('sam_sharpness', 'adaptive_sharpness', 'eigenvalue_2'):

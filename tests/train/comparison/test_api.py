@@ -104,13 +104,6 @@ def test_a_comparison_shows_its_results(small, tmp_path, monkeypatch):
   )
   assert len(small.to_dataframe()) == 7
 
-  def missing(name):
-    raise ModuleNotFoundError(name)
-
-  monkeypatch.setattr(importlib, 'import_module', missing)
-  with pytest.raises(ImportError, match='pip install pandas'):
-    small.to_dataframe()
-
 
 def test_the_output_is_that_of_the_command(tmp_path, capsys):
   given = SMALL | {'verbose': True}
@@ -267,7 +260,10 @@ OTHER = {
     ({'methods': {'.a': optax.identity()}}, "the name '.a' must begin"),
     ({'methods': {'a' * 250: optax.identity()}}, 'at most 40 letters'),
     ({'settings': {'sam': {'row': 1}}}, 'row'),
-    ({'methods': {'mine': lambda b: (b,)}}, 'must return an optimizer from'),
+    (
+      {'methods': {'mine': lambda b: (b,)}},
+      'returns an optimizer .* not tuple',
+    ),
     (
       {'methods': ('saf',), 'loss': lambda f, y: f[:, 0] * y},
       'saf needs loss=',
@@ -277,7 +273,7 @@ OTHER = {
       'a number for ordered_sg',
     ),
     ({'base': 3}, 'base must be a name such as sgd, or a function'),
-    ({'base': optax.sgd}, 'learning_rate must be given with base=sgd'),
+    ({'base': optax.sgd}, 'learning_rate must be given if base is a f'),
     ({'warmth': 0.1}, "argument 'warmth' is unknown; did you mean warmup"),
     ({'label_noise': 0.1}, "argument 'label_noise' is unknown"),
     ({'base': 'sdg'}, "^base 'sdg' is unknown; did you mean sgd"),

@@ -47,6 +47,12 @@ def numbers(comparison):
   }
 
 
+def assert_has(found, expected):
+  """Raises unless `found` has all runs of `expected`, which are the same."""
+  known, wanted = numbers(found), numbers(expected)
+  np.testing.assert_equal({key: known[key] for key in wanted}, wanted)
+
+
 def assert_same(found, expected):
   np.testing.assert_equal(numbers(found), numbers(expected))
   np.testing.assert_equal(found.planes, expected.planes)
@@ -177,7 +183,6 @@ def test_added_seeds_and_methods_equal_those_from_the_start(
     add_seeds=1,
     add_methods=('asam',),
     set=('asam.rho=0.5',),
-    timing_rounds=0,
   )
   one_at_a_time(monkeypatch)
   with monkeypatch.context() as patch:
@@ -189,8 +194,7 @@ def test_added_seeds_and_methods_equal_those_from_the_start(
   assert comparison.seeds == [0, 1]
   assert comparison.methods == ['sgd', 'sam', 'asam']
   assert {run.settings['rho'] for run in comparison.runs_of('asam')} == {0.5}
-  found, expected = map(numbers, (comparison, uninterrupted))
-  np.testing.assert_equal({key: found[key] for key in expected}, expected)
+  assert_has(comparison, uninterrupted)
   # Now it is finished: the same flags add again.
   comparison, _ = run(dataclasses.replace(adding, add_methods=(), set=()))
   assert comparison.seeds == [0, 1, 2]
@@ -237,19 +241,17 @@ def test_other_data_are_refused(tmp_path, monkeypatch):
 def test_steps_are_timed_once(tmp_path, monkeypatch):
   calls = []
 
-  def measure(trainers, starts, *, base, rounds, after_round):
-    del rounds, after_round
+  def measure(trainers, starts, *, base, rounds):
+    del rounds
     assert set(starts) == set(trainers)
     assert base in trainers
     calls.append(list(trainers))
     return [timing.Timing(name, [1.0], [1.0], None) for name in trainers]
 
   monkeypatch.setattr(timing, 'measure', measure)
-  config = config_of(tmp_path / 'out', seeds=1)
+  config = config_of(tmp_path / 'out', seeds=1, timing_rounds=2)
   run(config)
-  timed = dataclasses.replace(config, timing_rounds=2)
-  run(timed)
-  run(timed)
-  comparison, _ = run(dataclasses.replace(timed, add_methods=('asam',)))
+  run(config)
+  comparison, _ = run(dataclasses.replace(config, add_methods=('asam',)))
   assert calls == [['sgd', 'sam'], ['sgd', 'asam']]
   assert [one.method for one in comparison.timings] == ['sgd', 'sam', 'asam']

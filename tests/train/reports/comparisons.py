@@ -16,6 +16,10 @@ WORSE = [0.850, 0.871, 0.862]
 SIMILAR = [0.910, 0.910, 0.915]
 
 
+def _cost(step, fraction):
+  return {'gradients': (1 + fraction) * step, 'seconds': 0.01 * step}
+
+
 def run(
   method, seed, accuracy, *, fraction=0.0, stop=STEPS, loss=0.1, **changes
 ):
@@ -25,6 +29,7 @@ def run(
       'step': step,
       'loss': loss if step == stop else 2.0 / step,
       'second_gradients': fraction * step,
+      **_cost(step, fraction),
     }
     for step in range(2, stop + 1, 2)
   ]
@@ -34,6 +39,7 @@ def run(
       'test_loss': loss,
       'test_accuracy': accuracy * step / stop,
       'train_accuracy': 1.0,
+      **_cost(step, fraction),
     }
     for step in (stop // 2, stop)
   ]

@@ -18,7 +18,6 @@ from tests.train.reports.comparisons import (
   comparison,
   of_accuracies,
   run,
-  timing,
   usual,
 )
 
@@ -39,19 +38,29 @@ def test_curves_are_means_over_seeds_with_their_range():
   assert gap == pytest.approx(100 - 91)
 
 
-def test_costs_are_those_of_the_rows_or_of_counts_and_timings():
-  half = run('sam', 0, 0.9, fraction=0.5)
-  made = comparison([run('sgd', 0, 0.9), half], timings=[timing('sam', [2.0])])
-  base, sam = figures(made)['training-loss']['curves']
-  steps = np.array(sam['steps'])
-  assert sam['gradients'] == pytest.approx(1.5 * steps)
-  assert sam['seconds'] == pytest.approx(0.02 * steps)  # 20 ms a step
-  assert base['gradients'] == pytest.approx(steps)
-  assert base['seconds'] == pytest.approx(1.5 * steps / 20)  # 1.5 s in all
-  rows = [row | {'gradients': 7.0 * row['step']} for row in half.log]
-  made = comparison([run('sam', 0, 0.9, log=rows)], base='sam')
-  (sam,) = figures(made)['training-loss']['curves']
-  assert sam['gradients'] == pytest.approx(7 * steps)
+def test_costs_are_those_of_the_rows():
+  runs = [run('sgd', seed, 0.9) for seed in (0, 1)]
+  for factor, one in enumerate(runs, 1):
+    for row in one.log:
+      row |= {'gradients': 7.0 * row['step'], 'seconds': factor * row['step']}
+  (curve,) = figures(comparison(runs))['training-loss']['curves']
+  steps = np.array(curve['steps'])
+  assert curve['gradients'] == pytest.approx(7 * steps)
+  assert curve['seconds'] == pytest.approx(1.5 * steps)
+  del runs[1].log[0]['seconds']
+  (curve,) = figures(comparison(runs))['training-loss']['curves']
+  assert curve['seconds'] is None
+
+
+def test_long_curves_are_averaged_over_spans():
+  rows = [
+    {'step': s, 'loss': 2.0 * s, 'second_gradients': 0} for s in range(1, 1001)
+  ]
+  (curve,) = figures(comparison([run('sgd', 0, 0.9, log=rows)]))[
+    'training-loss'
+  ]['curves']
+  assert curve['steps'] == pytest.approx(np.arange(5.5, 1000, 10))
+  assert curve['y'] == pytest.approx(2 * np.arange(5.5, 1000, 10))
 
 
 def test_the_radius_that_was_tuned_is_plotted_after_the_longest_training():
@@ -61,7 +70,8 @@ def test_the_radius_that_was_tuned_is_plotted_after_the_longest_training():
     for rho, steps, value in tried
   ]
   made = of_accuracies(sgd=SGD, sam=BETTER)
-  found = figures(comparison(made.runs, trials=trials))['sensitivity-radius']
+  made = comparison(made.runs, trials=trials)
+  found = figures(made)['sensitivity-to-the-radius']
   (curve,) = found['curves']
   assert curve['x'] == [0.1, 0.2, 0.4]
   assert curve['y'] == pytest.approx([80, 90, 30])

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from optax_sam.train import reports
-from optax_sam.train.reports.display import HUES
+from optax_sam.train.reports.formats import HUES
 
 CSS = (pathlib.Path(reports.__file__).parent / 'page.css').read_text('utf-8')
 # Machado, Oliveira and Fernandes (2009), full severity, on linear RGB.

@@ -2,10 +2,10 @@ import dataclasses
 
 import pytest
 
-from optax_sam.train.comparison import budget, plan, timing
+from optax_sam.train.comparison import plan, timing
 from optax_sam.train.loop.cost import StepCost
 from optax_sam.train.loop.trainer import Trainer
-from optax_sam.train.reports.results import Timing, Trial
+from optax_sam.train.reports.results import Timing
 from tests.train import problems
 from tests.train.problems import finished
 
@@ -22,7 +22,7 @@ def costs(monkeypatch):
 
   def install(**values):
     monkeypatch.setattr(
-      budget,
+      plan,
       'step_costs',
       lambda trainers, _: {
         name: StepCost(values[name], min(1.0, values[name]))
@@ -37,7 +37,7 @@ def costs(monkeypatch):
 
 def test_steps_are_equal_by_default():
   config, task, settings = setting(methods=('sam', 'ae_sam'))
-  found = budget.steps(config, task, settings)
+  found = plan.steps(config, task, settings, {})
   assert found == {'sgd': 12, 'sam': 12, 'ae_sam': 12}
 
 
@@ -46,42 +46,24 @@ def test_cheaper_methods_get_more_steps_for_the_same_gradients(costs):
   config, task, settings = setting(
     methods=('sam', 'k_sam', 'cr_sam'), budget='gradients', steps=100
   )
-  found = budget.steps(config, task, settings)
+  found = plan.steps(config, task, settings, {})
   assert found == {'sgd': 300, 'sam': 150, 'k_sam': 400, 'cr_sam': 100}
 
 
-def test_the_cost_of_skipping_is_weighted_by_the_longest_trial(costs):
-  costs(sgd=1.0, sam=2.0, ae_sam=2.0)
-  config, task, settings = setting(
-    methods=('sam', 'ae_sam'), budget='gradients', steps=100
-  )
-  trials = [
-    Trial('ae_sam', {'rho': rho}, 7, steps, 0.1, 0.9, fraction)
-    for rho, steps, fraction in (
-      (0.05, 25, 0.9),
-      (0.05, 100, 0.25),
-      (0.1, 100, 0.8),  # other settings than the chosen ones
-    )
-  ]
-  found = budget.steps(config, task, settings, trials)
-  # A step costs 1 + 0.25 gradients.
-  assert found == {'sgd': 200, 'sam': 100, 'ae_sam': 160}
-
-
-def test_without_trials_a_pilot_run_tells_the_fraction(costs, monkeypatch):
+def test_a_pilot_run_tells_the_fraction_of_ascent_steps(costs, monkeypatch):
   costs(sgd=1.0, ae_sam=2.0)
   config, task, settings = setting(
     methods=('ae_sam',), budget='gradients', steps=100
   )
   pilots = []
 
-  def run(self, current, seed, after_step):
-    del seed, after_step
+  def run(self, current, seed):
+    del seed
     pilots.append((self.name, self.config.steps))
     current.log.append({'step': 25, 'second_gradients': 15.0})
 
   monkeypatch.setattr(Trainer, 'run', run)
-  found = budget.steps(config, task, settings)
+  found = plan.steps(config, task, settings, {})
   assert pilots == [('ae_sam', 25)]
   assert found == {'sgd': 160, 'ae_sam': 100}  # 1.6 gradients a step
 
@@ -92,15 +74,15 @@ def test_seconds_are_measured_alternately(monkeypatch):
 
   def measure(trainers, starts, *, base, rounds):
     measured.append((list(trainers), base, rounds))
-    assert all(len(points) == timing.POINTS for points in starts.values())
-    assert [one.step for one in starts['sam']] == list(timing.points(10))
+    assert all(len(points) == 4 for points in starts.values())
+    assert [one.step for one in starts['sam']] == [1, 4, 6, 9]
     return [
       Timing('sgd', [2.0, 9.0, 2.0], [1, 1, 1], None),
       Timing('sam', [5.0, 5.0, 5.0], [2.5, 2.5, 2.5], None),
     ]
 
   monkeypatch.setattr(timing, 'measure', measure)
-  found = budget.steps(config, task, settings)
+  found = plan.steps(config, task, settings, {})
   assert measured == [(['sgd', 'sam'], 'sgd', 5)]
   assert found == {'sgd': 100, 'sam': 40}
 
@@ -111,9 +93,9 @@ def test_methods_that_are_added_get_what_the_former_ones_had(costs):
     methods=('sam', 'cr_sam'), budget='gradients', steps=100
   )
   former = {'sgd': 200, 'sam': 100}
-  found = budget.steps(config, task, settings, known=former)
+  found = plan.steps(config, task, settings, former)
   assert found == {'sgd': 200, 'sam': 100, 'cr_sam': 50}
-  assert budget.steps(config, task, settings, known=found) == found
+  assert plan.steps(config, task, settings, found) == found
 
 
 def test_costs_are_counted_in_compiled_steps():
@@ -121,7 +103,7 @@ def test_costs_are_counted_in_compiled_steps():
   trainers = {
     name: Trainer(config, task, name, own) for name, own in settings.items()
   }
-  found = budget.step_costs(trainers, 'sgd')
+  found = plan.step_costs(trainers, 'sgd')
   assert found['sgd'] == StepCost(1.0, 1.0)
   # The first gradient of a network needs none for the inputs, so a second one
   # costs as much as the first.
@@ -131,7 +113,7 @@ def test_costs_are_counted_in_compiled_steps():
   assert found['k_sam'].ascended < 1.5
   # Without the base, it is compiled for the unit.
   del trainers['sgd']
-  assert budget.step_costs(trainers, 'sgd')['sam'] == found['sam']
+  assert plan.step_costs(trainers, 'sgd')['sam'] == found['sam']
   on_host = Trainer(
     dataclasses.replace(config, execution='host'),
     task,
@@ -139,7 +121,7 @@ def test_costs_are_counted_in_compiled_steps():
     settings['ae_sam'],
   )
   assert (
-    budget.step_costs({'ae_sam': on_host}, 'sgd')['ae_sam'] == (found['ae_sam'])
+    plan.step_costs({'ae_sam': on_host}, 'sgd')['ae_sam'] == (found['ae_sam'])
   )
 
 
