@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import datetime as dt
-import json
+import functools
 import math
 import pathlib
 import time
@@ -14,14 +14,13 @@ from rich.console import Console
 
 from optax_sam import sharpness
 from optax_sam.train.commands import progress, train
-from optax_sam.train.config import checks, configs, files, output_dir
+from optax_sam.train.config import checks, configs, output_dir
 from optax_sam.train.data import datasets
 from optax_sam.train.loop import task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.reports import (
   formats,
-  machine,
   random_lines,
   results,
   sharpness_report,
@@ -43,8 +42,7 @@ def run(
     OSError: if the output cannot be written.
   """
   checks.validate_sharpness(config)
-  settings = [_settings(path, config.data_dir) for path in config.runs]
-  _check_one_dataset(config.runs, settings)
+  settings = _settings(config)
   target = config.output or output_dir.dated('sharpness')
   with output_dir.opened(
     target, overwrite=config.overwrite, known=sharpness_report.FILES
@@ -52,7 +50,7 @@ def run(
     measured = _measure_all(config, settings, console, command)
     with output_dir.staged(target) as directory:
       sharpness_report.write(measured, config, directory)
-      output_dir.write_config(directory, 'sharpness', _as_json(config))
+      output_dir.write_config(directory, 'sharpness', vars(config))
   sharpness_report.print_table(measured, config, console)
   progress.say(console, f'Report: {target / "report.html"}')
 
@@ -82,19 +80,11 @@ def _measure_all(
         )
         runs.append(run)
         phase.advance()
-  return results.Comparison(
-    settings={},
-    command=command,
-    base='',
-    runs=runs,
-    timings=[],
-    versions=machine.versions(),
-    machine=machine.describe(),
-    started=started.isoformat(timespec='seconds'),
+  return train.as_comparison(
+    runs,
+    started,
     seconds=time.perf_counter() - start,
-    interrupted=False,
-    total_steps=0,
-    test_examples=0,
+    command=command,
     sharpness_radius=config.rho,
   )
 
@@ -114,35 +104,35 @@ def _complete(config: configs.TrainConfig) -> dict[str, Any]:
   }
 
 
-def _settings(
-  path: pathlib.Path, data_dir: pathlib.Path | None
-) -> configs.TrainConfig:
-  """Returns the configuration of a run that has finished."""
-  config = files.of_run(path)
-  if not (path / train.METRICS).is_file():
-    msg = f'{path} has not finished; continue with --output {path} --resume'
-    raise ValueError(msg)
-  if data_dir is not None:
-    config = dataclasses.replace(config, data_dir=data_dir)
-  checks.validate(config)
-  return config
-
-
-def _check_one_dataset(
-  paths: tuple[pathlib.Path, ...], settings: list[configs.TrainConfig]
-) -> None:
-  for path, given in zip(paths, settings, strict=True):
+def _settings(config: configs.SharpnessConfig) -> list[configs.TrainConfig]:
+  """Returns the configurations of runs that have finished, on the same data."""
+  found: list[configs.TrainConfig] = []
+  for path in config.runs:
+    given = output_dir.read_run(path)
+    if not (path / train.METRICS).is_file():
+      msg = f'{path} has not finished; continue with --output {path} --resume'
+      raise ValueError(msg)
+    if config.data_dir is not None:
+      given = dataclasses.replace(given, data_dir=config.data_dir)
+    checks.validate(given)
+    found.append(given)
     for name in _DATA:
-      value, first = getattr(given, name), getattr(settings[0], name)
+      value, first = getattr(given, name), getattr(found[0], name)
       if value != first:
         msg = (
           f'the runs must use the same data: {name} is {first!r} in '
-          f'{paths[0]} and {value!r} in {path}; measure them separately'
+          f'{config.runs[0]} and {value!r} in {path}; measure them separately'
         )
         raise ValueError(msg)
     if given.steps not in train.saved_steps(path):
-      msg = f'{path} lacks the checkpoint of its last step, {given.steps}'
-      raise ValueError(msg)
+      raise _lacks_checkpoint(path, given)
+  return found
+
+
+def _lacks_checkpoint(path: pathlib.Path, config: Any) -> ValueError:
+  return ValueError(
+    f'{path} lacks the checkpoint of its last step, {config.steps}'
+  )
 
 
 def _load(
@@ -165,8 +155,7 @@ def _load(
         trainer.start(config.seed).state, reporter.line, goes_on=False
       )
     if found is None or found.step != config.steps:
-      msg = f'{path} lacks the checkpoint of its last step, {config.steps}'
-      raise ValueError(msg)
+      raise _lacks_checkpoint(path, config)
     if examples > problem.inputs.train_examples:
       msg = (
         f'--examples must be at most {problem.inputs.train_examples}, the '
@@ -183,30 +172,32 @@ def _load(
 def _measure(
   solution: list[Any], config: configs.SharpnessConfig
 ) -> dict[str, float]:
-  given: tuple[Any, Any] = (solution[0], solution[1])
-  args, seed = {'args': solution[2]}, config.seed
+  loss, params, args = solution
+  given: Any = {'args': args}
   try:
     eigenvalues = sharpness.top_eigenvalues(
-      *given,
+      loss,
+      params,
       config.eigenvalues,
       max_vectors=max(_VECTORS, config.eigenvalues + 2),
       tolerance=1e-2,
-      seed=seed,
-      **args,
+      seed=config.seed,
+      **given,
     )
   except RuntimeError:  # no convergence: report NaN, not a wrong number
     eigenvalues = [math.nan] * config.eigenvalues
   trace = sharpness.hessian_trace(
-    *given, probes=config.probes, seed=seed, **args
+    loss, params, probes=config.probes, seed=config.seed, **given
   )
-  rise = sharpness.sam_sharpness
-  adaptive_rise = sharpness.adaptive_sharpness
+  rise = functools.partial(sharpness.sam_sharpness, loss, params, **given)
   return {
-    'sam_sharpness': rise(*given, config.rho, **args),
+    'sam_sharpness': rise(config.rho),
     'sam_sharpness_20_steps': rise(
-      *given, config.rho, steps=sharpness_report.ASCENT_STEPS, **args
+      config.rho, steps=sharpness_report.ASCENT_STEPS
     ),
-    'adaptive_sharpness': adaptive_rise(*given, config.adaptive_rho, **args),
+    'adaptive_sharpness': sharpness.adaptive_sharpness(
+      loss, params, config.adaptive_rho, **given
+    ),
     **{
       f'eigenvalue_{number}': float(value)
       for number, value in enumerate(eigenvalues, start=1)
@@ -214,7 +205,3 @@ def _measure(
     'trace': trace.value,
     'trace_standard_error': trace.standard_error,
   }
-
-
-def _as_json(config: configs.SharpnessConfig) -> dict[str, Any]:
-  return json.loads(json.dumps(dataclasses.asdict(config), default=str))

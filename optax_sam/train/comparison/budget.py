@@ -72,7 +72,7 @@ def steps(
   threads.together(pilot.compile for pilot in pilots.values())
   if config.budget == 'gradients':
     costs = {
-      name: cost.mean(_fraction(pilots[name], cost, trials))
+      name: cost.until(1, _fraction(pilots[name], cost, trials))
       for name, cost in step_costs(pilots, config.base).items()
     }
   else:

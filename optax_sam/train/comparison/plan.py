@@ -68,7 +68,6 @@ def method_settings(config: Config) -> dict[str, dict[str, Any]]:
 
   Builds every method once, so bad settings raise before any training.
   """
-  build.check_names(config.methods, config.base)
   names = list(dict.fromkeys((config.base, *config.methods)))
   given = build.parse_settings(config.set, names)
   settings = {

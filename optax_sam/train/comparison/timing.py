@@ -14,7 +14,7 @@ from optax_sam.train.reports.results import Timing
 # Long enough to cover the period of a periodic method.
 STEPS_A_TURN = 10
 # Steps are timed from several points of a run: a method may skip more often
-# early than late, and a setting may change.
+# early than late.
 POINTS = 4
 
 
@@ -76,7 +76,7 @@ def _turn(trainer: Trainer, start: Progress) -> float:
     trainer.batch(step=step, seed=0)
     for step in range(start.step, start.step + STEPS_A_TURN)
   ]
-  step = trainer.compile(start.best_train_accuracy)
+  step = trainer.compile()
   state = train_step.copy(start.state)  # the step donates its input
   jax.block_until_ready(state)
   began = time.perf_counter()

@@ -3,7 +3,7 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import (
   Annotated,
   Any,
@@ -52,67 +52,67 @@ class TrainConfig(
 class ConvertConfig:
   """Converts an image folder into shards for fast reading."""
 
+  # Image folder: train/CLASS/*.JPEG and val/CLASS/*.JPEG.
   source: pathlib.Path
-  """Image folder: train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
+  # Directory of the shards; an interrupted conversion is continued.
   output: pathlib.Path
-  """Directory of the shards; an interrupted conversion is continued."""
+  # Number of shards of the training images; validation shards have the same
+  # size.
   shards: flags.Size = 256
-  """Number of shards of the training images; validation shards have the same
-  size."""
+  # Images that are read and checked concurrently.
   threads: flags.Size = 16
-  """Images that are read and checked concurrently."""
+  # Images with more pixels are left out, without decoding them.
   max_pixels: flags.Count = 2**26
-  """Images with more pixels are left out, without decoding them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SharpnessConfig:
   """Measures the sharpness of finished runs of `train`."""
 
+  # Directories of the runs, all on the same data.
   runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-  """Directories of the runs, all on the same data."""
+  # Number of training examples to measure on; these are the first ones.
   examples: flags.Count = 512
-  """Number of training examples to measure on; these are the first ones."""
+  # Radius of the SAM sharpness.
   rho: flags.Positive = 0.05
-  """Radius of the SAM sharpness."""
+  # Radius of the adaptive sharpness, relative to each weight.
   adaptive_rho: flags.Positive = 0.01
-  """Radius of the adaptive sharpness, relative to each weight."""
+  # Top eigenvalues of the Hessian.
   eigenvalues: flags.Size = 3
-  """Top eigenvalues of the Hessian."""
+  # Random vectors for the trace of the Hessian.
   probes: Annotated[int, msgspec.Meta(ge=2, le=2**31 - 1)] = 32
-  """Random vectors for the trace of the Hessian."""
+  # Seed of random vectors and directions.
   seed: flags.Seed = 0
-  """Seed of random vectors and directions."""
+  # Directory of the images, for runs on imagenet, or of a named dataset.
   data_dir: Annotated[
     pathlib.Path | None, flags.flag(default='that of the run')
   ] = None
-  """Directory of the images, for runs on imagenet, or of a named dataset."""
+  # Directory of the report.
   output: Annotated[
     pathlib.Path | None, flags.flag('-o', default='runs/sharpness-DATE-TIME')
   ] = None
-  """Directory of the report."""
+  # Replace an earlier output of this command.
   overwrite: bool = False
-  """Replace an earlier output of this command."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig:
   """Writes the report of a comparison again, from its saved results."""
 
+  # Output of `compare`.
   directory: tyro.conf.Positional[pathlib.Path]
-  """Output of `compare`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodsConfig:
   """Lists the methods, or describes those that are named."""
 
+  # Methods to describe: rule, settings, cost, paper.
   names: Annotated[
     tyro.conf.Positional[tuple[str, ...]], flags.flag(default='all')
   ] = ()
-  """Methods to describe: rule, settings, cost, paper."""
+  # Print JSON.
   json: bool = False
-  """Print JSON."""
 
 
 # Flags that do not change the numbers: paths, devices, threads. A run may
@@ -181,6 +181,17 @@ def settings(config: Experiment) -> dict[str, Any]:
     for name, value in dataclasses.asdict(config).items()
     if name not in _NOT_SETTINGS
   }
+
+
+def differences(
+  former: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]
+) -> list[str]:
+  """Returns what differs between two settings, in words."""
+  return [
+    f'{name} was {former[name]!r} and is now {now[name]!r}'
+    for name in sorted(names)
+    if former[name] != now[name]
+  ]
 
 
 def learning_rate(config: Experiment) -> float:

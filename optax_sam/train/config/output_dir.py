@@ -12,6 +12,8 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import msgspec
 
+from optax_sam.train.config import configs
+
 CONFIG = 'config.json'
 LOCK = '.lock'
 MARK = 'optax_sam'
@@ -62,8 +64,8 @@ def write_config(
 ) -> None:
   """Writes `config.json`, which marks an output of optax-sam."""
   content = {MARK: command, 'settings': settings, **more}
-  text = json.dumps(content, indent=2, sort_keys=True) + '\n'
-  write(directory / CONFIG, text.encode())
+  text = json.dumps(content, indent=2, sort_keys=True, default=str)
+  write(directory / CONFIG, f'{text}\n'.encode())
 
 
 def read_config(directory: pathlib.Path) -> dict[str, Any] | None:
@@ -76,6 +78,37 @@ def read_config(directory: pathlib.Path) -> dict[str, Any] | None:
   except (OSError, ValueError, RecursionError, msgspec.MsgspecError):
     return None
   return cast('dict[str, Any]', found)
+
+
+def write_run(path: pathlib.Path, config: configs.TrainConfig) -> None:
+  """Writes the configuration of a run, with the place of its data."""
+  data = config.data_dir and str(config.data_dir.absolute())
+  write_config(path, 'train', configs.settings(config), data_dir=data)
+
+
+def read_run(path: pathlib.Path | None, flag: str = '') -> configs.TrainConfig:
+  """Returns the configuration of a run, which `optax-sam train` has written.
+
+  Args:
+    path: directory of the run.
+    flag: the flag that gave it, for the message.
+
+  Raises:
+    ValueError: if there is none, or it has an invalid setting.
+  """
+  if path is None:
+    msg = '--resume needs --output, the directory of the run to resume'
+    raise ValueError(msg)
+  if not path.is_dir():
+    msg = f'{flag}{path}: there is no run'
+    raise ValueError(msg)
+  found = read_config(path)
+  if found is None or found[MARK] != 'train':
+    msg = f'{flag}{path} is not a run of `optax-sam train`'
+    raise ValueError(msg)
+  places = {'data_dir': found.get('data_dir'), 'output': path}
+  where = f'{path / CONFIG}: '
+  return configs.build(configs.TrainConfig, found['settings'] | places, where)
 
 
 def check(

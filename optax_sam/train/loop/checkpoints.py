@@ -5,7 +5,6 @@ file system. Another number of processes or devices can read it.
 """
 
 import contextlib
-import dataclasses
 import gc
 import hashlib
 import json
@@ -20,22 +19,23 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from optax_sam.train.config import configs
 from optax_sam.train.distributed import processes
+from optax_sam.train.loop.progress import Progress
 from optax_sam.train.loop.train_step import TrainingState
-from optax_sam.train.loop.trainer import Progress
 
 _KEPT = 3
 # Settings that a run may change when it goes on.
 _FREE = ('steps', 'checkpoint_every')
-# Fields of `Progress` that are not in the record beside the arrays.
-_NOT_RECORDED = ('state', 'stopped')
+# Fields of `Progress` in the record beside the arrays.
+_RECORDED = ('step', 'log', 'evaluations', 'validations', 'inputs')
 
 
 class Checkpoints:
   """The checkpoints in one directory, written in the background."""
 
   def __init__(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Opens the directory; creates it if it is missing.
+    """Opens the directory, which is created if it is missing.
 
     Args:
       directory: directory of the checkpoints, with a subdirectory for each.
@@ -80,13 +80,10 @@ class Checkpoints:
     """
     if progress.step in self._manager.all_steps():
       return
-    record = {
-      field.name: getattr(progress, field.name)
-      for field in dataclasses.fields(progress)
-      if field.name not in _NOT_RECORDED
-    }
+    record = {name: getattr(progress, name) for name in _RECORDED}
+    record['settings'] = self._settings
     # A copy, because the run appends rows while these are being written.
-    record = json.loads(json.dumps(record | {'settings': self._settings}))
+    record = json.loads(json.dumps(record))
     record['checksum'] = _checksum(progress.state, record)
     with self._writing():
       self._manager.save(
@@ -126,15 +123,15 @@ class Checkpoints:
     damaged: list[int] = []
     for step in steps:
       try:
-        progress, settings = self._read(step, like)
+        state, record = self._read(step, like)
       except ValueError as error:
         say(f'The checkpoint of step {step} is damaged: {error}')
         damaged.append(step)
         continue
-      self._check(step, settings)
+      self._check(step, record['settings'])
       for late in damaged if goes_on else ():
         self._manager.delete(late)
-      return progress
+      return Progress(state, **{name: record[name] for name in _RECORDED})
     if damaged:
       msg = f'none of the checkpoints {sorted(damaged)} can be read'
       raise processes.RefusedError(msg)
@@ -142,7 +139,7 @@ class Checkpoints:
 
   def _read(
     self, step: int, like: TrainingState
-  ) -> tuple[Progress, dict[str, Any]]:
+  ) -> tuple[TrainingState, dict[str, Any]]:
     """Returns a checkpoint; if one process fails, all raise a ValueError."""
 
     def read() -> tuple[TrainingState, dict[str, Any], str]:
@@ -158,23 +155,18 @@ class Checkpoints:
         record = dict(found.record)
         return TrainingState(**found.state), record, record.pop('checksum')
       except Exception as error:  # noqa: BLE001 (damage raises any of them)
-        raise ValueError(_reason(error)) from None
+        reason = str(error).partition('. ')[0].strip()
+        raise ValueError(reason or type(error).__name__) from None
 
     state, record, checksum = processes.together(read)
     if _checksum(state, record) != checksum or record['step'] != step:
       msg = 'it differs from what was saved'
       raise ValueError(msg)
-    settings = record.pop('settings')
-    return Progress(state, **record), settings
+    return state, record
 
   def _check(self, step: int, settings: dict[str, Any]) -> None:
-    different = [
-      f'{name} was {former!r} and is now {self._settings[name]!r}'
-      for name, former in sorted(settings.items())
-      if name in self._settings and name not in _FREE
-      if former != self._settings[name]
-    ]
-    if different:
+    names = self._settings.keys() & settings.keys() - set(_FREE)
+    if different := configs.differences(settings, self._settings, names):
       msg = (
         f'the checkpoint of step {step} in {self._directory} is of other '
         f'settings: {"; ".join(different)}; remove it, or give its settings'
@@ -242,10 +234,7 @@ def _fingerprint(state: TrainingState) -> jax.Array:
       leaf = leaf.astype(jnp.uint8)
     unsigned = np.dtype(f'uint{8 * min(leaf.dtype.itemsize, 4)}')
     words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    positions = jnp.zeros(words.shape, jnp.uint32)
-    for axis, length in enumerate(words.shape):
-      along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-      positions = positions * jnp.uint32(length) + along
+    positions = jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape)
     # Odd factors detect a change of one word or a swap of two.
     products = words * (2 * positions + 1)
     total = total * jnp.uint32(31) + jnp.sum(products, dtype=jnp.uint32)
@@ -269,8 +258,3 @@ def _mute() -> Iterator[None]:
     gc.collect()
     sys.excepthook, sys.unraisablehook = former[:2]
     log.setLevel(former[2])
-
-
-def _reason(error: Exception) -> str:
-  """Returns the first sentence of an error."""
-  return str(error).partition('. ')[0].strip() or type(error).__name__

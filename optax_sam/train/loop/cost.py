@@ -28,10 +28,6 @@ class StepCost:
     skipped = steps - second_gradients
     return self.ascended * second_gradients + self.skipped * skipped
 
-  def mean(self, fraction: float) -> float:
-    """Returns the mean cost if a fraction of the steps takes the gradient."""
-    return self.until(1, fraction)
-
 
 class Stopwatch:
   """Measures the seconds of training, without pauses."""

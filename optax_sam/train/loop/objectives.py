@@ -61,10 +61,8 @@ def mean_squared_error(outputs: Any, targets: Any) -> jax.Array:
 def next_token(outputs: Any, tokens: Any) -> jax.Array:
   """Returns the cross entropy of each next token, the mean over positions.
 
-  Args:
-    outputs: logits (examples, positions, vocabulary); those of the last
-      position have no next token and don't count.
-    tokens: the inputs (examples, positions).
+  Outputs are (examples, positions, vocabulary); the last position has no next
+  token and doesn't count.
   """
   return cross_entropy(outputs[:, :-1], tokens[:, 1:])
 
@@ -89,7 +87,7 @@ METRICS: dict[str, tuple[PerExample | None, Metric]] = {
   'loss': (None, Metric('loss', higher_is_better=False, percent=False)),
 }
 # The usual metric of each loss.
-_DEFAULT_METRICS = dict(zip(LOSSES, METRICS, strict=False))
+_USUAL = dict(zip(LOSSES, METRICS, strict=False))
 _CLASSES = ('cross_entropy', 'accuracy')
 _TOKENS = ('next_token', 'token_accuracy')
 
@@ -117,7 +115,7 @@ def build(
     ValueError: if a name is unknown, or if an argument does not fit.
   """
   if metric is None:
-    metric = _DEFAULT_METRICS.get(str(loss), 'loss')
+    metric = _USUAL.get(str(loss), 'loss')
   for value, argument, known in (
     (loss, 'loss', LOSSES),
     (metric, 'metric', METRICS),
@@ -136,15 +134,15 @@ def build(
     raise ValueError(msg)
   found = LOSSES[loss] if isinstance(loss, str) else loss
   values, measured = _metric(metric, higher_is_better)
+  loss_name, metric_name = (
+    one if isinstance(one, str) else None for one in (loss, metric)
+  )
   return Objective(
     found,
     _smoothed(label_smoothing) if label_smoothing else found,
     values or found,
     measured,
-    (
-      loss if isinstance(loss, str) else None,
-      metric if isinstance(metric, str) else None,
-    ),
+    (loss_name, metric_name),
   )
 
 
@@ -171,6 +169,15 @@ def _metric(
   return metric, Metric(name, higher, percent=False)
 
 
+def _smoothed(smoothing: float) -> PerExample:
+  def losses(outputs: Any, targets: Any) -> jax.Array:
+    labels = jax.nn.one_hot(targets, outputs.shape[-1])
+    labels = optax.smooth_labels(labels, smoothing)
+    return _per_example(optax.softmax_cross_entropy(outputs, labels))
+
+  return losses
+
+
 def classes(objective: Objective, outputs: Any) -> int | None:
   """Returns the number of classes, None if targets are no classes."""
   if objective.names[0] in (*_CLASSES, *_TOKENS):
@@ -187,20 +194,20 @@ def check(objective: Objective, outputs: Any, targets: Any) -> None:
       `jax.eval_shape`.
     targets: the targets of that batch.
   """
-  functions = {'loss': objective.loss, 'metric': objective.metric}
-  for name, kind in zip(objective.names, functions, strict=True):
+  for kind, name in zip(('loss', 'metric'), objective.names, strict=True):
     if name is not None and name != 'loss':
       _check_named(name, outputs, targets)
       continue
     try:
-      found: Any = jax.eval_shape(functions[kind], outputs, targets)
+      found: Any = jax.eval_shape(getattr(objective, kind), outputs, targets)
     except (TypeError, ValueError) as error:
       msg = f'{kind} fails on outputs and targets: {first_line(error)}'
       raise ValueError(msg) from error
-    if getattr(found, 'shape', None) != (1,):
+    shape = getattr(found, 'shape', type(found).__name__)
+    if shape != (1,):
       msg = (
-        f'{kind} must return one value per example, shape (B,), not '
-        f'{getattr(found, "shape", type(found).__name__)} for a batch of 1'
+        f'{kind} must return one value per example, shape (B,), not {shape} '
+        f'for a batch of 1'
       )
       raise ValueError(msg)
 
@@ -214,11 +221,11 @@ def _check_named(name: str, outputs: Any, targets: Any) -> None:
       f"by .astype('int32'), or give loss='mean_squared_error'"
     )
     raise ValueError(msg)
+  fits = shape is not None and shape[:-1] == target
   if name in _CLASSES:
-    fits = shape is not None and shape[:-1] == target
     needed = f'{(*target[1:], "classes")}'.replace("'", '')
   elif name in _TOKENS:
-    fits = shape is not None and shape[:-1] == target and len(target) == 2
+    fits = fits and len(target) == 2
     needed = '(positions, vocabulary) for tokens of shape (positions,)'
   else:
     fits, needed = shape == target, f'that of the targets, {target[1:]}'
@@ -233,41 +240,25 @@ def _check_named(name: str, outputs: Any, targets: Any) -> None:
 
 def check_labels(labels: np.ndarray, count: int, part: str) -> None:
   """Raises a ValueError if a label is not from 0 to `count` - 1."""
-  least, most = int(labels.min()), int(labels.max())
-  if least < 0 or most >= count:
-    wrong = least if least < 0 else most
-    msg = (
-      f'{part} has the label {wrong}, and the model has {count} outputs, for '
-      f'labels from 0 to {count - 1}; change the labels or the model'
-    )
-    raise ValueError(msg)
+  for wrong in (int(labels.min()), int(labels.max())):
+    if not 0 <= wrong < count:
+      msg = (
+        f'{part} has the label {wrong}, and the model has {count} outputs, for '
+        f'labels from 0 to {count - 1}; change the labels or the model'
+      )
+      raise ValueError(msg)
 
 
-def shown(measured: Metric, row: Mapping[str, float], prefix: str = '') -> str:
-  """Returns test metric and test loss of a row of evaluations, in words.
-
-  Args:
-    measured: the metric.
-    row: the row.
-    prefix: `ema_` for the moving averages.
-  """
-  name, value = measured.name, row[f'{prefix}test_{measured.name}']
-  loss = f'test loss {row[f"{prefix}test_loss"]:.4f}'
-  if name == 'loss':
+def shown(measured: Metric, row: Mapping[str, float], part: str = '') -> str:
+  """Returns test metric and loss of a row in words; `part` may be `ema_`."""
+  loss = f'test loss {row[f"{part}test_loss"]:.4f}'
+  if measured.name == 'loss':
     return loss
+  value = row[f'{part}test_{measured.name}']
   text = f'{100 * value:.2f} %' if measured.percent else f'{value:.4g}'
-  return f'test {name.replace("_", " ")} {text}, {loss}'
+  return f'test {measured.title} {text}, {loss}'
 
 
 def first_line(error: Exception) -> str:
   """Returns the first line of an error message."""
   return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _smoothed(smoothing: float) -> PerExample:
-  def losses(outputs: Any, targets: Any) -> jax.Array:
-    labels = jax.nn.one_hot(targets, outputs.shape[-1])
-    labels = optax.smooth_labels(labels, smoothing)
-    return _per_example(optax.softmax_cross_entropy(outputs, labels))
-
-  return losses

@@ -1,5 +1,6 @@
 """The training step of all methods, in one or two compiled functions."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -58,62 +59,142 @@ class _FirstPass(NamedTuple):
   auxiliary_loss: jax.Array | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """The options of `jitted_step`, and the step as a function."""
+
+  task: Task
+  optimizer: optax.GradientTransformation
+  uses_gradient: bool = True
+  takes_per_example_losses: bool = False
+  auxiliary_loss: AuxiliaryLoss | None = None
+  accumulate: Callable[[Any, optax.Params], Any] | None = None
+  ema_decay: float | None = None
+  rows: jax.sharding.Sharding | None = None
+
+  def first_pass(
+    self, state: TrainingState, batch: datasets.Batch
+  ) -> _FirstPass:
+    """Returns loss, gradient and statistics at the unperturbed parameters."""
+    auxiliary, task = self.auxiliary_loss, self.task
+    read: Any = ()
+    if auxiliary is not None:
+      read = auxiliary.before(state.params, state.statistics, state.memory)
+
+    def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
+      outputs, statistics = task.outputs(
+        params, state.statistics, batch, _dropout_key(state)
+      )
+      losses = task.objective.training_loss(outputs, batch['labels'])
+      sought = loss = jnp.mean(losses)
+      added = None
+      if auxiliary is not None:
+        added = auxiliary.loss(outputs, read, batch, state.step)
+        sought = loss + added.astype(loss.dtype)
+      return sought, (loss, statistics, losses, added, outputs)
+
+    grads, (loss, statistics, losses, added, outputs) = jax.grad(
+      total, has_aux=True
+    )(state.params)
+    memory: Any = ()
+    if auxiliary is not None:
+      memory = auxiliary.after(outputs, read, batch, state.step)
+    return _FirstPass(loss, statistics, grads, losses, memory, added)
+
+  def __call__(
+    self,
+    state: TrainingState,
+    batch: datasets.Batch,
+    first: _FirstPass,
+    **branch: bool,
+  ) -> tuple[TrainingState, Metrics]:
+    """Takes the rest of a step, from the first pass to the next state."""
+    # Later passes use the same batch, statistics and dropout key.
+    task, statistics, key = self.task, state.statistics, _dropout_key(state)
+    per_example = self.takes_per_example_losses
+
+    def losses(params: optax.Params, batch: datasets.Batch) -> jax.Array:
+      if self.rows is not None:
+        batch = jax.lax.with_sharding_constraint(batch, self.rows)
+      if per_example:
+        return task.per_example_losses(params, statistics, batch)
+      return task.losses(params, statistics, batch, key)[0]
+
+    updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
+      first.grads,
+      state.opt_state,
+      state.params,
+      value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
+      per_example_value_fn=losses,
+      batch=batch,
+      # Per-example losses are in evaluation mode.
+      losses=None if per_example else first.losses,
+      **branch,
+    )
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      'loss': first.loss,
+      'parameter_norm': optax.tree.norm(params),
+      'update_norm': optax.tree.norm(updates),
+    }
+    if self.uses_gradient:
+      metrics['gradient_norm'] = optax.tree.norm(first.grads)
+    if first.auxiliary_loss is not None:
+      metrics['trajectory_loss'] = first.auxiliary_loss
+    average, memory = state.average, first.memory
+    if self.ema_decay is not None:
+      new = (params, first.statistics)
+      average = _moved_average(new, average, 1 - self.ema_decay)
+    if self.accumulate is not None:
+      memory = self.accumulate(state.memory, params)
+    return TrainingState(
+      state.step + 1,
+      params,
+      first.statistics,
+      opt_state,
+      state.key,
+      average,
+      memory,
+    ), metrics
+
+
 def jitted_step(
   task: Task,
   optimizer: optax.GradientTransformation,
   *,
-  uses_gradient: bool = True,
-  takes_per_example_losses: bool = False,
-  auxiliary_loss: AuxiliaryLoss | None = None,
-  accumulate: Callable[[Any, optax.Params], Any] | None = None,
-  ema_decay: float | None = None,
   sharding: Any = None,
-  rows: jax.sharding.Sharding | None = None,
   donates: bool = False,
+  **options: Any,
 ) -> Step:
   """Returns a step as one compiled function; skipping is a conditional in it.
 
   Args:
     task: what to train.
     optimizer: the complete optimizer, method and base.
-    uses_gradient: whether the method reads the unperturbed gradient. If not,
-      its norm is not logged and XLA removes that backward pass.
-    takes_per_example_losses: whether the method differentiates per-example
-      losses one by one; these are then in evaluation mode.
-    auxiliary_loss: an additional loss, not part of the logged loss.
-    accumulate: update of an external average, from its state and the parameters
-      after a step.
-    ema_decay: decay of the moving averages; None for no averages.
     sharding: sharding of the next state: one for all leaves, or a state of
       shardings, of which that of `step` also applies to the metrics. None
       leaves the choice to the compiler.
-    rows: sharding of the examples that a method selects. None leaves the choice
-      to the compiler, which may replicate them.
     donates: whether the step donates the buffers of its input state; callers
       that read that state later must `copy` it first.
+    **options: `uses_gradient`: whether the method reads the unperturbed
+      gradient; if not, its norm is not logged and XLA removes that backward
+      pass. `takes_per_example_losses`: whether the method differentiates
+      per-example losses one by one; these are then in evaluation mode.
+      `auxiliary_loss`: an additional loss, not part of the logged loss.
+      `accumulate`: update of an external average, from its state and the
+      parameters after a step. `ema_decay`: decay of the moving averages; None
+      for no averages. `rows`: sharding of the examples that a method selects;
+      None leaves it to the compiler, which may replicate them.
 
   Returns:
     The step, from state and batch to the next state and metrics.
   """
-  descend = functools.partial(
-    _descend,
-    task,
-    optax.with_extra_args_support(optimizer),
-    uses_gradient=uses_gradient,
-    per_example=takes_per_example_losses,
-    ema_decay=ema_decay,
-    rows=rows,
-  )
+  rest = _Step(task, optimizer, **options)
 
   def step(
     state: TrainingState, batch: datasets.Batch
   ) -> tuple[TrainingState, Metrics]:
-    first = _first_pass(task, state, batch, auxiliary_loss)
-    after, metrics = descend(state, batch, first)
-    if accumulate is not None:
-      memory = accumulate(state.memory, after.params)
-      after = after._replace(memory=memory)
-    return after, metrics
+    return rest(state, batch, rest.first_pass(state, batch))
 
   of = _shardings(sharding)
   donated = 0 if donates else None
@@ -124,8 +205,8 @@ def branching_on_host(
   task: Task,
   optimizer: optax.GradientTransformation,
   *,
-  ema_decay: float | None = None,
   sharding: Any = None,
+  **options: Any,
 ) -> Step:
   """Returns the same step as two compiled functions and a choice on the host.
 
@@ -135,32 +216,22 @@ def branching_on_host(
   conditional, inside of which JAX's convolutions are slow on XLA's CPU backend,
   but Python waits for every decision. Arguments are those of `jitted_step`.
   """
-  descend = functools.partial(
-    _descend,
-    task,
-    optax.with_extra_args_support(optimizer),
-    ema_decay=ema_decay,
-  )
-  of = _shardings(sharding)
-  results = (_without_key(of), of.step)
-
+  rest, of = _Step(task, optimizer, **options), _shardings(sharding)
   # A typed key is slow to return from a compiled function, and nothing else
   # runs while Python waits for a decision. So neither function returns the key
   # of the run.
+  results = (_without_key(of), of.step)
+
   @functools.partial(jax.jit, out_shardings=(of.step, of.params, *results))
-  def skip(
-    state: TrainingState, batch: datasets.Batch
-  ) -> tuple[jax.Array, optax.Updates, TrainingState, Metrics]:
-    first = _first_pass(task, state, batch)
-    skipped, metrics = descend(state, batch, first, ascend=False)
+  def skip(state: TrainingState, batch: datasets.Batch) -> tuple[Any, ...]:
+    first = rest.first_pass(state, batch)
+    skipped, metrics = rest(state, batch, first, ascend=False)
     decided = optax_sam.metrics(skipped.opt_state)['decided']
     return decided, first.grads, _without_key(skipped), metrics
 
   @functools.partial(jax.jit, out_shardings=results)
-  def ascend(
-    state: TrainingState, batch: datasets.Batch, first: _FirstPass
-  ) -> tuple[TrainingState, Metrics]:
-    ascended, metrics = descend(state, batch, first, ascend=True)
+  def ascend(*given: Any) -> tuple[TrainingState, Metrics]:
+    ascended, metrics = rest(*given, ascend=True)
     return _without_key(ascended), metrics
 
   held: list[Any] = []
@@ -192,97 +263,6 @@ def _without_key(state: TrainingState) -> TrainingState:
 
 def _dropout_key(state: TrainingState) -> jax.Array:
   return jax.random.fold_in(state.key, state.step)
-
-
-def _first_pass(
-  task: Task,
-  state: TrainingState,
-  batch: datasets.Batch,
-  auxiliary: AuxiliaryLoss | None = None,
-) -> _FirstPass:
-  """Returns loss, gradient and new statistics at the unperturbed parameters."""
-  read: Any = ()
-  if auxiliary is not None:
-    read = auxiliary.before(state.params, state.statistics, state.memory)
-
-  def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
-    outputs, statistics = task.outputs(
-      params, state.statistics, batch, _dropout_key(state)
-    )
-    losses = task.losses_of(outputs, batch)
-    sought = loss = jnp.mean(losses)
-    added = None
-    if auxiliary is not None:
-      added = auxiliary.loss(outputs, read, batch, state.step)
-      sought = loss + added.astype(loss.dtype)
-    return sought, (loss, statistics, losses, added, outputs)
-
-  grads, (loss, statistics, losses, added, outputs) = jax.grad(
-    total, has_aux=True
-  )(state.params)
-  memory: Any = ()
-  if auxiliary is not None:
-    memory = auxiliary.after(outputs, read, batch, state.step)
-  return _FirstPass(loss, statistics, grads, losses, memory, added)
-
-
-def _descend(
-  task: Task,
-  tx: optax.GradientTransformationExtraArgs,
-  state: TrainingState,
-  batch: datasets.Batch,
-  first: _FirstPass,
-  *,
-  uses_gradient: bool = True,
-  per_example: bool = False,
-  ema_decay: float | None = None,
-  rows: jax.sharding.Sharding | None = None,
-  **branch: bool,
-) -> tuple[TrainingState, Metrics]:
-  """Takes the rest of a step, from the first pass to the next state."""
-  # Later passes use the same batch, statistics and dropout key.
-  statistics, key = state.statistics, _dropout_key(state)
-
-  def losses(params: optax.Params, batch: datasets.Batch) -> jax.Array:
-    if rows is not None:
-      batch = jax.lax.with_sharding_constraint(batch, rows)
-    if per_example:
-      return task.per_example_losses(params, statistics, batch)
-    return task.losses(params, statistics, batch, key)[0]
-
-  updates, opt_state = tx.update(
-    first.grads,
-    state.opt_state,
-    state.params,
-    value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
-    per_example_value_fn=losses,
-    batch=batch,
-    # Per-example losses are in evaluation mode.
-    losses=None if per_example else first.losses,
-    **branch,
-  )
-  params = optax.apply_updates(state.params, updates)
-  metrics = {
-    'loss': first.loss,
-    'parameter_norm': optax.tree.norm(params),
-    'update_norm': optax.tree.norm(updates),
-  }
-  if uses_gradient:
-    metrics['gradient_norm'] = optax.tree.norm(first.grads)
-  if first.auxiliary_loss is not None:
-    metrics['trajectory_loss'] = first.auxiliary_loss
-  average: Any = state.average
-  if ema_decay is not None:
-    average = _moved_average((params, first.statistics), average, 1 - ema_decay)
-  return TrainingState(
-    state.step + 1,
-    params,
-    first.statistics,
-    opt_state,
-    state.key,
-    average,
-    first.memory,
-  ), metrics
 
 
 def _moved_average(new: Any, average: Any, fraction: float) -> Any:

@@ -5,6 +5,7 @@ schedules, such as that of the learning rate, are from then on those of a run
 with the new number of steps, at the step that was reached.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -21,19 +22,18 @@ from optax_sam.train.config import configs
 from optax_sam.train.data import datasets
 from optax_sam.train.data import inputs as inputs_lib
 from optax_sam.train.distributed.sharding import Placement
-from optax_sam.train.loop import (
-  cost,
-  early_stop,
-  evaluation,
-  train_step,
-  trajectory_loss,
+from optax_sam.train.loop import cost, evaluation, train_step, trajectory_loss
+from optax_sam.train.loop.progress import (
+  Progress,
+  Row,
+  divergence,
+  is_evaluated,
 )
 from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.train_step import TrainingState
-from optax_sam.train.loop.training_progress import Progress, Row, is_evaluated
-from optax_sam.train.optimizers import accuracy_schedule, build
+from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.base_optimizer import schedule
-from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
+from optax_sam.train.optimizers.registry import ValidatedAveraging
 
 # Enough for a skipping method to run both of its branches.
 _WARM_UP_STEPS = 3
@@ -41,7 +41,16 @@ _EIGENVALUE_TOLERANCE = 1e-2
 
 
 class Trainer:
-  """Trains one task with one method, with any number of seeds."""
+  """Trains one task with one method, with any number of seeds.
+
+  Attributes:
+    inputs: the examples to train on; evaluation and measures use those of the
+      task, the same for all methods.
+    on_host: whether the method decides on the host to skip a gradient.
+    temporary_bytes: temporary memory of the compiled step, if known.
+    repetition: of operations in the loops of a step.
+    cost: of a step; if it is known, rows have `gradients` and `seconds`.
+  """
 
   def __init__(
     self,
@@ -61,36 +70,31 @@ class Trainer:
       placement: placement of all arrays; JAX's default device if None.
 
     Raises:
-      ValueError: if a method does not fit the data or the metric.
+      ValueError: if a method does not fit the data or the loss.
     """
-    self.config = config
-    self.placement = placement or Placement()
-    self.averaging = build.averaging(name, settings)
-    self.task = task
-    # Evaluation and measures use the task, the same for all methods.
-    self.inputs = task.inputs
-    if self.averaging is not None:
-      self.inputs = _without_held_out(task.inputs, self.averaging, name)
-    self.name = name
+    self.config, self.task, self.name = config, task, name
     self.settings = dict(settings)
-    self.on_host = config.execution == 'host' and build.method(name).skips
-    self.temporary_bytes: int | None = None
-    self.repetition = 1.0  # of operations in the loops of a step
-    # If the cost of a step is known, rows have `gradients` and `seconds`.
-    self.cost: cost.StepCost | None = None
+    self.placement = placement or Placement()
+    self.method = build.method(name)
+    self.inputs: inputs_lib.Inputs = task.inputs
+    self.averaging: ValidatedAveraging | None = None
+    self.auxiliary_loss = None
+    external = build.external(name, settings)
+    if isinstance(external, ValidatedAveraging):
+      self.averaging = external
+      self.inputs = _without_held_out(task.inputs, external.held_out, name)
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
-    self.auxiliary_loss = trajectory_loss.auxiliary_loss(
-      build.auxiliary_loss(name, settings), task, self.epoch_steps
-    )
-    if self._followed(0.0) and task.objective.names[1] != 'accuracy':
-      setting = min(self._followed(0.0))
-      msg = (
-        f'methods: {name} follows the training accuracy, which is not the '
-        f'metric here; give a number for {name}.{setting}'
+    if isinstance(external, optax_sam.SafLoss | optax_sam.MesaLoss):
+      self.auxiliary_loss = trajectory_loss.auxiliary_loss(
+        external, task, self.epoch_steps
       )
-      raise ValueError(msg)
-    self._schedule = schedule(config, self.settings.get('learning_rate'))
-    self._compiled: dict[tuple[float, ...], Any] = {}
+    self.on_host = config.execution == 'host' and self.method.skips
+    self.temporary_bytes: int | None = None
+    self.repetition = 1.0
+    self.cost: cost.StepCost | None = None
+    rate = self.settings.get('learning_rate', config.learning_rate)
+    self._schedule = schedule(dataclasses.replace(config, learning_rate=rate))
+    self._compiled: Any = None
 
   def start(self, seed: int) -> Progress:
     """Returns a run before its first step."""
@@ -115,29 +119,20 @@ class Trainer:
       inputs=inputs_lib.state(self.inputs, 0, seed),
     )
 
-  def compile(self, accuracy: float = 0.0) -> Any:
-    """Returns the step, compiled once for all seeds, and records its memory.
-
-    Args:
-      accuracy: best training accuracy so far. Settings that depend on it are
-        static, so each of their values is compiled once.
-
-    Returns:
-      The step, from state and batch to the next state and metrics.
-    """
-    values = tuple(self._followed(accuracy).values())
-    if values not in self._compiled:
-      self._compiled[values] = self._compile(accuracy)
-    return self._compiled[values]
+  def compile(self) -> Any:
+    """Returns the step, compiled once for all seeds, and records its memory."""
+    if self._compiled is None:
+      self._compiled = self._compile()
+    return self._compiled
 
   def step(
-    self, state: TrainingState, batch: datasets.Batch, accuracy: float = 0.0
+    self, state: TrainingState, batch: datasets.Batch
   ) -> tuple[TrainingState, train_step.Metrics]:
     """Takes one step, from state and batch to the next state and metrics.
 
     A step that is one compiled function donates the given state.
     """
-    return self.compile(accuracy)(state, self.placement.batch(batch))
+    return self.compile()(state, self.placement.batch(batch))
 
   def batch(self, step: int, seed: int) -> datasets.Batch:
     """Returns the batch of a step."""
@@ -161,15 +156,12 @@ class Trainer:
       seed: seed of the order of the data.
       after_step: called after every step.
     """
-    steps, former = self.config.steps, None
+    former = None
+    self.compile()
     watch = cost.Stopwatch()
-    while progress.step < steps and not progress.stopped:
+    while progress.step < self.config.steps and not progress.stopped:
       batch = self.batch(step=progress.step, seed=seed)
-      with watch.paused():
-        self.compile(progress.best_train_accuracy)
-      state, metrics = self.step(
-        progress.state, batch, progress.best_train_accuracy
-      )
+      state, metrics = self.step(progress.state, batch)
       # Limits the number of batches on the devices.
       jax.block_until_ready(former)
       former = metrics
@@ -187,18 +179,13 @@ class Trainer:
     seed: int,
   ) -> None:
     """Adds the rows that are due after a step."""
-    step, config, epoch = progress.step, self.config, self.epoch_steps
+    step, config, averaging = progress.step, self.config, self.averaging
     if step == config.steps or step % config.log_every == 0:
       with watch.paused(metrics):
         row = self._log_row(progress, metrics)
         progress.log.append(row | self._spent(progress, watch))
-      progress.stopped = early_stop.found(progress.log, config.steps)
-    if step % epoch == 0 and self._followed(0.0):
-      with watch.paused(metrics):
-        best = self._train_accuracy(progress.state)
-      progress.best_train_accuracy = max(progress.best_train_accuracy, best)
-    averaging = self.averaging
-    if averaging is not None and step % (epoch * averaging.epochs) == 0:
+      progress.stopped = divergence(progress.log, config.steps)
+    if averaging and step % (self.epoch_steps * averaging.epochs) == 0:
       with watch.paused(metrics):
         self._validate(progress, averaging, seed)
     due = is_evaluated(step, config.steps, config.evaluations)
@@ -235,6 +222,38 @@ class Trainer:
       self.task, *self.solution(state), self.placement
     )
 
+  def solution(self, state: TrainingState) -> tuple[Any, Statistics]:
+    """Returns the solution of a run so far: parameters and statistics.
+
+    If these parameters are not the trained ones, the running statistics of
+    batch norm are recomputed over fixed training examples.
+    """
+    read, kept = self.method.solution, state.opt_state
+    if self.averaging is not None:
+      read, kept = self.averaging.functions.result, state.memory
+    if read is None:
+      return state.params, state.statistics
+    params = read(state.params, kept)
+    return params, evaluation.statistics(
+      self.task, params, state.statistics, self.placement
+    )
+
+  def optimizer(self, seed: int) -> optax.GradientTransformation:
+    """Returns method and base; the seed determines random initial state."""
+    rows = self.inputs.batch_size
+    return build.optimizer(
+      self.name,
+      self.settings,
+      self.config,
+      seed=seed,
+      epoch_steps=self.epoch_steps,
+      batch_like=jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype),
+        dict(self.inputs.sample()),
+      ),
+      num_data=self.inputs.train_examples,
+    )
+
   def _replicated_loss(
     self, params: Any, statistics: Statistics, batch: datasets.Batch
   ) -> jax.Array:
@@ -242,9 +261,8 @@ class Trainer:
     params = jax.lax.with_sharding_constraint(params, self.placement.replicated)
     return self.task.evaluation_loss(params, statistics, batch)
 
-  def _compile(self, accuracy: float) -> Any:
-    optimizer = self.optimizer(seed=0, accuracy=accuracy)
-    state = self.start(seed=0).state
+  def _compile(self) -> Any:
+    optimizer, state = self.optimizer(seed=0), self.start(seed=0).state
     sample = dict(self.task.inputs.sample())
     if self.auxiliary_loss is not None and self.auxiliary_loss.by_example:
       sample['ids'] = np.zeros_like(sample['labels'])
@@ -261,59 +279,23 @@ class Trainer:
         state, _ = step(state, batch)
       jax.block_until_ready(state)
       return step
-    step: Any = train_step.jitted_step(
+    jitted: Any = train_step.jitted_step(
       self.task,
       optimizer,
-      uses_gradient=build.method(self.name).uses_gradient,
-      takes_per_example_losses=build.method(self.name).takes_per_example_losses,
+      uses_gradient=self.method.uses_gradient,
+      takes_per_example_losses=self.method.takes_per_example_losses,
       auxiliary_loss=self.auxiliary_loss,
-      accumulate=None if averaging is None else averaging.functions.accumulate,
+      accumulate=averaging and averaging.functions.accumulate,
       rows=self.placement.rows,
       donates=True,
       **how,
     )
-    traced = step.trace(state, batch)
+    traced = jitted.trace(state, batch)
     self.repetition = cost.repetition(traced.jaxpr)
     compiled = traced.lower().compile()
-    size = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', None)
-    if size is not None:
-      self.temporary_bytes = max(size, self.temporary_bytes or 0)
+    memory = compiled.memory_analysis()
+    self.temporary_bytes = getattr(memory, 'temp_size_in_bytes', None)
     return compiled
-
-  def solution(self, state: TrainingState) -> tuple[Any, Statistics]:
-    """Returns the solution of a run so far: parameters and statistics.
-
-    If these parameters are not the trained ones, the running statistics of
-    batch norm are recomputed over fixed training examples.
-    """
-    read, kept = build.method(self.name).solution, state.opt_state
-    if self.averaging is not None:
-      read, kept = self.averaging.functions.result, state.memory
-    if read is None:
-      return state.params, state.statistics
-    params = read(state.params, kept)
-    return params, evaluation.statistics(
-      self.task, params, state.statistics, self.placement
-    )
-
-  def optimizer(
-    self, seed: int, accuracy: float = 0.0
-  ) -> optax.GradientTransformation:
-    """Returns method and base; the seed determines random initial state."""
-    rows = self.inputs.batch_size
-    return build.optimizer(
-      self.name,
-      self.settings,
-      self.config,
-      seed=seed,
-      epoch_steps=self.epoch_steps,
-      accuracy=accuracy,
-      batch_like=jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype),
-        dict(self.inputs.sample()),
-      ),
-      num_data=self.inputs.train_examples,
-    )
 
   def _log_row(self, progress: Progress, metrics: train_step.Metrics) -> Row:
     values: dict[str, Any] = {
@@ -322,10 +304,6 @@ class Trainer:
       'learning_rate': self._schedule(progress.step - 1),
       **self._method_metrics(progress.state),
     }
-    followed = self._followed(progress.best_train_accuracy)
-    if followed:
-      values['best_train_accuracy'] = progress.best_train_accuracy
-      values |= {f'setting_{name}': value for name, value in followed.items()}
     row = {name: float(value) for name, value in values.items()}
     if not row['second_gradients']:
       row['perturbed_loss'] = math.nan  # unknown before the first ascent step
@@ -339,19 +317,9 @@ class Trainer:
     return {'gradients': gradients, 'seconds': watch.seconds}
 
   def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
-    if not build.method(self.name).reports:
+    if not self.method.reports:
       return {'ascended': 0, 'second_gradients': 0}
     return optax_sam.metrics(state.opt_state)
-
-  def _followed(self, accuracy: float) -> dict[str, float]:
-    return accuracy_schedule.following(self.settings, accuracy)
-
-  def _train_accuracy(self, state: TrainingState) -> float:
-    train: Any = self.task.inputs.train()
-    _, accuracy = self._evaluate(*self.solution(state), [train])
-    # 0.9 in float32 is below the Python float 0.9.
-    examples = len(train['labels'])
-    return round(accuracy * examples) / examples
 
   def _validate(
     self, progress: Progress, averaging: ValidatedAveraging, seed: int
@@ -378,9 +346,8 @@ class Trainer:
 
   def _evaluation_row(self, progress: Progress) -> Row:
     inputs, state = self.task.inputs, progress.state
-    solution = self.solution(state)
+    solution, train = self.solution(state), inputs.train()
     parts = [('test', solution, inputs.test())]
-    train = inputs.train()
     if train is not None:
       parts.append(('train', solution, [train]))
     if state.average:
@@ -404,17 +371,17 @@ class Trainer:
 
 
 def _without_held_out(
-  inputs: Any, averaging: ValidatedAveraging, name: str
+  inputs: Any, fraction: float, name: str
 ) -> inputs_lib.Inputs:
   """Returns the data of a method that holds out examples for validation.
 
   It does not train on these, while other methods of a comparison train on all
   examples.
   """
-  parts = inputs.with_held_out(averaging.held_out)
+  parts = inputs.with_held_out(fraction)
   if parts.train_examples == inputs.train_examples:
     msg = (
-      f'{name}: a validation_share of {averaging.held_out} holds out none of '
+      f'{name}: a validation_share of {fraction} holds out none of '
       f'{inputs.train_examples} training examples; give a larger one'
     )
     raise ValueError(msg)

@@ -37,25 +37,18 @@ class AuxiliaryLoss(NamedTuple):
 
 
 def auxiliary_loss(
-  built: SafLoss | MesaLoss | None, task: Task, epoch_steps: int
-) -> AuxiliaryLoss | None:
-  """Returns the auxiliary loss of a task.
-
-  Args:
-    built: the auxiliary loss of the library; None for none.
-    task: model and data.
-    epoch_steps: number of steps in an epoch.
-  """
-  if built is not None and task.objective.names[0] != 'cross_entropy':
+  built: SafLoss | MesaLoss, task: Task, epoch_steps: int
+) -> AuxiliaryLoss:
+  """Returns an auxiliary loss of the library for a task."""
+  if task.objective.names[0] != 'cross_entropy':
     name = type(built).__name__.removesuffix('Loss').lower()
     msg = f"methods: {name} needs loss='cross_entropy'; leave it out"
     raise ValueError(msg)
-  if isinstance(built, SafLoss):
-    return _saf(built, task, epoch_steps)
-  return None if built is None else _mesa(built, task)
+  make = _saf if isinstance(built, SafLoss) else _mesa
+  return make(built, task, epoch_steps)
 
 
-def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> AuxiliaryLoss:
+def _saf(saf: Any, task: Task, epoch_steps: int) -> AuxiliaryLoss:
   examples = -(-task.inputs.train_examples // _LENGTHS) * _LENGTHS
 
   def calling(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -72,18 +65,18 @@ def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> AuxiliaryLoss:
   )
 
 
-def _mesa(mesa: MesaLoss, task: Task) -> AuxiliaryLoss:
+def _mesa(mesa: Any, task: Task, epoch_steps: int) -> AuxiliaryLoss:
   """Averages the running statistics of batch norm like the weights."""
+  del epoch_steps
 
   def loss(logits: jax.Array, memory: Any, batch: Batch, _: Any) -> jax.Array:
     params, statistics = memory.average
-    return mesa.loss(logits, task.evaluation_outputs(params, statistics, batch))
+    targets = task.evaluation_outputs(params, statistics, batch)
+    return mesa.loss(logits, targets)
 
   return AuxiliaryLoss(
     init=lambda *given: mesa.init(given),
-    before=lambda params, statistics, memory: mesa.update(
-      (params, statistics), memory
-    ),
+    before=lambda *given: mesa.update(given[:2], given[2]),
     loss=loss,
     after=lambda *given: given[1],
     by_example=False,

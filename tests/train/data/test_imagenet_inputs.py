@@ -142,7 +142,6 @@ def test_only_corrupt_images_are_an_error(
     ({'data_dir': None}, '--dataset imagenet needs --data-dir'),
     ({'label_noise': 0.1}, '--label-noise is not for imagenet'),
     ({'batch_size': 200}, '--batch-size must be at most 108'),
-    ({'method': 'ordered_sgd'}, r'give --set ordered_sgd\.k='),
     ({'method': 'swad'}, 'imagenet does not have; train on digits or mnist1d'),
     (
       {'model': 'vit_s16', 'image_size': 40},

@@ -94,7 +94,7 @@ def test_damage_to_any_file_is_noticed_or_harmless(
     {'log': [{'step': 3.0}]},
     {'settings': {'rho': 0.2}},
     {'settings': None},
-    {'best_train_accuracy': 'high'},
+    {'validations': 'high'},
     {'checksum': None},
     {'more': 1},
     {'inputs': [[]]},

@@ -12,7 +12,7 @@ from tests.train.problems import finished, trainer
 def test_the_cost_of_a_run_counts_skipped_and_other_steps():
   cost = StepCost(ascended=2.0, skipped=1.0)
   assert cost.until(10, 3) == 3 * 2 + 7
-  assert cost.mean(0.25) == 1.25
+  assert cost.until(1, 0.25) == 1.25
 
 
 def test_a_stopwatch_excludes_pauses(monkeypatch):
