@@ -93,7 +93,6 @@ def lower(
       trainer.optimizer(seed=0),
       uses_gradient=build.method(name).uses_gradient,
       takes_per_example_losses=build.method(name).takes_per_example_losses,
-      ema_decay=config.ema_decay,
       sharding=shardings,
       rows=placement.rows,
       donates=row.donates,

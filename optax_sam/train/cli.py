@@ -1,6 +1,5 @@
 """The command `optax-sam`."""
 
-import functools
 import io
 import logging
 import os
@@ -139,7 +138,8 @@ def _convert(config: Any, console: Any) -> int:
   except ModuleNotFoundError as error:
     msg = f"convert needs {error.name}: pip install 'optax-sam[imagenet]'"
     raise ValueError(msg) from None
-  say = functools.partial(progress.say, console)
+  # Names of images may contain line breaks.
+  say = lambda text: progress.say(console, errors.printable(text))
   try:
     imagenet.convert(
       config.source,

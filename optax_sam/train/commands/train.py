@@ -279,7 +279,9 @@ class _Run:
         if due and not now.stopped:
           checkpoints.save(now)
         if now.evaluations and now.evaluations[-1]['step'] == now.step:
-          self.report(now.evaluations[-1])
+          measured = self.trainer.task.objective.measured
+          shown = objectives.shown(measured, now.evaluations[-1])
+          self.reporter.line(f'  step {now.step}: {shown}')
         if processes.should_stop(now.step, interrupted.is_set()):
           checkpoints.save(now)
           raise KeyboardInterrupt
@@ -291,15 +293,6 @@ class _Run:
       if not self.now.stopped:
         checkpoints.save(self.now)
       return True
-
-  def report(self, row: Row) -> None:
-    """Prints an evaluation."""
-    measured = self.trainer.task.objective.measured
-    line = f'  step {row["step"]}: {objectives.shown(measured, row)}'
-    if 'ema_test_loss' in row:
-      averaged = objectives.shown(measured, row, 'ema_')
-      line += f'; with averaged weights: {averaged}'
-    self.reporter.line(line)
 
   def measure(self, command: str, started: dt.datetime) -> None:
     """Measures sharpness, unless the run diverged; writes its results."""

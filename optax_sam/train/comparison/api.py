@@ -27,7 +27,6 @@ _OPTIONS = (
   'warmup',
   'clip_norm',
   'label_smoothing',
-  'ema_decay',
   'evaluations',
   'log_every',
   'execution',
@@ -109,7 +108,7 @@ def compare(
     output: directory of the report and of finished runs; None for none.
     verbose: whether to show the progress.
     **options: flags of `optax-sam compare`: `rho`, `warmup`, `clip_norm`,
-      `label_smoothing`, `ema_decay`, `evaluations`, `log_every`, `execution`,
+      `label_smoothing`, `evaluations`, `log_every`, `execution`,
       `sharpness_radius`, `sharpness_examples`, `timing_rounds`, `overwrite`.
 
   Returns:

@@ -14,7 +14,7 @@ import json
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -110,7 +110,7 @@ def _grouped(config: type) -> Any:
   tyro shows each field that is a dataclass as a group.
   """
   groups: list[Any] = [
-    (group.__name__.lower(), group)
+    (group.__name__.lower(), Annotated[group, tyro.conf.arg(help='')])
     for group in config.__mro__
     if group.__module__ == flags.__name__
   ]

@@ -120,9 +120,6 @@ class Optimizer:
   ] = None
   # Largest norm of the gradient that a method forwards to the base optimizer.
   clip_norm: Annotated[Positive | None, flag(default='none')] = None
-  # Decay of an exponential moving average of the weights, which is evaluated in
-  # addition to the weights.
-  ema_decay: Annotated[Fraction | None, flag(default='no average')] = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

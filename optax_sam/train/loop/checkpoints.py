@@ -211,7 +211,7 @@ def _stored(state: TrainingState) -> dict[str, Any]:
   return {
     name: value
     for name, value in state._asdict().items()
-    if name not in ('average', 'memory') or value
+    if name != 'memory' or value
   }
 
 

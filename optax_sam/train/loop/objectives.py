@@ -249,12 +249,12 @@ def check_labels(labels: np.ndarray, count: int, part: str) -> None:
       raise ValueError(msg)
 
 
-def shown(measured: Metric, row: Mapping[str, float], part: str = '') -> str:
-  """Returns test metric and loss of a row in words; `part` may be `ema_`."""
-  loss = f'test loss {row[f"{part}test_loss"]:.4f}'
+def shown(measured: Metric, row: Mapping[str, float]) -> str:
+  """Returns test metric and test loss of a row of evaluations, in words."""
+  loss = f'test loss {row["test_loss"]:.4f}'
   if measured.name == 'loss':
     return loss
-  value = row[f'{part}test_{measured.name}']
+  value = row[f'test_{measured.name}']
   text = f'{100 * value:.2f} %' if measured.percent else f'{value:.4g}'
   return f'test {measured.title} {text}, {loss}'
 

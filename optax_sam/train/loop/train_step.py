@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 
 import optax_sam
-from optax_sam.train.data import datasets
+from optax_sam.train.data.datasets import Batch
+from optax_sam.train.loop.external import External
 from optax_sam.train.loop.task import Statistics, Task
-from optax_sam.train.loop.trajectory_loss import AuxiliaryLoss
 
 Metrics = Mapping[str, jax.Array]
 
@@ -26,9 +26,7 @@ class TrainingState(NamedTuple):
     statistics: running statistics of batch norm; empty without batch norm.
     opt_state: state of the optimizer, that is method and base optimizer.
     key: typed PRNG key of the run, constant; dropout folds in the step.
-    average: moving averages of params and statistics, () without `--ema-decay`.
-    memory: state of an auxiliary loss or of an external average, () without
-      either.
+    memory: state of an auxiliary loss or of an external average, else ().
   """
 
   step: jax.Array
@@ -36,11 +34,10 @@ class TrainingState(NamedTuple):
   statistics: Statistics
   opt_state: Any
   key: jax.Array
-  average: tuple[Any, ...] = ()
   memory: Any = ()
 
 
-Step = Callable[[TrainingState, datasets.Batch], tuple[TrainingState, Metrics]]
+Step = Callable[[TrainingState, Batch], tuple[TrainingState, Metrics]]
 
 
 def copy(state: Any) -> Any:
@@ -55,65 +52,54 @@ class _FirstPass(NamedTuple):
   statistics: Statistics
   grads: optax.Updates
   losses: jax.Array | None = None
+  outputs: Any = None
   memory: Any = ()
   auxiliary_loss: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-  """The options of `jitted_step`, and the step as a function."""
+  """The options of `jitted_step`, and the two parts of a step."""
 
   task: Task
   optimizer: optax.GradientTransformation
   uses_gradient: bool = True
   takes_per_example_losses: bool = False
-  auxiliary_loss: AuxiliaryLoss | None = None
-  accumulate: Callable[[Any, optax.Params], Any] | None = None
-  ema_decay: float | None = None
+  external: External | None = None
   rows: jax.sharding.Sharding | None = None
 
-  def first_pass(
-    self, state: TrainingState, batch: datasets.Batch
-  ) -> _FirstPass:
+  def first_pass(self, state: TrainingState, batch: Batch) -> _FirstPass:
     """Returns loss, gradient and statistics at the unperturbed parameters."""
-    auxiliary, task = self.auxiliary_loss, self.task
-    read: Any = ()
-    if auxiliary is not None:
-      read = auxiliary.before(state.params, state.statistics, state.memory)
+    external, memory = self.external, state.memory
+    if external is not None:
+      memory = external.before(state.params, state.statistics, memory)
 
     def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
-      outputs, statistics = task.outputs(
+      outputs, statistics = self.task.outputs(
         params, state.statistics, batch, _dropout_key(state)
       )
-      losses = task.objective.training_loss(outputs, batch['labels'])
+      losses = self.task.objective.training_loss(outputs, batch['labels'])
       sought = loss = jnp.mean(losses)
       added = None
-      if auxiliary is not None:
-        added = auxiliary.loss(outputs, read, batch, state.step)
+      if external is not None and external.loss is not None:
+        added = external.loss(outputs, memory, batch, state.step)
         sought = loss + added.astype(loss.dtype)
-      return sought, (loss, statistics, losses, added, outputs)
+      return sought, (loss, statistics, losses, outputs, added)
 
-    grads, (loss, statistics, losses, added, outputs) = jax.grad(
+    grads, (loss, statistics, losses, outputs, added) = jax.grad(
       total, has_aux=True
     )(state.params)
-    memory: Any = ()
-    if auxiliary is not None:
-      memory = auxiliary.after(outputs, read, batch, state.step)
-    return _FirstPass(loss, statistics, grads, losses, memory, added)
+    return _FirstPass(loss, statistics, grads, losses, outputs, memory, added)
 
-  def __call__(
-    self,
-    state: TrainingState,
-    batch: datasets.Batch,
-    first: _FirstPass,
-    **branch: bool,
+  def rest(
+    self, state: TrainingState, batch: Batch, first: _FirstPass, **branch: bool
   ) -> tuple[TrainingState, Metrics]:
     """Takes the rest of a step, from the first pass to the next state."""
     # Later passes use the same batch, statistics and dropout key.
     task, statistics, key = self.task, state.statistics, _dropout_key(state)
     per_example = self.takes_per_example_losses
 
-    def losses(params: optax.Params, batch: datasets.Batch) -> jax.Array:
+    def losses(params: optax.Params, batch: Batch) -> jax.Array:
       if self.rows is not None:
         batch = jax.lax.with_sharding_constraint(batch, self.rows)
       if per_example:
@@ -141,20 +127,13 @@ class _Step:
       metrics['gradient_norm'] = optax.tree.norm(first.grads)
     if first.auxiliary_loss is not None:
       metrics['trajectory_loss'] = first.auxiliary_loss
-    average, memory = state.average, first.memory
-    if self.ema_decay is not None:
-      new = (params, first.statistics)
-      average = _moved_average(new, average, 1 - self.ema_decay)
-    if self.accumulate is not None:
-      memory = self.accumulate(state.memory, params)
+    memory = state.memory
+    if self.external is not None:
+      memory = self.external.after(
+        first.outputs, first.memory, batch, state.step, params
+      )
     return TrainingState(
-      state.step + 1,
-      params,
-      first.statistics,
-      opt_state,
-      state.key,
-      average,
-      memory,
+      state.step + 1, params, first.statistics, opt_state, state.key, memory
     ), metrics
 
 
@@ -180,21 +159,14 @@ def jitted_step(
       gradient; if not, its norm is not logged and XLA removes that backward
       pass. `takes_per_example_losses`: whether the method differentiates
       per-example losses one by one; these are then in evaluation mode.
-      `auxiliary_loss`: an additional loss, not part of the logged loss.
-      `accumulate`: update of an external average, from its state and the
-      parameters after a step. `ema_decay`: decay of the moving averages; None
-      for no averages. `rows`: sharding of the examples that a method selects;
-      None leaves it to the compiler, which may replicate them.
-
-  Returns:
-    The step, from state and batch to the next state and metrics.
+      `external`: its loss is not part of the logged loss. `rows`: sharding of
+      the examples that a method selects; None leaves it to the compiler, which
+      may replicate them.
   """
-  rest = _Step(task, optimizer, **options)
+  parts = _Step(task, optimizer, **options)
 
-  def step(
-    state: TrainingState, batch: datasets.Batch
-  ) -> tuple[TrainingState, Metrics]:
-    return rest(state, batch, rest.first_pass(state, batch))
+  def step(state: TrainingState, batch: Batch) -> tuple[TrainingState, Metrics]:
+    return parts.rest(state, batch, parts.first_pass(state, batch))
 
   of = _shardings(sharding)
   donated = 0 if donates else None
@@ -202,11 +174,7 @@ def jitted_step(
 
 
 def branching_on_host(
-  task: Task,
-  optimizer: optax.GradientTransformation,
-  *,
-  sharding: Any = None,
-  **options: Any,
+  task: Task, optimizer: optax.GradientTransformation, *, sharding: Any = None
 ) -> Step:
   """Returns the same step as two compiled functions and a choice on the host.
 
@@ -214,31 +182,29 @@ def branching_on_host(
   decision of the method. If the method takes an ascent step, the second
   function repeats the step from the same unperturbed gradient. So there is no
   conditional, inside of which JAX's convolutions are slow on XLA's CPU backend,
-  but Python waits for every decision. Arguments are those of `jitted_step`.
+  but Python waits for every decision.
   """
-  rest, of = _Step(task, optimizer, **options), _shardings(sharding)
+  parts, of = _Step(task, optimizer), _shardings(sharding)
   # A typed key is slow to return from a compiled function, and nothing else
   # runs while Python waits for a decision. So neither function returns the key
   # of the run.
   results = (_without_key(of), of.step)
 
   @functools.partial(jax.jit, out_shardings=(of.step, of.params, *results))
-  def skip(state: TrainingState, batch: datasets.Batch) -> tuple[Any, ...]:
-    first = rest.first_pass(state, batch)
-    skipped, metrics = rest(state, batch, first, ascend=False)
+  def skip(state: TrainingState, batch: Batch) -> tuple[Any, ...]:
+    first = parts.first_pass(state, batch)
+    skipped, metrics = parts.rest(state, batch, first, ascend=False)
     decided = optax_sam.metrics(skipped.opt_state)['decided']
     return decided, first.grads, _without_key(skipped), metrics
 
   @functools.partial(jax.jit, out_shardings=results)
   def ascend(*given: Any) -> tuple[TrainingState, Metrics]:
-    ascended, metrics = rest(*given, ascend=True)
+    ascended, metrics = parts.rest(*given, ascend=True)
     return _without_key(ascended), metrics
 
   held: list[Any] = []
 
-  def step(
-    state: TrainingState, batch: datasets.Batch
-  ) -> tuple[TrainingState, Metrics]:
+  def step(state: TrainingState, batch: Batch) -> tuple[TrainingState, Metrics]:
     decided, grads, after, metrics = skip(state, batch)
     # Frees unused arrays while this function runs, not between two calls.
     held[:] = [state, grads, metrics]
@@ -263,11 +229,3 @@ def _without_key(state: TrainingState) -> TrainingState:
 
 def _dropout_key(state: TrainingState) -> jax.Array:
   return jax.random.fold_in(state.key, state.step)
-
-
-def _moved_average(new: Any, average: Any, fraction: float) -> Any:
-  """Returns the next moving average; counters and flags are the new ones."""
-  moved = optax.incremental_update(new, average, fraction)
-  return jax.tree.map(
-    lambda x, y: x if jnp.issubdtype(y.dtype, jnp.inexact) else y, moved, new
-  )

@@ -22,7 +22,8 @@ from optax_sam.train.config import configs
 from optax_sam.train.data import datasets
 from optax_sam.train.data import inputs as inputs_lib
 from optax_sam.train.distributed.sharding import Placement
-from optax_sam.train.loop import cost, evaluation, train_step, trajectory_loss
+from optax_sam.train.loop import cost, evaluation, train_step
+from optax_sam.train.loop import external as external_lib
 from optax_sam.train.loop.progress import (
   Progress,
   Row,
@@ -78,16 +79,12 @@ class Trainer:
     self.method = build.method(name)
     self.inputs: inputs_lib.Inputs = task.inputs
     self.averaging: ValidatedAveraging | None = None
-    self.auxiliary_loss = None
-    external = build.external(name, settings)
-    if isinstance(external, ValidatedAveraging):
-      self.averaging = external
-      self.inputs = _without_held_out(task.inputs, external.held_out, name)
+    built = build.external(name, settings)
+    if isinstance(built, ValidatedAveraging):
+      self.averaging = built
+      self.inputs = _without_held_out(task.inputs, built.held_out, name)
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
-    if isinstance(external, optax_sam.SafLoss | optax_sam.MesaLoss):
-      self.auxiliary_loss = trajectory_loss.auxiliary_loss(
-        external, task, self.epoch_steps
-      )
+    self.external = external_lib.build(built, task, self.epoch_steps)
     self.on_host = config.execution == 'host' and self.method.skips
     self.temporary_bytes: int | None = None
     self.repetition = 1.0
@@ -102,22 +99,14 @@ class Trainer:
     params, statistics = _init(self.task, init_key)
     opt_state = self.optimizer(seed).init(params)
     step = jnp.zeros((), jnp.int32)
-    average = ()
-    if self.config.ema_decay is not None:
-      average = train_step.copy((params, statistics))
     state = self.placement.state(
-      TrainingState(step, params, statistics, opt_state, run_key, average)
+      TrainingState(step, params, statistics, opt_state, run_key)
     )
-    memory: Any = ()
-    if self.auxiliary_loss is not None:
-      make = self.auxiliary_loss.init
+    if self.external is not None:
+      make = self.external.init
       memory = self.placement.made(make, state.params, state.statistics)
-    if self.averaging is not None:
-      memory = self.placement.made(self.averaging.functions.init, state.params)
-    return Progress(
-      state._replace(memory=memory),
-      inputs=inputs_lib.state(self.inputs, 0, seed),
-    )
+      state = state._replace(memory=memory)
+    return Progress(state, inputs=inputs_lib.state(self.inputs, 0, seed))
 
   def compile(self) -> Any:
     """Returns the step, compiled once for all seeds, and records its memory."""
@@ -136,9 +125,8 @@ class Trainer:
 
   def batch(self, step: int, seed: int) -> datasets.Batch:
     """Returns the batch of a step."""
-    if self.auxiliary_loss is not None and self.auxiliary_loss.by_example:
-      return self.inputs.batch(step, seed, ids=True)
-    return self.inputs.batch(step, seed)
+    ids = self.external is not None and self.external.by_example
+    return self.inputs.batch(step, seed, ids=ids)
 
   def run(
     self,
@@ -264,17 +252,17 @@ class Trainer:
   def _compile(self) -> Any:
     optimizer, state = self.optimizer(seed=0), self.start(seed=0).state
     sample = dict(self.task.inputs.sample())
-    if self.auxiliary_loss is not None and self.auxiliary_loss.by_example:
+    if self.external is not None and self.external.by_example:
       sample['ids'] = np.zeros_like(sample['labels'])
     batch = self.placement.batch(sample)
-    mesh, averaging = self.placement.mesh, self.averaging
-    how = {
-      'ema_decay': self.config.ema_decay,
-      'sharding': None if mesh is None else self.placement.shardings(state),
-    }
+    sharding = None
+    if self.placement.mesh is not None:
+      sharding = self.placement.shardings(state)
     if self.on_host:
       # Two functions, compiled at their first calls.
-      step = train_step.branching_on_host(self.task, optimizer, **how)
+      step = train_step.branching_on_host(
+        self.task, optimizer, sharding=sharding
+      )
       for _ in range(_WARM_UP_STEPS):
         state, _ = step(state, batch)
       jax.block_until_ready(state)
@@ -284,11 +272,10 @@ class Trainer:
       optimizer,
       uses_gradient=self.method.uses_gradient,
       takes_per_example_losses=self.method.takes_per_example_losses,
-      auxiliary_loss=self.auxiliary_loss,
-      accumulate=averaging and averaging.functions.accumulate,
+      external=self.external,
       rows=self.placement.rows,
       donates=True,
-      **how,
+      sharding=sharding,
     )
     traced = jitted.trace(state, batch)
     self.repetition = cost.repetition(traced.jaxpr)
@@ -350,8 +337,6 @@ class Trainer:
     parts = [('test', solution, inputs.test())]
     if train is not None:
       parts.append(('train', solution, [train]))
-    if state.average:
-      parts.append(('ema_test', state.average, inputs.test()))
     row: Row = {'step': progress.step}
     for part, where, batches in parts:
       loss, value = self._evaluate(*where, batches)

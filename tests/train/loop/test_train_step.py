@@ -8,7 +8,6 @@ import pytest
 
 import optax_sam
 from optax_sam.train.loop import evaluation, objectives, train_step
-from optax_sam.train.loop.trainer import Progress
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.base_optimizer import base_optimizer
 from tests.train import problems
@@ -76,7 +75,7 @@ def test_the_step_equals_handwritten_sam():
 
 @pytest.mark.parametrize('name', ['ae_look_sam', 'saf', 'swad'])
 def test_a_step_donates_its_input_state(name):
-  trainer = problems.trainer(name, ema_decay=0.9)
+  trainer = problems.trainer(name)
   state, batch = trainer.start(seed=0).state, trainer.batch(0, seed=0)
   given = jax.tree.leaves(state)
   aliased = trainer.compile().memory_analysis().alias_size_in_bytes
@@ -184,22 +183,3 @@ def test_the_method_gets_unclipped_gradients():
     state, _ = one.step(one.start(0).state, one.batch(0, 0))
     losses.append(one._method_metrics(state)['perturbed_loss'])
   assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize(
-  'execution', ['jit', pytest.param('host', marks=pytest.mark.slow)]
-)
-def test_weights_and_statistics_are_averaged(execution):
-  name = 'ae_sam' if execution == 'host' else 'sgd'
-  one = problems.trainer(name, model='cnn', ema_decay=0.75, execution=execution)
-  state = one.start(0).state
-  expected = train_step.copy((state.params, state.statistics))
-  for number in range(3):
-    state, _ = one.step(state, one.batch(number, 0))
-    now = (state.params, state.statistics)
-    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, expected, now)
-  assert_close(state.average, expected, rtol=1e-5, atol=1e-7)
-  row = one._evaluation_row(Progress(state, 3))
-  loss = one.task.evaluation_loss(*expected, one.task.inputs.dataset.test)
-  assert row['ema_test_loss'] == pytest.approx(float(loss), rel=1e-4)
-  assert row['ema_test_loss'] != row['test_loss']

@@ -1,0 +1,80 @@
+"""What a method adds outside of the optimizer: SAF, MESA and SWAD."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+
+from optax_sam import SafLoss
+from optax_sam.train.data.datasets import Batch
+from optax_sam.train.loop.task import Statistics, Task
+from optax_sam.train.optimizers.registry import ValidatedAveraging
+
+# Lengths of tables are multiples of this number, so that any number of devices
+# that divides it can split them, also after a resume.
+_LENGTHS = 1024
+
+
+class External(NamedTuple):
+  """An auxiliary loss with a state, or an average.
+
+  Attributes:
+    init: maps parameters and running statistics to the initial state.
+    before: maps these and the state to the state that a step reads.
+    loss: maps (logits in training mode, state, batch, number of the step) to a
+      scalar; None for an average.
+    after: maps the same arguments and the new parameters to the next state.
+    by_example: whether it has a state for every example, and so needs the `ids`
+      of the examples in a batch.
+  """
+
+  init: Callable[[optax.Params, Statistics], Any]
+  after: Callable[..., Any]
+  loss: Callable[..., Any] | None = None
+  before: Callable[..., Any] = lambda *given: given[-1]
+  by_example: bool = False
+
+
+def build(built: Any, task: Task, epoch_steps: int) -> External | None:
+  """Returns what `optimizers.build.external` has built for a task."""
+  if built is None:
+    return None
+  if isinstance(built, ValidatedAveraging):
+    accumulate = built.functions.accumulate
+    return External(
+      init=lambda params, _: built.functions.init(params),
+      after=lambda _, memory, *rest: accumulate(memory, rest[-1]),
+    )
+  if task.objective.names[0] != 'cross_entropy':
+    name = type(built).__name__.removesuffix('Loss').lower()
+    msg = f"methods: {name} needs loss='cross_entropy'; leave it out"
+    raise ValueError(msg)
+  if isinstance(built, SafLoss):
+    return _saf(built, task, epoch_steps)
+  return External(
+    init=lambda *given: built.init(given),
+    before=lambda *given: built.update(given[:2], given[2]),
+    loss=lambda logits, memory, batch, _: built.loss(
+      logits, task.evaluation_outputs(*memory.average, batch=batch)
+    ),
+    after=lambda _, memory, *__: memory,
+  )
+
+
+def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> External:
+  examples = -(-task.inputs.train_examples // _LENGTHS) * _LENGTHS
+
+  def calling(function: Callable[..., Any]) -> Callable[..., Any]:
+    def called(
+      logits: Any, memory: Any, batch: Batch, step: Any, _: Any = None
+    ) -> Any:
+      return function(logits, memory, batch['ids'], step // epoch_steps)
+
+    return called
+
+  return External(
+    init=lambda *_: saf.init(examples, task.inputs.classes),
+    loss=calling(saf.loss),
+    after=calling(saf.update),
+    by_example=True,
+  )
