@@ -60,12 +60,7 @@ def _symbol(name: str) -> str:
 
 
 def paragraphs(docstring: str, width: int = 79) -> str:
-  """Returns text with wrapped paragraphs and indented formulas.
-
-  Args:
-    docstring: text in the markup of the docstrings of this package.
-    width: columns.
-  """
+  """Returns a docstring with wrapped paragraphs and indented formulas."""
   text = re.sub(r':math:`([^`]+)`', lambda x: formula(x[1]), docstring)
   text = re.sub(r'`([^`<]+?)\s*<(https://[^>]+)>`_', r'\1 (\2)', text)
   blocks = []

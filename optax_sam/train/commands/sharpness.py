@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime as dt
-import functools
 import math
 import pathlib
 import time
@@ -15,7 +14,6 @@ from rich.console import Console
 from optax_sam import sharpness
 from optax_sam.train.commands import progress, train
 from optax_sam.train.config import checks, configs, output_dir
-from optax_sam.train.data import datasets
 from optax_sam.train.loop import task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Trainer
@@ -41,13 +39,24 @@ def run(
       data, or if a value is out of range.
     OSError: if the output cannot be written.
   """
-  checks.validate_sharpness(config)
+  started, start = dt.datetime.now().astimezone(), time.perf_counter()
   settings = _settings(config)
   target = config.output or output_dir.dated('sharpness')
   with output_dir.opened(
     target, overwrite=config.overwrite, known=sharpness_report.FILES
   ):
-    measured = _measure_all(config, settings, console, command)
+    with progress.Reporter(console) as reporter:
+      runs = [
+        _measured(path, given, config, reporter)
+        for path, given in settings.items()
+      ]
+    measured = train.as_comparison(
+      runs,
+      started,
+      seconds=time.perf_counter() - start,
+      command=command,
+      sharpness_radius=config.rho,
+    )
     with output_dir.staged(target) as directory:
       sharpness_report.write(measured, config, directory)
       output_dir.write_config(directory, 'sharpness', vars(config))
@@ -55,59 +64,23 @@ def run(
   progress.say(console, f'Report: {target / "report.html"}')
 
 
-def _measure_all(
+def _settings(
   config: configs.SharpnessConfig,
-  settings: list[configs.TrainConfig],
-  console: Console,
-  command: str,
-) -> results.Comparison:
-  """Returns the runs, each as one of a method of its own."""
-  started, start = dt.datetime.now().astimezone(), time.perf_counter()
-  runs, names = [], checks.run_names(config)
-  with progress.Reporter(console) as reporter:
-    for name, path, given in zip(names, config.runs, settings, strict=True):
-      with reporter.phase(f'Measuring {path}', 1) as phase:
-        accuracy, *solution = _load(path, given, config.examples, reporter)
-        run = results.Run(
-          method=name,
-          seed=given.seed,
-          settings=_complete(given),
-          log=[],
-          evaluations=[{'step': given.steps, 'test_accuracy': accuracy}],
-          sharpness=_measure(solution, config),
-          seconds=math.nan,
-          landscape=random_lines.measure(*solution, seed=config.seed),
-        )
-        runs.append(run)
-        phase.advance()
-  return train.as_comparison(
-    runs,
-    started,
-    seconds=time.perf_counter() - start,
-    command=command,
-    sharpness_radius=config.rho,
-  )
-
-
-def _complete(config: configs.TrainConfig) -> dict[str, Any]:
-  """Returns the settings of a run, defaults filled in."""
-  settings = configs.settings(config)
-  # The settings of the method include the effect of these two flags.
-  del settings['rho'], settings['set']
-  method = formats.in_words(train.method_settings(config))
-  return {
-    'method': settings.pop('method'),
-    'method_settings': method,
-    **settings,
-    'learning_rate': configs.learning_rate(config),
-    'weight_decay': configs.weight_decay(config),
-  }
-
-
-def _settings(config: configs.SharpnessConfig) -> list[configs.TrainConfig]:
+) -> dict[pathlib.Path, configs.TrainConfig]:
   """Returns the configurations of runs that have finished, on the same data."""
-  found: list[configs.TrainConfig] = []
+  names = [_name(path) for path in config.runs]
+  if not names:
+    msg = (
+      'name at least one run, a directory that `optax-sam train` has written'
+    )
+    raise ValueError(msg)
+  if len(set(names)) < len(names):
+    msg = f'the directories must have different names, not {", ".join(names)}'
+    raise ValueError(msg)
+  configs.build(configs.SharpnessConfig, vars(config))
+  found: dict[pathlib.Path, configs.TrainConfig] = {}
   for path in config.runs:
+    checks.storable('run', path.resolve())
     given = output_dir.read_run(path)
     if not (path / train.METRICS).is_file():
       msg = f'{path} has not finished; continue with --output {path} --resume'
@@ -115,12 +88,13 @@ def _settings(config: configs.SharpnessConfig) -> list[configs.TrainConfig]:
     if config.data_dir is not None:
       given = dataclasses.replace(given, data_dir=config.data_dir)
     checks.validate(given)
-    found.append(given)
+    found[path] = given
+    first = found[config.runs[0]]
     for name in _DATA:
-      value, first = getattr(given, name), getattr(found[0], name)
-      if value != first:
+      value, other = getattr(given, name), getattr(first, name)
+      if value != other:
         msg = (
-          f'the runs must use the same data: {name} is {first!r} in '
+          f'the runs must use the same data: {name} is {other!r} in '
           f'{config.runs[0]} and {value!r} in {path}; measure them separately'
         )
         raise ValueError(msg)
@@ -129,50 +103,72 @@ def _settings(config: configs.SharpnessConfig) -> list[configs.TrainConfig]:
   return found
 
 
+def _name(path: pathlib.Path) -> str:
+  return path.resolve().name  # `.` has none
+
+
 def _lacks_checkpoint(path: pathlib.Path, config: Any) -> ValueError:
   return ValueError(
     f'{path} lacks the checkpoint of its last step, {config.steps}'
   )
 
 
-def _load(
+def _measured(
   path: pathlib.Path,
-  config: configs.TrainConfig,
-  examples: int,
+  given: configs.TrainConfig,
+  config: configs.SharpnessConfig,
   reporter: progress.Reporter,
-) -> tuple[float, Any, Any, tuple[Any, datasets.Batch]]:
-  """Returns the test accuracy at the end of a run, its loss and parameters.
-
-  The last are the further arguments of the loss: statistics and a batch.
-  """
-  with contextlib.closing(task.build(config, reporter.line)) as problem:
-    trainer = Trainer(
-      config, problem, config.method, train.method_settings(config)
-    )
-    kept = configs.settings(config)
+) -> results.Run:
+  """Returns the measures of a run, as that of a method of its own."""
+  settings, examples = train.method_settings(given), config.examples
+  with (
+    reporter.phase(f'Measuring {path}', 1) as phase,
+    contextlib.closing(task.build(given, reporter.line)) as problem,
+  ):
+    trainer = Trainer(given, problem, given.method, settings)
+    kept = configs.settings(given)
     with Checkpoints(path / train.CHECKPOINTS, kept) as checkpoints:
       found = checkpoints.restore(
-        trainer.start(config.seed).state, reporter.line, goes_on=False
+        trainer.start(given.seed).state, reporter.line, goes_on=False
       )
-    if found is None or found.step != config.steps:
-      raise _lacks_checkpoint(path, config)
+    if found is None or found.step != given.steps:
+      raise _lacks_checkpoint(path, given)
     if examples > problem.inputs.train_examples:
       msg = (
         f'--examples must be at most {problem.inputs.train_examples}, the '
-        f'training examples of {config.dataset}, not {examples}'
+        f'training examples of {given.dataset}, not {examples}'
       )
       raise ValueError(msg)
-    batch = jax.device_put(problem.inputs.fixed(examples))
     params, statistics = trainer.solution(found.state)
-    # Not known with another metric.
+    args = (statistics, jax.device_put(problem.inputs.fixed(examples)))
+    loss = problem.evaluation_loss
+    # The settings of the method include the effect of these two flags.
+    del kept['rho'], kept['set']
+    # The accuracy is not known with another metric.
     accuracy = found.evaluations[-1].get('test_accuracy', math.nan)
-    return accuracy, problem.evaluation_loss, params, (statistics, batch)
+    run = results.Run(
+      method=_name(path),
+      seed=given.seed,
+      settings={
+        'method': kept.pop('method'),
+        'method_settings': formats.in_words(settings),
+        **kept,
+        'learning_rate': configs.learning_rate(given),
+        'weight_decay': configs.weight_decay(given),
+      },
+      log=[],
+      evaluations=[{'step': given.steps, 'test_accuracy': accuracy}],
+      sharpness=_sharpness(loss, params, args, config),
+      seconds=math.nan,
+      landscape=random_lines.measure(loss, params, args, seed=config.seed),
+    )
+    phase.advance()
+  return run
 
 
-def _measure(
-  solution: list[Any], config: configs.SharpnessConfig
+def _sharpness(
+  loss: Any, params: Any, args: Any, config: configs.SharpnessConfig
 ) -> dict[str, float]:
-  loss, params, args = solution
   given: Any = {'args': args}
   try:
     eigenvalues = sharpness.top_eigenvalues(
@@ -189,11 +185,11 @@ def _measure(
   trace = sharpness.hessian_trace(
     loss, params, probes=config.probes, seed=config.seed, **given
   )
-  rise = functools.partial(sharpness.sam_sharpness, loss, params, **given)
+  rise, steps = sharpness.sam_sharpness, sharpness_report.ASCENT_STEPS
   return {
-    'sam_sharpness': rise(config.rho),
+    'sam_sharpness': rise(loss, params, config.rho, **given),
     'sam_sharpness_20_steps': rise(
-      config.rho, steps=sharpness_report.ASCENT_STEPS
+      loss, params, config.rho, steps=steps, **given
     ),
     'adaptive_sharpness': sharpness.adaptive_sharpness(
       loss, params, config.adaptive_rho, **given

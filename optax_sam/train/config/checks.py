@@ -6,11 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from optax_sam.train.config import configs, errors, flags, names
-from optax_sam.train.config.configs import (
-  Experiment,
-  SharpnessConfig,
-  TrainConfig,
-)
+from optax_sam.train.config.configs import Experiment, TrainConfig
 from optax_sam.train.data import datasets
 
 # Both axes split the batch; `fsdp` also splits parameters and states.
@@ -42,11 +38,7 @@ def storable(flag: str, path: pathlib.Path) -> None:
 
 
 def canonical(config: Experiment) -> Any:
-  """Returns the configuration with every name as the code spells it.
-
-  Raises:
-    ValueError: if a name is unknown, with the closest ones.
-  """
+  """Returns the configuration with every name as the code spells it."""
   from optax_sam.train.loop import objectives
   from optax_sam.train.optimizers import base_optimizer, build
 
@@ -80,33 +72,8 @@ def _dataset(config: Experiment) -> str:
   return names.find('--dataset', given, known, hint='or give a path')
 
 
-def validate_sharpness(config: SharpnessConfig) -> None:
-  """Raises a ValueError that names the first invalid value."""
-  if not config.runs:
-    msg = (
-      'name at least one run, a directory that `optax-sam train` has written'
-    )
-    raise ValueError(msg)
-  found = run_names(config)
-  if len(set(found)) < len(found):
-    msg = f'the directories must have different names, not {", ".join(found)}'
-    raise ValueError(msg)
-  for path in config.runs:
-    storable('run', path.resolve())
-  configs.build(SharpnessConfig, vars(config))
-
-
-def run_names(config: SharpnessConfig) -> list[str]:
-  """Returns the names of the runs to measure: those of their directories."""
-  return [path.resolve().name for path in config.runs]  # `.` has none
-
-
 def axes(mesh: str) -> dict[str, int]:
-  """Returns the axes that `--mesh` names, with their sizes.
-
-  Raises:
-    ValueError: if it cannot be parsed, in one line.
-  """
+  """Returns the axes that `--mesh` names, with their sizes."""
   found: dict[str, int] = {}
   for part in mesh.split(','):
     name, _, size = part.partition('=')

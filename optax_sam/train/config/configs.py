@@ -141,13 +141,8 @@ T = TypeVar('T')
 def build(kind: type[T], values: Mapping[str, Any], where: str = '') -> T:
   """Returns a configuration, after checking names, types and ranges.
 
-  Args:
-    kind: its class.
-    values: its fields, or some of them.
-    where: start of error messages, if the values are from a file.
-
   Raises:
-    ValueError: that names the first invalid value.
+    ValueError: that names the first invalid value, after `where`.
   """
   hints = get_type_hints(kind)
   for name in values.keys() - hints:

@@ -24,15 +24,9 @@ def find(
 ) -> str:
   """Returns the allowed name that is meant, in any case, with - or _.
 
-  Args:
-    what: the flag, for the error message.
-    name: what was written.
-    allowed: the names to choose from.
-    aliases: other names of some of them.
-    hint: what else to write, or how to get a long list of names.
-
   Raises:
-    ValueError: if none is meant, with the closest ones, or more than one.
+    ValueError: if none is meant, with the closest ones, or more than one. It
+      begins with `what`; the `hint` says what else may be written.
   """
   for exact in (name, name.lower().replace('-', '_')):
     if exact in allowed:
@@ -70,11 +64,7 @@ def _squash(name: str) -> str:
 
 
 def split_assignment(text: str) -> tuple[str, str, str, str]:
-  """Returns text for messages, name, setting and value of `--set`.
-
-  Raises:
-    ValueError: if it is not NAME.SETTING=VALUE.
-  """
+  """Returns text for messages, name, setting and value of `--set`."""
   target, equals, value = text.partition('=')
   name, dot, setting = target.strip().partition('.')
   shown = text if len(text) <= _LONGEST else f'{text[:40]}...'
@@ -85,9 +75,7 @@ def split_assignment(text: str) -> tuple[str, str, str, str]:
 
 
 def parse_value(text: str, setting: str, written: str, default: Any) -> Any:
-  """Returns the value of a setting, as written in the assignment `text`.
-
-  The default of the setting determines the type.
+  """Returns the value of a setting, which is of the type of its default.
 
   Raises:
     ValueError: if it is of another type, infinite or too large.

@@ -35,12 +35,7 @@ class Checkpoints:
   """The checkpoints in one directory, written in the background."""
 
   def __init__(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Opens the directory, which is created if it is missing.
-
-    Args:
-      directory: directory of the checkpoints, with a subdirectory for each.
-      settings: settings of the run, stored with every checkpoint.
-    """
+    """Opens the directory; the settings are stored with every checkpoint."""
     self._directory = directory.absolute()
     self._settings = json.loads(json.dumps(settings))
     self._muted = contextlib.ExitStack()
@@ -71,9 +66,7 @@ class Checkpoints:
           self._manager.close()
 
   def save(self, progress: Progress) -> None:
-    """Saves the present state of a run, unless this step is already saved.
-
-    Every process must call it, after the same step.
+    """Saves a run, unless this step is saved; every process must call it.
 
     Raises:
       ValueError: if this checkpoint or the one before cannot be written.
@@ -101,22 +94,16 @@ class Checkpoints:
     *,
     goes_on: bool = True,
   ) -> Progress | None:
-    """Returns the latest intact checkpoint, None if there is none.
+    """Returns the latest checkpoint that all processes can read, if any.
 
-    Damaged checkpoints are reported. If an older one is read and the run
-    resumes, they are removed, so that the run can write them again. All
-    processes must call this; they get the latest checkpoint that all of them
-    can read.
-
-    Args:
-      like: a state of the same run, for shapes and dtypes.
-      say: called with a message for every damaged checkpoint.
-      goes_on: whether the run resumes from there; if not, nothing is removed.
+    `like` is a state of the same run, for shapes and dtypes. Damaged
+    checkpoints are reported by `say`. If an older one is read and the run
+    `goes_on`, they are removed, so that the run can write them again.
 
     Raises:
       ValueError: if there are checkpoints and none can be read, or if one was
-        saved under other settings. The number of steps may differ, and how
-        often a checkpoint is due.
+        saved under other settings, except for the number of steps and how often
+        a checkpoint is due.
     """
     self._manager.wait_until_finished()
     steps = processes.broadcast(sorted(self._manager.all_steps(), reverse=True))
@@ -128,7 +115,14 @@ class Checkpoints:
         say(f'The checkpoint of step {step} is damaged: {error}')
         damaged.append(step)
         continue
-      self._check(step, record['settings'])
+      former, now = record['settings'], self._settings
+      names = now.keys() & former.keys() - set(_FREE)
+      if different := configs.differences(former, now, names):
+        msg = (
+          f'the checkpoint of step {step} in {self._directory} is of other '
+          f'settings: {"; ".join(different)}; remove it, or give its settings'
+        )
+        raise processes.RefusedError(msg)
       for late in damaged if goes_on else ():
         self._manager.delete(late)
       return Progress(state, **{name: record[name] for name in _RECORDED})
@@ -164,15 +158,6 @@ class Checkpoints:
       raise ValueError(msg)
     return state, record
 
-  def _check(self, step: int, settings: dict[str, Any]) -> None:
-    names = self._settings.keys() & settings.keys() - set(_FREE)
-    if different := configs.differences(settings, self._settings, names):
-      msg = (
-        f'the checkpoint of step {step} in {self._directory} is of other '
-        f'settings: {"; ".join(different)}; remove it, or give its settings'
-      )
-      raise processes.RefusedError(msg)
-
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
     try:
@@ -190,8 +175,7 @@ class Checkpoints:
 def _alone() -> Iterator[ocp.Checkpointer]:
   """Yields a checkpointer that does not wait for other processes.
 
-  The manager waits for them after reading, and would wait forever if one of
-  them could not read its part.
+  The manager does, and forever if one of them cannot read its part.
   """
   index = jax.process_index()
   options = ocp.options.MultiprocessingOptions(

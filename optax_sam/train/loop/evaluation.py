@@ -26,19 +26,10 @@ def evaluate(
   batches: Iterable[Batch],
   placement: Placement,
 ) -> tuple[float, float]:
-  """Returns mean loss and mean metric in evaluation mode.
+  """Returns mean loss and mean metric in evaluation mode, NaN of no examples.
 
-  Args:
-    task: model and objective.
-    params: the parameters to evaluate.
-    statistics: running statistics of batch norm.
-    batches: either batches that are the same on every process, or batches with
-      `is_example`, of which every process has its own rows. Rows with false
-      `is_example` have weight 0.
-    placement: of the batches.
-
-  Returns:
-    Both means; NaN if there are no examples.
+  Batches are the same on every process, or they have `is_example`, and every
+  process has its own rows. Rows with false `is_example` have weight 0.
   """
   sums: list[Any] = [(0.0, 0.0, 0.0)]
   for batch in batches:
@@ -92,14 +83,8 @@ def statistics(
 ) -> Statistics:
   """Returns running statistics of batch norm for averaged parameters.
 
-  They are computed batch by batch over fixed training examples.
-
-  Args:
-    task: model and data.
-    params: parameters that have no running statistics.
-    former: statistics of other parameters, for the shapes; empty if the model
-      has none.
-    placement: of the batches.
+  They are computed batch by batch over fixed training examples, with the shapes
+  of `former`, the statistics of other parameters.
   """
   if not former:
     return former

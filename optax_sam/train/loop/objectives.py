@@ -188,11 +188,7 @@ def classes(objective: Objective, outputs: Any) -> int | None:
 def check(objective: Objective, outputs: Any, targets: Any) -> None:
   """Raises a ValueError if a model does not fit the targets.
 
-  Args:
-    objective: loss and metric.
-    outputs: shapes of the outputs for a batch of one example, from
-      `jax.eval_shape`.
-    targets: the targets of that batch.
+  Outputs are the shapes for a batch of one example; targets are its targets.
   """
   for kind, name in zip(('loss', 'metric'), objective.names, strict=True):
     if name is not None and name != 'loss':

@@ -20,26 +20,15 @@ _ROWS = 3
 
 @dataclasses.dataclass
 class Progress:
-  """The progress of a run.
-
-  Attributes:
-    state: parameters, optimizer state, keys.
-    step: steps taken, which is also the position in the data.
-    log: rows of training metrics so far.
-    evaluations: rows of test metrics so far.
-    validations: rows of metrics on held-out examples so far.
-    inputs: position in the data, from `inputs.state`.
-    stopped: reason why the run was stopped, because it diverged; empty if it
-      was not.
-  """
+  """A run so far, with rows of training, test and held-out metrics."""
 
   state: TrainingState
-  step: int = 0
+  step: int = 0  # steps taken
   log: list[Row] = dataclasses.field(default_factory=list)
   evaluations: list[Row] = dataclasses.field(default_factory=list)
   validations: list[Row] = dataclasses.field(default_factory=list)
   inputs: inputs_lib.State = dataclasses.field(default_factory=dict)
-  stopped: str = ''
+  stopped: str = ''  # the reason, if it diverged
 
 
 def is_evaluated(step: int, steps: int, count: int) -> bool:

@@ -117,10 +117,6 @@ def create(
   """Returns a task of any model, after checking that its parts fit.
 
   If the targets are classes, their number becomes that of the outputs.
-
-  Raises:
-    ValueError: if the model does not take the inputs, or if its outputs do not
-      fit the targets, in one line.
   """
   task = Task(model, inputs.InMemory(dataset, batch_size), objective)
   count = objectives.classes(objective, _checked_outputs(task))
@@ -155,11 +151,7 @@ def _checked_outputs(task: Task) -> Any:
 def build(
   config: configs.Experiment, say: Callable[[str], None] = print
 ) -> Task:
-  """Returns the task of a configuration.
-
-  Args:
-    config: configuration of the run.
-    say: called with a message for every example that cannot be read.
+  """Returns the task of a configuration; `say` reports unreadable examples.
 
   Raises:
     ValueError: if the dataset is missing, too small, or does not fit the model.

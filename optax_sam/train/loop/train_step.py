@@ -59,7 +59,18 @@ class _FirstPass(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-  """The options of `jitted_step`, and the two parts of a step."""
+  """The options of `jitted_step`, and the two parts of a step.
+
+  Attributes:
+    task, optimizer: as in `jitted_step`.
+    uses_gradient: whether the method reads the unperturbed gradient; if not,
+      its norm is not logged and XLA removes that backward pass.
+    takes_per_example_losses: whether the method differentiates per-example
+      losses one by one; these are then in evaluation mode.
+    external: what a method adds; the logged loss excludes it.
+    rows: sharding of the examples that a method selects; without it the
+      compiler may replicate them.
+  """
 
   task: Task
   optimizer: optax.GradientTransformation
@@ -155,13 +166,7 @@ def jitted_step(
       leaves the choice to the compiler.
     donates: whether the step donates the buffers of its input state; callers
       that read that state later must `copy` it first.
-    **options: `uses_gradient`: whether the method reads the unperturbed
-      gradient; if not, its norm is not logged and XLA removes that backward
-      pass. `takes_per_example_losses`: whether the method differentiates
-      per-example losses one by one; these are then in evaluation mode.
-      `external`: its loss is not part of the logged loss. `rows`: sharding of
-      the examples that a method selects; None leaves it to the compiler, which
-      may replicate them.
+    **options: see `_Step`.
   """
   parts = _Step(task, optimizer, **options)
 

@@ -61,14 +61,7 @@ class Trainer:
     settings: Mapping[str, Any],
     placement: Placement | None = None,
   ) -> None:
-    """Prepares a method; nothing is compiled yet.
-
-    Args:
-      config: the settings common to all methods.
-      task: model and data.
-      name: a method of the registry, or the base optimizer.
-      settings: the method's complete settings.
-      placement: placement of all arrays; JAX's default device if None.
+    """Prepares a method or the base optimizer; nothing is compiled yet.
 
     Raises:
       ValueError: if a method does not fit the data or the loss.
@@ -117,10 +110,7 @@ class Trainer:
   def step(
     self, state: TrainingState, batch: datasets.Batch
   ) -> tuple[TrainingState, train_step.Metrics]:
-    """Takes one step, from state and batch to the next state and metrics.
-
-    A step that is one compiled function donates the given state.
-    """
+    """Takes one step; if it is one compiled function, it donates the state."""
     return self.compile()(state, self.placement.batch(batch))
 
   def batch(self, step: int, seed: int) -> datasets.Batch:
@@ -134,15 +124,10 @@ class Trainer:
     seed: int,
     after_step: Callable[[Progress], None] = lambda _: None,
   ) -> None:
-    """Trains from the step of `progress` to the last one.
+    """Trains from the step of `progress`, which is updated, to the last one.
 
     A run that diverged is evaluated and stopped; then `progress.stopped` says
     why.
-
-    Args:
-      progress: progress of this run, updated after every step.
-      seed: seed of the order of the data.
-      after_step: called after every step.
     """
     former = None
     self.compile()
@@ -211,10 +196,9 @@ class Trainer:
     )
 
   def solution(self, state: TrainingState) -> tuple[Any, Statistics]:
-    """Returns the solution of a run so far: parameters and statistics.
+    """Returns parameters and statistics of the solution of a run so far.
 
-    If these parameters are not the trained ones, the running statistics of
-    batch norm are recomputed over fixed training examples.
+    Statistics of parameters that are not the trained ones are recomputed.
     """
     read, kept = self.method.solution, state.opt_state
     if self.averaging is not None:
@@ -311,10 +295,7 @@ class Trainer:
   def _validate(
     self, progress: Progress, averaging: ValidatedAveraging, seed: int
   ) -> None:
-    """Updates an average with the loss on the held-out examples.
-
-    The loss is in evaluation mode, with the running statistics of the run.
-    """
+    """Updates an average with the loss on the held-out examples."""
     held_out: Any = self.inputs.held_out(seed)
     state = progress.state
     loss, value = self._evaluate(state.params, state.statistics, [held_out])
@@ -358,11 +339,7 @@ class Trainer:
 def _without_held_out(
   inputs: Any, fraction: float, name: str
 ) -> inputs_lib.Inputs:
-  """Returns the data of a method that holds out examples for validation.
-
-  It does not train on these, while other methods of a comparison train on all
-  examples.
-  """
+  """Returns the data of a method that does not train on all examples."""
   parts = inputs.with_held_out(fraction)
   if parts.train_examples == inputs.train_examples:
     msg = (
