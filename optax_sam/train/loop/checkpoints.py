@@ -5,12 +5,9 @@ file system. Another number of processes or devices can read it.
 """
 
 import contextlib
-import gc
 import hashlib
 import json
-import logging
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -32,14 +29,15 @@ _RECORDED = ('step', 'log', 'evaluations', 'validations', 'inputs')
 
 
 class Checkpoints:
-  """The checkpoints in one directory, written in the background."""
+  """The checkpoints in one directory, written in the background.
+
+  Each is stored with the settings of the run. Orbax logs an error many times
+  before it raises it; the command line disables all logs.
+  """
 
   def __init__(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Opens the directory; the settings are stored with every checkpoint."""
     self._directory = directory.absolute()
     self._settings = json.loads(json.dumps(settings))
-    self._muted = contextlib.ExitStack()
-    self._muted.enter_context(_mute())
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -50,20 +48,16 @@ class Checkpoints:
     )
 
   def __enter__(self) -> Self:
-    """Returns itself."""
     return self
 
   def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-    """Waits until all checkpoints are on disk."""
-    with self._muted:
-      if error is None:
-        with self._writing():
-          self._manager.close()  # waits for the other processes
-      elif jax.process_count() == 1 or issubclass(
-        error, processes.RefusedError
-      ):
-        with contextlib.suppress(Exception):
-          self._manager.close()
+    # Closing waits for checkpoints that are being written, by all processes.
+    if error is None:
+      with self._writing():
+        self._manager.close()
+    elif jax.process_count() == 1 or issubclass(error, processes.RefusedError):
+      with contextlib.suppress(Exception):
+        self._manager.close()
 
   def save(self, progress: Progress) -> None:
     """Saves a run, unless this step is saved; every process must call it.
@@ -223,22 +217,3 @@ def _fingerprint(state: TrainingState) -> jax.Array:
     products = words * (2 * positions + 1)
     total = total * jnp.uint32(31) + jnp.sum(products, dtype=jnp.uint32)
   return total
-
-
-@contextlib.contextmanager
-def _mute() -> Iterator[None]:
-  """Prevents one failure from being printed many times before it is raised.
-
-  Orbax reads and writes all arrays concurrently. It logs its errors with their
-  tracebacks, and Python prints those that nobody waits for.
-  """
-  log = logging.getLogger('absl')
-  former = sys.excepthook, sys.unraisablehook, log.level
-  sys.excepthook, sys.unraisablehook = lambda *_: None, lambda _: None
-  log.setLevel(logging.CRITICAL)
-  try:
-    yield
-  finally:
-    gc.collect()
-    sys.excepthook, sys.unraisablehook = former[:2]
-    log.setLevel(former[2])

@@ -33,7 +33,6 @@ class Stopwatch:
   """Measures the seconds of training, without pauses."""
 
   def __init__(self) -> None:
-    """Starts."""
     self._began = time.perf_counter()
     self._paused: float | None = None
 

@@ -61,11 +61,6 @@ class Trainer:
     settings: Mapping[str, Any],
     placement: Placement | None = None,
   ) -> None:
-    """Prepares a method or the base optimizer; nothing is compiled yet.
-
-    Raises:
-      ValueError: if a method does not fit the data or the loss.
-    """
     self.config, self.task, self.name = config, task, name
     self.settings = dict(settings)
     self.placement = placement or Placement()

@@ -25,7 +25,7 @@ from tests.train.runs import (
   steps_of,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_eigenvalues')
+pytestmark = pytest.mark.usefixtures('quick_eigenvalues', 'muted')
 
 
 @pytest.fixture(scope='module')

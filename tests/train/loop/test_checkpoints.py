@@ -12,6 +12,7 @@ from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, is_evaluated
 from tests.train import problems
 
+pytestmark = pytest.mark.usefixtures('muted')
 SETTINGS = {'rho': 0.1, 'steps': 12, 'set': ['a', 'b']}
 
 
