@@ -121,9 +121,10 @@ def _measured(
 ) -> results.Run:
   """Returns the measures of a run, as that of a method of its own."""
   settings, examples = train.method_settings(given), config.examples
+  problem = task.build(given, reporter.line)
   with (
     reporter.phase(f'Measuring {path}', 1) as phase,
-    contextlib.closing(task.build(given, reporter.line)) as problem,
+    contextlib.closing(problem.inputs),
   ):
     trainer = Trainer(given, problem, given.method, settings)
     kept = configs.settings(given)

@@ -42,11 +42,6 @@ def run(
 ) -> bool:
   """Trains one model, from the start or from the last checkpoint.
 
-  Args:
-    config: model, data, method and settings of the run.
-    console: console for progress.
-    command: the command line, for the report.
-
   Returns:
     True if the run is finished; False after Ctrl-C or SIGTERM.
 
@@ -73,7 +68,7 @@ def run(
     # A warning is of one process.
     warn = reporter.line if processes.is_first() else errors.print_warning
     problem = together(lambda: task.build(config, warn))
-    stack.callback(problem.close)
+    stack.callback(problem.inputs.close)
     make = lambda: Trainer(config, problem, config.method, settings, devices)
     trainer = together(make)
     if config.epochs is not None:
@@ -81,10 +76,9 @@ def run(
       config = dataclasses.replace(config, steps=steps, epochs=None)
       trainer = make()
     start = trainer.start(config.seed)  # fails before anything is written
-    default = output_dir.dated(
-      f'{config.method}-{configs.dataset_name(config)}'
-    )
-    target = pathlib.Path(processes.broadcast(str(config.output or default)))
+    name = f'{config.method}-{configs.dataset_name(config)}'
+    target = config.output or output_dir.dated(name)
+    target = pathlib.Path(processes.broadcast(str(target)))
     processes.on_first(lambda: stack.enter_context(_opened(config, target)))
     together(lambda: _check_shared(target))
     this = _Run(config, trainer, target, reporter, start)
@@ -92,9 +86,8 @@ def run(
     how = f'continue with: {again} --resume'
     finished = None
     try:
-      with Checkpoints(
-        target / CHECKPOINTS, configs.settings(config)
-      ) as checkpoints:
+      kept = configs.settings(config)
+      with Checkpoints(target / CHECKPOINTS, kept) as checkpoints:
         if config.resume:
           this.restore(checkpoints)
         finished = False
@@ -111,18 +104,16 @@ def run(
       refused = isinstance(error, processes.RefusedError)
       msg = f'{errors.describe(error)}; {target} has {_saved(target)}; {how}'
       raise (processes.RefusedError if refused else ValueError)(msg) from None
+    step = f'step {this.now.step} of {config.steps}'
     if not finished:
-      reporter.line(
-        f'Interrupted after step {this.now.step} of {config.steps}; {target} '
-        f'has {_saved(target)}; {how}'
-      )
+      left = f'{target} has {_saved(target)}; {how}'
+      reporter.line(f'Interrupted after {step}; {left}')
       return False
     if this.now.stopped:
       msg = (
-        f'{config.method} diverged at step {this.now.step} of {config.steps}: '
-        f'{this.now.stopped}; {target} has {METRICS} up to this step and '
-        f'{_saved(target)}; try a smaller --learning-rate or --rho, or '
-        f'--clip-norm'
+        f'{config.method} diverged at {step}: {this.now.stopped}; {target} has '
+        f'{METRICS} up to this step and {_saved(target)}; try a smaller '
+        f'--learning-rate or --rho, or --clip-norm'
       )
       raise errors.DivergedError(msg)
     skipped = sum(map(int, processes.gather(str(problem.inputs.skipped))))
@@ -272,16 +263,17 @@ class _Run:
       _interrupts_between_steps() as interrupted,
     ):
       phase.advance(self.now.step)
+      measured = self.trainer.task.objective.measured
 
       def after_step(now: Progress) -> None:
         phase.advance()
         due = now.step % self.config.checkpoint_every == 0
         if due and not now.stopped:
           checkpoints.save(now)
-        if now.evaluations and now.evaluations[-1]['step'] == now.step:
-          measured = self.trainer.task.objective.measured
-          shown = objectives.shown(measured, now.evaluations[-1])
-          self.reporter.line(f'  step {now.step}: {shown}')
+        for row in now.evaluations[-1:]:
+          if row['step'] == now.step:
+            shown = objectives.shown(measured, row)
+            self.reporter.line(f'  step {now.step}: {shown}')
         if processes.should_stop(now.step, interrupted.is_set()):
           checkpoints.save(now)
           raise KeyboardInterrupt
@@ -304,14 +296,11 @@ class _Run:
     else:
       sharpness = self.trainer.measure_sharpness(now.state)
       last = {'kind': 'sharpness', **sharpness}
-    rows = [
-      *({'kind': 'log', **row} for row in now.log),
-      *({'kind': 'validation', **row} for row in now.validations),
-      *({'kind': 'evaluation', **row} for row in now.evaluations),
-      last,
-    ]
+    kinds = {'log': now.log, 'validation': now.validations}
+    kinds['evaluation'] = now.evaluations
+    rows = [{'kind': kind, **x} for kind, part in kinds.items() for x in part]
     # msgspec writes NaN and infinity, which JSON lacks, as null.
-    lines = b''.join(msgspec.json.encode(row) + b'\n' for row in rows)
+    lines = b''.join(msgspec.json.encode(x) + b'\n' for x in (*rows, last))
     processes.on_first(lambda: output_dir.write(target / METRICS, lines))
     # The time of a resumed run is that of more than one process.
     spent = dt.datetime.now().astimezone() - started

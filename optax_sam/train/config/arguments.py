@@ -62,11 +62,7 @@ _LENGTHS = ('steps', 'epochs')
 
 
 def parse(arguments: Sequence[str]) -> Any:
-  """Returns the configuration of a command.
-
-  Raises:
-    ValueError: with tyro's error message in one line.
-  """
+  """Returns the configuration of a command; errors are in one line."""
   for text in arguments:
     if not errors.is_printable(text) or not text or text.endswith('='):
       msg = f'argument {text[:100]!r} must have a value and be printable text'

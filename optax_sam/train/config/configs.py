@@ -22,9 +22,8 @@ from optax_sam.train.config import flags
 DEFAULT_METHODS = flags.DEFAULT_METHODS
 
 # Defaults of --learning-rate and --weight-decay.
-LEARNING_RATES = {'sgd': 0.1, 'adamw': 0.003}
-WEIGHT_DECAYS = {'sgd': 5e-4, 'adamw': 0.05}
-_OTHER_LEARNING_RATE = 0.001
+_RATES, _OTHER_RATE = {'sgd': 0.1, 'adamw': 0.003}, 0.001
+_DECAYS = {'sgd': 5e-4, 'adamw': 0.05}
 # Characters of an invalid value in an error message.
 _LONGEST = 60
 
@@ -118,18 +117,11 @@ class MethodsConfig:
 # Flags that do not change the numbers: paths, devices, threads. A run may
 # resume with other devices, or with the shards of its images.
 _NOT_SETTINGS = {
-  field.name
-  for group in (flags.Output, flags.Devices)
-  for field in dataclasses.fields(group)
-} | {
-  'resume',
-  'config',
+  *flags.Output.__annotations__,
+  *flags.Devices.__annotations__,
+  *('resume', 'config', 'data_dir', 'input_threads', 'prefetch'),
+  *('add_seeds', 'add_methods'),
   'epochs',  # implied by the number of steps
-  'data_dir',
-  'input_threads',
-  'prefetch',
-  'add_seeds',
-  'add_methods',
 }
 _PROBLEM = re.compile(
   r'((?:Expected `\w+` ([<>]=?) (\S+)|.*)) - at `\$\.(\w+).*', re.DOTALL
@@ -191,16 +183,14 @@ def differences(
 
 def learning_rate(config: Experiment) -> float:
   """Returns the peak learning rate; the default depends on the base."""
-  if config.learning_rate is None:
-    return LEARNING_RATES.get(config.base, _OTHER_LEARNING_RATE)
-  return config.learning_rate
+  given = config.learning_rate
+  return _RATES.get(config.base, _OTHER_RATE) if given is None else given
 
 
 def weight_decay(config: Experiment) -> float:
   """Returns the weight decay; the default depends on the base."""
-  if config.weight_decay is None:
-    return WEIGHT_DECAYS.get(config.base, 0.0)
-  return config.weight_decay
+  given = config.weight_decay
+  return _DECAYS.get(config.base, 0.0) if given is None else given
 
 
 def dataset_name(config: Experiment) -> str:

@@ -57,8 +57,7 @@ class Data:
   dataset: Annotated[str, flag(value='NAME|PATH')] = 'digits'
   # Directory with the files of a named dataset.
   data_dir: Annotated[
-    pathlib.Path | None,
-    flag(default='$OPTAX_SAM_DATA, then the system'),
+    pathlib.Path | None, flag(default='$OPTAX_SAM_DATA, then the system')
   ] = None
   # Train on the first examples only: so many, with the same fraction of every
   # class.
@@ -108,15 +107,13 @@ class Optimizer:
   batch_size: Count = 100
   # Peak of the cosine schedule.
   learning_rate: Annotated[
-    Positive | None,
-    flag('--lr', default='0.1 for sgd, 0.003 for adamw, else 0.001'),
+    Positive | None, flag('--lr', default='sgd 0.1, adamw 0.003, others 0.001')
   ] = None
   # Fraction of the steps in which the learning rate rises.
   warmup: Fraction = 0.1
   # Weight decay, on kernels only if the optimizer can tell them apart.
   weight_decay: Annotated[
-    NotNegative | None,
-    flag(default='0.0005 for sgd, 0.05 for adamw, else 0'),
+    NotNegative | None, flag(default='sgd 0.0005, adamw 0.05, others 0')
   ] = None
   # Largest norm of the gradient that a method forwards to the base optimizer.
   clip_norm: Annotated[Positive | None, flag(default='none')] = None
@@ -131,9 +128,7 @@ class Method:
   # Argument of a method, as in ae_sam.lambda_2=2, or of the base optimizer, as
   # in base.momentum=0.95.
   set: Annotated[
-    tuple[str, ...],
-    tyro.conf.UseAppendAction,
-    flag(value='NAME.ARGUMENT=VALUE'),
+    tuple[str, ...], tyro.conf.UseAppendAction, flag(value='NAME.SETTING=VALUE')
   ] = ()
   # Where a method decides to skip the perturbed gradient: inside the compiled
   # step (jit), or on the host, between two compiled functions; auto takes the
@@ -215,8 +210,7 @@ class Output:
 
   # Directory of the output.
   output: Annotated[
-    pathlib.Path | None,
-    flag('-o', default='a new directory in runs/'),
+    pathlib.Path | None, flag('-o', default='a new directory in runs/')
   ] = None
   # Replace an earlier output of this command.
   overwrite: bool = False
@@ -241,14 +235,10 @@ class Devices:
   """Flags of devices and processes."""
 
   # Devices over which each batch is split, as in data=8, or data=4,fsdp=2 if
-  # parameters and states are also split over groups of two.
+  # parameters and states are also split over groups of two. A single process
+  # uses one device if all of them do not divide the batch.
   mesh: Annotated[
-    str | None,
-    flag(
-      default='data=N with all devices; in a single process, one device if '
-      'they do not divide the batch',
-      value='AXIS=N',
-    ),
+    str | None, flag(default='data=N with all devices', value='AXIS=N')
   ] = None
   # One of several processes that find each other, as on a TPU pod.
   distributed: bool = False

@@ -17,21 +17,13 @@ PerExample = Callable[[Any, Any], jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-  """What a task minimizes, and what it is judged by.
+  """What a task minimizes, and what it is judged by."""
 
-  Attributes:
-    loss: maps (outputs, targets) to per-example losses, in evaluation.
-    training_loss: the same in training; it differs by label smoothing.
-    metric: maps (outputs, targets) to per-example values.
-    measured: name and direction of the metric.
-    names: names of loss and metric, None for functions.
-  """
-
-  loss: PerExample
-  training_loss: PerExample
+  loss: PerExample  # in evaluation
+  training_loss: PerExample  # the same with label smoothing
   metric: PerExample
   measured: Metric
-  names: tuple[str | None, str | None]
+  names: tuple[str | None, str | None]  # of loss and metric, None of functions
 
 
 def _per_example(values: jax.Array) -> jax.Array:
@@ -102,24 +94,17 @@ def build(
   """Returns the objective of a task.
 
   Args:
-    loss: `cross_entropy` of integer labels, `mean_squared_error`, `next_token`
-      (the targets are the inputs, shifted by one position), or a function from
-      outputs and targets of a batch to per-example losses (B,).
-    metric: `accuracy`, `mean_squared_error`, `token_accuracy`, `loss`, or a
-      function like a loss; None for the usual one of the loss.
+    loss: a name, or a function from outputs and targets of a batch to
+      per-example losses (B,).
+    metric: a name or a function like a loss; None for the usual one of it.
     higher_is_better: direction of a metric that is a function.
     label_smoothing: fraction of a training label that is spread over all
       classes; with `cross_entropy` only.
-
-  Raises:
-    ValueError: if a name is unknown, or if an argument does not fit.
   """
   if metric is None:
     metric = _USUAL.get(str(loss), 'loss')
-  for value, argument, known in (
-    (loss, 'loss', LOSSES),
-    (metric, 'metric', METRICS),
-  ):
+  given: tuple[Any, ...] = (('loss', loss, LOSSES), ('metric', metric, METRICS))
+  for argument, value, known in given:
     if not (value in known if isinstance(value, str) else callable(value)):
       msg = (
         f'{argument} {value!r} is unknown; choose one of {", ".join(known)}, '
@@ -133,17 +118,10 @@ def build(
     )
     raise ValueError(msg)
   found = LOSSES[loss] if isinstance(loss, str) else loss
+  training = _smoothed(label_smoothing) if label_smoothing else found
   values, measured = _metric(metric, higher_is_better)
-  loss_name, metric_name = (
-    one if isinstance(one, str) else None for one in (loss, metric)
-  )
-  return Objective(
-    found,
-    _smoothed(label_smoothing) if label_smoothing else found,
-    values or found,
-    measured,
-    (loss_name, metric_name),
-  )
+  names: Any = [x if isinstance(x, str) else None for x in (loss, metric)]
+  return Objective(found, training, values or found, measured, tuple(names))
 
 
 def _metric(

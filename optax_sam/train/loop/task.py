@@ -18,23 +18,13 @@ from optax_sam.train.models.functions import Statistics
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """A model with its data and its objective.
-
-  Attributes:
-    model: the functions of the model.
-    inputs: its training and test examples; the targets are the `labels`.
-    objective: loss and metric.
-  """
+  """A model with its data, whose `labels` are the targets, and objective."""
 
   model: functions.ModelFunctions
   inputs: inputs.Inputs
   objective: objectives.Objective = dataclasses.field(
     default_factory=objectives.build
   )
-
-  def close(self) -> None:
-    """Stops prefetching."""
-    self.inputs.close()
 
   def init(self, key: jax.Array) -> tuple[optax.Params, Statistics]:
     """Returns new parameters and running statistics."""
@@ -62,13 +52,6 @@ class Task:
     """Returns per-example losses in training mode, and new statistics."""
     outputs, statistics = self.outputs(params, statistics, batch, key)
     return self.objective.training_loss(outputs, batch['labels']), statistics
-
-  def loss(
-    self, params: Any, statistics: Statistics, batch: datasets.Batch, key: Any
-  ) -> tuple[jax.Array, Statistics]:
-    """Returns the mean loss in training mode, and new statistics."""
-    losses, statistics = self.losses(params, statistics, batch, key)
-    return jnp.mean(losses), statistics
 
   def per_example_losses(
     self, params: Any, statistics: Statistics, batch: datasets.Batch

@@ -121,7 +121,7 @@ class _Step:
       first.grads,
       state.opt_state,
       state.params,
-      value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
+      value_fn=lambda p: jnp.mean(task.losses(p, statistics, batch, key)[0]),
       per_example_value_fn=losses,
       batch=batch,
       # Per-example losses are in evaluation mode.

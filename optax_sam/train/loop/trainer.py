@@ -8,7 +8,7 @@ with the new number of steps, at the step that was reached.
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -298,33 +298,26 @@ class Trainer:
       averaging.functions.validate, state.memory, loss
     )
     progress.state = state._replace(memory=memory)
-    row = {
-      'step': progress.step,
-      'validation_loss': loss,
-      f'validation_{self.task.objective.measured.name}': value,
-      'first_segment': int(memory.first_segment),
-      'last_segment': int(memory.last_segment),
-    }
-    progress.validations.append(row)
+    name = self.task.objective.measured.name
+    row = {'validation_loss': loss, f'validation_{name}': value}
+    for segment in ('first_segment', 'last_segment'):
+      row[segment] = int(getattr(memory, segment))
+    progress.validations.append({'step': progress.step, **row})
 
   def _evaluation_row(self, progress: Progress) -> Row:
-    inputs, state = self.task.inputs, progress.state
-    solution, train = self.solution(state), inputs.train()
-    parts = [('test', solution, inputs.test())]
+    solution, train = self.solution(progress.state), self.task.inputs.train()
+    parts: dict[str, Any] = {'test': self.task.inputs.test()}
     if train is not None:
-      parts.append(('train', solution, [train]))
+      parts['train'] = [train]
     row: Row = {'step': progress.step}
-    for part, where, batches in parts:
-      loss, value = self._evaluate(*where, batches)
+    for part, batches in parts.items():
+      loss, value = self._evaluate(*solution, batches)
       row[f'{part}_loss'] = loss
       row[f'{part}_{self.task.objective.measured.name}'] = value
     return row
 
   def _evaluate(
-    self,
-    params: Any,
-    statistics: Statistics,
-    batches: Iterable[datasets.Batch],
+    self, params: Any, statistics: Statistics, batches: Any
   ) -> tuple[float, float]:
     return evaluation.evaluate(
       self.task, params, statistics, batches, self.placement

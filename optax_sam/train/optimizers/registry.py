@@ -34,11 +34,9 @@ def _swa(
 ) -> optax.GradientTransformationExtraArgs:
   """Averages the weights of the last epochs of a run, once an epoch.
 
-  The authors average over about the last half of a run, at a high learning
-  rate. Under the schedule of a comparison the last quarter is close enough.
-
   Args:
-    start: fraction of the run before averaging starts.
+    start: fraction of the run before averaging starts. The authors average over
+      about the last half of a run, at a high learning rate.
     total_steps: length of the run in steps.
     refresh_every: number of steps in an epoch.
   """
@@ -57,14 +55,10 @@ def _swad(  # noqa: D417 (the others: see `optax_sam.swad`)
 ) -> ValidatedAveraging:
   """Averages the weights of all steps, from start to end by validation loss.
 
-  The seed of the run chooses the held-out examples among the training examples,
-  with the same fraction of every class, and including wrong labels. Other
-  methods of a comparison train on these examples too. Their number and the
-  interval between validations are choices of the trainer.
-
   Args:
     validation_share: fraction of the training examples that is held out, above
-      0 and at most 0.5.
+      0 and at most 0.5. The seed of the run chooses them, in each class. Other
+      methods of a comparison train on them too.
     epochs_per_validation: number of epochs between validations, at least 1; an
       epoch excludes the held-out examples.
   """

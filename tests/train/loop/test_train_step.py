@@ -53,7 +53,7 @@ def test_the_step_equals_handwritten_sam():
   key = jax.random.fold_in(state.key, state.step)
 
   def loss(params):
-    return problem.loss(params, state.statistics, batch, key)[0]
+    return jnp.mean(problem.losses(params, state.statistics, batch, key)[0])
 
   gradient = jax.jit(jax.grad(loss))
   grads = gradient(state.params)
@@ -89,7 +89,8 @@ def test_running_statistics_come_from_the_first_pass_only():
   trainer = problems.trainer('sam', model='cnn', rho=1.0)
   state, batch = trainer.start(seed=0).state, trainer.batch(0, seed=0)
   key = jax.random.fold_in(state.key, state.step)
-  _, expected = trainer.task.loss(state.params, state.statistics, batch, key)
+  given = (state.params, state.statistics, batch, key)
+  _, expected = trainer.task.losses(*given)
   found, _ = trainer.step(state, batch)
   assert jax.tree.leaves(expected)
   assert_close(found.statistics, expected, rtol=1e-4, atol=1e-6)
@@ -150,7 +151,8 @@ def test_labels_are_smoothed_only_in_training(one):
   np.testing.assert_allclose(
     smooth.per_example_losses(*where), expected, rtol=1e-5
   )
-  assert smooth.loss(*where, state.key)[0] != plain.loss(*where, state.key)[0]
+  found = [jnp.mean(x.losses(*where, state.key)[0]) for x in (smooth, plain)]
+  assert found[0] != found[1]
   assert smooth.evaluation_loss(*where) == plain.evaluation_loss(*where)
 
 
