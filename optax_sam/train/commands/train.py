@@ -21,7 +21,6 @@ from rich.console import Console
 
 from optax_sam.train.commands import progress
 from optax_sam.train.config import checks, configs, errors, output_dir
-from optax_sam.train.data import inputs
 from optax_sam.train.distributed import processes, sharding
 from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.checkpoints import Checkpoints
@@ -86,7 +85,8 @@ def run(
     how = f'continue with: {again} --resume'
     finished = None
     try:
-      kept = configs.settings(config)
+      examples = {'examples': trainer.inputs.train_examples}
+      kept = configs.settings(config) | examples
       with Checkpoints(target / CHECKPOINTS, kept) as checkpoints:
         if config.resume:
           this.restore(checkpoints)
@@ -236,11 +236,6 @@ class _Run:
     if found is None:
       say('Resuming from the start, there is no checkpoint yet.')
     else:
-      processes.together(
-        lambda: inputs.check_state(
-          self.trainer.inputs, found.inputs, found.step, config.seed
-        )
-      )
       say(f'Resuming from the checkpoint of step {found.step}.')
       self.now = found
 

@@ -5,6 +5,7 @@ file system. Another number of processes or devices can read it.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import pathlib
@@ -25,7 +26,7 @@ _KEPT = 3
 # Settings that a run may change when it goes on.
 _FREE = ('steps', 'checkpoint_every')
 # Fields of `Progress` in the record beside the arrays.
-_RECORDED = ('step', 'log', 'evaluations', 'validations', 'inputs')
+_RECORDED = ('step', 'log', 'evaluations', 'validations')
 
 
 class Checkpoints:
@@ -109,14 +110,8 @@ class Checkpoints:
         say(f'The checkpoint of step {step} is damaged: {error}')
         damaged.append(step)
         continue
-      former, now = record['settings'], self._settings
-      names = now.keys() & former.keys() - set(_FREE)
-      if different := configs.differences(former, now, names):
-        msg = (
-          f'the checkpoint of step {step} in {self._directory} is of other '
-          f'settings: {"; ".join(different)}; remove it, or give its settings'
-        )
-        raise processes.RefusedError(msg)
+      check = functools.partial(self._check, step, record['settings'])
+      processes.together(check)
       for late in damaged if goes_on else ():
         self._manager.delete(late)
       return Progress(state, **{name: record[name] for name in _RECORDED})
@@ -124,6 +119,15 @@ class Checkpoints:
       msg = f'none of the checkpoints {sorted(damaged)} can be read'
       raise processes.RefusedError(msg)
     return None
+
+  def _check(self, step: int, former: dict[str, Any]) -> None:
+    names = self._settings.keys() & former.keys() - set(_FREE)
+    if different := configs.differences(former, self._settings, names):
+      msg = (
+        f'the checkpoint of step {step} in {self._directory} is of other '
+        f'settings: {"; ".join(different)}; remove it, or give its settings'
+      )
+      raise ValueError(msg)
 
   def _read(
     self, step: int, like: TrainingState

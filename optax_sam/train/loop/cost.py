@@ -1,13 +1,8 @@
-"""What a run has cost so far: gradients and seconds."""
+"""The cost of a step, in gradients of the base optimizer."""
 
-import contextlib
 import dataclasses
 import math
-import time
-from collections.abc import Iterator
 from typing import Any
-
-import jax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,29 +22,6 @@ class StepCost:
     """Returns the cost of steps, of which some took a perturbed gradient."""
     skipped = steps - second_gradients
     return self.ascended * second_gradients + self.skipped * skipped
-
-
-class Stopwatch:
-  """Measures the seconds of training, without pauses."""
-
-  def __init__(self) -> None:
-    self._began = time.perf_counter()
-    self._paused: float | None = None
-
-  @property
-  def seconds(self) -> float:
-    """Seconds from the start, up to the pause during one."""
-    now = time.perf_counter() if self._paused is None else self._paused
-    return now - self._began
-
-  @contextlib.contextmanager
-  def paused(self, pending: Any = None) -> Iterator[None]:
-    """Excludes a block of code, which begins when `pending` is computed."""
-    jax.block_until_ready(pending)
-    self._paused = time.perf_counter()
-    yield
-    self._began += time.perf_counter() - self._paused
-    self._paused = None
 
 
 def repetition(jaxpr: Any) -> float:

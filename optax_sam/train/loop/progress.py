@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from optax_sam.train.data import inputs as inputs_lib
 from optax_sam.train.loop.train_step import TrainingState
 
 Row = dict[str, float]
@@ -27,7 +26,6 @@ class Progress:
   log: list[Row] = dataclasses.field(default_factory=list)
   evaluations: list[Row] = dataclasses.field(default_factory=list)
   validations: list[Row] = dataclasses.field(default_factory=list)
-  inputs: inputs_lib.State = dataclasses.field(default_factory=dict)
   stopped: str = ''  # the reason, if it diverged
 
 

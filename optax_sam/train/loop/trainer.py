@@ -8,6 +8,7 @@ with the new number of steps, at the step that was reached.
 import dataclasses
 import functools
 import math
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,7 +95,7 @@ class Trainer:
       make = self.external.init
       memory = self.placement.made(make, state.params, state.statistics)
       state = state._replace(memory=memory)
-    return Progress(state, inputs=inputs_lib.state(self.inputs, 0, seed))
+    return Progress(state)
 
   def compile(self) -> Any:
     """Returns the step, compiled once for all seeds, and records its memory."""
@@ -124,9 +125,8 @@ class Trainer:
     A run that diverged is evaluated and stopped; then `progress.stopped` says
     why.
     """
-    former = None
     self.compile()
-    watch = cost.Stopwatch()
+    former, seconds, began = None, 0.0, time.perf_counter()
     while progress.step < self.config.steps and not progress.stopped:
       batch = self.batch(step=progress.step, seed=seed)
       state, metrics = self.step(progress.state, batch)
@@ -134,33 +134,47 @@ class Trainer:
       jax.block_until_ready(former)
       former = metrics
       progress.state, progress.step = state, progress.step + 1
-      progress.inputs = inputs_lib.state(self.inputs, progress.step, seed)
-      self._record(progress, metrics, watch, seed)
-      with watch.paused():
-        after_step(progress)
+      due = self._due(progress.step)
+      if due:
+        jax.block_until_ready(metrics)
+      seconds += time.perf_counter() - began
+      if due:
+        self._record(progress, metrics, due, seconds, seed)
+      after_step(progress)
+      began = time.perf_counter()
+
+  def _due(self, step: int) -> set[str]:
+    """Returns the kinds of rows that are due after a step."""
+    config, averaging, due = self.config, self.averaging, set()
+    if step == config.steps or step % config.log_every == 0:
+      due.add('log')
+    if averaging and step % (self.epoch_steps * averaging.epochs) == 0:
+      due.add('validation')
+    if is_evaluated(step, config.steps, config.evaluations):
+      due.add('evaluation')
+    return due
 
   def _record(
     self,
     progress: Progress,
     metrics: train_step.Metrics,
-    watch: cost.Stopwatch,
+    due: set[str],
+    seconds: float,
     seed: int,
   ) -> None:
-    """Adds the rows that are due after a step."""
-    step, config, averaging = progress.step, self.config, self.averaging
-    if step == config.steps or step % config.log_every == 0:
-      with watch.paused(metrics):
-        row = self._log_row(progress, metrics)
-        progress.log.append(row | self._spent(progress, watch))
-      progress.stopped = divergence(progress.log, config.steps)
-    if averaging and step % (self.epoch_steps * averaging.epochs) == 0:
-      with watch.paused(metrics):
-        self._validate(progress, averaging, seed)
-    due = is_evaluated(step, config.steps, config.evaluations)
-    if due or progress.stopped:
-      with watch.paused(metrics):
-        row = self._evaluation_row(progress)
-        progress.evaluations.append(row | self._spent(progress, watch))
+    """Adds rows of these kinds, and an evaluation of a run that diverged."""
+    spent: Row = {}
+    if self.cost is not None:
+      taken = int(self._method_metrics(progress.state)['second_gradients'])
+      spent['gradients'] = self.cost.until(progress.step, taken)
+      spent['seconds'] = seconds
+    if 'log' in due:
+      progress.log.append(self._log_row(progress, metrics) | spent)
+      progress.stopped = divergence(progress.log, self.config.steps)
+    if 'validation' in due:
+      self._validate(progress, seed)
+    if 'evaluation' in due or progress.stopped:
+      progress.evaluations.append(self._evaluation_row(progress) | spent)
 
   def measure_sharpness(self, state: TrainingState) -> Row:
     """Measures sharpness in evaluation mode, on fixed training examples."""
@@ -275,22 +289,14 @@ class Trainer:
       row['perturbed_loss'] = math.nan  # unknown before the first ascent step
     return {'step': progress.step, **row}
 
-  def _spent(self, progress: Progress, watch: cost.Stopwatch) -> Row:
-    if self.cost is None:
-      return {}
-    taken = int(self._method_metrics(progress.state)['second_gradients'])
-    gradients = self.cost.until(progress.step, taken)
-    return {'gradients': gradients, 'seconds': watch.seconds}
-
   def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
     if not self.method.reports:
       return {'ascended': 0, 'second_gradients': 0}
     return optax_sam.metrics(state.opt_state)
 
-  def _validate(
-    self, progress: Progress, averaging: ValidatedAveraging, seed: int
-  ) -> None:
+  def _validate(self, progress: Progress, seed: int) -> None:
     """Updates an average with the loss on the held-out examples."""
+    averaging: Any = self.averaging
     held_out: Any = self.inputs.held_out(seed)
     state = progress.state
     loss, value = self._evaluate(state.params, state.statistics, [held_out])

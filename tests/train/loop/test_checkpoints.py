@@ -98,7 +98,6 @@ def test_damage_to_any_file_is_noticed_or_harmless(
     {'validations': 'high'},
     {'checksum': None},
     {'more': 1},
-    {'inputs': [[]]},
   ],
 )
 def test_a_changed_record_is_a_damaged_checkpoint(
