@@ -299,7 +299,8 @@ class _Run:
     processes.on_first(lambda: output_dir.write(target / METRICS, lines))
     # The time of a resumed run is that of more than one process.
     spent = dt.datetime.now().astimezone() - started
-    seconds = math.nan if config.resume else spent.total_seconds()
+    seconds = max(0.0, spent.total_seconds())  # clocks may be set back
+    seconds = math.nan if config.resume else seconds
     run = results.Run(
       method=config.method,
       seed=config.seed,
