@@ -44,7 +44,14 @@ def canonical(config: Experiment) -> Any:
 
   find = names.find
   base = find('--base', config.base, base_optimizer.optimizers())
-  changed: dict[str, Any] = {'base': base, 'dataset': _dataset(config)}
+  changed: dict[str, Any] = {'base': base}
+  known = list(datasets.NAMES)
+  if isinstance(config, TrainConfig):
+    known.append('imagenet')
+  given, path = config.dataset, pathlib.Path(config.dataset)
+  if given in known or not ('/' in given or path.suffix or path.exists()):
+    hint = 'or give a path'
+    changed['dataset'] = find('--dataset', given, known, hint=hint)
   if ':' not in config.model:
     hint = 'or give package.module:Name or file.py:Name'
     changed['model'] = find('--model', config.model, flags.MODELS, hint=hint)
@@ -60,16 +67,6 @@ def canonical(config: Experiment) -> Any:
       found = [build.canonical_name(x, base, flag) for x in parts if x]
       changed[name] = tuple(dict.fromkeys(found))
   return dataclasses.replace(config, **changed)
-
-
-def _dataset(config: Experiment) -> str:
-  given, known = config.dataset, list(datasets.NAMES)
-  if isinstance(config, TrainConfig):
-    known.append('imagenet')
-  path = pathlib.Path(given)
-  if given not in known and ('/' in given or path.suffix or path.exists()):
-    return given
-  return names.find('--dataset', given, known, hint='or give a path')
 
 
 def axes(mesh: str) -> dict[str, int]:

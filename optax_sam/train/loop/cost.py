@@ -7,15 +7,9 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class StepCost:
-  """Operations of a step, in units of a step of the base optimizer.
+  """Operations of a step, in units of a step of the base optimizer."""
 
-  Attributes:
-    ascended: of a step with a perturbed gradient, or of any step of a method
-      that does not skip.
-    skipped: of a step that skips it.
-  """
-
-  ascended: float
+  ascended: float  # with a perturbed gradient, or of a method that never skips
   skipped: float
 
   def until(self, steps: int, second_gradients: float) -> float:

@@ -16,22 +16,18 @@ _LENGTHS = 1024
 
 
 class External(NamedTuple):
-  """An auxiliary loss with a state, or an average.
+  """An auxiliary loss with a state, or an average."""
 
-  Attributes:
-    init: maps parameters and running statistics to the initial state.
-    before: maps these and the state to the state that a step reads.
-    loss: maps (logits in training mode, state, batch, number of the step) to a
-      scalar; None for an average.
-    after: maps the same arguments and the new parameters to the next state.
-    by_example: whether it has a state for every example, and so needs the `ids`
-      of the examples in a batch.
-  """
-
+  # From parameters and running statistics to the initial state.
   init: Callable[[optax.Params, Statistics], Any]
+  # From (logits in training mode, state, batch, number of the step, new
+  # parameters) to the next state.
   after: Callable[..., Any]
+  # The same without new parameters, to a scalar; None for an average.
   loss: Callable[..., Any] | None = None
+  # From parameters, statistics and state to the state that a step reads.
   before: Callable[..., Any] = lambda *given: given[-1]
+  # Whether it has a state for every example, and so needs their `ids`.
   by_example: bool = False
 
 

@@ -18,23 +18,14 @@ Metrics = Mapping[str, jax.Array]
 
 
 class TrainingState(NamedTuple):
-  """The state that a step reads and writes.
+  """The state that a step reads and writes."""
 
-  Attributes:
-    step: number of steps taken, scalar int32.
-    params: the parameters, never perturbed between steps.
-    statistics: running statistics of batch norm; empty without batch norm.
-    opt_state: state of the optimizer, that is method and base optimizer.
-    key: typed PRNG key of the run, constant; dropout folds in the step.
-    memory: state of an auxiliary loss or of an external average, else ().
-  """
-
-  step: jax.Array
-  params: optax.Params
-  statistics: Statistics
-  opt_state: Any
-  key: jax.Array
-  memory: Any = ()
+  step: jax.Array  # steps taken, scalar int32
+  params: optax.Params  # never perturbed between steps
+  statistics: Statistics  # of batch norm; empty without it
+  opt_state: Any  # of method and base optimizer
+  key: jax.Array  # typed, of the run, constant; dropout folds in the step
+  memory: Any = ()  # of what the method adds outside of the optimizer
 
 
 Step = Callable[[TrainingState, Batch], tuple[TrainingState, Metrics]]
@@ -59,24 +50,16 @@ class _FirstPass(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class _Step:
-  """The options of `jitted_step`, and the two parts of a step.
-
-  Attributes:
-    task, optimizer: as in `jitted_step`.
-    uses_gradient: whether the method reads the unperturbed gradient; if not,
-      its norm is not logged and XLA removes that backward pass.
-    takes_per_example_losses: whether the method differentiates per-example
-      losses one by one; these are then in evaluation mode.
-    external: what a method adds; the logged loss excludes it.
-    rows: sharding of the examples that a method selects; without it the
-      compiler may replicate them.
-  """
+  """The options of `jitted_step`, and the two parts of a step."""
 
   task: Task
   optimizer: optax.GradientTransformation
+  # Without it the norm is not logged, and XLA removes this backward pass.
   uses_gradient: bool = True
+  # Those that the method differentiates one by one are in evaluation mode.
   takes_per_example_losses: bool = False
-  external: External | None = None
+  external: External | None = None  # the logged loss excludes its loss
+  # Of examples that a method selects; the compiler may replicate them.
   rows: jax.sharding.Sharding | None = None
 
   def first_pass(self, state: TrainingState, batch: Batch) -> _FirstPass:

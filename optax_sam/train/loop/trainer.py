@@ -43,16 +43,7 @@ _EIGENVALUE_TOLERANCE = 1e-2
 
 
 class Trainer:
-  """Trains one task with one method, with any number of seeds.
-
-  Attributes:
-    inputs: the examples to train on; evaluation and measures use those of the
-      task, the same for all methods.
-    on_host: whether the method decides on the host to skip a gradient.
-    temporary_bytes: temporary memory of the compiled step, if known.
-    repetition: of operations in the loops of a step.
-    cost: of a step; if it is known, rows have `gradients` and `seconds`.
-  """
+  """Trains one task with one method, with any number of seeds."""
 
   def __init__(
     self,
@@ -66,6 +57,7 @@ class Trainer:
     self.settings = dict(settings)
     self.placement = placement or Placement()
     self.method = build.method(name)
+    # Evaluation and measures use the examples of the task, as all methods do.
     self.inputs: inputs_lib.Inputs = task.inputs
     self.averaging: ValidatedAveraging | None = None
     built = build.external(name, settings)
@@ -75,8 +67,9 @@ class Trainer:
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
     self.external = external_lib.build(built, task, self.epoch_steps)
     self.on_host = config.execution == 'host' and self.method.skips
-    self.temporary_bytes: int | None = None
-    self.repetition = 1.0
+    self.temporary_bytes: int | None = None  # of the compiled step
+    self.repetition = 1.0  # of operations in the loops of a step
+    # If it is known, rows have `gradients` and `seconds`.
     self.cost: cost.StepCost | None = None
     rate = self.settings.get('learning_rate', config.learning_rate)
     self._schedule = schedule(dataclasses.replace(config, learning_rate=rate))

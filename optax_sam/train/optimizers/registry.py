@@ -73,24 +73,16 @@ def _swad(  # noqa: D417 (the others: see `optax_sam.swad`)
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """The trainer's description of a method.
-
-  Attributes:
-    row: the row of the catalog.
-    factory: the function that builds it, or its `ValidatedAveraging`.
-    uses_gradient: whether it reads the unperturbed gradient of the batch.
-    takes_per_example_losses: whether it differentiates per-example losses, for
-      which batch norm must use its running statistics.
-    base_steps: the setting with the number of base optimizer steps in a step.
-    solution: maps parameters and optimizer state to the solution of the run, if
-      that differs from the trained parameters.
-  """
+  """The trainer's description of a method."""
 
   row: catalog.Method
-  factory: Callable[..., Any]
-  uses_gradient: bool = True
+  factory: Callable[..., Any]  # builds it, or its `ValidatedAveraging`
+  uses_gradient: bool = True  # the unperturbed one of the batch
+  # Batch norm must then use its running statistics.
   takes_per_example_losses: bool = False
-  base_steps: str | None = None
+  base_steps: str | None = None  # setting: base optimizer steps in a step
+  # From parameters and optimizer state to the solution of a run, if that
+  # differs from the trained parameters.
   solution: Callable[[optax.Params, Any], optax.Params] | None = None
 
   @property
