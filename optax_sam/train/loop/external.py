@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import optax
 
 from optax_sam import SafLoss
-from optax_sam.train.data.datasets import Batch
 from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.optimizers.registry import ValidatedAveraging
 
@@ -61,12 +60,9 @@ def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> External:
   examples = -(-task.inputs.train_examples // _LENGTHS) * _LENGTHS
 
   def calling(function: Callable[..., Any]) -> Callable[..., Any]:
-    def called(
-      logits: Any, memory: Any, batch: Batch, step: Any, _: Any = None
-    ) -> Any:
-      return function(logits, memory, batch['ids'], step // epoch_steps)
-
-    return called
+    return lambda logits, memory, batch, step, *_: function(
+      logits, memory, batch['ids'], step // epoch_steps
+    )
 
   return External(
     init=lambda *_: saf.init(examples, task.inputs.classes),
