@@ -3,16 +3,9 @@
 import dataclasses
 import pathlib
 import re
+import typing
 from collections.abc import Iterable, Mapping
-from typing import (
-  Annotated,
-  Any,
-  Literal,
-  TypeVar,
-  get_args,
-  get_origin,
-  get_type_hints,
-)
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import tyro
@@ -136,7 +129,7 @@ def build(kind: type[T], values: Mapping[str, Any], where: str = '') -> T:
   Raises:
     ValueError: that names the first invalid value, after `where`.
   """
-  hints = get_type_hints(kind)
+  hints = typing.get_type_hints(kind)
   for name in values.keys() - hints:
     known = ', '.join(sorted(hints)).replace('_', '-')
     msg = f'{where}unknown flag {name!r}; choose among {known}'
@@ -151,8 +144,8 @@ def build(kind: type[T], values: Mapping[str, Any], where: str = '') -> T:
     allowed, compared, limit, name = found.groups()
     if compared:
       allowed = f'must be {_WORDS[compared]} {limit.removesuffix(".0")}'
-    elif get_origin(hints[name]) is Literal:
-      allowed = f'must be one of {", ".join(get_args(hints[name]))}'
+    elif typing.get_origin(hints[name]) is Literal:
+      allowed = f'must be one of {", ".join(typing.get_args(hints[name]))}'
     shown = repr(values[name])
     if len(shown) > _LONGEST:
       shown = f'{shown[:20]}... of {len(shown)} characters'

@@ -29,7 +29,7 @@ class Progress:
   stopped: str = ''  # the reason, if it diverged
 
 
-def is_evaluated(step: int, steps: int, count: int) -> bool:
+def is_due(step: int, steps: int, count: int) -> bool:
   """Whether a step is one of up to `count` evenly spaced ones."""
   count = min(count, steps)
   nearest = round(step * count / steps)

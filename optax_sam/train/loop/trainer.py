@@ -25,12 +25,7 @@ from optax_sam.train.data import inputs as inputs_lib
 from optax_sam.train.distributed.sharding import Placement
 from optax_sam.train.loop import cost, evaluation, train_step
 from optax_sam.train.loop import external as external_lib
-from optax_sam.train.loop.progress import (
-  Progress,
-  Row,
-  divergence,
-  is_evaluated,
-)
+from optax_sam.train.loop.progress import Progress, Row, divergence, is_due
 from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.optimizers import build
@@ -143,7 +138,7 @@ class Trainer:
       due.add('log')
     if averaging and step % (self.epoch_steps * averaging.epochs) == 0:
       due.add('validation')
-    if is_evaluated(step, config.steps, config.evaluations):
+    if is_due(step, config.steps, config.evaluations):
       due.add('evaluation')
     return due
 

@@ -8,15 +8,11 @@ from typing import Any
 import numpy as np
 import optax
 
-from optax_sam import MesaLoss, SafLoss, catalog
+from optax_sam import catalog
 from optax_sam.train.config import configs, names
 from optax_sam.train.optimizers import base_optimizer as base_optimizer_lib
 from optax_sam.train.optimizers.base_optimizer import base_optimizer, schedule
-from optax_sam.train.optimizers.registry import (
-  METHODS,
-  Method,
-  ValidatedAveraging,
-)
+from optax_sam.train.optimizers.registry import METHODS, Method
 
 # Arguments that the trainer sets, or that describe devices, not the method.
 _NOT_SETTABLE = frozenset(
@@ -155,10 +151,8 @@ def optimizer(
       return built
 
 
-def external(
-  name: str, settings: Mapping[str, Any]
-) -> SafLoss | MesaLoss | ValidatedAveraging | None:
-  """Returns the auxiliary loss or the average that a method is, if any."""
+def external(name: str, settings: Mapping[str, Any]) -> Any:
+  """Returns the auxiliary loss or average that a method is, None for others."""
   if method(name).row.place not in ('loss', 'outside'):
     return None
   return _built(name, settings)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from optax_sam.train.loop.checkpoints import Checkpoints
-from optax_sam.train.loop.trainer import Progress, is_evaluated
+from optax_sam.train.loop.trainer import Progress, is_due
 from tests.train import problems
 
 pytestmark = pytest.mark.usefixtures('muted')
@@ -167,6 +167,6 @@ def test_rows_added_during_a_write_are_not_in_the_checkpoint(start, tmp_path):
 def test_evaluations_are_evenly_spaced_and_include_the_last_step(steps, count):
   number = min(count, steps)
   expected = {round(steps * (i + 1) / number) or 1 for i in range(number)}
-  found = {s for s in range(steps + 1) if is_evaluated(s, steps, count)}
+  found = {s for s in range(steps + 1) if is_due(s, steps, count)}
   assert found == expected
-  assert is_evaluated(10**18, 10**18, 10**17)
+  assert is_due(10**18, 10**18, 10**17)
