@@ -21,8 +21,6 @@ from optax_sam.train.optimizers.base_optimizer import base_optimizer
 
 AXIS = 'data'
 FSDP_SIZE = 16
-# Settings of methods whose default depends on the accuracy of the run.
-_SETTINGS = {'ordered_sgd': {'k': 0.5}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +93,6 @@ def lower(
       trainer.optimizer(seed=0),
       uses_gradient=build.method(name).uses_gradient,
       takes_per_example_losses=build.method(name).takes_per_example_losses,
-      ema_decay=config.ema_decay,
       sharding=shardings,
       rows=placement.rows,
       donates=row.donates,
@@ -115,7 +112,6 @@ def _settings(config: configs.TrainConfig) -> dict[str, Any]:
   if name not in registry.METHODS:
     return {}
   given = build.parse_settings(config.set, [name])[name]
-  given = {**_SETTINGS.get(name, {}), **given}
   return build.complete_settings(name, given, config.rho)
 
 

@@ -121,13 +121,41 @@ def _run(config: Any, command: str) -> int:
 
       report.run(config, console)
     case configs.ConvertConfig():
-      from optax_sam.train.commands import convert
-
-      return convert.run(config, console)
+      return _convert(config, console)
     case _:
       from optax_sam.train.commands import methods
 
       methods.run(config, console)
+  return 0
+
+
+def _convert(config: Any, console: Any) -> int:
+  """Converts a folder of images to shards."""
+  from optax_sam.train.commands import progress
+
+  try:
+    from optax_sam.train.data import imagenet
+  except ModuleNotFoundError as error:
+    msg = f"convert needs {error.name}: pip install 'optax-sam[imagenet]'"
+    raise ValueError(msg) from None
+  # Names of images may contain line breaks.
+  say = lambda text: progress.say(console, errors.printable(text))
+  try:
+    imagenet.convert(
+      config.source,
+      config.output,
+      shards=config.shards,
+      threads=config.threads,
+      max_pixels=config.max_pixels,
+      say=say,
+    )
+  except KeyboardInterrupt:
+    errors.print_error(
+      'interrupted; finished shards are complete; run the same command '
+      'again to continue'
+    )
+    return errors.INTERRUPTED
+  say(f'Shards: {config.output}')
   return 0
 
 

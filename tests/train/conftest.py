@@ -1,5 +1,9 @@
 """Fixtures for tests of several folders."""
 
+import gc
+import logging
+import sys
+
 import pytest
 
 from optax_sam import sharpness
@@ -11,6 +15,17 @@ def quick_eigenvalues():
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(sharpness, 'top_eigenvalue', lambda *_, **__: 7.0)
     yield
+
+
+@pytest.fixture
+def muted():
+  """Ignores what the command line ignores: logs, and errors of threads."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(sys, 'unraisablehook', lambda _: None)
+    logging.disable(logging.CRITICAL)
+    yield
+    gc.collect()
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(autouse=True)

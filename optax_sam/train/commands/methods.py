@@ -4,12 +4,13 @@ import inspect
 import json
 import re
 import textwrap
+import unicodedata
 from typing import Any
 
 from rich.console import Console
 
 from optax_sam import catalog
-from optax_sam.train.commands import plain_text, progress
+from optax_sam.train.commands import progress
 from optax_sam.train.config import configs
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
@@ -21,35 +22,58 @@ _LEGEND = (
   'forward pass for the unperturbed loss. `optax-sam methods NAME` describes a '
   'method.'
 )
+# Commands that are neither Greek letters nor written as they are named.
+_SYMBOLS = {
+  'nabla': '∇',
+  'leftarrow': '<-',
+  'ell': 'l',
+  'top': 'T',
+  'ldots': '...',
+  'le': '<=',
+  'ge': '>=',
+  'pm': '+-',
+  'bmod': ' mod ',
+  'lfloor': 'floor(',
+  'rfloor': ')',
+  'in': ' in ',
+  'cdot': '*',
+  'quad': '   ',
+}
+_ACCENTS = {'tilde': '\u0303', 'bar': '\u0304'}
+_GROUP = r'\{((?:[^{}]|\{[^{}]*\})*)\}'
 _ARGUMENTS = re.compile(r'^Args:\n((?:(?:  .*)?\n)+)', re.MULTILINE)
 _ENTRY = re.compile(r'^  (\w+(?:, \w+)*): (.*(?:\n    .*)*)', re.MULTILINE)
 
 
 def run(config: configs.MethodsConfig, console: Console) -> None:
-  """Prints the list of methods, or a description of those that are named.
-
-  Raises:
-    ValueError: if a name is unknown.
-  """
+  """Prints the list of methods, or a description of those that are named."""
   names = [
     build.canonical_name(name, 'sam', 'method')
     for text in config.names
     for name in text.split(',')
   ]
   if config.json:
-    text = json.dumps([facts(name) for name in names or METHODS], indent=2)
+    text = json.dumps([_facts(name) for name in names or METHODS], indent=2)
   elif names:
-    text = '\n\n\n'.join(map(describe, names))
+    text = '\n\n\n'.join(map(_describe, names))
   else:
     text = _list()
   progress.say(console, text)
 
 
-def facts(name: str) -> dict[str, Any]:
+def _facts(name: str) -> dict[str, Any]:
   """Returns what is known of a method, ready for JSON."""
-  row = METHODS[name].row
-  rule, arguments = _docstring(name)
-  settings = build.complete_settings(name, {}, None)
+  method, row = METHODS[name], METHODS[name].row
+  documentation = inspect.getdoc(row.function) or ''
+  factory = getattr(method.factory, 'func', method.factory)  # if partial
+  meanings: dict[str, str] = {}
+  for source in (inspect.getdoc(factory) or '', documentation):
+    section = _ARGUMENTS.search(f'{source}\n')
+    for entry in _ENTRY.finditer(section[1] if section else ''):
+      meaning = paragraphs(entry[2], 10**6)
+      meanings |= dict.fromkeys(entry[1].split(', '), meaning)
+  rule = documentation.split('\nArgs:')[0].strip()
+  rule = paragraphs(rule, _WIDTH)
   return {
     'name': name,
     'title': row.title,
@@ -63,79 +87,106 @@ def facts(name: str) -> dict[str, Any]:
     'rule': rule,
     'settings': {
       key: {
-        'default': _as_json(settings.get(key)),
-        'meaning': arguments.get(key, ''),
+        'default': x if isinstance(x, int | float | str | None) else str(x),
+        'meaning': meanings.get(key, ''),
       }
-      for key in build.settable(name)
+      for key, x in build.complete_settings(name, {}, None).items()
     },
     'unverified': _plain(row.unverified),
   }
 
 
-def describe(name: str) -> str:
+def _describe(name: str) -> str:
   """Returns a description of a method in plain text."""
-  known = facts(name)
+  known = _facts(name)
   lines = [f'{known["title"]} ({name})', '', known['rule'], '', 'Settings']
   for key, setting in known['settings'].items():
     lines.append(f'  --set {name}.{key}={setting["default"]}')
     indent = {'initial_indent': 6 * ' ', 'subsequent_indent': 6 * ' '}
     lines += textwrap.wrap(setting['meaning'], _WIDTH, **indent)
   lines += ['' if known['settings'] else '  none\n']
-  for title, text in (
-    ('Gradients a step', known['gradients']),
-    ('State', known['state']),
-    ('Use it when', known['use_when']),
-    ('Unverified', known['unverified']),
-    ('Paper', f'{known["paper"]}, {known["address"]}'),
+  known['reference'] = f'{known["paper"]}, {known["address"]}'
+  for title, key in (
+    ('Gradients a step', 'gradients'),
+    ('State', 'state'),
+    ('Use it when', 'use_when'),
+    ('Unverified', 'unverified'),
+    ('Paper', 'reference'),
   ):
-    if text:
-      lines += textwrap.wrap(f'{title}: {text}', _WIDTH, subsequent_indent='  ')
+    if known[key]:
+      text = f'{title}: {known[key]}'
+      lines += textwrap.wrap(text, _WIDTH, subsequent_indent='  ')
   return '\n'.join(lines)
 
 
 def _list() -> str:
   """Returns the methods by group, two lines for each, in 80 columns."""
-  lines = []
+  lines = [f'  {"method":<22}{"gradients":<27}paper']
   for group, text in catalog.GROUPS.items():
     lines += ['', *textwrap.wrap(_plain(text), _WIDTH), '']
     for name, method in METHODS.items():
-      row = method.row
+      row, paper = method.row, str(method.row.paper)
       if row.group == group:
-        gradients = _plain(row.gradients)
+        if len(paper) > 28:
+          authors, _, year = paper.rpartition(', ')
+          paper = f'{authors.split(" and ")[0]} et al., {year}'
         lines += [
-          f'  {name:<22}{gradients:<27}{_short(str(row.paper))}',
+          f'  {name:<22}{_plain(row.gradients):<27}{paper}',
           f'      when {row.use_when}',
         ]
-  header = f'  {"method":<22}{"gradients":<27}paper'
-  return '\n'.join([header, *lines, '', *textwrap.wrap(_LEGEND, _WIDTH)])
-
-
-def _short(paper: str) -> str:
-  """Returns authors and year in 28 columns."""
-  authors, _, year = paper.rpartition(', ')
-  if len(paper) > 28:
-    authors = f'{authors.split(" and ")[0]} et al.'
-  return f'{authors}, {year}'
-
-
-def _docstring(name: str) -> tuple[str, dict[str, str]]:
-  """Returns the rule and the meaning of each argument."""
-  factory = METHODS[name].factory
-  factory = getattr(factory, 'func', factory)  # of a partial function
-  text = inspect.getdoc(METHODS[name].row.function) or ''
-  rule = text.split('\nArgs:')[0].strip()
-  arguments: dict[str, str] = {}
-  for source in (inspect.getdoc(factory) or '', text):
-    section = _ARGUMENTS.search(f'{source}\n')
-    for entry in _ENTRY.finditer(section[1] if section else ''):
-      meaning = plain_text.paragraphs(entry[2], 10**6)
-      arguments |= dict.fromkeys(entry[1].split(', '), meaning)
-  return plain_text.paragraphs(rule, _WIDTH), arguments
+  return '\n'.join([*lines, '', *textwrap.wrap(_LEGEND, _WIDTH)])
 
 
 def _plain(text: str) -> str:
   return text.replace('`', '')
 
 
-def _as_json(value: Any) -> Any:
-  return value if isinstance(value, int | float | str | None) else str(value)
+def formula(latex: str) -> str:
+  """Returns a formula without commands of LaTeX, its rows on own lines."""
+  text = re.sub(r'\\(begin|end)\{[^}]*\}', '', latex)
+  text = re.sub(r'\s*\n\s*', ' ', text).replace('\\\\', '\n').replace('&', '')
+  text = text.replace('\\|', '‖').replace('\\,', ' ')
+  for _ in range(3):  # they may be nested
+    text = re.sub(rf'\\t?frac{_GROUP}{_GROUP}', r'(\1)/(\2)', text)
+    text = re.sub(rf'\\t?binom{_GROUP}{_GROUP}', r'binom(\1, \2)', text)
+    text = re.sub(rf'\\sqrt{_GROUP}', r'sqrt(\1)', text)
+    text = re.sub(rf'\\(?:text|operatorname){_GROUP}', r'\1', text)
+  text = re.sub(
+    r'\\(tilde|bar)\s*\{?(\w)\}?', lambda x: x[2] + _ACCENTS[x[1]], text
+  )
+  text = re.sub(r'\\([A-Za-z]+)', lambda x: _symbol(x[1]), text)
+  text = re.sub(r' *(<-|<=|>=) *', r' \1 ', text)
+  text = re.sub(r'\^\{?2\}?(?![\d}])', '²', text)
+  text = re.sub(r'([_^])\{(\w+)\}', r'\1\2', text)
+  text = re.sub(r'([_^])\{([^{}]*)\}', r'\1(\2)', text)
+  text = text.replace('{', '').replace('}', '')
+  rows = [
+    re.sub(r'(?<=\S) {2,3}(?! )', ' ', x.strip()) for x in text.split('\n')
+  ]
+  return '\n'.join(row for row in rows if row)
+
+
+def _symbol(name: str) -> str:
+  case = 'SMALL' if name.islower() else 'CAPITAL'
+  spelled = name.upper().replace('LAMBDA', 'LAMDA')
+  try:
+    return unicodedata.lookup(f'GREEK {case} LETTER {spelled}')
+  except KeyError:
+    return _SYMBOLS.get(name, name)
+
+
+def paragraphs(docstring: str, width: int = 79) -> str:
+  """Returns a docstring with wrapped paragraphs and indented formulas."""
+  text = re.sub(r':math:`([^`]+)`', lambda x: formula(x[1]), docstring)
+  text = re.sub(r'`([^`<]+?)\s*<(https://[^>]+)>`_', r'\1 (\2)', text)
+  blocks = []
+  for block in re.split(r'\n{2,}', text):
+    if block.startswith('.. math::'):
+      inside = formula(block.removeprefix('.. math::'))
+      blocks.append(textwrap.indent(inside, '  '))
+    elif block.startswith('  '):  # code
+      blocks.append(block)
+    else:
+      plain = re.sub(r'\*\*|`', '', block).replace('::', ':')
+      blocks.append(textwrap.fill(' '.join(plain.split()), width))
+  return '\n\n'.join(blocks)

@@ -25,7 +25,6 @@ class Reporter:
   """
 
   def __init__(self, console: Console) -> None:
-    """Creates a reporter that shows nothing yet."""
     self.console = console
     self._bars = rich_progress.Progress(
       rich_progress.TextColumn('{task.description}', markup=False),
@@ -38,12 +37,10 @@ class Reporter:
     )
 
   def __enter__(self) -> Self:
-    """Starts the bars."""
     self._bars.start()
     return self
 
   def __exit__(self, *error: object) -> None:
-    """Leaves the bars as they are."""
     self._bars.stop()
 
   def line(self, text: str) -> None:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime as dt
-import json
 import math
 import pathlib
 import time
@@ -15,17 +14,11 @@ from rich.console import Console
 from optax_sam import sharpness
 from optax_sam.train.commands import progress, train
 from optax_sam.train.comparison import surroundings
-from optax_sam.train.config import checks, configs, files, output_dir
-from optax_sam.train.data import datasets
+from optax_sam.train.config import checks, configs, output_dir
 from optax_sam.train.loop import task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Trainer
-from optax_sam.train.reports import (
-  formats,
-  machine,
-  results,
-  sharpness_report,
-)
+from optax_sam.train.reports import formats, results, sharpness_report
 
 # Settings that must agree for the numbers to be comparable.
 _DATA = ('dataset', 'label_noise', 'image_size')
@@ -42,171 +35,164 @@ def run(
       data, or if a value is out of range.
     OSError: if the output cannot be written.
   """
-  checks.validate_sharpness(config)
-  settings = [_settings(path, config.data_dir) for path in config.runs]
-  _check_one_dataset(config.runs, settings)
+  started, start = dt.datetime.now().astimezone(), time.perf_counter()
+  settings = _settings(config)
   target = config.output or output_dir.dated('sharpness')
   with output_dir.opened(
     target, overwrite=config.overwrite, known=sharpness_report.FILES
   ):
-    measured = _measure_all(config, settings, console, command)
+    with progress.Reporter(console) as reporter:
+      runs = [
+        _measured(path, given, config, reporter)
+        for path, given in settings.items()
+      ]
+    measured = results.Comparison(
+      settings={},
+      command=command,
+      base='',
+      runs=runs,
+      started=started.isoformat(timespec='seconds'),
+      seconds=time.perf_counter() - start,
+      sharpness_radius=config.rho,
+    )
     with output_dir.staged(target) as directory:
       sharpness_report.write(measured, config, directory)
-      output_dir.write_config(directory, 'sharpness', _as_json(config))
+      output_dir.write_config(directory, 'sharpness', vars(config))
   sharpness_report.print_table(measured, config, console)
   progress.say(console, f'Report: {target / "report.html"}')
 
 
-def _measure_all(
-  config: configs.SharpnessConfig,
-  settings: list[configs.TrainConfig],
-  console: Console,
-  command: str,
-) -> results.Comparison:
-  """Returns the runs, each as one of a method of its own."""
-  started, start = dt.datetime.now().astimezone(), time.perf_counter()
-  runs, names = [], checks.run_names(config)
-  with progress.Reporter(console) as reporter:
-    for name, path, given in zip(names, config.runs, settings, strict=True):
-      with reporter.phase(f'Measuring {path}', 1) as phase:
-        accuracy, *solution = _load(path, given, config.examples, reporter)
-        run = results.Run(
-          method=name,
-          seed=given.seed,
-          settings=_complete(given),
-          log=[],
-          evaluations=[{'step': given.steps, 'test_accuracy': accuracy}],
-          sharpness=_measure(solution, config),
-          seconds=math.nan,
-          landscape=surroundings.line(*solution, seed=config.seed),
-        )
-        runs.append(run)
-        phase.advance()
-  return results.Comparison(
-    settings={},
-    command=command,
-    base='',
-    runs=runs,
-    timings=[],
-    versions=machine.versions(),
-    machine=machine.describe(),
-    started=started.isoformat(timespec='seconds'),
-    seconds=time.perf_counter() - start,
-    interrupted=False,
-    total_steps=0,
-    test_examples=0,
-    sharpness_radius=config.rho,
-  )
-
-
-def _complete(config: configs.TrainConfig) -> dict[str, Any]:
-  """Returns the settings of a run, defaults filled in."""
-  settings = configs.settings(config)
-  # The settings of the method include the effect of these two flags.
-  del settings['rho'], settings['set']
-  method = formats.in_words(train.method_settings(config))
-  return {
-    'method': settings.pop('method'),
-    'method_settings': method,
-    **settings,
-    'learning_rate': configs.learning_rate(config),
-    'weight_decay': configs.weight_decay(config),
-  }
-
-
 def _settings(
-  path: pathlib.Path, data_dir: pathlib.Path | None
-) -> configs.TrainConfig:
-  """Returns the configuration of a run that has finished."""
-  config = files.of_run(path)
-  if not (path / train.METRICS).is_file():
-    msg = f'{path} has not finished; continue with --output {path} --resume'
+  config: configs.SharpnessConfig,
+) -> dict[pathlib.Path, configs.TrainConfig]:
+  """Returns the configurations of runs that have finished, on the same data."""
+  names = [_name(path) for path in config.runs]
+  if not names:
+    msg = (
+      'name at least one run, a directory that `optax-sam train` has written'
+    )
     raise ValueError(msg)
-  if data_dir is not None:
-    config = dataclasses.replace(config, data_dir=data_dir)
-  checks.validate(config)
-  return config
-
-
-def _check_one_dataset(
-  paths: tuple[pathlib.Path, ...], settings: list[configs.TrainConfig]
-) -> None:
-  for path, given in zip(paths, settings, strict=True):
+  if len(set(names)) < len(names):
+    msg = f'the directories must have different names, not {", ".join(names)}'
+    raise ValueError(msg)
+  configs.build(configs.SharpnessConfig, vars(config))
+  found: dict[pathlib.Path, configs.TrainConfig] = {}
+  for path in config.runs:
+    checks.storable('run', path.resolve())
+    given = output_dir.read_run(path)
+    if not (path / train.METRICS).is_file():
+      msg = f'{path} has not finished; continue with --output {path} --resume'
+      raise ValueError(msg)
+    if config.data_dir is not None:
+      given = dataclasses.replace(given, data_dir=config.data_dir)
+    checks.validate(given)
+    found[path] = given
+    first = found[config.runs[0]]
     for name in _DATA:
-      value, first = getattr(given, name), getattr(settings[0], name)
-      if value != first:
+      value, other = getattr(given, name), getattr(first, name)
+      if value != other:
         msg = (
-          f'the runs must use the same data: {name} is {first!r} in '
-          f'{paths[0]} and {value!r} in {path}; measure them separately'
+          f'the runs must use the same data: {name} is {other!r} in '
+          f'{config.runs[0]} and {value!r} in {path}; measure them separately'
         )
         raise ValueError(msg)
     if given.steps not in train.saved_steps(path):
-      msg = f'{path} lacks the checkpoint of its last step, {given.steps}'
-      raise ValueError(msg)
+      raise _lacks_checkpoint(path, given)
+  return found
 
 
-def _load(
+def _name(path: pathlib.Path) -> str:
+  return path.resolve().name  # `.` has none
+
+
+def _lacks_checkpoint(path: pathlib.Path, config: Any) -> ValueError:
+  return ValueError(
+    f'{path} lacks the checkpoint of its last step, {config.steps}'
+  )
+
+
+def _measured(
   path: pathlib.Path,
-  config: configs.TrainConfig,
-  examples: int,
+  given: configs.TrainConfig,
+  config: configs.SharpnessConfig,
   reporter: progress.Reporter,
-) -> tuple[float, Any, Any, tuple[Any, datasets.Batch]]:
-  """Returns the test accuracy at the end of a run, its loss and parameters.
-
-  The last are the further arguments of the loss: statistics and a batch.
-  """
-  with contextlib.closing(task.build(config, reporter.line)) as problem:
-    trainer = Trainer(
-      config, problem, config.method, train.method_settings(config)
-    )
-    kept = configs.settings(config)
+) -> results.Run:
+  """Returns the measures of a run, as that of a method of its own."""
+  settings, examples = train.method_settings(given), config.examples
+  problem = task.build(given, reporter.line)
+  with (
+    reporter.phase(f'Measuring {path}', 1) as phase,
+    contextlib.closing(problem.inputs),
+  ):
+    trainer = Trainer(given, problem, given.method, settings)
+    kept = configs.settings(given)
     with Checkpoints(path / train.CHECKPOINTS, kept) as checkpoints:
       found = checkpoints.restore(
-        trainer.start(config.seed).state, reporter.line, goes_on=False
+        trainer.start(given.seed).state, reporter.line, goes_on=False
       )
-    if found is None or found.step != config.steps:
-      msg = f'{path} lacks the checkpoint of its last step, {config.steps}'
-      raise ValueError(msg)
+    if found is None or found.step != given.steps:
+      raise _lacks_checkpoint(path, given)
     if examples > problem.inputs.train_examples:
       msg = (
         f'--examples must be at most {problem.inputs.train_examples}, the '
-        f'training examples of {config.dataset}, not {examples}'
+        f'training examples of {given.dataset}, not {examples}'
       )
       raise ValueError(msg)
-    batch = jax.device_put(problem.inputs.fixed(examples))
     params, statistics = trainer.solution(found.state)
-    # Not known with another metric.
+    args = (statistics, jax.device_put(problem.inputs.fixed(examples)))
+    loss = problem.evaluation_loss
+    # The settings of the method include the effect of these two flags.
+    del kept['rho'], kept['set']
+    # The accuracy is not known with another metric.
     accuracy = found.evaluations[-1].get('test_accuracy', math.nan)
-    return accuracy, problem.evaluation_loss, params, (statistics, batch)
+    run = results.Run(
+      method=_name(path),
+      seed=given.seed,
+      settings={
+        'method': kept.pop('method'),
+        'method_settings': formats.in_words(settings),
+        **kept,
+        'learning_rate': configs.learning_rate(given),
+        'weight_decay': configs.weight_decay(given),
+      },
+      log=[],
+      evaluations=[{'step': given.steps, 'test_accuracy': accuracy}],
+      sharpness=_sharpness(loss, params, args, config),
+      seconds=math.nan,
+      landscape=surroundings.line(loss, params, args, seed=config.seed),
+    )
+    phase.advance()
+  return run
 
 
-def _measure(
-  solution: list[Any], config: configs.SharpnessConfig
+def _sharpness(
+  loss: Any, params: Any, args: Any, config: configs.SharpnessConfig
 ) -> dict[str, float]:
-  given: tuple[Any, Any] = (solution[0], solution[1])
-  args, seed = {'args': solution[2]}, config.seed
+  given: Any = {'args': args}
   try:
     eigenvalues = sharpness.top_eigenvalues(
-      *given,
+      loss,
+      params,
       config.eigenvalues,
       max_vectors=max(_VECTORS, config.eigenvalues + 2),
       tolerance=1e-2,
-      seed=seed,
-      **args,
+      seed=config.seed,
+      **given,
     )
   except RuntimeError:  # no convergence: report NaN, not a wrong number
     eigenvalues = [math.nan] * config.eigenvalues
   trace = sharpness.hessian_trace(
-    *given, probes=config.probes, seed=seed, **args
+    loss, params, probes=config.probes, seed=config.seed, **given
   )
-  rise = sharpness.sam_sharpness
-  adaptive_rise = sharpness.adaptive_sharpness
+  rise, steps = sharpness.sam_sharpness, sharpness_report.ASCENT_STEPS
   return {
-    'sam_sharpness': rise(*given, config.rho, **args),
+    'sam_sharpness': rise(loss, params, config.rho, **given),
     'sam_sharpness_20_steps': rise(
-      *given, config.rho, steps=sharpness_report.ASCENT_STEPS, **args
+      loss, params, config.rho, steps=steps, **given
     ),
-    'adaptive_sharpness': adaptive_rise(*given, config.adaptive_rho, **args),
+    'adaptive_sharpness': sharpness.adaptive_sharpness(
+      loss, params, config.adaptive_rho, **given
+    ),
     **{
       f'eigenvalue_{number}': float(value)
       for number, value in enumerate(eigenvalues, start=1)
@@ -214,7 +200,3 @@ def _measure(
     'trace': trace.value,
     'trace_standard_error': trace.standard_error,
   }
-
-
-def _as_json(config: configs.SharpnessConfig) -> dict[str, Any]:
-  return json.loads(json.dumps(dataclasses.asdict(config), default=str))

@@ -7,13 +7,11 @@ Then only the first one writes and reports.
 import contextlib
 import dataclasses
 import datetime as dt
-import functools
 import math
 import pathlib
 import shlex
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,14 +20,13 @@ import msgspec
 from rich.console import Console
 
 from optax_sam.train.commands import progress
-from optax_sam.train.config import checks, configs, errors, files, output_dir
-from optax_sam.train.data import inputs
+from optax_sam.train.config import checks, configs, errors, output_dir
 from optax_sam.train.distributed import processes, sharding
 from optax_sam.train.loop import objectives, task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, Row, Trainer
-from optax_sam.train.optimizers import accuracy_schedule, build
-from optax_sam.train.reports import comparison_report, machine, results
+from optax_sam.train.optimizers import build
+from optax_sam.train.reports import comparison_report, results
 
 CHECKPOINTS = 'checkpoints'
 METRICS = 'metrics.jsonl'
@@ -44,11 +41,6 @@ def run(
 ) -> bool:
   """Trains one model, from the start or from the last checkpoint.
 
-  Args:
-    config: model, data, method and settings of the run.
-    console: console for progress.
-    command: the command line, for the report.
-
   Returns:
     True if the run is finished; False after Ctrl-C or SIGTERM.
 
@@ -58,63 +50,50 @@ def run(
     OSError: if the output cannot be written.
     DivergedError: if the run diverged; its metrics are written.
   """
-  started, start = dt.datetime.now().astimezone(), time.perf_counter()
+  started = dt.datetime.now().astimezone()
   checks.validate(config)
-  _check_alike(config)
-  devices = processes.together(
-    lambda: sharding.build(config.mesh, config.batch_size)
-  )
-  settings = processes.together(lambda: method_settings(config))
-  if config.resume:  # checked before images are listed, which takes minutes
-    processes.on_first(lambda: _check_resumable(config))
-  elif config.output is not None:
-    check = functools.partial(output_dir.check, config.output, known=FILES)
-    processes.on_first(lambda: check(overwrite=config.overwrite))
+  alike = {x: getattr(config, x) for x in ('overwrite', 'resume', 'mesh')}
+  alike |= {'output': str(config.output), 'epochs': config.epochs}
+  processes.check_alike('flags', configs.settings(config) | alike)
+  together = processes.together
+  devices = together(lambda: sharding.build(config.mesh, config.batch_size))
+  settings = together(lambda: method_settings(config))
+  # Before images are listed, which takes minutes.
+  processes.on_first(lambda: _check_output(config))
   if not processes.is_first():
     console = Console(quiet=True)
   with contextlib.ExitStack() as stack:
     reporter = stack.enter_context(progress.Reporter(console))
     # A warning is of one process.
     warn = reporter.line if processes.is_first() else errors.print_warning
-    problem = processes.together(lambda: task.build(config, warn))
-    stack.callback(problem.close)
-    config = processes.together(lambda: _with_steps(config, problem, settings))
-    trainer = Trainer(config, problem, config.method, settings, devices)
-    current = trainer.start(config.seed)  # fails before anything is written
-    default = output_dir.dated(
-      f'{config.method}-{configs.dataset_name(config)}'
-    )
-    target = pathlib.Path(processes.broadcast(str(config.output or default)))
+    problem = together(lambda: task.build(config, warn))
+    stack.callback(problem.inputs.close)
+    make = lambda: Trainer(config, problem, config.method, settings, devices)
+    trainer = together(make)
+    if config.epochs is not None:
+      steps = config.epochs * trainer.epoch_steps
+      config = dataclasses.replace(config, steps=steps, epochs=None)
+      trainer = make()
+    start = trainer.start(config.seed)  # fails before anything is written
+    name = f'{config.method}-{configs.dataset_name(config)}'
+    target = config.output or output_dir.dated(name)
+    target = pathlib.Path(processes.broadcast(str(target)))
     processes.on_first(lambda: stack.enter_context(_opened(config, target)))
-    processes.together(lambda: _check_shared(target))
-    finished, sharpness = None, {}
+    together(lambda: _check_shared(target))
+    this = _Run(config, trainer, target, reporter, start)
     again = shlex.join(['optax-sam', 'train', '--output', str(target)])
+    how = f'continue with: {again} --resume'
+    finished = None
     try:
-      with Checkpoints(
-        target / CHECKPOINTS, configs.settings(config)
-      ) as checkpoints:
+      examples = {'examples': trainer.inputs.train_examples}
+      kept = configs.settings(config) | examples
+      with Checkpoints(target / CHECKPOINTS, kept) as checkpoints:
         if config.resume:
-          current = _restored(config, trainer, current, checkpoints, reporter)
-          processes.on_first(lambda: _prolong(config, target))
+          this.restore(checkpoints)
         finished = False
-        finished = _train(config, trainer, current, checkpoints, reporter)
-      if finished and not current.stopped:
-        sharpness = trainer.measure_sharpness(current.state)
+        finished = this.train(checkpoints)
       if finished:
-        processes.on_first(lambda: _write_metrics(target, current, sharpness))
-        page = _as_comparison(
-          config,
-          problem,
-          settings,
-          current,
-          sharpness,
-          command=command,
-          started=started.isoformat(timespec='seconds'),
-          # The time of a resumed run is that of more than one process.
-          seconds=math.nan if config.resume else time.perf_counter() - start,
-        )
-        text = comparison_report.render_page(page).encode()
-        processes.on_first(lambda: output_dir.write(target / PAGE, text))
+        this.measure(command, started)
     except KeyboardInterrupt:
       if jax.process_count() > 1:
         raise  # the other processes do not know
@@ -123,20 +102,20 @@ def run(
       if finished is None or not saved_steps(target):
         raise  # nothing was trained, or nothing is left
       refused = isinstance(error, processes.RefusedError)
-      msg = (
-        f'{errors.describe(error)}; {target} has {_saved(target)}; continue '
-        f'with: {again} --resume'
-      )
+      msg = f'{errors.describe(error)}; {target} has {_saved(target)}; {how}'
       raise (processes.RefusedError if refused else ValueError)(msg) from None
+    step = f'step {this.now.step} of {config.steps}'
     if not finished:
-      reporter.line(
-        f'Interrupted after step {current.step} of {config.steps}; {target} '
-        f'has {_saved(target)}; continue with: {again} --resume'
-      )
+      left = f'{target} has {_saved(target)}; {how}'
+      reporter.line(f'Interrupted after {step}; {left}')
       return False
-    if current.stopped:
-      raise errors.DivergedError(_divergence(config, current, target))
-    reporter.line(_summary(config, current, sharpness))
+    if this.now.stopped:
+      msg = (
+        f'{config.method} diverged at {step}: {this.now.stopped}; {target} has '
+        f'{METRICS} up to this step and {_saved(target)}; try a smaller '
+        f'--learning-rate or --rho, or --clip-norm'
+      )
+      raise errors.DivergedError(msg)
     skipped = sum(map(int, processes.gather(str(problem.inputs.skipped))))
     if skipped:
       reporter.line(f'Images skipped as corrupt: {skipped}.')
@@ -144,50 +123,52 @@ def run(
   return True
 
 
-def _check_alike(config: configs.TrainConfig) -> None:
-  """Raises a ValueError if the processes have different configurations."""
-  values = configs.settings(config)
-  for name in ('output', 'overwrite', 'resume', 'mesh', 'epochs'):
-    value = getattr(config, name)
-    values[name] = str(value) if isinstance(value, pathlib.Path) else value
-  processes.check_alike('flags', values)
-
-
-def _with_steps(
-  config: configs.TrainConfig, problem: task.Task, settings: dict[str, Any]
-) -> configs.TrainConfig:
-  """Returns the configuration with its length in steps; checks the method."""
-  # A method that holds examples out has fewer steps in an epoch.
-  trainer = Trainer(config, problem, config.method, settings)
-  if config.epochs is None:
-    return config
-  steps = config.epochs * trainer.epoch_steps
-  return dataclasses.replace(config, steps=steps, epochs=None)
-
-
 def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
   """Returns the method's complete settings, after building it once."""
   name = config.method
-  build.check_names([name], config.base)
   given = build.parse_settings(config.set, [name]).get(name, {})
   settings = build.complete_settings(name, given, config.rho)
   build.optimizer(name, settings, config, seed=config.seed)
-  if build.averaging(name, settings) and config.dataset == 'imagenet':
+  if build.method(name).row.place == 'outside' and config.dataset == 'imagenet':
     msg = (
       f'--method {name} validates on held-out training examples, '
       f'which {config.dataset} does not have; train on digits or '
       f'mnist1d, or call optax_sam.{name} in your own training loop'
     )
     raise ValueError(msg)
-  followed = accuracy_schedule.following(settings, 0.0)
-  if followed and config.dataset == 'imagenet':
-    setting = min(followed)
-    msg = (
-      f'--method {name} follows the accuracy on all training examples, which '
-      f'is not measured on {config.dataset}; give --set {name}.{setting}=...'
-    )
-    raise ValueError(msg)
   return settings
+
+
+def saved_steps(target: pathlib.Path) -> list[int]:
+  """Returns the steps of the checkpoints that are complete."""
+  paths = (target / CHECKPOINTS).glob('[0-9]*')
+  return sorted(int(path.name) for path in paths if path.name.isdecimal())
+
+
+def _saved(target: pathlib.Path) -> str:
+  steps = ', '.join(map(str, saved_steps(target)))
+  return f'checkpoints of steps {steps}' if steps else 'no checkpoint'
+
+
+def _check_output(config: configs.TrainConfig) -> None:
+  """Raises a ValueError if the output cannot be written, or resumed."""
+  if not config.resume:
+    if config.output is not None:
+      output_dir.check(config.output, overwrite=config.overwrite, known=FILES)
+    return
+  former = output_dir.read_run(config.output, '--output ')
+  target: Any = config.output  # checked by `read_run`
+  for name in FILES & {path.name for path in target.iterdir()}:
+    if (target / name).is_dir() != (name == CHECKPOINTS):
+      msg = f'--output {target}: {name} is not of optax-sam; remove it'
+      raise ValueError(msg)
+  before, now = configs.settings(former), configs.settings(config)
+  different = configs.differences(before, now, now.keys() - {'steps'})
+  if config.epochs is None and config.steps < former.steps:
+    different.append(f'steps was {former.steps} and can only grow')
+  if different:
+    msg = f'--resume under another configuration: {"; ".join(different)}'
+    raise ValueError(msg)
 
 
 @contextlib.contextmanager
@@ -199,10 +180,10 @@ def _opened(
     target, known=FILES, overwrite=config.overwrite, resume=config.resume
   ):
     if config.resume:
-      _check_resumable(config)
+      _check_output(config)
     else:
       output_dir.clear(target, FILES)
-      files.write_run(target, config)
+      output_dir.write_run(target, config)
     try:
       yield
     except BaseException:
@@ -210,35 +191,6 @@ def _opened(
       if nothing and not config.resume:
         output_dir.clear(target, FILES)
       raise
-
-
-def _check_resumable(config: configs.TrainConfig) -> None:
-  """Raises a ValueError that lists every setting that differs."""
-  former, now = files.of_run(config.output, '--output '), config
-  target = now.output
-  assert target is not None  # checked by `of_run`
-  for name in FILES & {path.name for path in target.iterdir()}:
-    if (target / name).is_dir() != (name == CHECKPOINTS):
-      msg = f'--output {target}: {name} is not of optax-sam; remove it'
-      raise ValueError(msg)
-  different = [
-    f'{name} was {getattr(former, name)!r} and is now {getattr(now, name)!r}'
-    for name in sorted(configs.settings(now).keys() - {'steps'})
-    if getattr(former, name) != getattr(now, name)
-  ]
-  if now.epochs is None and now.steps < former.steps:
-    different.append(f'steps was {former.steps} and can only grow')
-  if different:
-    msg = f'--resume under another configuration: {"; ".join(different)}'
-    raise ValueError(msg)
-
-
-def _prolong(config: configs.TrainConfig, target: pathlib.Path) -> None:
-  """Removes the results of a run that was finished with fewer steps."""
-  if files.of_run(target).steps != config.steps:
-    files.write_run(target, config)
-    for name in (METRICS, PAGE):
-      (target / name).unlink(missing_ok=True)
 
 
 def _check_shared(target: pathlib.Path) -> None:
@@ -250,63 +202,121 @@ def _check_shared(target: pathlib.Path) -> None:
     raise ValueError(msg)
 
 
-def _restored(
-  config: configs.TrainConfig,
-  trainer: Trainer,
-  start: Progress,
-  checkpoints: Checkpoints,
-  reporter: progress.Reporter,
-) -> Progress:
-  found = checkpoints.restore(start.state, reporter.line)
-  if found is None:
-    reporter.line('Resuming from the start, there is no checkpoint yet.')
-    return start
-  processes.together(
-    lambda: inputs.check_state(
-      trainer.inputs, found.inputs, found.step, config.seed
-    )
-  )
-  reporter.line(f'Resuming from the checkpoint of step {found.step}.')
-  return found
+@dataclasses.dataclass
+class _Run:
+  """A run, and its progress from the start or from a checkpoint."""
 
+  config: configs.TrainConfig
+  trainer: Trainer
+  target: pathlib.Path
+  reporter: progress.Reporter
+  now: Progress
 
-def _train(
-  config: configs.TrainConfig,
-  trainer: Trainer,
-  current: Progress,
-  checkpoints: Checkpoints,
-  reporter: progress.Reporter,
-) -> bool:
-  """Trains and saves checkpoints; returns whether the run is finished."""
-  with reporter.phase('Compiling', 1) as phase:
-    trainer.compile(current.best_train_accuracy)
-    phase.advance()
-  with (
-    reporter.phase('Training', config.steps) as phase,
-    _interrupts_between_steps() as interrupted,
-  ):
-    phase.advance(current.step)
+  def restore(self, checkpoints: Checkpoints) -> None:
+    """Resumes from the last checkpoint, possibly with more steps."""
+    say, config, target = self.reporter.line, self.config, self.target
+    found = checkpoints.restore(self.now.state, say)
+    if found is None:
+      say('Resuming from the start, there is no checkpoint yet.')
+    else:
+      say(f'Resuming from the checkpoint of step {found.step}.')
+      self.now = found
 
-    def after_step(current: Progress) -> None:
+    def prolong() -> None:
+      """Removes the results of a run that was finished with fewer steps."""
+      if output_dir.read_run(target).steps != config.steps:
+        output_dir.write_run(target, config)
+        for name in (METRICS, PAGE):
+          (target / name).unlink(missing_ok=True)
+
+    processes.on_first(prolong)
+
+  def train(self, checkpoints: Checkpoints) -> bool:
+    """Trains and saves checkpoints; returns whether the run is finished."""
+    with self.reporter.phase('Compiling', 1) as phase:
+      self.trainer.compile()
       phase.advance()
-      due = current.step % config.checkpoint_every == 0
-      if due and not current.stopped:
-        checkpoints.save(current)
-      if (
-        current.evaluations and current.evaluations[-1]['step'] == current.step
-      ):
-        reporter.line(_evaluation(current, trainer.task.objective.measured))
-      if processes.should_stop(current.step, interrupted.is_set()):
-        checkpoints.save(current)
-        raise KeyboardInterrupt
+    with (
+      self.reporter.phase('Training', self.config.steps) as phase,
+      _interrupts_between_steps() as interrupted,
+    ):
+      phase.advance(self.now.step)
+      measured = self.trainer.task.objective.measured
 
-    try:
-      trainer.run(current, config.seed, after_step)
-    except KeyboardInterrupt:
-      return False  # a second Ctrl-C: not saved, the step may be incomplete
-    if not current.stopped:
-      checkpoints.save(current)
-    return True
+      def after_step(now: Progress) -> None:
+        phase.advance()
+        due = now.step % self.config.checkpoint_every == 0
+        if due and not now.stopped:
+          checkpoints.save(now)
+        for row in now.evaluations[-1:]:
+          if row['step'] == now.step:
+            shown = objectives.shown(measured, row)
+            self.reporter.line(f'  step {now.step}: {shown}')
+        if processes.should_stop(now.step, interrupted.is_set()):
+          checkpoints.save(now)
+          raise KeyboardInterrupt
+
+      try:
+        self.trainer.run(self.now, self.config.seed, after_step)
+      except KeyboardInterrupt:
+        return False  # a second Ctrl-C: not saved, the step may be incomplete
+      if not self.now.stopped:
+        checkpoints.save(self.now)
+      return True
+
+  def measure(self, command: str, started: dt.datetime) -> None:
+    """Measures sharpness, unless the run diverged; writes its results."""
+    now, config, target = self.now, self.config, self.target
+    sharpness: Row = {}
+    last: dict[str, Any] = {'kind': 'diverged', 'step': now.step}
+    if now.stopped:
+      last['reason'] = now.stopped
+    else:
+      sharpness = self.trainer.measure_sharpness(now.state)
+      last = {'kind': 'sharpness', **sharpness}
+    kinds = {'log': now.log, 'validation': now.validations}
+    kinds['evaluation'] = now.evaluations
+    rows = [{'kind': kind, **x} for kind, part in kinds.items() for x in part]
+    # msgspec writes NaN and infinity, which JSON lacks, as null.
+    lines = b''.join(msgspec.json.encode(x) + b'\n' for x in (*rows, last))
+    processes.on_first(lambda: output_dir.write(target / METRICS, lines))
+    # The time of a resumed run is that of more than one process.
+    spent = dt.datetime.now().astimezone() - started
+    seconds = max(0.0, spent.total_seconds())  # clocks may be set back
+    seconds = math.nan if config.resume else seconds
+    run = results.Run(
+      method=config.method,
+      seed=config.seed,
+      settings=self.trainer.settings,
+      log=now.log,
+      evaluations=now.evaluations,
+      sharpness=sharpness,
+      seconds=seconds,
+      validations=now.validations,
+      stopped=now.stopped,
+    )
+    page = results.Comparison(
+      settings=configs.settings(config),
+      command=command,
+      base=config.method,
+      runs=[run],
+      started=started.isoformat(timespec='seconds'),
+      seconds=seconds,
+      total_steps=config.steps,
+      test_examples=self.trainer.task.inputs.test_examples,
+      sharpness_radius=config.sharpness_radius,
+      metric=self.trainer.task.objective.measured,
+    )
+    text = comparison_report.render_page(page).encode()
+    processes.on_first(lambda: output_dir.write(target / PAGE, text))
+    if not now.stopped:
+      taken = int(now.log[-1]['second_gradients'])
+      self.reporter.line(
+        f'{config.method}: {taken} of {now.step} steps took a perturbed '
+        f'gradient; SAM sharpness at rho={config.sharpness_radius}: '
+        f'{sharpness["sam_sharpness"]:.3g}; '
+        f'top eigenvalue: {sharpness["top_eigenvalue"]:.3g}'
+      )
 
 
 @contextlib.contextmanager
@@ -317,8 +327,7 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
   """
   event = threading.Event()
 
-  def handle(*arguments: object) -> None:
-    del arguments
+  def handle(*_: object) -> None:
     if event.is_set():
       processes.stop_at_once()
     event.set()
@@ -339,101 +348,3 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
   finally:
     for number, handler in former.items():
       signal.signal(number, handler)
-
-
-def _write_metrics(
-  target: pathlib.Path, current: Progress, sharpness: Row
-) -> None:
-  """Writes one JSON object per line; the last row is why a run diverged."""
-  last = {'kind': 'sharpness', **sharpness}
-  if current.stopped:
-    step, reason = current.step, current.stopped
-    last = {'kind': 'diverged', 'step': step, 'reason': reason}
-  rows = [
-    *({'kind': 'log', **row} for row in current.log),
-    *({'kind': 'validation', **row} for row in current.validations),
-    *({'kind': 'evaluation', **row} for row in current.evaluations),
-    last,
-  ]
-  # msgspec writes NaN and infinity, which JSON lacks, as null.
-  lines = b''.join(msgspec.json.encode(row) + b'\n' for row in rows)
-  output_dir.write(target / METRICS, lines)
-
-
-def _as_comparison(
-  config: configs.TrainConfig,
-  problem: task.Task,
-  settings: dict[str, Any],
-  current: Progress,
-  sharpness: Row,
-  **more: Any,
-) -> results.Comparison:
-  """Returns the run as a comparison of one method, for the page."""
-  run = results.Run(
-    method=config.method,
-    seed=config.seed,
-    settings=settings,
-    log=current.log,
-    evaluations=current.evaluations,
-    sharpness=sharpness,
-    seconds=more['seconds'],
-    validations=current.validations,
-    stopped=current.stopped,
-  )
-  return results.Comparison(
-    settings=configs.settings(config),
-    base=config.method,
-    runs=[run],
-    timings=[],
-    versions=machine.versions(),
-    machine=machine.describe(),
-    interrupted=False,
-    total_steps=config.steps,
-    test_examples=problem.inputs.test_examples,
-    sharpness_radius=config.sharpness_radius,
-    metric=problem.objective.measured,
-    **more,
-  )
-
-
-def _evaluation(current: Progress, measured: results.Metric) -> str:
-  last = current.evaluations[-1]
-  line = f'  step {last["step"]}: {objectives.shown(measured, last)}'
-  if 'ema_test_loss' in last:
-    averaged = objectives.shown(measured, last, 'ema_')
-    line += f'; with averaged weights: {averaged}'
-  return line
-
-
-def saved_steps(target: pathlib.Path) -> list[int]:
-  """Returns the steps of the checkpoints that are complete."""
-  paths = (target / CHECKPOINTS).glob('[0-9]*')
-  return sorted(int(path.name) for path in paths if path.name.isdecimal())
-
-
-def _saved(target: pathlib.Path) -> str:
-  """Returns what is saved of a run, for a message."""
-  steps = ', '.join(map(str, saved_steps(target)))
-  return f'checkpoints of steps {steps}' if steps else 'no checkpoint'
-
-
-def _divergence(
-  config: configs.TrainConfig, current: Progress, target: pathlib.Path
-) -> str:
-  return (
-    f'{config.method} diverged at step {current.step} of {config.steps}: '
-    f'{current.stopped}; {target} has {METRICS} up to this step and '
-    f'{_saved(target)}; try a smaller --learning-rate or --rho, or --clip-norm'
-  )
-
-
-def _summary(
-  config: configs.TrainConfig, current: Progress, sharpness: Row
-) -> str:
-  taken = int(current.log[-1]['second_gradients'])
-  return (
-    f'{config.method}: {taken} of {current.step} steps took a perturbed '
-    f'gradient; SAM sharpness at rho={config.sharpness_radius}: '
-    f'{sharpness["sam_sharpness"]:.3g}; '
-    f'top eigenvalue: {sharpness["top_eigenvalue"]:.3g}'
-  )

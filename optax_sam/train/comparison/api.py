@@ -23,7 +23,7 @@ from optax_sam.train.reports import results
 
 # Flags of the command that are further arguments.
 _OPTIONS = (
-  'rho warmup clip_norm label_smoothing ema_decay evaluations log_every '
+  'rho warmup clip_norm label_smoothing evaluations log_every '
   'execution sharpness_radius sharpness_examples timing_rounds overwrite'
 )
 
@@ -94,7 +94,7 @@ def compare(
     output: directory of the report and of finished runs; None for none.
     verbose: whether to show the progress.
     **options: flags of `optax-sam compare`: `rho`, `warmup`, `clip_norm`,
-      `label_smoothing`, `ema_decay`, `evaluations`, `log_every`, `execution`,
+      `label_smoothing`, `evaluations`, `log_every`, `execution`,
       `sharpness_radius`, `sharpness_examples`, `timing_rounds`, `overwrite`.
 
   Returns:

@@ -66,7 +66,6 @@ def method_settings(config: Config) -> Settings:
 
   Builds every method once, so bad settings raise before any training.
   """
-  build.check_names(config.methods, config.base)
   names = list(dict.fromkeys((config.base, *config.methods)))
   given = build.parse_settings(config.set, names)
   settings = {
@@ -143,7 +142,7 @@ def _gradients(pilots: Mapping[str, Trainer], base: str) -> dict[str, float]:
       end = pilots[name].start(tuning.SEED)
       pilots[name].run(end, tuning.SEED)
       last = end.log[-1]
-      costs[name] = cost.mean(last['second_gradients'] / last['step'])
+      costs[name] = cost.until(1, last['second_gradients'] / last['step'])
   return costs
 
 

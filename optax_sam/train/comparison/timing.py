@@ -65,7 +65,7 @@ def _turn(trainer: Trainer, start: Progress) -> float:
   """Returns the seconds that a few steps from a start take."""
   first = start.step
   batches = [trainer.batch(first + i, seed=0) for i in range(STEPS_A_TURN)]
-  step = trainer.compile(start.best_train_accuracy)
+  step = trainer.compile()
   state = train_step.copy(start.state)  # the step donates its input
   jax.block_until_ready(state)
   began = time.perf_counter()

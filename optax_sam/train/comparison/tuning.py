@@ -243,15 +243,13 @@ class TracedTrainer(Trainer):
 
   traced: Mapping[str, float]  # these settings, for the next start
 
-  def optimizer(
-    self, seed: int, accuracy: float = 0.0
-  ) -> optax.GradientTransformation:
+  def optimizer(self, seed: int) -> optax.GradientTransformation:
     """Returns method and base, which read these settings from the state."""
 
     def made(**values: Any) -> optax.GradientTransformation:
       other = copy.copy(self)
       other.settings = self.settings | values
-      return Trainer.optimizer(other, seed, accuracy)
+      return Trainer.optimizer(other, seed)
 
     named = [inspect.Parameter(name, _KEYWORD) for name in self.traced]
     vars(made)['__signature__'] = inspect.Signature(named)

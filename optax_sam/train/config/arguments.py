@@ -1,18 +1,24 @@
-"""The arguments of `optax-sam`, read into the configuration of a command."""
+"""The arguments of `optax-sam`, read into the configuration of a command.
 
-import ast
+`train` also takes flags from a JSON file, and from the run to resume::
+
+  {'about': 'any text', 'dataset': 'imagenet', 'batch-size': 4096}
+
+Flags of the command line override those of the file; `--set` adds to it.
+"""
+
 import contextlib
 import dataclasses
-import inspect
 import io
-import itertools
+import json
+import pathlib
 from collections import Counter
-from collections.abc import Sequence
-from typing import Annotated, Any, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import tyro
 
-from optax_sam.train.config import configs, errors, files, flags
+from optax_sam.train.config import configs, errors, flags, output_dir
 
 _COMMANDS = {
   'compare': configs.CompareConfig,
@@ -51,14 +57,12 @@ EXAMPLES = {
 # Other names of flags of `train`.
 _ALIASES = {'lr': 'learning_rate', 'optimizer': 'base', 'o': 'output'}
 _ALIASES['m'] = 'method'
+# Either one sets the length of training.
+_LENGTHS = ('steps', 'epochs')
 
 
 def parse(arguments: Sequence[str]) -> Any:
-  """Returns the configuration of a command.
-
-  Raises:
-    ValueError: with tyro's error message in one line.
-  """
+  """Returns the configuration of a command; errors are in one line."""
   for text in arguments:
     if not errors.is_printable(text) or not text or text.endswith('='):
       msg = f'argument {text[:100]!r} must have a value and be printable text'
@@ -92,8 +96,25 @@ def parse(arguments: Sequence[str]) -> Any:
     values = {k: v for group in values.values() for k, v in vars(group).items()}
   config = configs.build(_CONFIGS[type(parsed).__name__], values)
   if isinstance(config, configs.TrainConfig):
-    return files.complete(config, _given(arguments, set(values)))
+    return _complete(config, _given(arguments, set(values)))
   return config
+
+
+def _grouped(config: type) -> Any:
+  """Returns a dataclass whose fields are the groups of flags of a command.
+
+  tyro shows each field that is a dataclass as a group.
+  """
+  groups: list[Any] = [
+    (group.__name__.lower(), Annotated[group, tyro.conf.arg(help='')])
+    for group in config.__mro__
+    if group.__module__ == flags.__name__
+  ]
+  if not groups:
+    return config
+  made: Any = dataclasses.make_dataclass(config.__name__, groups, frozen=True)
+  made.__doc__ = config.__doc__
+  return made
 
 
 def _given(arguments: Sequence[str], known: set[str]) -> Counter[str]:
@@ -104,43 +125,74 @@ def _given(arguments: Sequence[str], known: set[str]) -> Counter[str]:
   return Counter(name for name in found if name in known)
 
 
-def _grouped(config: type) -> Any:
-  """Returns a dataclass whose fields are the groups of flags of a command.
+def _complete(
+  config: configs.TrainConfig, given: Counter[str]
+) -> configs.TrainConfig:
+  """Returns the flags of `train` with those of `--config` and `--resume`."""
+  if given['config'] > 1:
+    msg = f'--config is given {given["config"]} times; give one file'
+    raise ValueError(msg)
+  line = {name: getattr(config, name) for name in given}
+  file = {} if config.config is None else _read(config.config)
+  values: dict[str, Any] = {}
+  if config.resume:
+    values = vars(output_dir.read_run(config.output, '--output '))
+  both = (*file.get('set', ()), *line.get('set', ()))
+  values = _with(_with(values, file), line)
+  if both:
+    values['set'] = both
+  return configs.build(configs.TrainConfig, values)
 
-  tyro shows each field that is a dataclass as a group.
-  """
-  groups: list[Any] = [
-    (group.__name__.lower(), _with_help(group))
-    for group in config.__mro__
-    if group.__module__ == flags.__name__
-  ]
-  if not groups:
-    return _with_help(config, config.__doc__ or '')
-  made: Any = dataclasses.make_dataclass(config.__name__, groups, frozen=True)
-  made.__doc__ = config.__doc__
-  return made
+
+def _with(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns values that are overridden by others; they have one length."""
+  lengths = [name for name in _LENGTHS if more.get(name) is not None]
+  if len(lengths) > 1:
+    msg = '--steps and --epochs both give the length; leave one of them out'
+    raise ValueError(msg)
+  kept = {k: v for k, v in values.items() if not (lengths and k in _LENGTHS)}
+  return kept | dict(more)
 
 
-def _with_help(group: Any, description: str = '') -> Any:
-  """Returns a copy with the texts below the fields as help texts.
+def _read(path: pathlib.Path) -> dict[str, Any]:
+  """Returns the flags in a JSON file."""
+  where, reason = f'--config {path}', ''
+  content: Any = {}
+  try:
+    if path.exists() and not path.is_file():
+      reason = 'is not a regular file'
+    else:
+      text = path.read_text(encoding='utf-8')
+      content = json.loads(text, object_pairs_hook=_once)
+  except OSError as error:
+    reason = f'cannot be read: {error.strerror}'
+  except (ValueError, RecursionError) as error:
+    reason = f'is not JSON: {error}'
+  if not isinstance(content, dict):
+    reason = 'must be one object that maps flags to values'
+  elif 'config' in content:
+    reason = 'must not set config; give one file'
+  if reason:
+    msg = f'{where} {reason}'
+    raise ValueError(msg)
+  content.pop('about', None)
+  content = {key: x for key, x in content.items() if x is not None}
+  for key, value in content.items():
+    for one in value if isinstance(value, list) else [value]:
+      if isinstance(one, str) and not (one and errors.is_printable(one)):
+        msg = f'{where}: {flags.name(key)} {one!r} must be printable text'
+        raise ValueError(msg)
+  built = configs.build(configs.TrainConfig, content, f'{where}: ')
+  return {key: getattr(built, key) for key in content}
 
-  tyro can read them itself, but keeps their line breaks.
-  """
-  texts = {}
-  (definition,) = ast.parse(inspect.getsource(group)).body
-  for before, text in itertools.pairwise(vars(definition)['body']):
-    if isinstance(before, ast.AnnAssign):
-      texts[vars(before.target)['id']] = ' '.join(text.value.value.split())
-  hints = get_type_hints(group, include_extras=True)
-  fields = []
-  for field in dataclasses.fields(group):
-    with_help = Annotated[
-      hints[field.name], tyro.conf.arg(help=texts[field.name])
-    ]
-    default = dataclasses.field(default=field.default)
-    fields.append((field.name, with_help, default))
-  made: Any = dataclasses.make_dataclass(
-    group.__name__, fields, frozen=True, kw_only=True
-  )
-  made.__doc__ = description
-  return made
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns an object of JSON with underscores in its keys, none twice."""
+  found: dict[str, Any] = {}
+  for written, value in pairs:
+    key = written.replace('-', '_')
+    if key in found:
+      msg = f'{written!r} is given twice'
+      raise ValueError(msg)
+    found[key] = value
+  return found

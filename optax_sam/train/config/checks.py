@@ -2,34 +2,26 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from optax_sam.train.config import configs, errors, flags, names
-from optax_sam.train.config.configs import (
-  Experiment,
-  SharpnessConfig,
-  TrainConfig,
-)
+from optax_sam.train.config.configs import Experiment, TrainConfig
 from optax_sam.train.data import datasets
 
 # Both axes split the batch; `fsdp` also splits parameters and states.
 MESH_AXES = ('data', 'fsdp')
+_TOGETHER = ('coordinator', 'num_processes', 'process_id')
 
 
 def validate(config: Experiment) -> None:
   """Raises a ValueError that names the first invalid value."""
   canonical(config)
-  if config.rho == 0:
-    msg = (
-      f'--rho 0 perturbs nothing, at the cost of the method; train the base '
-      f'optimizer alone, --method {config.base}, or leave --rho out'
-    )
-    raise ValueError(msg)
   configs.build(type(config), vars(config))
-  _validate_data(config)
+  for message in _wrong(config):
+    raise ValueError(message)
   if isinstance(config, TrainConfig):
     storable('--output', config.output or pathlib.Path('runs'))
-    _validate_processes(config)
     axes(config.mesh or 'data=1')
 
 
@@ -46,24 +38,26 @@ def storable(flag: str, path: pathlib.Path) -> None:
 
 
 def canonical(config: Experiment) -> Any:
-  """Returns the configuration with every name as the code spells it.
-
-  Raises:
-    ValueError: if a name is unknown, with the closest ones.
-  """
+  """Returns the configuration with every name as the code spells it."""
   from optax_sam.train.loop import objectives
   from optax_sam.train.optimizers import base_optimizer, build
 
   find = names.find
   base = find('--base', config.base, base_optimizer.optimizers())
   changed: dict[str, Any] = {'base': base}
+  known = list(datasets.NAMES)
+  if isinstance(config, TrainConfig):
+    known.append('imagenet')
+  given, path = config.dataset, pathlib.Path(config.dataset)
+  if given in known or not ('/' in given or path.suffix or path.exists()):
+    hint = 'or give a path'
+    changed['dataset'] = find('--dataset', given, known, hint=hint)
   if ':' not in config.model:
     hint = 'or give package.module:Name or file.py:Name'
     changed['model'] = find('--model', config.model, flags.MODELS, hint=hint)
   changed['loss'] = find('--loss', config.loss, objectives.LOSSES)
   if config.metric is not None:
     changed['metric'] = find('--metric', config.metric, objectives.METRICS)
-  changed['dataset'] = _dataset(config)
   for name in ('method', 'methods', 'add_methods'):
     value, flag = getattr(config, name, None), flags.name(name)
     if isinstance(value, str):
@@ -75,45 +69,8 @@ def canonical(config: Experiment) -> Any:
   return dataclasses.replace(config, **changed)
 
 
-def _dataset(config: Experiment) -> str:
-  given = config.dataset
-  known = list(datasets.NAMES)
-  if isinstance(config, TrainConfig):
-    known.append('imagenet')
-  path = pathlib.Path(given)
-  is_path = '/' in given or path.suffix or path.exists()
-  if given not in known and is_path:
-    return given
-  return names.find('--dataset', given, known, hint='or give a path')
-
-
-def validate_sharpness(config: SharpnessConfig) -> None:
-  """Raises a ValueError that names the first invalid value."""
-  if not config.runs:
-    msg = (
-      'name at least one run, a directory that `optax-sam train` has written'
-    )
-    raise ValueError(msg)
-  found = run_names(config)
-  if len(set(found)) < len(found):
-    msg = f'the directories must have different names, not {", ".join(found)}'
-    raise ValueError(msg)
-  for path in config.runs:
-    storable('run', path.resolve())
-  configs.build(SharpnessConfig, vars(config))
-
-
-def run_names(config: SharpnessConfig) -> list[str]:
-  """Returns the names of the runs to measure: those of their directories."""
-  return [path.resolve().name for path in config.runs]  # `.` has none
-
-
 def axes(mesh: str) -> dict[str, int]:
-  """Returns the axes that `--mesh` names, with their sizes.
-
-  Raises:
-    ValueError: if it cannot be parsed, in one line.
-  """
+  """Returns the axes that `--mesh` names, with their sizes."""
   found: dict[str, int] = {}
   for part in mesh.split(','):
     name, _, size = part.partition('=')
@@ -131,54 +88,51 @@ def axes(mesh: str) -> dict[str, int]:
   return found
 
 
-def _validate_data(config: Experiment) -> None:
+def _wrong(config: Experiment) -> Iterator[str]:
+  """Yields what is wrong with flags that do not fit each other."""
+  if config.rho == 0:
+    yield (
+      f'--rho 0 perturbs nothing, at the cost of the method; train the base '
+      f'optimizer alone, --method {config.base}, or leave --rho out'
+    )
   images = config.dataset == 'imagenet'
   if images and config.data_dir is None:
-    msg = '--dataset imagenet needs --data-dir, the directory of the images'
-    raise ValueError(msg)
-  no_directory = config.dataset not in (*datasets.ON_DISK, 'imagenet')
-  if no_directory and config.data_dir is not None:
-    msg = (
+    yield '--dataset imagenet needs --data-dir, the directory of the images'
+  on_disk = (*datasets.ON_DISK, 'imagenet')
+  if config.dataset not in on_disk and config.data_dir is not None:
+    yield (
       f'--data-dir is for {", ".join(datasets.ON_DISK)} and imagenet, not '
       f'{config.dataset}; leave it out'
     )
-    raise ValueError(msg)
   for name in ('label_noise', 'train_examples', 'resize'):
     if images and getattr(config, name):
-      msg = f'{flags.name(name)} is not for imagenet; leave it out'
-      raise ValueError(msg)
-  if config.loss != 'cross_entropy':
-    for name in ('label_noise', 'label_smoothing'):
-      if getattr(config, name):
-        msg = f'{flags.name(name)} needs classes, not --loss {config.loss}'
-        raise ValueError(msg)
+      yield f'{flags.name(name)} is not for imagenet; leave it out'
+  for name in ('label_noise', 'label_smoothing'):
+    if config.loss != 'cross_entropy' and getattr(config, name):
+      yield f'{flags.name(name)} needs classes, not --loss {config.loss}'
+  if isinstance(config, TrainConfig):
+    yield from _wrong_processes(config)
 
 
-def _validate_processes(config: TrainConfig) -> None:
-  together = ('coordinator', 'num_processes', 'process_id')
-  missing = [name for name in together if getattr(config, name) is None]
-  if len(missing) == len(together):
+def _wrong_processes(config: TrainConfig) -> Iterator[str]:
+  missing = [x for x in _TOGETHER if getattr(config, x) is None]
+  if len(missing) == len(_TOGETHER):
     return
+  together = ', '.join(map(flags.name, _TOGETHER))
   if config.distributed:
-    msg = (
-      '--distributed finds the other processes automatically; omit it, or omit '
-      + ', '.join(map(flags.name, together))
+    yield (
+      f'--distributed finds the other processes automatically; omit it, or '
+      f'omit {together}'
     )
-    raise ValueError(msg)
   if missing:
-    msg = (
-      f'{", ".join(map(flags.name, together))} are given together; here '
+    yield (
+      f'{together} are given together; here '
       f'{" and ".join(map(flags.name, missing))} is missing'
     )
-    raise ValueError(msg)
   host, _, port = str(config.coordinator).rpartition(':')
   valid = port.isdecimal() and len(port) < 6 and 0 < int(port) < 2**16
   if not (host and valid):
-    msg = f'--coordinator {config.coordinator!r} must read HOST:PORT'
-    raise ValueError(msg)
+    yield f'--coordinator {config.coordinator!r} must read HOST:PORT'
   count, index = config.num_processes, config.process_id
-  assert count is not None
-  assert index is not None
-  if index >= count:
-    msg = f'--process-id must be below {count}, not {index}'
-    raise ValueError(msg)
+  if count is not None and index is not None and index >= count:
+    yield f'--process-id must be below {count}, not {index}'

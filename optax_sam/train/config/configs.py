@@ -3,16 +3,9 @@
 import dataclasses
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import (
-  Annotated,
-  Any,
-  Literal,
-  TypeVar,
-  get_args,
-  get_origin,
-  get_type_hints,
-)
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import tyro
@@ -22,9 +15,8 @@ from optax_sam.train.config import flags
 DEFAULT_METHODS = flags.DEFAULT_METHODS
 
 # Defaults of --learning-rate and --weight-decay.
-LEARNING_RATES = {'sgd': 0.1, 'adamw': 0.003}
-WEIGHT_DECAYS = {'sgd': 5e-4, 'adamw': 0.05}
-_OTHER_LEARNING_RATE = 0.001
+_RATES, _OTHER_RATE = {'sgd': 0.1, 'adamw': 0.003}, 0.001
+_DECAYS = {'sgd': 5e-4, 'adamw': 0.05}
 # Characters of an invalid value in an error message.
 _LONGEST = 60
 
@@ -52,84 +44,77 @@ class TrainConfig(
 class ConvertConfig:
   """Converts an image folder into shards for fast reading."""
 
+  # Image folder: train/CLASS/*.JPEG and val/CLASS/*.JPEG.
   source: pathlib.Path
-  """Image folder: train/CLASS/*.JPEG and val/CLASS/*.JPEG."""
+  # Directory of the shards; an interrupted conversion is continued.
   output: pathlib.Path
-  """Directory of the shards; an interrupted conversion is continued."""
+  # Number of shards of the training images; validation shards have the same
+  # size.
   shards: flags.Size = 256
-  """Number of shards of the training images; validation shards have the same
-  size."""
+  # Images that are read and checked concurrently.
   threads: flags.Size = 16
-  """Images that are read and checked concurrently."""
+  # Images with more pixels are left out, without decoding them.
   max_pixels: flags.Count = 2**26
-  """Images with more pixels are left out, without decoding them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SharpnessConfig:
   """Measures the sharpness of finished runs of `train`."""
 
+  # Directories of the runs, all on the same data.
   runs: tyro.conf.Positional[tuple[pathlib.Path, ...]]
-  """Directories of the runs, all on the same data."""
+  # Number of training examples to measure on; these are the first ones.
   examples: flags.Count = 512
-  """Number of training examples to measure on; these are the first ones."""
+  # Radius of the SAM sharpness.
   rho: flags.Positive = 0.05
-  """Radius of the SAM sharpness."""
+  # Radius of the adaptive sharpness, relative to each weight.
   adaptive_rho: flags.Positive = 0.01
-  """Radius of the adaptive sharpness, relative to each weight."""
+  # Top eigenvalues of the Hessian.
   eigenvalues: flags.Size = 3
-  """Top eigenvalues of the Hessian."""
+  # Random vectors for the trace of the Hessian.
   probes: Annotated[int, msgspec.Meta(ge=2, le=2**31 - 1)] = 32
-  """Random vectors for the trace of the Hessian."""
+  # Seed of random vectors and directions.
   seed: flags.Seed = 0
-  """Seed of random vectors and directions."""
+  # Directory of the images, for runs on imagenet, or of a named dataset.
   data_dir: Annotated[
     pathlib.Path | None, flags.flag(default='that of the run')
   ] = None
-  """Directory of the images, for runs on imagenet, or of a named dataset."""
+  # Directory of the report.
   output: Annotated[
     pathlib.Path | None, flags.flag('-o', default='runs/sharpness-DATE-TIME')
   ] = None
-  """Directory of the report."""
+  # Replace an earlier output of this command.
   overwrite: bool = False
-  """Replace an earlier output of this command."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ReportConfig:
   """Writes the report of a comparison again, from its saved results."""
 
+  # Output of `compare`.
   directory: tyro.conf.Positional[pathlib.Path]
-  """Output of `compare`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MethodsConfig:
   """Lists the methods, or describes those that are named."""
 
+  # Methods to describe: rule, settings, cost, paper.
   names: Annotated[
     tyro.conf.Positional[tuple[str, ...]], flags.flag(default='all')
   ] = ()
-  """Methods to describe: rule, settings, cost, paper."""
+  # Print JSON.
   json: bool = False
-  """Print JSON."""
 
 
 # Flags that do not change the numbers: paths, devices, threads. A run may
 # resume with other devices, or with the shards of its images.
 _NOT_SETTINGS = {
-  field.name
-  for group in (flags.Output, flags.Devices)
-  for field in dataclasses.fields(group)
-} | {
-  'resume',
-  'config',
+  *flags.Output.__annotations__,
+  *flags.Devices.__annotations__,
+  *('resume', 'config', 'data_dir', 'input_threads', 'prefetch'),
+  *('add_seeds', 'add_methods'),
   'epochs',  # implied by the number of steps
-  'data_dir',
-  'input_threads',
-  'prefetch',
-  'add_seeds',
-  'add_methods',
 }
 _PROBLEM = re.compile(
   r'((?:Expected `\w+` ([<>]=?) (\S+)|.*)) - at `\$\.(\w+).*', re.DOTALL
@@ -141,15 +126,10 @@ T = TypeVar('T')
 def build(kind: type[T], values: Mapping[str, Any], where: str = '') -> T:
   """Returns a configuration, after checking names, types and ranges.
 
-  Args:
-    kind: its class.
-    values: its fields, or some of them.
-    where: start of error messages, if the values are from a file.
-
   Raises:
-    ValueError: that names the first invalid value.
+    ValueError: that names the first invalid value, after `where`.
   """
-  hints = get_type_hints(kind)
+  hints = typing.get_type_hints(kind)
   for name in values.keys() - hints:
     known = ', '.join(sorted(hints)).replace('_', '-')
     msg = f'{where}unknown flag {name!r}; choose among {known}'
@@ -164,8 +144,8 @@ def build(kind: type[T], values: Mapping[str, Any], where: str = '') -> T:
     allowed, compared, limit, name = found.groups()
     if compared:
       allowed = f'must be {_WORDS[compared]} {limit.removesuffix(".0")}'
-    elif get_origin(hints[name]) is Literal:
-      allowed = f'must be one of {", ".join(get_args(hints[name]))}'
+    elif typing.get_origin(hints[name]) is Literal:
+      allowed = f'must be one of {", ".join(typing.get_args(hints[name]))}'
     shown = repr(values[name])
     if len(shown) > _LONGEST:
       shown = f'{shown[:20]}... of {len(shown)} characters'
@@ -183,18 +163,27 @@ def settings(config: Experiment) -> dict[str, Any]:
   }
 
 
+def differences(
+  former: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]
+) -> list[str]:
+  """Returns what differs between two settings, in words."""
+  return [
+    f'{name} was {former[name]!r} and is now {now[name]!r}'
+    for name in sorted(names)
+    if former[name] != now[name]
+  ]
+
+
 def learning_rate(config: Experiment) -> float:
   """Returns the peak learning rate; the default depends on the base."""
-  if config.learning_rate is None:
-    return LEARNING_RATES.get(config.base, _OTHER_LEARNING_RATE)
-  return config.learning_rate
+  given = config.learning_rate
+  return _RATES.get(config.base, _OTHER_RATE) if given is None else given
 
 
 def weight_decay(config: Experiment) -> float:
   """Returns the weight decay; the default depends on the base."""
-  if config.weight_decay is None:
-    return WEIGHT_DECAYS.get(config.base, 0.0)
-  return config.weight_decay
+  given = config.weight_decay
+  return _DECAYS.get(config.base, 0.0) if given is None else given
 
 
 def dataset_name(config: Experiment) -> str:

@@ -12,6 +12,8 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import msgspec
 
+from optax_sam.train.config import configs
+
 CONFIG = 'config.json'
 LOCK = '.lock'
 MARK = 'optax_sam'
@@ -62,8 +64,8 @@ def write_config(
 ) -> None:
   """Writes `config.json`, which marks an output of optax-sam."""
   content = {MARK: command, 'settings': settings, **more}
-  text = json.dumps(content, indent=2, sort_keys=True) + '\n'
-  write(directory / CONFIG, text.encode())
+  text = json.dumps(content, indent=2, sort_keys=True, default=str)
+  write(directory / CONFIG, f'{text}\n'.encode())
 
 
 def read_config(directory: pathlib.Path) -> dict[str, Any] | None:
@@ -78,50 +80,72 @@ def read_config(directory: pathlib.Path) -> dict[str, Any] | None:
   return cast('dict[str, Any]', found)
 
 
+def write_run(path: pathlib.Path, config: configs.TrainConfig) -> None:
+  """Writes the configuration of a run, with the place of its data."""
+  data = config.data_dir and str(config.data_dir.absolute())
+  write_config(path, 'train', configs.settings(config), data_dir=data)
+
+
+def read_run(path: pathlib.Path | None, flag: str = '') -> configs.TrainConfig:
+  """Returns the configuration of a run, which `optax-sam train` has written.
+
+  Raises:
+    ValueError: if there is none, or it has an invalid setting; the message
+      begins with the flag that gave the path.
+  """
+  if path is None:
+    msg = '--resume needs --output, the directory of the run to resume'
+    raise ValueError(msg)
+  if not path.is_dir():
+    msg = f'{flag}{path}: there is no run'
+    raise ValueError(msg)
+  found = read_config(path)
+  if found is None or found[MARK] != 'train':
+    msg = f'{flag}{path} is not a run of `optax-sam train`'
+    raise ValueError(msg)
+  places = {'data_dir': found.get('data_dir'), 'output': path}
+  where = f'{path / CONFIG}: '
+  return configs.build(configs.TrainConfig, found['settings'] | places, where)
+
+
 def check(
   target: pathlib.Path, *, overwrite: bool, known: frozenset[str]
 ) -> None:
   """Raises a ValueError if an output must not be written to `target`.
 
-  Args:
-    target: the directory to write.
-    overwrite: whether a former output may be replaced.
-    known: names of the files of a former output. A directory with any other
-      entry is somebody's own and is never replaced. Names of directories have
-      no dot.
+  A former output, with no other files than the `known` ones, may be replaced if
+  `overwrite` says so. Names of directories have no dot.
   """
   if not os.path.lexists(target):
     return
   if target.is_symlink() or not target.is_dir():
     msg = f'--output {target} is not a directory; choose another one'
     raise ValueError(msg)
+  reason = ''
   left_over = {LOCK, _STAGE, *(unfinished(target / x).name for x in known)}
   entries = {x.name: x for x in target.iterdir() if x.name not in left_over}
-  if not entries:
-    return
-  if not overwrite:
-    msg = f'--output {target} exists; choose another one or add --overwrite'
-    raise ValueError(msg)
   foreign = sorted(
-    name
+    f'contains {name!r}'
     for name, path in entries.items()
     if name not in known or path.is_dir() == ('.' in name)
   )
-  if read_config(target) is None or foreign:
-    why = f'it contains {foreign[0]!r}' if foreign else f'it has no {CONFIG}'
-    msg = (
-      f'--output {target} is not an output of optax-sam ({why}) and will not '
-      f'be replaced; choose another one'
+  if read_config(target) is None:
+    foreign.append(f'has no {CONFIG}')
+  if entries and not overwrite:
+    reason = 'exists; choose another one or add --overwrite'
+  elif entries and foreign:
+    reason = (
+      f'is not an output of optax-sam (it {foreign[0]}) and will not be '
+      f'replaced; choose another one'
     )
+  if reason:
+    msg = f'--output {target} {reason}'
     raise ValueError(msg)
 
 
 @contextlib.contextmanager
 def created(target: pathlib.Path) -> Iterator[bool]:
-  """Creates a directory; yields whether it is new.
-
-  On leaving it is removed if it is new and empty, and so are its new parents.
-  """
+  """Yields whether a directory is new, which is removed if it stays empty."""
   target = pathlib.Path(os.path.abspath(target))  # noqa: PTH100 (no symlinks)
   new = [path for path in (target, *target.parents) if not path.exists()]
   try:
@@ -171,10 +195,7 @@ def opened(
   overwrite: bool = False,
   resume: bool = False,
 ) -> Iterator[None]:
-  """Holds an output directory that is new, may be replaced, or is resumed.
-
-  A new one is removed if nothing is in it on leaving. Arguments as in `check`.
-  """
+  """Holds an output directory that is new, may be replaced, or is resumed."""
   if not resume:
     check(target, overwrite=overwrite, known=known)
   with created(target), locked(target):
@@ -184,10 +205,7 @@ def opened(
 
 
 def clear(directory: pathlib.Path, known: frozenset[str]) -> None:
-  """Removes the files of an output, and what writes left.
-
-  The last one is config.json, which marks the rest as replaceable.
-  """
+  """Removes the files of an output; config.json, which marks it, is last."""
   for name in sorted(known - {LOCK}, key=CONFIG.__eq__):
     for path in (directory / name, unfinished(directory / name)):
       if path.is_dir() and not path.is_symlink():

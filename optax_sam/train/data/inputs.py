@@ -9,7 +9,6 @@ import numpy as np
 from optax_sam.train.data import datasets
 
 Batch = datasets.Batch
-State = dict[str, int]
 
 
 class Inputs:
@@ -146,24 +145,3 @@ def process(given: tuple[int, int] | None) -> tuple[int, int]:
 def steps_per_epoch(inputs: Inputs) -> int:
   """Returns the number of full batches in an epoch."""
   return max(1, inputs.train_examples // inputs.batch_size)
-
-
-def state(inputs: Inputs, step: int, seed: int) -> State:
-  """Returns the position of a run in its data, ready for JSON."""
-  examples, size = inputs.train_examples, inputs.batch_size
-  return {'step': step, 'examples': examples, 'batch_size': size, 'seed': seed}
-
-
-def check_state(inputs: Inputs, former: State, step: int, seed: int) -> None:
-  """Raises a ValueError if a run would resume with other data.
-
-  `former` is the earlier result of `state`, empty in checkpoints without one.
-  """
-  now = state(inputs, step, seed)
-  for name, value in former.items():
-    if now.get(name) != value:
-      msg = (
-        f'--resume with other data: {name} was {value} and is now '
-        f'{now.get(name)}; use the data of the earlier run'
-      )
-      raise ValueError(msg)

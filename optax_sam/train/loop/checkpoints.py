@@ -5,13 +5,10 @@ file system. Another number of processes or devices can read it.
 """
 
 import contextlib
-import dataclasses
-import gc
+import functools
 import hashlib
 import json
-import logging
 import pathlib
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -20,31 +17,28 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from optax_sam.train.config import configs
 from optax_sam.train.distributed import processes
+from optax_sam.train.loop.progress import Progress
 from optax_sam.train.loop.train_step import TrainingState
-from optax_sam.train.loop.trainer import Progress
 
 _KEPT = 3
 # Settings that a run may change when it goes on.
 _FREE = ('steps', 'checkpoint_every')
-# Fields of `Progress` that are not in the record beside the arrays.
-_NOT_RECORDED = ('state', 'stopped')
+# Fields of `Progress` in the record beside the arrays.
+_RECORDED = ('step', 'log', 'evaluations', 'validations')
 
 
 class Checkpoints:
-  """The checkpoints in one directory, written in the background."""
+  """The checkpoints in one directory, written in the background.
+
+  Each is stored with the settings of the run. Orbax logs an error many times
+  before it raises it; the command line disables all logs.
+  """
 
   def __init__(self, directory: pathlib.Path, settings: dict[str, Any]) -> None:
-    """Opens the directory; creates it if it is missing.
-
-    Args:
-      directory: directory of the checkpoints, with a subdirectory for each.
-      settings: settings of the run, stored with every checkpoint.
-    """
     self._directory = directory.absolute()
     self._settings = json.loads(json.dumps(settings))
-    self._muted = contextlib.ExitStack()
-    self._muted.enter_context(_mute())
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
@@ -55,38 +49,29 @@ class Checkpoints:
     )
 
   def __enter__(self) -> Self:
-    """Returns itself."""
     return self
 
   def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-    """Waits until all checkpoints are on disk."""
-    with self._muted:
-      if error is None:
-        with self._writing():
-          self._manager.close()  # waits for the other processes
-      elif jax.process_count() == 1 or issubclass(
-        error, processes.RefusedError
-      ):
-        with contextlib.suppress(Exception):
-          self._manager.close()
+    # Closing waits for checkpoints that are being written, by all processes.
+    if error is None:
+      with self._writing():
+        self._manager.close()
+    elif jax.process_count() == 1 or issubclass(error, processes.RefusedError):
+      with contextlib.suppress(Exception):
+        self._manager.close()
 
   def save(self, progress: Progress) -> None:
-    """Saves the present state of a run, unless this step is already saved.
-
-    Every process must call it, after the same step.
+    """Saves a run, unless this step is saved; every process must call it.
 
     Raises:
       ValueError: if this checkpoint or the one before cannot be written.
     """
     if progress.step in self._manager.all_steps():
       return
-    record = {
-      field.name: getattr(progress, field.name)
-      for field in dataclasses.fields(progress)
-      if field.name not in _NOT_RECORDED
-    }
+    record = {name: getattr(progress, name) for name in _RECORDED}
+    record['settings'] = self._settings
     # A copy, because the run appends rows while these are being written.
-    record = json.loads(json.dumps(record | {'settings': self._settings}))
+    record = json.loads(json.dumps(record))
     record['checksum'] = _checksum(progress.state, record)
     with self._writing():
       self._manager.save(
@@ -104,45 +89,49 @@ class Checkpoints:
     *,
     goes_on: bool = True,
   ) -> Progress | None:
-    """Returns the latest intact checkpoint, None if there is none.
+    """Returns the latest checkpoint that all processes can read, if any.
 
-    Damaged checkpoints are reported. If an older one is read and the run
-    resumes, they are removed, so that the run can write them again. All
-    processes must call this; they get the latest checkpoint that all of them
-    can read.
-
-    Args:
-      like: a state of the same run, for shapes and dtypes.
-      say: called with a message for every damaged checkpoint.
-      goes_on: whether the run resumes from there; if not, nothing is removed.
+    `like` is a state of the same run, for shapes and dtypes. Damaged
+    checkpoints are reported by `say`. If an older one is read and the run
+    `goes_on`, they are removed, so that the run can write them again.
 
     Raises:
       ValueError: if there are checkpoints and none can be read, or if one was
-        saved under other settings. The number of steps may differ, and how
-        often a checkpoint is due.
+        saved under other settings, except for the number of steps and how often
+        a checkpoint is due.
     """
     self._manager.wait_until_finished()
     steps = processes.broadcast(sorted(self._manager.all_steps(), reverse=True))
     damaged: list[int] = []
     for step in steps:
       try:
-        progress, settings = self._read(step, like)
+        state, record = self._read(step, like)
       except ValueError as error:
         say(f'The checkpoint of step {step} is damaged: {error}')
         damaged.append(step)
         continue
-      self._check(step, settings)
+      check = functools.partial(self._check, step, record['settings'])
+      processes.together(check)
       for late in damaged if goes_on else ():
         self._manager.delete(late)
-      return progress
+      return Progress(state, **{name: record[name] for name in _RECORDED})
     if damaged:
       msg = f'none of the checkpoints {sorted(damaged)} can be read'
       raise processes.RefusedError(msg)
     return None
 
+  def _check(self, step: int, former: dict[str, Any]) -> None:
+    names = self._settings.keys() & former.keys() - set(_FREE)
+    if different := configs.differences(former, self._settings, names):
+      msg = (
+        f'the checkpoint of step {step} in {self._directory} is of other '
+        f'settings: {"; ".join(different)}; remove it, or give its settings'
+      )
+      raise ValueError(msg)
+
   def _read(
     self, step: int, like: TrainingState
-  ) -> tuple[Progress, dict[str, Any]]:
+  ) -> tuple[TrainingState, dict[str, Any]]:
     """Returns a checkpoint; if one process fails, all raise a ValueError."""
 
     def read() -> tuple[TrainingState, dict[str, Any], str]:
@@ -158,28 +147,14 @@ class Checkpoints:
         record = dict(found.record)
         return TrainingState(**found.state), record, record.pop('checksum')
       except Exception as error:  # noqa: BLE001 (damage raises any of them)
-        raise ValueError(_reason(error)) from None
+        reason = str(error).partition('. ')[0].strip()
+        raise ValueError(reason or type(error).__name__) from None
 
     state, record, checksum = processes.together(read)
     if _checksum(state, record) != checksum or record['step'] != step:
       msg = 'it differs from what was saved'
       raise ValueError(msg)
-    settings = record.pop('settings')
-    return Progress(state, **record), settings
-
-  def _check(self, step: int, settings: dict[str, Any]) -> None:
-    different = [
-      f'{name} was {former!r} and is now {self._settings[name]!r}'
-      for name, former in sorted(settings.items())
-      if name in self._settings and name not in _FREE
-      if former != self._settings[name]
-    ]
-    if different:
-      msg = (
-        f'the checkpoint of step {step} in {self._directory} is of other '
-        f'settings: {"; ".join(different)}; remove it, or give its settings'
-      )
-      raise processes.RefusedError(msg)
+    return state, record
 
   @contextlib.contextmanager
   def _writing(self) -> Iterator[None]:
@@ -198,8 +173,7 @@ class Checkpoints:
 def _alone() -> Iterator[ocp.Checkpointer]:
   """Yields a checkpointer that does not wait for other processes.
 
-  The manager waits for them after reading, and would wait forever if one of
-  them could not read its part.
+  The manager does, and forever if one of them cannot read its part.
   """
   index = jax.process_index()
   options = ocp.options.MultiprocessingOptions(
@@ -219,7 +193,7 @@ def _stored(state: TrainingState) -> dict[str, Any]:
   return {
     name: value
     for name, value in state._asdict().items()
-    if name not in ('average', 'memory') or value
+    if name != 'memory' or value
   }
 
 
@@ -242,35 +216,8 @@ def _fingerprint(state: TrainingState) -> jax.Array:
       leaf = leaf.astype(jnp.uint8)
     unsigned = np.dtype(f'uint{8 * min(leaf.dtype.itemsize, 4)}')
     words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    positions = jnp.zeros(words.shape, jnp.uint32)
-    for axis, length in enumerate(words.shape):
-      along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-      positions = positions * jnp.uint32(length) + along
+    positions = jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape)
     # Odd factors detect a change of one word or a swap of two.
     products = words * (2 * positions + 1)
     total = total * jnp.uint32(31) + jnp.sum(products, dtype=jnp.uint32)
   return total
-
-
-@contextlib.contextmanager
-def _mute() -> Iterator[None]:
-  """Prevents one failure from being printed many times before it is raised.
-
-  Orbax reads and writes all arrays concurrently. It logs its errors with their
-  tracebacks, and Python prints those that nobody waits for.
-  """
-  log = logging.getLogger('absl')
-  former = sys.excepthook, sys.unraisablehook, log.level
-  sys.excepthook, sys.unraisablehook = lambda *_: None, lambda _: None
-  log.setLevel(logging.CRITICAL)
-  try:
-    yield
-  finally:
-    gc.collect()
-    sys.excepthook, sys.unraisablehook = former[:2]
-    log.setLevel(former[2])
-
-
-def _reason(error: Exception) -> str:
-  """Returns the first sentence of an error."""
-  return str(error).partition('. ')[0].strip() or type(error).__name__

@@ -2,12 +2,11 @@
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from optax_sam import batch_norm
 from optax_sam.train.data.datasets import Batch
@@ -27,30 +26,16 @@ def evaluate(
   batches: Iterable[Batch],
   placement: Placement,
 ) -> tuple[float, float]:
-  """Returns mean loss and mean metric in evaluation mode.
+  """Returns mean loss and mean metric in evaluation mode, NaN of no examples.
 
-  Args:
-    task: model and objective.
-    params: the parameters to evaluate.
-    statistics: running statistics of batch norm.
-    batches: either batches that are the same on every process, or batches with
-      `is_example`, of which every process has its own rows. Rows with false
-      `is_example` have weight 0.
-    placement: of the batches.
-
-  Returns:
-    Both means; NaN if there are no examples.
+  Batches are the same on every process, or they have `is_example`, and every
+  process has its own rows. Rows with false `is_example` have weight 0.
   """
-  sums: list[Any] = [(0, 0, 0)]
+  sums: list[Any] = [(0.0, 0.0, 0.0)]
   for batch in batches:
-    if 'is_example' in batch:
-      found = _sums(task, params, statistics, placement.batch(batch))
-      sums.append(tuple(map(float, found)))
-      continue
-    for part in _parts(batch):
-      means = _evaluated(task, params, statistics, placement.whole(part))[:2]
-      count = len(part['labels'])
-      sums.append((*(count * float(mean) for mean in means), count))
+    for part in _parts(batch, placement):
+      found = _sums(task, params, statistics, part)
+      sums.append(tuple(map(float, found[:3])))
   losses, values, examples = map(math.fsum, zip(*sums, strict=True))
   if not examples:
     return math.nan, math.nan
@@ -62,24 +47,35 @@ def test_values(
 ) -> list[float]:
   """Returns the metric of every test example, for data in memory."""
   return [
-    float(value)
+    value
     for batch in task.inputs.test()
-    for part in _parts(batch)
-    for value in np.asarray(
-      _evaluated(task, params, statistics, placement.whole(part))[2]
-    )
+    for part in _parts(batch, placement)
+    for value in _sums(task, params, statistics, part)[3].tolist()
   ]
 
 
-def _parts(batch: Batch) -> list[Batch]:
-  """Splits a batch into parts that fit in memory, of equal size if possible."""
+def _parts(batch: Batch, placement: Placement) -> Iterator[Batch]:
+  """Places parts that fit in memory, of equal size if possible."""
+  if 'is_example' in batch:
+    yield placement.batch(batch)
+    return
   count = len(batch['labels'])
   sizes = range(min(_PART, count), _PART // 2, -1)
   size = next((size for size in sizes if count % size == 0), _PART)
-  return [
-    {name: x[start : start + size] for name, x in batch.items()}
-    for start in range(0, count, size)
-  ]
+  for start in range(0, count, size):
+    rows = slice(start, start + size)
+    yield placement.whole({name: x[rows] for name, x in batch.items()})
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _sums(
+  task: Task, params: Any, statistics: Statistics, batch: Batch
+) -> tuple[jax.Array, ...]:
+  """Returns summed losses and metrics, the examples, and each metric."""
+  losses, values = task.evaluate(params, statistics, batch)
+  counts = batch.get('is_example', jnp.ones(len(losses), bool))
+  sums = (jnp.sum(x, where=counts) for x in (losses, values))
+  return *sums, jnp.sum(counts), values
 
 
 def statistics(
@@ -87,26 +83,20 @@ def statistics(
 ) -> Statistics:
   """Returns running statistics of batch norm for averaged parameters.
 
-  They are computed batch by batch over fixed training examples.
-
-  Args:
-    task: model and data.
-    params: parameters that have no running statistics.
-    former: statistics of other parameters, for the shapes; empty if the model
-      has none.
-    placement: of the batches.
+  They are computed batch by batch over fixed training examples, with the shapes
+  of `former`, the statistics of other parameters.
   """
   if not former:
     return former
-  inputs = task.inputs
-  rows = inputs.batch_size
-  count = max(1, min(inputs.train_examples, _EXAMPLES) // rows)
-  examples = inputs.fixed(count * rows)
+  rows = task.inputs.batch_size
+  count = max(1, min(task.inputs.train_examples, _EXAMPLES) // rows)
+  examples = task.inputs.fixed(count * rows)
   # Neighbours may belong to one class, so batches are strided.
   batch = lambda first: placement.whole(
     {name: x[first::count] for name, x in examples.items()}
   )
   variables = batch_norm.reestimate_batch_norm(
+    # A method is compiled once; a function made here would be at every call.
     task.changed_statistics,
     {'params': params, **former},
     map(batch, range(count)),
@@ -125,15 +115,3 @@ def statistics(
 
 def _is_count(leaf: jax.Array) -> bool:
   return not leaf.shape and jnp.issubdtype(leaf.dtype, jnp.integer)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _evaluated(task: Task, *where: Any) -> tuple[jax.Array, ...]:
-  """Returns mean loss, mean metric and the metric of every example."""
-  losses, values = task.evaluate(*where)
-  return jnp.mean(losses), jnp.mean(values), values
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _sums(task: Task, *where: Any) -> tuple[jax.Array, ...]:
-  return task.evaluation_sums(*where)

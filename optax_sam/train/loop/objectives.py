@@ -17,21 +17,13 @@ PerExample = Callable[[Any, Any], jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-  """What a task minimizes, and what it is judged by.
+  """What a task minimizes, and what it is judged by."""
 
-  Attributes:
-    loss: maps (outputs, targets) to per-example losses, in evaluation.
-    training_loss: the same in training; it differs by label smoothing.
-    metric: maps (outputs, targets) to per-example values.
-    measured: name and direction of the metric.
-    names: names of loss and metric, None for functions.
-  """
-
-  loss: PerExample
-  training_loss: PerExample
+  loss: PerExample  # in evaluation
+  training_loss: PerExample  # the same with label smoothing
   metric: PerExample
   measured: Metric
-  names: tuple[str | None, str | None]
+  names: tuple[str | None, str | None]  # of loss and metric, None of functions
 
 
 def _per_example(values: jax.Array) -> jax.Array:
@@ -61,10 +53,8 @@ def mean_squared_error(outputs: Any, targets: Any) -> jax.Array:
 def next_token(outputs: Any, tokens: Any) -> jax.Array:
   """Returns the cross entropy of each next token, the mean over positions.
 
-  Args:
-    outputs: logits (examples, positions, vocabulary); those of the last
-      position have no next token and don't count.
-    tokens: the inputs (examples, positions).
+  Outputs are (examples, positions, vocabulary); the last position has no next
+  token and doesn't count.
   """
   return cross_entropy(outputs[:, :-1], tokens[:, 1:])
 
@@ -89,7 +79,7 @@ METRICS: dict[str, tuple[PerExample | None, Metric]] = {
   'loss': (None, Metric('loss', higher_is_better=False, percent=False)),
 }
 # The usual metric of each loss.
-_DEFAULT_METRICS = dict(zip(LOSSES, METRICS, strict=False))
+_USUAL = dict(zip(LOSSES, METRICS, strict=False))
 _CLASSES = ('cross_entropy', 'accuracy')
 _TOKENS = ('next_token', 'token_accuracy')
 
@@ -104,24 +94,17 @@ def build(
   """Returns the objective of a task.
 
   Args:
-    loss: `cross_entropy` of integer labels, `mean_squared_error`, `next_token`
-      (the targets are the inputs, shifted by one position), or a function from
-      outputs and targets of a batch to per-example losses (B,).
-    metric: `accuracy`, `mean_squared_error`, `token_accuracy`, `loss`, or a
-      function like a loss; None for the usual one of the loss.
+    loss: a name, or a function from outputs and targets of a batch to
+      per-example losses (B,).
+    metric: a name or a function like a loss; None for the usual one of it.
     higher_is_better: direction of a metric that is a function.
     label_smoothing: fraction of a training label that is spread over all
       classes; with `cross_entropy` only.
-
-  Raises:
-    ValueError: if a name is unknown, or if an argument does not fit.
   """
   if metric is None:
-    metric = _DEFAULT_METRICS.get(str(loss), 'loss')
-  for value, argument, known in (
-    (loss, 'loss', LOSSES),
-    (metric, 'metric', METRICS),
-  ):
+    metric = _USUAL.get(str(loss), 'loss')
+  given: tuple[Any, ...] = (('loss', loss, LOSSES), ('metric', metric, METRICS))
+  for argument, value, known in given:
     if not (value in known if isinstance(value, str) else callable(value)):
       msg = (
         f'{argument} {value!r} is unknown; choose one of {", ".join(known)}, '
@@ -135,17 +118,10 @@ def build(
     )
     raise ValueError(msg)
   found = LOSSES[loss] if isinstance(loss, str) else loss
+  training = _smoothed(label_smoothing) if label_smoothing else found
   values, measured = _metric(metric, higher_is_better)
-  return Objective(
-    found,
-    _smoothed(label_smoothing) if label_smoothing else found,
-    values or found,
-    measured,
-    (
-      loss if isinstance(loss, str) else None,
-      metric if isinstance(metric, str) else None,
-    ),
-  )
+  names: Any = [x if isinstance(x, str) else None for x in (loss, metric)]
+  return Objective(found, training, values or found, measured, tuple(names))
 
 
 def _metric(
@@ -171,6 +147,15 @@ def _metric(
   return metric, Metric(name, higher, percent=False)
 
 
+def _smoothed(smoothing: float) -> PerExample:
+  def losses(outputs: Any, targets: Any) -> jax.Array:
+    labels = jax.nn.one_hot(targets, outputs.shape[-1])
+    labels = optax.smooth_labels(labels, smoothing)
+    return _per_example(optax.softmax_cross_entropy(outputs, labels))
+
+  return losses
+
+
 def classes(objective: Objective, outputs: Any) -> int | None:
   """Returns the number of classes, None if targets are no classes."""
   if objective.names[0] in (*_CLASSES, *_TOKENS):
@@ -181,26 +166,22 @@ def classes(objective: Objective, outputs: Any) -> int | None:
 def check(objective: Objective, outputs: Any, targets: Any) -> None:
   """Raises a ValueError if a model does not fit the targets.
 
-  Args:
-    objective: loss and metric.
-    outputs: shapes of the outputs for a batch of one example, from
-      `jax.eval_shape`.
-    targets: the targets of that batch.
+  Outputs are the shapes for a batch of one example; targets are its targets.
   """
-  functions = {'loss': objective.loss, 'metric': objective.metric}
-  for name, kind in zip(objective.names, functions, strict=True):
+  for kind, name in zip(('loss', 'metric'), objective.names, strict=True):
     if name is not None and name != 'loss':
       _check_named(name, outputs, targets)
       continue
     try:
-      found: Any = jax.eval_shape(functions[kind], outputs, targets)
+      found: Any = jax.eval_shape(getattr(objective, kind), outputs, targets)
     except (TypeError, ValueError) as error:
       msg = f'{kind} fails on outputs and targets: {first_line(error)}'
       raise ValueError(msg) from error
-    if getattr(found, 'shape', None) != (1,):
+    shape = getattr(found, 'shape', type(found).__name__)
+    if shape != (1,):
       msg = (
-        f'{kind} must return one value per example, shape (B,), not '
-        f'{getattr(found, "shape", type(found).__name__)} for a batch of 1'
+        f'{kind} must return one value per example, shape (B,), not {shape} '
+        f'for a batch of 1'
       )
       raise ValueError(msg)
 
@@ -214,11 +195,11 @@ def _check_named(name: str, outputs: Any, targets: Any) -> None:
       f"by .astype('int32'), or give loss='mean_squared_error'"
     )
     raise ValueError(msg)
+  fits = shape is not None and shape[:-1] == target
   if name in _CLASSES:
-    fits = shape is not None and shape[:-1] == target
     needed = f'{(*target[1:], "classes")}'.replace("'", '')
   elif name in _TOKENS:
-    fits = shape is not None and shape[:-1] == target and len(target) == 2
+    fits = fits and len(target) == 2
     needed = '(positions, vocabulary) for tokens of shape (positions,)'
   else:
     fits, needed = shape == target, f'that of the targets, {target[1:]}'
@@ -233,41 +214,25 @@ def _check_named(name: str, outputs: Any, targets: Any) -> None:
 
 def check_labels(labels: np.ndarray, count: int, part: str) -> None:
   """Raises a ValueError if a label is not from 0 to `count` - 1."""
-  least, most = int(labels.min()), int(labels.max())
-  if least < 0 or most >= count:
-    wrong = least if least < 0 else most
-    msg = (
-      f'{part} has the label {wrong}, and the model has {count} outputs, for '
-      f'labels from 0 to {count - 1}; change the labels or the model'
-    )
-    raise ValueError(msg)
+  for wrong in (int(labels.min()), int(labels.max())):
+    if not 0 <= wrong < count:
+      msg = (
+        f'{part} has the label {wrong}, and the model has {count} outputs, for '
+        f'labels from 0 to {count - 1}; change the labels or the model'
+      )
+      raise ValueError(msg)
 
 
-def shown(measured: Metric, row: Mapping[str, float], prefix: str = '') -> str:
-  """Returns test metric and test loss of a row of evaluations, in words.
-
-  Args:
-    measured: the metric.
-    row: the row.
-    prefix: `ema_` for the moving averages.
-  """
-  name, value = measured.name, row[f'{prefix}test_{measured.name}']
-  loss = f'test loss {row[f"{prefix}test_loss"]:.4f}'
-  if name == 'loss':
+def shown(measured: Metric, row: Mapping[str, float]) -> str:
+  """Returns test metric and test loss of a row of evaluations, in words."""
+  loss = f'test loss {row["test_loss"]:.4f}'
+  if measured.name == 'loss':
     return loss
+  value = row[f'test_{measured.name}']
   text = f'{100 * value:.2f} %' if measured.percent else f'{value:.4g}'
-  return f'test {name.replace("_", " ")} {text}, {loss}'
+  return f'test {measured.title} {text}, {loss}'
 
 
 def first_line(error: Exception) -> str:
   """Returns the first line of an error message."""
   return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def _smoothed(smoothing: float) -> PerExample:
-  def losses(outputs: Any, targets: Any) -> jax.Array:
-    labels = jax.nn.one_hot(targets, outputs.shape[-1])
-    labels = optax.smooth_labels(labels, smoothing)
-    return _per_example(optax.softmax_cross_entropy(outputs, labels))
-
-  return losses

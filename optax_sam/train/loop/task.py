@@ -18,23 +18,13 @@ from optax_sam.train.models.functions import Statistics
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Task:
-  """A model with its data and its objective.
-
-  Attributes:
-    model: the functions of the model.
-    inputs: its training and test examples; the targets are the `labels`.
-    objective: loss and metric.
-  """
+  """A model with its data, whose `labels` are the targets, and objective."""
 
   model: functions.ModelFunctions
   inputs: inputs.Inputs
   objective: objectives.Objective = dataclasses.field(
     default_factory=objectives.build
   )
-
-  def close(self) -> None:
-    """Stops prefetching."""
-    self.inputs.close()
 
   def init(self, key: jax.Array) -> tuple[optax.Params, Statistics]:
     """Returns new parameters and running statistics."""
@@ -56,23 +46,12 @@ class Task:
     apply = self.model.apply
     return apply(params, statistics, values, train=False, key=None)[0]
 
-  def losses_of(self, outputs: Any, batch: datasets.Batch) -> jax.Array:
-    """Returns per-example training losses, with smoothed labels."""
-    return self.objective.training_loss(outputs, batch['labels'])
-
   def losses(
     self, params: Any, statistics: Statistics, batch: datasets.Batch, key: Any
   ) -> tuple[jax.Array, Statistics]:
     """Returns per-example losses in training mode, and new statistics."""
     outputs, statistics = self.outputs(params, statistics, batch, key)
-    return self.losses_of(outputs, batch), statistics
-
-  def loss(
-    self, params: Any, statistics: Statistics, batch: datasets.Batch, key: Any
-  ) -> tuple[jax.Array, Statistics]:
-    """Returns the mean loss in training mode, and new statistics."""
-    losses, statistics = self.losses(params, statistics, batch, key)
-    return jnp.mean(losses), statistics
+    return self.objective.training_loss(outputs, batch['labels']), statistics
 
   def per_example_losses(
     self, params: Any, statistics: Statistics, batch: datasets.Batch
@@ -83,20 +62,15 @@ class Task:
     single example has no variance to divide by.
     """
     outputs = self.evaluation_outputs(params, statistics, batch)
-    return self.losses_of(outputs, batch)
+    return self.objective.training_loss(outputs, batch['labels'])
 
   def changed_statistics(
     self, variables: Mapping[str, Any], batch: datasets.Batch
   ) -> Statistics:
-    """Returns the running statistics after a pass in training mode.
-
-    Args:
-      variables: the present statistics and `params`.
-      batch: examples of the pass.
-    """
+    """Returns the statistics after a pass with `params` and statistics."""
     statistics = {k: x for k, x in variables.items() if k != 'params'}
     key = jax.random.key(0)  # the same dropout at every evaluation
-    return self.losses(variables['params'], statistics, batch, key)[1]
+    return self.outputs(variables['params'], statistics, batch, key)[1]
 
   def evaluate(
     self, params: Any, statistics: Statistics, batch: datasets.Batch
@@ -109,29 +83,12 @@ class Task:
     objective, targets = self.objective, batch['labels']
     return objective.loss(outputs, targets), objective.metric(outputs, targets)
 
-  def evaluation_sums(
-    self, params: Any, statistics: Statistics, batch: datasets.Batch
-  ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns summed losses, summed metrics and the number of examples.
-
-    Rows with false `is_example` have weight 0.
-    """
-    counts = batch['is_example']
-    losses, values = self.evaluate(params, statistics, batch)
-    return (
-      jnp.sum(jnp.where(counts, losses, 0)),
-      jnp.sum(jnp.where(counts, values, 0)),
-      jnp.sum(counts),
-    )
-
   def evaluation_loss(
     self, params: Any, statistics: Statistics, batch: datasets.Batch
   ) -> jax.Array:
-    """Returns the mean loss in evaluation mode."""
-    if 'is_example' in batch:
-      total, _, examples = self.evaluation_sums(params, statistics, batch)
-      return total / jnp.maximum(examples, 1)
-    return jnp.mean(self.evaluate(params, statistics, batch)[0])
+    """Returns the mean loss in evaluation mode, of rows with `is_example`."""
+    losses = self.evaluate(params, statistics, batch)[0]
+    return jnp.mean(losses, where=batch.get('is_example'))
 
 
 def create(
@@ -142,16 +99,7 @@ def create(
 ) -> Task:
   """Returns a task of any model, after checking that its parts fit.
 
-  Args:
-    model: the functions of the model.
-    dataset: its examples. If the targets are classes, their number becomes that
-      of the outputs.
-    batch_size: examples in a step.
-    objective: loss and metric.
-
-  Raises:
-    ValueError: if the model does not take the inputs, or if its outputs do not
-      fit the targets, in one line.
+  If the targets are classes, their number becomes that of the outputs.
   """
   task = Task(model, inputs.InMemory(dataset, batch_size), objective)
   count = objectives.classes(objective, _checked_outputs(task))
@@ -186,16 +134,12 @@ def _checked_outputs(task: Task) -> Any:
 def build(
   config: configs.Experiment, say: Callable[[str], None] = print
 ) -> Task:
-  """Returns the task of a configuration.
-
-  Args:
-    config: configuration of the run.
-    say: called with a message for every example that cannot be read.
+  """Returns the task of a configuration; `say` reports unreadable examples.
 
   Raises:
     ValueError: if the dataset is missing, too small, or does not fit the model.
   """
-  examples = _inputs(config, say)
+  examples, dtype = _inputs(config, say), jnp.dtype(config.dtype)
   for name in ('batch_size', 'sharpness_examples'):
     if getattr(config, name) > examples.train_examples:
       msg = (
@@ -208,7 +152,6 @@ def build(
   objective = objectives.build(
     config.loss, config.metric, label_smoothing=config.label_smoothing
   )
-  dtype = jnp.dtype(config.dtype)
   model = models.build(config.model, examples.classes, shape, dtype=dtype)
   try:
     own = functions.from_model(model)
@@ -225,8 +168,7 @@ def build(
 def _inputs(
   config: configs.Experiment, say: Callable[[str], None]
 ) -> inputs.Inputs:
-  is_images = config.dataset == 'imagenet' and config.data_dir is not None
-  if not (is_images and isinstance(config, configs.TrainConfig)):
+  if config.dataset != 'imagenet':
     names = ('label_noise', 'data_dir', 'train_examples', 'resize')
     given = {name: getattr(config, name) for name in names}
     found = datasets.load(
@@ -241,13 +183,13 @@ def _inputs(
       f"pip install 'optax-sam[imagenet]'"
     )
     raise ValueError(msg) from None
-  directory: Any = config.data_dir
+  images: Any = config  # `compare` has no imagenet
   return imagenet.ImageInputs(
-    directory,
+    images.data_dir,
     batch_size=config.batch_size,
-    size=config.image_size,
-    threads=config.input_threads,
-    prefetch=config.prefetch,
+    size=images.image_size,
+    threads=images.input_threads,
+    prefetch=images.prefetch,
     max_pixels=config.max_pixels,
     dtype=jnp.dtype(config.dtype),
     say=say,

@@ -1,5 +1,6 @@
 """The training step of all methods, in one or two compiled functions."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,37 +10,25 @@ import jax.numpy as jnp
 import optax
 
 import optax_sam
-from optax_sam.train.data import datasets
+from optax_sam.train.data.datasets import Batch
+from optax_sam.train.loop.external import External
 from optax_sam.train.loop.task import Statistics, Task
-from optax_sam.train.loop.trajectory_loss import AuxiliaryLoss
 
 Metrics = Mapping[str, jax.Array]
 
 
 class TrainingState(NamedTuple):
-  """The state that a step reads and writes.
+  """The state that a step reads and writes."""
 
-  Attributes:
-    step: number of steps taken, scalar int32.
-    params: the parameters, never perturbed between steps.
-    statistics: running statistics of batch norm; empty without batch norm.
-    opt_state: state of the optimizer, that is method and base optimizer.
-    key: typed PRNG key of the run, constant; dropout folds in the step.
-    average: moving averages of params and statistics, () without `--ema-decay`.
-    memory: state of an auxiliary loss or of an external average, () without
-      either.
-  """
-
-  step: jax.Array
-  params: optax.Params
-  statistics: Statistics
-  opt_state: Any
-  key: jax.Array
-  average: tuple[Any, ...] = ()
-  memory: Any = ()
+  step: jax.Array  # steps taken, scalar int32
+  params: optax.Params  # never perturbed between steps
+  statistics: Statistics  # of batch norm; empty without it
+  opt_state: Any  # of method and base optimizer
+  key: jax.Array  # typed, of the run, constant; dropout folds in the step
+  memory: Any = ()  # of what the method adds outside of the optimizer
 
 
-Step = Callable[[TrainingState, datasets.Batch], tuple[TrainingState, Metrics]]
+Step = Callable[[TrainingState, Batch], tuple[TrainingState, Metrics]]
 
 
 def copy(state: Any) -> Any:
@@ -54,66 +43,118 @@ class _FirstPass(NamedTuple):
   statistics: Statistics
   grads: optax.Updates
   losses: jax.Array | None = None
+  outputs: Any = None
   memory: Any = ()
   auxiliary_loss: jax.Array | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Step:
+  """The options of `jitted_step`, and the two parts of a step."""
+
+  task: Task
+  optimizer: optax.GradientTransformation
+  # Without it the norm is not logged, and XLA removes this backward pass.
+  uses_gradient: bool = True
+  # Those that the method differentiates one by one are in evaluation mode.
+  takes_per_example_losses: bool = False
+  external: External | None = None  # the logged loss excludes its loss
+  # Of examples that a method selects; the compiler may replicate them.
+  rows: jax.sharding.Sharding | None = None
+
+  def first_pass(self, state: TrainingState, batch: Batch) -> _FirstPass:
+    """Returns loss, gradient and statistics at the unperturbed parameters."""
+    external, memory = self.external, state.memory
+    if external is not None:
+      memory = external.before(state.params, state.statistics, memory)
+
+    def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
+      outputs, statistics = self.task.outputs(
+        params, state.statistics, batch, _dropout_key(state)
+      )
+      losses = self.task.objective.training_loss(outputs, batch['labels'])
+      sought = loss = jnp.mean(losses)
+      added = None
+      if external is not None and external.loss is not None:
+        added = external.loss(outputs, memory, batch, state.step)
+        sought = loss + added.astype(loss.dtype)
+      return sought, (loss, statistics, losses, outputs, added)
+
+    grads, (loss, statistics, losses, outputs, added) = jax.grad(
+      total, has_aux=True
+    )(state.params)
+    return _FirstPass(loss, statistics, grads, losses, outputs, memory, added)
+
+  def rest(
+    self, state: TrainingState, batch: Batch, first: _FirstPass, **branch: bool
+  ) -> tuple[TrainingState, Metrics]:
+    """Takes the rest of a step, from the first pass to the next state."""
+    # Later passes use the same batch, statistics and dropout key.
+    task, statistics, key = self.task, state.statistics, _dropout_key(state)
+    per_example = self.takes_per_example_losses
+
+    def losses(params: optax.Params, batch: Batch) -> jax.Array:
+      if self.rows is not None:
+        batch = jax.lax.with_sharding_constraint(batch, self.rows)
+      if per_example:
+        return task.per_example_losses(params, statistics, batch)
+      return task.losses(params, statistics, batch, key)[0]
+
+    updates, opt_state = optax.with_extra_args_support(self.optimizer).update(
+      first.grads,
+      state.opt_state,
+      state.params,
+      value_fn=lambda p: jnp.mean(task.losses(p, statistics, batch, key)[0]),
+      per_example_value_fn=losses,
+      batch=batch,
+      # Per-example losses are in evaluation mode.
+      losses=None if per_example else first.losses,
+      **branch,
+    )
+    params = optax.apply_updates(state.params, updates)
+    metrics = {
+      'loss': first.loss,
+      'parameter_norm': optax.tree.norm(params),
+      'update_norm': optax.tree.norm(updates),
+    }
+    if self.uses_gradient:
+      metrics['gradient_norm'] = optax.tree.norm(first.grads)
+    if first.auxiliary_loss is not None:
+      metrics['trajectory_loss'] = first.auxiliary_loss
+    memory = state.memory
+    if self.external is not None:
+      memory = self.external.after(
+        first.outputs, first.memory, batch, state.step, params
+      )
+    return TrainingState(
+      state.step + 1, params, first.statistics, opt_state, state.key, memory
+    ), metrics
 
 
 def jitted_step(
   task: Task,
   optimizer: optax.GradientTransformation,
   *,
-  uses_gradient: bool = True,
-  takes_per_example_losses: bool = False,
-  auxiliary_loss: AuxiliaryLoss | None = None,
-  accumulate: Callable[[Any, optax.Params], Any] | None = None,
-  ema_decay: float | None = None,
   sharding: Any = None,
-  rows: jax.sharding.Sharding | None = None,
   donates: bool = False,
+  **options: Any,
 ) -> Step:
   """Returns a step as one compiled function; skipping is a conditional in it.
 
   Args:
     task: what to train.
     optimizer: the complete optimizer, method and base.
-    uses_gradient: whether the method reads the unperturbed gradient. If not,
-      its norm is not logged and XLA removes that backward pass.
-    takes_per_example_losses: whether the method differentiates per-example
-      losses one by one; these are then in evaluation mode.
-    auxiliary_loss: an additional loss, not part of the logged loss.
-    accumulate: update of an external average, from its state and the parameters
-      after a step.
-    ema_decay: decay of the moving averages; None for no averages.
     sharding: sharding of the next state: one for all leaves, or a state of
       shardings, of which that of `step` also applies to the metrics. None
       leaves the choice to the compiler.
-    rows: sharding of the examples that a method selects. None leaves the choice
-      to the compiler, which may replicate them.
     donates: whether the step donates the buffers of its input state; callers
       that read that state later must `copy` it first.
-
-  Returns:
-    The step, from state and batch to the next state and metrics.
+    **options: see `_Step`.
   """
-  descend = functools.partial(
-    _descend,
-    task,
-    optax.with_extra_args_support(optimizer),
-    uses_gradient=uses_gradient,
-    per_example=takes_per_example_losses,
-    ema_decay=ema_decay,
-    rows=rows,
-  )
+  parts = _Step(task, optimizer, **options)
 
-  def step(
-    state: TrainingState, batch: datasets.Batch
-  ) -> tuple[TrainingState, Metrics]:
-    first = _first_pass(task, state, batch, auxiliary_loss)
-    after, metrics = descend(state, batch, first)
-    if accumulate is not None:
-      memory = accumulate(state.memory, after.params)
-      after = after._replace(memory=memory)
-    return after, metrics
+  def step(state: TrainingState, batch: Batch) -> tuple[TrainingState, Metrics]:
+    return parts.rest(state, batch, parts.first_pass(state, batch))
 
   of = _shardings(sharding)
   donated = 0 if donates else None
@@ -121,11 +162,7 @@ def jitted_step(
 
 
 def branching_on_host(
-  task: Task,
-  optimizer: optax.GradientTransformation,
-  *,
-  ema_decay: float | None = None,
-  sharding: Any = None,
+  task: Task, optimizer: optax.GradientTransformation, *, sharding: Any = None
 ) -> Step:
   """Returns the same step as two compiled functions and a choice on the host.
 
@@ -133,41 +170,29 @@ def branching_on_host(
   decision of the method. If the method takes an ascent step, the second
   function repeats the step from the same unperturbed gradient. So there is no
   conditional, inside of which JAX's convolutions are slow on XLA's CPU backend,
-  but Python waits for every decision. Arguments are those of `jitted_step`.
+  but Python waits for every decision.
   """
-  descend = functools.partial(
-    _descend,
-    task,
-    optax.with_extra_args_support(optimizer),
-    ema_decay=ema_decay,
-  )
-  of = _shardings(sharding)
-  results = (_without_key(of), of.step)
-
+  parts, of = _Step(task, optimizer), _shardings(sharding)
   # A typed key is slow to return from a compiled function, and nothing else
   # runs while Python waits for a decision. So neither function returns the key
   # of the run.
+  results = (_without_key(of), of.step)
+
   @functools.partial(jax.jit, out_shardings=(of.step, of.params, *results))
-  def skip(
-    state: TrainingState, batch: datasets.Batch
-  ) -> tuple[jax.Array, optax.Updates, TrainingState, Metrics]:
-    first = _first_pass(task, state, batch)
-    skipped, metrics = descend(state, batch, first, ascend=False)
+  def skip(state: TrainingState, batch: Batch) -> tuple[Any, ...]:
+    first = parts.first_pass(state, batch)
+    skipped, metrics = parts.rest(state, batch, first, ascend=False)
     decided = optax_sam.metrics(skipped.opt_state)['decided']
     return decided, first.grads, _without_key(skipped), metrics
 
   @functools.partial(jax.jit, out_shardings=results)
-  def ascend(
-    state: TrainingState, batch: datasets.Batch, first: _FirstPass
-  ) -> tuple[TrainingState, Metrics]:
-    ascended, metrics = descend(state, batch, first, ascend=True)
+  def ascend(*given: Any) -> tuple[TrainingState, Metrics]:
+    ascended, metrics = parts.rest(*given, ascend=True)
     return _without_key(ascended), metrics
 
   held: list[Any] = []
 
-  def step(
-    state: TrainingState, batch: datasets.Batch
-  ) -> tuple[TrainingState, Metrics]:
+  def step(state: TrainingState, batch: Batch) -> tuple[TrainingState, Metrics]:
     decided, grads, after, metrics = skip(state, batch)
     # Frees unused arrays while this function runs, not between two calls.
     held[:] = [state, grads, metrics]
@@ -192,102 +217,3 @@ def _without_key(state: TrainingState) -> TrainingState:
 
 def _dropout_key(state: TrainingState) -> jax.Array:
   return jax.random.fold_in(state.key, state.step)
-
-
-def _first_pass(
-  task: Task,
-  state: TrainingState,
-  batch: datasets.Batch,
-  auxiliary: AuxiliaryLoss | None = None,
-) -> _FirstPass:
-  """Returns loss, gradient and new statistics at the unperturbed parameters."""
-  read: Any = ()
-  if auxiliary is not None:
-    read = auxiliary.before(state.params, state.statistics, state.memory)
-
-  def total(params: optax.Params) -> tuple[jax.Array, tuple[Any, ...]]:
-    outputs, statistics = task.outputs(
-      params, state.statistics, batch, _dropout_key(state)
-    )
-    losses = task.losses_of(outputs, batch)
-    sought = loss = jnp.mean(losses)
-    added = None
-    if auxiliary is not None:
-      added = auxiliary.loss(outputs, read, batch, state.step)
-      sought = loss + added.astype(loss.dtype)
-    return sought, (loss, statistics, losses, added, outputs)
-
-  grads, (loss, statistics, losses, added, outputs) = jax.grad(
-    total, has_aux=True
-  )(state.params)
-  memory: Any = ()
-  if auxiliary is not None:
-    memory = auxiliary.after(outputs, read, batch, state.step)
-  return _FirstPass(loss, statistics, grads, losses, memory, added)
-
-
-def _descend(
-  task: Task,
-  tx: optax.GradientTransformationExtraArgs,
-  state: TrainingState,
-  batch: datasets.Batch,
-  first: _FirstPass,
-  *,
-  uses_gradient: bool = True,
-  per_example: bool = False,
-  ema_decay: float | None = None,
-  rows: jax.sharding.Sharding | None = None,
-  **branch: bool,
-) -> tuple[TrainingState, Metrics]:
-  """Takes the rest of a step, from the first pass to the next state."""
-  # Later passes use the same batch, statistics and dropout key.
-  statistics, key = state.statistics, _dropout_key(state)
-
-  def losses(params: optax.Params, batch: datasets.Batch) -> jax.Array:
-    if rows is not None:
-      batch = jax.lax.with_sharding_constraint(batch, rows)
-    if per_example:
-      return task.per_example_losses(params, statistics, batch)
-    return task.losses(params, statistics, batch, key)[0]
-
-  updates, opt_state = tx.update(
-    first.grads,
-    state.opt_state,
-    state.params,
-    value_fn=lambda p: task.loss(p, statistics, batch, key)[0],
-    per_example_value_fn=losses,
-    batch=batch,
-    # Per-example losses are in evaluation mode.
-    losses=None if per_example else first.losses,
-    **branch,
-  )
-  params = optax.apply_updates(state.params, updates)
-  metrics = {
-    'loss': first.loss,
-    'parameter_norm': optax.tree.norm(params),
-    'update_norm': optax.tree.norm(updates),
-  }
-  if uses_gradient:
-    metrics['gradient_norm'] = optax.tree.norm(first.grads)
-  if first.auxiliary_loss is not None:
-    metrics['trajectory_loss'] = first.auxiliary_loss
-  average: Any = state.average
-  if ema_decay is not None:
-    average = _moved_average((params, first.statistics), average, 1 - ema_decay)
-  return TrainingState(
-    state.step + 1,
-    params,
-    first.statistics,
-    opt_state,
-    state.key,
-    average,
-    first.memory,
-  ), metrics
-
-
-def _moved_average(new: Any, average: Any, fraction: float) -> Any:
-  """Returns the next moving average; counters and flags are the new ones."""
-  moved = optax.incremental_update(new, average, fraction)
-  return jax.tree.map(
-    lambda x, y: x if jnp.issubdtype(y.dtype, jnp.inexact) else y, moved, new
-  )

@@ -5,9 +5,11 @@ schedules, such as that of the learning rate, are from then on those of a run
 with the new number of steps, at the step that was reached.
 """
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,19 +23,14 @@ from optax_sam.train.config import configs
 from optax_sam.train.data import datasets
 from optax_sam.train.data import inputs as inputs_lib
 from optax_sam.train.distributed.sharding import Placement
-from optax_sam.train.loop import (
-  cost,
-  early_stop,
-  evaluation,
-  train_step,
-  trajectory_loss,
-)
+from optax_sam.train.loop import cost, evaluation, train_step
+from optax_sam.train.loop import external as external_lib
+from optax_sam.train.loop.progress import Progress, Row, divergence, is_due
 from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.train_step import TrainingState
-from optax_sam.train.loop.training_progress import Progress, Row, is_evaluated
-from optax_sam.train.optimizers import accuracy_schedule, build
+from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.base_optimizer import schedule
-from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
+from optax_sam.train.optimizers.registry import ValidatedAveraging
 
 # Enough for a skipping method to run both of its branches.
 _WARM_UP_STEPS = 3
@@ -51,46 +48,27 @@ class Trainer:
     settings: Mapping[str, Any],
     placement: Placement | None = None,
   ) -> None:
-    """Prepares a method; nothing is compiled yet.
-
-    Args:
-      config: the settings common to all methods.
-      task: model and data.
-      name: a method of the registry, or the base optimizer.
-      settings: the method's complete settings.
-      placement: placement of all arrays; JAX's default device if None.
-
-    Raises:
-      ValueError: if a method does not fit the data or the metric.
-    """
-    self.config = config
-    self.placement = placement or Placement()
-    self.averaging = build.averaging(name, settings)
-    self.task = task
-    # Evaluation and measures use the task, the same for all methods.
-    self.inputs = task.inputs
-    if self.averaging is not None:
-      self.inputs = _without_held_out(task.inputs, self.averaging, name)
-    self.name = name
+    self.config, self.task, self.name = config, task, name
     self.settings = dict(settings)
-    self.on_host = config.execution == 'host' and build.method(name).skips
-    self.temporary_bytes: int | None = None
-    self.repetition = 1.0  # of operations in the loops of a step
-    # If the cost of a step is known, rows have `gradients` and `seconds`.
-    self.cost: cost.StepCost | None = None
+    self.placement = placement or Placement()
+    self.method = build.method(name)
+    # Evaluation and measures use the examples of the task, as all methods do.
+    self.inputs: inputs_lib.Inputs = task.inputs
+    self.averaging: ValidatedAveraging | None = None
+    built = build.external(name, settings)
+    if isinstance(built, ValidatedAveraging):
+      self.averaging = built
+      self.inputs = _without_held_out(task.inputs, built.held_out, name)
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
-    self.auxiliary_loss = trajectory_loss.auxiliary_loss(
-      build.auxiliary_loss(name, settings), task, self.epoch_steps
-    )
-    if self._followed(0.0) and task.objective.names[1] != 'accuracy':
-      setting = min(self._followed(0.0))
-      msg = (
-        f'methods: {name} follows the training accuracy, which is not the '
-        f'metric here; give a number for {name}.{setting}'
-      )
-      raise ValueError(msg)
-    self._schedule = schedule(config, self.settings.get('learning_rate'))
-    self._compiled: dict[tuple[float, ...], Any] = {}
+    self.external = external_lib.build(built, task, self.epoch_steps)
+    self.on_host = config.execution == 'host' and self.method.skips
+    self.temporary_bytes: int | None = None  # of the compiled step
+    self.repetition = 1.0  # of operations in the loops of a step
+    # If it is known, rows have `gradients` and `seconds`.
+    self.cost: cost.StepCost | None = None
+    rate = self.settings.get('learning_rate', config.learning_rate)
+    self._schedule = schedule(dataclasses.replace(config, learning_rate=rate))
+    self._compiled: Any = None
 
   def start(self, seed: int) -> Progress:
     """Returns a run before its first step."""
@@ -98,52 +76,31 @@ class Trainer:
     params, statistics = _init(self.task, init_key)
     opt_state = self.optimizer(seed).init(params)
     step = jnp.zeros((), jnp.int32)
-    average = ()
-    if self.config.ema_decay is not None:
-      average = train_step.copy((params, statistics))
     state = self.placement.state(
-      TrainingState(step, params, statistics, opt_state, run_key, average)
+      TrainingState(step, params, statistics, opt_state, run_key)
     )
-    memory: Any = ()
-    if self.auxiliary_loss is not None:
-      make = self.auxiliary_loss.init
+    if self.external is not None:
+      make = self.external.init
       memory = self.placement.made(make, state.params, state.statistics)
-    if self.averaging is not None:
-      memory = self.placement.made(self.averaging.functions.init, state.params)
-    return Progress(
-      state._replace(memory=memory),
-      inputs=inputs_lib.state(self.inputs, 0, seed),
-    )
+      state = state._replace(memory=memory)
+    return Progress(state)
 
-  def compile(self, accuracy: float = 0.0) -> Any:
-    """Returns the step, compiled once for all seeds, and records its memory.
-
-    Args:
-      accuracy: best training accuracy so far. Settings that depend on it are
-        static, so each of their values is compiled once.
-
-    Returns:
-      The step, from state and batch to the next state and metrics.
-    """
-    values = tuple(self._followed(accuracy).values())
-    if values not in self._compiled:
-      self._compiled[values] = self._compile(accuracy)
-    return self._compiled[values]
+  def compile(self) -> Any:
+    """Returns the step, compiled once for all seeds, and records its memory."""
+    if self._compiled is None:
+      self._compiled = self._compile()
+    return self._compiled
 
   def step(
-    self, state: TrainingState, batch: datasets.Batch, accuracy: float = 0.0
+    self, state: TrainingState, batch: datasets.Batch
   ) -> tuple[TrainingState, train_step.Metrics]:
-    """Takes one step, from state and batch to the next state and metrics.
-
-    A step that is one compiled function donates the given state.
-    """
-    return self.compile(accuracy)(state, self.placement.batch(batch))
+    """Takes one step; if it is one compiled function, it donates the state."""
+    return self.compile()(state, self.placement.batch(batch))
 
   def batch(self, step: int, seed: int) -> datasets.Batch:
     """Returns the batch of a step."""
-    if self.auxiliary_loss is not None and self.auxiliary_loss.by_example:
-      return self.inputs.batch(step, seed, ids=True)
-    return self.inputs.batch(step, seed)
+    ids = self.external is not None and self.external.by_example
+    return self.inputs.batch(step, seed, ids=ids)
 
   def run(
     self,
@@ -151,61 +108,61 @@ class Trainer:
     seed: int,
     after_step: Callable[[Progress], None] = lambda _: None,
   ) -> None:
-    """Trains from the step of `progress` to the last one.
+    """Trains from the step of `progress`, which is updated, to the last one.
 
     A run that diverged is evaluated and stopped; then `progress.stopped` says
     why.
-
-    Args:
-      progress: progress of this run, updated after every step.
-      seed: seed of the order of the data.
-      after_step: called after every step.
     """
-    steps, former = self.config.steps, None
-    watch = cost.Stopwatch()
-    while progress.step < steps and not progress.stopped:
+    self.compile()
+    former, seconds, began = None, 0.0, time.perf_counter()
+    while progress.step < self.config.steps and not progress.stopped:
       batch = self.batch(step=progress.step, seed=seed)
-      with watch.paused():
-        self.compile(progress.best_train_accuracy)
-      state, metrics = self.step(
-        progress.state, batch, progress.best_train_accuracy
-      )
+      state, metrics = self.step(progress.state, batch)
       # Limits the number of batches on the devices.
       jax.block_until_ready(former)
       former = metrics
       progress.state, progress.step = state, progress.step + 1
-      progress.inputs = inputs_lib.state(self.inputs, progress.step, seed)
-      self._record(progress, metrics, watch, seed)
-      with watch.paused():
-        after_step(progress)
+      due = self._due(progress.step)
+      if due:
+        jax.block_until_ready(metrics)
+      seconds += time.perf_counter() - began
+      if due:
+        self._record(progress, metrics, due, seconds, seed)
+      after_step(progress)
+      began = time.perf_counter()
+
+  def _due(self, step: int) -> set[str]:
+    """Returns the kinds of rows that are due after a step."""
+    config, averaging, due = self.config, self.averaging, set()
+    if step == config.steps or step % config.log_every == 0:
+      due.add('log')
+    if averaging and step % (self.epoch_steps * averaging.epochs) == 0:
+      due.add('validation')
+    if is_due(step, config.steps, config.evaluations):
+      due.add('evaluation')
+    return due
 
   def _record(
     self,
     progress: Progress,
     metrics: train_step.Metrics,
-    watch: cost.Stopwatch,
+    due: set[str],
+    seconds: float,
     seed: int,
   ) -> None:
-    """Adds the rows that are due after a step."""
-    step, config, epoch = progress.step, self.config, self.epoch_steps
-    if step == config.steps or step % config.log_every == 0:
-      with watch.paused(metrics):
-        row = self._log_row(progress, metrics)
-        progress.log.append(row | self._spent(progress, watch))
-      progress.stopped = early_stop.found(progress.log, config.steps)
-    if step % epoch == 0 and self._followed(0.0):
-      with watch.paused(metrics):
-        best = self._train_accuracy(progress.state)
-      progress.best_train_accuracy = max(progress.best_train_accuracy, best)
-    averaging = self.averaging
-    if averaging is not None and step % (epoch * averaging.epochs) == 0:
-      with watch.paused(metrics):
-        self._validate(progress, averaging, seed)
-    due = is_evaluated(step, config.steps, config.evaluations)
-    if due or progress.stopped:
-      with watch.paused(metrics):
-        row = self._evaluation_row(progress)
-        progress.evaluations.append(row | self._spent(progress, watch))
+    """Adds rows of these kinds, and an evaluation of a run that diverged."""
+    spent: Row = {}
+    if self.cost is not None:
+      taken = int(self._method_metrics(progress.state)['second_gradients'])
+      spent['gradients'] = self.cost.until(progress.step, taken)
+      spent['seconds'] = seconds
+    if 'log' in due:
+      progress.log.append(self._log_row(progress, metrics) | spent)
+      progress.stopped = divergence(progress.log, self.config.steps)
+    if 'validation' in due:
+      self._validate(progress, seed)
+    if 'evaluation' in due or progress.stopped:
+      progress.evaluations.append(self._evaluation_row(progress) | spent)
 
   def measure_sharpness(self, state: TrainingState) -> Row:
     """Measures sharpness in evaluation mode, on fixed training examples."""
@@ -235,58 +192,12 @@ class Trainer:
       self.task, *self.solution(state), self.placement
     )
 
-  def _replicated_loss(
-    self, params: Any, statistics: Statistics, batch: datasets.Batch
-  ) -> jax.Array:
-    # Then gradients are replicated too, so every process can read them.
-    params = jax.lax.with_sharding_constraint(params, self.placement.replicated)
-    return self.task.evaluation_loss(params, statistics, batch)
-
-  def _compile(self, accuracy: float) -> Any:
-    optimizer = self.optimizer(seed=0, accuracy=accuracy)
-    state = self.start(seed=0).state
-    sample = dict(self.task.inputs.sample())
-    if self.auxiliary_loss is not None and self.auxiliary_loss.by_example:
-      sample['ids'] = np.zeros_like(sample['labels'])
-    batch = self.placement.batch(sample)
-    mesh, averaging = self.placement.mesh, self.averaging
-    how = {
-      'ema_decay': self.config.ema_decay,
-      'sharding': None if mesh is None else self.placement.shardings(state),
-    }
-    if self.on_host:
-      # Two functions, compiled at their first calls.
-      step = train_step.branching_on_host(self.task, optimizer, **how)
-      for _ in range(_WARM_UP_STEPS):
-        state, _ = step(state, batch)
-      jax.block_until_ready(state)
-      return step
-    step: Any = train_step.jitted_step(
-      self.task,
-      optimizer,
-      uses_gradient=build.method(self.name).uses_gradient,
-      takes_per_example_losses=build.method(self.name).takes_per_example_losses,
-      auxiliary_loss=self.auxiliary_loss,
-      accumulate=None if averaging is None else averaging.functions.accumulate,
-      rows=self.placement.rows,
-      donates=True,
-      **how,
-    )
-    traced = step.trace(state, batch)
-    self.repetition = cost.repetition(traced.jaxpr)
-    compiled = traced.lower().compile()
-    size = getattr(compiled.memory_analysis(), 'temp_size_in_bytes', None)
-    if size is not None:
-      self.temporary_bytes = max(size, self.temporary_bytes or 0)
-    return compiled
-
   def solution(self, state: TrainingState) -> tuple[Any, Statistics]:
-    """Returns the solution of a run so far: parameters and statistics.
+    """Returns parameters and statistics of the solution of a run so far.
 
-    If these parameters are not the trained ones, the running statistics of
-    batch norm are recomputed over fixed training examples.
+    Statistics of parameters that are not the trained ones are recomputed.
     """
-    read, kept = build.method(self.name).solution, state.opt_state
+    read, kept = self.method.solution, state.opt_state
     if self.averaging is not None:
       read, kept = self.averaging.functions.result, state.memory
     if read is None:
@@ -296,9 +207,7 @@ class Trainer:
       self.task, params, state.statistics, self.placement
     )
 
-  def optimizer(
-    self, seed: int, accuracy: float = 0.0
-  ) -> optax.GradientTransformation:
+  def optimizer(self, seed: int) -> optax.GradientTransformation:
     """Returns method and base; the seed determines random initial state."""
     rows = self.inputs.batch_size
     return build.optimizer(
@@ -307,13 +216,54 @@ class Trainer:
       self.config,
       seed=seed,
       epoch_steps=self.epoch_steps,
-      accuracy=accuracy,
       batch_like=jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype),
         dict(self.inputs.sample()),
       ),
       num_data=self.inputs.train_examples,
     )
+
+  def _replicated_loss(
+    self, params: Any, statistics: Statistics, batch: datasets.Batch
+  ) -> jax.Array:
+    # Then gradients are replicated too, so every process can read them.
+    params = jax.lax.with_sharding_constraint(params, self.placement.replicated)
+    return self.task.evaluation_loss(params, statistics, batch)
+
+  def _compile(self) -> Any:
+    optimizer, state = self.optimizer(seed=0), self.start(seed=0).state
+    sample = dict(self.task.inputs.sample())
+    if self.external is not None and self.external.by_example:
+      sample['ids'] = np.zeros_like(sample['labels'])
+    batch = self.placement.batch(sample)
+    sharding = None
+    if self.placement.mesh is not None:
+      sharding = self.placement.shardings(state)
+    if self.on_host:
+      # Two functions, compiled at their first calls.
+      step = train_step.branching_on_host(
+        self.task, optimizer, sharding=sharding
+      )
+      for _ in range(_WARM_UP_STEPS):
+        state, _ = step(state, batch)
+      jax.block_until_ready(state)
+      return step
+    jitted: Any = train_step.jitted_step(
+      self.task,
+      optimizer,
+      uses_gradient=self.method.uses_gradient,
+      takes_per_example_losses=self.method.takes_per_example_losses,
+      external=self.external,
+      rows=self.placement.rows,
+      donates=True,
+      sharding=sharding,
+    )
+    traced = jitted.trace(state, batch)
+    self.repetition = cost.repetition(traced.jaxpr)
+    compiled = traced.lower().compile()
+    memory = compiled.memory_analysis()
+    self.temporary_bytes = getattr(memory, 'temp_size_in_bytes', None)
+    return compiled
 
   def _log_row(self, progress: Progress, metrics: train_step.Metrics) -> Row:
     values: dict[str, Any] = {
@@ -322,44 +272,19 @@ class Trainer:
       'learning_rate': self._schedule(progress.step - 1),
       **self._method_metrics(progress.state),
     }
-    followed = self._followed(progress.best_train_accuracy)
-    if followed:
-      values['best_train_accuracy'] = progress.best_train_accuracy
-      values |= {f'setting_{name}': value for name, value in followed.items()}
     row = {name: float(value) for name, value in values.items()}
     if not row['second_gradients']:
       row['perturbed_loss'] = math.nan  # unknown before the first ascent step
     return {'step': progress.step, **row}
 
-  def _spent(self, progress: Progress, watch: cost.Stopwatch) -> Row:
-    if self.cost is None:
-      return {}
-    taken = int(self._method_metrics(progress.state)['second_gradients'])
-    gradients = self.cost.until(progress.step, taken)
-    return {'gradients': gradients, 'seconds': watch.seconds}
-
   def _method_metrics(self, state: TrainingState) -> dict[str, Any]:
-    if not build.method(self.name).reports:
+    if not self.method.reports:
       return {'ascended': 0, 'second_gradients': 0}
     return optax_sam.metrics(state.opt_state)
 
-  def _followed(self, accuracy: float) -> dict[str, float]:
-    return accuracy_schedule.following(self.settings, accuracy)
-
-  def _train_accuracy(self, state: TrainingState) -> float:
-    train: Any = self.task.inputs.train()
-    _, accuracy = self._evaluate(*self.solution(state), [train])
-    # 0.9 in float32 is below the Python float 0.9.
-    examples = len(train['labels'])
-    return round(accuracy * examples) / examples
-
-  def _validate(
-    self, progress: Progress, averaging: ValidatedAveraging, seed: int
-  ) -> None:
-    """Updates an average with the loss on the held-out examples.
-
-    The loss is in evaluation mode, with the running statistics of the run.
-    """
+  def _validate(self, progress: Progress, seed: int) -> None:
+    """Updates an average with the loss on the held-out examples."""
+    averaging: Any = self.averaging
     held_out: Any = self.inputs.held_out(seed)
     state = progress.state
     loss, value = self._evaluate(state.params, state.statistics, [held_out])
@@ -367,36 +292,26 @@ class Trainer:
       averaging.functions.validate, state.memory, loss
     )
     progress.state = state._replace(memory=memory)
-    row = {
-      'step': progress.step,
-      'validation_loss': loss,
-      f'validation_{self.task.objective.measured.name}': value,
-      'first_segment': int(memory.first_segment),
-      'last_segment': int(memory.last_segment),
-    }
-    progress.validations.append(row)
+    name = self.task.objective.measured.name
+    row = {'validation_loss': loss, f'validation_{name}': value}
+    for segment in ('first_segment', 'last_segment'):
+      row[segment] = int(getattr(memory, segment))
+    progress.validations.append({'step': progress.step, **row})
 
   def _evaluation_row(self, progress: Progress) -> Row:
-    inputs, state = self.task.inputs, progress.state
-    solution = self.solution(state)
-    parts = [('test', solution, inputs.test())]
-    train = inputs.train()
+    solution, train = self.solution(progress.state), self.task.inputs.train()
+    parts: dict[str, Any] = {'test': self.task.inputs.test()}
     if train is not None:
-      parts.append(('train', solution, [train]))
-    if state.average:
-      parts.append(('ema_test', state.average, inputs.test()))
+      parts['train'] = [train]
     row: Row = {'step': progress.step}
-    for part, where, batches in parts:
-      loss, value = self._evaluate(*where, batches)
+    for part, batches in parts.items():
+      loss, value = self._evaluate(*solution, batches)
       row[f'{part}_loss'] = loss
       row[f'{part}_{self.task.objective.measured.name}'] = value
     return row
 
   def _evaluate(
-    self,
-    params: Any,
-    statistics: Statistics,
-    batches: Iterable[datasets.Batch],
+    self, params: Any, statistics: Statistics, batches: Any
   ) -> tuple[float, float]:
     return evaluation.evaluate(
       self.task, params, statistics, batches, self.placement
@@ -404,17 +319,13 @@ class Trainer:
 
 
 def _without_held_out(
-  inputs: Any, averaging: ValidatedAveraging, name: str
+  inputs: Any, fraction: float, name: str
 ) -> inputs_lib.Inputs:
-  """Returns the data of a method that holds out examples for validation.
-
-  It does not train on these, while other methods of a comparison train on all
-  examples.
-  """
-  parts = inputs.with_held_out(averaging.held_out)
+  """Returns the data of a method that does not train on all examples."""
+  parts = inputs.with_held_out(fraction)
   if parts.train_examples == inputs.train_examples:
     msg = (
-      f'{name}: a validation_share of {averaging.held_out} holds out none of '
+      f'{name}: a validation_share of {fraction} holds out none of '
       f'{inputs.train_examples} training examples; give a larger one'
     )
     raise ValueError(msg)

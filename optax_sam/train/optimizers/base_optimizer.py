@@ -2,21 +2,20 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 import optax.contrib
 
-from optax_sam.train.config import assignment, configs, names
+from optax_sam.train.config import configs, names
 from optax_sam.train.optimizers.registry import BASES
 
 # `--set base.NAME=VALUE` sets an argument of the base optimizer.
 PREFIX = 'base'
 # These need a line search, a Hessian, an optimizer of their own or a key.
 _NEED_MORE = frozenset({'lbfgs', 'sophia', 'galore', 'noisy_sgd'})
-_DEFAULTS: Mapping[str, dict[str, Any]] = {'sgd': {'momentum': 0.9}}
 _DECAYS = ('weight_decay', 'weight_decay_rate')
 _MASKS = ('mask', 'weight_decay_mask')
 
@@ -29,7 +28,7 @@ def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
   nothing else that isn't a number. Optimizers that choose their learning rate
   themselves are not among them: all methods of a comparison share one schedule.
   """
-  found = {}
+  found: dict[str, Any] = {'sgd': optax.sgd, 'adamw': optax.adamw}
   for module in (optax, optax.contrib):
     for name, function in inspect.getmembers(module, _is_function):
       parameters = dict(inspect.signature(function).parameters)
@@ -43,41 +42,12 @@ def optimizers() -> dict[str, Callable[..., optax.GradientTransformation]]:
         and all(x.default is not x.empty for x in parameters.values())
       ):
         found.setdefault(name, function)
-  first = {name: found.pop(name) for name in ('sgd', 'adamw')}
-  return first | found
+  return found
 
 
-def arguments(config: configs.Experiment) -> dict[str, Any]:
-  """Returns the arguments given by `--set base.NAME=VALUE`, and defaults."""
-  given = dict(_DEFAULTS.get(config.base, {}))
-  parameters = inspect.signature(optimizers()[config.base]).parameters
-  allowed = [name for name in parameters if _is_settable(name, parameters)]
-  for one in config.set:
-    text, target, name, written = assignment.split(one)
-    if target != PREFIX:
-      continue
-    for flag in ('learning_rate', 'weight_decay'):
-      if name == flag:
-        msg = f'--set {text}: use --{flag.replace("_", "-")} {written}'
-        raise ValueError(msg)
-    what = f'--set {text}: argument of {config.base}'
-    if not allowed:
-      msg = f'{what} {name!r} is unknown; it has none'
-      raise ValueError(msg)
-    name = names.find(what, name, allowed)
-    default = parameters[name].default
-    if default is None:  # of a number that can be left out
-      default = None if written == 'None' else 0.0
-    given[name] = assignment.value(text, name, written, default)
-  return given
-
-
-def schedule(
-  config: configs.Experiment, highest: float | None = None
-) -> optax.Schedule:
+def schedule(config: configs.Experiment) -> optax.Schedule:
   """Returns the learning-rate schedule: linear warm-up, then cosine decay."""
-  if highest is None:
-    highest = configs.learning_rate(config)
+  highest = configs.learning_rate(config)
   # The peak may be traced, which this function of Optax does not accept.
   shape = optax.warmup_cosine_decay_schedule(
     init_value=0.0,
@@ -98,51 +68,64 @@ def base_optimizer(
   gradients, on kernels only. `--clip-norm` clips the gradients that it receives
   from a sharpness-aware method, which itself uses unclipped gradients.
   """
-  of_training = schedule(config)
-  rate: Any = of_training
-  if steps > 1:
-    rate = lambda count: of_training(count // steps)
-  parts = [_optimizer(config, rate)]
+  of_training, parts = schedule(config), []
   if config.clip_norm is not None:
-    parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
-  return parts[0] if len(parts) == 1 else optax.chain(*parts)
-
-
-def _optimizer(
-  config: configs.Experiment, rate: optax.Schedule
-) -> optax.GradientTransformation:
-  if config.base in BASES:
-    return BASES[config.base](rate)
-  function, given = optimizers()[config.base], arguments(config)
-  parameters = inspect.signature(function).parameters
-  decay = configs.weight_decay(config)
-  own = [key for key in _DECAYS if key in parameters]
-  if own:
-    given |= {own[0]: decay}
-    given |= {key: _is_kernel for key in _MASKS if key in parameters}
+    parts.append(optax.clip_by_global_norm(config.clip_norm))
+  given: dict[str, Any] = {}
+  function: Any = BASES.get(config.base)
+  if function is None:
+    function, given = optimizers()[config.base], _arguments(config)
+    decay = configs.weight_decay(config)
+    known = inspect.signature(function).parameters
+    own = [key for key in _DECAYS if key in known]
+    if own:
+      given |= {own[0]: decay}
+      given |= {key: _is_kernel for key in _MASKS if key in known}
+    else:
+      parts.append(optax.add_decayed_weights(decay, mask=_is_kernel))
   try:
-    base = function(rate, **given)
+    parts.append(function(lambda count: of_training(count // steps), **given))
   except (TypeError, ValueError, OverflowError) as error:
     msg = f'--base {config.base}: {error}'
     raise ValueError(msg) from error
-  if own:
-    return base
-  return optax.chain(optax.add_decayed_weights(decay, mask=_is_kernel), base)
+  return parts[0] if len(parts) == 1 else optax.chain(*parts)
+
+
+def _arguments(config: configs.Experiment) -> dict[str, Any]:
+  """Returns the arguments given by `--set base.NAME=VALUE`, and defaults."""
+  given: dict[str, Any] = {'momentum': 0.9} if config.base == 'sgd' else {}
+  parameters = inspect.signature(optimizers()[config.base]).parameters
+  allowed = [name for name, one in parameters.items() if _is_settable(one)]
+  for text in config.set:
+    shown, target, name, written = names.split_assignment(text)
+    if target != PREFIX:
+      continue
+    if name in ('learning_rate', 'weight_decay'):
+      msg = f'--set {shown}: use --{name.replace("_", "-")} {written}'
+      raise ValueError(msg)
+    what = f'--set {shown}: argument of {config.base}'
+    if not allowed:
+      msg = f'{what} {name!r} is unknown; it has none'
+      raise ValueError(msg)
+    name = names.find(what, name, allowed)
+    default = parameters[name].default
+    if default is None:  # of a number that can be left out
+      default = None if written == 'None' else 0.0
+    given[name] = names.parse_value(shown, name, written, default)
+  return given
 
 
 def _is_function(value: Any) -> bool:
   return inspect.isfunction(value) or isinstance(value, functools.partial)
 
 
-def _is_settable(
-  name: str, parameters: Mapping[str, inspect.Parameter]
-) -> bool:
-  default = parameters[name].default
+def _is_settable(parameter: inspect.Parameter) -> bool:
+  name, default = parameter.name, parameter.default
   return (
     name not in ('learning_rate', 'seed', 'key', *_DECAYS)
     and not any(part in name for part in ('dtype', 'mask'))
-    and 'Callable' not in str(parameters[name].annotation)
-    and (default is None or isinstance(default, bool | int | float | str))
+    and 'Callable' not in str(parameter.annotation)
+    and isinstance(default, bool | int | float | str | None)
   )
 
 

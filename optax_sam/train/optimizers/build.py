@@ -8,15 +8,11 @@ from typing import Any
 import numpy as np
 import optax
 
-import optax_sam
 from optax_sam import catalog
-from optax_sam.train.config import assignment, configs
-from optax_sam.train.config import names as names_lib
-from optax_sam.train.optimizers import accuracy_schedule
+from optax_sam.train.config import configs, names
 from optax_sam.train.optimizers import base_optimizer as base_optimizer_lib
 from optax_sam.train.optimizers.base_optimizer import base_optimizer, schedule
 from optax_sam.train.optimizers.registry import METHODS, Method
-from optax_sam.train.optimizers.weight_averaging import ValidatedAveraging
 
 # Arguments that the trainer sets, or that describe devices, not the method.
 _NOT_SETTABLE = frozenset(
@@ -27,6 +23,11 @@ _BASE = Method(
   dataclasses.replace(catalog.METHODS['sam'], group='every step', needs=''),
   optax.identity,
 )
+
+
+def method(name: str) -> Method:
+  """Returns the description of a method, or that of a base optimizer."""
+  return METHODS.get(name, _BASE)
 
 
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
@@ -41,23 +42,14 @@ def settable(name: str) -> tuple[str, ...]:
   return tuple(key for key in _parameters(name) if key not in filled)
 
 
-def check_names(names: Iterable[str], base: str) -> None:
-  """Raises a ValueError if a name is neither a method nor the base."""
-  for name in names:
-    if name != base and name not in METHODS:
-      canonical_name(name, base, 'method')
-      msg = f'method {name!r} is unknown; write {base} or a name of the catalog'
-      raise ValueError(msg)
-
-
 def canonical_name(name: str, base: str, what: str) -> str:
   """Returns the name of a method, or of the base optimizer."""
   optimizers = base_optimizer_lib.optimizers()
   if name.lower() in optimizers and name.lower() not in (base, *METHODS):
     msg = f'{what} {name!r} is a base optimizer; write --base {name.lower()}'
     raise ValueError(msg)
-  titles = {key: method.row.title for key, method in METHODS.items()}
-  return names_lib.find(
+  titles = {key: one.row.title for key, one in METHODS.items()}
+  return names.find(
     what,
     name,
     (base, *METHODS),
@@ -70,19 +62,17 @@ def canonical_name(name: str, base: str, what: str) -> str:
 
 
 def parse_settings(
-  assignments: Iterable[str], names: Iterable[str]
+  assignments: Iterable[str], methods: Iterable[str]
 ) -> dict[str, dict[str, Any]]:
   """Reads assignments such as `ae_sam.lambda_2=2`."""
-  parsed: dict[str, dict[str, Any]] = {
-    name: {} for name in names if name in METHODS
-  }
+  parsed: dict[str, dict[str, Any]] = {x: {} for x in methods if x in METHODS}
   for one in assignments:
-    text, name, setting, written = assignment.split(one)
+    text, name, setting, written = names.split_assignment(one)
     if name == base_optimizer_lib.PREFIX:  # read by `base_optimizer`
       continue
     if name not in parsed:
       try:
-        name = names_lib.find('', name, parsed)
+        name = names.find('', name, parsed)
       except ValueError:
         allowed = ', '.join((*parsed, base_optimizer_lib.PREFIX))
         msg = (
@@ -91,9 +81,9 @@ def parse_settings(
         )
         raise ValueError(msg) from None
     what = f'--set {text}: setting of {name}'
-    setting = names_lib.find(what, setting, settable(name))
+    setting = names.find(what, setting, settable(name))
     default = complete_settings(name, {}, None).get(setting)
-    value = assignment.value(text, setting, written, default)
+    value = names.parse_value(text, setting, written, default)
     if setting == METHODS[name].row.radius and not np.float32(value) > 0:
       msg = f'--set {text}: {setting} must be above 0, not {written}'
       raise ValueError(msg)
@@ -107,14 +97,12 @@ def complete_settings(
   """Returns all settings of a method: given ones, --rho, then defaults."""
   if name not in METHODS:
     return {}
-  row, parameters = METHODS[name].row, _parameters(name)
-  chosen: dict[str, Any] = {
-    key: row.example.get(key)
-    if parameters[key].default is inspect.Parameter.empty
-    else parameters[key].default
+  example, parameters = METHODS[name].row.example, _parameters(name)
+  chosen = {
+    key: example.get(key) if default is inspect.Parameter.empty else default
     for key in settable(name)
+    for default in [parameters[key].default]
   }
-  chosen |= METHODS[name].defaults
   if rho is not None and 'rho' in chosen:
     chosen['rho'] = rho
   return {**chosen, **given}
@@ -127,7 +115,6 @@ def optimizer(
   *,
   seed: int,
   epoch_steps: int = 1,
-  accuracy: float = 0.0,
   batch_like: Any = None,
   num_data: int = 1,
 ) -> optax.GradientTransformation:
@@ -138,8 +125,9 @@ def optimizer(
   if name not in METHODS:
     return optax.chain(optax.identity(), base_optimizer(config))
   own, parameters = METHODS[name], _parameters(name)
-  base_steps = settings[own.base_steps] if own.base_steps else 1
-  base = base_optimizer(config, base_steps)
+  base = base_optimizer(
+    config, settings[own.base_steps] if own.base_steps else 1
+  )
   filled = {
     'total_steps': config.steps,
     'refresh_every': epoch_steps,
@@ -147,18 +135,11 @@ def optimizer(
     'base': base,
     'batch_like': batch_like,
     'num_data': num_data,
+    **settings,
   }
-  arguments = {k: v for k, v in filled.items() if k in parameters}
-  arguments |= _arguments(name, settings)
-  arguments |= accuracy_schedule.following(settings, accuracy)
   if 'learning_rate' in parameters:
-    highest = settings.get('learning_rate')
-    arguments['learning_rate'] = schedule(config, highest)
-  try:
-    built = own.factory(**arguments)
-  except (TypeError, ValueError, OverflowError) as error:
-    msg = f'{name}: {error}'
-    raise ValueError(msg) from error
+    filled['learning_rate'] = schedule(config)
+  built = _built(name, filled)
   match own.row.place:
     case 'chain':
       return optax.chain(built, base)
@@ -170,36 +151,20 @@ def optimizer(
       return built
 
 
-def auxiliary_loss(
-  name: str, settings: Mapping[str, Any]
-) -> optax_sam.SafLoss | optax_sam.MesaLoss | None:
-  """Returns the auxiliary loss that a method is, None for other methods."""
-  return _placed('loss', name, settings)
-
-
-def averaging(
-  name: str, settings: Mapping[str, Any]
-) -> ValidatedAveraging | None:
-  """Returns the external average that a method is, None for other methods."""
-  return _placed('outside', name, settings)
-
-
-def method(name: str) -> Method:
-  """Returns the description of a method, or that of a base optimizer."""
-  return METHODS.get(name, _BASE)
-
-
-def _placed(place: str, name: str, settings: Mapping[str, Any]) -> Any:
-  if name not in METHODS or METHODS[name].row.place != place:
+def external(name: str, settings: Mapping[str, Any]) -> Any:
+  """Returns the auxiliary loss or average that a method is, None for others."""
+  if method(name).row.place not in ('loss', 'outside'):
     return None
-  return METHODS[name].factory(**_arguments(name, settings))
+  return _built(name, settings)
 
 
-def _arguments(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns the settings without the learning rate of the base optimizer."""
+def _built(name: str, given: Mapping[str, Any]) -> Any:
+  """Calls the function of a method with those arguments that it has."""
   known = _parameters(name)
-  return {
-    key: value
-    for key, value in settings.items()
-    if key != 'learning_rate' or key in known
-  }
+  try:
+    return METHODS[name].factory(
+      **{k: x for k, x in given.items() if k in known}
+    )
+  except (TypeError, ValueError, OverflowError) as error:
+    msg = f'{name}: {error}'
+    raise ValueError(msg) from error

@@ -8,37 +8,81 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import optax
 
 import optax_sam
-from optax_sam import catalog
-from optax_sam.train.optimizers import accuracy_schedule, weight_averaging
+from optax_sam import catalog, validation
+from optax_sam.methods.swad import Swad
+
+
+class ValidatedAveraging(NamedTuple):
+  """An average of the weights that depends on validation losses.
+
+  `accumulate` of its functions is part of each step, `validate` is called after
+  the last step of an epoch, and `result` returns the solution of a run.
+  """
+
+  functions: Swad
+  held_out: float  # fraction of the training examples
+  epochs: int  # between validations
+
+
+def _swa(
+  *, start: float = 0.75, total_steps: int, refresh_every: int
+) -> optax.GradientTransformationExtraArgs:
+  """Averages the weights of the last epochs of a run, once an epoch.
+
+  Args:
+    start: fraction of the run before averaging starts. The authors average over
+      about the last half of a run, at a high learning rate.
+    total_steps: length of the run in steps.
+    refresh_every: number of steps in an epoch.
+  """
+  validation.check_number('start', start, at_least=0, at_most=1)
+  first = max(1, round(start * total_steps))
+  return optax_sam.swa(first, every=refresh_every)
+
+
+def _swad(  # noqa: D417 (the others: see `optax_sam.swad`)
+  *,
+  n_converge: int = 3,
+  n_tolerance: int = 6,
+  tolerance: float = 0.3,
+  validation_share: float = 0.1,
+  epochs_per_validation: int = 1,
+) -> ValidatedAveraging:
+  """Averages the weights of all steps, from start to end by validation loss.
+
+  Args:
+    validation_share: fraction of the training examples that is held out, above
+      0 and at most 0.5. The seed of the run chooses them, in each class. Other
+      methods of a comparison train on them too.
+    epochs_per_validation: number of epochs between validations, at least 1; an
+      epoch excludes the held-out examples.
+  """
+  share, epochs = validation_share, epochs_per_validation
+  validation.check_number('validation_share', share, above=0, at_most=0.5)
+  validation.check_static_integer('epochs_per_validation', epochs)
+  functions = optax_sam.swad(
+    n_converge=n_converge, n_tolerance=n_tolerance, tolerance=tolerance
+  )
+  return ValidatedAveraging(functions, share, epochs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-  """The trainer's description of a method.
-
-  Attributes:
-    row: the row of the catalog.
-    factory: the function that builds it, or its `ValidatedAveraging`.
-    uses_gradient: whether it reads the unperturbed gradient of the batch.
-    takes_per_example_losses: whether it differentiates per-example losses, for
-      which batch norm must use its running statistics.
-    defaults: values that differ from those of factory and row, or rules.
-    base_steps: the setting with the number of base optimizer steps in a step.
-    solution: maps parameters and optimizer state to the solution of the run, if
-      that differs from the trained parameters.
-  """
+  """The trainer's description of a method."""
 
   row: catalog.Method
-  factory: Callable[..., Any]
-  uses_gradient: bool = True
+  factory: Callable[..., Any]  # builds it, or its `ValidatedAveraging`
+  uses_gradient: bool = True  # the unperturbed one of the batch
+  # Batch norm must then use its running statistics.
   takes_per_example_losses: bool = False
-  defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  base_steps: str | None = None
+  base_steps: str | None = None  # setting: base optimizer steps in a step
+  # From parameters and optimizer state to the solution of a run, if that
+  # differs from the trained parameters.
   solution: Callable[[optax.Params, Any], optax.Params] | None = None
 
   @property
@@ -52,17 +96,6 @@ class Method:
     return bool(self.row.needs)
 
 
-# The authors' rule. Open points, and differences to their code:
-# - The rule does not define the training accuracy. One of their programs passes
-#   over the training set after each epoch, another averages over the training
-#   batches of the epoch, both in training mode. Here it is measured after the
-#   epoch in evaluation mode; the docstring of the class explains why.
-# - They round k down; a fraction of the batch is rounded to the nearest here.
-# - They also halve the learning rate when k falls at 99.5 %, which the rule
-#   doesn't mention; here all methods of a comparison share one schedule.
-_SHARE_OF_LARGEST_LOSSES = accuracy_schedule.ByTrainingAccuracy(
-  1.0, ((0.8, 1 / 2), (0.9, 1 / 4), (0.95, 1 / 8), (0.995, 1 / 16))
-)
 # The other methods of their groups, and those that need examples, do without.
 _USE_GRADIENT = frozenset({'esam', 'sparse_sam_fisher'})
 # Attributes of `Method` that differ from their defaults.
@@ -70,13 +103,9 @@ _SPECIAL: dict[str, dict[str, Any]] = {
   'anti_pgd': {'solution': optax_sam.without_noise},
   'entropy_sgd': {'solution': optax_sam.outer_params},
   'lookbehind': {'base_steps': 'steps'},
-  'ordered_sgd': {'defaults': {'k': _SHARE_OF_LARGEST_LOSSES}},
   'sparse_sam_fisher': {'takes_per_example_losses': True},
-  'swa': {
-    'factory': weight_averaging.swa,
-    'solution': optax_sam.averaged_params,
-  },
-  'swad': {'factory': weight_averaging.swad},
+  'swa': {'factory': _swa, 'solution': optax_sam.averaged_params},
+  'swad': {'factory': _swad},
 }
 
 
@@ -131,13 +160,13 @@ def added(
   methods: Mapping[str, Method], bases: Mapping[str, Callable[[Any], Any]]
 ) -> Iterator[None]:
   """Adds methods and base optimizers, which may replace others, for a while."""
-  former = METHODS.copy(), BASES.copy()
-  METHODS.update(methods)
-  BASES.update(bases)
+  registries: Any = ((METHODS, methods), (BASES, bases))
+  former = [registered.copy() for registered, _ in registries]
+  for registered, more in registries:
+    registered.update(more)
   try:
     yield
   finally:
-    registries: Any = zip((METHODS, BASES), former, strict=True)
-    for registered, before in registries:
+    for (registered, _), before in zip(registries, former, strict=True):
       registered.clear()
       registered.update(before)

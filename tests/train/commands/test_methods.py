@@ -3,7 +3,7 @@ import json
 import pytest
 
 from optax_sam import catalog
-from optax_sam.train.commands import plain_text
+from optax_sam.train.commands import methods
 from optax_sam.train.optimizers import build, registry
 from tests.train.runs import call, refused
 
@@ -54,7 +54,7 @@ def test_the_rule_of_sam_is_readable(capsys):
   ],
 )
 def test_formulas_are_written_in_unicode(latex, expected):
-  assert plain_text.formula(latex) == expected
+  assert methods.formula(latex) == expected
 
 
 def test_json_has_the_same_facts(capsys):

@@ -139,6 +139,7 @@ def test_only_finished_runs_of_one_dataset_are_measured(runs, tmp_path, capsys):
     assert named in refused(capsys, 'sharpness', *paths)
 
 
+@pytest.mark.usefixtures('muted')
 def test_a_damaged_checkpoint_is_reported_and_not_deleted(
   runs, tmp_path, capsys
 ):

@@ -13,7 +13,6 @@ from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import base_optimizer
 from tests.train import problems
 from tests.train.runs import (
-  arrays,
   assert_same_end,
   call,
   damage,
@@ -26,7 +25,7 @@ from tests.train.runs import (
   steps_of,
 )
 
-pytestmark = pytest.mark.usefixtures('quick_eigenvalues')
+pytestmark = pytest.mark.usefixtures('quick_eigenvalues', 'muted')
 
 
 @pytest.fixture(scope='module')
@@ -65,54 +64,22 @@ def test_resume_is_bit_identical(whole, tmp_path):
   assert_same_end(first, whole[0])
 
 
-@pytest.fixture(scope='module')
-def following(tmp_path_factory, quick_eigenvalues):
-  """An uninterrupted run with a setting that depends on the accuracy."""
-  del quick_eigenvalues
-  config = problems.train_config(
-    method='ordered_sgd',
-    steps=40,
-    batch_size=100,  # epochs end at 10, 20, 30
-    output=tmp_path_factory.mktemp('train') / 'following',
-  )
-  assert run(config)[0]
-  values = [row['setting_k'] for row in arrays(config)[0].log]
-  assert values[:20] == [1.0] * 20
-  assert values[20] < 1
-  return config
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize(
-  ('step', 'sent'), [(20, signal.SIGINT), (24, signal.SIGTERM)]
-)
-def test_resume_restores_a_setting_that_depends_on_accuracy(
-  step, sent, following, tmp_path
-):
-  config = dataclasses.replace(following, output=tmp_path / 'run')
-  interrupt(config, step, sent)
-  assert f'Resuming from the checkpoint of step {step}' in resume(config)
-  assert_same_end(config, following)
+def test_a_second_ctrl_c_saves_no_partial_step(whole, tmp_path, monkeypatch):
+  original = Trainer._log_row
 
-
-@pytest.mark.slow
-def test_a_second_ctrl_c_saves_no_partial_step(
-  following, tmp_path, monkeypatch
-):
-  original = Trainer._train_accuracy
-
-  def accuracy(self, state):
-    if int(state.step) == 20:
+  def row(self, progress, metrics):
+    if progress.step == 8:
       os.kill(os.getpid(), signal.SIGINT)
       os.kill(os.getpid(), signal.SIGINT)
-    return original(self, state)
+    return original(self, progress, metrics)
 
-  config = dataclasses.replace(following, output=tmp_path / 'run')
-  monkeypatch.setattr(Trainer, '_train_accuracy', accuracy)
+  config = dataclasses.replace(whole[0], output=tmp_path / 'run')
+  monkeypatch.setattr(Trainer, '_log_row', row)
   assert not run(config)[0]
   monkeypatch.undo()
-  assert 'Resuming from the checkpoint of step 18' in resume(config)
-  assert_same_end(config, following)
+  assert 'Resuming from the checkpoint of step 6' in resume(config)
+  assert_same_end(config, whole[0])
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, copy):

@@ -268,10 +268,6 @@ OTHER = {
       {'methods': ('saf',), 'loss': lambda f, y: f[:, 0] * y},
       'saf needs loss=',
     ),
-    (
-      {'methods': ('ordered_sgd',), 'metric': 'loss'},
-      'a number for ordered_sg',
-    ),
     ({'base': 3}, 'base must be a name such as sgd, or a function'),
     ({'base': optax.sgd}, 'learning_rate must be given if base is a f'),
     ({'warmth': 0.1}, "argument 'warmth' is unknown; did you mean warmup"),

@@ -27,7 +27,6 @@ from tests.train.runs import refused
     ('warmup', 1.0, '--warmup'),
     ('clip_norm', 0.0, '--clip-norm must be above 0'),
     ('label_smoothing', 1.0, '--label-smoothing must be below 1'),
-    ('ema_decay', 1.0, '--ema-decay must be below 1'),
     ('image_size', 0, '--image-size must be at least 1, not 0'),
     ('data_dir', pathlib.Path('x'), '--data-dir is for fashion_mnist'),
   ],

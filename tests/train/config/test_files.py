@@ -68,7 +68,7 @@ def test_the_command_line_overrides_the_file(write):
   ('content', 'message'),
   [
     ({'stepz': 1}, "unknown flag 'stepz'; choose among base, batch-size"),
-    ({'config': 'x'}, 'config cannot be in it'),
+    ({'config': 'x'}, 'must not set config'),
     ({'steps': 'many'}, "--steps must be int, got str, not 'many'"),
     ({'seed': [1, 2]}, '--seed must be int, got array, not [1, 2]'),
     ({'seed': []}, '--seed must be int, got array'),

@@ -5,33 +5,27 @@ import jax.numpy as jnp
 import pytest
 
 from optax_sam.train.loop import cost
-from optax_sam.train.loop.cost import StepCost, Stopwatch
+from optax_sam.train.loop.cost import StepCost
 from tests.train.problems import finished, trainer
 
 
 def test_the_cost_of_a_run_counts_skipped_and_other_steps():
   cost = StepCost(ascended=2.0, skipped=1.0)
   assert cost.until(10, 3) == 3 * 2 + 7
-  assert cost.mean(0.25) == 1.25
-
-
-def test_a_stopwatch_excludes_pauses(monkeypatch):
-  now = iter([0.0, 3.0, 103.0, 105.0])
-  monkeypatch.setattr(time, 'perf_counter', lambda: next(now))
-  watch = Stopwatch()
-  with watch.paused():
-    assert watch.seconds == 3
-  assert watch.seconds == 5
+  assert cost.until(1, 0.25) == 1.25
 
 
 def test_rows_have_gradients_and_seconds_if_the_cost_is_known():
   one = trainer('ae_sam', given={'lambda_1': 1, 'lambda_2': 2.5})
   one.cost = StepCost(ascended=2.0, skipped=1.0)
-  progress = finished(one)
+  finished(one)  # compiles what is measured
+  pause, began = 0.02, time.perf_counter()
+  progress = finished(one, after_step=lambda _: time.sleep(pause))
   for rows in (progress.log, progress.evaluations):
     seconds = [row['seconds'] for row in rows]
     assert seconds[0] > 0
     assert seconds == sorted(seconds)
+    assert seconds[-1] < time.perf_counter() - began - 12 * pause
   taken = {row['step']: row['second_gradients'] for row in progress.log}
   assert 0 < taken[12] < 12
   for row in progress.log + progress.evaluations:

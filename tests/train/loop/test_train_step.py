@@ -7,8 +7,7 @@ import optax
 import pytest
 
 import optax_sam
-from optax_sam.train.loop import objectives, train_step
-from optax_sam.train.loop.trainer import Progress
+from optax_sam.train.loop import evaluation, objectives, train_step
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.base_optimizer import base_optimizer
 from tests.train import problems
@@ -54,7 +53,7 @@ def test_the_step_equals_handwritten_sam():
   key = jax.random.fold_in(state.key, state.step)
 
   def loss(params):
-    return problem.loss(params, state.statistics, batch, key)[0]
+    return jnp.mean(problem.losses(params, state.statistics, batch, key)[0])
 
   gradient = jax.jit(jax.grad(loss))
   grads = gradient(state.params)
@@ -76,7 +75,7 @@ def test_the_step_equals_handwritten_sam():
 
 @pytest.mark.parametrize('name', ['ae_look_sam', 'saf', 'swad'])
 def test_a_step_donates_its_input_state(name):
-  trainer = problems.trainer(name, ema_decay=0.9)
+  trainer = problems.trainer(name)
   state, batch = trainer.start(seed=0).state, trainer.batch(0, seed=0)
   given = jax.tree.leaves(state)
   aliased = trainer.compile().memory_analysis().alias_size_in_bytes
@@ -90,7 +89,8 @@ def test_running_statistics_come_from_the_first_pass_only():
   trainer = problems.trainer('sam', model='cnn', rho=1.0)
   state, batch = trainer.start(seed=0).state, trainer.batch(0, seed=0)
   key = jax.random.fold_in(state.key, state.step)
-  _, expected = trainer.task.loss(state.params, state.statistics, batch, key)
+  given = (state.params, state.statistics, batch, key)
+  _, expected = trainer.task.losses(*given)
   found, _ = trainer.step(state, batch)
   assert jax.tree.leaves(expected)
   assert_close(found.statistics, expected, rtol=1e-4, atol=1e-6)
@@ -151,7 +151,8 @@ def test_labels_are_smoothed_only_in_training(one):
   np.testing.assert_allclose(
     smooth.per_example_losses(*where), expected, rtol=1e-5
   )
-  assert smooth.loss(*where, state.key)[0] != plain.loss(*where, state.key)[0]
+  found = [jnp.mean(x.losses(*where, state.key)[0]) for x in (smooth, plain)]
+  assert found[0] != found[1]
   assert smooth.evaluation_loss(*where) == plain.evaluation_loss(*where)
 
 
@@ -162,7 +163,7 @@ def test_padding_rows_have_weight_zero(one):
   masked = {**batch, 'is_example': counts}
   where = (state.params, state.statistics)
   loss, accuracy = map(jnp.mean, one.task.evaluate(*where, part))
-  total, right, examples = one.task.evaluation_sums(*where, masked)
+  total, right, examples, _ = evaluation._sums(one.task, *where, masked)
   assert examples == 20
   assert right == round(20 * float(accuracy))
   np.testing.assert_allclose(total, 20 * loss, rtol=1e-5)
@@ -184,22 +185,3 @@ def test_the_method_gets_unclipped_gradients():
     state, _ = one.step(one.start(0).state, one.batch(0, 0))
     losses.append(one._method_metrics(state)['perturbed_loss'])
   assert losses[0] == losses[1]
-
-
-@pytest.mark.parametrize(
-  'execution', ['jit', pytest.param('host', marks=pytest.mark.slow)]
-)
-def test_weights_and_statistics_are_averaged(execution):
-  name = 'ae_sam' if execution == 'host' else 'sgd'
-  one = problems.trainer(name, model='cnn', ema_decay=0.75, execution=execution)
-  state = one.start(0).state
-  expected = train_step.copy((state.params, state.statistics))
-  for number in range(3):
-    state, _ = one.step(state, one.batch(number, 0))
-    now = (state.params, state.statistics)
-    expected = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, expected, now)
-  assert_close(state.average, expected, rtol=1e-5, atol=1e-7)
-  row = one._evaluation_row(Progress(state, 3))
-  loss = one.task.evaluation_loss(*expected, one.task.inputs.dataset.test)
-  assert row['ema_test_loss'] == pytest.approx(float(loss), rel=1e-4)
-  assert row['ema_test_loss'] != row['test_loss']

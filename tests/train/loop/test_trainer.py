@@ -78,7 +78,7 @@ def test_the_base_optimizer_takes_no_perturbed_gradient():
   trainer = problems.trainer('sgd', log_every=5)
   state = trainer.start(0).state
   assert trainer.solution(state) == (state.params, state.statistics)
-  assert trainer.auxiliary_loss is trainer.averaging is None
+  assert trainer.external is trainer.averaging is None
   assert state.memory == ()
   log = finished(trainer).log
   assert [row['step'] for row in log] == [5, 10, 12]

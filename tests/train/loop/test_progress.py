@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from optax_sam.train.loop import early_stop
+from optax_sam.train.loop.progress import divergence
 from tests.train.problems import finished, trainer
 
 NAN, INF = math.nan, math.inf
@@ -39,14 +39,14 @@ def rows(losses, norm=1.0):
 def test_a_run_diverges_if_its_loss_is_not_finite_or_high_for_long(
   losses, steps, reason
 ):
-  found = early_stop.found(rows(losses), steps)
+  found = divergence(rows(losses), steps)
   assert bool(found) == bool(reason)
   assert reason in found
 
 
 @pytest.mark.parametrize('norm', [NAN, INF])
 def test_parameters_that_are_not_finite_are_a_divergence_at_once(norm):
-  assert 'parameters' in early_stop.found(rows([1.0], norm), 300)
+  assert 'parameters' in divergence(rows([1.0], norm), 300)
 
 
 def test_a_run_that_diverged_is_evaluated_and_stopped():

@@ -1,7 +1,12 @@
-"""Detects runs that diverged, so that they can be stopped early."""
+"""The progress of a run: its state, its rows of metrics, its divergence."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
+
+from optax_sam.train.loop.train_step import TrainingState
+
+Row = dict[str, float]
 
 # A loss that rises above its start by so many times its start, and by at least
 # so much, is far above it. Cross entropy starts at the logarithm of the number
@@ -12,16 +17,35 @@ _LONG = 0.1
 _ROWS = 3
 
 
-def found(log: Sequence[dict[str, float]], steps: int) -> str:
-  """Returns the reason why a run diverged, '' if it did not.
+@dataclasses.dataclass
+class Progress:
+  """A run so far, with rows of training, test and held-out metrics."""
+
+  state: TrainingState
+  step: int = 0  # steps taken
+  log: list[Row] = dataclasses.field(default_factory=list)
+  evaluations: list[Row] = dataclasses.field(default_factory=list)
+  validations: list[Row] = dataclasses.field(default_factory=list)
+  stopped: str = ''  # the reason, if it diverged
+
+
+def is_due(step: int, steps: int, count: int) -> bool:
+  """Whether a step is one of up to `count` evenly spaced ones."""
+  count = min(count, steps)
+  nearest = round(step * count / steps)
+  return any(
+    step == max(1, round(steps * position / count))
+    for position in (nearest - 1, nearest, nearest + 1)
+    if 1 <= position <= count
+  )
+
+
+def divergence(log: Sequence[Row], steps: int) -> str:
+  """Returns the reason why a run of `steps` diverged, '' if it did not.
 
   A run diverged if a parameter is not finite, if the loss is not finite in two
   rows in a row or at the end, or if the loss is far above that of the first row
   for a tenth of the steps. A single spike is not a divergence.
-
-  Args:
-    log: rows of the run so far, with `step`, `loss` and `parameter_norm`.
-    steps: steps of the complete run.
   """
   last, start = log[-1], log[0]['loss']
   if not math.isfinite(last.get('parameter_norm', 0.0)):
