@@ -1,0 +1,147 @@
+"""The perturbed loss, with the part before all perturbed leaves computed once.
+
+XLA merges two forward passes only if both are the same program, and
+differentiation makes them differ. So the part of the perturbed loss that no
+perturbed leaf enters is computed as a plain forward pass, which XLA merges with
+that of the unperturbed loss. It is differentiated from the stored results of
+its expensive operations; the others are computed again.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jax.extend import core
+
+from optax_sam.engine import devices
+from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.read_order import called_by
+from optax_sam.engine.selection import Selection
+
+_EXPENSIVE = (
+  *('dot_general', 'ragged_dot_general', 'conv_general_dilated', 'fft', 'sort'),
+  *('cholesky', 'eigh', 'lu', 'qr', 'svd', 'triangular_solve'),
+  *('pallas_call', 'ffi_call'),
+)
+_INLINED = ('jit', 'pjit', 'closed_call')
+
+
+def share_forward(selection: Selection) -> Selection:
+  """Shares a part of the forward pass; the gradients are those of `selection`.
+
+  Without `jax.jit`, with `grad_fn`, and for a loss with side effects nothing is
+  shared.
+  """
+
+  def select(view: LossView, params: optax.Params, *of_step: Any) -> Any:
+    selected = selection.select(view, params, *of_step)
+    descent = lambda point: _shared(selected.descent(point), params)
+    return selected._replace(descent=descent)
+
+  return selection._replace(select=select)
+
+
+def _shared(view: LossView, params: optax.Params) -> LossView:
+  """Returns a view with the same loss at perturbed `params`."""
+  local = devices.as_local(params, view.axis_name)
+  leaves, structure = jax.tree.flatten(local)
+  is_traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
+  if view.grad_fn is not None or view.leaves.movable is None or not is_traced:
+    return view
+  program = jax.make_jaxpr(view.value)(local)
+  if program.effects:
+    return view
+  known = [not moved for moved in jax.tree.leaves(view.leaves.movable)]
+  saved = []
+
+  def save(function: Callable[..., Any], *operands: Any) -> Any:
+    saved.append(function(*operands))
+    return saved[-1]
+
+  _evaluate(program, leaves, known, save, only_known=True)
+
+  def value_fn(whole: optax.Params) -> jax.Array:
+    results = iter(saved)
+    point = devices.as_local(view.leaves.split(whole), view.axis_name)
+    use = lambda function, *x: _with_results(function)(next(results), *x)
+    given = structure.flatten_up_to(point)
+    return _evaluate(program, given, known, use)[0][0]
+
+  return dataclasses.replace(view, value_fn=value_fn)
+
+
+def _with_results(function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns a differentiable function that takes its own results as well."""
+
+  @jax.custom_vjp
+  def known(results: Any, *operands: Any) -> Any:
+    del operands
+    return results
+
+  def backward(operands: Any, cotangent: Any) -> Any:
+    return None, *jax.vjp(function, *operands)[1](cotangent)
+
+  known.defvjp(lambda results, *operands: (results, operands), backward)
+  return known
+
+
+def _evaluate(
+  program: Any,
+  given: list[Any],
+  known: list[bool],
+  expensive: Callable[..., Any],
+  *,
+  only_known: bool = False,
+) -> tuple[list[Any], list[bool]]:
+  """Evaluates a program, and its expensive known equations by `expensive`.
+
+  Returns:
+    (results, whether each is known), None for those left out by `only_known`.
+  """
+  jaxpr, consts = program.jaxpr, program.consts
+  names = (*jaxpr.constvars, *jaxpr.invars)
+  values = dict(zip(names, (*consts, *given), strict=True))
+  is_known = dict(zip(names, (*(True for _ in consts), *known), strict=True))
+
+  def read(atoms: Any) -> tuple[list[Any], list[bool]]:
+    pairs = [
+      (x.val, True) if isinstance(x, core.Literal) else (values[x], is_known[x])
+      for x in atoms
+    ]
+    return [value for value, _ in pairs], [flag for _, flag in pairs]
+
+  for equation in jaxpr.eqns:
+    operands, flags = read(equation.invars)
+    if equation.primitive.name in _INLINED:
+      (inner,) = called_by(equation)
+      found = _evaluate(
+        inner, operands, flags, expensive, only_known=only_known
+      )
+    else:
+      found = (
+        [None] * len(equation.outvars),
+        [all(flags)] * len(equation.outvars),
+      )
+      if all(flags) or not only_known:
+        atoms = [x for x in equation.invars if not isinstance(x, core.Literal)]
+        atoms = list(dict.fromkeys(atoms))
+        one = core.Jaxpr(
+          [], atoms, equation.outvars, [equation], debug_info=jaxpr.debug_info
+        )
+        function = core.jaxpr_as_fun(core.ClosedJaxpr(one, ()))
+        if all(flags) and _is_expensive(equation):
+          results = expensive(function, *read(atoms)[0])
+        else:
+          results = function(*read(atoms)[0])
+        found = results, found[1]
+    values.update(zip(equation.outvars, found[0], strict=True))
+    is_known.update(zip(equation.outvars, found[1], strict=True))
+  return read(jaxpr.outvars)
+
+
+def _is_expensive(equation: Any) -> bool:
+  return equation.primitive.name in _EXPENSIVE or any(
+    map(_is_expensive, (e for x in called_by(equation) for e in x.jaxpr.eqns))
+  )
