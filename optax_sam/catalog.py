@@ -302,6 +302,7 @@ _ROWS = (
     title='Sparse SAM by layers',
     paper=_SPARSE_SAM,
     gradients='3/2',
+    collectives=('none', '1 of the chosen leaves a step'),
     use_when='SAM is too slow, or you fine-tune the last layers most',
     unverified='the choice of whole layers, which is not from the paper',
   ),

@@ -48,7 +48,7 @@ class Leaves(NamedTuple):
     if updates is not None:
       floats = _both(floats, with_gradient(updates, params))
     if isinstance(mask, Trainable):
-      return cls(_both(floats, chosen_leaves(mask, params)))
+      floats, mask = _both(floats, chosen_leaves(mask, params)), mask.movable
     if mask is None:
       return cls(floats)
     return cls(floats, chosen_leaves(mask, keep(floats, params)))
@@ -291,10 +291,14 @@ def norm_layers_only(params: optax.Params) -> Any:
 
 
 class Trainable(NamedTuple):
-  """A mask from labels; see `trainable`."""
+  """A mask from labels; see `trainable`.
+
+  `movable` is a mask of the leaves that are not frozen; None is all of them.
+  """
 
   labels: Any
   frozen: frozenset[Hashable]
+  movable: Any = None
 
   def __call__(self, params: optax.Params) -> Any:
     """Returns a tree of bools that is a prefix of the parameters."""

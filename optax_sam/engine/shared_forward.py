@@ -48,12 +48,12 @@ def _shared(view: LossView, params: optax.Params) -> LossView:
   local = devices.as_local(params, view.axis_name)
   leaves, structure = jax.tree.flatten(local)
   is_traced = any(isinstance(x, jax.core.Tracer) for x in leaves)
-  if view.grad_fn is not None or view.leaves.movable is None or not is_traced:
+  known = [not moved for moved in jax.tree.leaves(view.leaves.movable)]
+  if view.grad_fn is not None or not any(known) or not is_traced:
     return view
   program = jax.make_jaxpr(view.value)(local)
   if program.effects:
     return view
-  known = [not moved for moved in jax.tree.leaves(view.leaves.movable)]
   saved = []
 
   def save(function: Callable[..., Any], *operands: Any) -> Any:

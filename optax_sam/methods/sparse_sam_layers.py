@@ -27,6 +27,7 @@ def sparse_sam_layers(
   *,
   layers: float | partition.Mask = 0.5,
   fraction: float = 1.0,
+  mask: partition.Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -50,11 +51,12 @@ def sparse_sam_layers(
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     layers: the leaves to perturb. A float in (0, 1] is a fraction of the
       leaves, the last ones in the order in which the loss reads them; otherwise
-      a mask as in `optax_sam.sharpness_aware`, such as one from
+      a tree of bools or a function, as for `mask`, such as a tree from
       `optax_sam.choose_leaves`.
     fraction: part of the batch for the ascent gradient, as in
       `optax_sam.subset_sam`; 1.0 is the whole batch. Less needs
       `per_example_value_fn` and `batch`.
+    mask: the leaves to choose from, also `optax_sam.trainable`; by default all.
     axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
@@ -93,25 +95,35 @@ def sparse_sam_layers(
     )
 
   validation.check_static('layers', layers)
-  if not validation.is_python_number(layers):
-    return build(layers)
-  _check_share('layers', layers)
-  share, whole = cast(float, layers), build(None)
+  is_share = validation.is_python_number(layers)
+  if is_share:
+    _check_share('layers', layers)
+
+  def choose(view: LossView, params: optax.Params) -> Any:
+    w = view.leaves.split(params)
+    if is_share:
+      takes_value = view.value_fn is not None or view.grad_fn is None
+      loss = view.value if takes_value else view.value_and_grad
+      return _last(view, read_order(loss, w), cast(float, layers))
+    chosen = partition.chosen_leaves(layers, w, 'layers')
+    return _like_params(view, jax.tree.leaves(chosen))
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
   ) -> tuple[Any, Any]:
-    if params is None:
-      return whole.update(updates, state, params, **extra_args)  # raises
-    given = gradient.gradient_like(updates, params)
-    view = LossView.open(params, given, extra_args, axis_name=axis_name)
-    view.check_given()
-    takes_value = view.value_fn is not None or view.grad_fn is None
-    loss = view.value if takes_value else view.value_and_grad
-    mask = _last(view, read_order(loss, view.leaves.split(params)), share)
-    return build(mask).update(updates, state, params, **extra_args)
+    narrowed = mask
+    if params is not None:  # otherwise the method raises
+      given = gradient.gradient_like(updates, params)
+      view = LossView.open(
+        params, given, extra_args, mask=mask, axis_name=axis_name
+      )
+      view.check_given()
+      narrowed = choose(view, params)
+      if isinstance(mask, partition.Trainable):
+        narrowed = mask._replace(movable=narrowed)
+    return build(narrowed).update(updates, state, params, **extra_args)
 
-  return optax.GradientTransformationExtraArgs(whole.init, update)
+  return optax.GradientTransformationExtraArgs(build(mask).init, update)
 
 
 def choose_leaves(
@@ -189,9 +201,20 @@ def _check_share(name: str, value: Any) -> None:
 
 
 def _last(view: LossView, ranked: list[int], share: float) -> Any:
-  """Returns a mask, True at the last floating-point leaves of a ranking."""
-  chosen = set(ranked[-max(1, round(share * len(ranked))) :])
-  w, no = view.leaves.split(view.params), lambda _: False
-  mask = [i in chosen for i in range(len(ranked))]
-  mask = jax.tree.unflatten(jax.tree.structure(w), mask)
-  return view.leaves.join(mask, jax.tree.map(no, view.params))
+  """Returns a mask, True at the last leaves of a ranking that may move."""
+  movable = view.leaves.movable
+  if movable is not None:
+    allowed = jax.tree.leaves(movable)
+    ranked = [i for i in ranked if allowed[i]]
+  chosen = set(ranked[len(ranked) - max(1, round(share * len(ranked))) :])
+  count = len(jax.tree.leaves(view.leaves.split(view.params)))
+  return _like_params(view, [i in chosen for i in range(count)])
+
+
+def _like_params(view: LossView, chosen: list[bool]) -> Any:
+  """Returns a mask like the parameters; other leaves are False."""
+  leaves, structure = view.leaves, jax.tree.structure
+  mask = jax.tree.unflatten(structure(leaves.split(view.params)), chosen)
+  if leaves.movable is not None:
+    mask = jax.tree.map(bool.__and__, mask, leaves.movable)
+  return leaves.join(mask, jax.tree.map(lambda _: False, view.params))

@@ -9,6 +9,7 @@ import optax
 import pytest
 
 import optax_sam
+from tests import compiling
 from tests.methods import checks
 from tests.oracles import sparse_sam_layers, step
 from tests.oracles.problems import NETWORK
@@ -35,6 +36,15 @@ def test_a_mask_gives_sam_with_this_mask():
   mask = {name: name in ('bias', 'kernel') for name in NETWORK.shapes}
   ours = optax_sam.sparse_sam_layers(checks.RHO, layers=mask)
   masked = optax.chain(optax_sam.sam(checks.RHO, mask=mask), NETWORK.base())
+  checks.equal_optimizers(optax.chain(ours, NETWORK.base()), masked)
+
+
+@pytest.mark.usefixtures('float64')
+def test_layers_are_chosen_from_the_leaves_of_the_mask():
+  mask = {name: name in ('bias', 'kernel', 'out') for name in NETWORK.shapes}
+  ours = optax_sam.sparse_sam_layers(checks.RHO, layers=0.34, mask=mask)
+  only = {name: name == 'out' for name in NETWORK.shapes}
+  masked = optax.chain(optax_sam.sam(checks.RHO, mask=only), NETWORK.base())
   checks.equal_optimizers(optax.chain(ours, NETWORK.base()), masked)
 
 
@@ -185,3 +195,49 @@ def test_a_gradient_function_gives_the_same_direction():
   found, expected = update(grad_fn=grad_fn), update(value_fn=of_value)
   for left, right in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
     np.testing.assert_allclose(left, right, rtol=1e-5, atol=1e-6)
+
+
+def _without_gradient(tree):
+  return {name: x for name, x in tree.items() if name != 'early'}
+
+
+def test_frozen_leaves_are_not_differentiated():
+  """By labels or by an absent gradient; the share counts the others."""
+  params = {name: x for name, x in PARAMS.items() if name != 'steps'}
+  labels = {name: 'frozen' if name == 'early' else 'ours' for name in params}
+  value_fn = lambda p: jnp.mean(network(p, X))
+  grads = jax.grad(value_fn)(params)
+  frozen = {**grads, 'early': None}
+  mask = optax_sam.trainable(labels, frozen='frozen')
+  directions, flops = {}, {}
+  for name, given, settings in (
+    ('labels', grads, {'mask': mask}),
+    ('absent', frozen, {}),
+    ('all', grads, {}),
+  ):
+    method = optax_sam.sparse_sam_layers(0.3, layers=0.5, **settings)
+    update = jax.jit(
+      lambda p, method=method, given=given: method.update(
+        given, method.init(p), p, value_fn=value_fn
+      )[0],
+      **compiling.READ_AS_USERS,
+    )
+    directions[name] = update(params)
+    analysis = update.lower(params).compile().cost_analysis()
+    flops[name] = analysis['flops']
+  only = {'early': False, 'late': True, 'unused': False}
+  only['middle'] = {'scale': False, 'shift': True}
+  expected = optax_sam.sam(0.3, mask=only)
+  expected = expected.update(
+    grads, expected.init(params), params, value_fn=value_fn
+  )[0]
+  assert directions['absent']['early'] is None
+  np.testing.assert_array_equal(directions['labels']['early'], grads['early'])
+  for name in ('labels', 'absent'):
+    for left, right in zip(
+      jax.tree.leaves(_without_gradient(directions[name])),
+      jax.tree.leaves(_without_gradient(expected)),
+      strict=True,
+    ):
+      np.testing.assert_allclose(left, right, rtol=1e-4, atol=1e-5)
+    assert flops[name] < 0.8 * flops['all']
