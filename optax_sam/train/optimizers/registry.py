@@ -72,6 +72,8 @@ _SPECIAL: dict[str, dict[str, Any]] = {
   'lookbehind': {'base_steps': 'steps'},
   'ordered_sgd': {'defaults': {'k': _SHARE_OF_LARGEST_LOSSES}},
   'sparse_sam_fisher': {'takes_per_example_losses': True},
+  # It reads a part, and would not save the rest if a metric reads all.
+  'sparse_sam_layers': {'uses_gradient': False},
   'swa': {
     'factory': weight_averaging.swa,
     'solution': optax_sam.averaged_params,
