@@ -60,14 +60,15 @@ def _shared(view: LossView, params: optax.Params) -> LossView:
     saved.append(function(*operands))
     return saved[-1]
 
-  _evaluate(program, leaves, known, save, only_known=True)
+  given = list(zip(leaves, known, strict=True))
+  _evaluate(program, given, save, only_known=True)
 
   def value_fn(whole: optax.Params) -> jax.Array:
     results = iter(saved)
     point = devices.as_local(view.leaves.split(whole), view.axis_name)
     use = lambda function, *x: _with_results(function)(next(results), *x)
-    given = structure.flatten_up_to(point)
-    return _evaluate(program, given, known, use)[0][0]
+    given = zip(structure.flatten_up_to(point), known, strict=True)
+    return _evaluate(program, list(given), use)[0][0]
 
   return dataclasses.replace(view, value_fn=value_fn)
 
@@ -88,57 +89,47 @@ def _with_results(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _evaluate(
-  program: Any,
-  given: list[Any],
-  known: list[bool],
+  program: core.ClosedJaxpr,
+  given: list[tuple[Any, bool]],
   expensive: Callable[..., Any],
   *,
   only_known: bool = False,
-) -> tuple[list[Any], list[bool]]:
+) -> list[tuple[Any, bool]]:
   """Evaluates a program, and its expensive known equations by `expensive`.
 
-  Returns:
-    (results, whether each is known), None for those left out by `only_known`.
+  Operands and results are pairs of a value and whether it is known. With
+  `only_known`, others are None.
   """
-  jaxpr, consts = program.jaxpr, program.consts
+  jaxpr = program.jaxpr
   names = (*jaxpr.constvars, *jaxpr.invars)
-  values = dict(zip(names, (*consts, *given), strict=True))
-  is_known = dict(zip(names, (*(True for _ in consts), *known), strict=True))
-
-  def read(atoms: Any) -> tuple[list[Any], list[bool]]:
-    pairs = [
-      (x.val, True) if isinstance(x, core.Literal) else (values[x], is_known[x])
-      for x in atoms
-    ]
-    return [value for value, _ in pairs], [flag for _, flag in pairs]
-
+  pairs = [*((x, True) for x in program.consts), *given]
+  values = dict(zip(names, pairs, strict=True))
+  is_literal = lambda x: isinstance(x, core.Literal)
+  read = lambda x: (x.val, True) if is_literal(x) else values[x]
   for equation in jaxpr.eqns:
-    operands, flags = read(equation.invars)
+    operands = [read(x) for x in equation.invars]
+    known = all(flag for _, flag in operands)
     if equation.primitive.name in _INLINED:
       (inner,) = called_by(equation)
-      found = _evaluate(
-        inner, operands, flags, expensive, only_known=only_known
+      results = _evaluate(inner, operands, expensive, only_known=only_known)
+    elif known or not only_known:
+      names = [x for x in equation.invars if not is_literal(x)]
+      names = list(dict.fromkeys(names))
+      one = core.Jaxpr(
+        [], names, equation.outvars, [equation], debug_info=jaxpr.debug_info
       )
+      function = core.jaxpr_as_fun(core.ClosedJaxpr(one, ()))
+      use = expensive if known and _is_expensive(equation) else _call
+      found = use(function, *(values[x][0] for x in names))
+      results = [(x, known) for x in found]
     else:
-      found = (
-        [None] * len(equation.outvars),
-        [all(flags)] * len(equation.outvars),
-      )
-      if all(flags) or not only_known:
-        atoms = [x for x in equation.invars if not isinstance(x, core.Literal)]
-        atoms = list(dict.fromkeys(atoms))
-        one = core.Jaxpr(
-          [], atoms, equation.outvars, [equation], debug_info=jaxpr.debug_info
-        )
-        function = core.jaxpr_as_fun(core.ClosedJaxpr(one, ()))
-        if all(flags) and _is_expensive(equation):
-          results = expensive(function, *read(atoms)[0])
-        else:
-          results = function(*read(atoms)[0])
-        found = results, found[1]
-    values.update(zip(equation.outvars, found[0], strict=True))
-    is_known.update(zip(equation.outvars, found[1], strict=True))
-  return read(jaxpr.outvars)
+      results = [(None, False)] * len(equation.outvars)
+    values.update(zip(equation.outvars, results, strict=True))
+  return [read(x) for x in jaxpr.outvars]
+
+
+def _call(function: Callable[..., Any], *operands: Any) -> Any:
+  return function(*operands)
 
 
 def _is_expensive(equation: Any) -> bool:

@@ -62,7 +62,7 @@ def keep_top_fisher(
     _ = view.num_examples  # checks the arguments, also without a refresh
 
     def refresh() -> Any:
-      scores = _fisher_information(view, params, num_samples, axis_name)
+      scores = fisher_information(view, params, num_samples, axis_name)
       if grouping is None:
         kept = sparse_masks.num_kept(sparsity, tree_math.size(scores))
         mask = sparse_masks.largest(scores, kept)
@@ -81,7 +81,7 @@ def keep_top_fisher(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _fisher_information(
+def fisher_information(
   loss_view: LossView, params: Any, num_samples: int, axis_name: Any
 ) -> Any:
   """Sums squared gradients of the first examples, over all devices."""

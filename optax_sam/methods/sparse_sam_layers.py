@@ -10,15 +10,12 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import gradient, partition, selection
 from optax_sam.engine.loss_view import LossView
-from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.read_order import read_order
 from optax_sam.engine.shared_forward import share_forward
 from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.methods.sparse_sam_fisher import fisher_information
 from optax_sam.methods.subset_sam import random_subset
-from optax_sam.trees import tree_math
-
-_CHUNK = 16  # number of per-example gradients in memory
 
 
 @validation.method('layers', 'fraction')
@@ -100,13 +97,16 @@ def sparse_sam_layers(
     _check_share('layers', layers)
 
   def choose(view: LossView, params: optax.Params) -> Any:
-    w = view.leaves.split(params)
-    if is_share:
-      takes_value = view.value_fn is not None or view.grad_fn is None
-      loss = view.value if takes_value else view.value_and_grad
-      return _last(view, read_order(loss, w), cast(float, layers))
-    chosen = partition.chosen_leaves(layers, w, 'layers')
-    return _like_params(view, jax.tree.leaves(chosen))
+    w, movable = view.leaves.split(params), view.leaves.movable
+    if not is_share:
+      chosen = partition.chosen_leaves(layers, w, 'layers')
+      return _mask(view, jax.tree.leaves(chosen))
+    takes_value = view.value_fn is not None or view.grad_fn is None
+    order = read_order(view.value if takes_value else view.value_and_grad, w)
+    # None has no leaves: all may be perturbed.
+    allowed = jax.tree.leaves(movable) or [True] * len(order)
+    order = [i for i in order if allowed[i]]
+    return _mask(view, _last(order, cast(float, layers), len(allowed)))
 
   def update(
     updates: Any, state: Any, params: Any = None, **extra_args: Any
@@ -168,26 +168,14 @@ def choose_leaves(
     leaves=partition.Leaves.of(params),
     params=params,
   )
-  w = view.leaves.split(params)
-  _ = view.num_examples  # checks the batch
+  w, count = view.leaves.split(params), view.num_examples
   if by == 'depth':
-    return _last(view, read_order(view.losses, w), share)
-
-  def squares(row: Any) -> list[jax.Array]:
-    one = view.on(jax.tree.map(lambda x: x[None], row))
-    gradients = jax.tree.leaves(one.value_and_grad(w)[1])
-    return [jnp.mean(jnp.square(tree_math.widen(x))) for x in gradients]
-
-  def total(rows: Any) -> list[jax.Array]:
-    return [jnp.sum(x) for x in jax.vmap(squares)(rows)]
-
-  scores = jax.jit(lambda rows: sum_over_chunks(total, rows, _CHUNK))(
-    view.batch
-  )
-  ranked = sorted(
-    range(len(scores)), key=[float(x) for x in scores].__getitem__
-  )
-  return _last(view, ranked, share)
+    order = read_order(view.losses, w)
+  else:
+    sums = jax.jit(lambda w: fisher_information(view, w, count, None))(w)
+    scores = [float(jnp.mean(x)) for x in jax.tree.leaves(sums)]
+    order = sorted(range(len(scores)), key=scores.__getitem__)
+  return _mask(view, _last(order, share, len(order)))
 
 
 def _check_share(name: str, value: Any) -> None:
@@ -200,19 +188,14 @@ def _check_share(name: str, value: Any) -> None:
     raise ValueError(msg)
 
 
-def _last(view: LossView, ranked: list[int], share: float) -> Any:
-  """Returns a mask, True at the last leaves of a ranking that may move."""
-  movable = view.leaves.movable
-  if movable is not None:
-    allowed = jax.tree.leaves(movable)
-    ranked = [i for i in ranked if allowed[i]]
-  chosen = set(ranked[len(ranked) - max(1, round(share * len(ranked))) :])
-  count = len(jax.tree.leaves(view.leaves.split(view.params)))
-  return _like_params(view, [i in chosen for i in range(count)])
+def _last(order: list[int], share: float, count: int) -> list[bool]:
+  """Returns for each of `count` leaves whether it is among the last ones."""
+  chosen = set(order[len(order) - max(1, round(share * len(order))) :])
+  return [i in chosen for i in range(count)]
 
 
-def _like_params(view: LossView, chosen: list[bool]) -> Any:
-  """Returns a mask like the parameters; other leaves are False."""
+def _mask(view: LossView, chosen: list[bool]) -> Any:
+  """Returns a mask like the parameters; leaves that may not move are False."""
   leaves, structure = view.leaves, jax.tree.structure
   mask = jax.tree.unflatten(structure(leaves.split(view.params)), chosen)
   if leaves.movable is not None:
