@@ -52,7 +52,7 @@ def _shared(view: LossView, params: optax.Params) -> LossView:
   if view.grad_fn is not None or not any(known) or not is_traced:
     return view
   program = jax.make_jaxpr(view.value)(local)
-  if program.effects:
+  if any(type(x).__name__ != 'NamedAxisEffect' for x in program.effects):
     return view
   saved = []
 
@@ -133,6 +133,8 @@ def _call(function: Callable[..., Any], *operands: Any) -> Any:
 
 
 def _is_expensive(equation: Any) -> bool:
-  return equation.primitive.name in _EXPENSIVE or any(
-    map(_is_expensive, (e for x in called_by(equation) for e in x.jaxpr.eqns))
-  )
+  """Whether an equation multiplies matrices or sums over devices."""
+  name = equation.primitive.name
+  is_collective = equation.effects and name != 'pvary'
+  inner = (e for program in called_by(equation) for e in program.jaxpr.eqns)
+  return name in _EXPENSIVE or is_collective or any(map(_is_expensive, inner))

@@ -163,6 +163,11 @@ def network(params, batch):
   def body(x, key):
     return jnp.sin(x @ params['early']) + jax.random.normal(key, x.shape), None
 
+  # Only without the derivative, which such a loop does not have.
+  kernel, fixed = jax.lax.stop_gradient((params['early'], x))
+  x += jax.lax.while_loop(
+    lambda c: c[0] < 2, lambda c: (c[0] + 1, c[1] @ kernel), (0, fixed)
+  )[1]
   x = jax.lax.scan(body, x, jax.random.split(jax.random.key(1), 2))[0]
   x = jax.checkpoint(lambda x, w: jnp.cos(x @ w))(x, params['early'])
   x = jax.lax.cond(x[0, 0] > 0, lambda x: x @ params['early'], jnp.sin, x)
