@@ -39,7 +39,8 @@ def with_mesa(problem: Problem) -> Steps:
 
   def term(logits, memory, batch):
     params, statistics = memory.average
-    return mesa.loss(logits, _logits(problem, params, statistics, batch)[0])
+    targets, _ = _logits(problem, params, statistics, batch)
+    return mesa.loss(logits, targets, _EPOCH)
 
   return _steps(
     problem,

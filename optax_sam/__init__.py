@@ -14,8 +14,9 @@ from optax_sam.engine.info import (
   SharpnessAwareState,
   metrics,
 )
-from optax_sam.engine.partition import norm_layers_only, trainable
+from optax_sam.engine.partition import norm_layers_only
 from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.trainable import trainable
 from optax_sam.functional import functional_grad_fn
 from optax_sam.methods.adversarial_weight_perturbation import (
   adversarial_weight_perturbation,

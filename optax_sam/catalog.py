@@ -610,8 +610,8 @@ _ROWS = (
     needs='',
     collectives=_NOTHING_AVERAGED,
     radius=None,
-    unverified='`tau**2`: the paper and the published code differ; whether the '
-    'loss starts late',
+    unverified='`tau**2`: the paper and the published code differ; the first '
+    'epoch, known from the published code',
   ),
 )
 

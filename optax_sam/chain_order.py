@@ -29,11 +29,9 @@ _DROPPING = ('LookaheadState', 'SplitRealAndImaginaryState', *_HIDDEN)
 class Node(NamedTuple):
   """A method, or a chain or a wrapper that contains it.
 
-  Attributes:
-    name: class of its state, or name of the function that built it.
-    function: its update function, None if unknown.
-    parts: (state, update function or None) of each part of a chain.
-    position: index of the part that contains the method.
+  `name` is the class of its state, or the function that built it, `function`
+  its update function, None if unknown. `parts` are (state, update function) of
+  a chain, of which the one at `position` contains the method.
   """
 
   name: str

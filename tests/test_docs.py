@@ -21,6 +21,7 @@ MODULES = (
   'optax_sam.equinox',
   'optax_sam.flax',
   'optax_sam.landscape',
+  'optax_sam.lora',
   'optax_sam.perturbations',
   'optax_sam.policies',
   'optax_sam.selections',

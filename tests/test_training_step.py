@@ -306,11 +306,12 @@ def test_line_searches_get_their_arguments(method, parts):
 def test_a_mesa_loss_can_be_used():
   """Its average is an argument, its logits are the aux."""
   mesa = optax_sam.mesa_loss(temperature=1.0, weight=1.0, decay=0.5)
+  epoch = 5
 
   def loss_fn(w, x, average):
     logits = x @ w
     targets = x @ average.average
-    return jnp.mean(logits**2) + mesa.loss(logits, targets), logits
+    return jnp.mean(logits**2) + mesa.loss(logits, targets, epoch), logits
 
   tx = optax.chain(optax_sam.sam(), optax.sgd(0.1))
   step = jax.jit(optax_sam.make_step(loss_fn, tx, has_aux=True))

@@ -73,8 +73,10 @@ def _times() -> dict[str, dict[str, float]]:
 
 
 def time(method: Method) -> str:
-  """Returns median and range of the time of a step, relative to SGD."""
+  """Returns median and range of the time of a step, SGD = 1, if measured."""
   rows = [x for x in _times() if x.partition(',')[0] == method.name]
+  if not rows:
+    return ''
   row = method.name if method.name in rows else rows[0]
   found = _times()[row].values()
   return (

@@ -15,6 +15,7 @@ _LINE = re.compile(r'^\{\{ (\S+?)(?: # (.+?))? \}\}$', re.MULTILINE)
 _ROW = re.compile(r'^\| `(\w+)` \|', re.MULTILINE)
 # Pages for files that included files link to.
 _PAGES = {
+  '../docs/howto/lora.md': '../howto/lora.md',
   '../docs/pods.md': '../pods.md',
   'docs/conventions.md': 'conventions.md',
   'evidence.png': '../evidence.png',

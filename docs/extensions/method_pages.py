@@ -218,10 +218,11 @@ def _facts(method: Method) -> str:
     if re.search(pattern, method.gradients)
   ]
   gradients = '<br>'.join([method.gradients, *legend])
+  time = evidence.time(method)
   rows = {
     'Gradients per step': gradients,
     'Time of a step, SGD = 1': (
-      f'{evidence.time(method)}, [six networks](../speed.md)'
+      f'{time}, [six networks](../speed.md)' if time else 'not measured'
     ),
     'State': method.state,
     'Placement': _PLACES[method.place],
@@ -283,10 +284,9 @@ def _docstring(method: Method) -> tuple[str, str, str, str]:
 
 def _evidence(method: Method) -> str:
   if not evidence.variants(method):
-    return (
-      'This method is not among those whose test accuracy is compared. '
-      'Its [speed](../speed.md) is measured.'
-    )
+    missing = 'This method is not among those whose test accuracy is compared.'
+    measured = ' Its [speed](../speed.md) is measured.'
+    return missing + (measured if evidence.time(method) else '')
   return (
     'Gain in test accuracy over the base optimizer, in points, with its 95 % '
     'interval; bold if the interval excludes 0. Each radius was chosen on '

@@ -16,14 +16,8 @@ from optax_sam.trees import control_flow, tree_math
 class BatchLoss(NamedTuple):
   """The loss of one batch as a function of the parameters, part by part.
 
-  Attributes:
-    loss_fn: from (parameters, batch, *args) to the loss, or to (loss, aux);
-      None for the mean of the per-example losses.
-    per_example_loss_fn: from the same to the per-example losses.
-    has_aux: whether `loss_fn` returns aux.
-    batch: the batch.
-    args: further arguments of both functions.
-    parts: number of equal parts in which the loss is computed.
+  The functions are those of `make_step`, `args` their further arguments, and
+  `parts` the number of equal parts in which the loss is computed.
   """
 
   loss_fn: Any

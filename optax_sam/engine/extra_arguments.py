@@ -90,10 +90,7 @@ def bound(
 ) -> Callable[..., Any] | None:
   """Binds to a given function the extra arguments that it names.
 
-  Args:
-    name: name of the function among the extra arguments.
-    given: the extra arguments.
-    positions: number of arguments that are passed by position.
+  It is called with a number of arguments by position.
   """
   function = given.get(name)
   if function is None:

@@ -27,15 +27,8 @@ def gradient_like(
 ) -> Any:
   """Returns a gradient with one entry for each leaf of the parameters.
 
-  Args:
-    updates: a gradient, None where absent, for a leaf or a subtree.
-    params: the parameters.
-    name: name of the gradient in error messages.
-    needed: from a tree like the parameters to the leaves that must have a
-      gradient; by default at least one leaf must.
-
-  Raises:
-    ValueError: if structures, shapes or types differ, with the path.
+  In `updates` None stands for a leaf or a subtree without a gradient. `needed`
+  selects the leaves that must have one; by default at least one must.
   """
 
   def spread(entry: Any, below: Any) -> Any:
@@ -101,9 +94,7 @@ def without_absent(
 ) -> tuple[Any, Callable[[Any], Any]]:
   """Removes from a state the parts for leaves without a gradient.
 
-  Returns:
-    (state for this step, function from its successor to the state for all
-    parameters, in which the removed parts are unchanged).
+  Returns it, and a function that puts these parts into the next state.
   """
   present = with_gradient(updates, params)
   if present is None:

@@ -85,16 +85,7 @@ def advance(
   ascended: Any = True,
   decided: Any = True,
 ) -> SharpnessAwareState:
-  """Counts a step, and records its metrics.
-
-  Args:
-    state: state before the step.
-    ascent_norm: norm of the ascent gradient, averaged over the devices.
-    perturbed_loss: averaged loss at the perturbed parameters; None if a
-      `grad_fn` returned none.
-    ascended: whether the step took an ascent step.
-    decided: whether the policy decided so.
-  """
+  """Counts a step, and records its metrics, averaged over the devices."""
   last = state.info
   if perturbed_loss is None:
     perturbed_loss = last.perturbed_loss
@@ -207,28 +198,14 @@ State = TypeVar('State')
 
 
 def states(opt_state: Any, kind: type[State]) -> list[State]:
-  """Returns all states of one class, in order.
-
-  Args:
-    opt_state: state of an optimizer, of chains and wrappers of any depth.
-    kind: a class of named tuples.
-  """
+  """Returns all states of one class of named tuples, in order."""
   is_one = lambda node: isinstance(node, kind)
   nodes = jax.tree.leaves(opt_state, is_leaf=is_one)
   return [node for node in nodes if isinstance(node, kind)]
 
 
 def only_state(opt_state: Any, kind: type[State], example: str) -> State:
-  """Returns the one state of a class that an optimizer must hold.
-
-  Args:
-    opt_state: state of an optimizer, of chains and wrappers of any depth.
-    kind: a class of named tuples.
-    example: code of an optimizer with such a state.
-
-  Raises:
-    ValueError: if there is none, or more than one.
-  """
+  """Returns the one state of a class that an optimizer must hold."""
   found = states(opt_state, kind)
   if len(found) != 1:
     msg = (

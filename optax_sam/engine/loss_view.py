@@ -67,13 +67,7 @@ class LossView:
   ) -> 'LossView':
     """Returns the view of the arguments of one call of `update`.
 
-    Args:
-      params: all of the parameters.
-      updates: gradients like them, None where a leaf has none.
-      given: the extra arguments. The functions get those that they name; the
-        others belong to other transformations.
-      mask: leaves that may be perturbed.
-      axis_name: device axis over which gradients stay local.
+    The functions in `given`, the extra arguments, get those that they name.
     """
     view = cls(
       value_fn=bound('value_fn', given, 1),

@@ -25,15 +25,9 @@ _SPLIT = (
 def check(view: LossView, updates: Any, axis_name: Any) -> None:
   """Raises unless a step is known to be correct on all devices.
 
-  Args:
-    view: the loss of the batch.
-    updates: floating-point leaves of the incoming gradient.
-    axis_name: the one of the method.
-
-  Raises:
-    ValueError: if devices may have different examples along an axis over which
-      the method doesn't average, if incoming gradients were already summed over
-      an axis, or if parameters are split over one.
+  It is not if devices may have different examples along an axis over which the
+  method doesn't average, if incoming gradients were already summed over an
+  axis, or if parameters are split over one.
   """
   _check_bound(axis_name)
   _check_local(updates, axis_name)

@@ -15,16 +15,9 @@ def sum_over_chunks(
   batch: Any,
   chunk_size: int,
 ) -> Any:
-  """Sums a function over chunks of consecutive rows of a batch.
+  """Sums a function of some rows over chunks of consecutive rows of a batch.
 
-  Args:
-    function: from some rows, a pytree like `batch`, to a pytree of arrays.
-    batch: pytree whose leaves have the rows on axis 0.
-    chunk_size: rows of a chunk; the last one is smaller if there is a
-      remainder.
-
-  Returns:
-    The sum of the results.
+  If there is a remainder, one chunk is smaller.
   """
   rows = jax.tree.leaves(batch)[0].shape[0]
   chunks, remainder = divmod(rows, chunk_size)

@@ -6,7 +6,7 @@ that norms, counts and states exclude them.
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Hashable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,10 +15,12 @@ import numpy as np
 import optax
 
 from optax_sam.engine import models
+from optax_sam.engine.trainable import Trainable
 from optax_sam.trees import tree_math
 
 Mask = Any | Callable[[optax.Params], Any] | None
 
+_paths = jax.tree_util.tree_leaves_with_path
 _NORM_LAYER = re.compile(r'(bn|ln|gn)_?\d*')
 
 
@@ -30,10 +32,13 @@ class Leaves(NamedTuple):
       that have a gradient; None if all do.
     movable: tree of bools like the floating-point leaves, True at those that
       may be perturbed; None if all are.
+    trained: tree of bools like the floating-point leaves, True at those that
+      get a direction; None if all do.
   """
 
   floats: Any = None
   movable: Any = None
+  trained: Any = None
 
   @classmethod
   def of(
@@ -48,7 +53,16 @@ class Leaves(NamedTuple):
     if updates is not None:
       floats = _both(floats, with_gradient(updates, params))
     if isinstance(mask, Trainable):
-      floats, mask = _both(floats, chosen_leaves(mask, params)), mask.movable
+      trained = chosen_leaves(mask, params)
+      found = cls(_both(floats, trained))
+      if mask.perturbed is not None:
+        movable = chosen_leaves(mask.movable, params)
+        _check_gradients(movable, updates, params)
+        floats = _both(floats, jax.tree.map(bool.__or__, movable, trained))
+        found = cls(floats, keep(floats, movable), keep(floats, trained))
+      if mask.among is None:
+        return found
+      return found._replace(movable=keep(found.floats, mask.among))
     if mask is None:
       return cls(floats)
     return cls(floats, chosen_leaves(mask, keep(floats, params)))
@@ -64,6 +78,17 @@ class Leaves(NamedTuple):
   def inside(self, tree: Any) -> Any:
     """Returns the floating-point leaves that may be perturbed."""
     return keep(self.movable, tree)
+
+  def needed(self, direction: Any) -> Any:
+    """Returns the leaves of a direction whose gradient no base can drop."""
+    return keep(
+      self.movable if self.trained is None else self.trained, direction
+    )
+
+  def join_updates(self, direction: Any, updates: Any) -> Any:
+    """Returns a direction with the incoming updates of all other leaves."""
+    direction = fill(self.trained, direction, self.split(updates))
+    return self.join(direction, updates)
 
   def move(
     self, params: optax.Params, epsilon: optax.Updates, times: float = 1
@@ -89,6 +114,22 @@ def _both(left: Any, right: Any) -> Any:
   if left is None or right is None:
     return right if left is None else left
   return jax.tree.map(bool.__and__, left, right)
+
+
+def _check_gradients(movable: Any, updates: Any, params: optax.Params) -> None:
+  """Raises if a leaf that labels say to perturb comes without a gradient."""
+  present = None if updates is None else with_gradient(updates, params)
+  if present is None:
+    return
+  pairs = jax.tree.map(lambda *pair: pair == (True, False), movable, present)
+  absent = [name_of(path) for path, x in _paths(pairs) if x]
+  if absent:
+    msg = (
+      f'updates must hold gradients of all leaves with a perturbed label, got '
+      f'None at {absent}: differentiate the loss by them too, though they are '
+      f'not updated.'
+    )
+    raise ValueError(msg)
 
 
 def path_parts(path: tuple[Any, ...]) -> list[str]:
@@ -121,6 +162,7 @@ def check_real(params: optax.Params, mask: Mask = None) -> None:
   leaves = jax.tree_util.tree_leaves_with_path(params)
   if not any(is_complex(leaf) for _, leaf in leaves):
     return
+  mask = mask.movable if isinstance(mask, Trainable) else mask
   allowed = jax.tree.leaves(chosen_leaves(mask, params))
   for (path, leaf), is_allowed in zip(leaves, allowed, strict=True):
     if is_allowed and is_complex(leaf):
@@ -187,14 +229,7 @@ def with_gradient(updates: Any, params: optax.Params) -> Any:
 def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:
   """Returns a tree of bools like the parameters, from a prefix of it.
 
-  Args:
-    mask: a tree of bools that is a prefix of `params`, a function from the
-      parameters to such a tree, or None for everything.
-    params: the parameters.
-    name: name of the argument in error messages.
-
-  Raises:
-    ValueError: if the mask doesn't fit the parameters.
+  The mask may be a function from the parameters, or None for everything.
   """
   if mask is None or not jax.tree.leaves(params):
     return jax.tree.map(lambda _: True, params)
@@ -288,66 +323,3 @@ def norm_layers_only(params: optax.Params) -> Any:
     )
     raise ValueError(msg)
   return chosen
-
-
-class Trainable(NamedTuple):
-  """A mask from labels; see `trainable`.
-
-  `movable` is a mask of the leaves that are not frozen; None is all of them.
-  """
-
-  labels: Any
-  frozen: frozenset[Hashable]
-  movable: Any = None
-
-  def __call__(self, params: optax.Params) -> Any:
-    """Returns a tree of bools that is a prefix of the parameters."""
-    labels = self.labels(params) if callable(self.labels) else self.labels
-    found = set(jax.tree.leaves(labels))
-    if not found & self.frozen or not found - self.frozen:
-      msg = (
-        f'frozen must name some of the labels, got {[*self.frozen]} for '
-        f'the labels {sorted(map(str, found))}.'
-      )
-      raise ValueError(msg)
-    return jax.tree.map(lambda label: label not in self.frozen, labels)
-
-
-def trainable(
-  labels: Any, *, frozen: Hashable | Collection[Hashable]
-) -> Trainable:
-  """Turns labels of `optax.partition` into a mask that excludes frozen leaves.
-
-  Without it, parameters that the base optimizer does not train would use up a
-  part of the radius. Pass this mask to a method placed before the partition::
-
-    optax.chain(
-      optax_sam.sam(mask=optax_sam.trainable(labels, frozen='frozen')),
-      optax.partition(
-        {'adapters': optax.adam(1e-3), 'frozen': optax.set_to_zero()}, labels
-      ),
-    )
-
-  Frozen leaves enter no norm, decision or state, and are not differentiated:
-  their incoming gradients are returned unchanged. Leaves that any other `mask`
-  excludes are trained, by the gradient at the perturbed parameters.
-
-  Args:
-    labels: the `param_labels` of `optax.partition`: a tree of labels that is a
-      prefix of the parameters, or a function from the parameters to one.
-    frozen: the label of parameters that are not trained, or a tuple, list or
-      set of such labels.
-
-  Returns:
-    A mask: a function from the parameters to a tree of bools.
-
-  Raises:
-    ValueError: when the mask is used, if no parameter has a frozen label, or
-      all have.
-
-  >>> labels = {'base': 'frozen', 'lora': 'adapters'}
-  >>> trainable(labels, frozen='frozen')({'base': [1.0, 2.0], 'lora': 3.0})
-  {'base': False, 'lora': True}
-  """
-  many = isinstance(frozen, (tuple, list, set, frozenset))
-  return Trainable(labels, frozenset(frozen) if many else frozenset([frozen]))

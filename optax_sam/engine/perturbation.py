@@ -32,13 +32,8 @@ def with_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Builds a perturbation whose only state is the step count of a schedule.
 
-  Args:
-    rho: radius, at least 0, or a schedule of it.
-    perturb: from (radius, ascent gradient) and the parameters and extra
-      arguments, by name, to epsilon.
-
-  Returns:
-    A perturbation.
+  `perturb` gets the radius and the ascent gradient, and the parameters and the
+  extra arguments by name, and returns epsilon.
   """
   validation.check_radius(rho)
 

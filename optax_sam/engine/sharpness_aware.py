@@ -1,15 +1,15 @@
 """The transformation that composes a method from four components."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import devices, info, partition
+from optax_sam.engine import devices, partition
 from optax_sam.engine.descent import Descent, perturbed_gradient
 from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.partition import Mask
 from optax_sam.engine.policy import Policy, always
 from optax_sam.engine.selection import Selection, all_examples
 from optax_sam.engine.step import Choices, take_step
@@ -23,7 +23,7 @@ def sharpness_aware(
   policy: Policy | None = None,
   descent: Descent | None = None,
   selection: Selection | None = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -105,19 +105,25 @@ def sharpness_aware(
   >>> bool(optax_sam.metrics(state)['ascended'])
   True
   """
-  validation.check_sync_ascent(sync_ascent, axis_name)
   choices = Choices(
-    optax.with_extra_args_support(perturbation),
-    always() if policy is None else policy,
-    perturbed_gradient() if descent is None else descent,
-    all_examples() if selection is None else selection,
+    perturbation,
+    policy or always(),
+    descent or perturbed_gradient(),
+    selection or all_examples(),
   )
+  return compose(choices, mask, axis_name, sync_ascent)
 
-  perturbation, policy, descent, selection = choices
 
-  def init_choices(
-    w: optax.Params, leaves: partition.Leaves
-  ) -> Mapping[str, Any]:
+def compose(
+  choices: Choices, mask: Mask, axis_name: Any, sync_ascent: bool
+) -> optax.GradientTransformationExtraArgs:
+  """Builds the transformation of a method from its components."""
+  validation.check_sync_ascent(sync_ascent, axis_name)
+  perturbation = optax.with_extra_args_support(choices.perturbation)
+  choices = choices._replace(perturbation=perturbation)
+  _, policy, descent, selection = choices
+
+  def init_choices(w: optax.Params, leaves: partition.Leaves) -> Any:
     return {
       'perturbation': perturbation.init(leaves.inside(w)),
       'policy': policy.init(w),
@@ -126,12 +132,8 @@ def sharpness_aware(
     }
 
   def step(
-    view: LossView,
-    local: optax.Updates,
-    state: info.SharpnessAwareState,
-    ascend: bool | None,
-    extra_args: Mapping[str, Any],
-  ) -> tuple[optax.Updates, info.SharpnessAwareState]:
+    view: LossView, local: Any, state: Any, ascend: Any, extra_args: Any
+  ) -> Any:
     plan = devices.AveragingPlan(
       axis_name,
       is_synced=sync_ascent,

@@ -8,24 +8,24 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.engine import info
-from optax_sam.engine.descent import Descent
+from optax_sam.engine.descent import Descent, perturbed_gradient
 from optax_sam.engine.devices import AveragingPlan
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
-from optax_sam.engine.policy import Policy
-from optax_sam.engine.selection import Selection
+from optax_sam.engine.policy import Policy, always
+from optax_sam.engine.selection import Selection, all_examples
 from optax_sam.engine.transformation import accept
 from optax_sam.trees import control_flow, tree_math
 from optax_sam.trees.array_types import vary_like
 
 
 class Choices(NamedTuple):
-  """The four components of a method."""
+  """The four components of a method; by default those of SAM."""
 
-  perturbation: optax.GradientTransformationExtraArgs
-  policy: Policy
-  descent: Descent
-  selection: Selection
+  perturbation: Any
+  policy: Policy = always()
+  descent: Descent = perturbed_gradient()
+  selection: Selection = all_examples()
 
 
 class Ascent(NamedTuple):
@@ -61,19 +61,10 @@ def take_step(
   ascend: bool | None,
   extra_args: Mapping[str, Any],
 ) -> tuple[optax.Updates, info.SharpnessAwareState]:
-  """Takes one step, on the floating-point leaves only.
+  """Returns the direction and the next state, of floating-point leaves only.
 
-  Args:
-    choices: the components of the method.
-    view: the loss of the batch.
-    plan: where the step averages over the devices.
-    local: unperturbed gradient of this device's examples.
-    state: state before the step.
-    ascend: branch that the caller chose, None to follow the policy.
-    extra_args: further arguments for the perturbation.
-
-  Returns:
-    (direction, next state).
+  `local` is the unperturbed gradient of this device's examples, `ascend` the
+  branch that the caller chose, None to follow the policy.
   """
   perturbation, policy, descent, selection = choices
   w = view.leaves.split(view.params)

@@ -15,6 +15,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, gradient, info, manual_axes, partition
 from optax_sam.engine.extra_arguments import ARGUMENTS
 from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.trainable import Trainable
 from optax_sam.trees import array_types, control_flow, tree_math
 
 State = TypeVar('State')
@@ -32,19 +33,10 @@ def transformation(
   axis_name: Any = None,
   needs_examples: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  """Builds a gradient transformation from one step on floating-point leaves.
+  """Builds a method from one step on floating-point leaves.
 
-  Args:
-    init_choices: from the floating-point leaves and a `Leaves` to fields of
-      `SharpnessAwareState`.
-    step: the step, on floating-point leaves only. It calls `accept` for the
-      `descent` of the state; the other fields are accepted or rejected here.
-    mask: leaves that may be perturbed.
-    axis_name: device axis to average over.
-    needs_examples: whether the step needs per-example losses.
-
-  Returns:
-    A gradient transformation whose state is a `SharpnessAwareState`.
+  `init_choices` returns fields of the `SharpnessAwareState` of these leaves.
+  `step` calls `accept` for its `descent`; the other fields are accepted here.
   """
 
   def init(params: optax.Params) -> info.SharpnessAwareState:
@@ -70,9 +62,9 @@ def transformation(
     manual_axes.check(view, local, axis_name)
     given = {x: y for x, y in extra_args.items() if x not in ARGUMENTS}
     direction, after = step(view, local, state, ascend, given)
-    # Only leaves that may be perturbed, so that frozen ones cost no gradient.
+    # So that frozen leaves cost no gradient.
     is_all_used = bool(jax.tree.leaves(state.descent))
-    used = direction if is_all_used else view.leaves.inside(direction)
+    used = direction if is_all_used else view.leaves.needed(direction)
     # If epsilon is 0 for such a norm, the perturbed gradient may be finite, and
     # would hide it. Storing the ascent gradient to return it would take memory.
     valid = jnp.isfinite(after.info.ascent_norm)
@@ -80,7 +72,12 @@ def transformation(
     others, descent = after._replace(descent=state.descent), after.descent
     after = accept(used, others, state, valid)._replace(descent=descent)
     direction = tree_math.nan_unless(valid, direction)
-    return view.leaves.join(direction, updates), after
+    # So that frozen leaves stay equal on all devices. Gradients that the base
+    # optimizer does not use are not communicated.
+    others = jax.tree.map(
+      lambda x: devices.average(x, axis_name) if _is_number(x) else x, updates
+    )
+    return view.leaves.join_updates(direction, others), after
 
   return checked(init, update, info.SharpnessAwareState, mask=mask)
 
@@ -94,14 +91,10 @@ def checked(
 ) -> optax.GradientTransformationExtraArgs:
   """Builds a gradient transformation that checks its arguments.
 
-  Args:
-    init: from the parameters to the state.
-    update: from (updates, state, params, **extra_args) to (updates, state);
-      updates are None where a leaf has no gradient, the state excludes such
-      leaves, and returned updates of them are dropped.
-    kind: class of the state.
-    mask: leaves that may be perturbed, which must be real.
+  `update` gets None for leaves without a gradient, and a state of class `kind`
+  without these leaves; the updates that it returns for them are dropped.
   """
+  _check_perturbed(mask, kind)
 
   def checked_init(params: optax.Params) -> Any:
     partition.check_real(params, mask)
@@ -129,19 +122,31 @@ def checked(
   return optax.GradientTransformationExtraArgs(checked_init, checked_update)
 
 
+def _is_number(gradient: Any) -> bool:
+  # Integers have gradients of another kind.
+  return jnp.issubdtype(jnp.result_type(gradient), jnp.inexact)
+
+
+def _check_perturbed(mask: partition.Mask, kind: type) -> None:
+  if not isinstance(mask, Trainable) or mask.perturbed is None:
+    return
+  if kind is not info.SharpnessAwareState:
+    msg = (
+      f'perturbed must be None in optax_sam.trainable for a method that wraps '
+      f'the base optimizer, got {[*mask.perturbed]}: use a method that is '
+      f'chained, such as optax_sam.sam.'
+    )
+    raise ValueError(msg)
+
+
 def accept(
   direction: optax.Updates, after: State, before: State, valid: Any = True
 ) -> State:
   """Returns the state after a step, or the one before if it must be rejected.
 
   Wrappers such as `optax.apply_if_finite` reject a direction that isn't finite,
-  so such a step must leave the state unchanged.
-
-  Args:
-    direction: floating-point leaves of the result, equal on all devices.
-    after: the state after the step.
-    before: the state before it.
-    valid: a further condition, of a direction that is NaN without it.
+  so such a step must leave the state unchanged. Directions that aren't `valid`
+  are made NaN.
   """
   if after is before:
     return before

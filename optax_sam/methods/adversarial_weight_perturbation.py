@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.methods.look_sam import scale_by_trust_ratio_radius
 
 
@@ -16,39 +15,33 @@ from optax_sam.methods.look_sam import scale_by_trust_ratio_radius
 def adversarial_weight_perturbation(
   gamma: optax.ScalarOrSchedule = 0.01,
   *,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adversarial weight perturbation (AWP): a radius relative to each layer.
 
-  For adversarial training: let `value_fn` be the loss of adversarial examples,
-  which you compute at the unperturbed parameters.
-
   .. math::
-    \begin{align*}
-      \epsilon_l &= \gamma \|w_l\|\, g_l / \|g_l\|
-        \text{ for each leaf } l \text{ with two axes or more, else } 0 \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    \epsilon_l &= \gamma \|w_l\|\, g_l / \|g_l\|
+      \text{ for each leaf } l \text{ with two axes or more, else } 0 \\
+    \tilde g &= \nabla L(w + \epsilon)
 
-  A leaf of zeros, or with a gradient of zeros, is not perturbed. A factor on
-  the loss changes nothing.
+  If :math:`w_l` or :math:`g_l` is 0, :math:`\epsilon_l = 0`. A factor on the
+  loss changes nothing. In adversarial training let `value_fn` be the loss of
+  adversarial examples, which you compute at the unperturbed parameters.
 
   Args:
-    gamma: length of the perturbation of a leaf over that of the leaf, at least
-      0, or a schedule of it by the step. The authors use 0.01, and 0.005 with
-      TRADES, where it is 0 for 10 epochs.
+    gamma: length of the perturbation over that of the leaf, at least 0, or a
+      schedule; the authors' 0.01, with TRADES 0.005 after 10 epochs of 0.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    In the authors' code running statistics of batch norm do not see this pass,
-    only leaves named "weight" are perturbed, and weight decay is that of the
-    perturbed weights.
+  .. note:: In the authors' code running statistics of batch norm do not see
+    this pass, only leaves named "weight" are perturbed, and weight decay is
+    that of the perturbed weights.
 
   References:
     Wu, Xia, Wang, `Adversarial Weight Perturbation Helps Robust Generalization
@@ -63,15 +56,8 @@ def adversarial_weight_perturbation(
   ([[3.0, 4.5]], [1.0, 1.0])
   """
   validation.check_radius(gamma, 'gamma')
-  only_matrices = optax.stateless(
-    lambda updates, _: jax.tree.map(
-      lambda g: g if g.ndim > 1 else jnp.zeros_like(g), updates
-    )
-  )
+  matrix = lambda g: g if g.ndim > 1 else jnp.zeros_like(g)
+  only_matrices = optax.stateless(lambda g, _: jax.tree.map(matrix, g))
   radius = scale_by_trust_ratio_radius(gamma, rule='relative')
-  return sharpness_aware(
-    optax.chain(only_matrices, radius),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  perturbation = optax.chain(only_matrices, radius)
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

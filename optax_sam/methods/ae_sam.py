@@ -9,24 +9,19 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.policy import Policy
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.methods.look_sam import reuse_orthogonal
 from optax_sam.trees import tree_math
 
-# Norms from 2**-16 to 2**16 need no unit: their fourth powers fit in float32.
-_USUAL_BITS = 16
-
 
 class SharpGradientsState(NamedTuple):
-  """State of `on_sharp_gradients`: `step_count` and five float scalars.
+  """State of `on_sharp_gradients`: `step_count` and the squared norms' moments.
 
-  `mean` and `variance` are moments of the squared gradient norms,
-  `squared_norm` is the last finite norm, and `threshold` its bound for an
-  ascent step. Norms are divided by `unit`, a power of two: 1, unless their
-  fourth powers would underflow or overflow.
+  They are `mean` and `variance`; `squared_norm` is the last finite one,
+  `threshold` its bound for an ascent step. `unit` is the unit of the norms, a
+  power of two: 1, unless fourth powers would underflow or overflow.
   """
 
   step_count: jax.Array
@@ -47,8 +42,8 @@ def on_sharp_gradients(
 ) -> Policy:
   """Takes an ascent step if the gradient is unusually large (AE-SAM).
 
-  See `optax_sam.ae_sam` for the rule and the other arguments. A gradient that
-  is not finite leaves both moments unchanged, without an ascent step.
+  See `optax_sam.ae_sam`. A gradient that is not finite leaves both moments
+  unchanged, without an ascent step.
 
   Args:
     initial_variance: variance before the first step, at least 0. With 0 a
@@ -69,8 +64,7 @@ def on_sharp_gradients(
 
   def init(params: optax.Params) -> SharpGradientsState:
     dtype = tree_math.accumulator_dtype(params)
-    first = (0, 0, initial_variance, 0, 1)
-    moments = (jnp.full((), value, dtype) for value in first)
+    moments = (jnp.full((), x, dtype) for x in (0, 0, initial_variance, 0, 1))
     return SharpGradientsState(jnp.zeros((), jnp.int32), *moments)
 
   def decide(grads: optax.Updates, state: Any) -> tuple[jax.Array, Any]:
@@ -81,16 +75,15 @@ def on_sharp_gradients(
     # The largest known norm, in the last unit.
     largest = jnp.maximum(jnp.sqrt(square) * unit, jnp.sqrt(state.mean))
     largest = jnp.maximum(largest, jnp.sqrt(jnp.sqrt(state.variance)))
-    change = tree_math.power_of_two(largest, _USUAL_BITS)
+    # From 2**-16 to 2**16 no unit is needed: fourth powers fit in float32.
+    change = tree_math.power_of_two(largest, 16)
     # The barrier separates the factors: their powers may overflow.
     over = lambda x: jax.lax.optimization_barrier(x * (1 / change))
-    last_mean = over(over(state.mean))
     last_variance = over(over(over(over(state.variance))))
     squared_norm = square * (unit / change) * (unit / change)
     past, present = number(decay), 1 - number(decay)
-    mean = past * last_mean + present * squared_norm
-    deviation = jnp.square(squared_norm - mean)
-    variance = past * last_variance + present * deviation
+    mean = past * over(over(state.mean)) + present * squared_norm
+    variance = past * last_variance + present * jnp.square(squared_norm - mean)
     progress = jnp.minimum(number(state.step_count) / number(total_steps), 1)
     factor = progress * number(lambda_1) + (1 - progress) * number(lambda_2)
     threshold = mean + factor * jnp.sqrt(variance)
@@ -99,10 +92,9 @@ def on_sharp_gradients(
     found = SharpGradientsState(
       count, squared_norm, mean, variance, threshold, state.unit * change
     )
+    unchanged = state._replace(step_count=count)
     ascend = finite & (squared_norm >= threshold)
-    return ascend, optax.tree.where(
-      finite, found, state._replace(step_count=count)
-    )
+    return ascend, optax.tree.where(finite, found, unchanged)
 
   return Policy(init, decide)
 
@@ -115,27 +107,23 @@ def ae_sam(
   decay: float = 0.9,
   lambda_1: float = -1.0,
   lambda_2: float = 1.0,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adaptive policy to employ SAM (AE-SAM): SAM where the gradient is large.
 
-  A SAM step is taken if the squared norm of :math:`g`, averaged over devices,
-  is large compared with its moving mean and variance, both 0 at first.
-
   .. math::
-    \begin{align*}
-      \mu &\leftarrow b \mu + (1 - b)\, x, \quad x = \|g\|^2 \\
-      \sigma^2 &\leftarrow b \sigma^2 + (1 - b) (x - \mu)^2 \\
-      c &= (t / T)\, \lambda_1 + (1 - t / T)\, \lambda_2 \\
-      u &= \tilde g \text{ of SAM if } x \ge \mu + c\, \sigma, \text{ else } g
-    \end{align*}
+    \mu &\leftarrow b \mu + (1 - b)\, x, \quad x = \|g\|^2 \\
+    \sigma^2 &\leftarrow b \sigma^2 + (1 - b) (x - \mu)^2 \\
+    c &= (t / T)\, \lambda_1 + (1 - t / T)\, \lambda_2 \\
+    u &= \tilde g \text{ of SAM if } x \ge \mu + c\, \sigma, \text{ else } g
 
-  For a normally distributed :math:`x` the defaults take 50 % SAM steps: 24,
-  41, 59 and 77 % in the quarters of the training. Real norms are skewed:
-  expect 2 to 17 points less. Without bias correction, training starts with a
-  burst of SAM steps. A factor on the loss changes no decision.
+  :math:`g` is averaged over devices here, and :math:`\mu = \sigma = 0` at first
+  and not corrected for it: training starts with a burst of SAM steps. For a
+  normally distributed :math:`x` the defaults take 50 % SAM steps: 24, 41, 59
+  and 77 % in the quarters of the training. Real norms are skewed: expect 2 to
+  17 points less. A factor on the loss changes no decision.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -149,10 +137,9 @@ def ae_sam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; state: moments. Cost: 1 gradient or 2.
 
-  .. note::
-    No code is public; the equations follow restatements of the paper that
-    agree. Unverified: the defaults of `decay` and both lambdas; the initial
-    variance of 0 (an argument of `policies.on_sharp_gradients`).
+  .. note:: No code is public; the equations follow restatements of the paper
+    that agree. Unverified: the defaults of `decay` and both lambdas; the
+    initial variance of 0 (an argument of `policies.on_sharp_gradients`).
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
@@ -167,15 +154,11 @@ def ae_sam(
   >>> decisions
   [True, True, False]
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=on_sharp_gradients(
-      total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
-    ),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+  policy = on_sharp_gradients(
+    total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
   )
+  choices = Choices(scale_to_radius(rho), policy=policy)
+  return compose(choices, mask, axis_name, sync_ascent)
 
 
 @validation.method()
@@ -188,26 +171,23 @@ def ae_look_sam(
   lambda_2: float = 2.0,
   alpha: float = 0.1,
   accumulator_dtype: Any = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""AE-LookSAM: the decisions of AE-SAM, with LookSAM's reuse in between.
 
-  Steps that AE-SAM skips cost one gradient and reuse :math:`v`, the part of the
-  last perturbed gradient :math:`\tilde g` that is orthogonal to :math:`g`.
+  Steps that AE-SAM skips reuse :math:`v`, the part of the last perturbed
+  gradient :math:`\tilde g` that is orthogonal to :math:`g`, at first 0.
 
   .. math::
-    \begin{align*}
-      u &= \tilde g, \quad v = \tilde g - (g^\top \tilde g / \|g\|^2)\, g
-        && \text{at a SAM step} \\
-      u &= g + \alpha\, (\|g\| / \|v\|)\, v && \text{otherwise; at first } v = 0
-    \end{align*}
+    u &= \tilde g, \quad v = \tilde g - (g^\top \tilde g / \|g\|^2)\, g
+      && \text{at a SAM step} \\
+    u &= g + \alpha\, (\|g\| / \|v\|)\, v && \text{otherwise}
 
   Args:
     rho, total_steps, decay, lambda_1, lambda_2: see `ae_sam`.
-    alpha: length of the reused part relative to `g`, in [0, 1); see `look_sam`.
-    accumulator_dtype: dtype of the stored direction; None: float32 or wider.
+    alpha, accumulator_dtype: see `look_sam`.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `v` and `u`
       are computed from averages in any case.
 
@@ -215,10 +195,9 @@ def ae_look_sam(
     A gradient transformation to place first in `optax.chain`, like `ae_sam`;
     state: moments, direction of `v`. It costs 1 gradient, 2 at a SAM step.
 
-  .. note::
-    For a normally distributed squared norm the defaults take a SAM step 19.5 %
-    of the time; the paper is quoted with "about 20 %". The first step is one
-    from `decay=0.75` on. Unverified: the defaults and the exact algorithm.
+  .. note:: For a normally distributed squared norm the defaults take 19.5 % SAM
+    steps; the paper is quoted with "about 20 %". The first step is one from
+    `decay=0.75` on. Unverified: the defaults and the exact algorithm.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware
@@ -234,13 +213,9 @@ def ae_look_sam(
   [2.0, 3.0]
   [0.2, 0.1]
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=on_sharp_gradients(
-      total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
-    ),
-    descent=reuse_orthogonal(alpha, accumulator_dtype=accumulator_dtype),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+  policy = on_sharp_gradients(
+    total_steps, decay=decay, lambda_1=lambda_1, lambda_2=lambda_2
   )
+  descent = reuse_orthogonal(alpha, accumulator_dtype=accumulator_dtype)
+  choices = Choices(scale_to_radius(rho), policy=policy, descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

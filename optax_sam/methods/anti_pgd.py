@@ -29,14 +29,11 @@ def anti_pgd(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Anti-PGD: adds noise at every step and removes that of the last step.
 
-  With :math:`\Delta` the update of the base optimizer, :math:`w - \xi_t` is a
-  noise-free iterate, whose gradients are taken at a random point nearby.
-  `without_noise` returns it.
+  .. math:: u = \Delta + \xi_{t+1} - \xi_t, \quad \xi_t = \sigma z_t
 
-  .. math::
-    u = \Delta + \xi_{t+1} - \xi_t, \quad \xi_t = \sigma z_t, \quad \xi_0 = 0
-
-  Here :math:`z_t` is standard normal, drawn from `fold_in(key, t)` at step t.
+  :math:`\Delta` is the update of the base optimizer, :math:`z_t` is standard
+  normal, drawn from `fold_in(key, t)`, and :math:`\xi_0 = 0`. Gradients are
+  taken near the noise-free iterate :math:`w - \xi_t`: see `without_noise`.
 
   Args:
     sigma: standard deviation of every entry, in the unit of the parameters, at
@@ -45,13 +42,12 @@ def anti_pgd(
 
   Returns:
     A gradient transformation to place **last** in `optax.chain`, after the base
-    optimizer; state: the key. It draws two normal numbers for each parameter.
-    Leaves that are not floating-point are unchanged.
+    optimizer; state: the key. It draws two normal numbers for each
+    floating-point parameter.
 
-  .. note::
-    The noise is drawn again, not stored: parameters and updates should be
-    float32 or wider, or rounding leaves a part of it. Unverified:
-    whether the paper evaluates `w` or the noise-free iterate, and `sigma`.
+  .. note:: The noise is drawn again, not stored: parameters and updates should
+    be float32 or wider, or rounding leaves a part of it. Unverified: whether
+    the paper evaluates `w` or the noise-free iterate, and `sigma`.
 
   References:
     Orvieto, Kersting, Proske, Bach, Lucchi, `Anticorrelated Noise Injection for
@@ -79,7 +75,6 @@ def anti_pgd(
   def update(updates: Any, state: Any, params: Any = None, **_: Any) -> Any:
     check_state(state, AntiPgdState)
     scale = sigma(state.step_count) if callable(sigma) else sigma
-    scale = jnp.asarray(scale, state.scale.dtype)
     if params is not None:
       given = gradient_like(updates, params)
       if partition.with_gradient(given, params) is not None:
@@ -90,10 +85,11 @@ def anti_pgd(
         raise ValueError(msg)
     leaves = partition.Leaves.of(updates)
     inside = leaves.split(updates)
+    scale = jnp.asarray(scale, state.scale.dtype)
     count = tree_math.increment(state.step_count)
     new_state = AntiPgdState(count, state.key, scale)
-    before, after = _noise(state, inside), _noise(new_state, inside)
-    inside = _add(inside, optax.tree.sub(after, before))
+    change = optax.tree.sub(_noise(new_state, inside), _noise(state, inside))
+    inside = _add(inside, change)
     return leaves.join(inside, updates), accept(inside, new_state, state)
 
   return optax.GradientTransformationExtraArgs(init, update)
@@ -108,7 +104,7 @@ def without_noise(params: optax.Params, opt_state: Any) -> optax.Params:
       `anti_pgd` in it, not inside `optax.masked` or `optax.partition`.
 
   Returns:
-    The iterate, like `params` in structure, shapes and dtypes.
+    The iterate, like `params`.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.anti_pgd(0.1, key=0), jnp.float32(3.0)

@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import partition
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -42,10 +42,8 @@ def scale_to_adaptive_radius(
 
 
 def _scaled_by_name(params: optax.Params) -> Any:
-  def is_scaled(path: tuple[Any, ...], _: Any) -> bool:
-    parts = partition.path_parts(path)
-    return not parts or parts[-1] not in ('bias', 'b', 'beta', 'offset')
-
+  unscaled = ['bias'], ['b'], ['beta'], ['offset']
+  is_scaled = lambda path, _: partition.path_parts(path)[-1:] not in unscaled
   return jax.tree_util.tree_map_with_path(is_scaled, params)
 
 
@@ -61,37 +59,30 @@ def asam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Adaptive SAM (ASAM): a radius relative to the size of the weights.
 
-  ASAM scales the perturbation of each weight by the size of the weight. Then
-  rescaling layers without changing the function does not change the sharpness.
+  Rescaling layers without changing the function does not change the sharpness.
 
   .. math::
-    \begin{align*}
-      T &= |w| + \eta \text{ on scaled leaves, else } 1 \\
-      \epsilon &= \rho\, T^2 g / (\|T g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    T &= |w| + \eta \text{ on scaled leaves, else } 1 \\
+    \epsilon &= \rho\, T^2 g / (\|T g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   Args:
     rho: length of :math:`\epsilon / T`, at least 0, or a schedule. 0.5 is the
       authors' default, also for CIFAR-10; they use 1.0 for CIFAR-100.
-    eta: added to the size of the weights, at least 0. 0.01 is the default of
-      the authors' class; their example script passes 0.
-    scaled: the leaves to scale: a bool, a prefix tree of bools or a function
-      from the parameters to one; None selects them by name (see the note).
+    eta: at least 0; 0.01 in the authors' class, 0 in their example script.
+    scaled: leaves to scale: a bool, a prefix tree of bools, or a function from
+      parameters to one; None: all not named `bias`, `b`, `beta` or `offset`.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    By default all leaves are scaled but those named `bias`, `b`, `beta` or
-    `offset`; the authors' code scales parameters with "weight" in their name,
-    so a weight called `w` differs. `asam(2.0, eta=0.0, scaled=True)` is
-    davda54/sam, which does not perturb a bias of zero; `scaled=True` alone is
-    dbahri/universal_sam. The rule `rho * abs(w) * g / norm(g)` is not ASAM. The
-    author has confirmed which leaves are scaled. `eta` is 0.01 in the class,
-    and 0 in the authors' example. Unverified: the rule of the paper.
+  .. note:: The authors' code scales parameters with "weight" in their name, so
+    a weight called `w` differs; the author has confirmed which are scaled.
+    `asam(2.0, eta=0.0, scaled=True)` is davda54/sam, which does not perturb a
+    bias of zero; `scaled=True` alone is dbahri/universal_sam. The rule `rho *
+    abs(w) * g / norm(g)` is not ASAM. Unverified: the rule of the paper.
 
   References:
     Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for
@@ -105,6 +96,4 @@ def asam(
   [3.9, 5.6]
   """
   perturbation = scale_to_adaptive_radius(rho, eta=eta, scaled=scaled)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

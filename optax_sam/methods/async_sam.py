@@ -7,7 +7,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -20,9 +20,9 @@ class DelayState(NamedTuple):
 def delay(
   *, accumulator_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-  """Returns the ascent gradient of the previous step, at first 0 (AsyncSAM).
+  """Returns the ascent gradient of the last step; see `optax_sam.async_sam`.
 
-  Place it before a radius. See `optax_sam.async_sam` for the argument.
+  Place it before a radius.
   """
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
 
@@ -48,26 +48,25 @@ def async_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""AsyncSAM: perturbs along the gradient of the previous step.
 
-  Neither gradient of a step needs the other, so hardware may compute them in
-  parallel. :math:`g_{t-1}` is averaged over devices, and 0 at the first step.
-
   .. math::
     \tilde g = \nabla L(w_t + \epsilon), \quad
     \epsilon = \rho\, g_{t-1} / (\|g_{t-1}\| + 10^{-12})
 
+  Neither gradient of a step needs the other, so hardware may compute them in
+  parallel. :math:`g_{t-1}` is averaged over devices, and 0 at the first step.
+
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     accumulator_dtype: dtype of the stored gradient; None: float32 or wider.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `sync_ascent`
-      makes no difference: the stored gradient is an average in any case.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`; the last one
+      makes no difference.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; state: one gradient. It costs 2 gradients.
 
-  .. note::
-    The rule follows second-hand accounts of the paper. Ascent gradients of a
-    smaller batch are not offered: we found no description of them.
+  .. note:: The rule follows second-hand accounts of the paper. Ascent gradients
+    of a smaller batch are not offered: we found no description of them.
 
   References:
     Jo, Lim, Lee, `Asynchronous Sharpness-Aware Minimization For Fast and
@@ -80,9 +79,6 @@ def async_sam(
   >>> [round(x, 3) for x in u.tolist()]  # w + w / 10
   [3.3, 4.4]
   """
-  perturbation = optax.chain(
-    delay(accumulator_dtype=accumulator_dtype), scale_to_radius(rho)
-  )
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  delayed = delay(accumulator_dtype=accumulator_dtype)
+  perturbation = optax.chain(delayed, scale_to_radius(rho))
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

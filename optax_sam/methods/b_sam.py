@@ -1,7 +1,6 @@
 """bSAM: learns how far to perturb each parameter."""
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,14 +15,11 @@ from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 class BSamState(NamedTuple):
-  """State of `b_sam`: `momentum` m and `precision` s, float32 or wider.
-
-  `ascent` is a `SharpnessAwareState` that counts the steps, `key` a PRNG key.
-  """
+  """State of `b_sam`: m and s, a PRNG key, and `ascent`, which counts steps."""
 
   ascent: Any
   momentum: optax.Updates
@@ -48,35 +44,29 @@ def b_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""bSAM: SAM as an optimal relaxation of Bayes.
 
-  bSAM learns a precision :math:`s` of each parameter, which sets both the step
-  size and the perturbation, so it replaces the base optimizer.
-
   .. math::
-    \begin{align*}
-      g &= \nabla L(w + z / \sqrt{N s}) \\
-      \tilde g &= \nabla L(w + \rho\, g / s) \\
-      m &\leftarrow \beta_1 m + (1 - \beta_1) (E[\tilde g] + \lambda w) \\
-      u &= -\eta\, m / s \\
-      s &\leftarrow \beta_2 s + (1 - \beta_2) (\sqrt{s}\, E[|g|] + d + \lambda)
-    \end{align*}
+    g &= \nabla L(w + z / \sqrt{N s}) \\
+    \tilde g &= \nabla L(w + \rho\, g / s) \\
+    m &\leftarrow \beta_1 m + (1 - \beta_1) (E[\tilde g] + \lambda w) \\
+    u &= -\eta\, m / s \\
+    s &\leftarrow \beta_2 s + (1 - \beta_2) (\sqrt{s}\, E[|g|] + d + \lambda)
 
-  :math:`E` averages over parts of the batch, each with its own standard normal
-  :math:`z`. The weight decay is :math:`\lambda` = `prior_precision / num_data`.
-  :math:`m = 0` at first. A factor on the loss changes the perturbation.
+  The precision :math:`s` sets both step size and perturbation, so bSAM replaces
+  the base optimizer. :math:`E` averages over parts of the batch, each with its
+  own standard normal :math:`z`; :math:`m = 0` at first. The weight decay is
+  :math:`\lambda` = `prior_precision / num_data`. A factor on the loss matters.
 
   Args:
     learning_rate: factor :math:`\eta` of the update, at least 0, or a schedule.
       The authors' 0.5 is about SGD with 0.05 and momentum 0.9.
     rho: factor of the perturbation, at least 0, or a schedule of it. The
       authors use 0.01 on CIFAR-10 and 5e-5 on Tiny-ImageNet.
-    b1: weight of the past in `m`, in [0, 1).
-    b2: weight of the past in `s`, in [0, 1).
+    b1, b2: weights of the past in `m` and in `s`, in [0, 1).
     damping: `d`, added to the values that `s` averages, at least 0.
     prior_precision: of the Gaussian prior of the parameters, at least 0.
     initial_precision: first value of `s`, above 0.
-    micro_batches: number of consecutive parts of the batch of B, an int of at
-      least 1. They have `ceil(B / micro_batches)` examples, the last one the
-      rest, and are weighted by their examples.
+    micro_batches: number of consecutive parts of the batch of B, at least 1,
+      weighted by examples: `ceil(B / micro_batches)` each, the last the rest.
     num_data: number N of training examples, above 0. The authors multiply it by
       a factor for augmentation, 4 on CIFAR-10.
     key: integer seed or typed key, the same on all devices.
@@ -84,14 +74,13 @@ def b_sam(
       Each device splits and perturbs by its own examples, with the same `z`.
 
   Returns:
-    An optimizer that includes the learning rate, whose `update` needs `params`,
-    and `per_example_value_fn` and `batch`, or with one part `value_fn` or
-    `grad_fn`; state: `m`, `s` and the key. It costs 2 gradients (the incoming
-    one is unused), and a normal number for each parameter and part.
+    An optimizer with the learning rate, whose `update` needs `params`, and
+    `per_example_value_fn` and `batch`, or with one part `value_fn` or
+    `grad_fn`; state: `m`, `s`, key. It costs 2 gradients (the incoming one is
+    unused), and a normal number for each parameter and part.
 
-  .. note::
-    The rule was checked against the authors' code; another port has another
-    rule. Batch norm normalizes each part separately.
+  .. note:: The rule was checked against the authors' code; another port has
+    another rule. Batch norm normalizes each part separately.
 
   References:
     Moellenhoff, Khan, `SAM as an Optimal Relaxation of Bayes
@@ -120,8 +109,7 @@ def b_sam(
   def init(params: optax.Params) -> BSamState:
     w = partition.Leaves.of(params).split(params)
     zeros = tree_math.zeros_like(w)
-    first = lambda x: x + jnp.asarray(initial_precision, x.dtype)
-    precision = jax.tree.map(first, zeros)
+    precision = optax.tree.full_like(zeros, initial_precision)
     return BSamState(first_state(w), zeros, precision, validation.as_key(key))
 
   def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
@@ -142,7 +130,7 @@ def b_sam(
     ascent = lambda g, s: jnp.asarray(radius, s.dtype) * g.astype(s.dtype) / s
 
     def gradients(part: LossView, number: Any) -> tuple[Any, ...]:
-      z = draw_direction(jax.random.fold_in(step_key, number), s)
+      z = draw_normal(step_key, number, s)
       noisy = tree_math.add(w, jax.tree.map(noise, z, s))
       _, gradient = part.value_and_grad(noisy)
       point = tree_math.add(w, jax.tree.map(ascent, gradient, s))
@@ -153,7 +141,18 @@ def b_sam(
       trees = jax.tree.map(tree_math.widen, trees)
       return *trees, tree_math.norm(gradient), loss
 
-    found = _mean_over_parts(view, micro_batches, gradients)
+    def of_part(rows: tuple[jax.Array, Any]) -> tuple[Any, ...]:
+      part = view.on(rows[1])
+      weight = part.num_examples / view.num_examples
+      found = gradients(part, rows[0][0])
+      return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
+
+    if micro_batches == 1:
+      found = gradients(view, 0)
+    else:
+      part_size = math.ceil(view.num_examples / micro_batches)
+      numbers = np.arange(view.num_examples, dtype=np.int32) // part_size
+      found = sum_over_chunks(of_part, (numbers, view.batch), part_size)
     perturbed, size, norm, loss = devices.average(found, axis_name)
 
     def mix(past: Any, old: jax.Array, new: jax.Array) -> jax.Array:
@@ -161,14 +160,11 @@ def b_sam(
       return past * old + (1 - past) * new
 
     def next_momentum(m: jax.Array, ge: jax.Array, w: jax.Array) -> jax.Array:
-      weighed = decay(m.dtype) * w.astype(m.dtype)
-      return mix(b1, m, ge.astype(m.dtype) + weighed)
+      return mix(b1, m, ge.astype(m.dtype) + decay(m.dtype) * w.astype(m.dtype))
 
     def next_precision(s: jax.Array, size: jax.Array) -> jax.Array:
-      added = jnp.asarray(damping, s.dtype)
-      return mix(
-        b2, s, jnp.sqrt(s) * size.astype(s.dtype) + added + decay(s.dtype)
-      )
+      added = jnp.sqrt(s) * size.astype(s.dtype) + jnp.asarray(damping, s.dtype)
+      return mix(b2, s, added + decay(s.dtype))
 
     momentum = jax.tree.map(next_momentum, state.momentum, perturbed, w)
     precision = jax.tree.map(next_precision, s, size)
@@ -180,27 +176,6 @@ def b_sam(
     info = advance(state.ascent, norm, loss)
     after = BSamState(info, momentum, precision, state.key)
     after = accept(step, after, state, valid)
-    step = tree_math.nan_unless(valid, step)
-    return view.leaves.join(step, updates), after
+    return view.leaves.join(tree_math.nan_unless(valid, step), updates), after
 
   return checked(init, update, BSamState)
-
-
-def _mean_over_parts(
-  view: LossView, micro_batches: int, function: Callable[..., tuple[Any, ...]]
-) -> tuple[Any, ...]:
-  """Averages over consecutive parts of the batch, one in memory at a time."""
-  if micro_batches == 1:
-    return function(view, 0)
-  examples = view.num_examples
-  size = math.ceil(examples / micro_batches)
-  numbers = np.arange(examples, dtype=np.int32) // size
-
-  def weighed(rows: tuple[jax.Array, Any]) -> tuple[Any, ...]:
-    number, batch = rows
-    part = view.on(batch)
-    weight = part.num_examples / examples
-    found = function(part, number[0])
-    return jax.tree.map(lambda x: weight * tree_math.widen(x), found)
-
-  return sum_over_chunks(weighed, (numbers, view.batch), size)

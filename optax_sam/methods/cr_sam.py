@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import Descent, stateless
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
@@ -26,9 +25,7 @@ def regularize_curvature(gamma: float = 0.1, beta: float = 0.01) -> Descent:
     first = jnp.asarray(beta, wide.dtype) * (gp - gm)
     return (gp + second + first).astype(g.dtype)
 
-  return stateless(
-    lambda clean, at: jax.tree.map(combine, clean, at(1), at(-1))
-  )
+  return stateless(lambda g, at: jax.tree.map(combine, g, at(1), at(-1)))
 
 
 @validation.method()
@@ -37,36 +34,32 @@ def cr_sam(
   *,
   gamma: float = 0.1,
   beta: float = 0.01,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Curvature regularized SAM (CR-SAM): adds differences of gradients.
 
-  To lowest order, the last bracket below is :math:`2 H \epsilon`, with the
-  Hessian :math:`H`, and the other one is the change of :math:`H \epsilon` along
-  :math:`\epsilon`.
-
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      g_\pm &= \nabla L(w \pm \epsilon) \\
-      u &= g_+ + \gamma\, (g_+ + g_- - 2 g) + \beta\, (g_+ - g_-)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    g_\pm &= \nabla L(w \pm \epsilon) \\
+    u &= g_+ + \gamma\, (g_+ + g_- - 2 g) + \beta\, (g_+ - g_-)
+
+  To lowest order, the last bracket is :math:`2 H \epsilon`, with the Hessian
+  :math:`H`, the other one the change of :math:`H \epsilon` along it.
 
   Args:
     rho: radius, at least 0, or a schedule of it. All defaults are the authors'.
-    gamma: weight of the second difference, at least 0.
-    beta: weight of the first difference, at least 0; with both 0 this is SAM.
+    gamma, beta: weights of the differences, at least 0; with both 0 it is SAM.
+      `beta` is 0.01 in the authors' run, 0.1 in their class.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 3 gradients.
 
-  .. note::
-    This is the rule of the authors' code. Unverified: how it follows from the
-    normalized trace of the Hessian, which the paper regularizes.
+  .. note:: This is the rule of the authors' code. Unverified: how it follows
+    from the normalized trace of the Hessian, which the paper regularizes.
 
   References:
     Wu, Luo, Wunsch, `CR-SAM: Curvature Regularized Sharpness-Aware Minimization
@@ -79,10 +72,6 @@ def cr_sam(
   >>> round(float(u), 3)  # 48 + 0.5 * (48 + 12 - 2 * 27) + 0.1 * (48 - 12)
   54.6
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    descent=regularize_curvature(gamma, beta),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  descent = regularize_curvature(gamma, beta)
+  choices = Choices(scale_to_radius(rho), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

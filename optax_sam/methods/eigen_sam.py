@@ -8,18 +8,14 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import on_refresh
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import control_flow, tree_math
 from optax_sam.trees.random_trees import draw_signs
 
 
 class EigenvectorState(NamedTuple):
-  """State of `scale_toward_eigenvector`: `step_count` and `direction`.
-
-  `direction` is the estimate of the eigenvector, of length 1.
-  """
+  """State: `step_count`, and `direction`, the estimated unit eigenvector."""
 
   step_count: jax.Array
   direction: optax.Updates
@@ -36,9 +32,8 @@ def scale_toward_eigenvector(
 ) -> optax.GradientTransformationExtraArgs:
   """Turns the ascent gradient toward the Hessian's top eigenvector (Eigen-SAM).
 
-  See `optax_sam.eigen_sam` for the rule and the arguments. It works only inside
-  `optax_sam.sharpness_aware`, which passes the loss of the batch. Products with
-  the Hessian are derivatives of the gradient, in the dtype of the parameters.
+  See `optax_sam.eigen_sam`. It works only inside `optax_sam.sharpness_aware`,
+  and differentiates gradients in the dtype of the parameters.
   """
   validation.check_radius(rho)
   validation.check_number('alpha', alpha, at_least=0)
@@ -52,36 +47,26 @@ def scale_toward_eigenvector(
     direction = draw_signs(validation.as_key(key), zeros)
     return EigenvectorState(jnp.zeros((), jnp.int32), direction)
 
-  def update(
-    updates: Any,
-    state: Any,
-    params: Any = None,
-    *,
-    loss_view: LossView | None = None,
-    axis_name: Any = None,
-    **_: Any,
-  ) -> tuple[Any, EigenvectorState]:
-    if loss_view is None:
+  def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    if extra.get('loss_view') is None:
       msg = (
         'scale_toward_eigenvector needs products with the Hessian: use it as '
         'the perturbation of optax_sam.sharpness_aware.'
       )
       raise ValueError(msg)
-    value_and_grad = loss_view.value_and_grad
+    gradient = lambda p: extra['loss_view'].value_and_grad(p)[1]
+    average = lambda x: devices.average(x, extra.get('axis_name'))
 
     def refresh() -> optax.Updates:
       if not jax.tree.leaves(params):
         return state.direction
       # The average is not finite on all devices if it is not on one.
-      size = devices.average(tree_math.norm(updates), axis_name)
-      usable = tree_math.is_usable(size)
+      usable = tree_math.is_usable(average(tree_math.norm(updates)))
 
       def multiply(_: Any, v: optax.Updates) -> optax.Updates:
-        gradient = lambda p: value_and_grad(p)[1]
         tangents = optax.tree.cast_like(v, params)
         _, product = jax.jvp(gradient, (params,), (tangents,))
-        product = devices.average(product, axis_name)
-        product = jax.tree.map(tree_math.widen, product)
+        product = jax.tree.map(tree_math.widen, average(product))
         moves = usable & tree_math.is_usable(tree_math.norm(product))
         return optax.tree.where(moves, tree_math.scale_to(1.0, product), v)
 
@@ -92,31 +77,26 @@ def scale_toward_eigenvector(
     keep = lambda: state.direction
     direction = on_refresh(state.step_count, refresh_every, refresh, keep)
     radius = rho(state.step_count) if callable(rho) else rho
-    epsilon = _combine(radius, alpha, updates, direction)
+    size = tree_math.norm(updates)
+    usable = tree_math.is_usable(size)
+    size = tree_math.stabilized(jnp.where(usable, size, 1))
+    along = tree_math.dot(updates, direction)
+    turn = jnp.asarray(alpha, along.dtype) * jnp.sign(along)
+    radius = jnp.asarray(radius, along.dtype)
+    of_gradient = radius * (1 - turn * along / size) / size
+    of_direction = radius * turn
+
+    def combine(g: jax.Array, v: jax.Array) -> jax.Array:
+      dtype = tree_math.wide_dtype(g, v)
+      moved = of_gradient.astype(dtype) * g.astype(dtype)
+      moved += of_direction.astype(dtype) * v.astype(dtype)
+      return jnp.where(usable, moved, 0).astype(g.dtype)
+
     count = tree_math.increment(state.step_count)
+    epsilon = jax.tree.map(combine, updates, direction)
     return epsilon, EigenvectorState(count, direction)
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _combine(radius: Any, alpha: Any, updates: Any, direction: Any) -> Any:
-  """Returns the perturbation from the gradient and the eigenvector."""
-  size = tree_math.norm(updates)
-  usable = tree_math.is_usable(size)
-  size = tree_math.stabilized(jnp.where(usable, size, 1))
-  along = tree_math.dot(updates, direction)
-  turn = jnp.asarray(alpha, along.dtype) * jnp.sign(along)
-  radius = jnp.asarray(radius, along.dtype)
-  of_gradient = radius * (1 - turn * along / size) / size
-  of_direction = radius * turn
-
-  def leaf(g: jax.Array, v: jax.Array) -> jax.Array:
-    dtype = tree_math.wide_dtype(g, v)
-    moved = of_gradient.astype(dtype) * g.astype(dtype)
-    moved += of_direction.astype(dtype) * v.astype(dtype)
-    return jnp.where(usable, moved, 0).astype(g.dtype)
-
-  return jax.tree.map(leaf, updates, direction)
 
 
 @validation.method('power_steps')
@@ -134,26 +114,22 @@ def eigen_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Eigen-SAM: turns the perturbation toward the Hessian's top eigenvector.
 
-  A perturbation toward the top eigenvector :math:`v`, estimated by power
-  iteration, penalizes the top eigenvalue explicitly. It is longer than
-  :math:`\rho`, by a factor of at most :math:`\sqrt{1 + \alpha^2}`.
-
   .. math::
-    \begin{align*}
-      v &\leftarrow H v / \|H v\| \quad \text{(several times at a refresh)} \\
-      h &= g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \epsilon &= \rho\, (h
-        + \alpha \operatorname{sign}(g^\top v)\, (v - (h^\top v)\, h)) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    v &\leftarrow H v / \|H v\| \quad \text{(several times at a refresh)} \\
+    h &= g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \epsilon &= \rho\, (h
+      + \alpha \operatorname{sign}(g^\top v)\, (v - (h^\top v)\, h)) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
-  At first :math:`v` is random; step 0 refreshes it. A gradient or an
-  :math:`H v` that is zero or not finite leaves it unchanged.
+  A perturbation toward the top eigenvector :math:`v`, by power iteration,
+  penalizes the top eigenvalue explicitly. Its length is at most :math:`\rho
+  \sqrt{1 + \alpha^2}`. At first :math:`v` is random; step 0 refreshes it. It
+  is unchanged if :math:`g` or :math:`H v` is 0 or not finite.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step.
     alpha: weight of the part of `v` orthogonal to `g`, at least 0; 0 is SAM.
-    refresh_every: steps between refreshes, at least 1; the authors' 100.
+    refresh_every: steps between refreshes, at least 1.
     power_steps: number of products with the Hessian at a refresh, at least 1.
     key: integer seed or typed key, the same on all devices.
     accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
@@ -165,10 +141,10 @@ def eigen_sam(
     needs a twice differentiable `value_fn` or a differentiable `grad_fn`;
     state: `v`. It costs 2 gradients, about 2 * `power_steps` more at a refresh.
 
-  .. note::
-    Given `v`, the authors' code gives the same numbers. But it has no `v` for
-    its first 100 steps and perturbs by `rho * g`, not normalized, until then.
-    All defaults are those of their documented run.
+  .. note:: All defaults are those of the authors' documented run, whose command
+    line has `rho=0.05` if nothing is given. Given `v`, their code gives the
+    same numbers. But it has no `v` for its first 100 steps and perturbs by
+    `rho * g`, not normalized, until then.
 
   References:
     Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware
@@ -190,6 +166,4 @@ def eigen_sam(
     key=key,
     accumulator_dtype=accumulator_dtype,
   )
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

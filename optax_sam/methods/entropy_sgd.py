@@ -12,14 +12,11 @@ from optax_sam.engine.info import only_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import control_flow, tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 class EntropySgdState(NamedTuple):
-  """State of `entropy_sgd`: `outer` is x, `mean` is mu and `momentum` is v.
-
-  They are float32 or wider. `step_count` counts the calls, `key` is a PRNG key.
-  """
+  """State of `entropy_sgd`: x, mu and v, float32 or wider, counter and key."""
 
   step_count: jax.Array
   outer: optax.Params
@@ -43,21 +40,17 @@ def entropy_sgd(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Entropy-SGD: descends the local entropy, estimated by inner SGD steps.
 
-  Every call is an inner step of the parameters :math:`w`, with noise and a pull
-  toward the outer iterate :math:`x`. The last row follows `inner_steps` calls.
-  Evaluate :math:`x`, `optax_sam.outer_params(w, opt_state)`, not :math:`w`.
-
   .. math::
-    \begin{align*}
-      v &\leftarrow 0.9\, v + g, \quad d = g + 0.9\, v \\
-      w &\leftarrow w - \eta\, (d - \gamma_n (x - w) + \lambda w)
-        + \sqrt{2 \eta}\, \nu z, \quad \gamma_n = \gamma (1 + \kappa)^n \\
-      \mu &\leftarrow 0.75\, \mu + 0.25\, w \\
-      x &\leftarrow x - \alpha\, (x - \mu), \quad w, \mu \leftarrow x, \quad
-        v \leftarrow 0, \quad n \leftarrow n + 1
-    \end{align*}
+    v &\leftarrow 0.9\, v + g, \quad d = g + 0.9\, v \\
+    w &\leftarrow w - \eta\, (d - \gamma_n (x - w) + \lambda w)
+      + \sqrt{2 \eta}\, \nu z, \quad \gamma_n = \gamma (1 + \kappa)^n \\
+    \mu &\leftarrow 0.75\, \mu + 0.25\, w \\
+    x &\leftarrow x - \alpha\, (x - \mu), \quad w, \mu \leftarrow x, \quad
+      v \leftarrow 0, \quad n \leftarrow n + 1
 
+  Calls are inner steps of :math:`w`; the last row follows `inner_steps` calls.
   At first :math:`x = \mu = w`, :math:`v = 0`; :math:`z` is standard normal.
+  Evaluate the outer iterate :math:`x`, `optax_sam.outer_params(w, opt_state)`.
 
   Args:
     learning_rate: fraction of the way to `mu`, at least 0, or a schedule of it.
@@ -72,12 +65,10 @@ def entropy_sgd(
 
   Returns:
     An optimizer that includes the learning rate, whose `update` needs `params`;
-    state: `x`, `mu`, `v` and the key. It costs the incoming gradient of each
-    call, and a normal number for each parameter.
+    state: `x`, `mu`, `v`, key. Cost: 1 gradient, a normal number a parameter.
 
-  .. note::
-    The rule was read in the authors' Lua code, and no code was run. Theirs also
-    takes one gradient that it does not use; their Python code differs.
+  .. note:: The rule was read in the authors' Lua code, not run. It also takes a
+    gradient that it does not use; their Python code differs.
 
   References:
     Chaudhari et al., `Entropy-SGD: Biasing Gradient Descent Into Wide Valleys
@@ -95,8 +86,8 @@ def entropy_sgd(
   0.8491
   """
   validation.check_radius(learning_rate, 'learning_rate')
-  validation.check_count('inner_steps', inner_steps)
   validation.check_radius(inner_learning_rate, 'inner_learning_rate')
+  validation.check_count('inner_steps', inner_steps)
   validation.check_number('gamma', gamma, at_least=0)
   validation.check_number('scoping', scoping, at_least=0)
   validation.check_number('noise', noise, at_least=0)
@@ -118,10 +109,8 @@ def entropy_sgd(
     manual_axes.check(view, local, axis_name)
     gradient = optax.tree.cast_like(devices.average(local, axis_name), x)
     is_finite = tree_math.all_finite(gradient)
-    rate, eta = (
-      value(state.step_count) if callable(value) else value
-      for value in (learning_rate, inner_learning_rate)
-    )
+    now = lambda x: x(state.step_count) if callable(x) else x
+    rate, eta = now(learning_rate), now(inner_learning_rate)
     count = tree_math.increment(state.step_count)
     period = jnp.asarray(inner_steps, count.dtype)
     rounds = state.step_count // period + 1
@@ -135,7 +124,7 @@ def entropy_sgd(
       return w - number(eta) * drift + jump
 
     def move() -> optax.Params:
-      z = draw_direction(jax.random.fold_in(state.key, state.step_count), w)
+      z = draw_normal(state.key, state.step_count, w)
       return jax.tree.map(step, w, x, gradient, state.momentum, z)
 
     # The conditional stores the end; otherwise XLA recomputes it, with the
@@ -152,8 +141,7 @@ def entropy_sgd(
     change = optax.tree.cast_like(jax.tree.map(jnp.subtract, end, w), local)
     after = EntropySgdState(count, x, mean, momentum, state.key)
     after = accept(change, after, state, is_finite)
-    change = tree_math.nan_unless(is_finite, change)
-    return leaves.join(change, updates), after
+    return leaves.join(tree_math.nan_unless(is_finite, change), updates), after
 
   return checked(init, update, EntropySgdState)
 
@@ -166,7 +154,7 @@ def outer_params(params: optax.Params, opt_state: Any) -> optax.Params:
     opt_state: state of an optimizer with exactly one `entropy_sgd` in it.
 
   Returns:
-    A tree like `params`, in their dtypes.
+    A tree like `params`.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> state = optax_sam.entropy_sgd(key=0).init(jnp.float32(2.0))

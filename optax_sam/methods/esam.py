@@ -10,24 +10,24 @@ from optax_sam.engine import partition, selection
 from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import keep_random_tensors, scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
 def sharpest(size: float) -> selection.Selection:
-  """Selects the examples whose loss the perturbation raises most (ESAM).
+  """Selects the examples whose loss rises most, by a forward pass.
 
-  See `optax_sam.esam` for the rule; `size` is its `gamma`. It costs one forward
-  pass. Padding, with loss 0, ranks before examples whose loss falls.
+  See `optax_sam.esam`; `size` is its `gamma`. Padding, with loss 0, ranks
+  before examples whose loss falls.
   """
   selection.check_size('size', size)
 
   def select(view: LossView, params: Any, *_: Any) -> selection.Selected:
     def descent(point: optax.Params) -> LossView:
-      before, after = view.losses_before(params), view.losses(point)
-      rise = tree_math.widen(after) - tree_math.widen(before)
+      losses = view.losses_before(params), view.losses(point)
+      before, after = map(tree_math.widen, losses)
       wanted = selection.num_examples(size, view.num_examples)
-      return view.rows(selection.largest(rise, wanted))
+      return view.rows(selection.largest(after - before, wanted))
 
     return selection.Selected(None, descent)
 
@@ -47,20 +47,16 @@ def esam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Efficient SAM (ESAM): perturbs random leaves, uses some of the examples.
 
-  ESAM keeps each leaf of :math:`g` with probability :math:`\beta`, which gives
-  :math:`g_A`. Its perturbed gradient is over the examples whose loss
-  :math:`\ell_i` rises most. Dropping leaves saves no time under XLA.
-
   .. math::
-    \begin{align*}
-      \epsilon &= (\rho / \beta)\, g_A / (\|g_A\| + 10^{-12}) \\
-      d_i &= \ell_i(w + \epsilon) - \ell_i(w) \\
-      \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon)
-        \text{ over the largest } d_i
-    \end{align*}
+    \epsilon &= (\rho / \beta)\, g_A / (\|g_A\| + 10^{-12}) \\
+    d_i &= \ell_i(w + \epsilon) - \ell_i(w) \\
+    \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon)
+      \text{ over the largest } d_i
 
-  If no leaf is kept, :math:`\epsilon = 0`. Otherwise it is :math:`\rho / \beta`
-  long, 1.67 times `rho` at 0.6, as in published numbers.
+  :math:`g_A` has each leaf of :math:`g` with probability :math:`\beta`, else 0;
+  dropping leaves saves no time under XLA. :math:`\epsilon` is :math:`\rho /
+  \beta` long, 1.67 times `rho` at 0.6, as in published numbers, or 0 if no leaf
+  is kept. :math:`\ell_i` is the loss of an example.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step. The authors use
@@ -76,17 +72,15 @@ def esam(
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `per_example_value_fn` and `batch`; state: the key. It costs 4 / 3 +
-    `gamma` gradients, and 1 / 3 more unless you pass the losses at `w` as
-    `losses` or XLA merges their pass.
+    `gamma` gradients, 1 / 3 more without `losses` at `w`, unless XLA merges it.
 
-  .. note::
-    Examples rank as in `k_sam`. All passes must see the same randomness, or
-    :math:`d_i` is noise; batch norm of the last pass sees only the selected
-    examples. The authors' code takes examples strictly above the k-th largest
-    rise: one fewer, or none if all are equal (`gamma=7` is its 7 of 16). It
-    perturbs all leaves at the first step, and fails if it perturbs none.
-    Unverified: whether a fraction `beta` is kept or dropped, and the factor of
-    `rho`. Ports disagree on both, except at 0.5.
+  .. note:: Examples rank as in `k_sam`. All passes must see the same
+    randomness, or :math:`d_i` is noise; batch norm of the last pass sees only
+    the selected examples. The authors' code takes examples strictly above the
+    k-th largest rise: one fewer, or none if all are equal (`gamma=7` is its 7
+    of 16). It perturbs all leaves at the first step, and fails if it perturbs
+    none. Unverified: whether a fraction `beta` is kept or dropped, and the
+    factor of `rho`. Ports disagree on both, except at 0.5.
 
   References:
     Du et al., `Efficient Sharpness-Aware Minimization for Improved Training of
@@ -104,10 +98,7 @@ def esam(
   validation.check_radius(rho)
   selection.check_size('gamma', gamma)
   radius = (lambda t: rho(t) / beta) if callable(rho) else rho / beta
-  return sharpness_aware(
-    optax.chain(keep_random_tensors(beta, key), scale_to_radius(radius)),
-    selection=sharpest(gamma),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  kept = keep_random_tensors(beta, key)
+  perturbation = optax.chain(kept, scale_to_radius(radius))
+  choices = Choices(perturbation, selection=sharpest(gamma))
+  return compose(choices, mask, axis_name, sync_ascent)

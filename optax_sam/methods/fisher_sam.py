@@ -7,9 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
@@ -21,8 +20,8 @@ def scale_to_fisher_radius(
 
   def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     wide = jax.tree.map(tree_math.widen, updates)
-    number = lambda g: jnp.asarray(eta, g.dtype)
-    roots = jax.tree.map(lambda g: jnp.sqrt(1 + number(g) * g * g), wide)
+    root = lambda g: jnp.sqrt(1 + jnp.asarray(eta, g.dtype) * g * g)
+    roots = jax.tree.map(root, wide)
     once = jax.tree.map(jnp.divide, wide, roots)
     natural = jax.tree.map(jnp.divide, once, roots)
     epsilon = tree_math.scale_to(radius, natural, tree_math.norm(once))
@@ -36,21 +35,19 @@ def fisher_sam(
   rho: optax.ScalarOrSchedule = 0.1,
   *,
   eta: float = 1.0,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Fisher SAM: measures the perturbation by a Fisher metric.
 
-  The perturbation maximizes the linearized loss within :math:`\sum F \epsilon^2
-  \le \rho^2`, so steep entries move less. A factor on the loss changes it.
-
   .. math::
-    \begin{align*}
-      F &= 1 + \eta\, g^2 \text{ elementwise}, \quad g = \nabla L(w) \\
-      \epsilon &= \rho\, (g / F) / (\sqrt{\sum g^2 / F} + 10^{-12}) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    F &= 1 + \eta\, g^2 \text{ elementwise}, \quad g = \nabla L(w) \\
+    \epsilon &= \rho\, (g / F) / (\sqrt{\sum g^2 / F} + 10^{-12}) \\
+    \tilde g &= \nabla L(w + \epsilon)
+
+  :math:`\epsilon` maximizes the linearized loss within :math:`\sum F \epsilon^2
+  \le \rho^2`, so steep entries move less. A factor on the loss changes it.
 
   Args:
     rho: radius in that metric, at least 0, or a schedule of it by the step.
@@ -61,14 +58,13 @@ def fisher_sam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The defaults are those of a community port; another port rescales
+  .. note:: The defaults are those of a community port; another port rescales
     :math:`\epsilon` to length `rho`. Unverified: the defaults, and the squared
     batch gradient in place of squared per-example gradients.
 
   References:
-    Kim, Li, Hu, Hospedales, `Fisher SAM: Information Geometry and Sharpness-
-    Aware Minimisation <https://arxiv.org/abs/2206.04920>`_, ICML 2022.
+    Kim et al., `Fisher SAM: Information Geometry and Sharpness-Aware
+    Minimisation <https://arxiv.org/abs/2206.04920>`_, ICML 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx, w = optax_sam.fisher_sam(rho=1.0), jnp.zeros(2)
@@ -78,6 +74,4 @@ def fisher_sam(
   [0.423, 0.254]
   """
   perturbation = scale_to_fisher_radius(rho, eta=eta)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

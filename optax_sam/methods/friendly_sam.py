@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -29,9 +29,8 @@ def subtract_ema(
 ) -> optax.GradientTransformationExtraArgs:
   """Subtracts a moving average from the ascent gradient (Friendly SAM).
 
-  Place it before a radius: it returns the `d` of `optax_sam.friendly_sam`,
-  which has the same arguments. A `d` of at most `8 * eps * norm(g)` is rounding
-  and becomes 0.
+  Place it before a radius: it returns the `d` of `optax_sam.friendly_sam`, 0 if
+  it is rounding, at most `8 * eps * norm(g)`.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -61,8 +60,7 @@ def subtract_ema(
     if order == 'official':
       first = optax.tree.cast_like(averaged, ema)
       ema = optax.tree.where(state.started, ema, first)
-    subtracted = ema if order == 'paper' else before
-    noise = jax.tree.map(subtract, updates, subtracted)
+    noise = jax.tree.map(subtract, updates, ema if order == 'paper' else before)
     length, size = tree_math.norm(noise), tree_math.norm(updates)
     is_rounding = tree_math.is_negligible(length, size)
     noise = jax.tree.map(lambda d: jnp.where(is_rounding, 0, d), noise)
@@ -87,29 +85,24 @@ def friendly_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Friendly SAM (F-SAM): perturbs along the noise of the gradient only.
 
-  An average :math:`m` of past gradients estimates the full gradient. F-SAM
-  subtracts it before the ascent step, which follows the noise of the batch.
-
   .. math::
-    \begin{align*}
-      m &\leftarrow \delta m + (1 - \delta)\, \bar g, \quad d = g - \sigma m \\
-      \epsilon &= \rho\, d / (\|d\| + 10^{-12}) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    m &\leftarrow \delta m + (1 - \delta)\, \bar g, \quad d = g - \sigma m \\
+    \epsilon &= \rho\, d / (\|d\| + 10^{-12}) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
-  :math:`\bar g` is the average of :math:`g` over devices, and :math:`m = 0` at
-  first. `order='official'` subtracts the old :math:`m`, with :math:`d = g` and
-  :math:`m = \bar g` at the first step. If :math:`d` is only rounding against
-  :math:`g`, as with full or repeated batches, :math:`\epsilon = 0`.
+  The average :math:`m` estimates the full gradient, so :math:`d` is the noise
+  of the batch. :math:`\bar g` is the average of :math:`g` over devices, and
+  :math:`m = 0` at first. `order='official'` subtracts the old :math:`m`, with
+  :math:`d = g` and :math:`m = \bar g` at the first step. If :math:`d` is only
+  rounding, as with full or repeated batches, :math:`\epsilon = 0`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step. 0.05 is the
       default of the authors' class; their CIFAR runs use 0.1 to 0.2.
     sigma: part of `m` subtracted, in [0, 1]: 0 is SAM, 1 the paper's (quoted).
     decay: weight :math:`\delta` of the past, in [0, 1), above 0 with 'paper';
-      the paper's value is unverified. 0.9 is the default of the authors' class,
-      which none of their runs uses: those have 0.95, and since October 2024
-      0.6, with `rho=0.2` and `sigma=1`.
+      the paper's value is unverified. 0.9 is the default of the authors' class;
+      their runs have 0.95, since October 2024 0.6, `rho=0.2` and `sigma=1`.
     order: 'paper' subtracts the new `m`, 'official' the old one.
     accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
       `decay=0.9` an `m` within 4 % of the gradient may stop moving.
@@ -119,8 +112,7 @@ def friendly_sam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; state: `m`. It costs 2 gradients.
 
-  .. note::
-    'paper' follows restatements of the paper that agree, 'official' the
+  .. note:: 'paper' follows restatements of the paper that agree, 'official' the
     authors' code nblt/F-SAM. Both average `g`; a popular port averages `d`. The
     first step of both orders is SAM's; then `m` differs for tens of steps. For
     equal `m` both have the same direction at `sigma=1`; below, the paper's
@@ -139,12 +131,8 @@ def friendly_sam(
   >>> [round(x, 3) for x in u.tolist()]  # along (4, 4) - (3, 2)
   [0.224, 0.447]
   """
-  perturbation = optax.chain(
-    subtract_ema(
-      decay, sigma, order=order, accumulator_dtype=accumulator_dtype
-    ),
-    scale_to_radius(rho),
+  noise = subtract_ema(
+    decay, sigma, order=order, accumulator_dtype=accumulator_dtype
   )
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  perturbation = optax.chain(noise, scale_to_radius(rho))
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

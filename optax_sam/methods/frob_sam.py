@@ -13,7 +13,7 @@ from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import RandomState
 from optax_sam.engine.transformation import skip, transformation
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 @validation.method('num_samples')
@@ -29,20 +29,17 @@ def frob_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Frob-SAM: penalizes the variance of the loss around the weights.
 
-  To leading order, :math:`u` is the gradient of :math:`L + \frac{\lambda}{2}
-  \|\nabla L\|^2 + \frac{\lambda \rho^2}{4} \|H\|_F^2`, with the Hessian
-  :math:`H` and its Frobenius norm. A factor on the loss scales the penalty too.
-
   .. math::
-    \begin{align*}
-      L_i &= L(w + \rho z_i), \quad g_i = \nabla L(w + \rho z_i) \\
-      c &= \sum_i (L_i - \bar L) (g_i - \bar g) / (n - 1) \\
-      u &= g + (\lambda / \rho^2)\, c, \quad g = \nabla L(w)
-    \end{align*}
+    L_i &= L(w + \rho z_i), \quad g_i = \nabla L(w + \rho z_i) \\
+    c &= \sum_i (L_i - \bar L) (g_i - \bar g) / (n - 1) \\
+    u &= g + (\lambda / \rho^2)\, c, \quad g = \nabla L(w)
 
-  Here :math:`z_i` is standard normal, redrawn every step; :math:`\bar L`
-  and :math:`\bar g` are means over the :math:`n` samples, so :math:`c` is half
-  of the gradient of the variance. `rho=0` gives :math:`u = g`. A penalty that
+  :math:`z_i` is standard normal, redrawn every step; :math:`\bar L` and
+  :math:`\bar g` are means over the :math:`n` samples, so :math:`c` is half of
+  the gradient of the variance. To leading order, :math:`u` is the gradient of
+  :math:`L + \frac{\lambda}{2} \|\nabla L\|^2 + \frac{\lambda \rho^2}{4}
+  \|H\|_F^2`, with the Hessian :math:`H` and its Frobenius norm. A factor on the
+  loss scales the penalty too. `rho=0` gives :math:`u = g`. A penalty that
   overflows where losses and gradients are finite is left out.
 
   Args:
@@ -59,8 +56,7 @@ def frob_sam(
     needs `value_fn`, or a `grad_fn` that returns (loss, gradient); state: the
     key. It costs 1 + `num_samples` gradients, all in memory at once.
 
-  .. note::
-    The rule and the defaults were read, and no code was run.
+  .. note:: The rule and the defaults were read, and no code was run.
 
   References:
     Tahmasebi et al., `A Universal Class of Sharpness-Aware Minimization
@@ -79,8 +75,7 @@ def frob_sam(
   validation.check_key(key)
   validation.check_sync_ascent(sync_ascent, axis_name)
 
-  def init_choices(*_: Any) -> dict[str, Any]:
-    return {'perturbation': RandomState.of(key)}
+  init_choices = lambda *_: {'perturbation': RandomState.of(key)}
 
   def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
     draws, leaves = state.perturbation, view.leaves
@@ -92,49 +87,43 @@ def frob_sam(
     step_key = jax.random.fold_in(draws.key, draws.step_count)
     samples = []
     for sample in range(num_samples):
-      z = draw_direction(jax.random.fold_in(step_key, sample), leaves.inside(w))
+      z = draw_normal(step_key, sample, leaves.inside(w))
       scaled = jax.tree.map(lambda x: jnp.asarray(radius, x.dtype) * x, z)
       samples.append(view.loss_and_grad(leaves.move(w, scaled), 'frob_sam'))
     if sync_ascent:
       clean, samples = devices.average((clean, samples), axis_name)
     norm = tree_math.norm(leaves.inside(clean))
-    loss, direction = _penalize(radius, penalty, clean, samples)
+
+    values, gradients = zip(*samples, strict=True)
+    losses = tree_math.widen(jnp.stack(values))
+    number = lambda x: jnp.asarray(x, losses.dtype)
+    loss, radius = jnp.mean(losses), number(radius)
+    moves = radius > 0
+    weight = number(penalty) / (num_samples - 1)
+    weight /= jnp.square(jnp.where(moves, radius, 1))
+    weights = jnp.where(moves, weight * (losses - loss), 0)
+
+    def added(g: jax.Array, *samples: jax.Array) -> jax.Array:
+      dtype = tree_math.wide_dtype(g, *samples)
+      wide = [x.astype(dtype) for x in samples]
+      mean = sum(wide[1:], wide[0]) / len(wide)
+      pairs = zip(weights.astype(dtype), wide, strict=True)
+      terms = [weight * (x - mean) for weight, x in pairs]
+      return sum(terms[1:], terms[0])
+
+    total = jax.tree.map(added, clean, *gradients)
+    # Terms of huge gradients overflow, and their sum may be inf - inf. Losses
+    # or gradients that are not finite must show in the direction.
+    overflows = ~tree_math.all_finite(total)
+    overflows &= tree_math.all_finite((values, gradients))
+
+    def add(g: jax.Array, total: jax.Array) -> jax.Array:
+      total = jnp.where(overflows, 0, total)
+      return (g.astype(total.dtype) + total).astype(g.dtype)
+
+    found = jax.tree.map(add, clean, total), norm, loss
     if not sync_ascent:
-      found = (direction, norm, loss)
-      direction, norm, loss = devices.average(found, axis_name)
-    return direction, advance(state, norm, loss)
+      found = devices.average(found, axis_name)
+    return found[0], advance(state, *found[1:])
 
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)
-
-
-def _penalize(
-  radius: Any, penalty: Any, clean: optax.Updates, samples: list[Any]
-) -> tuple[jax.Array, optax.Updates]:
-  """Returns the mean loss, and the gradient with that of the penalty."""
-  values, gradients = zip(*samples, strict=True)
-  losses = tree_math.widen(jnp.stack(values))
-  loss = jnp.mean(losses)
-  radius, penalty = (jnp.asarray(x, losses.dtype) for x in (radius, penalty))
-  moves = radius > 0
-  weight = penalty / (len(values) - 1) / jnp.square(jnp.where(moves, radius, 1))
-  weights = jnp.where(moves, weight * (losses - loss), 0)
-
-  def added(g: jax.Array, *samples: jax.Array) -> jax.Array:
-    dtype = tree_math.wide_dtype(g, *samples)
-    wide = [x.astype(dtype) for x in samples]
-    mean = sum(wide[1:], wide[0]) / len(wide)
-    pairs = zip(weights.astype(dtype), wide, strict=True)
-    terms = [weight * (x - mean) for weight, x in pairs]
-    return sum(terms[1:], terms[0])
-
-  total = jax.tree.map(added, clean, *gradients)
-  # Terms of huge gradients overflow, and their sum may be inf - inf. Losses or
-  # gradients that are not finite must show in the direction.
-  overflows = ~tree_math.all_finite(total)
-  overflows &= tree_math.all_finite((values, gradients))
-
-  def leaf(g: jax.Array, total: jax.Array) -> jax.Array:
-    total = jnp.where(overflows, 0, total)
-    return (g.astype(total.dtype) + total).astype(g.dtype)
-
-  return loss, jax.tree.map(leaf, clean, total)

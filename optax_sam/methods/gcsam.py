@@ -7,24 +7,19 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import perturbed_gradient, stateless
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
-def _centralized(updates: optax.Updates) -> optax.Updates:
+def _centralize(g: jax.Array) -> jax.Array:
   """Subtracts from each output unit of a leaf the mean over its inputs."""
-
-  def leaf(g: jax.Array) -> jax.Array:
-    if g.ndim < 2:
-      return g
-    wide = tree_math.widen(g)
-    mean = jnp.mean(wide, axis=tuple(range(g.ndim - 1)), keepdims=True)
-    return (wide - mean).astype(g.dtype)
-
-  return jax.tree.map(leaf, updates)
+  if g.ndim < 2:
+    return g
+  wide = tree_math.widen(g)
+  mean = jnp.mean(wide, axis=tuple(range(g.ndim - 1)), keepdims=True)
+  return (wide - mean).astype(g.dtype)
 
 
 @validation.method()
@@ -32,38 +27,31 @@ def gcsam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
   order: Literal['paper', 'official'] = 'paper',
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""GCSAM: centralizes both gradients of SAM.
 
+  .. math::
+    \epsilon &= \rho\, C(g) / (\|C(g)\| + 10^{-12}), \quad g = \nabla L(w) \\
+    u &= C(\nabla L(w + \epsilon))
+
   :math:`C` subtracts from every output unit of a leaf, which is its last axis,
   the mean over all other axes; leaves with one axis are unchanged.
 
-  .. math::
-    \begin{align*}
-      \epsilon &= \rho\, C(g) / (\|C(g)\| + 10^{-12}), \quad g = \nabla L(w) \\
-      u &= C(\nabla L(w + \epsilon))
-    \end{align*}
-
-  With `order='official'`, :math:`\epsilon = \rho\, C(g) / (\|g\| + 10^{-12})`
-  and :math:`u = \nabla L(w + \epsilon)`.
-
   Args:
-    rho: radius, at least 0, or a schedule of it by the step; 0.05 is the
-      authors', with Adam.
-    order: 'paper', or 'official' for the authors' code, where the perturbation
-      is shorter than `rho` and the direction is not centralized.
+    rho: radius, at least 0, or a schedule; 0.05 is the authors', with Adam.
+    order: 'paper', or 'official' for the authors' code: a shorter perturbation
+      :math:`\rho\, C(g) / (\|g\| + 10^{-12})`, and no :math:`C` in :math:`u`.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The paper's rule is known from a restatement, which does not say over which
-    entries the mean is: ours is that of the authors' code, by output unit.
+  .. note:: The paper's rule is known from a restatement, which does not say
+    over which entries the mean is; we take that of the authors' code.
 
   References:
     Hassan et al., `GCSAM: Gradient Centralized Sharpness Aware Minimization
@@ -80,18 +68,14 @@ def gcsam(
   of_paper = order == 'paper'
 
   def perturb(radius: Any, updates: Any, **_: Any) -> Any:
-    centralized = _centralized(updates)
+    centralized = jax.tree.map(_centralize, updates)
     size = tree_math.norm(updates)
     if of_paper:
       length = tree_math.norm(centralized)
       size = jnp.where(tree_math.is_negligible(length, size), 0, length)
     return tree_math.scale_to(radius, centralized, size)
 
-  descent = stateless(lambda _, at: _centralized(at(1)))
-  return sharpness_aware(
-    with_radius(rho, perturb),
-    descent=descent if of_paper else perturbed_gradient(),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  centralized = stateless(lambda _, at: jax.tree.map(_centralize, at(1)))
+  descent = centralized if of_paper else perturbed_gradient()
+  choices = Choices(with_radius(rho, perturb), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

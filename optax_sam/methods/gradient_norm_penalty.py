@@ -5,10 +5,9 @@ from typing import Any
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import mix
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 
 
 @validation.method()
@@ -17,20 +16,17 @@ def gradient_norm_penalty(
   *,
   alpha: float = 0.8,
   normalize_clean: bool = False,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Gradient norm penalty (GNP), by a finite difference.
 
-  To first order in :math:`\rho`, :math:`u` is the gradient of :math:`L + \alpha
-  \rho \|\nabla L\|`: a mixture of the gradient and SAM's.
-
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      u &= g + \alpha\, (\tilde g - g), \quad \tilde g = \nabla L(w + \epsilon)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    u &= g + \alpha\, (\tilde g - g), \quad \tilde g = \nabla L(w + \epsilon)
+
+  To first order, `u` is the gradient of :math:`L + \alpha \rho \|\nabla L\|`.
 
   Args:
     rho: radius, at least 0, or a schedule; the authors' 0.1, 0.05 on ImageNet.
@@ -42,15 +38,14 @@ def gradient_norm_penalty(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The authors' released configuration has `normalize_clean=True`, against
-    their own README. The penalty can hurt Adam in the warm-up (arXiv
+  .. note:: The authors' released configuration has `normalize_clean=True`,
+    against their README. The penalty can hurt Adam in the warm-up (arXiv
     2406.09723): let `rho` start at 0.
 
   References:
     Zhao et al., `Penalizing Gradient Norm for Efficiently Improving
-    Generalization in Deep Learning <https://arxiv.org/abs/2202.03599>`_, ICML
-    2022.
+    Generalization in Deep Learning
+    <https://arxiv.org/abs/2202.03599>`_, ICML 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.gradient_norm_penalty(rho=0.5, alpha=0.5)
@@ -60,10 +55,6 @@ def gradient_norm_penalty(
   [3.15, 4.2]
   """
   validation.check_number('alpha', alpha, at_least=0, at_most=1)
-  return sharpness_aware(
-    scale_to_radius(rho),
-    descent=mix(alpha, normalize_clean=normalize_clean),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  descent = mix(alpha, normalize_clean=normalize_clean)
+  choices = Choices(scale_to_radius(rho), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import At, Descent, orthogonal_part, stateless
 from optax_sam.engine.perturbation import scale_to_radius, with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
@@ -20,9 +19,7 @@ def surrogate_gap(alpha: float = 0.4, *, minimize_fp: bool = True) -> Descent:
   validation.check_choice('minimize_fp', minimize_fp, (True, False))
 
   def combine(clean: optax.Updates, at: At) -> optax.Updates:
-    left, to, sign = at(1), clean, 1
-    if minimize_fp:
-      left, to, sign = clean, left, -1
+    left, to, sign = (clean, at(1), -1) if minimize_fp else (at(1), clean, 1)
     part, length = orthogonal_part(left, to=to)
     usable = tree_math.is_usable(tree_math.norm(to)) & jnp.isfinite(length)
     weight = sign * jnp.asarray(alpha, length.dtype)
@@ -33,19 +30,13 @@ def surrogate_gap(alpha: float = 0.4, *, minimize_fp: bool = True) -> Descent:
   return stateless(combine)
 
 
-def _scale_by_weights(
-  rho: optax.ScalarOrSchedule,
-) -> optax.GradientTransformationExtraArgs:
-  def perturb(radius: Any, updates: Any, *, params: Any, **_: Any) -> Any:
-    wide = tree_math.widen_like(updates, params)
-    scaled = jax.tree.map(
-      lambda w, g: jnp.abs(w.astype(g.dtype)) * g, params, wide
-    )
-    # The norm is that of the unscaled gradient.
-    epsilon = tree_math.scale_to(radius, scaled, tree_math.norm(updates))
-    return optax.tree.cast_like(epsilon, updates)
-
-  return with_radius(rho, perturb)
+def _by_weights(radius: Any, updates: Any, *, params: Any, **_: Any) -> Any:
+  wide = tree_math.widen_like(updates, params)
+  scale = lambda w, g: jnp.abs(w.astype(g.dtype)) * g
+  scaled = jax.tree.map(scale, params, wide)
+  # The norm is that of the unscaled gradient.
+  epsilon = tree_math.scale_to(radius, scaled, tree_math.norm(updates))
+  return optax.tree.cast_like(epsilon, updates)
 
 
 @validation.method()
@@ -55,32 +46,27 @@ def gsam(
   alpha: float = 0.4,
   adaptive: bool = False,
   minimize_fp: bool = True,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Surrogate gap guided SAM (GSAM): also closes the gap to the loss at `w`.
 
-  GSAM adds to SAM's gradient a part that lowers the gap between perturbed and
-  unperturbed loss, and to first order leaves the perturbed loss unchanged.
-
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon) \\
-      p &= g - (g^\top \tilde g / \|\tilde g\|^2)\, \tilde g \\
-      u &= \tilde g - \alpha\, p
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon) \\
+    p &= g - (g^\top \tilde g / \|\tilde g\|^2)\, \tilde g \\
+    u &= \tilde g - \alpha\, p
 
-  A :math:`p` that is only rounding is 0, as is one orthogonal to a zero vector.
-  The paper couples the radius to the learning rate by `rho_like_learning_rate`.
+  To first order, :math:`-p` lowers the gap between both losses and leaves the
+  perturbed one unchanged. A :math:`p` that is rounding is 0, as is one
+  orthogonal to 0. The paper couples `rho` by `rho_like_learning_rate`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     alpha: weight of `p`, at least 0; 0 is SAM, 0.4 as the authors on CIFAR.
-    adaptive: whether each entry of `epsilon` is multiplied by the size of its
-      weight, as in big_vision, which finds radii ten times as large usable.
-      This is not ASAM: the norm is that of `g`.
+    adaptive: multiplies entries of `epsilon` by the sizes of their weights, as
+      in big_vision, with ten times larger radii. The norm is that of `g`.
     minimize_fp: whether the perturbed loss is minimized with the gap, as in the
       paper. False minimizes the unperturbed loss with it, :math:`u = g + \alpha
       (\tilde g - (g^\top \tilde g / \|g\|^2)\, g)`: fewer spikes of the loss,
@@ -92,13 +78,10 @@ def gsam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    Published code gives these numbers. The trainer in big_vision, and the
-    linear schedulers of the authors' README, read the radius one step ahead of
-    the rate: see `rho_like_learning_rate`. The authors' radii, for the largest
-    to the smallest rate: ResNet-50 and -101 0.04 to 0.02 with `alpha=0.01`
-    (ResNet-152 0.005); ViT-S/32 0.6 to 0 with 0.4, S/16 0.6 to 0 with 1.0,
-    B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with 0.4.
+  .. note:: Published code gives these numbers. The authors' radii, for the
+    largest to the smallest rate: ResNet-50 and -101 0.04 to 0.02 with
+    `alpha=0.01` (ResNet-152 0.005); ViT-S/32 0.6 to 0 with 0.4, S/16 0.6 to 0
+    with 1.0, B/32 0.6 to 0.1 with 0.6, B/16 0.6 to 0.2 with 0.4.
 
   References:
     Zhuang et al., `Surrogate Gap Minimization Improves Sharpness-Aware Training
@@ -112,13 +95,10 @@ def gsam(
   [-1.5, 2.0]
   """
   validation.check_choice('adaptive', adaptive, (True, False))
-  return sharpness_aware(
-    _scale_by_weights(rho) if adaptive else scale_to_radius(rho),
-    descent=surrogate_gap(alpha, minimize_fp=minimize_fp),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  scaling = with_radius(rho, _by_weights) if adaptive else scale_to_radius(rho)
+  descent = surrogate_gap(alpha, minimize_fp=minimize_fp)
+  choices = Choices(scaling, descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)
 
 
 def rho_like_learning_rate(
@@ -137,15 +117,14 @@ def rho_like_learning_rate(
 
   The radius is clamped to its bounds: a warm-up of the learning rate
   :math:`\eta_t` may start below `lr_min`. The trainer in big_vision does not
-  clamp. It counts from 1 here and from 0 in the optimizer, so its radius is one
-  step ahead: pass `lambda t: lr(t + 1)` for its numbers.
+  clamp, and counts from 1 here but from 0 in the optimizer. So its radius, like
+  that of the linear schedulers in the authors' README, is one step ahead of the
+  rate: pass `lambda t: lr(t + 1)` for these numbers.
 
   Args:
     learning_rate: schedule of the learning rate, not of a factor in [0, 1].
-    rho_max: radius where the learning rate is `lr_max`, at least `rho_min`.
-    rho_min: radius where the learning rate is `lr_min`, at least 0.
-    lr_max: largest learning rate, at least `lr_min`.
-    lr_min: smallest learning rate; equal to `lr_max` it gives `rho_max`.
+    rho_max, rho_min: radii at `lr_max` and `lr_min`; `rho_max >= rho_min >= 0`.
+    lr_max, lr_min: largest and smallest rate; if equal, they give `rho_max`.
 
   Returns:
     A schedule to pass as `rho`, in float32, or in float64 if the rate is.

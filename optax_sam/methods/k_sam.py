@@ -5,10 +5,9 @@ from typing import Any
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import check_size, top_k
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 
 
 @validation.method('ascent', 'descent')
@@ -17,27 +16,22 @@ def k_sam(
   *,
   ascent: float,
   descent: float,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""K-SAM: both gradients are over the examples with the largest losses.
 
-  Small sets make a step as cheap as one of SGD. The losses :math:`\ell_i` are
-  ranked once, at :math:`w`; the sets :math:`Q_1` and :math:`Q_2` have the
-  `ascent` and the `descent` examples with the largest losses.
-
   .. math::
-    \begin{align*}
-      g_1 &= \text{mean of } \nabla \ell_i(w) \text{ over } Q_1 \\
-      \epsilon &= \rho\, g_1 / (\|g_1\| + 10^{-12}) \\
-      \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon) \text{ over } Q_2
-    \end{align*}
+    g_1 &= \text{mean of } \nabla \ell_i(w) \text{ over } Q_1 \\
+    \epsilon &= \rho\, g_1 / (\|g_1\| + 10^{-12}) \\
+    \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon) \text{ over } Q_2
 
-  A loss that is not finite ranks last. Equal losses rank by position, so
-  shuffle: a network that fits its data has nearly equal losses. Padding must
-  have a loss of 0. The incoming gradient is not used: in a jitted step XLA
-  drops its backward pass, and the ranking uses the forward pass at :math:`w`.
+  :math:`Q_1` and :math:`Q_2` have the `ascent` and the `descent` examples with
+  the largest losses :math:`\ell_i(w)`. A loss that is not finite ranks last,
+  equal ones by position, so shuffle: a network that fits its data has nearly
+  equal losses. Padding must have a loss of 0. The incoming gradient is unused:
+  in a jitted step XLA drops its backward pass, and ranks by its forward pass.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -52,16 +46,15 @@ def k_sam(
     needs `per_example_value_fn` and `batch`; stateless. It costs 1 / 3 +
     `ascent` + `descent` gradients, with sizes as fractions.
 
-  .. warning::
-    Mislabelled examples dominate both gradients. Losses that depend on other
-    examples differ in each set: with normalized advantages, contrastive terms
-    or batch norm, which needs more than one example. So does noise drawn by
-    row. No code is public, and the sizes of the paper could not be read.
-    Unverified: the mean, not the sum. Random subsets did harm in the paper.
+  .. warning:: Mislabelled examples dominate both gradients. Losses that depend
+    on other examples differ in each set: with normalized advantages,
+    contrastive terms or batch norm, which needs more than one example. So does
+    noise drawn by row. No code is public, and the paper's sizes could not be
+    read. Unverified: the mean, not the sum. Random subsets did harm there.
 
   References:
-    Ni, Chiang, Geiping, Goldblum, Wilson, Goldstein, `K-SAM: Sharpness-Aware
-    Minimization at the Speed of SGD <https://arxiv.org/abs/2210.12864>`_, 2022.
+    Ni et al., `K-SAM: Sharpness-Aware Minimization at the Speed of SGD
+    <https://arxiv.org/abs/2210.12864>`_, 2022.
 
   >>> import jax.numpy as jnp, optax_sam
   >>> tx = optax_sam.k_sam(rho=0.5, ascent=1, descent=2)
@@ -72,10 +65,5 @@ def k_sam(
   2.0
   """
   check_size('ascent', ascent)
-  return sharpness_aware(
-    scale_to_radius(rho),
-    selection=top_k(ascent, descent),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), selection=top_k(ascent, descent))
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -6,10 +6,9 @@ from typing import Any
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.policy import between
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 
 
 @validation.method()
@@ -19,41 +18,31 @@ def late_sam(
   start: int,
   end: int | None = None,
   total_steps: int | None = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Late-phase SAM: SAM from a step on, the base optimizer before.
 
-  SAM selects flat minima late in training, so few epochs of it at the end give
-  most of its gain.
-
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      u &= \nabla L(w + \epsilon)
-        \text{ at steps } \text{start} \le t < \text{end} \\
-      u &= g \text{ at all other steps}
-    \end{align*}
+    u &= \nabla L(w + \epsilon) \text{ if start} \le t < \text{end, else } g \\
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w)
+
+  SAM selects flat minima late, so few epochs at the end give most of its gain.
 
   Args:
-    rho: radius, at least 0, or a schedule of it by the step, which also counts
-      the steps before `start`; 0.05 is SAM's.
-    start: first step of SAM, counted from 0. Derive it from the number of steps
-      that will run.
+    rho: radius, at least 0, or a schedule counted from step 0; 0.05 is SAM's.
+    start: first step of SAM, from 0; derive it from the steps that will run.
     end: step after the last one of SAM; None is the end of the training.
-    total_steps: number of steps of the training, if known: a `start` that it
-      never reaches then gives a warning.
+    total_steps: steps of the training, if known, to warn of a later `start`.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; its state counts the steps. It costs 1
-    gradient, and 2 at the steps of SAM.
+    needs `value_fn` or `grad_fn`; state: a counter. Cost: 1 gradient or 2.
 
-  .. note::
-    The authors' code has two optimizers, which do not share their momentum, and
-    counts epochs: 150 to 160 of 160 with `rho=2`.
+  .. note:: The authors' code has two optimizers, which do not share their
+    momentum, and counts epochs: 150 to 160 of 160 with `rho=2`.
 
   References:
     Zhou et al., `Sharpness-Aware Minimization Efficiently Selects Flatter
@@ -77,10 +66,5 @@ def late_sam(
         f'total_steps={total_steps}: no step is one of SAM.',
         stacklevel=2,
       )
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=between(start, end),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), policy=between(start, end))
+  return compose(choices, mask, axis_name, sync_ascent)

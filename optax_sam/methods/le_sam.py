@@ -6,19 +6,15 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
 def scale_to_loss_rise(
   sigma: optax.ScalarOrSchedule, *, max_radius: float = 0.5
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient to a rise of the linearized loss (LE-SAM).
-
-  See `optax_sam.le_sam` for the rule; `max_radius` is its `rho_max`.
-  """
+  """Scales to the rise of `optax_sam.le_sam`; `max_radius` is its `rho_max`."""
   validation.check_radius(sigma, 'sigma')
   validation.check_number('max_radius', max_radius, at_least=0)
 
@@ -38,27 +34,23 @@ def le_sam(
   sigma: optax.ScalarOrSchedule = 0.35,
   *,
   rho_max: float = 0.5,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Loss-equated SAM (LE-SAM): SAM with a fixed rise of the linearized loss.
 
+  .. math::
+    r &= \min(\sigma / (\|g\| + 10^{-12}),\, \rho_{\max}) \\
+    \epsilon &= r\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon)
+
   The linearized loss rises by :math:`\sigma`, so the radius :math:`r` grows as
   gradients shrink. A factor on the loss changes the perturbation.
 
-  .. math::
-    \begin{align*}
-      r &= \min(\sigma / (\|g\| + 10^{-12}),\, \rho_{\max}),
-        \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon),
-        \quad \epsilon = r\, g / (\|g\| + 10^{-12})
-    \end{align*}
-
   Args:
-    sigma: rise in the unit of the loss, at least 0, or a schedule of it by the
-      step. 0.35 is the value for CIFAR-100 in the authors' README; infinity
-      gives SAM with the radius `rho_max`.
+    sigma: rise in the unit of the loss, at least 0, or a schedule of it; 0.35
+      as in the authors' README for CIFAR-100. Infinity is SAM with `rho_max`.
     rho_max: largest radius, at least 0. 0.5 is that of the authors' script;
       their release also has 0.05 and 999.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
@@ -67,8 +59,7 @@ def le_sam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The authors hold `sigma` and decay it to 0 over the last 20 % of the
+  .. note:: The authors hold `sigma` and decay it to 0 over the last 20 % of the
     training: `optax.join_schedules([optax.constant_schedule(0.35),
     optax.cosine_decay_schedule(0.35, T // 5)], [T - T // 5])`. On several
     devices their code averages the ascent gradient, as `sync_ascent=True` does.
@@ -86,6 +77,4 @@ def le_sam(
   """
   validation.check_number('rho_max', rho_max, at_least=0)
   perturbation = scale_to_loss_rise(sigma, max_radius=rho_max)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

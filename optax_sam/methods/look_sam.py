@@ -7,19 +7,17 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import At, Descent, orthogonal_part
 from optax_sam.engine.perturbation import scale_to_radius, with_radius
 from optax_sam.engine.policy import every
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
 class ReuseOrthogonalState(NamedTuple):
-  """State of `reuse_orthogonal`.
+  """State of `reuse_orthogonal`, where `ratio` is `norm(v) / norm(g)`.
 
-  `direction` is `v` scaled to length 1 (each leaf with `per_leaf`) or zeros,
-  `ratio` is `norm(v) / norm(g)` of the last SAM step.
+  `direction` is `v` scaled to length 1 (each leaf with `per_leaf`) or zeros.
   """
 
   direction: optax.Updates
@@ -29,10 +27,9 @@ class ReuseOrthogonalState(NamedTuple):
 def reuse_orthogonal(
   alpha: float = 0.1, *, per_leaf: bool = False, accumulator_dtype: Any = None
 ) -> Descent:
-  """Reuses a part of the last perturbed gradient at skipped steps (LookSAM).
+  """Reuses a part of the last perturbed gradient: see `optax_sam.look_sam`.
 
-  See `optax_sam.look_sam` for the rule and the arguments. It computes in at
-  least float32, and does not store a `v` that is not finite.
+  It computes in at least float32, and stores no `v` that is not finite.
   """
   validation.check_number('alpha', alpha, at_least=0, below=1)
   validation.check_choice('per_leaf', per_leaf, (True, False))
@@ -48,31 +45,26 @@ def reuse_orthogonal(
     divisor = jnp.where(length > 0, length, 1)
     return jax.tree.map(lambda x: x / divisor.astype(x.dtype), part), length
 
-  def units(clean: Any, perturbed: Any) -> tuple[Any, jax.Array]:
-    if not per_leaf:
-      return unit(clean, perturbed)
-    outer, pair = jax.tree.structure(clean), jax.tree.structure((0, 0))
-    found = jax.tree.map(unit, clean, perturbed)
-    directions, lengths = jax.tree.transpose(outer, pair, found)
-    return directions, tree_math.norm(lengths)
-
   def reuse(clean: optax.Updates, direction: optax.Updates) -> optax.Updates:
-    direction = tree_math.widen_like(direction, clean)
-    size = tree_math.norm(clean)
+    size, wide = tree_math.norm(clean), tree_math.widen_like(direction, clean)
     wanted = jnp.asarray(alpha, size.dtype) * size
-    added = tree_math.multiply_where(jnp.isfinite(wanted), wanted, direction)
-    return jax.tree.map(
-      lambda g, v: (tree_math.widen(g) + v).astype(g.dtype), clean, added
-    )
+    added = tree_math.multiply_where(jnp.isfinite(wanted), wanted, wide)
+    add = lambda g, v: (tree_math.widen(g) + v).astype(g.dtype)
+    return jax.tree.map(add, clean, added)
 
   def on_ascent(clean: Any, at: At, state: Any) -> tuple[Any, Any]:
     perturbed = at(1)
-    direction, length = units(clean, perturbed)
+    if per_leaf:
+      outer, pair = jax.tree.structure(clean), jax.tree.structure((0, 0))
+      found = jax.tree.map(unit, clean, perturbed)
+      direction, lengths = jax.tree.transpose(outer, pair, found)
+      length = tree_math.norm(lengths)
+    else:
+      direction, length = unit(clean, perturbed)
     reference = tree_math.norm(clean)
     ratio = length / jnp.where(reference > 0, reference, 1)
     finite = jnp.isfinite(length) & jnp.isfinite(reference)
-    direction = optax.tree.cast_like(direction, state.direction)
-    found = ReuseOrthogonalState(direction, ratio.astype(state.ratio.dtype))
+    found = optax.tree.cast_like(ReuseOrthogonalState(direction, ratio), state)
     return perturbed, optax.tree.where(finite, found, state)
 
   def on_skip(clean: Any, state: Any) -> tuple[Any, Any]:
@@ -89,10 +81,9 @@ def scale_by_trust_ratio_radius(
   rule: Literal['global', 'layer', 'unit', 'relative'] = 'global',
   max_ratio: float = 20.0,
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient by the size of each leaf (Look-LayerSAM).
+  """Scales the ascent gradient leaf by leaf: see `optax_sam.look_layer_sam`.
 
-  See `optax_sam.look_layer_sam` for the rule and the arguments. A gradient that
-  is not finite gives 0.
+  A gradient that is not finite gives 0.
   """
   validation.check_choice('rule', rule, ('global', 'layer', 'unit', 'relative'))
   validation.check_number('max_ratio', max_ratio, above=0)
@@ -102,19 +93,15 @@ def scale_by_trust_ratio_radius(
 
     def leaf(weight: jax.Array, gradient: jax.Array) -> jax.Array:
       number = lambda x: jnp.asarray(x, total.dtype)
-      length = number(tree_math.norm(weight))
-      size = number(tree_math.norm(gradient))
+      length, size = (number(tree_math.norm(x)) for x in (weight, gradient))
       usable = tree_math.is_usable(size) & tree_math.is_usable(total)
       divisor = jnp.where(usable, size, 1)
-      if rule == 'unit':
-        scale = 1 / divisor
-      elif rule == 'relative':
-        scale = length / divisor
-      elif rule == 'layer':
-        scale = length / divisor / divisor
-      else:
-        ratio = jnp.minimum(length / divisor, number(max_ratio))
-        scale = ratio / jnp.where(usable, total, 1)
+      scale = (1 if rule == 'unit' else length) / divisor
+      if rule == 'layer':
+        scale /= divisor
+      elif rule == 'global':
+        scale = jnp.minimum(scale, number(max_ratio))
+        scale /= jnp.where(usable, total, 1)
       if rule != 'unit':
         usable &= tree_math.is_usable(length)
       return tree_math.multiply_where(usable, scale * number(radius), gradient)
@@ -132,7 +119,7 @@ def look_sam(
   alpha: float = 0.1,
   per_leaf: bool = False,
   accumulator_dtype: Any = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -142,41 +129,35 @@ def look_sam(
   the last perturbed gradient :math:`\tilde g` orthogonal to :math:`g`.
 
   .. math::
-    \begin{align*}
-      u &= \tilde g, \quad v = \tilde g - (g^\top \tilde g / \|g\|^2)\, g
-        && \text{every k-th step} \\
-      u &= g + \alpha\, (\|g\| / \|v\|)\, v && \text{otherwise}
-    \end{align*}
+    u &= \tilde g, \quad v = \tilde g - (g^\top \tilde g / \|g\|^2)\, g
+      && \text{every k-th step, 0 included} \\
+    u &= g + \alpha\, (\|g\| / \|v\|)\, v && \text{otherwise}
 
-  A :math:`v` that is only rounding against :math:`\tilde g` counts as 0, and
-  :math:`v = 0` gives :math:`u = g`. The added part has the length
-  :math:`\alpha \|g\|` for any `rho`, but :math:`\|v\| / \|g\|` grows with it:
-  about 0.15 at 0.05, 0.4 to 1.2 at 0.2, and 3 at 1.0. Choose `alpha` close to
-  this ratio, `metrics(opt_state)['descent/ratio']`.
+  If :math:`v` is 0, or only rounding against :math:`\tilde g`, then
+  :math:`u = g`. For any `rho` the added part is :math:`\alpha \|g\|` long, but
+  :math:`\|v\| / \|g\|` grows with it: about 0.15 at 0.05, 0.4 to 1.2 at 0.2, 3
+  at 1. Choose `alpha` near this ratio, `metrics(opt_state)['descent/ratio']`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    period: steps from one SAM step, at first step 0, to the next, at least 1;
-      the paper is quoted with 5.
+    period: k, at least 1; the paper is quoted with 5.
     alpha: length of the reused part relative to `g`, in [0, 1). A full search
       found 0.1 and no gain above 0.3; Becker et al. (2024, arXiv 2401.12033)
       use 0.1 too. The paper is quoted with 0.7, which belongs to ViT with
       `rho=1.0` and hardly trains at a small radius.
     per_leaf: whether norms and inner products are those of single leaves.
     accumulator_dtype: dtype of the stored direction; None: float32 or wider.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      `v` and `u` are computed from averages in any case.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `v` and `u`
+      are computed from averages in any case.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; state: `v`; 1 + 1 / `period` gradients.
 
-  .. note::
-    The authors have no public code, and the text of their algorithm is
-    unverified. Ports take norms over all leaves, as by default here, or leaf
-    by leaf; the latter return NaN where a leaf has no gradient, unlike
-    `per_leaf=True`. Some count from 1, omit the sum of the inner product, or
-    double the gradient in between; we do not.
+  .. note:: The authors have no public code; the text of their algorithm is
+    unverified. Ports take norms over all leaves, or leaf by leaf and return NaN
+    where a leaf has no gradient, unlike `per_leaf=True`. Unlike ours, some
+    count from 1, do not sum the inner product, or double :math:`g` in between.
 
   References:
     Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
@@ -196,14 +177,8 @@ def look_sam(
   descent = reuse_orthogonal(
     alpha, per_leaf=per_leaf, accumulator_dtype=accumulator_dtype
   )
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=every(period),
-    descent=descent,
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), policy=every(period), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)
 
 
 @validation.method()
@@ -215,7 +190,7 @@ def look_layer_sam(
   rule: Literal['global', 'layer', 'unit', 'relative'] = 'global',
   max_ratio: float = 20.0,
   accumulator_dtype: Any = None,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -225,32 +200,27 @@ def look_layer_sam(
   perturbation depends on `rule`; the rest is `look_sam`.
 
   .. math::
-    \begin{align*}
-      \text{global: } &\rho \min(\|w_l\| / \|g_l\|, r_{\max})\, g_l / \|g\| \\
-      \text{layer: } &\rho\, \|w_l\|\, g_l / \|g_l\|^2 \\
-      \text{unit: } &\rho\, g_l / \|g_l\| \\
-      \text{relative: } &\rho\, \|w_l\|\, g_l / \|g_l\|
-    \end{align*}
+    \text{global: } &\rho \min(\|w_l\| / \|g_l\|, r_{\max})\, g_l / \|g\| \\
+    \text{layer: } &\rho\, \|w_l\|\, g_l / \|g_l\|^2 \\
+    \text{unit: } &\rho\, g_l / \|g_l\| \\
+    \text{relative: } &\rho\, \|w_l\|\, g_l / \|g_l\|
 
   They are 0 where :math:`\|g_l\|` is, or, except with 'unit', :math:`\|w_l\|`.
   The first two grow as gradients shrink, and a factor on the loss changes them.
 
   Args:
-    rho: factor, with 'unit' the length of a layer's epsilon, with 'relative'
-      over that of the layer; at least 0, or a schedule of it by the step; 0.05
-      is SAM's.
+    rho: factor, at least 0, or a schedule; the length of a layer's epsilon with
+      'unit', over that of the layer with 'relative'. 0.05 is SAM's.
     period, alpha: see `look_sam`.
     rule: 'global', 'layer', 'unit' or 'relative'.
-    max_ratio: upper bound of the ratio in 'global', above 0. 20 is a port's.
+    max_ratio: upper bound :math:`r_{\max}`, above 0. 20 is a port's.
     accumulator_dtype, mask, axis_name, sync_ascent: see `look_sam`.
 
   Returns:
-    A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; state: `v`; 1 + 1 / `period` gradients.
+    A gradient transformation like `look_sam`.
 
-  .. note::
-    Unverified: the paper's formula. 'global' is a second-hand account of it;
-    'layer' and 'unit' are one port's each. 'relative' is the rule of
+  .. note:: Unverified: the paper's formula. 'global' is a second-hand account
+    of it, 'layer' and 'unit' are of ports, and 'relative' is the rule of
     `adversarial_weight_perturbation`.
 
   References:
@@ -265,11 +235,9 @@ def look_layer_sam(
   >>> [round(float(u[name][0]), 3) for name in 'ab']  # each a tenth more
   [4.4, 1.1]
   """
-  return sharpness_aware(
-    scale_by_trust_ratio_radius(rho, rule=rule, max_ratio=max_ratio),
-    policy=every(period),
-    descent=reuse_orthogonal(alpha, accumulator_dtype=accumulator_dtype),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
+  perturbation = scale_by_trust_ratio_radius(
+    rho, rule=rule, max_ratio=max_ratio
   )
+  descent = reuse_orthogonal(alpha, accumulator_dtype=accumulator_dtype)
+  choices = Choices(perturbation, policy=every(period), descent=descent)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -41,12 +41,9 @@ def lookbehind(
   `steps` times as long. `steps=1, alpha=1` is SAM.
 
   .. math::
-    \begin{align*}
-      p &\leftarrow p + \rho\, h / (\|h\| + 10^{-12})
-        \quad \text{(not projected)} \\
-      h &\leftarrow \nabla L(p) \\
-      f &\leftarrow f + \text{base update of } h \text{ at } f
-    \end{align*}
+    p &\leftarrow p + \rho\, h / (\|h\| + 10^{-12}) \text{ (not projected)} \\
+    h &\leftarrow \nabla L(p) \\
+    f &\leftarrow f + \text{base update of } h \text{ at } f
 
   Args:
     base: base optimizer, with everything that belongs to it in a chain.
@@ -58,11 +55,9 @@ def lookbehind(
 
   Returns:
     An optimizer that includes the learning rate, whose `update` needs `params`,
-    and `value_fn` or `grad_fn`; state: that of `base`. Cost: 1 + `steps`
-    gradients.
+    and `value_fn` or `grad_fn`. A step costs 1 + `steps` gradients.
 
-  .. note::
-    The rule was checked against the authors' code, which adds 1e-16 to norms.
+  .. note:: Checked against the authors' code, which adds 1e-16 to norms.
 
   References:
     Mordido, Malviya, Baratin, Chandar, `Lookbehind-SAM: k steps back, 1 step
@@ -88,14 +83,13 @@ def lookbehind(
 
   def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
     view = LossView.open(params, updates, extra, mask=mask, axis_name=axis_name)
-    leaves, info = view.leaves, state.ascent.info
+    leaves, before = view.leaves, state.ascent
     w, clean = leaves.split(params), leaves.split(updates)
     manual_axes.check(view, clean, axis_name)
-    count = state.ascent.step_count
-    radius = rho(count) if callable(rho) else rho
-
+    radius = rho(before.step_count) if callable(rho) else rho
     ascent = devices.average(clean, axis_name) if sync_ascent else clean
-    norm, loss = tree_math.norm(leaves.inside(ascent)), info.perturbed_loss
+    norm = tree_math.norm(leaves.inside(ascent))
+    loss = before.info.perturbed_loss
     # Half precision would round the sums of the steps away.
     ascended = tree_math.zeros_like(leaves.inside(w))
     gone, moved, base_state = tree_math.zeros_like(w), updates, state.base
@@ -115,14 +109,13 @@ def lookbehind(
       # The base optimizer may hide a NaN, by a sign or by clipping.
       finite &= tree_math.all_finite(gradient)
       fast = leaves.join(tree_math.move(w, gone), params)
-      moved, base_state = base.update(
-        leaves.join(gradient, updates), base_state, fast, **extra
-      )
+      gradient = leaves.join(gradient, updates)
+      moved, base_state = base.update(gradient, base_state, fast, **extra)
       gone = tree_math.move(gone, leaves.split(moved))
     part = jax.tree.map(lambda x: jnp.asarray(alpha, x.dtype) * x, gone)
     part = optax.tree.cast_like(part, leaves.split(moved))
     valid = finite & jnp.isfinite(norm)
-    after = LookbehindState(advance(state.ascent, norm, loss), base_state)
+    after = LookbehindState(advance(before, norm, loss), base_state)
     after = accept(part, after, state, valid)
     return leaves.join(tree_math.nan_unless(valid, part), moved), after
 

@@ -10,13 +10,13 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.info import SharpnessAwareState, advance
+from optax_sam.engine.info import advance
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
 from optax_sam.engine.perturbation import RandomState
 from optax_sam.engine.transformation import skip, transformation
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 @validation.method('micro_batches')
@@ -33,45 +33,40 @@ def lpf_sgd(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Low-pass filtering SGD (LPF-SGD): the gradient of a smoothed loss.
 
-  LPF-SGD perturbs the weights by noise in place of an ascent step, with
-  separate noise for each of the M consecutive parts of the batch.
+  Noise takes the place of the ascent step, for each of M parts of the batch.
 
   .. math::
-    \begin{align*}
-      \gamma_t &= \gamma\, (1 + (r - 1) (1 - \cos(\pi t / T)) / 2) \\
-      \tilde g_k &= \nabla L_k(w + \gamma_t\, s z_k) \\
-      u &= \text{mean of } \tilde g_k \text{ over } k
-    \end{align*}
+    \gamma_t &= \gamma\, (1 + (r - 1) (1 - \cos(\pi t / T)) / 2) \\
+    \tilde g_k &= \nabla L_k(w + \gamma_t\, s z_k) \\
+    u &= \text{mean of } \tilde g_k \text{ over } k
 
   :math:`L_k` is the loss of part k, and the mean weights parts by examples.
   :math:`z_k` is standard normal, new at every step :math:`t` = 0, 1, ...
   :math:`s` is the norm of the leaf, or of each output filter (on the last axis,
-  as in Flax) of a leaf with at least two axes. :math:`r` is `final_ratio`, and
-  :math:`\gamma_t` is constant after :math:`T` = `total_steps`.
+  as in Flax) of a leaf with at least two axes.
 
   Args:
     gamma: noise at the first step, relative to the norm of a filter, at least
       0, or a schedule of it; 0 is the base optimizer, up to rounding.
-    micro_batches: number M of parts, at least 1; at most one per example.
-    final_ratio: factor by which `gamma` grows, at least 0; 1 is constant. The
+    micro_batches: number M of consecutive parts, from 1 to one per example.
+    final_ratio: :math:`r`, growth of `gamma`, at least 0; 1 is constant. The
       authors use 35 and 25 for WRN-28-10.
-    total_steps: number of steps over which it grows, at least 1.
+    total_steps: :math:`T`, steps of this growth, at least 1; constant after it.
     key: integer seed or typed key, the same on all devices.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      Each device splits its own examples, with the same M noises. `sync_ascent`
-      makes no difference: there is no ascent gradient.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each device
+      splits its own examples, with the same M noises. Without an ascent
+      gradient `sync_ascent` makes no difference.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `per_example_value_fn` and `batch`, or with M = 1 `value_fn` or
-    `grad_fn`; its state is the key, and `info.ascent_norm` is 0. A jitted step
-    costs 1 gradient (the incoming one is unused), 1 / 3 more if you use the
-    loss at `w`, and M normal numbers per parameter; parts run one by one.
+    `grad_fn`; state: the key; `info.ascent_norm` is 0. A jitted step costs 1
+    gradient (the incoming one is unused), 1 / 3 more if you use the loss at
+    `w`, and M normal numbers per parameter; parts run one by one.
 
-  .. note::
-    The rule was read in the authors' code, not run. The split of a batch that M
-    does not divide, and steps after the last one, are our choice. Batch norm
-    normalizes each part separately.
+  .. note:: The rule was read in the authors' code, not run. The split of a
+    batch that M does not divide, and steps after the last one, are our choice.
+    Batch norm normalizes each part separately.
 
   References:
     Bisla, Wang, Choromanska, `Low-Pass Filtering SGD for Recovering Flat Optima
@@ -93,11 +88,7 @@ def lpf_sgd(
   validation.check_sync_ascent(sync_ascent, axis_name)
   validation.check_key(key)
 
-  init_choices = lambda w, leaves: {'perturbation': RandomState.of(key)}
-
-  def step(
-    view: LossView, clean: Any, state: SharpnessAwareState, ascend: Any, _: Any
-  ) -> tuple[Any, SharpnessAwareState]:
+  def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
     draws, leaves = state.perturbation, view.leaves
     state = state._replace(perturbation=draws.advance())
     if ascend is False:
@@ -119,7 +110,7 @@ def lpf_sgd(
     step_key = jax.random.fold_in(draws.key, draws.step_count)
 
     def point(part: Any) -> optax.Params:
-      z = draw_direction(jax.random.fold_in(step_key, part), inside)
+      z = draw_normal(step_key, part, inside)
       return leaves.move(w, jax.tree.map(jnp.multiply, deviations, z))
 
     loss, gradient = _mean_over_parts(view, micro_batches, point)
@@ -127,12 +118,10 @@ def lpf_sgd(
     gradient, loss = devices.average((gradient, loss), axis_name)
     return gradient, advance(state, state.info.ascent_norm, loss)
 
+  init_choices = lambda *_: {'perturbation': RandomState.of(key)}
+  is_split = micro_batches > 1
   return transformation(
-    init_choices,
-    step,
-    mask=mask,
-    axis_name=axis_name,
-    needs_examples=micro_batches > 1,
+    init_choices, step, mask=mask, axis_name=axis_name, needs_examples=is_split
   )
 
 

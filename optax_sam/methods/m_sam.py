@@ -5,10 +5,9 @@ from typing import Any
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.selection import Selection, all_examples
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 
 
 def micro_batches(size: int) -> Selection:
@@ -22,7 +21,7 @@ def m_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
   micro_batch_size: int,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -32,27 +31,22 @@ def m_sam(
   `sam` on devices with one part each. Parts run one by one, to save memory.
 
   .. math::
-    \begin{align*}
-      \epsilon_k &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_k(w) \\
-      u &= \text{mean of } \nabla L_k(w + \epsilon_k) \text{ over } k
-    \end{align*}
+    \epsilon_k &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_k(w) \\
+    u &= \text{mean of } \nabla L_k(w + \epsilon_k) \text{ over } k
 
   :math:`L_k` is the loss of part k, and the mean weights parts by examples. The
-  last part is smaller if there is a remainder.
+  last part may be smaller. Batch norm normalizes each part separately.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     micro_batch_size: examples of a part, at least 1; the authors use 32 to 128.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      Each device splits its own examples.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each device
+      splits its own examples.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `per_example_value_fn` and `batch`; stateless, with 2 gradients a
-    step, and 1 / 3 more if you use the loss at `w`.
-
-  .. note::
-    Batch norm normalizes each part separately.
+    needs `per_example_value_fn` and `batch`; stateless. It costs 2 gradients,
+    1 / 3 more if you use the loss at `w`.
 
   References:
     Foret et al., `Sharpness-Aware Minimization for Efficiently Improving
@@ -67,10 +61,6 @@ def m_sam(
   2.0
   """
   validation.check_static_integer('micro_batch_size', micro_batch_size)
-  return sharpness_aware(
-    scale_to_radius(rho),
-    selection=micro_batches(micro_batch_size),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  selection = micro_batches(micro_batch_size)
+  choices = Choices(scale_to_radius(rho), selection=selection)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -8,7 +8,7 @@ import optax
 
 from optax_sam import validation
 from optax_sam.engine import devices, partition
-from optax_sam.engine.info import SharpnessAwareState, advance
+from optax_sam.engine.info import advance
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.transformation import accept, skip, transformation
@@ -33,16 +33,12 @@ def momentum_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Momentum-SAM (MSAM): perturbs along the momentum, at the cost of SGD.
 
-  The momentum takes the place of the ascent gradient, so a jitted step computes
-  one gradient; the incoming one is unused. The perturbation points forward
-  along the update. At first :math:`v = 0`.
+  The momentum takes the place of the ascent gradient. The perturbation points
+  forward along the update. At first :math:`v = 0`.
 
   .. math::
-    \begin{align*}
-      \epsilon &= -\rho\, v / (\|v\| + 10^{-12}) \\
-      \tilde g &= \nabla L(w + \epsilon) \text{, averaged over devices} \\
-      v &\leftarrow \beta v + \tilde g
-    \end{align*}
+    \epsilon &= -\rho\, v / (\|v\| + 10^{-12}) \\
+    v &\leftarrow \beta v + \tilde g, \quad \tilde g = \nabla L(w + \epsilon)
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; much larger than
@@ -50,17 +46,16 @@ def momentum_sam(
       class) for ResNet on ImageNet, and 10 for ViT, with 0 in the warm-up.
     decay: :math:`\beta`, in [0, 1): SGD's momentum or Adam's b1.
     accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      `sync_ascent` makes no difference: `v` is the same on all devices.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `v` averages
+      over devices, so `sync_ascent` makes no difference.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; its state is `v`, with 1 gradient a step, and
-    1 / 3 more if you use the loss at `w`.
+    needs `value_fn` or `grad_fn`; state: `v`. A jitted step costs 1 gradient
+    (the incoming one is unused), 1 / 3 more if you use the loss at `w`.
 
-  .. note::
-    `v` is the momentum of a base optimizer with the same decay, up to its
-    scale. The authors store perturbed weights instead. This gives the same
+  .. note:: `v` is the momentum of a base optimizer with the same decay, up to
+    its scale. The authors store perturbed weights instead. This gives the same
     numbers (checked with their AdamW), unless weight decay enters the momentum:
     in their SGD the decay of the perturbed weights does, here it does not.
 
@@ -92,9 +87,7 @@ def momentum_sam(
     total = jnp.asarray(decay, wide.dtype) * wide + u.astype(wide.dtype)
     return total.astype(v.dtype)
 
-  def step(
-    view: LossView, clean: Any, state: SharpnessAwareState, ascend: Any, _: Any
-  ) -> tuple[Any, SharpnessAwareState]:
+  def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
     w, momentum = view.leaves.split(view.params), state.descent.direction
     wide = tree_math.widen_like(momentum, w)
     ascent = view.leaves.inside(jax.tree.map(jnp.negative, wide))
@@ -104,10 +97,8 @@ def momentum_sam(
       return skip(view, clean, state)
     loss, gradient = view.value_and_grad(view.leaves.move(w, epsilon))
     gradient, loss = devices.average((gradient, loss), axis_name)
-    direction, size = (
-      optax.tree.cast_like(gradient, clean),
-      tree_math.norm(ascent),
-    )
+    direction = optax.tree.cast_like(gradient, clean)
+    size = tree_math.norm(ascent)
     found = MomentumState(jax.tree.map(add, momentum, gradient))
     found = accept(direction, found, state.descent, jnp.isfinite(size))
     return direction, advance(state._replace(descent=found), size, loss)

@@ -19,12 +19,9 @@ def ordered_sgd(
   the largest losses, ranked as in `k_sam`.
 
   .. math::
-    \begin{align*}
-      u &= \nabla \tfrac{1}{k} \sum_{i \in Q} \ell_i(w) \\
-      E[u] &= \nabla \tfrac{1}{k} \sum_j c_j\, \ell_{(j)}(w) \\
-      c_j &= \sum_{i < k} \tbinom{j - 1}{i} \tbinom{n - j}{b - i - 1}
-        / \tbinom{n}{b}
-    \end{align*}
+    u &= \nabla \tfrac{1}{k} \sum_{i \in Q} \ell_i(w) \\
+    E[u] &= \nabla \tfrac{1}{k} \sum_j c_j\, \ell_{(j)}(w) \\
+    c_j &= \sum_{i<k} \tbinom{j-1}{i} \tbinom{n-j}{b-i-1} / \tbinom{n}{b}
 
   :math:`E` is over batches of b out of n examples, and :math:`\ell_{(j)}` are
   the training losses in descending order.
@@ -42,9 +39,8 @@ def ordered_sgd(
     needs `per_example_value_fn` and `batch`; stateless, with 1 / 3 + `k`
     gradients a step, k as a fraction.
 
-  .. note::
-    The authors' code ranks inside a full forward pass, where batch norm sees
-    the whole batch; ours selects the examples first.
+  .. note:: The authors' code ranks inside a full forward pass, where batch norm
+    sees the whole batch; ours selects the examples first.
 
   References:
     Kawaguchi, Lu, `Ordered SGD: A New Stochastic Optimization Framework for

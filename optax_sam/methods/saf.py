@@ -12,10 +12,9 @@ from optax_sam.trees import array_types, divergence
 
 
 class SafState(NamedTuple):
-  """State of `saf_loss`: a table with one row per example.
+  """State of `saf_loss`: `logits` (examples, lag, classes), and `filled`.
 
-  `logits` (examples, lag, classes) has those of epoch e in slot `e % lag`;
-  `filled` (examples, lag) is True for slots that were written.
+  Epoch e has slot `e % lag`; `filled` (examples, lag) is True once written.
   """
 
   logits: jax.Array
@@ -27,9 +26,9 @@ class SafLoss(NamedTuple):
 
   `init(num_examples, num_classes)` returns an empty state. `loss` returns the
   auxiliary loss, and `update` the next state, both from `(logits, state, ids,
-  epoch, is_example=None)`: `logits` are those of the step, (B, classes), `ids`
-  the indices of its examples, integers (B,) from 0 on, each at most once,
-  `epoch` is from 0 on, and `is_example`, bool (B,), is False for padding.
+  epoch, is_example=None)`: `logits` of the step, (B, classes), `ids` of its
+  examples, integers (B,) from 0 on, each at most once, the `epoch`, from 0 on,
+  and `is_example`, bool (B,), False for padding.
   """
 
   init: Callable[[int, int], SafState]
@@ -52,12 +51,10 @@ def saf_loss(
   the divergence from an example's logits of `lag` epochs before, in a table.
 
   .. math::
-    \begin{align*}
-      y_i &= \text{table}[i, e \bmod \text{lag}] \\
-      D &= (\lambda \tau^2 / B) \sum_i \text{KL}(
-        \text{softmax}(y_i / \tau) \,\|\, \text{softmax}(z_i / \tau)) \\
-      \text{table}[i, e \bmod \text{lag}] &\leftarrow z_i
-    \end{align*}
+    y_i &= \text{table}[i, e \bmod \text{lag}] \\
+    D &= (\lambda \tau^2 / B) \sum_i \text{KL}(
+      \text{softmax}(y_i / \tau) \,\|\, \text{softmax}(z_i / \tau)) \\
+    \text{table}[i, e \bmod \text{lag}] &\leftarrow z_i
 
   :math:`z_i` are the logits of example i in epoch :math:`e`, and :math:`B` is
   the number of rows of the batch. The sum is over the examples whose slot was
@@ -69,13 +66,12 @@ def saf_loss(
   **Devices.** Split the state along its first axis: by `P('data')`, in a
   `NamedSharding` under `jax.jit` or in the specs of `jax.shard_map`. With n
   devices and `n * m` examples (round up), device d owns the examples `d * m` to
-  `(d + 1) * m - 1`. A batch may have any example. The table is never sent:
-  under `jax.jit` the compiler gathers ids and logits of the batch and sums its
-  targets. With `axis_name`, `loss` gathers ids and reduce-scatters the targets,
-  B * classes numbers and B bytes; `update` gathers ids and logits. The loss is
-  then the mean over the device's rows, to be averaged like the main loss. In
-  `jax.shard_map` without `axis_name` nothing is sent: ids count from the first
-  example that the device owns, and a batch has only these.
+  `(d + 1) * m - 1`; a batch may have any. The table is never sent: `jax.jit`
+  gathers ids and logits of the batch and sums its targets; with `axis_name`,
+  `loss` gathers ids and reduce-scatters the targets, B * classes numbers and B
+  bytes, and `update` gathers ids and logits. The loss is then the mean over the
+  device's rows, to be averaged like the main loss. In `jax.shard_map` without
+  `axis_name` nothing is sent: ids are of the device's own examples, from 0 on.
 
   Args:
     temperature: :math:`\tau`, above 0; it softens both distributions.
@@ -90,12 +86,11 @@ def saf_loss(
   Returns:
     A `SafLoss`, whose state is the table; a step costs 1 gradient.
 
-  .. note::
-    :math:`\tau^2` is in the authors' code, not in the paper's equations;
-    without it the loss is 25 times weaker. Their documented run has `lag=2` and
-    weight 0.3; 3 and 0.16 are only defaults of their command line. Their code
-    starts an epoch later, and has a table per process but deals the examples
-    again every epoch: with 8 processes, 13 % of its targets have the right age.
+  .. note:: :math:`\tau^2` is in the authors' code, not in the paper's
+    equations; without it the loss is 25 times weaker. Their documented run has
+    `lag=2` and weight 0.3; 3 and 0.16 are defaults of their command line. They
+    start an epoch later, and have a table per process but deal the examples
+    again every epoch: with 8 processes, 13 % of targets have the right age.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free
@@ -122,25 +117,25 @@ def saf_loss(
     logits = jnp.zeros((num_examples, lag, num_classes), dtype)
     return SafState(logits, jnp.zeros((num_examples, lag), bool))
 
-  def place(logits: Any, state: SafState, ids: Any, epoch: Any) -> _Place:
+  def place(logits: Any, state: SafState, ids: Any, epoch: Any) -> Any:
+    """Returns an index of the table, and which rows this device owns."""
     _check_batch(logits, state, ids, epoch, axis_name)
     rows, size = jnp.asarray(ids).astype(jnp.int32), len(state.filled)
     if axis_name:
       rows = jax.lax.all_gather(rows, axis_name, tiled=True)
       rows = rows - jax.lax.axis_index(axis_name) * size
     slot = jnp.asarray(epoch).astype(jnp.int32) % lag
-    return _Place(rows, slot, (rows >= 0) & (rows < size))
+    return (rows, slot), (rows >= 0) & (rows < size)
 
   def loss(
     logits: Any, state: SafState, ids: Any, epoch: Any, is_example: Any = None
   ) -> jax.Array:
-    where = place(logits, state, ids, epoch)
-    targets = _take_rows(state.logits, where, logits)
-    known = where.owned & _take_rows(state.filled, where, where.owned)
+    at, owned = place(logits, state, ids, epoch)
+    targets = _take(state.logits, at, logits)
+    known = owned & _take(state.filled, at, owned)
     if axis_name:
       # Each row is known to one device only; the others contribute zeros.
-      zero = jnp.zeros((), targets.dtype)
-      targets = jnp.where(known[:, None], targets, zero)
+      targets = jnp.where(known[:, None], targets, jnp.zeros((), targets.dtype))
       scatter = lambda x: jax.lax.psum_scatter(x, axis_name, tiled=True)
       targets, known = scatter(targets), scatter(known.astype(jnp.int8)) > 0
     known &= jnp.asarray(epoch) >= start_epoch
@@ -151,17 +146,17 @@ def saf_loss(
   def update(
     logits: Any, state: SafState, ids: Any, epoch: Any, is_example: Any = None
   ) -> SafState:
-    where = place(logits, state, ids, epoch)
+    at, owned = place(logits, state, ids, epoch)
     values = jax.lax.stop_gradient(logits).astype(dtype)
     if is_example is not None:
       # So it is not written, without sending the mask.
       values = jnp.where(is_example[:, None], values, jnp.nan)
     if axis_name:
       values = jax.lax.all_gather(values, axis_name, tiled=True)
-    finite = jnp.all(jnp.isfinite(values), axis=-1)
+    wanted = owned & jnp.all(jnp.isfinite(values), axis=-1)
     return SafState(
-      _write_rows(state.logits, where, values, finite),
-      _write_rows(state.filled, where, jnp.ones_like(finite), finite),
+      _write(state.logits, at, values, wanted),
+      _write(state.filled, at, jnp.ones_like(wanted), wanted),
     )
 
   return SafLoss(init, loss, update)
@@ -178,17 +173,8 @@ def _check_batch(
       f'{logits.shape}: write init(num_examples, {logits.shape[1]}).'
     )
     raise ValueError(msg)
-  expected = {'ids': (ids, logits.shape[:1]), 'epoch': (epoch, ())}
-  for name, (value, shape) in expected.items():
-    dtype = jnp.result_type(value)
-    if jnp.shape(value) != shape or not jnp.issubdtype(dtype, jnp.integer):
-      msg = (
-        f'{name} must be integers of shape {shape}, got {dtype} of shape '
-        f'{jnp.shape(value)}.'
-      )
-      raise ValueError(msg)
-  if not isinstance(epoch, jax.core.Tracer):
-    validation.check_number('epoch', int(epoch), at_least=0)
+  divergence.check_integers('ids', ids, logits.shape[:1])
+  divergence.check_epoch(epoch)
   if axis_name or isinstance(ids, jax.core.Tracer):
     return
   if isinstance(ids, jax.Array) and not ids.is_fully_addressable:
@@ -203,29 +189,18 @@ def _check_batch(
     raise ValueError(msg)
 
 
-class _Place(NamedTuple):
-  """Positions of the rows of a batch in this device's part of the table."""
-
-  rows: jax.Array  # first index, for the rows of all devices with an axis name
-  slot: jax.Array  # second index, a scalar
-  owned: jax.Array  # whether this device owns the row, bool (B,)
-
-
-def _write_rows(
-  table: jax.Array, place: _Place, values: jax.Array, wanted: jax.Array
-) -> jax.Array:
-  """Returns the table with those rows replaced that are wanted and owned."""
+def _write(table: jax.Array, at: Any, values: Any, wanted: Any) -> jax.Array:
+  """Returns the table with the wanted rows replaced."""
   # Writing depends on reading; otherwise XLA copies the table to read from.
-  former = _take_rows(table, place, values)
-  wanted = wanted.reshape(-1, *[1] * (values.ndim - 1))
-  values = jnp.where(wanted, values, former)
-  # Beyond the end, where they are dropped.
-  rows = jnp.where(place.owned, place.rows, len(table))
-  out = array_types.explicit(table)
-  return table.at[rows, place.slot].set(values, mode='drop', out_sharding=out)
+  former, (rows, slot) = _take(table, at, values), at
+  is_new = wanted.reshape(-1, *[1] * (values.ndim - 1))
+  # Rows beyond the end are dropped.
+  place = table.at[jnp.where(wanted, rows, len(table)), slot]
+  out, values = array_types.explicit(table), jnp.where(is_new, values, former)
+  return place.set(values, mode='drop', out_sharding=out)
 
 
-def _take_rows(table: jax.Array, place: _Place, like: jax.Array) -> jax.Array:
-  """Returns rows of the table, split over devices as `like` is."""
-  at, out = (place.rows, place.slot), array_types.explicit(like)
+def _take(table: jax.Array, at: Any, like: jax.Array) -> jax.Array:
+  """Returns entries of the table, split over devices as `like` is."""
+  out = array_types.explicit(like)
   return table.at[at].get(mode='clip', out_sharding=out)

@@ -6,10 +6,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import mix
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
@@ -18,7 +17,7 @@ def sagm(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
   alpha: float = 0.001,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -28,15 +27,11 @@ def sagm(
   equal directions of both gradients. For domain generalization.
 
   .. math::
-    \begin{align*}
-      \epsilon &= (\rho / (\|g\| + 10^{-12}) - \alpha)\, g,
-        \quad g = \nabla L(w) \\
-      u &= (g + \nabla L(w + \epsilon)) / 2
-    \end{align*}
+    \epsilon &= (\rho / (\|g\| + 10^{-12}) - \alpha) g, \quad g = \nabla L(w) \\
+    u &= (g + \nabla L(w + \epsilon)) / 2
 
   Args:
-    rho: radius, at least 0, or a schedule of it by the step; 0.05 is the
-      authors', with Adam.
+    rho: radius, at least 0, or a schedule; 0.05 is the authors', with Adam.
     alpha: multiple of :math:`g`, at least 0; 0.001 is the authors' default, and
       they search from 0.01 to 0.1. A factor on the loss changes its effect.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
@@ -45,9 +40,8 @@ def sagm(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The rule is that of the authors' code. The paper adds the two losses, and
-    its direction is twice as long.
+  .. note:: The rule is that of the authors' code. The paper adds the two
+    losses, and its direction is twice as long.
 
   References:
     Wang, Zhang, Lei, Zhang, `Sharpness-Aware Gradient Matching for Domain
@@ -68,10 +62,5 @@ def sagm(
     scale = radius / tree_math.stabilized(jnp.where(usable, size, 1)) - less
     return tree_math.multiply_where(usable, scale, updates)
 
-  return sharpness_aware(
-    with_radius(rho, perturb),
-    descent=mix(0.5),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(with_radius(rho, perturb), descent=mix(0.5))
+  return compose(choices, mask, axis_name, sync_ascent)

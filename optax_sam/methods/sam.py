@@ -7,20 +7,18 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import ascent_step, with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
 def ascend_repeatedly(
   rho: optax.ScalarOrSchedule, steps: int, *, p: float = 2
 ) -> optax.GradientTransformationExtraArgs:
-  """Takes several ascent steps of length rho in the ball of radius rho: SAM.
+  """Takes several ascent steps in the ball of radius rho: `optax_sam.sam`.
 
-  See `optax_sam.sam` for the rule and the arguments; `steps` is its
-  `ascent_steps`. Each step after the first costs one gradient, with a schedule
-  of `rho` even if a policy skips the step, and needs `ascent_grad_fn`.
+  Each step after the first costs one gradient, with a schedule of `rho` even if
+  a policy skips the step, and needs `ascent_grad_fn`.
   """
   validation.check_static_integer('steps', steps)
   validation.check_choice('p', p, (2, float('inf')))
@@ -28,17 +26,17 @@ def ascend_repeatedly(
   def perturb(
     radius: Any, updates: Any, *, ascent_grad_fn: Any = None, **_: Any
   ) -> optax.Updates:
+    if steps > 1 and ascent_grad_fn is None:
+      msg = (
+        'ascend_repeatedly needs ascent_grad_fn, a function from the '
+        'perturbation to the ascent gradient there: use it as the '
+        'perturbation of optax_sam.sharpness_aware, which passes it.'
+      )
+      raise ValueError(msg)
     # Half precision would round the sum of the steps away.
     wide = updates if steps == 1 else jax.tree.map(tree_math.widen, updates)
     delta = ascent_step(radius, wide, p)
     for _step in range(1, steps):
-      if ascent_grad_fn is None:
-        msg = (
-          'ascend_repeatedly needs ascent_grad_fn, a function from the '
-          'perturbation to the ascent gradient there: use it as the '
-          'perturbation of optax_sam.sharpness_aware, which passes it.'
-        )
-        raise ValueError(msg)
       gradient = jax.tree.map(tree_math.widen, ascent_grad_fn(delta))
       step = ascent_step(radius, gradient, p)
       delta = _project(radius, tree_math.add(delta, step), p)
@@ -64,7 +62,7 @@ def sam(
   *,
   p: float = 2,
   ascent_steps: int = 1,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -74,10 +72,8 @@ def sam(
   descends by the gradient there, with :math:`\epsilon` held constant.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   Each further ascent step adds :math:`\rho\, h / (\|h\| + 10^{-12})`, where
   :math:`h = \nabla L(w + \epsilon)`, and multiplies the sum by
@@ -86,22 +82,20 @@ def sam(
 
   Args:
     rho: radius in the unit of the parameters, at least 0, or a schedule of it
-      by the step. 0.05 is the authors' default, also for ImageNet; their grid
-      runs from 0.01 to 0.5, and they use 0.1 for noisy labels.
+      by the step. 0.05 is the authors', also for ImageNet; their grid is 0.01
+      to 0.5, and they use 0.1 for noisy labels.
     p: 2 or infinity, the norm in which the perturbation has length `rho`.
     ascent_steps: number of ascent steps, at least 1. Published code uses 1.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; stateless. It takes 1 + `ascent_steps`
-    gradients a step.
+    needs `value_fn` or `grad_fn`; stateless. 1 + `ascent_steps` gradients.
 
-  .. note::
-    The code of six publications agrees with the rule. The paper's appendix
-    prints a squared norm in one place, unlike its equation 2. The authors
-    report worse results with a differentiated :math:`\epsilon`. Several steps
-    follow Andriushchenko and Flammarion (2022, arXiv 2206.06232);
+  .. note:: The code of six publications agrees with the rule. The paper's
+    appendix prints a squared norm in one place, unlike its equation 2. The
+    authors report worse results with a differentiated :math:`\epsilon`. Several
+    steps follow Andriushchenko and Flammarion (2022, arXiv 2206.06232);
     `optax.contrib.sam` does not project.
 
   References:
@@ -118,6 +112,4 @@ def sam(
   """
   validation.check_static_integer('ascent_steps', ascent_steps)
   perturbation = ascend_repeatedly(rho, ascent_steps, p=p)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

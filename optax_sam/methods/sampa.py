@@ -37,43 +37,36 @@ def sampa(
 ) -> optax.GradientTransformationExtraArgs:
   r"""SAMPa: perturbs along a gradient at a predicted point, on the last batch.
 
-  Both gradients of a step are independent, so that two devices, or one with
-  free capacity, can compute them in parallel.
+  The two gradients of a step do not depend on each other, so they can be
+  computed in parallel, on two devices or on one with free capacity.
 
   .. math::
-    \begin{align*}
-      \tilde g &= \nabla L_{t-1}(w + \rho\, h / (\|h\| + 10^{-12})) \\
-      h &\leftarrow \nabla L_t(w + \text{base}(h)) \\
-      u &= \text{base}((1 - \lambda)\, \tilde g + \lambda h)
-    \end{align*}
+    \tilde g &= \nabla L_{t-1}(w + \rho\, h / (\|h\| + 10^{-12})) \\
+    h &\leftarrow \nabla L_t(w + \text{base}(h)) \\
+    u &= \text{base}((1 - \lambda)\, \tilde g + \lambda h)
 
   :math:`L_t` is the loss of the batch of step t, and base the update of the
-  base optimizer at :math:`w`; its state after :math:`\text{base}(h)` is
-  dropped. The first line uses the old :math:`h`. At the first step both
-  gradients are at :math:`w`, on this batch.
+  base optimizer at :math:`w`, whose state after :math:`\text{base}(h)` is
+  dropped. At the first step both gradients are at :math:`w`, on this batch.
 
   Args:
     base: base optimizer, chained with its weight decay, clipping and so on.
     rho: radius, at least 0, or a schedule of it by the step. 0.1: the authors'.
-    mix: :math:`\lambda`, weight of the predicted gradient, in [0, 1]. 0.2 is
-      the authors'.
+    mix: :math:`\lambda`, in [0, 1]. 0.2 is the authors'.
     batch_like: a batch, or its shapes and dtypes (`jax.ShapeDtypeStruct`), with
       the same number of examples, along axis 0, at every step.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      `batch`, also in the state, is local: split it over the devices.
-      `sync_ascent` makes no difference: `h` is the same on all devices.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `batch`, also
+      in the state, is local: split it over the devices. `h` is the same on all
+      of them, so `sync_ascent` makes no difference.
 
   Returns:
-    An optimizer that returns the whole update, without a learning rate after
-    it, whose `update` needs `params`, `per_example_value_fn` and `batch`; its
-    state is that of the base optimizer, one gradient and one batch, with 2
-    gradients a step. The incoming gradient is unused.
+    An optimizer that includes the learning rate, whose `update` needs `params`,
+    `per_example_value_fn` and `batch`; state: a gradient and a batch. It costs
+    2 gradients; the incoming one is unused.
 
-  .. note::
-    With dropout, put the keys into `batch`; otherwise the last batch gets the
-    masks of this one. The rule was traced by hand in the authors' code, not
-    run: it stores both gradients mixed and divides :math:`h` out of them; we
-    store :math:`h`.
+  .. note:: With dropout, put the keys into `batch`; otherwise the last batch
+    gets the masks of this one. The rule was traced in the authors' code, not
+    run: it stores both gradients mixed and divides :math:`h` out of them.
 
   References:
     Xie, Pethick, Cevher, `SAMPa: Sharpness-aware Minimization Parallelized
@@ -104,10 +97,21 @@ def sampa(
     raise ValueError(msg)
   base = of_present(base)
 
+  def empty(leaf: Any) -> jax.Array:
+    split = array_types.explicit(leaf)
+    return jnp.zeros(leaf.shape, jnp.result_type(leaf), out_sharding=split)
+
   def init(params: optax.Params) -> SampaState:
     w = partition.Leaves.of(params, mask).split(params)
-    gradient, batch = tree_math.zeros_like(w), jax.tree.map(_empty, batch_like)
+    gradient, batch = tree_math.zeros_like(w), jax.tree.map(empty, batch_like)
     return SampaState(first_state(w), base.init(params), gradient, batch)
+
+  def take(leaf: Any, like: jax.Array) -> jax.Array:
+    """Copies a leaf of the caller's batch, as a state may be donated."""
+    leaf = jnp.array(leaf, jnp.result_type(leaf))  # not weakly typed
+    # So that the type of the state is fixed.
+    split = array_types.explicit(like)
+    return leaf if split is None else jax.sharding.reshard(leaf, split)
 
   def mixed(first: jax.Array, second: jax.Array) -> jax.Array:
     wide = tree_math.widen(first)
@@ -116,23 +120,22 @@ def sampa(
 
   def update(updates: Any, state: Any, params: Any, **extra: Any) -> Any:
     view = LossView.open(params, updates, extra, mask=mask, axis_name=axis_name)
-    _ = view.num_examples  # checks the arguments
+    leaves, _ = view.leaves, view.num_examples  # checks the arguments
     manual_axes.check(view, None, axis_name)
-    # Copies: the state may be donated, the batch is the caller's.
-    copy = lambda x: jnp.array(x, jnp.result_type(x))  # not weakly typed
-    leaves, batch = view.leaves, jax.tree.map(copy, view.batch)
-    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, str(x.dtype)), tree)
-    if shapes(batch) != shapes(state.batch):
+    given, wanted = (
+      jax.tree.map(lambda x: (jnp.shape(x), str(jnp.result_type(x))), batch)
+      for batch in (view.batch, state.batch)
+    )
+    if given != wanted:
       msg = (
-        f'batch must be like batch_like={shapes(state.batch)}, got '
-        f'{shapes(batch)}: pass batch_like=batch, and batches of one size.'
+        f'batch must be like batch_like={wanted}, got {given}: pass '
+        f'batch_like=batch, and batches of one size.'
       )
       raise ValueError(msg)
-    batch = jax.tree.map(_placed_like, batch, state.batch)
+    batch = jax.tree.map(take, view.batch, state.batch)
     w, like = leaves.split(params), leaves.split(updates)
     count, predicted = state.ascent.step_count, state.gradient
     radius = rho(count) if callable(rho) else rho
-    is_first = count == 0
 
     def base_update(gradient: optax.Updates) -> tuple[Any, optax.OptState]:
       whole = leaves.join(optax.tree.cast_like(gradient, like), updates)
@@ -140,11 +143,9 @@ def sampa(
 
     ascent = leaves.inside(predicted)
     perturbed = leaves.move(w, tree_math.scale_to(radius, ascent))
-    guess, _ = base_update(predicted)
-    # With a gradient of zero, momentum and weight decay still give updates.
-    there = optax.apply_updates(w, leaves.split(guess))
-    there = optax.tree.where(is_first, w, there)
-    last = optax.tree.where(is_first, batch, state.batch)
+    there = optax.apply_updates(w, leaves.split(base_update(predicted)[0]))
+    # At first h = 0, but momentum and weight decay still give updates.
+    there, last = optax.tree.where(count == 0, (w, batch), (there, state.batch))
     loss, first = view.on(last).value_and_grad(perturbed)
     _, second = view.on(batch).value_and_grad(there)
     both = jax.tree.map(mixed, first, second)
@@ -159,14 +160,3 @@ def sampa(
     return leaves.join(tree_math.nan_unless(valid, moved), step), after
 
   return checked(init, update, SampaState, mask=mask)
-
-
-def _empty(leaf: Any) -> jax.Array:
-  split = array_types.explicit(leaf)
-  return jnp.zeros(leaf.shape, jnp.result_type(leaf), out_sharding=split)
-
-
-def _placed_like(leaf: jax.Array, kept: jax.Array) -> jax.Array:
-  """Splits a leaf as in the state, so that the type of the state is fixed."""
-  split = array_types.explicit(kept)
-  return leaf if split is None else jax.sharding.reshard(leaf, split)

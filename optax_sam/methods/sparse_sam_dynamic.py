@@ -12,7 +12,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.perturbation import on_refresh, scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import array_types, sparse_masks, tree_math
 
 _MOST_REFRESHES = 2**20  # largest size of a table
@@ -36,11 +36,9 @@ def keep_dynamic(
   drop: Literal['gradient', 'weight', 'random'] = 'gradient',
   growth: Literal['gradient', 'weight', 'random'] = 'random',
 ) -> optax.GradientTransformationExtraArgs:
-  """Zeroes entries by dynamic sparse training, flat ones first: SSAM-D.
+  """Zeroes entries by the mask of `optax_sam.sparse_sam_dynamic`.
 
-  See `optax_sam.sparse_sam_dynamic` for the mask and the arguments. Scores are
-  compared in float32, and the mask is refreshed after its use. An update of
-  zeros leaves it unchanged. Order: see `keep_top_fisher`.
+  Scores are compared in float32. Order: see `keep_top_fisher`.
 
   Args:
     drop: 'gradient' drops the entries with the smallest `abs(g)`, 'weight'
@@ -52,9 +50,8 @@ def keep_dynamic(
   validation.check_count('refresh_every', refresh_every)
   validation.check_count('total_steps', total_steps)
   validation.check_key(key)
-  sources = ('gradient', 'weight', 'random')
-  validation.check_choice('drop', drop, sources)
-  validation.check_choice('growth', growth, sources)
+  for name, source in ('drop', drop), ('growth', growth):
+    validation.check_choice(name, source, ('gradient', 'weight', 'random'))
 
   def init(params: optax.Params) -> DynamicState:
     typed = validation.as_key(key)
@@ -66,17 +63,23 @@ def keep_dynamic(
   def num_moved(step: jax.Array, active: int) -> jax.Array:
     static = (drop_rate, refresh_every, total_steps)
     is_static = all(map(validation.is_python_number, static))
-    if not is_static or total_steps > _MOST_REFRESHES * refresh_every:
-      return _nearly_moved(step, active, drop_rate, total_steps)
-    every = int(refresh_every)
-    steps = range(0, int(total_steps) + every, every)
-    table = jnp.asarray(_moved(steps, active, drop_rate, total_steps))
-    return table[jnp.minimum(step // every, len(table) - 1)]
+    if is_static and total_steps <= _MOST_REFRESHES * refresh_every:
+      every = int(refresh_every)
+      steps = range(0, int(total_steps) + every, every)
+      table = jnp.asarray(_moved(steps, active, drop_rate, total_steps))
+      return table[jnp.minimum(step // every, len(table) - 1)]
+    # Nearly, for traced settings or very many refreshes.
+    number = lambda x: jnp.asarray(x, jnp.float32)
+    progress = jnp.minimum(number(step) / number(total_steps), 1)
+    rate = number(drop_rate) / 2 * (1 + jnp.cos(jnp.pi * progress))
+    return jnp.floor(active * (rate + 4e-7)).astype(jnp.int32)
 
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
+    count = state.step_count
+
     def ranks(source: str, draw: int, gradient: Any) -> Any:
       if source == 'random':
-        step_key = jax.random.fold_in(state.key, state.step_count)
+        step_key = jax.random.fold_in(state.key, count)
         draw_key = jax.random.fold_in(step_key, draw)
         return sparse_masks.random_bits(draw_key, updates)
       scores = gradient if source == 'gradient' else params
@@ -86,19 +89,15 @@ def keep_dynamic(
       gradient = devices.average_ascent(updates, **extra)
       size = tree_math.size(updates)
       active = sparse_masks.num_kept(sparsity, size)
-      moved = num_moved(state.step_count, active)
-      moved = jnp.minimum(moved, min(active, size - active))
+      moved = jnp.minimum(num_moved(count, active), min(active, size - active))
       dropped, grown = ranks(drop, 0, gradient), ranks(growth, 1, gradient)
       mask = sparse_masks.drop_and_grow(state.mask, dropped, grown, moved)
       usable = tree_math.is_usable(tree_math.norm(gradient))
       return optax.tree.where(usable, mask, state.mask)
 
-    mask = on_refresh(
-      state.step_count, refresh_every, refresh, lambda: state.mask
-    )
+    mask = on_refresh(count, refresh_every, refresh, lambda: state.mask)
     kept = jax.tree.map(lambda m, g: jnp.where(m, g, 0), state.mask, updates)
-    count = tree_math.increment(state.step_count)
-    return kept, DynamicState(count, mask, state.key)
+    return kept, DynamicState(tree_math.increment(count), mask, state.key)
 
   return optax.GradientTransformationExtraArgs(init, update)
 
@@ -122,16 +121,6 @@ def _moved(
   return moved.astype(np.int32)
 
 
-def _nearly_moved(
-  step: jax.Array, active: int, drop_rate: Any, total_steps: Any
-) -> jax.Array:
-  """Like `_moved`, nearly, for traced settings or very many refreshes."""
-  number = lambda x: jnp.asarray(x, jnp.float32)
-  progress = jnp.minimum(number(step) / number(total_steps), 1)
-  rate = number(drop_rate) / 2 * (1 + jnp.cos(jnp.pi * progress))
-  return jnp.floor(active * (rate + 4e-7)).astype(jnp.int32)
-
-
 @validation.method('sparsity')
 def sparse_sam_dynamic(
   rho: optax.ScalarOrSchedule = 0.05,
@@ -148,47 +137,40 @@ def sparse_sam_dynamic(
   r"""Sparse SAM by dynamic sparse training (SSAM-D): drops and grows its mask.
 
   Of the N entries that may be perturbed, only `a = floor((1 - sparsity) * N)`
-  in a mask :math:`m` are, at first random ones. All parameters are updated, and
-  no time is saved.
+  in a mask `m` are, at first random ones. All are updated; no time is saved.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon) \\
-      r &= (c / 2) (1 + \cos(\pi \min(t / T, 1))) \\
-      d &= \min(\lfloor a r \rfloor, N - a)
-    \end{align*}
+    \epsilon &= \rho\, m g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon) \\
+    r &= (c / 2) (1 + \cos(\pi \min(t / T, 1))) \\
+    d &= \min(\lfloor a r \rfloor, N - a)
 
   After its use in every `refresh_every`-th step, :math:`t = 0` included, the
   mask drops its :math:`d` entries with the smallest :math:`|g|`, and grows as
-  many others at random. :math:`c` is `drop_rate`, :math:`T` `total_steps`; the
-  floor is exact unless settings are injected. A gradient that is 0 or not
-  finite leaves the mask unchanged. The norm is of the whole gradient, so the
-  perturbation is shorter than `rho`.
+  many others at random. The floor is exact unless settings are injected. A
+  gradient that is 0 or not finite leaves the mask unchanged. The norm is of the
+  whole gradient, so the perturbation is shorter than `rho`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
-    sparsity: fraction of the entries that is not perturbed, in [0, 1]: 0 is
-      SAM, 1 the base optimizer.
-    drop_rate: fraction of the mask that the first refresh moves, in (0, 1].
+    sparsity: fraction not perturbed, in [0, 1]: 0 is SAM, 1 the base optimizer.
+    drop_rate: c, fraction of the mask that the first refresh moves, in (0, 1].
     refresh_every: number of steps from one mask to the next, at least 1.
     total_steps: T, number of steps of the whole training, at least 1.
     key: integer seed or typed key, the same on all devices.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      Entries are dropped by the average in any case.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Entries are
+      dropped by the average in any case.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; its state is a mask and the key, with 2
-    gradients a step.
+    needs `value_fn` or `grad_fn`; state: mask and key. It costs 2 gradients.
 
-  .. note::
-    In the authors' code the size of the mask drifts by one and, as only growth
-    is limited to what is left, falls below the target if `sparsity < r / (1 +
-    r)`; here it is exact. `drop_rate` and criteria are those of their command
-    line, whose `sparsity` is 0.2; their README's example has 0.5. In
-    `keep_dynamic` the size of the weights can decide too, which their code
-    reads while they are perturbed. Unverified: the paper's values.
+  .. note:: In the authors' code the size of the mask drifts by one and, as only
+    growth is limited to what is left, falls below the target if
+    `sparsity < r / (1 + r)`; here it is exact. `drop_rate` and criteria are
+    those of their command line, whose `sparsity` is 0.2; their README's example
+    has 0.5. Their criterion 'weight', an option of `keep_dynamic`, reads
+    perturbed weights. Unverified: the paper's values.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified
@@ -201,14 +183,7 @@ def sparse_sam_dynamic(
   >>> sorted(u.tolist())  # 2 of the 4, each of 2 / sqrt(4)
   [0.0, 0.0, 1.0, 1.0]
   """
-  keep = keep_dynamic(
-    sparsity,
-    drop_rate=drop_rate,
-    refresh_every=refresh_every,
-    total_steps=total_steps,
-    key=key,
-  )
+  steps = {'refresh_every': refresh_every, 'total_steps': total_steps}
+  keep = keep_dynamic(sparsity, drop_rate=drop_rate, key=key, **steps)
   perturbation = optax.chain(scale_to_radius(rho), keep)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

@@ -14,6 +14,7 @@ from optax_sam.engine.perturbation import scale_to_radius
 from optax_sam.engine.read_order import read_order
 from optax_sam.engine.shared_forward import share_forward
 from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.trainable import Trainable
 from optax_sam.methods.sparse_sam_fisher import fisher_information
 from optax_sam.methods.subset_sam import random_subset
 
@@ -119,8 +120,8 @@ def sparse_sam_layers(
       )
       view.check_given()
       narrowed = choose(view, params)
-      if isinstance(mask, partition.Trainable):
-        narrowed = mask._replace(movable=narrowed)
+      if isinstance(mask, Trainable):
+        narrowed = mask._replace(among=narrowed)
     return build(narrowed).update(updates, state, params, **extra_args)
 
   return optax.GradientTransformationExtraArgs(build(mask).init, update)
@@ -172,7 +173,7 @@ def choose_leaves(
   if by == 'depth':
     order = read_order(view.losses, w)
   else:
-    sums = jax.jit(lambda w: fisher_information(view, w, count, None))(w)
+    sums = jax.jit(lambda w: fisher_information(view, w, count))(w)
     scores = [float(jnp.mean(x)) for x in jax.tree.leaves(sums)]
     order = sorted(range(len(scores)), key=scores.__getitem__)
   return _mask(view, _last(order, share, len(order)))

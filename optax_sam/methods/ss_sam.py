@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import RandomState, scale_to_radius
 from optax_sam.engine.policy import Policy
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 
 
 class BernoulliState(RandomState):
@@ -20,20 +19,18 @@ class BernoulliState(RandomState):
 def bernoulli(
   probability: optax.ScalarOrSchedule, key: jax.Array | int
 ) -> Policy:
-  """Takes an ascent step at random, the same on all devices: SS-SAM.
+  """Takes an ascent step at random: see `optax_sam.ss_sam`.
 
-  See `optax_sam.ss_sam` for the rule and the arguments. Values of a schedule
-  are not checked: below 0 means never, above 1 always.
+  Values of a schedule are not checked: below 0 means never, above 1 always.
   """
   if not callable(probability):
     validation.check_number('probability', probability, at_least=0, at_most=1)
   validation.check_key(key)
 
   def decide(grads: Any, state: BernoulliState) -> tuple[jax.Array, Any]:
-    chance = (
-      probability(state.step_count) if callable(probability) else probability
-    )
-    coin = jax.random.fold_in(state.key, state.step_count)
+    count = state.step_count
+    chance = probability(count) if callable(probability) else probability
+    coin = jax.random.fold_in(state.key, count)
     ascend = jax.random.bernoulli(coin, jnp.asarray(chance, jnp.float32))
     return ascend, state.advance()
 
@@ -46,7 +43,7 @@ def ss_sam(
   *,
   probability: optax.ScalarOrSchedule = 0.5,
   key: jax.Array | int,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -55,13 +52,11 @@ def ss_sam(
   At step :math:`t` = 0, 1, ... a draw :math:`b` from Bernoulli(p(t)) with key
   `fold_in(key, t)` decides between SAM and the base optimizer.
 
-  .. math::
-    u = b\, \nabla L(w + \epsilon) + (1 - b)\, \nabla L(w)
+  .. math:: u = b\, \nabla L(w + \epsilon) + (1 - b)\, \nabla L(w)
 
-  Of the paper's schedules, constant is a number; piecewise is `lambda t:
-  jnp.where(t < fraction * T, p, 1 - p)`; trigonometric, SAM early, is
-  `lambda t: (1 + jnp.cos(jnp.pi * t / T)) / 2`; linear is unverified: use
-  `optax.linear_schedule`.
+  Of the paper's schedules, piecewise is `lambda t: jnp.where(t < fraction * T,
+  p, 1 - p)`; trigonometric, SAM early, is `lambda t: (1 + jnp.cos(jnp.pi * t /
+  T)) / 2`; linear, unverified, is `optax.linear_schedule`.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -72,14 +67,12 @@ def ss_sam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; its state is the key, with 1 + mean
-    probability gradients a step.
+    needs `value_fn` or `grad_fn`; state: the key. It costs 1 + p(t) gradients.
 
-  .. note::
-    The authors' code draws on the host and runs one of two compiled steps, with
-    the same distribution. Their later G-RST, also unverified, mixes both
-    gradients at ascent steps: combine `policies.bernoulli` and `descents.mix`;
-    a weight of 1 / `probability` keeps SAM's strength.
+  .. note:: The authors' code draws on the host, with the same distribution.
+    Their later G-RST, also unverified, mixes both gradients at ascent steps:
+    combine `policies.bernoulli` and `descents.mix`; a weight of 1 /
+    `probability` keeps SAM's strength.
 
   References:
     Zhao, Zhang, Hu, `SS-SAM: Stochastic Scheduled Sharpness-Aware Minimization
@@ -94,10 +87,5 @@ def ss_sam(
   >>> float(u), float(tx.update(w, state, w, grad_fn=g)[0])  # w + 0.5, then w
   (1.5, 1.0)
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    policy=bernoulli(probability, key),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), policy=bernoulli(probability, key))
+  return compose(choices, mask, axis_name, sync_ascent)

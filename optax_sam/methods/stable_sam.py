@@ -6,18 +6,14 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.descent import At, Descent, stateless
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
 def clean_length() -> Descent:
-  """Scales the perturbed gradient to the norm of the unperturbed one.
-
-  See `optax_sam.stable_sam` for the rule.
-  """
+  """Scales the perturbed gradient to the norm of g: `optax_sam.stable_sam`."""
 
   def combine(clean: optax.Updates, at: At) -> optax.Updates:
     perturbed = at(1)
@@ -32,7 +28,7 @@ def clean_length() -> Descent:
 def stable_sam(
   rho: optax.ScalarOrSchedule = 0.05,
   *,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -42,18 +38,15 @@ def stable_sam(
   changes the direction of the step only.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon) \\
-      u &= \|g\|\, \tilde g / (\|\tilde g\| + 10^{-12})
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon) \\
+    u &= \|g\|\, \tilde g / (\|\tilde g\| + 10^{-12})
 
   The norms are over all leaves, whatever `mask` excludes. For another
   perturbation write `sharpness_aware(..., descent=descents.clean_length())`.
 
   Args:
-    rho: radius, at least 0, or a schedule of it by the step; 0.05 is that of
-      the authors' class.
+    rho: radius, at least 0, or a schedule of it; 0.05 is of the authors' class.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. By default
       each device scales its own gradients.
 
@@ -61,10 +54,8 @@ def stable_sam(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The rule is that of the authors' code. A line that limits the factor to 1 is
-    commented out there. The paper calls the method SSAM too, the name of
-    Sparse SAM.
+  .. note:: The rule is that of the authors' code, where a limit of 1 on the
+    factor is commented out. The paper also says SSAM, the name of Sparse SAM.
 
   References:
     Tan et al., `Stabilizing Sharpness-Aware Minimization Through a Simple
@@ -77,10 +68,5 @@ def stable_sam(
   >>> [round(x, 3) for x in u.tolist()]
   [0.0, 5.0]
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    descent=clean_length(),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), descent=clean_length())
+  return compose(choices, mask, axis_name, sync_ascent)

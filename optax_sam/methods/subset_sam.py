@@ -10,7 +10,7 @@ from optax_sam.engine import partition, selection
 from optax_sam.engine.info import no_state
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 
 
 class RandomSubsetState(NamedTuple):
@@ -22,10 +22,7 @@ class RandomSubsetState(NamedTuple):
 def random_subset(
   fraction: float, key: jax.Array | int | None = None
 ) -> selection.Selection:
-  """Computes the ascent gradient over a part of the batch: `subset_sam`.
-
-  See `optax_sam.subset_sam` for the rule and the arguments.
-  """
+  """Computes the ascent gradient over a part: see `optax_sam.subset_sam`."""
   selection.check_size('fraction', fraction)
   if key is not None:
     validation.check_key(key)
@@ -58,13 +55,12 @@ def subset_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""SAM with an ascent gradient over a subset of the batch.
 
-  The ascent gradient is over a part A of the batch, the other over all of it.
+  The ascent gradient is over a part :math:`A` of the batch, which batch norm
+  normalizes separately. Each device takes it from its own examples.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_A(w) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L_A(w) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's. The
@@ -73,19 +69,15 @@ def subset_sam(
       of examples if an int of at least 1. The authors report a quarter to be
       about 25 % slower than plain descent.
     key: integer seed or typed key, the same on all devices, to draw A without
-      replacement; None uses the first rows. Pass a key if batches are sorted or
-      packed.
+      replacement, as for sorted or packed batches; None uses the first rows.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
-      Each device takes A from its own examples.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `per_example_value_fn` and `batch`; its state is the key, if given. A
-    step costs 1 + `fraction` gradients, 1 / 3 more if you use the loss at `w`.
+    needs `per_example_value_fn` and `batch`; state: the key, if given. It costs
+    1 + `fraction` gradients, 1 / 3 more if you use the loss at `w`.
 
-  .. note::
-    Batch norm normalizes A separately. Unverified: whether the paper takes the
-    first rows or a permutation.
+  .. note:: Unverified: whether the paper takes the first rows or draws A.
 
   References:
     Bahri, Mobahi, Tay, `Sharpness-Aware Minimization Improves Language Model
@@ -99,10 +91,6 @@ def subset_sam(
   >>> float(u)  # the mean over the batch at -0.5, away from its first example
   -1.0
   """
-  return sharpness_aware(
-    scale_to_radius(rho),
-    selection=random_subset(fraction, key),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  selection = random_subset(fraction, key)
+  choices = Choices(scale_to_radius(rho), selection=selection)
+  return compose(choices, mask, axis_name, sync_ascent)

@@ -28,11 +28,7 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
   Updates are returned unchanged. Every `every` steps from step `start` on, the
   parameters after the step enter the average; at first :math:`n = 0`.
 
-  .. math::
-    \begin{align*}
-      \bar w &\leftarrow (n \bar w + w) / (n + 1) \\
-      n &\leftarrow n + 1
-    \end{align*}
+  .. math:: \bar w \leftarrow (n \bar w + w) / (n + 1), \quad n \leftarrow n + 1
 
   Read the average with `averaged_params`. Before you evaluate it, recompute the
   statistics of batch norm with `optax_sam.flax.reestimate_batch_norm`.
@@ -43,13 +39,11 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
 
   Returns:
     A gradient transformation to place **last** in `optax.chain`, whose `update`
-    needs `params`; its state is the average, in float32 or wider. It costs a
-    pass over the parameters when they enter.
+    needs `params`; state: the average, float32 or wider. It costs no gradient.
 
-  .. note::
-    The authors average once an epoch, from epoch 161 of 200 to epoch 300. Their
-    learning rate is constant for half of the budget, falls to 0.05 at nine
-    tenths, and stays there: one that goes to 0 leaves little to average.
+  .. note:: The authors average once an epoch, from epoch 161 of 200 to 300.
+    Their learning rate is constant for half of the budget, falls to 0.05 at
+    nine tenths, and stays there: with one of 0 there is little to average.
 
   References:
     Izmailov et al., `Averaging Weights Leads to Wider Optima and Better
@@ -80,16 +74,15 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
         'averages the updated parameters.'
       )
       raise ValueError(msg)
-    leaves = partition.Leaves.of(params)
-    moves = gradient_like(updates, params)
-    finite = tree_math.all_finite(leaves.split(moves))
-    count = state.step_count
+    leaves, count = partition.Leaves.of(params), state.step_count
+    moves = leaves.split(gradient_like(updates, params))
+    finite = tree_math.all_finite(moves)
     count = jnp.where(finite, tree_math.increment(count), count)
     enters = finite & (count >= start) & ((count - start) % every == 0)
 
     def add() -> RunningMean:
       move = lambda w, u: w if u is None else optax.apply_updates(w, u)
-      w = jax.tree.map(move, leaves.split(params), leaves.split(moves))
+      w = jax.tree.map(move, leaves.split(params), moves)
       return running_mean.add(state.average, w)
 
     average = control_flow.cond(enters, add, lambda: state.average)
@@ -115,7 +108,6 @@ def averaged_params(params: optax.Params, opt_state: Any) -> optax.Params:
   3.0
   """
   example = 'optax.chain(optax.sgd(0.1), optax_sam.swa(start=1000))'
-  state = only_state(opt_state, SwaState, example)
+  average = only_state(opt_state, SwaState, example).average
   leaves = partition.Leaves.of(params)
-  mean = running_mean.value(state.average, leaves.split(params))
-  return leaves.join(mean, params)
+  return leaves.join(running_mean.value(average, leaves.split(params)), params)

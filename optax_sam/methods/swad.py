@@ -14,22 +14,15 @@ from optax_sam.trees.running_mean import RunningMean
 
 
 class SwadState(NamedTuple):
-  """State of `swad`.
+  """State of `swad`; segments end at a validation and are numbered from 1.
 
-  Segments lie between two validations and count from 1.
-
-  Attributes:
-    current: mean over the current segment; once converged, over all segments
-      after the last one that counts.
-    earlier: means over the last complete segments, the oldest first; once
-      converged, the last one is the mean of all segments that count.
-    losses: last validation losses, the oldest first, infinite at first.
-    threshold: loss up to which segments count; infinite before convergence.
-    validations: number of validations up to the end.
-    above: number of consecutive last segments above the threshold.
-    first_segment: first segment that counts; 0 before convergence.
-    last_segment: last one that counts; 0 before convergence.
-    ended: whether no later segment can count.
+  `current` is the mean over the current segment; once converged, over all after
+  the last that counts. `earlier` are means over the last complete segments, the
+  oldest first; once converged, the last one is over all that count. `losses`
+  are the last ones, the oldest first, infinite at first. Segments with a loss
+  up to `threshold` (infinite before convergence) count: `first_segment` to
+  `last_segment` (0 before). The last `above` ones exceed it. `validations`
+  counts until no later segment can count: `ended`.
   """
 
   current: RunningMean
@@ -46,9 +39,8 @@ class SwadState(NamedTuple):
 class Swad(NamedTuple):
   """The functions of `swad`.
 
-  `init` returns the state before the first step; `accumulate` takes the
-  parameters after a step, `validate` the validation loss; `result` returns the
-  averaged parameters.
+  `accumulate` takes the parameters after a step, `validate` the validation
+  loss; `init` returns the first state, `result` the averaged parameters.
   """
 
   init: Callable[[optax.Params], SwadState]
@@ -68,13 +60,9 @@ def swad(
   `n_tolerance`. SWAD converges at the first i, and ends at the first j, with:
 
   .. math::
-    \begin{align*}
-      L_{i-c+1} &= \min(L_{i-c+1}, \ldots, L_i), \quad f = i - c + 1 \\
-      \theta &= (1 + \text{tolerance}) \cdot
-        \text{mean}(L_{i-c+1}, \ldots, L_i) \\
-      \theta &< \min(L_{j-r+1}, \ldots, L_j), \quad j - r + 1 \ge f,
-        \quad \ell = j - r
-    \end{align*}
+    L_{i-c+1} &= \min(L_{i-c+1}, \ldots, L_i), \quad f = i - c + 1 \\
+    \theta &= (1 + \text{tolerance})\, \text{mean}(L_{i-c+1}, \ldots, L_i) \\
+    \theta &< \min(L_{j-r+1}, \ldots, L_j), \quad j-r+1 \ge f, \quad \ell = j-r
 
   If it never ends, :math:`\ell` is the last with :math:`L_\ell \le \theta`.
   Use it outside of the chain::
@@ -92,20 +80,20 @@ def swad(
     n_converge: c, at least 1: the oldest of c losses must be the smallest.
     n_tolerance: r, at least 1: r losses in a row must be above the threshold.
     tolerance: distance of the threshold :math:`\theta` above the mean, relative
-      to it, at least 0; for losses of at least 0.
+      to it, at least 0; for losses of at least 0. 0.3 is the authors', who use
+      0.2 on the data set VLCS.
 
   Returns:
     Four functions (`Swad`), which may be called inside `jax.jit`, `result` at
-    any time: it returns `params` if there is no mean. The state is `n_converge`
-    averages, at least 2, in float32 or wider.
+    any time: it returns `params` if there is no mean. State: `n_converge`
+    averages, at least 2, float32 or wider.
 
-  .. note::
-    The end is that of the authors' code. Its start is up to two segments
-    earlier, as long as their losses are below the threshold, and it weights
-    early segments two- or threefold; ours does not. Unverified: the indices of
-    the paper. Our choices: without convergence the result is the mean of the
-    last complete segment; a loss that is not finite is above any threshold, and
-    nothing converges at it.
+  .. note:: The end is that of the authors' code. Its start is up to two
+    segments earlier, as long as their losses are below the threshold, and it
+    weights early segments two- or threefold; ours does not. Unverified: the
+    indices of the paper. Our choices: without convergence the result is the
+    mean of the last complete segment; a loss that is not finite is above any
+    threshold, and nothing converges at it.
 
   References:
     Cha, Chun, Lee, Cho, Park, Lee, Park, `SWAD: Domain Generalization by
@@ -127,21 +115,14 @@ def swad(
   validation.check_number('tolerance', tolerance, at_least=0)
 
   def init(params: optax.Params) -> SwadState:
-    number = lambda: jnp.zeros((), jnp.int32)
     inside = partition.Leaves.of(params).split(params)
     dtype = tree_math.accumulator_dtype(inside)
-    means = [running_mean.empty(inside) for _ in range(max(2, n_converge))]
-    return SwadState(
-      current=means[0],
-      earlier=tuple(means[1:]),
-      losses=jnp.full(n_converge, jnp.inf, dtype),
-      threshold=jnp.full((), jnp.inf, dtype),
-      validations=number(),
-      above=number(),
-      first_segment=number(),
-      last_segment=number(),
-      ended=jnp.zeros((), bool),
-    )
+    mean, *means = map(running_mean.empty, [inside] * max(2, n_converge))
+    limits = jnp.full(n_converge, jnp.inf, dtype), jnp.full((), jnp.inf, dtype)
+    # Separate buffers: the same one can't be donated twice.
+    counts = (jnp.zeros((), jnp.int32) for _ in range(4))
+    ended = jnp.zeros((), bool)
+    return SwadState._make([mean, tuple(means), *limits, *counts, ended])
 
   @jax.jit
   def accumulate(state: SwadState, params: optax.Params) -> SwadState:
@@ -154,17 +135,20 @@ def swad(
   def validate(state: SwadState, loss: Any) -> SwadState:
     loss = jnp.asarray(loss).astype(state.losses.dtype)
     loss = jnp.where(jnp.isfinite(loss), loss, jnp.inf)
-    seen = state._replace(
-      losses=jnp.concatenate([state.losses[1:], loss[None]]),
-      validations=tree_math.increment(state.validations),
-    )
-    oldest, newest = seen.losses[0], jnp.max(seen.losses)
-    converges = jnp.isfinite(newest) & (oldest <= jnp.min(seen.losses))
+    losses = jnp.concatenate([state.losses[1:], loss[None]])
+    number = tree_math.increment(state.validations)
+    seen = state._replace(losses=losses, validations=number)
+    converges = jnp.all(jnp.isfinite(losses) & (losses[0] <= losses))
     phase = jnp.where(state.first_segment > 0, 2, converges.astype(jnp.int32))
-    judge = lambda s: _judge(s, s.losses[-1], s.validations)
-    phases = (_shift, _converge, judge)
-    after = jax.lax.switch(phase, phases, seen)
+    judge = lambda s: _judge(s, loss, number)
+    after = jax.lax.switch(phase, (_shift, _converge, judge), seen)
     return optax.tree.where(state.ended, state, after)
+
+  def _shift(state: SwadState) -> SwadState:
+    """Closes a segment before convergence and drops the oldest one."""
+    empty = optax.tree.zeros_like(state.current)
+    earlier = (*state.earlier[1:], state.current)
+    return state._replace(current=empty, earlier=earlier)
 
   def _converge(state: SwadState) -> SwadState:
     """Restarts the means at the first segment that counts."""
@@ -177,10 +161,10 @@ def swad(
       first_segment=first,
       last_segment=first,
     )
-    for position, segment in enumerate(segments[1:], start=1):
+    for i, segment in enumerate(segments[1:], start=1):
       current = running_mean.merge(state.current, segment)
       judged = state._replace(current=current)
-      judged = _judge(judged, state.losses[position], first + position)
+      judged = _judge(judged, state.losses[i], first + i)
       state = optax.tree.where(state.ended, state, judged)
     return state
 
@@ -203,11 +187,3 @@ def swad(
     return leaves.join(mean, params)
 
   return Swad(init, accumulate, validate, result)
-
-
-def _shift(state: SwadState) -> SwadState:
-  """Closes a segment before convergence and drops the oldest one."""
-  return state._replace(
-    current=optax.tree.zeros_like(state.current),
-    earlier=(*state.earlier[1:], state.current),
-  )

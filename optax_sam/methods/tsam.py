@@ -13,7 +13,7 @@ from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.perturbation import RandomState
 from optax_sam.engine.transformation import skip, transformation
 from optax_sam.trees import tree_math
-from optax_sam.trees.random_trees import draw_direction
+from optax_sam.trees.random_trees import draw_normal
 
 
 @validation.method('num_perturbations')
@@ -34,14 +34,12 @@ def tsam(
   is the gradient of :math:`\frac{1}{t} \log \text{mean}_j \exp(t L_j)`.
 
   .. math::
-    \begin{align*}
-      n_j &= z_j \min(1, r / \|z_j\|), \quad z_j \sim N(0, r^2 I),
-        \quad r = \text{noise} \cdot \rho \\
-      h_j &= \nabla L(w + n_j), \quad
-        \epsilon_j = n_j + \rho\, h_j / (\|h_j\| + 10^{-12}) \\
-      L_j &= L(w + \epsilon_j), \quad
-        u = \textstyle\sum_j \text{softmax}(t L)_j\, \nabla L(w + \epsilon_j)
-    \end{align*}
+    n_j &= z_j \min(1, r / \|z_j\|), \quad z_j \sim N(0, r^2 I),
+      \quad r = \text{noise} \cdot \rho \\
+    h_j &= \nabla L(w + n_j), \quad
+      \epsilon_j = n_j + \rho\, h_j / (\|h_j\| + 10^{-12}) \\
+    L_j &= L(w + \epsilon_j), \quad
+      u = \textstyle\sum_j \text{softmax}(t L)_j\, \nabla L(w + \epsilon_j)
 
   Without noise it is SAM. The unperturbed gradient is not used.
 
@@ -50,8 +48,7 @@ def tsam(
     num_perturbations: number of perturbations, at least 1.
     tilt: :math:`t`, at least 0: 0 is the mean, large values the largest loss.
       The paper searches among 0, 1, 5, 20 and 100.
-    noise: length of the random part over `rho`, at least 0. 20 is the authors'
-      1 for `rho=0.05`.
+    noise: random length over `rho`, at least 0. The authors' is 1 / 0.05.
     key: integer seed or typed key, the same on all devices.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. With
       `sync_ascent` `h_j` and `L_j` are averaged too.
@@ -61,8 +58,7 @@ def tsam(
     needs `value_fn`, or a `grad_fn` that returns (loss, gradient); state: the
     key. It costs 1 + 2 * `num_perturbations` gradients, and memory for all.
 
-  .. note::
-    This is the rule of the authors' code with noise 'random1', and its
+  .. note:: This is the rule of the authors' code with noise 'random1', and its
     defaults. The paper's step, known from a restatement, is not normalized.
 
   References:
@@ -82,9 +78,7 @@ def tsam(
   validation.check_number('noise', noise, at_least=0)
   validation.check_key(key)
   validation.check_sync_ascent(sync_ascent, axis_name)
-
-  def init_choices(*_: Any) -> dict[str, Any]:
-    return {'perturbation': RandomState.of(key)}
+  synced = axis_name if sync_ascent else None
 
   def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
     draws, leaves = state.perturbation, view.leaves
@@ -94,21 +88,18 @@ def tsam(
     w = leaves.split(view.params)
     radius = rho(draws.step_count) if callable(rho) else rho
     step_key = jax.random.fold_in(draws.key, draws.step_count)
-    shared = lambda tree: (
-      devices.average(tree, axis_name) if sync_ascent else tree
-    )
 
     def sample(number: int) -> tuple[Any, Any, Any]:
-      z = draw_direction(jax.random.fold_in(step_key, number), leaves.inside(w))
+      z = draw_normal(step_key, number, leaves.inside(w))
       size = tree_math.norm(z)
       # The standard deviation is the largest length.
       length = jnp.asarray(noise, size.dtype) * jnp.minimum(size, 1)
       n = tree_math.scale_to(jnp.asarray(radius, size.dtype) * length, z)
       start = leaves.move(w, n)
-      h = leaves.inside(shared(view.value_and_grad(start)[1]))
+      h = leaves.inside(devices.average(view.value_and_grad(start)[1], synced))
       point = leaves.move(start, tree_math.scale_to(radius, h))
       loss, gradient = view.loss_and_grad(point, 'tsam')
-      return shared(loss), gradient, tree_math.norm(h)
+      return devices.average(loss, synced), gradient, tree_math.norm(h)
 
     samples = [sample(number) for number in range(num_perturbations)]
     losses, gradients, norms = zip(*samples, strict=True)
@@ -128,4 +119,5 @@ def tsam(
       scalars = devices.average(scalars, axis_name)
     return devices.average(direction, axis_name), advance(state, *scalars)
 
+  init_choices = lambda *_: {'perturbation': RandomState.of(key)}
   return transformation(init_choices, step, mask=mask, axis_name=axis_name)

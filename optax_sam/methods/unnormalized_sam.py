@@ -6,19 +6,17 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import tree_math
 
 
 def scale_by_radius(
   rho: optax.ScalarOrSchedule, *, clip: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-  """Scales the ascent gradient by rho without its norm: unnormalized SAM.
+  """Scales the ascent gradient by rho: see `optax_sam.unnormalized_sam`.
 
-  See `optax_sam.unnormalized_sam` for the rule and the arguments. A norm that
-  is not finite gives a perturbation of 0.
+  A norm that is not finite gives a perturbation of 0.
   """
   validation.check_choice('clip', clip, (True, False))
 
@@ -37,20 +35,16 @@ def unnormalized_sam(
   rho: optax.ScalarOrSchedule,
   *,
   clip: bool = False,
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
   r"""Unnormalized SAM (USAM): the perturbation shrinks with the gradient.
 
-  .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g, \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+  .. math:: \tilde g = \nabla L(w + \rho\, g), \quad g = \nabla L(w)
 
-  With `clip`, :math:`\epsilon = \rho\, g / \max(\|g\|, 1)`. A factor on the
-  loss changes the perturbation.
+  With `clip`, the perturbation is :math:`\rho\, g / \max(\|g\|, 1)`. A factor
+  on the loss changes it.
 
   Args:
     rho: factor of at least 0, in the unit of the parameters over that of the
@@ -74,6 +68,4 @@ def unnormalized_sam(
   [4.5, 6.0]
   """
   perturbation = scale_by_radius(rho, clip=clip)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

@@ -9,7 +9,7 @@ import optax
 from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.trees import tree_math
 
 
@@ -23,10 +23,9 @@ class AverageGradientState(NamedTuple):
 def average_gradient(
   theta: float = 0.9, *, accumulator_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
-  """Averages the ascent gradient over the steps (VaSSO).
+  """Averages the ascent gradient to the `d` of `optax_sam.vasso`.
 
-  Place it before a radius: it returns the `d` of `optax_sam.vasso`, which has
-  the same arguments.
+  Place it before a radius.
   """
   validation.check_number('theta', theta, above=0, at_most=1)
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
@@ -36,8 +35,6 @@ def average_gradient(
     return AverageGradientState(average, jnp.zeros((), bool))
 
   def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> Any:
-    del params
-
     def mix(g: jax.Array, d: jax.Array) -> jax.Array:
       wide = d.astype(tree_math.wide_dtype(g, d))
       weight, new = jnp.asarray(theta, wide.dtype), g.astype(wide.dtype)
@@ -66,11 +63,9 @@ def vasso(
   r"""VaSSO: perturbs along a moving average, which has less noise.
 
   .. math::
-    \begin{align*}
-      d &\leftarrow (1 - \theta)\, d + \theta g, \quad g = \nabla L(w) \\
-      \epsilon &= \rho\, d / (\|d\| + 10^{-12}) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    d &\leftarrow (1 - \theta)\, d + \theta g, \quad g = \nabla L(w) \\
+    \epsilon &= \rho\, d / (\|d\| + 10^{-12}) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   :math:`d = g` at the first step. On several devices each adds its own
   :math:`g` to the average of all, and stores the average over the devices.
@@ -86,9 +81,7 @@ def vasso(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; state: `d`. It costs 2 gradients.
 
-  .. note::
-    Rule and default are those of the authors' code, which adds 1e-7 to the
-    norm.
+  .. note:: Rule and default are of the authors' code, which adds 1e-7 to norms.
 
   References:
     Li, Giannakis, `Enhancing Sharpness-Aware Optimization Through Variance
@@ -104,6 +97,4 @@ def vasso(
   """
   average = average_gradient(theta, accumulator_dtype=accumulator_dtype)
   perturbation = optax.chain(average, scale_to_radius(rho))
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

@@ -11,7 +11,7 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.descent import mix
 from optax_sam.engine.gradient import of_present
 from optax_sam.engine.perturbation import scale_to_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, compose
 from optax_sam.engine.transformation import accept, checked
 from optax_sam.trees import tree_math
 
@@ -28,11 +28,9 @@ def wsam(
   r"""Weighted SAM (WSAM), coupled: weights the sharpness against the loss.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon) \\
-      u &= g + \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon) \\
+    u &= g + \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -42,11 +40,10 @@ def wsam(
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    The authors default to `wsam_decoupled`, which adds the second term after
-    the base optimizer; under plain SGD both are equal. Both follow their code.
+  .. note:: The rule is that of the authors' code. `wsam_decoupled`, their
+    default, adds the second term after the base optimizer: equal under SGD.
 
   References:
     Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
@@ -59,13 +56,8 @@ def wsam(
   [3.9, 5.2]
   """
   validation.check_number('gamma', gamma, at_least=0, below=1)
-  return sharpness_aware(
-    scale_to_radius(rho),
-    descent=mix(gamma / (1 - gamma)),
-    mask=mask,
-    axis_name=axis_name,
-    sync_ascent=sync_ascent,
-  )
+  choices = Choices(scale_to_radius(rho), descent=mix(gamma / (1 - gamma)))
+  return compose(choices, mask, axis_name, sync_ascent)
 
 
 class WsamDecoupledState(NamedTuple):
@@ -89,14 +81,12 @@ def wsam_decoupled(
   r"""Weighted SAM (WSAM), decoupled: the base optimizer sees no sharpness.
 
   The sharpness enters neither momentum nor weight decay nor preconditioning, so
-  this wraps the base optimizer. It is the authors' default; see `wsam`.
+  this wraps the base optimizer. The rule is that of the authors' code.
 
   .. math::
-    \begin{align*}
-      \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
-      \tilde g &= \nabla L(w + \epsilon) \\
-      u &= \text{base}(g) - \eta_t\, \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
-    \end{align*}
+    \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\
+    \tilde g &= \nabla L(w + \epsilon) \\
+    u &= \text{base}(g) - \eta_t\, \tfrac{\gamma}{1 - \gamma} (\tilde g - g)
 
   Args:
     base: base optimizer, chained with its weight decay, clipping and so on.
@@ -107,9 +97,8 @@ def wsam_decoupled(
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
-    An optimizer that returns the whole update, without a learning rate after
-    it, whose `update` needs `params`, and `value_fn` or `grad_fn`; its state is
-    that of the base optimizer, with 2 gradients a step.
+    An optimizer that includes the learning rate, whose `update` needs `params`,
+    and `value_fn` or `grad_fn`. It costs 2 gradients.
 
   References:
     Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
@@ -123,14 +112,10 @@ def wsam_decoupled(
   [-0.57, -0.76]
   """
   validation.check_number('gamma', gamma, at_least=0, below=1)
-  if not callable(learning_rate):
-    validation.check_number('learning_rate', learning_rate, at_least=0)
+  validation.check_radius(learning_rate, 'learning_rate')
   validation.check_base(base)
-  base = of_present(base)
-  perturbation = scale_to_radius(rho)
-  sam = sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  base, perturbation = of_present(base), scale_to_radius(rho)
+  sam = compose(Choices(perturbation), mask, axis_name, sync_ascent)
 
   def init(params: optax.Params) -> WsamDecoupledState:
     return WsamDecoupledState(sam.init(params), base.init(params))
@@ -145,15 +130,12 @@ def wsam_decoupled(
     def add(step: jax.Array, gp: jax.Array, g: jax.Array) -> jax.Array:
       wide = tree_math.widen(gp)
       weight = jnp.asarray(rate * gamma / (1 - gamma), wide.dtype)
-      moved = weight * (wide - g.astype(wide.dtype))
-      return step - moved.astype(step.dtype)
+      return step - (weight * (wide - g.astype(wide.dtype))).astype(step.dtype)
 
     leaves = partition.Leaves.of(params, mask, updates)
-    inside = [leaves.split(tree) for tree in (steps, perturbed, clean)]
-    whole = jax.tree.map(add, *inside)
+    whole = jax.tree.map(add, *map(leaves.split, (steps, perturbed, clean)))
     after = accept(whole, WsamDecoupledState(ascent, base_state), state)
     return leaves.join(whole, steps), after
 
-  # `sam` checks the parameters in `init`.
-  update = checked(init, update, WsamDecoupledState, mask=mask).update
-  return optax.GradientTransformationExtraArgs(init, update)
+  wrapped = checked(init, update, WsamDecoupledState, mask=mask)
+  return wrapped._replace(init=init)  # `sam.init` checks the parameters

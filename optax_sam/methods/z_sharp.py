@@ -9,16 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam import validation
-from optax_sam.engine import partition
 from optax_sam.engine.perturbation import scale_to_radius, with_radius
-from optax_sam.engine.sharpness_aware import sharpness_aware
+from optax_sam.engine.sharpness_aware import Choices, Mask, compose
 from optax_sam.trees import sparse_masks, tree_math
 
 
 def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
-  """Zeroes, leaf by leaf, the entries close to the leaf's mean: ZSharp.
+  """Returns the `f` of `optax_sam.z_sharp`, or the gradient if `f` is 0.
 
-  It returns the `f` of `optax_sam.z_sharp`, or the whole gradient if `f` is 0.
   Distances are compared in float32. Entries that tie with the quantile are
   zeroed, as with a sort. A leaf that is not finite is unchanged, so that its
   norm shows it. Place it before a component that scales to a radius.
@@ -35,10 +33,9 @@ def keep_outliers(quantile: float = 0.95) -> optax.GradientTransformation:
 def scale_outliers_to_radius(
   rho: optax.ScalarOrSchedule, quantile: float = 0.95
 ) -> optax.GradientTransformationExtraArgs:
-  """Perturbs every leaf along its outliers by the full radius: ZSharp.
+  """Perturbs every leaf by rho: 'per_tensor' of `optax_sam.z_sharp`.
 
-  See 'per_tensor' of `optax_sam.z_sharp` for the rule and the arguments. A leaf
-  without outliers is not perturbed, and no leaf is if the norm is not finite.
+  A leaf without outliers is not perturbed, no leaf is if a norm is not finite.
   """
   sparse_masks.check_fraction('quantile', quantile, below=1)
 
@@ -80,7 +77,7 @@ def z_sharp(
   *,
   quantile: float = 0.95,
   radius: Literal['global', 'per_tensor'] = 'global',
-  mask: partition.Mask = None,
+  mask: Mask = None,
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -90,35 +87,30 @@ def z_sharp(
   is above the given quantile of the leaf.
 
   .. math::
-    \begin{align*}
-      z &= (g - \text{mean}) / (\text{std} + 10^{-12}), \quad g = \nabla L(w) \\
-      f &= g \text{ at outliers and in leaves with fewer axes, else } 0 \\
-      \epsilon &= \rho\, f / (\|f\| + 10^{-12}) \\
-      \tilde g &= \nabla L(w + \epsilon)
-    \end{align*}
+    z &= (g - \text{mean}) / (\text{std} + 10^{-12}), \quad g = \nabla L(w) \\
+    f &= g \text{ at outliers and in leaves with fewer axes, else } 0 \\
+    \epsilon &= \rho\, f / (\|f\| + 10^{-12}) \\
+    \tilde g &= \nabla L(w + \epsilon)
 
   Mean and std are of the leaf. The norm is over all leaves, where :math:`f = g`
   if :math:`f` is 0; with 'per_tensor' it is that of the leaf, and that of
   :math:`g` for leaves with fewer axes. Of n entries without ties `n - 1 -
-  floor((n - 1) * quantile)` are outliers, found without a sort. All parameters
-  are updated, and no time is saved.
+  floor((n - 1) * quantile)` are outliers. All are updated; no time is saved.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     quantile: fraction of the entries of a leaf that is not perturbed, a Python
       number in [0, 1). 0.95 is the author's value.
-    radius: 'global' if all leaves together have length `rho`, 'per_tensor' if
-      each has.
+    radius: `rho` is the length of all leaves, 'global', or each, 'per_tensor'.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
-    needs `value_fn` or `grad_fn`; stateless, with 2 gradients a step.
+    needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note::
-    'per_tensor' is the author's code, with a perturbation up to `sqrt(number of
-    leaves) * rho` long. 'global' is the default, as `rho` is the radius in all
-    methods here. Unverified: which one the paper means.
+  .. note:: 'per_tensor' is the author's code, with a perturbation up to
+    `sqrt(number of leaves) * rho` long. 'global' is the default, as `rho` is
+    the radius in all methods here. Unverified: which one the paper means.
 
   References:
     Yun, `Sharpness-Aware Minimization with Z-Score Gradient Filtering for
@@ -136,6 +128,4 @@ def z_sharp(
     perturbation = optax.chain(keep_outliers(quantile), scale_to_radius(rho))
   else:
     perturbation = scale_outliers_to_radius(rho, quantile)
-  return sharpness_aware(
-    perturbation, mask=mask, axis_name=axis_name, sync_ascent=sync_ascent
-  )
+  return compose(Choices(perturbation), mask, axis_name, sync_ascent)

@@ -9,6 +9,7 @@ from optax_sam.sharpness.adaptive import (
 )
 from optax_sam.sharpness.eigenvalues import top_eigenvalue, top_eigenvalues
 from optax_sam.sharpness.neighborhood import epsilon_sharpness, sam_sharpness
+from optax_sam.sharpness.rounding import round_weights, rounding_rise
 from optax_sam.sharpness.spectrum import (
   Density,
   Estimate,
@@ -23,6 +24,8 @@ __all__ = [
   'average_adaptive_sharpness',
   'epsilon_sharpness',
   'hessian_trace',
+  'round_weights',
+  'rounding_rise',
   'sam_sharpness',
   'spectral_density',
   'top_eigenvalue',

@@ -16,15 +16,7 @@ def mean(
   temperature: Any,
   weight: Any,
 ) -> jax.Array:
-  """Returns `weight * tau**2 * mean KL` over the rows that have a target.
-
-  Args:
-    logits: logits of the step, (B, classes).
-    targets: target logits, of the same shape.
-    known: bool (B,), whether a row has a target; the mean is over all rows.
-    temperature: tau.
-    weight: factor of the auxiliary loss.
-  """
+  """Returns `weight * tau**2 * mean KL`, 0 for rows that aren't known."""
   dtype = tree_math.wide_dtype(logits, targets)
   tau = jnp.asarray(temperature, dtype)
 
@@ -43,6 +35,23 @@ def check_settings(temperature: Any, weight: Any) -> None:
   """Raises a ValueError if a Python number is out of range."""
   validation.check_number('temperature', temperature, above=0)
   validation.check_number('weight', weight, at_least=0)
+
+
+def check_integers(name: str, value: Any, shape: tuple[int, ...]) -> None:
+  """Raises a ValueError unless there are integers of a shape."""
+  dtype, found = jnp.result_type(value), jnp.shape(value)
+  if found != shape or not jnp.issubdtype(dtype, jnp.integer):
+    msg = (
+      f'{name} must be integers of shape {shape}, got {dtype} of shape {found}.'
+    )
+    raise ValueError(msg)
+
+
+def check_epoch(epoch: Any) -> None:
+  """Raises a ValueError unless there is one integer, 0 or more if known."""
+  check_integers('epoch', epoch, ())
+  if not isinstance(epoch, jax.core.Tracer):
+    validation.check_number('epoch', int(epoch), at_least=0)
 
 
 def check_logits(logits: Any) -> None:

@@ -1,6 +1,7 @@
 """Trees of random numbers, drawn leaf by leaf from one key."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,15 +10,9 @@ import optax
 from optax_sam.trees import array_types, tree_math
 
 
-def draw_normal(
-  key: jax.Array, count: jax.Array, like: optax.Params
-) -> optax.Params:
-  """Draws standard normal entries, the same for the same `count`."""
-  return draw_direction(jax.random.fold_in(key, count), like)
-
-
-def draw_direction(key: jax.Array, like: optax.Params) -> optax.Params:
-  """Draws standard normal entries, float32 or wider."""
+def draw_normal(key: jax.Array, count: Any, like: optax.Params) -> optax.Params:
+  """Draws the `count`-th tree of standard normal entries, float32 or wider."""
+  key = jax.random.fold_in(key, count)
   leaves, structure = jax.tree.flatten(like)
 
   def draw(i: int, leaf: jax.Array) -> jax.Array:

@@ -129,14 +129,8 @@ def largest(scores: Any, k: Any) -> Any:
 def drop_and_grow(mask: Any, drop_bits: Any, grow_bits: Any, moved: Any) -> Any:
   """Drops entries of a mask, and grows an equal number of others.
 
-  Args:
-    mask: tree of bools.
-    drop_bits: ranks; the chosen entries with the smallest are dropped.
-    grow_bits: ranks; the largest of those not chosen before are grown.
-    moved: number of entries to move.
-
-  Returns:
-    A mask with an unchanged number of entries.
+  Of the chosen entries those with the smallest `drop_bits` are dropped, of the
+  others those with the largest `grow_bits` are grown.
   """
   keep = jax.tree.map(lambda m, b: jnp.where(m, b, EXCLUDED), mask, drop_bits)
   grow = jax.tree.map(lambda m, b: jnp.where(m, EXCLUDED, b), mask, grow_bits)
@@ -222,18 +216,9 @@ def _search(
   """Finds the largest x for which at least k entries are chosen.
 
   A larger x chooses fewer entries. A pass over memory finds two bits of x, and
-  the search ends once exactly k are chosen.
-
-  Args:
-    choose: from the ranks of a leaf, its numbers, x and `fixed` to a mask.
-    digits: half the bits of x, which is negative if they are below 32.
-    entries: entries of all leaves.
-    kept: number of entries that the smallest x chooses.
-    k: number of entries to choose.
-    *fixed: further arguments of `choose`.
-
-  Returns:
-    x, and the number of entries that it chooses.
+  the search ends once exactly k are chosen. `digits` is half the bits of x,
+  which is negative if they are below 32; `kept` is the number of entries that
+  the smallest x chooses. Returns x, and the number of entries that it chooses.
   """
   smallest = jnp.int32(-(2 ** min(31, 2 * digits)))
   # XLA can't move computations on the outputs of a barrier before the loop: to

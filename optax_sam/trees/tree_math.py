@@ -44,12 +44,7 @@ def widen_like(tree: Any, reference: Any) -> Any:
 
 
 def zeros_like(tree: optax.Params, dtype: Any = None) -> optax.Params:
-  """Returns a params-shaped accumulator of zeros.
-
-  Args:
-    tree: arrays, or their shapes and dtypes.
-    dtype: dtype of the zeros; None for float32 or wider.
-  """
+  """Returns zeros like arrays or shapes, by default float32 or wider."""
 
   def zeros(leaf: jax.Array) -> jax.Array:
     kind = wide_dtype(leaf) if dtype is None else dtype
@@ -191,15 +186,9 @@ def stabilized(size: jax.Array) -> jax.Array:
 
 
 def scale_to(radius: Any, tree: Tree, size: jax.Array | None = None) -> Tree:
-  """Scales a tree to length `radius`; to zero if its norm is unusable.
+  """Returns `radius * tree / stabilized(size)`, with unchanged dtypes.
 
-  Args:
-    radius: the length of the result, a scalar.
-    tree: the tree to scale; dtypes stay.
-    size: the norm to divide by, by default the 2-norm of `tree`.
-
-  Returns:
-    `radius * tree / stabilized(size)`, or zeros if `size` is 0 or not finite.
+  `size` is by default the 2-norm; of an unusable one the result is 0.
   """
   size = norm(cast(optax.Updates, tree)) if size is None else size
   usable = is_usable(size)

@@ -32,6 +32,10 @@ MEASURES = {
     functools.partial(box, epsilon=1e-2, optimizer='sign'),
     {},
   ),
+  'rounding_rise': (
+    functools.partial(sharpness.rounding_rise, bits=3),
+    {'bits': [1, 17, 4.0], 'per': ['row']},
+  ),
   'top_eigenvalue': (
     functools.partial(sharpness.top_eigenvalue, tolerance=1e-5),
     {},

@@ -52,7 +52,7 @@ def auxiliary_loss(
     raise ValueError(msg)
   if isinstance(built, SafLoss):
     return _saf(built, task, epoch_steps)
-  return None if built is None else _mesa(built, task)
+  return None if built is None else _mesa(built, task, epoch_steps)
 
 
 def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> AuxiliaryLoss:
@@ -72,12 +72,13 @@ def _saf(saf: SafLoss, task: Task, epoch_steps: int) -> AuxiliaryLoss:
   )
 
 
-def _mesa(mesa: MesaLoss, task: Task) -> AuxiliaryLoss:
+def _mesa(mesa: MesaLoss, task: Task, epoch_steps: int) -> AuxiliaryLoss:
   """Averages the running statistics of batch norm like the weights."""
 
-  def loss(logits: jax.Array, memory: Any, batch: Batch, _: Any) -> jax.Array:
+  def loss(logits: Any, memory: Any, batch: Batch, step: Any) -> jax.Array:
     params, statistics = memory.average
-    return mesa.loss(logits, task.evaluation_outputs(params, statistics, batch))
+    targets = task.evaluation_outputs(params, statistics, batch)
+    return mesa.loss(logits, targets, step // epoch_steps)
 
   return AuxiliaryLoss(
     init=lambda *given: mesa.init(given),

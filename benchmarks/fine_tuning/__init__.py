@@ -1,0 +1,1 @@
+"""Fine-tuning of a small byte-level transformer by sharpness-aware methods."""
