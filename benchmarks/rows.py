@@ -86,6 +86,17 @@ _VARIANTS: dict[str, tuple[_Variant, ...]] = {
     _Variant('full', {'period': 1}, 2, 1),
   ),
   'momentum_sam': (_WITHOUT_LOSS, _Variant()),
+  'sparse_sam_layers': (
+    _Variant(),
+    # The last half of the network: 3/2 of a gradient, and 2/3 of a quarter.
+    _Variant('quarter batch', {'fraction': 0.25}, 4 / 3),
+    _Variant(
+      'quarter batch, loss not reported',
+      {'fraction': 0.25},
+      7 / 6,
+      reports_loss=False,
+    ),
+  ),
   'ss_sam': (
     _Variant(),
     # With a probability of 0 XLA would remove the second pass.

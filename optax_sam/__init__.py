@@ -52,6 +52,10 @@ from optax_sam.methods.sam import sam
 from optax_sam.methods.sampa import sampa
 from optax_sam.methods.sparse_sam_dynamic import sparse_sam_dynamic
 from optax_sam.methods.sparse_sam_fisher import sparse_sam_fisher
+from optax_sam.methods.sparse_sam_layers import (
+  choose_leaves,
+  sparse_sam_layers,
+)
 from optax_sam.methods.ss_sam import ss_sam
 from optax_sam.methods.stable_sam import stable_sam
 from optax_sam.methods.subset_sam import subset_sam
@@ -85,6 +89,7 @@ __all__ = [
   'averaged_params',
   'b_sam',
   'check',
+  'choose_leaves',
   'conv_general_dilated',
   'cr_sam',
   'descents',
@@ -125,6 +130,7 @@ __all__ = [
   'sharpness_aware',
   'sparse_sam_dynamic',
   'sparse_sam_fisher',
+  'sparse_sam_layers',
   'ss_sam',
   'stable_sam',
   'subset_sam',

@@ -298,6 +298,15 @@ _ROWS = (
     unverified='whether the paper has the values of the published code',
   ),
   Method(
+    optax_sam.sparse_sam_layers,
+    title='Sparse SAM by layers',
+    paper=_SPARSE_SAM,
+    gradients='3/2',
+    collectives=('none', '1 of the chosen leaves a step'),
+    use_when='SAM is too slow, or you fine-tune the last layers most',
+    unverified='the choice of whole layers, which is not from the paper',
+  ),
+  Method(
     optax_sam.z_sharp,
     title='ZSharp',
     paper=Paper('Yun', 2025, '2505.02369'),

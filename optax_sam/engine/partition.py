@@ -54,12 +54,15 @@ class Leaves(NamedTuple):
       floats = _both(floats, with_gradient(updates, params))
     if isinstance(mask, Trainable):
       trained = chosen_leaves(mask, params)
-      if mask.perturbed is None:
-        return cls(_both(floats, trained))
-      movable = chosen_leaves(mask.movable, params)
-      _check_gradients(movable, updates, params)
-      floats = _both(floats, jax.tree.map(bool.__or__, movable, trained))
-      return cls(floats, keep(floats, movable), keep(floats, trained))
+      found = cls(_both(floats, trained))
+      if mask.perturbed is not None:
+        movable = chosen_leaves(mask.movable, params)
+        _check_gradients(movable, updates, params)
+        floats = _both(floats, jax.tree.map(bool.__or__, movable, trained))
+        found = cls(floats, keep(floats, movable), keep(floats, trained))
+      if mask.among is None:
+        return found
+      return found._replace(movable=keep(found.floats, mask.among))
     if mask is None:
       return cls(floats)
     return cls(floats, chosen_leaves(mask, keep(floats, params)))

@@ -8,11 +8,16 @@ import optax
 
 
 class Trainable(NamedTuple):
-  """A mask from labels; see `trainable`."""
+  """A mask from labels; see `trainable`.
+
+  `among` is a tree of bools, False at leaves that are not perturbed whatever
+  their labels say.
+  """
 
   labels: Any
   frozen: frozenset[Hashable]
   perturbed: frozenset[Hashable] | None = None
+  among: Any = None
 
   def __call__(self, params: optax.Params) -> Any:
     """Returns a prefix tree of bools, True at leaves that are trained."""

@@ -59,7 +59,7 @@ def keep_top_fisher(
     _ = view.num_examples  # checks the arguments, also without a refresh
 
     def refresh() -> Any:
-      scores = _fisher_information(view, params, num_samples)
+      scores = fisher_information(view, params, num_samples)
       if grouping is None:
         kept = sparse_masks.num_kept(sparsity, tree_math.size(scores))
         mask = sparse_masks.largest(scores, kept)
@@ -76,7 +76,7 @@ def keep_top_fisher(
   return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _fisher_information(view: LossView, params: Any, num_samples: int) -> Any:
+def fisher_information(view: LossView, params: Any, num_samples: int) -> Any:
   """Sums squared gradients of the first examples, over all devices."""
   if view.axis_name:
     num_samples = math.ceil(num_samples / jax.lax.psum(1, view.axis_name))

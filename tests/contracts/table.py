@@ -236,6 +236,7 @@ VARIANTS = {
   **variant('look_sam', 'in bfloat16', accumulator_dtype='bfloat16'),
   **variant('gradient_norm_penalty', 'of unit length', normalize_clean=True),
   **variant('unnormalized_sam', 'clipped', clip=True),
+  **variant('sparse_sam_layers', 'whole batch', fraction=1.0),
   **variant('look_layer_sam', 'layer', rule='layer'),
   # Needs examples, with static sizes, like this method.
   'everything': Row('everything', METHODS['k_sam'].method, factory=everything),

@@ -57,6 +57,7 @@ _BAD = {
   'power_steps': [0, 1.5, True],
   'prior_precision': [-1],
   'probability': [-0.1, 1.1, '0.5'],
+  'layers': [0, -0.1, 1.1, float('nan')],
   'quantile': [-0.1, 1.0, 'half', None, True],
   'radius': ['each', None],
   'refresh_every': [0, 2.5, None, float('inf')],

@@ -27,6 +27,8 @@ MEANING = {
   '1 a step, 1 a product': ([GRADIENT, WITH_INFO], [4], [GRADIENT]),
   # A step without ascent averages only the unperturbed gradient, and no info.
   '1 an ascent step': ([GRADIENT], [WITH_INFO], []),
+  # The last half of the leaves.
+  '1 of the chosen leaves a step': ([4 * 9, WITH_INFO], [], []),
   '1 a refresh': ([WITH_INFO], [GRADIENT], []),
   '1 a step, 1 a refresh': ([GRADIENT, WITH_INFO], [GRADIENT], []),
   # Eight examples in parts of three: the remainder is outside of the loop.

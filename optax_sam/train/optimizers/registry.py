@@ -29,6 +29,24 @@ class ValidatedAveraging(NamedTuple):
   epochs: int  # between validations
 
 
+def _late_sam(
+  rho: float = 0.05, *, start: float = 0.75, end: float = 1.0, total_steps: int
+) -> optax.GradientTransformationExtraArgs:
+  """SAM in a part of the run, from one fraction of its steps to another.
+
+  Args:
+    rho: the radius.
+    start: fraction of the run before the first step of SAM.
+    end: fraction of the run at which SAM ends.
+    total_steps: length of the run in steps.
+  """
+  validation.check_number('start', start, at_least=0, below=1)
+  validation.check_number('end', end, above=start, at_most=1)
+  first, last = (round(part * total_steps) for part in (start, end))
+  first = min(first, total_steps - 1)
+  return optax_sam.late_sam(rho, start=first, end=max(last, first + 1))
+
+
 def _swa(
   *, start: float = 0.75, total_steps: int, refresh_every: int
 ) -> optax.GradientTransformationExtraArgs:
@@ -104,6 +122,9 @@ _SPECIAL: dict[str, dict[str, Any]] = {
   'entropy_sgd': {'solution': optax_sam.outer_params},
   'lookbehind': {'base_steps': 'steps'},
   'sparse_sam_fisher': {'takes_per_example_losses': True},
+  # It reads a part, and would not save the rest if a metric reads all.
+  'sparse_sam_layers': {'uses_gradient': False},
+  'late_sam': {'factory': _late_sam},
   'swa': {'factory': _swa, 'solution': optax_sam.averaged_params},
   'swad': {'factory': _swad},
 }
