@@ -130,10 +130,8 @@ def _list() -> str:
         if len(paper) > 28:
           authors, _, year = paper.rpartition(', ')
           paper = f'{authors.split(" and ")[0]} et al., {year}'
-        lines += [
-          f'  {name:<22}{_plain(row.gradients):<27}{paper}',
-          f'      when {row.use_when}',
-        ]
+        start = f'  {name:<21} {_plain(row.gradients)}'
+        lines += [f'{start:<51}{paper}', f'      when {row.use_when}']
   return '\n'.join([*lines, '', *textwrap.wrap(_LEGEND, _WIDTH)])
 
 
