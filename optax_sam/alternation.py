@@ -192,8 +192,9 @@ def _perturb(method: Any, clean: Any, state: Any, params: Any) -> Any:
   if len(points) != 1:
     msg = (
       f'method must take one perturbed gradient a step, got one that takes '
-      f'{len(points)}, as sam with ascent_steps=2, cr_sam and eigen_sam do: '
-      f'pass value_fn to tx.update, with tx = optax.chain(method, base).'
+      f'{len(points)}, as sam with ascent_steps=2, cr_sam, eigen_sam and '
+      f'sparse_sam_layers do: pass value_fn to tx.update, with tx = '
+      f'optax.chain(method, base).'
     )
     raise ValueError(msg)
   return points[0], after

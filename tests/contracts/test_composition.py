@@ -22,6 +22,7 @@ POLICIES = {
   'bernoulli': lambda: policies.bernoulli(0.5, 3),
   'on_sharp_gradients': lambda: policies.on_sharp_gradients(20),
   'after': lambda: policies.after(1, policies.on_sharp_gradients(20)),
+  'between': lambda: policies.between(1, 3),
 }
 _BY_RADIUS = perturbations.scale_to_radius
 PERTURBATIONS = {
@@ -37,6 +38,9 @@ PERTURBATIONS = {
   'ascend_repeatedly': lambda: perturbations.ascend_repeatedly(0.1, 2),
   'subtract_ema': lambda: optax.chain(
     perturbations.subtract_ema(0.5), _BY_RADIUS(0.1)
+  ),
+  'average_gradient': lambda: optax.chain(
+    perturbations.average_gradient(0.5), _BY_RADIUS(0.1)
   ),
   'keep_top_fisher': lambda: optax.chain(
     _BY_RADIUS(0.1),
@@ -70,6 +74,8 @@ DESCENTS = {
   'surrogate_gap': descents.surrogate_gap,
   'reuse_orthogonal': descents.reuse_orthogonal,
   'regularize_curvature': descents.regularize_curvature,
+  'add_change': descents.add_change,
+  'clean_length': descents.clean_length,
 }
 SELECTIONS = {
   'all_examples': selections.all_examples,
@@ -77,6 +83,7 @@ SELECTIONS = {
   'top_k': lambda: selections.top_k(3, 0.5),
   'sharpest': lambda: selections.sharpest(0.5),
   'micro_batches': lambda: selections.micro_batches(3),
+  'weighted': lambda: selections.weighted(lambda batch: batch['weight'] / 2),
 }
 _CHOICES = (PERTURBATIONS, POLICIES, DESCENTS, SELECTIONS)
 

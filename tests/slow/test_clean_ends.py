@@ -11,6 +11,8 @@ import time
 
 import pytest
 
+from tests import compiling
+
 pytestmark = pytest.mark.slow
 
 COMMAND = (sys.executable, '-m', 'optax_sam.train.cli', 'train')
@@ -35,7 +37,8 @@ def copy(whole, tmp_path):
 
 def start(*arguments, shell='', **how):
   how = {'stdout': subprocess.PIPE, 'stderr': subprocess.PIPE} | how
-  environment = os.environ | {'PYTHONPATH': str(ROOT), 'XLA_FLAGS': ''}
+  environment = os.environ | compiling.environment()
+  environment['PYTHONPATH'] = str(ROOT)
   arguments = ['sh', '-c', f'{shell} exec "$@"', 'sh', *COMMAND, *arguments]
   arguments = [str(argument) for argument in arguments]
   return subprocess.Popen(arguments, env=environment, text=True, **how)

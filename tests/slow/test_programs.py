@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from optax_sam.catalog import METHODS
+from tests import compiling
 
 STRICT = False  # as for those who copy it
 pytestmark = pytest.mark.slow
@@ -32,12 +33,11 @@ def blocks(path):
   ]
 
 
-# Without the settings of the tests: one device, usual promotion.
+# One device and usual promotion; of the settings of the tests only those that
+# make compilation cheap.
 ENVIRONMENT = {
-  name: value
-  for name, value in os.environ.items()
-  if name != 'XLA_FLAGS' and not name.startswith('JAX_')
-}
+  name: value for name, value in os.environ.items() if name[:4] != 'JAX_'
+} | {'XLA_FLAGS': compiling.FLAGS}
 README = blocks(ROOT / 'README.md')
 PAGES = {
   str(path.relative_to(DOCS).with_suffix('')): path

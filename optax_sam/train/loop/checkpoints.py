@@ -19,8 +19,8 @@ import orbax.checkpoint as ocp
 
 from optax_sam.train.config import configs
 from optax_sam.train.distributed import processes
-from optax_sam.train.loop.progress import Progress
 from optax_sam.train.loop.train_step import TrainingState
+from optax_sam.train.loop.training_progress import Progress
 
 _KEPT = 3
 # Settings that a run may change when it goes on.

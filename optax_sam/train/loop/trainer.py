@@ -25,9 +25,14 @@ from optax_sam.train.data import inputs as inputs_lib
 from optax_sam.train.distributed.sharding import Placement
 from optax_sam.train.loop import cost, evaluation, train_step
 from optax_sam.train.loop import external as external_lib
-from optax_sam.train.loop.progress import Progress, Row, divergence, is_due
 from optax_sam.train.loop.task import Statistics, Task
 from optax_sam.train.loop.train_step import TrainingState
+from optax_sam.train.loop.training_progress import (
+  Progress,
+  Row,
+  divergence,
+  is_due,
+)
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.base_optimizer import schedule
 from optax_sam.train.optimizers.registry import ValidatedAveraging

@@ -20,6 +20,7 @@ ROUNDS = (
   ('dot', 'triangle-up'),
   ('dashdot', 'x'),
   ('longdash', 'square'),
+  ('longdashdot', 'cross'),
 )
 _BASES = {'sgd': 'SGD', 'adamw': 'AdamW', 'adam': 'Adam', 'lion': 'Lion'}
 

@@ -5,7 +5,7 @@ machines or from a network disk. Needs `optax-sam[imagenet]`.
 """
 
 from optax_sam.train.data.imagenet.conversion import convert
-from optax_sam.train.data.imagenet.inputs import ImageInputs
+from optax_sam.train.data.imagenet.image_inputs import ImageInputs
 from optax_sam.train.data.imagenet.shards import open_images
 from optax_sam.train.data.imagenet.transforms import normalize
 

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from optax_sam.train.loop.progress import divergence
+from optax_sam.train.loop.training_progress import divergence
 from tests.train.problems import finished, trainer
 
 NAN, INF = math.nan, math.inf

@@ -186,7 +186,7 @@ def test_an_evaluation_skips_a_corrupt_image(own_folder, damaged, said):
 
 @pytest.mark.usefixtures('damaged')
 def test_many_corrupt_images_in_a_row_raise(own_folder, monkeypatch):
-  monkeypatch.setattr(imagenet.inputs, '_MOST_CORRUPT_IN_A_ROW', 1)
+  monkeypatch.setattr(imagenet.image_inputs, '_MOST_CORRUPT_IN_A_ROW', 1)
   images = _inputs(own_folder, 108)
   with pytest.raises(ValueError, match=r'04\.JPEG and all its substitutes'):
     images.batch(0, 0)
