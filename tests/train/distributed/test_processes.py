@@ -126,6 +126,17 @@ def _flags(config):
   return found
 
 
+def listening(port):
+  """Returns the addresses at which this machine listens on a port."""
+  lines = [
+    line.split()
+    for name in ('tcp', 'tcp6')
+    for line in pathlib.Path('/proc/net', name).read_text().splitlines()[1:]
+  ]
+  places = [line[1].split(':') for line in lines if line[3] == '0A']
+  return {address for address, used in places if int(used, 16) == port}
+
+
 def run_tests(directory, file):
   """Runs the tests of a file in two processes; returns their statuses.
 
@@ -188,9 +199,13 @@ def test_a_run_of_one_process_resumes_in_two(tmp_path):
 
 
 def test_ctrl_c_in_one_process_stops_both_after_the_same_step(tmp_path):
-  given = problems.train_config(output=tmp_path / 'run', **LONG)
-  with started(tmp_path / 'pair', given) as pair:
+  given, port = (
+    problems.train_config(output=tmp_path / 'run', **LONG),
+    free_port(),
+  )
+  with started(tmp_path / 'pair', given, port=port) as pair:
     pair.wait_until((given.output / 'checkpoints' / '5').exists)
+    assert listening(port) == {'0100007F'}  # 127.0.0.1, not all interfaces
     os.kill(pair.processes[1].pid, signal.SIGINT)
     assert pair.statuses() == [130, 130], pair.output(0) + pair.output(1)
     last = steps_of(given)[-1]
