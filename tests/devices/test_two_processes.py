@@ -1,11 +1,11 @@
-"""Every method in two processes with two devices each."""
+"""A method of each kind in two processes with two devices each."""
 
 import pickle
 
 import pytest
 
 from tests.contracts import comparisons
-from tests.devices import processes, programs
+from tests.devices import processes, programs, two_processes
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group('two processes')]
 
@@ -19,14 +19,14 @@ def found(tmp_path_factory):
     'tests.devices.two_processes', [[str(x)] for x in files], devices=2
   )
   first, second = (pickle.loads(file.read_bytes()) for file in files)
-  assert set(first) == set(second) == set(programs.OF_METHODS)
+  assert set(first) == set(second) == set(two_processes.NAMES)
   return {
     name: {way: first[name][way] + second[name][way] for way in first[name]}
     for name in first
   }
 
 
-@pytest.mark.parametrize('name', programs.OF_METHODS)
+@pytest.mark.parametrize('name', two_processes.NAMES)
 def test_replicas_are_equal_and_follow_the_rule(found, name):
   assert {'shard_map', 'fsdp'} <= set(found[name])
   for way, copies in found[name].items():

@@ -102,7 +102,7 @@ def test_pages_include_files_and_tables(site):
   for page in site.rglob('*.html'):
     assert '{{ ' not in words(page.read_text()), page
   start = read(site, '.')
-  assert f'{len(METHODS)}\npublished methods' in start
+  assert f'{len(METHODS)}\nmethods' in start
   assert 'Which method helps on my problem' in start
   assert 'class="sam-picture"' in read(site, 'learn/how_sam_works')
   choice = words(read(site, 'learn/how_to_choose'))
