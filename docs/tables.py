@@ -108,7 +108,7 @@ def _arguments() -> str:
       'parameters to gradient, or to (loss, gradient)',
       (
         'alternative to `value_fn` if you compute gradients yourself (loss '
-        f'scaling, accumulation); {names("loss")} needs the loss as well'
+        f'scaling, accumulation); {names("loss")} also need the loss'
       ),
     ),
     (
