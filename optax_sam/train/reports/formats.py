@@ -81,6 +81,12 @@ def title(name: str) -> str:
   return _BASES.get(name, printable(name))
 
 
+def short_title(name: str) -> str:
+  """Returns the abbreviation in brackets of a name, if it has one."""
+  label = title(name)
+  return re.sub(r'.*\((\S+)\)$', r'\1', label) if name in METHODS else label
+
+
 def styles(names: Sequence[str], base: str) -> dict[str, dict[str, str]]:
   """Returns how each method, or run, appears in every figure and table.
 
@@ -97,10 +103,9 @@ def styles(names: Sequence[str], base: str) -> dict[str, dict[str, str]]:
       place = others.index(name)
       color = f'--hue-{place % HUES}'
     dash, symbol = ROUNDS[place // HUES % len(ROUNDS)]
-    short = re.sub(r'.*\((\S+)\)$', r'\1', label) if name in METHODS else label
     found[name] = {
       'label': label,
-      'text': html.escape(short, quote=False),
+      'text': html.escape(short_title(name), quote=False),
       'color': color,
       'dash': dash,
       'symbol': symbol,

@@ -220,9 +220,10 @@ def for_terminal(table: Table) -> 'rich.table.Table':
   )
   found.add_column(head[0], overflow='fold')
   for text in head[1:_IN_TERMINAL]:
-    found.add_column(textwrap.fill(text, 11), justify='right', no_wrap=True)
-  for line in lines:
-    found.add_row(*map(Text, line[:_IN_TERMINAL]))
+    found.add_column(textwrap.fill(text, 10), justify='right', no_wrap=True)
+  for name, line in zip(table.rows, lines, strict=True):
+    shown = [formats.short_title(name), *line[1:_IN_TERMINAL]]
+    found.add_row(*map(Text, shown))
   return found
 
 
