@@ -145,7 +145,8 @@ def _speed() -> str:
   rows = []
   for name, found in _times().items():
     title = f'`{name}`' if name in METHODS else name
-    rows.append([title, *(f'{found[f"{kind}, large"]:.2f}' for kind in kinds)])
+    times = [found.get(f'{kind}, large') for kind in kinds]
+    rows.append([title, *('' if x is None else f'{x:.2f}' for x in times)])
   return _table(['step', *kinds], rows)
 
 

@@ -222,7 +222,9 @@ def _facts(method: Method) -> str:
   rows = {
     'Gradients per step': gradients,
     'Time of a step, SGD = 1': (
-      f'{time}, [six networks](../speed.md)' if time else 'not measured'
+      f'{time}, [the networks](../speed.md) of the speed table'
+      if time
+      else 'not measured'
     ),
     'State': method.state,
     'Placement': _PLACES[method.place],
