@@ -27,7 +27,7 @@ def gradient_like(
 ) -> Any:
   """Returns a gradient with one entry for each leaf of the parameters.
 
-  In `updates` None stands for a leaf or a subtree without a gradient. `needed`
+  `updates` has None for a leaf or a subtree without a gradient. `needed`
   selects the leaves that must have one; by default at least one must.
   """
 

@@ -15,6 +15,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, gradient, info, manual_axes, partition
 from optax_sam.engine.extra_arguments import ARGUMENTS
 from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.perturbation import RandomState
 from optax_sam.engine.trainable import Trainable
 from optax_sam.trees import array_types, control_flow, tree_math
 
@@ -80,6 +81,31 @@ def transformation(
     return view.leaves.join_updates(direction, others), after
 
   return checked(init, update, info.SharpnessAwareState, mask=mask)
+
+
+def with_draws(
+  key: jax.Array | int,
+  step: Callable[..., tuple[optax.Updates, info.SharpnessAwareState]],
+  **how: Any,
+) -> optax.GradientTransformationExtraArgs:
+  """Builds a method from a step with random numbers.
+
+  `step` gets the loss, the unperturbed gradient, the next state, the count of
+  the step and the key of its draws. Arguments of `transformation` may follow.
+  """
+
+  def drawing(
+    view: LossView, clean: Any, state: Any, ascend: Any, _: Any
+  ) -> tuple[optax.Updates, info.SharpnessAwareState]:
+    draws = state.perturbation
+    state = state._replace(perturbation=draws.advance())
+    if ascend is False:
+      return skip(view, clean, state)
+    step_key = jax.random.fold_in(draws.key, draws.step_count)
+    return step(view, clean, state, draws.step_count, step_key)
+
+  init_choices = lambda *_: {'perturbation': RandomState.of(key)}
+  return transformation(init_choices, drawing, **how)
 
 
 def checked(

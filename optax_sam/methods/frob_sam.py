@@ -10,8 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance
 from optax_sam.engine.loss_view import LossView
-from optax_sam.engine.perturbation import RandomState
-from optax_sam.engine.transformation import skip, transformation
+from optax_sam.engine.transformation import with_draws
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_normal
 
@@ -75,19 +74,13 @@ def frob_sam(
   validation.check_key(key)
   validation.check_sync_ascent(sync_ascent, axis_name)
 
-  init_choices = lambda *_: {'perturbation': RandomState.of(key)}
-
-  def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
-    draws, leaves = state.perturbation, view.leaves
-    state = state._replace(perturbation=draws.advance())
-    if ascend is False:
-      return skip(view, clean, state)
+  def step(view: LossView, clean: Any, state: Any, count: Any, key: Any) -> Any:
+    leaves = view.leaves
     w = leaves.split(view.params)
-    radius = rho(draws.step_count) if callable(rho) else rho
-    step_key = jax.random.fold_in(draws.key, draws.step_count)
+    radius = rho(count) if callable(rho) else rho
     samples = []
     for sample in range(num_samples):
-      z = draw_normal(step_key, sample, leaves.inside(w))
+      z = draw_normal(key, sample, leaves.inside(w))
       scaled = jax.tree.map(lambda x: jnp.asarray(radius, x.dtype) * x, z)
       samples.append(view.loss_and_grad(leaves.move(w, scaled), 'frob_sam'))
     if sync_ascent:
@@ -126,4 +119,4 @@ def frob_sam(
       found = devices.average(found, axis_name)
     return found[0], advance(state, *found[1:])
 
-  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
+  return with_draws(key, step, mask=mask, axis_name=axis_name)

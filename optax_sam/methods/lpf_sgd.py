@@ -13,8 +13,7 @@ from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance
 from optax_sam.engine.loss_view import LossView
 from optax_sam.engine.micro_batches import sum_over_chunks
-from optax_sam.engine.perturbation import RandomState
-from optax_sam.engine.transformation import skip, transformation
+from optax_sam.engine.transformation import with_draws
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_normal
 
@@ -88,29 +87,25 @@ def lpf_sgd(
   validation.check_sync_ascent(sync_ascent, axis_name)
   validation.check_key(key)
 
-  def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
-    draws, leaves = state.perturbation, view.leaves
-    state = state._replace(perturbation=draws.advance())
-    if ascend is False:
-      return skip(view, clean, state)
+  def step(view: LossView, clean: Any, state: Any, count: Any, key: Any) -> Any:
+    leaves = view.leaves
     w = leaves.split(view.params)
     inside = leaves.inside(w)
-    start = gamma(draws.step_count) if callable(gamma) else gamma
+    start = gamma(count) if callable(gamma) else gamma
 
     def deviation(weights: jax.Array) -> jax.Array:
       wide = tree_math.widen(weights)
       number = lambda x: jnp.asarray(x).astype(wide.dtype)
-      progress = jnp.minimum(number(draws.step_count) / number(total_steps), 1)
+      progress = jnp.minimum(number(count) / number(total_steps), 1)
       grown = (number(final_ratio) - 1) * (1 - jnp.cos(math.pi * progress)) / 2
       axes = tuple(range(wide.ndim - 1 if wide.ndim > 1 else wide.ndim))
       squares = jnp.sum(jnp.square(wide), axis=axes, keepdims=True)
       return number(start) * (1 + grown) * jnp.sqrt(squares)
 
     deviations = jax.tree.map(deviation, inside)
-    step_key = jax.random.fold_in(draws.key, draws.step_count)
 
     def point(part: Any) -> optax.Params:
-      z = draw_normal(step_key, part, inside)
+      z = draw_normal(key, part, inside)
       return leaves.move(w, jax.tree.map(jnp.multiply, deviations, z))
 
     loss, gradient = _mean_over_parts(view, micro_batches, point)
@@ -118,10 +113,9 @@ def lpf_sgd(
     gradient, loss = devices.average((gradient, loss), axis_name)
     return gradient, advance(state, state.info.ascent_norm, loss)
 
-  init_choices = lambda *_: {'perturbation': RandomState.of(key)}
   is_split = micro_batches > 1
-  return transformation(
-    init_choices, step, mask=mask, axis_name=axis_name, needs_examples=is_split
+  return with_draws(
+    key, step, mask=mask, axis_name=axis_name, needs_examples=is_split
   )
 
 

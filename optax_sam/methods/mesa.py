@@ -41,9 +41,9 @@ def mesa_loss(
 ) -> MesaLoss:
   r"""Memory-efficient SAF (MESA): agreement with an average of the weights.
 
-  From epoch `start_epoch`, MESA adds an auxiliary loss :math:`D`, which draws
-  the outputs of the network to those of a moving average :math:`v` of its
-  weights.
+  From epoch `start_epoch`, MESA adds an auxiliary loss :math:`D`, which is
+  the divergence of the outputs of the network from those of a moving average
+  :math:`v` of its weights.
 
   .. math::
     \begin{align*}

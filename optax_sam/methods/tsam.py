@@ -10,8 +10,7 @@ from optax_sam import validation
 from optax_sam.engine import devices, partition
 from optax_sam.engine.info import advance
 from optax_sam.engine.loss_view import LossView
-from optax_sam.engine.perturbation import RandomState
-from optax_sam.engine.transformation import skip, transformation
+from optax_sam.engine.transformation import with_draws
 from optax_sam.trees import tree_math
 from optax_sam.trees.random_trees import draw_normal
 
@@ -80,17 +79,13 @@ def tsam(
   validation.check_sync_ascent(sync_ascent, axis_name)
   synced = axis_name if sync_ascent else None
 
-  def step(view: LossView, clean: Any, state: Any, ascend: Any, _: Any) -> Any:
-    draws, leaves = state.perturbation, view.leaves
-    state = state._replace(perturbation=draws.advance())
-    if ascend is False:
-      return skip(view, clean, state)
+  def step(view: LossView, clean: Any, state: Any, count: Any, key: Any) -> Any:
+    leaves = view.leaves
     w = leaves.split(view.params)
-    radius = rho(draws.step_count) if callable(rho) else rho
-    step_key = jax.random.fold_in(draws.key, draws.step_count)
+    radius = rho(count) if callable(rho) else rho
 
     def sample(number: int) -> tuple[Any, Any, Any]:
-      z = draw_normal(step_key, number, leaves.inside(w))
+      z = draw_normal(key, number, leaves.inside(w))
       size = tree_math.norm(z)
       # The standard deviation is the largest length.
       length = jnp.asarray(noise, size.dtype) * jnp.minimum(size, 1)
@@ -119,5 +114,4 @@ def tsam(
       scalars = devices.average(scalars, axis_name)
     return devices.average(direction, axis_name), advance(state, *scalars)
 
-  init_choices = lambda *_: {'perturbation': RandomState.of(key)}
-  return transformation(init_choices, step, mask=mask, axis_name=axis_name)
+  return with_draws(key, step, mask=mask, axis_name=axis_name)

@@ -1,5 +1,6 @@
 """The data of a run: their interface, and datasets in memory."""
 
+import abc
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from optax_sam.train.data import datasets
 Batch = datasets.Batch
 
 
-class Inputs:
+class Inputs(abc.ABC):
   """Batches for training, for evaluation and for measuring.
 
   A training batch is a function of step and seed. So a checkpoint stores only
@@ -34,24 +35,24 @@ class Inputs:
     """Returns an example batch with the shapes of a training batch."""
     return self.batch(0, 0)
 
+  @abc.abstractmethod
   def batch(self, step: int, seed: int, *, ids: bool = False) -> Batch:
     """Returns this process's rows of a step; consecutive steps are fastest.
 
     With `ids`, the batch includes the `ids` of its examples, int32 (B,):
     numbers from 0, the same in every epoch.
     """
-    raise NotImplementedError
 
   def normalize(self, values: Any) -> Any:
     """Converts `inputs` to model inputs, inside the compiled step."""
     return values
 
+  @abc.abstractmethod
   def test(self) -> Iterable[Batch]:
     """Returns one batch of all test examples, or batches with `is_example`.
 
     This is bool, and false for padding.
     """
-    raise NotImplementedError
 
   def train(self) -> Batch | None:
     """Returns all training examples, None if they are too many."""
@@ -61,11 +62,11 @@ class Inputs:
     """Returns the training examples that a run doesn't train on, if any."""
     return None
 
+  @abc.abstractmethod
   def fixed(self, count: int) -> Batch:
     """Returns `count` training examples, the same at every call."""
-    raise NotImplementedError
 
-  def close(self) -> None:
+  def close(self) -> None:  # noqa: B027 (nothing to stop by default)
     """Stops prefetching."""
 
 
