@@ -1,29 +1,35 @@
-"""Evidence for the papers' claims: `python -m benchmarks.evidence 1 3`.
+"""Evidence for the papers' claims: `python -m benchmarks.evidence`.
 
-The learning rate of the base optimizer is chosen by validation accuracy. At
-that rate the radius of each method is chosen in the same way, from the same
-number of values and seeds. Then all are compared on the test examples, paired
-over other seeds. Finished runs are not repeated, so an interrupted command
-resumes. The page includes all finished runs.
+Learning rate and radius of every variant are tuned on validation examples, with
+one number of trials. Then all are compared on the test examples, paired over
+other seeds. Finished runs are not repeated, so an interrupted command resumes.
+`--list` names every run, its state and its command.
 """
 
-import contextlib
 import dataclasses
-import itertools
+import os
 import pathlib
 import sys
 from typing import Annotated
 
+import jax
 import tyro
 
-from benchmarks.evidence import claims, page, picture, workers
+from benchmarks.evidence import claims, workers
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Runs
-from benchmarks.evidence.variants import BASE, VARIANTS
+from benchmarks.evidence.variants import VARIANTS
 
 _ROOT = pathlib.Path(__file__).parents[2]
-_RESULTS = _ROOT / 'benchmarks' / 'results' / 'evidence'
-_PAGE, _PICTURE = 'evidence.md', 'evidence.png'
+RESULTS = _ROOT / 'benchmarks' / 'results' / 'evidence'
+
+
+def _cores() -> int:
+  if jax.default_backend() != 'cpu':
+    return 1
+  if hasattr(os, 'sched_getaffinity'):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,48 +42,71 @@ class Options:
   """Numbers of the claims; all without one."""
   problems: tuple[str, ...] = tuple(PROBLEMS)
   """Names of the problems."""
-  seeds: int = 12
+  variants: tuple[str, ...] = tuple(VARIANTS)
+  """Names of the variants."""
+  seeds: int = 5
   """Number of seeds of the comparison."""
-  tuning_seeds: int = 3
-  """Number of seeds for each candidate setting."""
-  workers: int = 2
-  """Number of processes, each on one core."""
-  output: pathlib.Path = _RESULTS
-  """Directory of the runs, of evidence.md and of evidence.png."""
+  workers: int = dataclasses.field(default_factory=_cores)
+  """Number of processes, each on one core; 1 on a GPU."""
+  output: pathlib.Path = RESULTS
+  """Directory of the runs, the page and the pictures."""
+  list: bool = False
+  """Whether to print the runs and their states instead."""
+  page: bool = False
+  """Whether to write the page of the existing runs instead."""
 
 
 def main(options: Options) -> None:
-  """Runs missing runs, variant by variant, then writes page and plot."""
+  """Runs missing runs, then writes page and pictures."""
   _check(options)
-  tasks = [
-    (problem, variant)
-    for problem in options.problems
-    for variant in claims.variants_of(
-      [n for n in options.claims if problem in claims.problems_of(n)]
-    )
-  ]
+  plan = workers.Plan(options.output, options.seeds)
+  tasks = claims.tasks(options.claims, options.problems, options.variants)
   if not tasks:
     sys.exit('none of these claims is tested on these problems')
-  # Some variants need the fraction of another one, all need the rate.
-  stages = itertools.groupby(sorted(tasks, key=_stage), key=_stage)
-  plan = workers.Plan(options.output, options.seeds, options.tuning_seeds)
-  with contextlib.closing(workers.Workers(options.workers)) as pool:
-    for _, stage in stages:
-      for said in pool.run([(*task, plan) for task in stage]):
-        print(said, flush=True)
-  runs = {name: Runs(options.output, name) for name in PROBLEMS}
-  runs = {name: found for name, found in runs.items() if found.all}
-  for problem in runs.values():
-    problem.sort()
-  picture.draw(options.output / _PICTURE, runs)
-  page.write(options.output / _PAGE, runs, _PICTURE)
-  print(f'Page: {options.output / _PAGE}')
+  if options.list:
+    for task in tasks:
+      print(_state(task, plan))
+  elif not options.page:
+    for message in workers.run(tasks, plan, options.workers):
+      print(f'{message}. {_left(tasks, plan, options.workers)}', flush=True)
+  if options.list:
+    print(_left(tasks, plan, options.workers))
+    return
+  from benchmarks.evidence import page
+
+  print(f'Page: {page.write(options.output)}')
+
+
+def _state(task: workers.Task, plan: workers.Plan) -> str:
+  problem, variant = task
+  runs = Runs(plan.output, problem)
+  trials, seeds = (len(runs.find(variant, tuning=x)) for x in (True, False))
+  state = 'finished' if workers.is_finished(task, plan) else 'missing'
+  if state == 'missing' and trials:
+    state = 'begun'
+  return (
+    f'{state:8} {problem:13} {variant:24} {trials:2} trials, {seeds} seeds  '
+    f'python -m benchmarks.evidence --problems {problem} --variants {variant}'
+  )
+
+
+def _left(tasks: list[workers.Task], plan: workers.Plan, count: int) -> str:
+  left = [workers.seconds_left(task, plan) for task in tasks]
+  open_tasks = [x for x in left if x != 0.0]
+  known = [x for x in open_tasks if x is not None]
+  minutes = sum(known) / 60 / count
+  unknown = len(open_tasks) - len(known)
+  more = f', and {unknown} of unknown length' if unknown else ''
+  return (
+    f'{len(open_tasks)} of {len(tasks)} left: about {minutes:.0f} minutes{more}'
+  )
 
 
 def _check(options: Options) -> None:
   for given, known in (
     (options.claims, claims.CLAIMS),
     (options.problems, PROBLEMS),
+    (options.variants, VARIANTS),
   ):
     unknown = [str(name) for name in given if name not in known]
     if unknown:
@@ -85,18 +114,9 @@ def _check(options: Options) -> None:
         f'{", ".join(unknown)} is unknown; choose among '
         f'{", ".join(map(str, known))}'
       )
-  for name in ('seeds', 'tuning_seeds', 'workers'):
+  for name in ('seeds', 'workers'):
     if getattr(options, name) < 1:
-      sys.exit(
-        f'--{name.replace("_", "-")} must be at least 1, not '
-        f'{getattr(options, name)}'
-      )
-
-
-def _stage(task: tuple[str, str]) -> int:
-  if task[1] == BASE:
-    return 0
-  return 1 if VARIANTS[task[1]].follows is None else 2
+      sys.exit(f'--{name} must be at least 1, not {getattr(options, name)}')
 
 
 if __name__ == '__main__':

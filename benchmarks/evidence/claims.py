@@ -2,12 +2,15 @@
 
 import dataclasses
 import enum
+from collections.abc import Iterable
 
+from benchmarks.evidence import workers
 from benchmarks.evidence.problems import PROBLEMS
-from benchmarks.evidence.variants import BASE, VARIANTS
+from benchmarks.evidence.variants import BASE, SAM, VARIANTS
 
-# Points of accuracy; smaller differences count as equal.
+# In the units of the score; smaller differences count as equal.
 MARGIN = 0.5
+SCORE = 'test_score'
 
 
 class Expected(enum.Enum):
@@ -34,7 +37,7 @@ class Comparison:
   variant: str
   against: str
   expected: Expected
-  measure: str = 'test_accuracy'
+  measure: str = SCORE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,9 +57,7 @@ class Claim:
   problems: tuple[str, ...] = ()
 
 
-def _accuracy(
-  expected: Expected, against: str, *names: str
-) -> list[Comparison]:
+def _scores(expected: Expected, against: str, *names: str) -> list[Comparison]:
   return [Comparison(name, against, expected) for name in names]
 
 
@@ -65,136 +66,131 @@ _PAR, _AT_LEAST = Expected.ON_PAR, Expected.AT_LEAST_ON_PAR
 _NOISY = tuple(
   name for name, problem in PROBLEMS.items() if problem.label_noise
 )
+FLATNESS = (
+  'sam_sharpness',
+  'random_sharpness',
+  'rounding_rise',
+  'top_eigenvalue',
+)
 
 CLAIMS = {
   1: Claim(
-    'SAM and ASAM reach a better test accuracy than their base optimizer, in '
-    'flatter minima.',
-    'Foret et al., 2021; Kwon et al., 2021',
-    (
-      *_accuracy(_HIGHER, BASE, 'sam', 'asam'),
-      *[
-        Comparison(name, BASE, _LOWER, measure)
-        for measure in ('sam_sharpness', 'top_eigenvalue')
-        for name in ('sam', 'asam')
-      ],
-      *_accuracy(_HIGHER, 'base_twice', 'sam'),
-    ),
-  ),
-  2: Claim(
-    'SAM that perturbs half of the weights is on par with SAM; at 80, 90 and '
-    '95 % sparsity little is lost.',
+    'SAM that perturbs half of the weights is on par with SAM; with 80 and '
+    '90 % sparsity little is lost.',
     'Mi et al., 2022',
     (
-      *_accuracy(_PAR, 'sam', 'sparse_fisher_50', 'sparse_dynamic_50'),
-      *_accuracy(
+      *_scores(_PAR, SAM, 'sparse_fisher_50', 'sparse_dynamic_50'),
+      *_scores(
         Expected.REPORTED,
-        'sam',
+        SAM,
         *[
           f'sparse_{how}_{sparsity}'
-          for sparsity in (80, 90, 95)
+          for sparsity in (80, 90)
           for how in ('fisher', 'dynamic')
         ],
       ),
     ),
   ),
-  3: Claim(
-    'AE-SAM is on par with SAM at about half of the perturbed gradients, '
-    'AE-LookSAM at about a fifth; both beat a random and a periodic choice of '
-    'the same number of steps.',
+  2: Claim(
+    'AE-SAM is at least on par with SAM, and better than a random and a '
+    'periodic choice of about as many steps.',
     'Jiang et al., 2023',
     (
-      *_accuracy(_PAR, 'sam', 'ae_sam', 'ae_look_sam'),
-      Comparison('ae_sam', 'ss_sam_like_ae_sam', _HIGHER),
-      Comparison('ae_sam', 'sam_every_2nd', _HIGHER),
-      Comparison('ae_sam', 'look_sam_2', _HIGHER),
-      Comparison('ae_look_sam', 'ss_sam_like_ae_look_sam', _HIGHER),
-      Comparison('ae_look_sam', 'look_sam_5', _HIGHER),
+      *_scores(_AT_LEAST, SAM, 'ae_sam'),
+      *_scores(_HIGHER, 'ss_sam_like_ae_sam', 'ae_sam'),
+      *_scores(_HIGHER, 'sam_every_2nd', 'ae_sam'),
+    ),
+  ),
+  3: Claim(
+    'AE-LookSAM is on par with SAM, and better than LookSAM and a random '
+    'choice of as many steps.',
+    'Jiang et al., 2023',
+    (
+      *_scores(_PAR, SAM, 'ae_look_sam'),
+      *_scores(_HIGHER, 'look_sam_5', 'ae_look_sam'),
+      *_scores(_HIGHER, 'ss_sam_like_ae_look_sam', 'ae_look_sam'),
     ),
   ),
   4: Claim(
-    'Friendly SAM is at least on par with SAM; perturbing along the average '
-    'that it subtracts is worse.',
+    'Friendly SAM is at least on par with SAM, and better than SAM along the '
+    'average that it subtracts.',
     'Li et al., 2024',
     (
-      *_accuracy(_AT_LEAST, 'sam', 'friendly_sam'),
-      Comparison('friendly_sam', 'sam_along_average', _HIGHER),
+      *_scores(_AT_LEAST, SAM, 'friendly_sam'),
+      *_scores(_HIGHER, 'sam_along_average', 'friendly_sam'),
     ),
   ),
   5: Claim(
     'K-SAM is better than its base optimizer at the same cost, and better than '
-    'SAM on random subsets when they are small.',
+    'SAM on random subsets.',
     'Ni et al., 2022',
     (
-      *_accuracy(_HIGHER, BASE, 'k_sam'),
-      Comparison('k_sam', 'random_third', _HIGHER),
-      Comparison('k_sam_eighth', 'random_eighth', _HIGHER),
+      *_scores(_HIGHER, BASE, 'k_sam'),
+      *_scores(_HIGHER, 'random_third', 'k_sam'),
+      *_scores(_HIGHER, 'random_eighth', 'k_sam_eighth'),
     ),
   ),
   6: Claim(
-    'Methods of this kind resist wrong labels.',
+    'SAM and its variants resist wrong labels.',
     'Foret et al., 2021',
     (
-      *_accuracy(
+      *_scores(
         _HIGHER,
         BASE,
-        'sam',
+        SAM,
         'asam',
         'friendly_sam',
         'ae_sam',
         'sparse_fisher_50',
-        'k_sam',
       ),
     ),
     _NOISY,
   ),
   7: Claim(
-    "How much of SAM's gain each method has at its cost.",
-    'no paper; the plot',
+    'SAM and ASAM end in flatter minima than their base optimizer.',
+    'Foret et al., 2021; Kwon et al., 2021',
     tuple(
-      _accuracy(
-        Expected.REPORTED,
-        BASE,
-        'sam',
-        'base_twice',
-        'asam',
-        'friendly_sam',
-        'ae_sam',
-        'ae_look_sam',
-        'look_sam_5',
-        'sparse_fisher_50',
-        'k_sam',
-        'esam',
-        'subset_sam',
-      )
+      Comparison(name, BASE, _LOWER, measure)
+      for measure in FLATNESS
+      for name in (SAM, 'asam')
     ),
   ),
 }
 
 
-def problems_of(number: int) -> tuple[str, ...]:
-  """Returns the names of the problems of a claim."""
-  return CLAIMS[number].problems or tuple(PROBLEMS)
-
-
-def variants_of(numbers: list[int]) -> dict[str, None]:
-  """Returns the names of all variants of some claims, base first."""
-  names: dict[str, None] = {BASE: None} if numbers else {}
-  for number in numbers:
-    for comparison in CLAIMS[number].comparisons:
-      for name in (comparison.against, comparison.variant):
-        followed = VARIANTS[name].follows
-        names |= {} if followed is None else {followed: None}
-        names[name] = None
-  return names
-
-
-def measured() -> set[str]:
-  """Returns the names of the variants with a comparison of sharpness."""
-  return {
+def variants_of(problem: str) -> list[str]:
+  """Returns the names of the variants that run on a problem, in their order."""
+  return [
     name
-    for claim in CLAIMS.values()
-    for comparison in claim.comparisons
-    if comparison.measure in ('sam_sharpness', 'top_eigenvalue')
-    for name in (comparison.variant, comparison.against)
-  }
+    for name, variant in VARIANTS.items()
+    if (variant.in_short or not PROBLEMS[problem].in_short)
+    and (problem != 'dense' or not variant.needs_norms)
+  ]
+
+
+def tasks(
+  numbers: Iterable[int], problems: Iterable[str], variants: Iterable[str]
+) -> list[workers.Task]:
+  """Returns problem and variant of all runs of some claims.
+
+  All claims need all variants; those of the frontier come first.
+  """
+  numbers = tuple(numbers)
+  wanted = set(variants)
+  if set(numbers) < set(CLAIMS):
+    compared = [x for n in numbers for x in CLAIMS[n].comparisons]
+    wanted &= {name for x in compared for name in (x.variant, x.against)}
+  problems = [
+    name
+    for name in problems
+    if any(name in (CLAIMS[n].problems or PROBLEMS) for n in numbers)
+  ]
+  found: dict[workers.Task, None] = {}
+  for problem in problems:
+    for name in variants_of(problem):
+      if name in wanted:
+        task = (problem, name)
+        needed = workers.needs(task)
+        others = [x for one in needed for x in (*workers.needs(one), one)]
+        found |= dict.fromkeys((*others, task))
+  return list(found)

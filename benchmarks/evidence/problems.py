@@ -1,8 +1,9 @@
-"""The problems: small networks on few examples, some mislabelled."""
+"""The problems: networks, data and training settings."""
 
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -10,11 +11,55 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from benchmarks.fine_tuning import texts
 from optax_sam.train import models
 from optax_sam.train.data import datasets
 
+# A run is this many parts of equal length, each followed by an evaluation.
+PARTS = 8
 _MOMENTUM = 0.9
-_MOST_VALIDATING = 1000
+_WINDOW = 64
+
+
+class LanguageModel(nn.Module):
+  """A causal transformer over bytes; logits of the next byte at each place."""
+
+  width: int = 128
+  depth: int = 5
+  heads: int = 4
+
+  @nn.compact
+  def __call__(self, codes: jax.Array, *, train: bool) -> jax.Array:
+    """Returns logits, shape (B, length, vocabulary)."""
+    del train  # there is no dropout
+    x = nn.Embed(texts.VOCABULARY, self.width)(codes)
+    shape = (codes.shape[1], self.width)
+    x += self.param('position', nn.initializers.normal(0.02), shape)
+    mask = nn.make_causal_mask(codes)
+    for _ in range(self.depth):
+      y = nn.LayerNorm()(x)
+      x += nn.MultiHeadDotProductAttention(num_heads=self.heads)(y, mask=mask)
+      y = nn.Dense(4 * self.width)(nn.LayerNorm()(x))
+      x += nn.Dense(self.width)(nn.gelu(y))
+    return nn.Dense(texts.VOCABULARY)(nn.LayerNorm()(x))
+
+
+class Quartered(nn.Module):
+  """A network that reads squares of 2 x 2 pixels as channels.
+
+  So its first convolution has a quarter of the positions.
+  """
+
+  network: nn.Module
+
+  @nn.compact
+  def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
+    """Returns the logits."""
+    count, height, width, channels = images.shape
+    shape = (count, height // 2, 2, width // 2, 2, channels)
+    parts = images.reshape(shape).transpose(0, 1, 3, 2, 4, 5)
+    parts = parts.reshape(count, height // 2, width // 2, 4 * channels)
+    return self.network(parts, train=train)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,33 +71,47 @@ class Problem:
 
   Attributes:
     title: name on the page.
-    dataset: `digits` or `mnist1d`.
+    dataset: `fashion_mnist`, `digits`, `mnist1d` or `bible`.
     model: maps the number of classes to the network.
-    examples: number of training examples; up to 1000 of the remaining examples
-      are for validation.
-    steps: number of steps.
+    examples: number of training examples.
+    validation: number of validation examples.
+    steps: number of steps, a multiple of `PARTS`.
     batch_size: number of examples in a batch.
-    base: name of the base optimizer.
-    learning_rates: candidate learning rates of the base optimizer.
+    base: `sgd` or `adamw`, the base optimizer.
+    learning_rate: where the search for that of the base optimizer starts.
+    rho: where the search for the radius of SAM starts.
     label_noise: fraction of wrong labels.
+    is_text: whether the score is in bits per byte, not in accuracy.
+    in_short: whether only the variants of the frontier run.
+    tuning_seeds: number of seeds of each trial.
+    evaluated: largest number of training and of test examples to evaluate.
+    measured: number of training examples for the measures of sharpness.
   """
 
   title: str
   dataset: str
   model: Callable[[int], nn.Module]
   examples: int
+  validation: int
   steps: int
   batch_size: int
-  base: str
-  learning_rates: tuple[float, ...]
+  base: str = 'sgd'
+  learning_rate: float = 0.1
+  rho: float = 0.1
   label_noise: float = 0.0
+  is_text: bool = False
+  in_short: bool = False
+  tuning_seeds: int = 1
+  evaluated: int = 10_000
+  measured: int = 256
 
   def optimizer(
-    self, learning_rate: jax.Array, steps: int
+    self, learning_rate: jax.Array, steps: jax.Array
   ) -> optax.GradientTransformation:
     """Returns the base optimizer, with a learning rate that decays to 0."""
-    shape = optax.cosine_decay_schedule(1.0, steps)
-    schedule = lambda count: learning_rate * shape(count)
+    schedule = lambda count: (
+      learning_rate * (1 + jnp.cos(jnp.pi * jnp.minimum(count / steps, 1))) / 2
+    )
     if self.base == 'adamw':
       return optax.adamw(schedule, weight_decay=1e-2)
     return optax.chain(
@@ -60,85 +119,146 @@ class Problem:
       optax.sgd(schedule, momentum=_MOMENTUM),
     )
 
+  def score(self, loss: float, accuracy: float) -> float:
+    """Returns the score, higher is better: see `unit`."""
+    return -100 * loss / np.log(2) if self.is_text else 100 * accuracy
 
-_SGD_RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
-_CNN = functools.partial(models.CNN, widths=(16, 32, 32))
-_ATTENTION = functools.partial(
-  models.ViT, width=32, depth=1, heads=4, hidden=64, patch=2
+  @property
+  def unit(self) -> str:
+    """The unit of a difference in score."""
+    return 'hundredths of a bit per byte' if self.is_text else 'points'
+
+
+_CONV = Problem(
+  title='Fashion-MNIST 12k, conv net',
+  dataset='fashion_mnist',
+  model=lambda classes: Quartered(
+    models.ResNet(classes, blocks=(1, 1), width=16, small_images=True)
+  ),
+  examples=12_000,
+  validation=4_000,
+  steps=960,
+  batch_size=100,
 )
 _DIGITS = Problem(
-  title='digits, conv network',
+  title='digits, 40 % wrong labels, conv net',
   dataset='digits',
-  model=_CNN,
-  examples=200,
+  model=functools.partial(models.CNN, widths=(16, 32, 32)),
+  examples=600,
+  validation=400,
   steps=400,
   batch_size=50,
-  base='sgd',
-  learning_rates=(*_SGD_RATES, 3.0),
-)
-_MNIST1D = Problem(
-  title='MNIST-1D, dense network',
-  dataset='mnist1d',
-  model=models.MLP,
-  examples=1000,
-  steps=1000,
-  batch_size=100,
-  base='sgd',
-  learning_rates=_SGD_RATES,
+  learning_rate=0.1,
+  label_noise=0.4,
+  tuning_seeds=4,
 )
 
 PROBLEMS = {
-  'digits': _DIGITS,
-  'digits_noise20': dataclasses.replace(
-    _DIGITS, title='digits, 20 % wrong labels', label_noise=0.2
+  'digits_noise': _DIGITS,
+  'dense': Problem(
+    title='Fashion-MNIST 60k, dense net',
+    dataset='fashion_mnist',
+    model=models.MLP,
+    examples=56_000,
+    validation=4_000,
+    steps=4_480,
+    batch_size=100,
   ),
-  'digits_noise40': dataclasses.replace(
-    _DIGITS, title='digits, 40 % wrong labels', label_noise=0.4
+  'conv_noise': dataclasses.replace(
+    _CONV,
+    title='Fashion-MNIST 12k, 40 % wrong labels, conv net',
+    label_noise=0.4,
   ),
-  'mnist1d': _MNIST1D,
-  'mnist1d_noise20': dataclasses.replace(
-    _MNIST1D, title='MNIST-1D, 20 % wrong labels', label_noise=0.2
-  ),
-  'mnist1d_noise40': dataclasses.replace(
-    _MNIST1D, title='MNIST-1D, 40 % wrong labels', label_noise=0.4
-  ),
-  'digits_attention': Problem(
-    title='digits, attention',
-    dataset='digits',
-    model=_ATTENTION,
-    examples=400,
-    steps=400,
-    batch_size=50,
+  'conv': _CONV,
+  'vit': Problem(
+    title='Fashion-MNIST 12k, vision transformer',
+    dataset='fashion_mnist',
+    model=functools.partial(
+      models.ViT, width=64, depth=3, heads=4, hidden=128, patch=7
+    ),
+    examples=12_000,
+    validation=4_000,
+    steps=960,
+    batch_size=100,
     base='adamw',
-    learning_rates=(1e-3, 3e-3, 1e-2, 3e-2),
+    learning_rate=2e-3,
+    in_short=True,
+  ),
+  'text': Problem(
+    title='King James Bible, language model',
+    dataset='bible',
+    model=lambda _: LanguageModel(),
+    examples=12_800,
+    validation=500,
+    steps=400,
+    batch_size=16,
+    base='adamw',
+    learning_rate=2e-3,
+    is_text=True,
+    in_short=True,
+    evaluated=1_000,
+    measured=32,
   ),
 }
 
 
+class Pool(NamedTuple):
+  """The examples from which a seed draws, and the test examples."""
+
+  train: datasets.Batch
+  test: datasets.Batch
+  classes: int
+
+
 @functools.cache
-def load(name: str) -> datasets.Dataset:
-  """Returns all examples of a dataset."""
-  return datasets.load(name)
+def load(name: str) -> Pool:
+  """Returns the examples of a dataset."""
+  if name == 'bible':
+    found = texts.parts(texts.bible())
+    train, test = _windows(found.training), _windows(found.test)
+    return Pool(train, test, texts.VOCABULARY)
+  dataset = datasets.load(name)
+  return Pool(dataset.train, dataset.test, dataset.classes)
 
 
-def draw(
-  key: jax.Array, pool: datasets.Batch, problem: Problem, classes: int
-) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-  """Returns training and validation examples, drawn without replacement."""
-  order_key, noise_key = jax.random.split(key)
-  count = len(pool['labels'])
-  inputs, labels = (
-    jnp.asarray(pool[name])[jax.random.permutation(order_key, count)]
-    for name in ('inputs', 'labels')
+def _windows(codes: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns disjoint windows; the label of a byte is the next byte."""
+  count = (len(codes) - 1) // _WINDOW
+  cut = lambda start: (
+    codes[start : start + count * _WINDOW]
+    .reshape(count, _WINDOW)
+    .astype(np.int32)
   )
-  shift = jax.random.randint(noise_key, (count,), 1, classes)
-  last = min(count, problem.examples + _MOST_VALIDATING)
+  return {'inputs': cut(0), 'labels': cut(1)}
+
+
+def draw(problem: Problem, seed: int) -> tuple[Any, Any]:
+  """Returns training and validation examples, drawn without replacement."""
+  random = np.random.default_rng([seed, 0])
+  pool = load(problem.dataset)
+  order = random.permutation(len(pool.train['labels']))
   parts = []
-  for start, end in ((0, problem.examples), (problem.examples, last)):
-    # The examples are already in random order.
-    position = jnp.arange(end - start)
-    wrong = position < np.round(problem.label_noise * (end - start))
-    part = labels[start:end]
-    noisy = jnp.where(wrong, (part + shift[start:end]) % classes, part)
-    parts.append({'inputs': inputs[start:end], 'labels': noisy})
+  for start, end in (
+    (0, problem.examples),
+    (problem.examples, problem.examples + problem.validation),
+  ):
+    rows = order[start:end]
+    inputs, labels = (pool.train[key][rows] for key in ('inputs', 'labels'))
+    if problem.label_noise:
+      count = round(problem.label_noise * len(rows))
+      wrong = random.permutation(len(rows))[:count]
+      shift = random.integers(1, pool.classes, count)
+      labels[wrong] = (labels[wrong] + shift) % pool.classes
+    parts.append({'inputs': inputs, 'labels': labels})
   return parts[0], parts[1]
+
+
+def order(problem: Problem, seed: int, steps: int) -> np.ndarray:
+  """Returns the rows of each batch, in a new random order for each epoch."""
+  random = np.random.default_rng([seed, 1])
+  each = problem.examples // problem.batch_size
+  epochs = [
+    random.permutation(problem.examples)[: each * problem.batch_size]
+    for _ in range(-(-steps // each))
+  ]
+  return np.concatenate(epochs).reshape(-1, problem.batch_size)[:steps]

@@ -6,9 +6,9 @@ import fcntl
 import pathlib
 import statistics
 from collections.abc import Iterable
+from typing import Any
 
 from benchmarks.evidence.training import Outcome
-from benchmarks.evidence.variants import BASE, VARIANTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Run:
     learning_rate: learning rate of the base optimizer.
     rho: radius; 0 for the base optimizer.
     seed: seed of data, parameters and order.
+    parts: length of the run, in parts of the problem's.
     tuning: whether the run serves to choose settings.
     versions: versions of the libraries.
     outcome: the results.
@@ -31,9 +32,24 @@ class Run:
   learning_rate: float
   rho: float
   seed: int
+  parts: int
   tuning: bool
   versions: str
   outcome: Outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+  """The chosen value of a setting, and the range of the values tried."""
+
+  value: float
+  low: float
+  high: float
+
+  @property
+  def is_inside(self) -> bool:
+    """Whether a smaller and a larger value were tried."""
+    return self.low < self.value < self.high
 
 
 _KINDS = {'float': float, 'int': int, 'str': str, 'bool': 'True'.__eq__}
@@ -57,25 +73,13 @@ class Runs:
     self.all: list[Run] = list(self._read())
 
   def find(self, variant: str, *, tuning: bool) -> list[Run]:
-    """Returns the runs of a variant.
-
-    Only runs at the present candidate learning rates, and of the final ones
-    only those at the chosen settings, because the candidates may have changed
-    since earlier runs.
-    """
-    found = [r for r in self.all if (r.variant, r.tuning) == (variant, tuning)]
-    if VARIANTS[variant].is_method:
-      rates = self.learning_rates(variant)
-      found = [run for run in found if run.learning_rate in rates]
-    if not tuning and found:
-      chosen = self.chosen(variant)
-      found = [r for r in found if (r.learning_rate, r.rho) == chosen]
-    return found
+    """Returns the runs of a variant."""
+    return [r for r in self.all if (r.variant, r.tuning) == (variant, tuning)]
 
   def add(self, run: Run) -> None:
     """Appends a run to the file, with rounded numbers."""
     rounded = {
-      name: float(f'{value:.6g}')
+      name: float(f'{value:.6g}') if isinstance(value, float) else value
       for name, value in dataclasses.asdict(run.outcome).items()
     }
     # Rounded in memory too, so that choices don't depend on rereading the file.
@@ -91,38 +95,49 @@ class Runs:
       writer.writerow(line)
 
   def chosen(self, variant: str) -> tuple[float, float]:
-    """Returns the learning rate and the radius with the best validation.
+    """Returns the learning rate and the radius of the runs with test seeds."""
+    final = self.find(variant, tuning=False)
+    return final[0].learning_rate, final[0].rho
 
-    The criterion is the mean over the tuning seeds; ties give the smallest
-    values.
-    """
-    found: dict[tuple[float, float], list[float]] = {}
-    for run in self.find(variant, tuning=True):
-      accuracy = run.outcome.validation_accuracy
-      found.setdefault((run.learning_rate, run.rho), []).append(accuracy)
-    return max(sorted(found), key=lambda s: statistics.fmean(found[s]))
+  def tried(self, variant: str) -> dict[str, Tried]:
+    """Returns what was tried of each setting of a variant."""
+    trials = self.find(variant, tuning=True)
+    found = {}
+    for name, value in zip(
+      ('learning_rate', 'rho'), self.chosen(variant), strict=True
+    ):
+      values = [getattr(run, name) for run in trials]
+      if any(values):
+        found[name] = Tried(value, min(values), max(values))
+    return found
 
-  def learning_rates(self, variant: str) -> list[float]:
-    """Returns the candidate learning rates of a variant."""
-    base, _ = self.chosen(BASE)
-    return [float(f'{base * rate:.3g}') for rate in VARIANTS[variant].rates]
-
-  def by_seed(self, variant: str, measure: str) -> dict[int, float]:
-    """Returns a measure of the final runs of a variant."""
+  def by_seed(self, variant: str, measure: str) -> dict[int, Any]:
+    """Returns a measure of the runs with test seeds."""
     return {
       run.seed: getattr(run.outcome, measure)
       for run in self.find(variant, tuning=False)
     }
 
+  def mean(self, variant: str, measure: str) -> float:
+    """Returns the mean of a measure over the test seeds."""
+    return statistics.fmean(self.by_seed(variant, measure).values())
+
   def has(self, variants: Iterable[str]) -> bool:
-    """Whether there are final runs of all of these."""
+    """Whether there are runs with test seeds of all of these."""
     return all(self.find(variant, tuning=False) for variant in variants)
 
   def sort(self) -> None:
     """Sorts the file, so that its order does not depend on the workers."""
     ordered = sorted(
       self.all,
-      key=lambda r: (r.variant, r.tuning, r.learning_rate, r.rho, r.seed),
+      key=lambda r: (
+        r.variant,
+        r.tuning,
+        r.parts,
+        r.learning_rate,
+        r.rho,
+        r.seed,
+      ),
     )
     whole = self._path
     self._path = whole.with_suffix('.partial')
@@ -138,8 +153,10 @@ class Runs:
       return
     with self._path.open(encoding='utf-8', newline='') as file:
       for line in csv.DictReader(file):
-        given = {f.name: _KINDS[_name(f)](line[f.name]) for f in _SETTINGS}
-        values = {f.name: float(line[f.name]) for f in _MEASURES}
+        given, values = (
+          {f.name: _KINDS[_name(f)](line[f.name]) for f in fields}
+          for fields in (_SETTINGS, _MEASURES)
+        )
         yield Run(**given, outcome=Outcome(**values))
 
 

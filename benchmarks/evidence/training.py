@@ -1,175 +1,131 @@
-"""A training run as one compiled function of seed, learning rate, radius."""
+"""A training run: one compiled function, whatever seed, rate and radius."""
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import optax_sam
 from benchmarks.evidence import problems
+from benchmarks.evidence.problems import PARTS, Problem
 from benchmarks.evidence.variants import Variant
 from optax_sam import sharpness
-from optax_sam.train.data import datasets
 
-# Radius of the sharpness measure, the same for all runs.
+# Length of the perturbations of the measures.
 _MEASURED_RHO = 0.05
-
-
-class Trained(NamedTuple):
-  """A finished run and its data."""
-
-  params: Any
-  statistics: Any
-  second_gradients: jax.Array
-  train: Any
-  validation: Any
+_NOT_MEASURED = float('nan')
+_EVALUATED_AT_ONCE = 1_000
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-  """The results of a run; accuracies are fractions, losses in nats.
+  """The results of a run; scores as in `Problem.score`, losses in nats.
 
   Attributes:
+    seconds: time of the run, without compilation.
+    gradients: cost of a step, in gradients over a whole batch.
     second_gradients: fraction of steps with a perturbed gradient.
-    train_loss: over all training examples in evaluation mode, including wrong
-      labels, like the training accuracy.
-    validation_accuracy: over the validation examples.
-    test_accuracy: over the test examples.
+    train_loss: over some training examples in evaluation mode, including wrong
+      labels.
+    train_score: likewise.
+    validation_loss: over the validation examples.
+    validation_score: likewise.
     test_loss: over the test examples.
-    sam_sharpness: rise of the training loss after one ascent step of length
-      0.05.
-    top_eigenvalue: top eigenvalue of the Hessian of the training loss; NaN if
-      not measured.
+    test_score: likewise.
+    curve: validation scores after each part of the run, with a space between.
+    sam_sharpness: rise of the loss of some training examples after one ascent
+      step of length 0.05.
+    random_sharpness: its mean rise under noise relative to each parameter.
+    rounding_rise: its rise when the weights are rounded to 4 bits.
+    top_eigenvalue: top eigenvalue of its Hessian.
   """
 
+  seconds: float
+  gradients: float
   second_gradients: float
   train_loss: float
-  validation_accuracy: float
-  test_accuracy: float
+  train_score: float
+  validation_loss: float
+  validation_score: float
   test_loss: float
-  sam_sharpness: float = float('nan')
-  top_eigenvalue: float = float('nan')
+  test_score: float
+  curve: str
+  sam_sharpness: float = _NOT_MEASURED
+  random_sharpness: float = _NOT_MEASURED
+  rounding_rise: float = _NOT_MEASURED
+  top_eigenvalue: float = _NOT_MEASURED
 
 
 class Trainer:
   """Trains one variant on one problem, compiled once for all its runs."""
 
-  def __init__(self, name: str, variant: Variant, probability: float):
-    """Prepares the compiled function.
+  def __init__(self, problem: Problem, variant: Variant, probability: float):
+    """Prepares the compiled functions.
 
     Args:
-      name: name of the problem.
+      problem: the problem.
       variant: the variant to train with.
       probability: probability of an ascent step, for variants that match the
         fraction of another one.
     """
-    problem = problems.PROBLEMS[name]
-    dataset = problems.load(problem.dataset)
-    self._pool, self._test = dataset.train, dataset.test
-    self._model = problem.model(dataset.classes)
-    self._run = jax.jit(
-      functools.partial(
-        _train, problem, self._model, dataset.classes, variant, probability
-      )
+    self.problem, self.variant = problem, variant
+    self.probability = probability
+    pool = problems.load(problem.dataset)
+    # The test examples may be in order.
+    apart = max(1, len(pool.test['labels']) // problem.evaluated)
+    self._test = jax.tree.map(lambda x: x[::apart], pool.test)
+    self.model = _model(problem)
+    self._cost: float | None = None
+    self._start = jax.jit(self.start)
+    self._part = jax.jit(self._train_part, donate_argnums=0)
+
+  def transformation(self, settings: Any) -> Any:
+    """Returns method and base optimizer."""
+    problem, variant = self.problem, self.variant
+    method = variant.build(
+      settings['rho'],
+      total_steps=settings['steps'],
+      refresh_every=problem.examples // problem.batch_size,
+      key=settings['key'],
+      probability=self.probability,
     )
-    # One function for all runs, so that the measures compile once.
-    self._value_fn = functools.partial(_evaluation_loss, self._model)
-    self._evaluate = jax.jit(functools.partial(_evaluate, self._model))
+    base = problem.optimizer(settings['learning_rate'], settings['steps'])
+    return optax.with_extra_args_support(optax.chain(method, base))
 
-  def outcome(
-    self, seed: int, learning_rate: float, rho: float, *, measured: bool
-  ) -> Outcome:
-    """Trains once.
+  def start(self, settings: Any, inputs: jax.Array) -> Any:
+    """Returns the state before the first step."""
+    key = jax.random.fold_in(settings['key'], 1)
+    variables = dict(self.model.init(key, inputs, train=False))
+    params = variables.pop('params')
+    tx = self.transformation(settings)
+    return params, variables, tx.init(params), jnp.zeros((), jnp.int32)
 
-    Args:
-      seed: seed of data, parameters and order.
-      learning_rate: initial learning rate of the base optimizer.
-      rho: radius of the method.
-      measured: whether to measure sharpness.
-    """
-    trained = self._run(seed, learning_rate, rho, self._pool)
-    found = {
-      name: self._evaluate(trained.params, trained.statistics, batch)
-      for name, batch in (
-        ('train', trained.train),
-        ('validation', trained.validation),
-        ('test', self._test),
-      )
-    }
-    measures = {}
-    if measured:
-      given = {'args': (trained.statistics, trained.train)}
-      measures = {
-        'sam_sharpness': sharpness.sam_sharpness(
-          self._value_fn, trained.params, _MEASURED_RHO, **given
-        ),
-        'top_eigenvalue': sharpness.top_eigenvalue(
-          self._value_fn, trained.params, tolerance=1e-2, **given
-        ),
-      }
-    return Outcome(
-      second_gradients=float(trained.second_gradients),
-      train_loss=float(found['train'][0]),
-      validation_accuracy=float(found['validation'][1]),
-      test_accuracy=float(found['test'][1]),
-      test_loss=float(found['test'][0]),
-      **measures,
-    )
-
-
-def _train(
-  problem: problems.Problem,
-  model: Any,
-  classes: int,
-  variant: Variant,
-  probability: float,
-  seed: jax.Array,
-  learning_rate: jax.Array,
-  rho: jax.Array,
-  pool: datasets.Batch,
-) -> Trained:
-  keys = jax.random.split(jax.random.key(seed), 5)
-  draw_key, init_key, order_key, dropout_key, method_key = keys
-  train, validation = problems.draw(draw_key, pool, problem, classes)
-  epoch_steps = problem.examples // problem.batch_size
-  epochs = variant.length * problem.steps // epoch_steps
-  steps = epochs * epoch_steps
-  method = variant.build(
-    rho,
-    total_steps=steps,
-    refresh_every=epoch_steps,
-    key=method_key,
-    probability=probability,
-  )
-  tx = optax.with_extra_args_support(
-    optax.chain(method, problem.optimizer(learning_rate, steps))
-  )
-  variables = dict(model.init(init_key, train['inputs'][:1], train=False))
-  params = variables.pop('params')
-
-  def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
+  def step(self, carry: Any, batch: Any, settings: Any) -> tuple[Any, Any]:
+    """Takes one step; also returns the gradient before the method."""
     params, statistics, opt_state, count = carry
-    batch = jax.tree.map(lambda values: values[rows], train)
-    key = jax.random.fold_in(dropout_key, count)
+    variant = self.variant
+    key = jax.random.fold_in(jax.random.fold_in(settings['key'], 2), count)
 
     def losses(params: Any, batch: Any) -> tuple[jax.Array, Any]:
-      return _losses(model, params, statistics, batch, key)
+      return _losses(self.model, params, statistics, batch, key)
 
     def mean(params: Any) -> tuple[jax.Array, Any]:
       values, new_statistics = losses(params, batch)
       return jnp.mean(values), (values, new_statistics)
 
     grads, (values, new_statistics) = jax.grad(mean, has_aux=True)(params)
-    updates, opt_state = tx.update(
+    updates, opt_state = self.transformation(settings).update(
       grads,
       opt_state,
       params,
       value_fn=lambda p: mean(p)[0],
       per_example_value_fn=lambda p, b: (
-        _per_example_losses(model, p, statistics, b)
+        per_example_losses(self.model, p, statistics, b)
         if variant.takes_per_example_losses
         else losses(p, b)[0]
       ),
@@ -177,24 +133,166 @@ def _train(
       losses=None if variant.takes_per_example_losses else values,
     )
     params = optax.apply_updates(params, updates)
-    return (params, new_statistics, opt_state, count + 1), None
+    return (params, new_statistics, opt_state, count + 1), grads
 
-  def epoch(carry: Any, number: jax.Array) -> tuple[Any, None]:
-    key = jax.random.fold_in(order_key, number)
-    order = jax.random.permutation(key, problem.examples)
-    batches = order[: epoch_steps * problem.batch_size]
+  def _train_part(
+    self, carry: Any, data: Any, rows: jax.Array, settings: Any
+  ) -> Any:
+    def step(carry: Any, rows: jax.Array) -> tuple[Any, None]:
+      batch = jax.tree.map(lambda values: values[rows], data)
+      return self.step(carry, batch, settings)[0], None
+
+    return jax.lax.scan(step, carry, rows)[0]
+
+  def settings(
+    self, seed: int, learning_rate: float, rho: float, steps: int
+  ) -> dict[str, Any]:
+    """Returns the arguments of the compiled functions."""
+    return {
+      'key': jax.random.key(seed),
+      'learning_rate': jnp.float32(learning_rate),
+      'rho': jnp.float32(rho),
+      'steps': jnp.int32(steps),
+    }
+
+  def outcome(
+    self,
+    seed: int,
+    learning_rate: float,
+    rho: float,
+    parts: int,
+    *,
+    measured: bool,
+  ) -> Outcome:
+    """Trains once.
+
+    Args:
+      seed: seed of data, parameters and order.
+      learning_rate: initial learning rate of the base optimizer.
+      rho: radius of the method.
+      parts: length of the run, in parts of the problem's.
+      measured: whether to measure sharpness.
+    """
+    problem, variant = self.problem, self.variant
+    train, validation = (
+      jax.tree.map(jnp.asarray, part) for part in problems.draw(problem, seed)
+    )
+    length = problem.steps // PARTS
+    steps = parts * length
     # A fraction of a shuffled batch is a random subset.
-    kept = round(variant.batch_fraction * problem.batch_size)
-    batches = batches.reshape(epoch_steps, problem.batch_size)[:, :kept]
-    return jax.lax.scan(step, carry, batches)
+    used = round(variant.batch_fraction * problem.batch_size)
+    rows = problems.order(problem, seed, steps)[:, :used]
+    settings = self.settings(seed, learning_rate, rho, steps)
+    carry = self._start(settings, train['inputs'][:1])
+    if variant.gradients is None and self._cost is None:
+      example = jax.tree.map(lambda x: x[:used], train)
+      self._cost = self._operations(carry, example, settings)
+    seconds, curve = 0.0, []
+    for number in range(parts):
+      begin = time.perf_counter()
+      chosen = jnp.asarray(rows[number * length :][:length])
+      carry = jax.block_until_ready(self._part(carry, train, chosen, settings))
+      # The first part compiles.
+      seconds += (time.perf_counter() - begin) if number or parts == 1 else 0
+      found = evaluate(self.model, carry, validation)
+      curve.append(problem.score(*found))
+      if not np.isfinite(found[0]):
+        break
+    seconds *= parts / max(1, parts - 1)
+    fraction = 0.0
+    if variant.factory is not None:
+      taken = optax_sam.metrics(carry[2]).get('second_gradients', carry[3])
+      fraction = float(taken) / float(carry[3])
+    some = jax.tree.map(lambda x: x[: problem.evaluated // 2], train)
+    on_train, on_test = (
+      evaluate(self.model, carry, part) for part in (some, self._test)
+    )
+    return Outcome(
+      seconds=seconds,
+      gradients=self._cost or variant.gradients(fraction),
+      second_gradients=fraction,
+      train_loss=on_train[0],
+      train_score=problem.score(*on_train),
+      validation_loss=found[0],
+      validation_score=problem.score(*found),
+      test_loss=on_test[0],
+      test_score=problem.score(*on_test),
+      curve=' '.join(f'{score:.6g}' for score in curve),
+      **(self._measures(carry, train) if measured else {}),
+    )
 
-  start = (params, variables, tx.init(params), jnp.zeros((), jnp.int32))
-  end, _ = jax.lax.scan(epoch, start, jnp.arange(epochs))
-  params, statistics, opt_state, count = end
-  ascents: Any = 0
-  if variant.is_method:
-    ascents = optax_sam.metrics(opt_state)['second_gradients']
-  return Trained(params, statistics, ascents / count, train, validation)
+  @functools.cached_property
+  def _plain(self) -> 'Trainer':
+    return Trainer(self.problem, Variant('base'), 0.0)
+
+  def _operations(self, carry: Any, batch: Any, settings: Any) -> float:
+    """Returns the operations of a step relative to the base optimizer's."""
+    found = []
+    for trainer in (self, self._plain):
+      if trainer is not self:
+        carry = trainer._start(settings, batch['inputs'][:1])
+      step = lambda *given, of=trainer: of.step(*given)[0]
+      program = jax.jit(step).lower(carry, batch, settings).compile()
+      found.append(program.cost_analysis()['flops'])
+    return found[0] / found[1]
+
+  def _measures(self, carry: Any, train: Any) -> dict[str, float]:
+    examples = jax.tree.map(lambda x: x[: self.problem.measured], train)
+    params, args = carry[0], (carry[1], examples)
+    if not np.isfinite(optax.tree.norm(params)):
+      return {}
+    value_fn = _value_fn(self.problem)
+    return {
+      'sam_sharpness': sharpness.sam_sharpness(
+        value_fn, params, _MEASURED_RHO, args=args
+      ),
+      'random_sharpness': sharpness.average_adaptive_sharpness(
+        value_fn, params, _MEASURED_RHO, draws=5, args=args
+      ),
+      'rounding_rise': sharpness.rounding_rise(value_fn, params, 4, args=args),
+      'top_eigenvalue': sharpness.top_eigenvalue(
+        value_fn, params, tolerance=5e-2, max_iterations=100, args=args
+      ),
+    }
+
+
+@functools.cache
+def _model(problem: Problem) -> Any:
+  return problem.model(problems.load(problem.dataset).classes)
+
+
+@functools.cache
+def _value_fn(problem: Problem) -> Any:
+  """Returns one function for all runs, so that the measures compile once."""
+
+  def value_fn(params: Any, statistics: Any, batch: Any) -> jax.Array:
+    found = per_example_losses(_model(problem), params, statistics, batch)
+    return jnp.mean(found)
+
+  return value_fn
+
+
+def evaluate(model: Any, carry: Any, batch: Any) -> tuple[float, float]:
+  """Returns mean loss and accuracy in evaluation mode."""
+  count = len(batch['labels'])
+  totals = np.zeros(2)
+  for first in range(0, count, _EVALUATED_AT_ONCE):
+    part = jax.tree.map(lambda x: x[first : first + _EVALUATED_AT_ONCE], batch)
+    totals += np.asarray(_evaluate(model, carry[0], carry[1], part))
+  loss, accuracy = totals / count
+  return float(loss), float(accuracy)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(
+  model: Any, params: Any, statistics: Any, batch: Any
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the sums over the examples of loss and accuracy."""
+  variables = {'params': params, **statistics}
+  logits = model.apply(variables, batch['inputs'], train=False)
+  right = jnp.argmax(logits, axis=-1) == batch['labels']
+  right = right.reshape(len(right), -1).astype(jnp.float32)
+  return jnp.sum(_cross_entropy(logits, batch)), jnp.sum(jnp.mean(right, 1))
 
 
 def _losses(
@@ -210,7 +308,7 @@ def _losses(
   return _cross_entropy(logits, batch), statistics
 
 
-def _per_example_losses(
+def per_example_losses(
   model: Any, params: Any, statistics: Any, batch: Any
 ) -> jax.Array:
   """Per-example losses in evaluation mode, because of batch norm."""
@@ -219,23 +317,9 @@ def _per_example_losses(
   return _cross_entropy(logits, batch)
 
 
-def _evaluation_loss(
-  model: Any, params: Any, statistics: Any, batch: Any
-) -> jax.Array:
-  return jnp.mean(_per_example_losses(model, params, statistics, batch))
-
-
-def _evaluate(
-  model: Any, params: Any, statistics: Any, batch: Any
-) -> tuple[jax.Array, jax.Array]:
-  variables = {'params': params, **statistics}
-  logits = model.apply(variables, batch['inputs'], train=False)
-  right = jnp.argmax(logits, axis=-1) == batch['labels']
-  losses = _cross_entropy(logits, batch)
-  return jnp.mean(losses), jnp.mean(right, dtype=jnp.float32)
-
-
 def _cross_entropy(logits: jax.Array, batch: Any) -> jax.Array:
-  return optax.softmax_cross_entropy_with_integer_labels(
+  """Returns a loss for each example, in a text the mean over its bytes."""
+  losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, batch['labels']
   )
+  return jnp.mean(losses.reshape(len(losses), -1), axis=1)

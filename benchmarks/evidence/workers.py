@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import dataclasses
-import itertools
 import multiprocessing
 import os
 import pathlib
@@ -11,15 +10,23 @@ import threading
 import time
 from collections.abc import Iterator
 
-from benchmarks.evidence import claims
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Run, Runs
-from benchmarks.evidence.training import Trainer
-from benchmarks.evidence.variants import VARIANTS
+from benchmarks.evidence.training import Outcome, Trainer
+from benchmarks.evidence.variants import BASE, SAM, VARIANTS
+from optax_sam.train.comparison.search import Point, Score, search
 from optax_sam.train.reports import machine
 
 # Distinct from the seeds of the comparison.
-_FIRST_TUNING_SEED = 1000
+TUNING_SEED = 1000
+# Trials of the search of `optax-sam compare --tune`, for every variant.
+TRIALS = 8
+# Further trials while the best value is the smallest or the largest one tried.
+_WIDER = 6
+# A trial is at most this fraction of a run.
+_TRIAL_LENGTH = 0.5
+
+Task = tuple[str, str]  # problem and variant
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,40 +36,66 @@ class Plan:
   Attributes:
     output: directory of the runs.
     seeds: number of seeds of the comparison.
-    tuning_seeds: number of seeds for each candidate setting.
+    trials: number of trials of each variant.
   """
 
   output: pathlib.Path
   seeds: int
-  tuning_seeds: int
+  trials: int = TRIALS
 
 
-class Workers:
-  """Processes pinned to one core each; no further process for a count of 1."""
+def needs(task: Task) -> list[Task]:
+  """Returns the tasks whose results a task starts from.
 
-  def __init__(self, count: int):
-    """Stores the count; processes start in `run`."""
-    context = multiprocessing.get_context('spawn')
-    self._pool = count > 1 and concurrent.futures.ProcessPoolExecutor(
-      count,
-      context,
-      initializer=_on_one_core,
-      initargs=(context.Value('i', 0),),
-    )
+  The searches of the methods start from the learning rate of the base and the
+  radius of SAM. A variant may need how often another one perturbs.
+  """
+  problem, name = task
+  variant = VARIANTS[name]
+  if name == BASE:
+    return []
+  found = [(problem, BASE)]
+  if variant.factory is not None and name != SAM:
+    found.append((problem, SAM))
+  if variant.follows is not None:
+    found.append((problem, variant.follows))
+  return found
 
-  def run(self, tasks: list[tuple]) -> Iterator[str]:
-    """Yields the messages of finished tasks."""
-    if not self._pool:
-      yield from itertools.starmap(complete, tasks)
-      return
-    futures = [self._pool.submit(complete, *task) for task in tasks]
-    for future in concurrent.futures.as_completed(futures):
-      yield future.result()
 
-  def close(self) -> None:
-    """Ends the processes without starting further tasks."""
-    if self._pool:
-      self._pool.shutdown(cancel_futures=True)
+def run(tasks: list[Task], plan: Plan, count: int) -> Iterator[str]:
+  """Yields the messages of finished tasks, with those they need first."""
+  waiting = list(tasks)
+  finished = {task for task in waiting if is_finished(task, plan)}
+  waiting = [task for task in waiting if task not in finished]
+  if count == 1:
+    while waiting:
+      task = next(x for x in waiting if finished.issuperset(needs(x)))
+      waiting.remove(task)
+      yield complete(*task, plan)
+      finished.add(task)
+    return
+  context = multiprocessing.get_context('spawn')
+  pool = concurrent.futures.ProcessPoolExecutor(
+    count,
+    context,
+    initializer=_on_one_core,
+    initargs=(context.Value('i', 0),),
+  )
+  running: dict[concurrent.futures.Future, Task] = {}
+  try:
+    while waiting or running:
+      for task in list(waiting):
+        if len(running) < count and finished.issuperset(needs(task)):
+          waiting.remove(task)
+          running[pool.submit(complete, *task, plan)] = task
+      done, _ = concurrent.futures.wait(
+        running, return_when=concurrent.futures.FIRST_COMPLETED
+      )
+      for future in done:
+        finished.add(running.pop(future))
+        yield future.result()
+  finally:
+    pool.shutdown(cancel_futures=True)
 
 
 def _on_one_core(counter) -> None:
@@ -82,55 +115,154 @@ def _end_with_parent() -> None:
   os._exit(1)
 
 
+def is_finished(task: Task, plan: Plan) -> bool:
+  """Whether all runs of a variant with test seeds exist."""
+  problem, variant = task
+  seeds = Runs(plan.output, problem).by_seed(variant, 'test_score')
+  return set(range(plan.seeds)) <= set(seeds)
+
+
+def seconds_left(task: Task, plan: Plan) -> float | None:
+  """Estimates the time that a task still takes, from the runs there are.
+
+  None if no run of its problem has a time.
+  """
+  variant = VARIANTS[task[1]]
+  runs = Runs(plan.output, task[0])
+  known = [
+    run.outcome.seconds / (run.parts * run.outcome.gradients)
+    for run in runs.all
+    if run.outcome.seconds
+  ]
+  if is_finished(task, plan):
+    return 0.0
+  if not known:
+    return None
+  cost = 1.3 if variant.gradients is None else variant.gradients(0.5)
+  parts = sum(run.parts for run in runs.all if run.variant == task[1])
+  whole = variant.parts * (
+    plan.seeds + 3.5 * PROBLEMS[task[0]].tuning_seeds  # 3 to 4 runs
+  )
+  return min(known) * cost * max(0.0, whole - parts)
+
+
 def complete(name: str, variant: str, plan: Plan) -> str:
   """Executes all missing runs of a variant."""
   start = time.perf_counter()
-  runs = Runs(plan.output, name)
-  found = VARIANTS[variant]
-  fraction = 0.0
-  if found.follows is not None:
-    fractions = runs.by_seed(found.follows, 'second_gradients').values()
-    fraction = round(statistics.fmean(fractions), 2)
-  trainer = Trainer(name, found, fraction)
-  measured = variant in claims.measured()
-  versions = ' '.join(
-    f'{package} {version}'
-    for package, version in machine.versions().items()
-    if package in ('jax', 'optax', 'optax-sam')
-  )
-  done = {
-    (r.learning_rate, r.rho, r.seed, r.tuning)
-    for r in runs.all
-    if r.variant == variant
-  }
-  count = 0
-
-  def run(rate: float, rho: float, seed: int, *, tuning: bool) -> None:
-    nonlocal count
-    if (rate, rho, seed, tuning) in done:
-      return
-    outcome = trainer.outcome(seed, rate, rho, measured=measured and not tuning)
-    runs.add(Run(name, variant, rate, rho, seed, tuning, versions, outcome))
-    count += 1
-
-  for rate, rho in _choices(name, variant, runs):
-    for seed in range(plan.tuning_seeds):
-      run(rate, rho, _FIRST_TUNING_SEED + seed, tuning=True)
-  rate, rho = runs.chosen(variant)
+  job = _Job(name, variant, plan)
+  rate, rho = job.tune()
   for seed in range(plan.seeds):
-    run(rate, rho, seed, tuning=False)
-  accuracy = statistics.fmean(runs.by_seed(variant, 'test_accuracy').values())
+    job.outcome(rate, rho, seed, job.variant.parts, tuning=False)
+  score = job.runs.mean(variant, 'test_score')
   return (
-    f'{name}: {found.title}: learning rate {rate:g}, rho {rho:g}, test '
-    f'accuracy {accuracy:.2%}; {count} runs in '
+    f'{name}: {job.variant.title}: learning rate {rate:g}, rho {rho:g}, test '
+    f'score {score:.2f}; {job.count} runs in '
     f'{time.perf_counter() - start:.0f} s'
   )
 
 
-def _choices(name: str, variant: str, runs: Runs) -> list[tuple[float, float]]:
-  """Returns the candidate learning rates and radii of a variant."""
-  if not VARIANTS[variant].is_method:
-    return [(rate, 0.0) for rate in PROBLEMS[name].learning_rates]
-  return list(
-    itertools.product(runs.learning_rates(variant), VARIANTS[variant].radii)
-  )
+class _Job:
+  """The runs of one variant on one problem."""
+
+  def __init__(self, name: str, variant: str, plan: Plan):
+    self.name, self.key, self.plan = name, variant, plan
+    self.variant = VARIANTS[variant]
+    self.runs = Runs(plan.output, name)
+    self.count = 0
+    self._trainer: Trainer | None = None
+    self._versions = ' '.join(
+      f'{package} {version}'
+      for package, version in machine.versions().items()
+      if package in ('jax', 'optax', 'optax-sam')
+    )
+
+  def outcome(
+    self, rate: float, rho: float, seed: int, parts: int, *, tuning: bool
+  ) -> Outcome:
+    """Returns the outcome of a run, from the file or from training."""
+    settings = (self.key, rate, rho, seed, parts, tuning)
+    for run in self.runs.all:
+      if settings == (
+        run.variant,
+        run.learning_rate,
+        run.rho,
+        run.seed,
+        run.parts,
+        run.tuning,
+      ):
+        return run.outcome
+    found = self.trainer.outcome(seed, rate, rho, parts, measured=not tuning)
+    self.runs.add(Run(self.name, *settings, self._versions, found))
+    self.count += 1
+    return self.runs.all[-1].outcome
+
+  @property
+  def trainer(self) -> Trainer:
+    """The compiled functions, made when a run is missing."""
+    if self._trainer is None:
+      fraction = 0.0
+      if self.variant.follows is not None:
+        followed = self.runs.mean(self.variant.follows, 'second_gradients')
+        fraction = round(followed, 2)
+      problem = PROBLEMS[self.name]
+      self._trainer = Trainer(problem, self.variant, fraction)
+    return self._trainer
+
+  def start(self) -> tuple[float, ...]:
+    """Returns the settings from which the search starts."""
+    problem = PROBLEMS[self.name]
+    if self.key == BASE:
+      return (problem.learning_rate,)
+    rate, _ = self.runs.chosen(BASE)
+    if self.variant.factory is None:
+      return (rate,)
+    if self.key == SAM:
+      return rate, problem.rho
+    return rate, self.runs.chosen(SAM)[1] * self.variant.radius
+
+  def tune(self) -> tuple[float, float]:
+    """Returns learning rate and radius with the best validation score.
+
+    The search is that of `optax-sam compare --tune`. It goes on while the best
+    value of a setting is the smallest or the largest one tried.
+    """
+    start = self.start()
+    longest = _TRIAL_LENGTH * self.variant.parts
+
+    def values(point: Point) -> tuple[float, float]:
+      pairs = zip(start, point, strict=True)
+      rate, *rho = (float(f'{x * 2**power:.3g}') for x, power in pairs)
+      return rate, rho[0] if rho else 0.0
+
+    def measure(point: Point, length: float) -> Score:
+      parts = max(1, int(length * longest))
+      found = [
+        self.outcome(*values(point), TUNING_SEED + seed, parts, tuning=True)
+        for seed in range(PROBLEMS[self.name].tuning_seeds)
+      ]
+      scores, losses = (
+        [getattr(outcome, name) for outcome in found]
+        for name in ('validation_score', 'validation_loss')
+      )
+      return statistics.fmean(scores), -statistics.fmean(losses)
+
+    best, score, tried = search(measure, len(start), self.plan.trials)
+    for _ in range(_WIDER):
+      beyond = _beyond(best, tried)
+      if beyond is None:
+        break
+      tried.append(beyond)
+      other = measure(beyond, 1.0)
+      if other > score:
+        best, score = beyond, other
+    return values(best)
+
+
+def _beyond(best: Point, tried: list[Point]) -> Point | None:
+  """Returns a point beyond the best one where that is at the edge."""
+  for axis, value in enumerate(best):
+    values = [point[axis] for point in tried]
+    for edge, step in ((min(values), -1.0), (max(values), 1.0)):
+      if value == edge:
+        return (*best[:axis], value + step, *best[axis + 1 :])
+  return None
