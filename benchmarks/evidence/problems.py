@@ -83,6 +83,7 @@ class Problem:
     label_noise: fraction of wrong labels.
     is_text: whether the score is in bits per byte, not in accuracy.
     in_short: whether only the variants of the frontier run.
+    trial_length: length of the longest trials, relative to a run.
     tuning_seeds: number of seeds of each trial.
     evaluated: largest number of training and of test examples to evaluate.
     measured: number of training examples for the measures of sharpness.
@@ -101,6 +102,7 @@ class Problem:
   label_noise: float = 0.0
   is_text: bool = False
   in_short: bool = False
+  trial_length: float = 0.5
   tuning_seeds: int = 1
   evaluated: int = 10_000
   measured: int = 256
@@ -150,6 +152,7 @@ _DIGITS = Problem(
   batch_size=50,
   learning_rate=0.1,
   label_noise=0.4,
+  trial_length=1.0,
   tuning_seeds=4,
 )
 
@@ -163,6 +166,7 @@ PROBLEMS = {
     validation=4_000,
     steps=4_480,
     batch_size=100,
+    trial_length=1.0,
   ),
   'conv_noise': dataclasses.replace(
     _CONV,

@@ -23,8 +23,6 @@ TUNING_SEED = 1000
 TRIALS = 8
 # Further trials while the best value is the smallest or the largest one tried.
 _WIDER = 6
-# A trial is at most this fraction of a run.
-_TRIAL_LENGTH = 0.5
 
 Task = tuple[str, str]  # problem and variant
 
@@ -138,11 +136,11 @@ def seconds_left(task: Task, plan: Plan) -> float | None:
     return 0.0
   if not known:
     return None
+  problem = PROBLEMS[task[0]]
+  trials = 7 * problem.trial_length * problem.tuning_seeds
   cost = 1.3 if variant.gradients is None else variant.gradients(0.5)
   parts = sum(run.parts for run in runs.all if run.variant == task[1])
-  whole = variant.parts * (
-    plan.seeds + 3.5 * PROBLEMS[task[0]].tuning_seeds  # 3 to 4 runs
-  )
+  whole = variant.parts * (plan.seeds + trials)
   return min(known) * cost * max(0.0, whole - parts)
 
 
@@ -227,7 +225,7 @@ class _Job:
     value of a setting is the smallest or the largest one tried.
     """
     start = self.start()
-    longest = _TRIAL_LENGTH * self.variant.parts
+    longest = PROBLEMS[self.name].trial_length * self.variant.parts
 
     def values(point: Point) -> tuple[float, float]:
       pairs = zip(start, point, strict=True)
