@@ -150,7 +150,7 @@ _DIGITS = Problem(
   validation=400,
   steps=400,
   batch_size=50,
-  learning_rate=0.1,
+  learning_rate=0.01,
   label_noise=0.4,
   trial_length=1.0,
   tuning_seeds=4,
@@ -171,6 +171,7 @@ PROBLEMS = {
   'conv_noise': dataclasses.replace(
     _CONV,
     title='Fashion-MNIST 12k, 40 % wrong labels, conv net',
+    learning_rate=0.05,
     label_noise=0.4,
   ),
   'conv': _CONV,

@@ -13,7 +13,7 @@ from optax_sam import perturbations
 
 BASE, SAM = 'base', 'sam'
 
-_THIRD, _EIGHTH, _QUARTER = 1 / 3, 1 / 8, 1 / 4
+_HALF, _THIRD, _QUARTER, _EIGHTH = 1 / 2, 1 / 3, 1 / 4, 1 / 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,4 +213,6 @@ VARIANTS: dict[str, Variant] = {
   'k_sam_eighth': _k_sam(_EIGHTH, 'an eighth'),
   'random_third': _random_sam(_THIRD, 'third'),
   'random_eighth': _random_sam(_EIGHTH, 'eighth'),
+  'k_sam_half': _k_sam(_HALF, 'a half'),
+  'random_half': _random_sam(_HALF, 'half'),
 }

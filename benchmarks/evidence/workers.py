@@ -21,6 +21,8 @@ from optax_sam.train.reports import machine
 TUNING_SEED = 1000
 # Trials of the search of `optax-sam compare --tune`, for every variant.
 TRIALS = 8
+# Ratio of neighbours in the first grid; later ones are closer.
+_RATIO = 4.0
 # Further trials while the best value is the smallest or the largest one tried.
 _WIDER = 6
 
@@ -229,7 +231,7 @@ class _Job:
 
     def values(point: Point) -> tuple[float, float]:
       pairs = zip(start, point, strict=True)
-      rate, *rho = (float(f'{x * 2**power:.3g}') for x, power in pairs)
+      rate, *rho = (float(f'{x * _RATIO**power:.3g}') for x, power in pairs)
       return rate, rho[0] if rho else 0.0
 
     def measure(point: Point, length: float) -> Score:
