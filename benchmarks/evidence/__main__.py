@@ -15,7 +15,7 @@ from typing import Annotated
 import jax
 import tyro
 
-from benchmarks.evidence import claims, workers
+from benchmarks.evidence import analysis, claims, page, workers
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Runs
 from benchmarks.evidence.variants import VARIANTS
@@ -72,9 +72,25 @@ def main(options: Options) -> None:
   if options.list:
     print(_left(tasks, plan, options.workers))
     return
-  from benchmarks.evidence import page
-
+  if not options.page:
+    page.record(options.output)
   print(f'Page: {page.write(options.output)}')
+  _print_verdicts(options)
+
+
+def _print_verdicts(options: Options) -> None:
+  """Prints the verdicts, of another directory with the recorded ones."""
+  directories = dict.fromkeys((options.output.resolve(), RESULTS))
+  for number in options.claims:
+    words = [
+      analysis.verdict(
+        analysis.results(analysis.load(directory), claims.CLAIMS[number])
+      )
+      for directory in directories
+    ]
+    here, *recorded = words
+    recorded = [f' (recorded: {word})' for word in recorded]
+    print(f'Claim {number}: {here}{"".join(recorded)}')
 
 
 def _state(task: workers.Task, plan: workers.Plan) -> str:

@@ -1,245 +1,445 @@
-"""The page of the evidence: runs, comparisons and verdicts."""
+"""The page of the evidence, written from the records."""
 
 import datetime as dt
 import pathlib
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterable, Sequence
 
-from benchmarks.evidence import claims
-from benchmarks.evidence.claims import Claim, Comparison, Expected
-from benchmarks.evidence.problems import PROBLEMS
-from benchmarks.evidence.runs import Runs
-from benchmarks.evidence.variants import BASE, VARIANTS
+from benchmarks.evidence import analysis, claims, observations, pictures
+from benchmarks.evidence.analysis import AllRuns, Result
+from benchmarks.evidence.problems import PARTS, PROBLEMS
+from benchmarks.evidence.variants import BASE, SAM, VARIANTS
 from optax_sam.train.reports import machine, paired
 
+FILE = 'evidence.md'
+# The goal of the frontier: this share of SAM's gain at this cost.
+_SHARE, _COST = 0.9, 1.2
 _MEASURES = {
-  'test_accuracy': ('test accuracy, points', 100.0, 2),
-  'sam_sharpness': ('SAM sharpness', 1.0, 4),
-  'top_eigenvalue': ('top eigenvalue', 1.0, 2),
+  'sam_sharpness': 'rise after an ascent step',
+  'random_sharpness': 'rise under noise',
+  'rounding_rise': 'rise under rounding to 4 bits',
+  'top_eigenvalue': 'top eigenvalue',
+}
+_WORDS = {
+  'yes': 'shown',
+  'opposite': 'contradicted',
+  'open': 'not shown',
+  '': '',
 }
 
-_INTRODUCTION = """\
-# Evidence
+_HOW = """\
+## How it was measured
 
-Claims of the papers, tested on problems for two CPU cores. The results include
-those that contradict a claim. These are small networks on few examples: results
-at another scale may differ in both directions.
+Every seed draws training and validation examples, wrong labels in both, initial
+parameters and order; the test examples are always the same, with true labels.
+Learning rate and radius of every variant, the base optimizer included, were
+tuned with the search of `optax-sam compare --tune`, but without its shorter
+trials: {trials} trials of half of the steps (on the digits and the dense net, of
+all steps), by the score on the validation examples, with one seed (on the
+digits four) that no comparison has. While the best value was the smallest or
+the largest one tried, up to {wider} more trials went further. Then every
+variant ran with {seeds} other seeds to the last step, without choosing a
+step.
 
-Every seed draws training and validation examples, initial parameters and order;
-the test examples are always the same. The learning rate of the base optimizer
-was chosen from {rates} values by the mean validation accuracy over {tuning}
-seeds, and at that rate the radius of each method from {radii} values in the
-same way. For methods that descend only on some examples, a third of that rate
-was a further candidate. The tables compare test accuracies at the last step,
-paired over {seeds} other seeds; brackets are 95 % Student-t intervals of the
-mean difference. There is no correction for multiple comparisons: of twenty
-comparisons without any effect, one interval is expected to exclude 0.
+A gain is a paired difference over the seeds, with a 95 % Student-t interval.
+Scores of different problems have different units; so their mean is in standard
+deviations between seeds: on each problem the median of those of the variants.
+{units} "On par" means that two one-sided tests exclude a difference of
+{margin} in the unit of the problem. Within a claim, p-values have Holm's
+correction, those of the means and those of the single problems each.
 
-"On par" means that the whole interval is within {margin} points. Sharpness is
-that of the training loss in evaluation mode: its rise after one ascent step of
-length 0.05, and the largest eigenvalue of its Hessian.
+The gradients of a step are those over the whole batch; a forward pass counts a
+third of one. For methods that perturb some layers or use some examples, they
+are the operations of the compiled step relative to the base optimizer's.
 
 {heading}.
 
-`make evidence CLAIM=1` reruns one claim from scratch;
-`python -m benchmarks.evidence` runs all missing ones. Every run, with its seed,
-settings and versions, is in `benchmarks/results/evidence`, in one file per
-problem.
-
-![Test accuracy gained against gradients per step]({picture})
-
-The plot shows means over the problems, with 95 % intervals over the seeds. A
-gradient over a third of the examples counts as a third, and a forward pass as
-a third of a gradient.
+`python -m benchmarks.evidence` runs what is missing, resumes after an
+interruption, and prints what is left; `--list` names every run, its state and
+its command. `make evidence CLAIM=1` reruns one claim from nothing in
+`runs/evidence`, and prints its verdict beside the recorded one. The runs, with
+seeds, settings and versions, are in `benchmarks/results/evidence`, a CSV file
+for each problem.
 """
 
 
-def write(
-  path: pathlib.Path,
-  runs: Mapping[str, Runs],
-  picture: str,
-) -> None:
-  """Writes the page atomically.
-
-  Args:
-    path: path of the Markdown file.
-    runs: runs by problem; a claim is tested on problems with runs of all of its
-      variants.
-    picture: file name of the plot, in the same directory.
-  """
-  parts = [_introduction(runs, picture), _problems(runs)]
-  for number, claim in claims.CLAIMS.items():
-    names = [
-      name
-      for name in claims.problems_of(number)
-      if name in runs and runs[name].has(claims.variants_of([number]))
-    ]
-    if names:
-      parts.append(_claim(number, claim, {name: runs[name] for name in names}))
-  parts.append(_accuracies(runs))
+def write(directory: pathlib.Path) -> pathlib.Path:
+  """Writes page and pictures of the runs in a directory; returns its path."""
+  every = analysis.load(directory)
+  for runs in every.values():
+    runs.sort()
+  pictures.draw(directory, every)
+  path = directory / FILE
   temporary = path.with_suffix('.partial')
-  temporary.write_text('\n'.join(parts), encoding='utf-8')
+  temporary.write_text(text(every), encoding='utf-8')
   temporary.replace(path)
+  return path
 
 
-def difference(runs: Runs, comparison: Comparison) -> paired.Difference:
-  """Returns the paired difference of two variants."""
-  first, second = (
-    runs.by_seed(name, comparison.measure)
-    for name in (comparison.variant, comparison.against)
-  )
-  return paired.paired_difference(first, second)
-
-
-def verdict(found: paired.Difference, comparison: Comparison) -> str:
-  """Returns the verdict on a difference: as expected, or not."""
-  if found.mean is None:
-    return 'not run'
-  if found.interval is None:
-    return found.reason
-  low, high = found.interval
-  margin = claims.MARGIN / 100
-  expected = comparison.expected
-  if expected is Expected.REPORTED:
-    return ''
-  if expected in (Expected.HIGHER, Expected.LOWER):
-    if expected is Expected.LOWER:
-      low, high = -high, -low
-    if low > 0:
-      return '**yes**'
-    return '**no, the opposite**' if high < 0 else 'not significant'
-  if low > -margin and (high < margin or expected is Expected.AT_LEAST_ON_PAR):
-    return '**yes**'
-  if low > 0:
-    return '**better**'
-  if high < 0:
-    return '**no, worse**'
-  return 'open: the interval is too wide'
-
-
-def _introduction(runs: Mapping[str, Runs], picture: str) -> str:
-  final, tuning = (
-    {
-      len({run.seed for run in problem.find(BASE, tuning=which)})
-      for problem in runs.values()
-    }
-    for which in (False, True)
-  )
-  found = machine.describe()
-  versions = {run.versions for problem in runs.values() for run in problem.all}
-  return _INTRODUCTION.format(
-    radii=len(VARIANTS['sam'].radii),
-    rates=_counts({len(PROBLEMS[name].learning_rates) for name in runs}),
-    tuning=_counts(tuning),
-    seeds=_counts(final),
-    margin=claims.MARGIN,
-    heading=(
-      f'{dt.datetime.now(dt.UTC):%Y-%m-%d}, {found["cores"]} cores of an '
-      f'{found["processor"]}, {found["system"]}; {"; ".join(sorted(versions))}'
+def text(every: AllRuns) -> str:
+  """Returns the page."""
+  found = {n: analysis.results(every, x) for n, x in claims.CLAIMS.items()}
+  parts = [
+    '# Evidence',
+    f'![Gain against gradients per step]({pictures.FRONTIER})',
+    summary(every, found),
+    questions(every),
+    missing(every),
+    '## Every method on every problem',
+    (
+      'Gain over the base optimizer with as many steps, in the unit of the '
+      'problem. The colour is the gain in standard deviations between seeds; '
+      'hatched cells have an interval that contains 0.'
     ),
-    picture=picture,
-  )
-
-
-def _counts(found: set[int]) -> str:
-  return ' to '.join(str(count) for count in sorted({min(found), max(found)}))
-
-
-def _problems(runs: Mapping[str, Runs]) -> str:
-  lines = [
-    '| problem | training examples | steps | batch | base, learning rate |',
-    '|---|---|---|---|---|',
+    f'![Gain of each method on each problem]({pictures.HEAT_MAP})',
+    '## The frontier',
+    goal(every),
+    f'![Gain against cost, by problem]({pictures.PANELS})',
+    *(_claim(number, results) for number, results in found.items()),
+    _questions_in_detail(every),
+    '## What the papers start from',
+    _OBSERVATIONS,
+    f'![Four observations]({pictures.OBSERVATIONS})',
+    _HOW.format(
+      trials=_trials(),
+      wider=_wider(),
+      seeds=_seeds(every),
+      margin=claims.MARGIN,
+      units=_units(every),
+      heading=_heading(every),
+    ),
+    _problems(every),
+    _settings(every),
   ]
-  for name, found in runs.items():
-    problem = PROBLEMS[name]
-    lines.append(
-      f'| {problem.title} | {problem.examples} | {problem.steps} | '
-      f'{problem.batch_size} | {problem.base}, {found.chosen(BASE)[0]:g} |'
-    )
-  return '\n'.join(lines) + '\n'
+  return '\n\n'.join(part.strip() for part in parts if part) + '\n'
 
 
-def _claim(number: int, claim: Claim, runs: Mapping[str, Runs]) -> str:
-  titles = ' | '.join(PROBLEMS[name].title for name in runs)
-  lines = [
-    f'## {number}. {claim.sentence}',
-    '',
-    f'({claim.source})',
-    '',
-    f'| difference | expected | {titles} |',
-    f'|---|---|{"---|" * len(runs)}',
-  ]
-  seen = dict.fromkeys(('yes', 'no', 'neither'), 0)
-  for comparison in claim.comparisons:
-    measure, factor, digits = _MEASURES[comparison.measure]
-    cells = []
-    for problem in runs.values():
-      found = difference(problem, comparison)
-      says = verdict(found, comparison)
-      cells.append(f'{_interval(found, factor, digits)} {says}'.strip())
-      kind = 'yes' if 'yes' in says or 'better' in says else 'neither'
-      if found.interval is not None:
-        seen['no' if '**no' in says else kind] += bool(says)
-    of = '' if comparison.measure == 'test_accuracy' else f', {measure}'
-    lines.append(
-      f'| {VARIANTS[comparison.variant].title} against '
-      f'{VARIANTS[comparison.against].title}{of} | '
-      f'{comparison.expected.value} | {" | ".join(cells)} |'
-    )
-  total = sum(seen.values())
-  if total:
-    lines += [
-      '',
-      (
-        f'Of {total} comparisons {seen["yes"]} agree with the claim, '
-        f'{seen["no"]} contradict it, and {seen["neither"]} do neither.'
-      ),
+_OBSERVATIONS = """\
+Sparse SAM: the entries in which SAM's gradient differs from SGD's, sorted, in
+the first step and in the last eighth of a run. AE-SAM: quantiles of the squared
+norms of the gradient, standardized by AE-SAM's running mean and variance,
+against those of the normal law that it assumes (the line). Friendly SAM: what
+SAM gains if only the running average of the gradient perturbs, and if only the
+rest does. K-SAM: the gain against the number of examples of a batch, those with
+the largest losses or random ones; 1 is SAM."""
+
+
+def _trials() -> int:
+  from benchmarks.evidence import workers
+
+  return workers.TRIALS
+
+
+def _wider() -> int:
+  from benchmarks.evidence import workers
+
+  return workers.WIDER
+
+
+def summary(every: AllRuns, found: dict[int, list[Result]]) -> str:
+  """Returns a line for each claim, with its verdict."""
+  lines = ['| claim | verdict |', '|---|---|']
+  for number, claim in claims.CLAIMS.items():
+    if any(result.mean.mean is not None for result in found[number]):
+      verdict = analysis.verdict(found[number])
+      lines.append(
+        f'| [{number}](#claim-{number}). {claim.sentence} | **{verdict}** |'
+      )
+  lines.append('')
+  return '\n'.join(lines)
+
+
+def questions(every: AllRuns) -> str:
+  """Returns the answers to what users ask, one line each."""
+  lines = []
+  twice = analysis.mean_difference(every, analysis.gain(SAM, 'base_twice'))
+  if twice.interval is not None:
+    low, high = twice.interval
+    answer = 'yes' if low > 0 else 'no' if high < 0 else 'not clear'
+    each = [
+      analysis.difference(runs, analysis.gain(SAM, 'base_twice'))
+      for runs in every.values()
     ]
-  return '\n'.join(lines) + '\n'
+    better, worse = (
+      sum(x.significant and sign * (x.mean or 0) > 0 for x in each)
+      for sign in (1, -1)
+    )
+    lines.append(
+      f'- **Does SAM beat training twice as long?** {answer.capitalize()}: '
+      f'{interval(twice)} deviations on average; better on {better}, worse on '
+      f'{worse} of {len(each)} problems.'
+    )
+  fast = _fastest(every)
+  if fast is not None:
+    name, value, reached = fast
+    lines.append(
+      "- **Which method reaches the base optimizer's best validation score "
+      f'first?** {VARIANTS[name].title}, with {value:.2f} times the gradients '
+      f'(geometric mean of {reached} problems).'
+    )
+  rank = {
+    measure: statistics.fmean(
+      analysis.rank_correlation(runs, measure)[0] for runs in every.values()
+    )
+    for measure in claims.FLATNESS
+    if every
+  }
+  if rank:
+    best = min(rank, key=rank.__getitem__)
+    lines.append(
+      '- **Does a flatter minimum go with a better score?** The mean rank '
+      'correlation over all runs of a problem is '
+      f'{_signed(rank[best])} for the {_MEASURES[best]} at best, '
+      f'{_signed(max(rank.values()))} at worst (\N{MINUS SIGN}1: always).'
+    )
+  return '\n'.join(lines)
 
 
-def _interval(found: paired.Difference, factor: float, digits: int) -> str:
+def _fastest(every: AllRuns) -> tuple[str, float, int] | None:
+  """Returns the variant that reaches all targets with the least cost."""
+  found = {}
+  for name in VARIANTS:
+    could = [x for x in every if name in claims.variants_of(x)]
+    values = [
+      analysis.gradients_to_target(every[x], name)
+      for x in could
+      if every[x].has([name])
+    ]
+    known = [value for value in values if value is not None]
+    if name != BASE and len(known) == len(every):
+      found[name] = statistics.geometric_mean(known)
+  if not found:
+    return None
+  name = min(found, key=found.__getitem__)
+  return name, found[name], len(every)
+
+
+def goal(every: AllRuns) -> str:
+  """Returns how near the cheap methods come to SAM's gain."""
+  points = analysis.frontier(every)
+  if SAM not in points or not points[SAM][1].mean:
+    return ''
+  whole = points[SAM][1].mean
+  cheap = {
+    name: gain.mean
+    for name, (cost, gain) in points.items()
+    if cost <= _COST and gain.mean is not None
+  }
+  if whole <= 0 or not cheap:
+    return 'SAM has no mean gain on these problems.'
+  best = max(cheap, key=cheap.__getitem__)
+  share = cheap[best] / whole
+  reached = 'reached' if share >= _SHARE else 'missed'
+  return (
+    f'SAM gains {interval(points[SAM][1])} deviations on average. The goal of '
+    f'{_SHARE:.0%} of it at {_COST} gradients a step or less is {reached}: '
+    f'{VARIANTS[best].title}, at {points[best][0]:.2f} gradients, has '
+    f'{share:.0%} of it.'
+  ).replace('%', ' %')
+
+
+def missing(every: AllRuns) -> str:
+  """Names what has not run yet."""
+  found = []
+  for problem in PROBLEMS:
+    could = claims.variants_of(problem)
+    runs = every.get(problem)
+    ran = sum(runs is not None and runs.has([name]) for name in could)
+    if ran < len(could):
+      found.append(f'{PROBLEMS[problem].title}: {ran} of {len(could)} variants')
+  if not found:
+    return ''
+  return f'**Not complete yet.** {"; ".join(found)}.'
+
+
+def interval(found: paired.Difference, digits: int = 2) -> str:
+  """Returns a mean difference and its interval."""
   if found.mean is None:
     return ''
-  center = f'{factor * found.mean:+.{digits}f}'
+  center = _signed(found.mean, digits)
   if found.interval is None:
     return center
-  low, high = (f'{factor * end:+.{digits}f}' for end in found.interval)
+  low, high = (_signed(end, digits) for end in found.interval)
   return f'{center} [{low}, {high}]'
 
 
-def _accuracies(runs: Mapping[str, Runs]) -> str:
+def _signed(value: float, digits: int = 2) -> str:
+  return f'{value:+.{digits}f}'.replace('-', '\N{MINUS SIGN}')
+
+
+def _claim(number: int, found: Sequence[Result]) -> str:
+  claim = claims.CLAIMS[number]
+  names = [name for name in PROBLEMS if any(name in x.cells for x in found)]
+  if not names:
+    return ''
+  titles = [PROBLEMS[name].title for name in names]
   lines = [
-    '## All variants',
+    f'<a id="claim-{number}"></a>',
     '',
-    (
-      'Mean test accuracy in percent; in brackets the chosen radius (of the '
-      'base the learning rate), with a star if it is the first or the '
-      'last candidate, and the fraction of steps with a perturbed gradient.'
-    ),
+    f'## {number}. {claim.sentence}',
     '',
-    f'| variant | {" | ".join(PROBLEMS[name].title for name in runs)} |',
-    f'|---|{"---|" * len(runs)}',
+    f'**{analysis.verdict(found).capitalize()}** ({claim.source}).',
+    '',
+    _row(['comparison', 'claimed', 'mean, deviations', *titles]),
+    '|---' * (3 + len(names)) + '|',
+  ]
+  for result in found:
+    comparison = result.comparison
+    title = (
+      f'{VARIANTS[comparison.variant].title} against '
+      f'{VARIANTS[comparison.against].title}'
+    )
+    if comparison.measure != claims.SCORE:
+      title += f': {_MEASURES[comparison.measure]}'
+    mean = interval(result.mean)
+    if result.says:
+      mean = f'**{_WORDS[result.says]}**: {mean}'
+    cells = []
+    for name in names:
+      cell = result.cells.get(name)
+      shown = '' if cell is None else _short(cell)
+      cells.append(shown)
+    lines.append(_row([title, comparison.expected.value, mean, *cells]))
+  return '\n'.join(lines)
+
+
+def _short(found: paired.Difference) -> str:
+  mean = found.mean or 0.0
+  shown = _signed(mean, 1 if abs(mean) >= 1 else 2)
+  return f'**{shown}**' if found.significant else shown
+
+
+def _row(cells: Iterable[str]) -> str:
+  return f'| {" | ".join(cells)} |'
+
+
+def _questions_in_detail(every: AllRuns) -> str:
+  names = [
+    name
+    for name in VARIANTS
+    if name != BASE and any(runs.has([name]) for runs in every.values())
+  ]
+  titles = [PROBLEMS[name].title for name in every]
+  lines = [
+    "## Gradients to the base optimizer's best validation score",
+    '',
+    'Relative to the base optimizer, median over the seeds; evaluated '
+    f'{PARTS} times in a run of its length. A dash: most runs end below it.',
+    '',
+    _row(['method', *titles]),
+    '|---' * (1 + len(titles)) + '|',
+  ]
+  for name in names:
+    cells = []
+    for runs in every.values():
+      value = (
+        analysis.gradients_to_target(runs, name) if runs.has([name]) else None
+      )
+      ran = '\N{EN DASH}' if runs.has([name]) else ''
+      cells.append(ran if value is None else f'{value:.2f}')
+    lines.append(_row([VARIANTS[name].title, *cells]))
+  lines += [
+    '',
+    '## Flatness and score',
+    '',
+    "Spearman's rank correlation over all runs with test seeds, of all "
+    'variants; negative: flatter minima have better scores.',
+    '',
+    _row(['measure', *titles]),
+    '|---' * (1 + len(titles)) + '|',
+  ]
+  for measure in claims.FLATNESS:
+    cells = [
+      _signed(analysis.rank_correlation(runs, measure)[0])
+      for runs in every.values()
+    ]
+    lines.append(_row([_MEASURES[measure], *cells]))
+  return '\n'.join(lines)
+
+
+def _seeds(every: AllRuns) -> str:
+  found = {
+    len(runs.by_seed(name, claims.SCORE))
+    for runs in every.values()
+    for name in (BASE, SAM)
+  }
+  return ' to '.join(map(str, sorted(found)))
+
+
+def _units(every: AllRuns) -> str:
+  found = [
+    f'{analysis.deviation(runs):.2f} {PROBLEMS[name].unit} on '
+    f'{PROBLEMS[name].title}'
+    for name, runs in every.items()
+  ]
+  return f'These are {"; ".join(found)}.'
+
+
+def _heading(every: AllRuns) -> str:
+  found = machine.describe()
+  versions = {run.versions for runs in every.values() for run in runs.all}
+  return (
+    f'{dt.datetime.now(dt.UTC):%Y-%m-%d}, {found["cores"]} cores of an '
+    f'{found["processor"]}, {found["system"]}; {"; ".join(sorted(versions))}'
+  )
+
+
+def _problems(every: AllRuns) -> str:
+  lines = [
+    _row(['problem', 'examples', 'steps', 'batch', 'base', 'base, SAM']),
+    '|---|---|---|---|---|---|',
+  ]
+  for name, runs in every.items():
+    problem = PROBLEMS[name]
+    scores = ', '.join(f'{runs.mean(x, claims.SCORE):.2f}' for x in (BASE, SAM))
+    lines.append(
+      _row(
+        [
+          problem.title,
+          f'{problem.examples}',
+          f'{problem.steps}',
+          f'{problem.batch_size}',
+          problem.base,
+          f'{scores} ({problem.unit})',
+        ]
+      )
+    )
+  return '\n'.join(lines)
+
+
+def _settings(every: AllRuns) -> str:
+  edges = analysis.at_edges(every)
+  outside = {(problem, name) for problem, name, *_ in edges}
+  lines = [
+    '## Chosen settings',
+    '',
+    'Learning rate and radius, and the fraction of steps with a perturbed '
+    'gradient. A star: a value at the edge of those tried, '
+    f'{len(edges)} in all; the search ended after its last trial there.',
+    '',
+    _row(['variant', *(PROBLEMS[name].title for name in every)]),
+    '|---' * (1 + len(every)) + '|',
   ]
   for name, variant in VARIANTS.items():
     cells = []
-    for problem in runs.values():
-      final = problem.find(name, tuning=False)
-      if not final:
+    for problem, runs in every.items():
+      if not runs.has([name]):
         cells.append('')
         continue
-      accuracy = statistics.fmean(r.outcome.test_accuracy for r in final)
-      fraction = statistics.fmean(r.outcome.second_gradients for r in final)
-      rate, rho = problem.chosen(name)
-      at_end = rho in (min(variant.radii), max(variant.radii))
-      how = (
-        f'{rho:g}{"*" * at_end}, {fraction:.0%}'
-        if variant.is_method
-        else f'{rate:g}'
-      )
-      if variant.is_method and rate != problem.chosen(BASE)[0]:
-        how += f', rate {rate:g}'
-      cells.append(f'{100 * accuracy:.2f} ({how.replace("%", " %")})')
+      rate, rho = runs.chosen(name)
+      star = '\\*' if (problem, name) in outside else ''
+      cell = f'{rate:g}{star}'
+      if variant.factory is not None:
+        cell = f'{rate:g}, {rho:g}{star}'
+        cell += f', {runs.mean(name, "second_gradients"):.0%}'
+      cells.append(cell.replace('%', ' %'))
     if any(cells):
-      lines.append(f'| {variant.title} | {" | ".join(cells)} |')
-  return '\n'.join(lines) + '\n'
+      lines.append(_row([variant.title, *cells]))
+  return '\n'.join(lines)
+
+
+def record(directory: pathlib.Path) -> None:
+  """Trains what the observations need, if it is missing."""
+  for name in ('conv', 'vit'):
+    if name in analysis.load(directory):
+      observations.record(directory, name)

@@ -83,7 +83,7 @@ class Problem:
     label_noise: fraction of wrong labels.
     is_text: whether the score is in bits per byte, not in accuracy.
     in_short: whether only the variants of the frontier run.
-    trial_length: length of the longest trials, relative to a run.
+    trial_length: length of the trials, relative to a run.
     tuning_seeds: number of seeds of each trial.
     evaluated: largest number of training and of test examples to evaluate.
     measured: number of training examples for the measures of sharpness.
@@ -139,8 +139,9 @@ _CONV = Problem(
   ),
   examples=12_000,
   validation=4_000,
-  steps=960,
+  steps=720,
   batch_size=100,
+  in_short=True,
 )
 _DIGITS = Problem(
   title='digits, 40 % wrong labels, conv net',
@@ -164,7 +165,7 @@ PROBLEMS = {
     model=models.MLP,
     examples=56_000,
     validation=4_000,
-    steps=4_480,
+    steps=3_360,
     batch_size=100,
     trial_length=1.0,
   ),
@@ -172,6 +173,7 @@ PROBLEMS = {
     _CONV,
     title='Fashion-MNIST 12k, 40 % wrong labels, conv net',
     learning_rate=0.05,
+    in_short=False,
     label_noise=0.4,
   ),
   'conv': _CONV,
@@ -183,7 +185,7 @@ PROBLEMS = {
     ),
     examples=12_000,
     validation=4_000,
-    steps=960,
+    steps=720,
     batch_size=100,
     base='adamw',
     learning_rate=2e-3,
@@ -193,9 +195,9 @@ PROBLEMS = {
     title='King James Bible, language model',
     dataset='bible',
     model=lambda _: LanguageModel(),
-    examples=12_800,
+    examples=9_600,
     validation=500,
-    steps=400,
+    steps=320,
     batch_size=16,
     base='adamw',
     learning_rate=2e-3,

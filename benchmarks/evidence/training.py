@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -105,8 +106,10 @@ class Trainer:
     tx = self.transformation(settings)
     return params, variables, tx.init(params), jnp.zeros((), jnp.int32)
 
-  def step(self, carry: Any, batch: Any, settings: Any) -> tuple[Any, Any]:
-    """Takes one step; also returns the gradient before the method."""
+  def step(
+    self, carry: Any, batch: Any, settings: Any
+  ) -> tuple[Any, Any, Callable[[Any], jax.Array]]:
+    """Takes one step; also returns its first gradient and its loss."""
     params, statistics, opt_state, count = carry
     variant = self.variant
     key = jax.random.fold_in(jax.random.fold_in(settings['key'], 2), count)
@@ -118,12 +121,13 @@ class Trainer:
       values, new_statistics = losses(params, batch)
       return jnp.mean(values), (values, new_statistics)
 
+    value_fn = lambda params: mean(params)[0]
     grads, (values, new_statistics) = jax.grad(mean, has_aux=True)(params)
     updates, opt_state = self.transformation(settings).update(
       grads,
       opt_state,
       params,
-      value_fn=lambda p: mean(p)[0],
+      value_fn=value_fn,
       per_example_value_fn=lambda p, b: (
         per_example_losses(self.model, p, statistics, b)
         if variant.takes_per_example_losses
@@ -133,7 +137,8 @@ class Trainer:
       losses=None if variant.takes_per_example_losses else values,
     )
     params = optax.apply_updates(params, updates)
-    return (params, new_statistics, opt_state, count + 1), grads
+    carry = params, new_statistics, opt_state, count + 1
+    return carry, grads, value_fn
 
   def _train_part(
     self, carry: Any, data: Any, rows: jax.Array, settings: Any
@@ -186,7 +191,7 @@ class Trainer:
     carry = self._start(settings, train['inputs'][:1])
     if variant.gradients is None and self._cost is None:
       example = jax.tree.map(lambda x: x[:used], train)
-      self._cost = self._operations(carry, example, settings)
+      self._cost = self.cost(example, settings)
     seconds, curve = 0.0, []
     for number in range(parts):
       begin = time.perf_counter()
@@ -221,20 +226,18 @@ class Trainer:
       **(self._measures(carry, train) if measured else {}),
     )
 
-  @functools.cached_property
-  def _plain(self) -> 'Trainer':
-    return Trainer(self.problem, Variant('base'), 0.0)
+  def _operations(self, example: Any, settings: Any) -> float:
+    """Returns XLA's operations of a step."""
+    carry = self._start(settings, example['inputs'][:1])
+    step = jax.jit(lambda *given: self.step(*given)[0])
+    program = step.lower(carry, example, settings).compile()
+    return program.cost_analysis()['flops']
 
-  def _operations(self, carry: Any, batch: Any, settings: Any) -> float:
+  def cost(self, example: Any, settings: Any) -> float:
     """Returns the operations of a step relative to the base optimizer's."""
-    found = []
-    for trainer in (self, self._plain):
-      if trainer is not self:
-        carry = trainer._start(settings, batch['inputs'][:1])
-      step = lambda *given, of=trainer: of.step(*given)[0]
-      program = jax.jit(step).lower(carry, batch, settings).compile()
-      found.append(program.cost_analysis()['flops'])
-    return found[0] / found[1]
+    plain = Trainer(self.problem, Variant('base'), 0.0)
+    given = example, settings
+    return self._operations(*given) / plain._operations(*given)
 
   def _measures(self, carry: Any, train: Any) -> dict[str, float]:
     examples = jax.tree.map(lambda x: x[: self.problem.measured], train)
@@ -277,7 +280,8 @@ def evaluate(model: Any, carry: Any, batch: Any) -> tuple[float, float]:
   count = len(batch['labels'])
   totals = np.zeros(2)
   for first in range(0, count, _EVALUATED_AT_ONCE):
-    part = jax.tree.map(lambda x: x[first : first + _EVALUATED_AT_ONCE], batch)
+    end = first + _EVALUATED_AT_ONCE
+    part = {name: values[first:end] for name, values in batch.items()}
     totals += np.asarray(_evaluate(model, carry[0], carry[1], part))
   loss, accuracy = totals / count
   return float(loss), float(accuracy)

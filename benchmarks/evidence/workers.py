@@ -24,7 +24,7 @@ TRIALS = 8
 # Ratio of neighbours in the first grid; later ones are closer.
 _RATIO = 4.0
 # Further trials while the best value is the smallest or the largest one tried.
-_WIDER = 6
+WIDER = 6
 
 Task = tuple[str, str]  # problem and variant
 
@@ -139,7 +139,7 @@ def seconds_left(task: Task, plan: Plan) -> float | None:
   if not known:
     return None
   problem = PROBLEMS[task[0]]
-  trials = 7 * problem.trial_length * problem.tuning_seeds
+  trials = TRIALS * problem.trial_length * problem.tuning_seeds
   cost = 1.3 if variant.gradients is None else variant.gradients(0.5)
   parts = sum(run.parts for run in runs.all if run.variant == task[1])
   whole = variant.parts * (plan.seeds + trials)
@@ -227,7 +227,7 @@ class _Job:
     value of a setting is the smallest or the largest one tried.
     """
     start = self.start()
-    longest = PROBLEMS[self.name].trial_length * self.variant.parts
+    parts = round(PROBLEMS[self.name].trial_length * self.variant.parts)
 
     def values(point: Point) -> tuple[float, float]:
       pairs = zip(start, point, strict=True)
@@ -235,7 +235,8 @@ class _Job:
       return rate, rho[0] if rho else 0.0
 
     def measure(point: Point, length: float) -> Score:
-      parts = max(1, int(length * longest))
+      # Short runs favour other settings, so all trials have one length.
+      del length
       found = [
         self.outcome(*values(point), TUNING_SEED + seed, parts, tuning=True)
         for seed in range(PROBLEMS[self.name].tuning_seeds)
@@ -247,7 +248,7 @@ class _Job:
       return statistics.fmean(scores), -statistics.fmean(losses)
 
     best, score, tried = search(measure, len(start), self.plan.trials)
-    for _ in range(_WIDER):
+    for _ in range(WIDER):
       beyond = _beyond(best, tried)
       if beyond is None:
         break
