@@ -1,4 +1,4 @@
-"""Generates the tables that list methods and components.
+"""Generates the tables of methods and components, and the verdicts.
 
 `python docs/tables.py` rewrites each block between the lines
 `<!-- generated: NAME -->` and `<!-- end -->`. With `--check` it changes
@@ -6,6 +6,7 @@ nothing, prints the files that differ and exits with 1 if there are any.
 """
 
 import argparse
+import functools
 import inspect
 import pathlib
 import re
@@ -15,7 +16,15 @@ from typing import Any
 
 import optax
 
-from optax_sam import descents, perturbations, policies, selections
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from benchmarks.evidence import advice, analysis
+from optax_sam import (
+  descents,
+  perturbations,
+  policies,
+  selections,
+)
 from optax_sam.catalog import GROUPS, METHODS
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -187,6 +196,11 @@ def _collectives() -> str:
   return _table(head, rows)
 
 
+@functools.cache
+def _runs() -> analysis.AllRuns:
+  return analysis.load(ROOT / 'benchmarks' / 'results' / 'evidence')
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
   'all methods': _all_methods,
   'methods': _methods,
@@ -197,6 +211,8 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'components': _components,
   'use when': _use_when,
   'collectives': _collectives,
+  'which method': lambda: advice.which_method(_runs()),
+  'verdicts': lambda: advice.verdicts(_runs()),
 }
 
 

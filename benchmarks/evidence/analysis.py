@@ -22,7 +22,7 @@ from benchmarks.evidence.variants import BASE, SAM, VARIANTS
 from optax_sam.train.reports import paired
 
 _SIGNIFICANT = 1 - paired.CONFIDENCE
-_FEWEST = 2  # seeds for a standard deviation
+_FEWEST = 2  # values for a standard deviation or a correlation
 
 AllRuns = Mapping[str, Runs]
 
@@ -142,11 +142,16 @@ def says(
 
 
 def results(every: AllRuns, claim: Claim) -> list[Result]:
-  """Returns the comparisons of a claim, with Holm's correction."""
+  """Returns the comparisons of a claim, with Holm's correction.
+
+  On the problems on which all variants of the claim ran that run there.
+  """
+  names = {x for c in claim.comparisons for x in (c.variant, c.against)}
   every = {
     name: runs
     for name, runs in every.items()
     if name in (claim.problems or PROBLEMS)
+    and runs.has(names.intersection(claims.variants_of(name)))
   }
   means, cells = [], {}
   for comparison in claim.comparisons:
@@ -258,6 +263,8 @@ def rank_correlation(runs: Runs, measure: str) -> tuple[float, int]:
     if not run.tuning
   ]
   pairs = [pair for pair in pairs if np.all(np.isfinite(pair))]
+  if len(pairs) < _FEWEST:
+    return math.nan, len(pairs)
   return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic), len(pairs)
 
 

@@ -102,6 +102,12 @@ def _of(directory: pathlib.Path, kind: str) -> dict[str, list[dict[str, Any]]]:
   return found
 
 
+def legend(axes: Any) -> None:
+  """Draws a legend, if anything is drawn."""
+  if axes.get_legend_handles_labels()[0]:
+    axes.legend(fontsize=6.5, frameon=False)
+
+
 def draw_differences(axes: Any, directory: pathlib.Path) -> None:
   """Draws the distribution of the differences, at the start and at the end."""
   for color, (name, rows) in enumerate(_of(directory, 'difference').items()):
@@ -121,7 +127,7 @@ def draw_differences(axes: Any, directory: pathlib.Path) -> None:
   axes.set_title(
     "Entries of SAM's gradient minus SGD's (dotted: first step)", fontsize=9
   )
-  axes.legend(fontsize=6.5, frameon=False)
+  legend(axes)
 
 
 def scores(rows: list[dict[str, Any]]) -> np.ndarray:
@@ -149,4 +155,4 @@ def draw_norms(axes: Any, directory: pathlib.Path) -> None:
   axes.set_title(
     'Squared gradient norms, standardized as by AE-SAM', fontsize=9
   )
-  axes.legend(fontsize=6.5, frameon=False)
+  legend(axes)

@@ -1,11 +1,18 @@
 """The page of the evidence, written from the records."""
 
 import datetime as dt
+import math
 import pathlib
 import statistics
 from collections.abc import Iterable, Sequence
 
-from benchmarks.evidence import analysis, claims, observations, pictures
+from benchmarks.evidence import (
+  analysis,
+  claims,
+  observations,
+  pictures,
+  workers,
+)
 from benchmarks.evidence.analysis import AllRuns, Result
 from benchmarks.evidence.problems import PARTS, PROBLEMS
 from benchmarks.evidence.variants import BASE, SAM, VARIANTS
@@ -34,8 +41,8 @@ Every seed draws training and validation examples, wrong labels in both, initial
 parameters and order; the test examples are always the same, with true labels.
 Learning rate and radius of every variant, the base optimizer included, were
 tuned with the search of `optax-sam compare --tune`, but without its shorter
-trials: {trials} trials of half of the steps (on the digits and the dense net, of
-all steps), by the score on the validation examples, with one seed (on the
+trials: {trials} trials of half of the steps (on the digits and the dense net,
+of all steps), by the score on the validation examples, with one seed (on the
 digits four) that no comparison has. While the best value was the smallest or
 the largest one tried, up to {wider} more trials went further. Then every
 variant ran with {seeds} other seeds to the last step, without choosing a
@@ -82,7 +89,7 @@ def text(every: AllRuns) -> str:
   parts = [
     '# Evidence',
     f'![Gain against gradients per step]({pictures.FRONTIER})',
-    summary(every, found),
+    _summary(found),
     questions(every),
     missing(every),
     '## Every method on every problem',
@@ -101,8 +108,8 @@ def text(every: AllRuns) -> str:
     _OBSERVATIONS,
     f'![Four observations]({pictures.OBSERVATIONS})',
     _HOW.format(
-      trials=_trials(),
-      wider=_wider(),
+      trials=workers.TRIALS,
+      wider=workers.WIDER,
       seeds=_seeds(every),
       margin=claims.MARGIN,
       units=_units(every),
@@ -124,19 +131,7 @@ rest does. K-SAM: the gain against the number of examples of a batch, those with
 the largest losses or random ones; 1 is SAM."""
 
 
-def _trials() -> int:
-  from benchmarks.evidence import workers
-
-  return workers.TRIALS
-
-
-def _wider() -> int:
-  from benchmarks.evidence import workers
-
-  return workers.WIDER
-
-
-def summary(every: AllRuns, found: dict[int, list[Result]]) -> str:
+def _summary(found: dict[int, list[Result]]) -> str:
   """Returns a line for each claim, with its verdict."""
   lines = ['| claim | verdict |', '|---|---|']
   for number, claim in claims.CLAIMS.items():
@@ -184,13 +179,15 @@ def questions(every: AllRuns) -> str:
     for measure in claims.FLATNESS
     if every
   }
+  rank = {name: value for name, value in rank.items() if math.isfinite(value)}
   if rank:
-    best = min(rank, key=rank.__getitem__)
+    best, worst = (of(rank, key=rank.__getitem__) for of in (min, max))
     lines.append(
-      '- **Does a flatter minimum go with a better score?** The mean rank '
-      'correlation over all runs of a problem is '
-      f'{_signed(rank[best])} for the {_MEASURES[best]} at best, '
-      f'{_signed(max(rank.values()))} at worst (\N{MINUS SIGN}1: always).'
+      '- **Does a flatter minimum go with a better score?** The rank '
+      'correlation over all runs of a problem, averaged over the problems, is '
+      f'between {_signed(rank[best])} ({_MEASURES[best]}) and '
+      f'{_signed(rank[worst])} ({_MEASURES[worst]}); '
+      'negative if flatter minima have better scores.'
     )
   return '\n'.join(lines)
 
@@ -206,7 +203,7 @@ def _fastest(every: AllRuns) -> tuple[str, float, int] | None:
       if every[x].has([name])
     ]
     known = [value for value in values if value is not None]
-    if name != BASE and len(known) == len(every):
+    if name != BASE and known and len(known) == len(every):
       found[name] = statistics.geometric_mean(known)
   if not found:
     return None
@@ -323,8 +320,10 @@ def _questions_in_detail(every: AllRuns) -> str:
   lines = [
     "## Gradients to the base optimizer's best validation score",
     '',
-    'Relative to the base optimizer, median over the seeds; evaluated '
-    f'{PARTS} times in a run of its length. A dash: most runs end below it.',
+    (
+      'Relative to the base optimizer, median over the seeds; evaluated '
+      f'{PARTS} times in a run of its length. A dash: most runs end below it.'
+    ),
     '',
     _row(['method', *titles]),
     '|---' * (1 + len(titles)) + '|',
@@ -342,8 +341,10 @@ def _questions_in_detail(every: AllRuns) -> str:
     '',
     '## Flatness and score',
     '',
-    "Spearman's rank correlation over all runs with test seeds, of all "
-    'variants; negative: flatter minima have better scores.',
+    (
+      "Spearman's rank correlation over all runs with test seeds, of all "
+      'variants; negative: flatter minima have better scores.'
+    ),
     '',
     _row(['measure', *titles]),
     '|---' * (1 + len(titles)) + '|',
@@ -413,9 +414,11 @@ def _settings(every: AllRuns) -> str:
   lines = [
     '## Chosen settings',
     '',
-    'Learning rate and radius, and the fraction of steps with a perturbed '
-    'gradient. A star: a value at the edge of those tried, '
-    f'{len(edges)} in all; the search ended after its last trial there.',
+    (
+      'Learning rate and radius, and the fraction of steps with a perturbed '
+      'gradient. A star: a value at the edge of those tried, '
+      f'{len(edges)} in all; the search ended after its last trial there.'
+    ),
     '',
     _row(['variant', *(PROBLEMS[name].title for name in every)]),
     '|---' * (1 + len(every)) + '|',

@@ -244,7 +244,7 @@ def _draw_scores(
   axes.axhline(0, color='0.5', linewidth=0.8)
   axes.set_ylabel('gain, standard deviations', fontsize=8)
   axes.set_title(title, fontsize=9)
-  axes.legend(fontsize=7, frameon=False)
+  observations.legend(axes)
 
 
 def _scaled_gain(runs: Runs, name: str) -> float:
@@ -277,4 +277,4 @@ def _draw_sizes(axes: Any, every: analysis.AllRuns) -> None:
   axes.set_xlabel('K, fraction of the batch', fontsize=8)
   axes.set_ylabel('mean gain, standard deviations', fontsize=8)
   axes.set_title('Accuracy against K', fontsize=9)
-  axes.legend(fontsize=7, frameon=False)
+  observations.legend(axes)

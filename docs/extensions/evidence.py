@@ -4,28 +4,30 @@ import csv
 import functools
 import pathlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
-from benchmarks.evidence import page, picture
-from benchmarks.evidence.claims import Comparison, Expected
+from benchmarks.evidence import analysis, page, pictures
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Runs
-from benchmarks.evidence.variants import BASE, VARIANTS
+from benchmarks.evidence.variants import VARIANTS
 from optax_sam.catalog import METHODS, Method
 from optax_sam.train.reports import paired
 
 _RESULTS = pathlib.Path(page.__file__).parents[1] / 'results'
-PICTURES = {'evidence.png': _RESULTS / 'evidence' / 'evidence.png'}
+PICTURES = {
+  name: _RESULTS / 'evidence' / name
+  for name in (
+    pictures.FRONTIER,
+    pictures.PANELS,
+    pictures.HEAT_MAP,
+    pictures.OBSERVATIONS,
+  )
+}
 
 
 @functools.cache
-def _runs() -> dict[str, Runs]:
-  return {name: Runs(_RESULTS / 'evidence', name) for name in PROBLEMS}
-
-
-@functools.cache
-def _points() -> dict[str, tuple[float, paired.Difference]]:
-  return picture.points(_runs())
+def _runs() -> Mapping[str, Runs]:
+  return analysis.load(_RESULTS / 'evidence')
 
 
 def variants(method: Method) -> list[str]:
@@ -33,7 +35,9 @@ def variants(method: Method) -> list[str]:
   return [
     name
     for name, variant in VARIANTS.items()
-    if variant.factory is method.function and variant.batch_fraction == 1
+    if variant.factory is method.function
+    and variant.batch_fraction == 1
+    and any(runs.has([name]) for runs in _runs().values())
   ]
 
 
@@ -41,22 +45,29 @@ def gains(method: Method) -> str:
   """Returns what a method gained over the base optimizer, by problem."""
   names = variants(method)
   rows = [
-    [PROBLEMS[problem].title, *[_gain(runs, name) for name in names]]
+    [
+      f'{PROBLEMS[problem].title} ({PROBLEMS[problem].unit})',
+      *[_interval(_gain(runs, name)) for name in names],
+    ]
     for problem, runs in _runs().items()
   ]
-  means = [
-    _interval(_points()[name][1]) if name in _points() else '' for name in names
-  ]
-  if any(means):
-    rows.append(['mean over the problems', *means])
+  means = [_interval(_mean_gain(name)) for name in names]
+  rows.append(['mean, standard deviations between seeds', *means])
   return _table(['problem', *[VARIANTS[name].title for name in names]], rows)
 
 
 def mean_gain(method: Method) -> str:
-  """Returns the mean gain of the first variant that ran on all problems."""
-  found = (name for name in variants(method) if name in _points())
-  name = next(found, None)
-  return 'not compared' if name is None else _interval(_points()[name][1])
+  """Returns the mean gain of the first variant, in standard deviations."""
+  found = variants(method)
+  return _interval(_mean_gain(found[0])) if found else 'not compared'
+
+
+def _gain(runs: Runs, name: str) -> paired.Difference:
+  return analysis.difference(runs, analysis.gain(name))
+
+
+def _mean_gain(name: str) -> paired.Difference:
+  return analysis.mean_difference(_runs(), analysis.gain(name))
 
 
 @functools.cache
@@ -84,19 +95,10 @@ def time(method: Method) -> str:
   )
 
 
-def _gain(runs: Runs, name: str) -> str:
-  comparison = Comparison(name, BASE, Expected.REPORTED)
-  found = page.difference(runs, comparison)
-  return '' if found.mean is None else _interval(found)
-
-
 def _interval(found: paired.Difference) -> str:
-  center = f'{100 * found.mean:+.1f}'
-  if found.interval is None:
-    return center
-  low, high = (f'{100 * end:+.1f}' for end in found.interval)
-  center = f'**{center}**' if found.significant else center
-  return f'{center} [{low}, {high}]'.replace('-', '\N{MINUS SIGN}')
+  shown = page.interval(found)
+  center, space, interval = shown.partition(' ')
+  return f'**{center}**{space}{interval}' if found.significant else shown
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -110,33 +112,12 @@ def _summary() -> str:
   rows = [
     [VARIANTS[name].title, f'{cost:.2f}', _interval(gain)]
     for name, (cost, gain) in sorted(
-      _points().items(), key=lambda item: -(item[1][1].mean or 0)
+      analysis.frontier(_runs()).items(),
+      key=lambda item: -(item[1][1].mean or 0),
     )
   ]
-  head = ['method', 'gradients per step', 'gain in test accuracy, points']
+  head = ['method', 'gradients per step', 'mean gain, deviations']
   return _table(head, rows)
-
-
-def _by_problem() -> str:
-  """Gains without intervals, with colours from red to green."""
-  rows = []
-  for name in _points():
-    cells = []
-    for runs in _runs().values():
-      found = page.difference(runs, Comparison(name, BASE, Expected.REPORTED))
-      points = 100 * (found.mean or 0)
-      part = max(-1.0, min(points / 3, 1.0))
-      colour = '76, 175, 80' if part > 0 else '229, 57, 53'
-      text = f'{points:+.1f}'.replace('-', '\N{MINUS SIGN}')
-      text = f'<b>{text}</b>' if found.significant else text
-      cells.append(
-        f'<td style="background: rgba({colour}, {0.6 * abs(part):.2f})">'
-        f'{text}</td>'
-      )
-    rows.append(f'<tr><td>{VARIANTS[name].title}</td>{"".join(cells)}</tr>')
-  titles = ['method', *[PROBLEMS[name].title for name in _runs()]]
-  head = ''.join(f'<th>{title}</th>' for title in titles)
-  return f'<table><tr>{head}</tr>{"".join(rows)}</table>'
 
 
 def _speed() -> str:
@@ -151,7 +132,6 @@ def _speed() -> str:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-  'gains by problem': _by_problem,
   'speed': _speed,
   'summary of the evidence': _summary,
 }

@@ -18,7 +18,6 @@ _PAGES = {
   '../docs/howto/lora.md': '../howto/lora.md',
   '../docs/pods.md': '../pods.md',
   'docs/conventions.md': 'conventions.md',
-  'evidence.png': '../evidence.png',
   'results/evidence/evidence.md': '../evidence.md',
 }
 # Files that are not on the site: data and code.

@@ -93,7 +93,7 @@ def how_to_choose() -> str:
   """Returns the table of the methods that are compared with each other."""
   lines = [
     (
-      '| method | gradients per step | mean gain, points | to tune | state '
+      '| method | gradients per step | mean gain, deviations | to tune | state '
       '| unverified against the paper |'
     ),
     '|---' * 6 + '|',
@@ -290,8 +290,8 @@ def _evidence(method: Method) -> str:
     measured = ' Its [speed](../speed.md) is measured.'
     return missing + (measured if evidence.time(method) else '')
   return (
-    'Gain in test accuracy over the base optimizer, in points, with its 95 % '
-    'interval; bold if the interval excludes 0. Each radius was chosen on '
+    'Gain in test score over the base optimizer, with its 95 % interval; bold '
+    'if the interval excludes 0. Learning rate and radius were chosen on '
     'validation data. [How it was measured](../evidence.md).\n\n'
     + evidence.gains(method)
   )

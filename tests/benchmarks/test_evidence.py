@@ -1,152 +1,276 @@
 import dataclasses
+import math
+import re
 
+import numpy as np
 import pytest
 
 from benchmarks.evidence import __main__ as evidence
-from benchmarks.evidence import claims, page, picture, problems, workers
+from benchmarks.evidence import (
+  advice,
+  analysis,
+  claims,
+  observations,
+  page,
+  pictures,
+  problems,
+  workers,
+)
 from benchmarks.evidence.claims import Comparison, Expected
+from benchmarks.evidence.problems import PARTS, PROBLEMS
 from benchmarks.evidence.runs import Run, Runs
-from benchmarks.evidence.training import Outcome
-from benchmarks.evidence.variants import BASE, VARIANTS
-from optax_sam.train.reports.paired import Difference
+from benchmarks.evidence.training import Outcome, Trainer
+from benchmarks.evidence.variants import BASE, SAM, VARIANTS
 
 STRICT = False  # flax's layer norm promotes
 
-TINY = {
-  name: dataclasses.replace(
-    problem, steps=8, examples=100, learning_rates=(0.03, 0.1, 0.3, 1.0)
+
+def run(variant, seed, score, **changed):
+  curve = ' '.join(f'{score - PARTS + 1 + i}' for i in range(PARTS))
+  outcome = Outcome(
+    seconds=2.0,
+    gradients=changed.pop('gradients', 1.0),
+    second_gradients=1.0,
+    train_loss=0.1,
+    train_score=99.0,
+    validation_loss=0.2,
+    validation_score=changed.pop('validation', score),
+    test_loss=0.3,
+    test_score=score,
+    curve=changed.pop('curve', curve),
+    sam_sharpness=changed.pop('sharpness', score / 100),
   )
-  for name, problem in problems.PROBLEMS.items()
-}
+  given = {
+    'problem': 'digits_noise',
+    'learning_rate': 0.03,
+    'rho': 0.1,
+    'parts': PARTS,
+    'tuning': False,
+    'versions': 'jax 0',
+  }
+  return Run(variant=variant, seed=seed, outcome=outcome, **(given | changed))
 
 
-def outcome(accuracy, validation=0.5, fraction=1.0):
-  return Outcome(fraction, 0.1, validation, accuracy, 0.2, 0.01, 3.0)
+def runs_of(directory, scores, problem='digits_noise'):
+  """Runs with scores by variant, each a list with one score a seed."""
+  runs = Runs(directory, problem)
+  for variant, values in scores.items():
+    for seed, score in enumerate(values):
+      runs.add(run(variant, seed, score, problem=problem))
+  return runs
 
 
-def run(variant, seed, accuracy, *, rho=0.1, tuning=False, validation=0.5):
-  return Run(
-    'digits',
-    variant,
-    0.03,
-    rho,
-    seed,
-    tuning,
-    'jax 0',
-    outcome(accuracy, validation),
-  )
-
-
-def test_the_radius_is_chosen_by_validation_and_not_by_test_accuracy(tmp_path):
-  runs = Runs(tmp_path, 'digits')
-  runs.add(run(BASE, 1000, 0.5, tuning=True))
-  for rho, validation, accuracy in (
-    (0.05, 0.8, 0.1),
-    (0.1, 0.6, 0.9),
-    (0.2, 0.8, 0.5),
-  ):
-    for seed, shift in ((1000, -0.1), (1001, 0.1)):
-      given = {'rho': rho, 'validation': validation + shift, 'tuning': True}
-      runs.add(run('sam', seed, accuracy, **given))
-  assert runs.chosen('sam') == (0.03, 0.05)  # a tie: the smaller radius
-  for rho in (0.05, 0.1):
-    runs.add(run('sam', 0, rho, rho=rho))
-  assert runs.by_seed('sam', 'test_accuracy') == {0: 0.05}
-  better = run(BASE, 1000, 0.5, tuning=True, validation=0.9)
-  runs.add(dataclasses.replace(better, learning_rate=0.1))
-  assert runs.by_seed('sam', 'test_accuracy') == {}
+def test_runs_are_read_as_they_were_written(tmp_path):
+  runs = Runs(tmp_path, 'digits_noise')
+  runs.add(run(SAM, 1, 70.1234567))
+  runs.add(run(BASE, 0, 69.0, tuning=True))
+  (first, _), again = runs.all, Runs(tmp_path, 'digits_noise').all
+  assert list(map(str, again)) == list(map(str, runs.all))
+  assert first.outcome.test_score == 70.1235
 
 
 @pytest.mark.parametrize(
-  ('interval', 'expected', 'said'),
+  ('mean', 'interval', 'p_value', 'expected', 'said'),
   [
-    ((0.01, 0.02), Expected.HIGHER, '**yes**'),
-    ((-0.01, 0.02), Expected.HIGHER, 'not significant'),
-    ((-0.02, -0.01), Expected.HIGHER, '**no, the opposite**'),
-    ((-0.02, -0.01), Expected.LOWER, '**yes**'),
-    ((0.01, 0.02), Expected.LOWER, '**no, the opposite**'),
-    ((-0.004, 0.004), Expected.ON_PAR, '**yes**'),
-    ((-0.004, 0.02), Expected.ON_PAR, 'open: the interval is too wide'),
-    ((-0.004, 0.02), Expected.AT_LEAST_ON_PAR, '**yes**'),
-    ((0.001, 0.02), Expected.ON_PAR, '**better**'),
-    ((-0.02, -0.001), Expected.ON_PAR, '**no, worse**'),
-    ((-0.02, -0.001), Expected.AT_LEAST_ON_PAR, '**no, worse**'),
-    ((-0.02, 0.02), Expected.REPORTED, ''),
+    (1.5, (1, 2), 0.01, Expected.HIGHER, 'yes'),
+    (1.5, (-1, 4), 0.2, Expected.HIGHER, 'open'),
+    (-1.5, (-2, -1), 0.01, Expected.HIGHER, 'opposite'),
+    (-1.5, (-2, -1), 0.01, Expected.LOWER, 'yes'),
+    (1.5, (1, 2), 0.01, Expected.LOWER, 'opposite'),
+    (0.0, (-0.1, 0.1), 0.01, Expected.ON_PAR, 'yes'),
+    (0.0, (-5, 5), 0.6, Expected.ON_PAR, 'open'),
+    (-3.0, (-4, -2), 0.9, Expected.ON_PAR, 'opposite'),
+    (-3.0, (-4, -2), 0.9, Expected.AT_LEAST_ON_PAR, 'opposite'),
+    (3.0, (2, 4), 0.01, Expected.AT_LEAST_ON_PAR, 'yes'),
+    (3.0, (2, 4), 0.01, Expected.REPORTED, ''),
   ],
 )
-def test_the_verdict_follows_from_the_interval(interval, expected, said):
-  found = Difference({0: 0.0}, sum(interval) / 2, interval, '')
-  assert page.verdict(found, Comparison('sam', BASE, expected)) == said
+def test_the_verdict_follows_from_the_interval(
+  mean, interval, p_value, expected, said
+):
+  found = analysis.paired.Difference({0: mean}, mean, interval)
+  assert analysis.says(found, expected, p_value) == said
 
 
-def test_every_comparison_names_existing_variants_and_problems():
-  for number, claim in claims.CLAIMS.items():
-    assert set(claims.problems_of(number)) <= set(problems.PROBLEMS)
+def test_on_par_is_tested_against_the_margin():
+  values = [0.1, -0.2, 0.15, 0.05, -0.04]
+  found = analysis.paired.paired_difference(
+    dict(enumerate(values)), dict.fromkeys(range(5), 0.0)
+  )
+  error = np.std(values, ddof=1) / math.sqrt(5)
+  above, below = (
+    analysis.stats.t.sf((0.5 + sign * np.mean(values)) / error, 4)
+    for sign in (1, -1)
+  )
+  at_least = analysis.p_value(found, Expected.AT_LEAST_ON_PAR, 0.5)
+  assert at_least == pytest.approx(above)
+  on_par = analysis.p_value(found, Expected.ON_PAR, 0.5)
+  assert on_par == pytest.approx(max(above, below))
+  assert analysis.p_value(found, Expected.HIGHER, 0.5) == found.p_value
+
+
+def test_a_mean_is_in_standard_deviations_and_corrected(tmp_path):
+  every = {}
+  for name, shift in (('digits_noise', 2), ('conv_noise', 4)):
+    better = [72 + shift, 73 + shift, 74.5 + shift]
+    scores = {BASE: [70, 71, 72], SAM: better, 'asam': better}
+    every[name] = runs_of(tmp_path, scores, name)
+  comparison = Comparison(SAM, BASE, Expected.HIGHER)
+  # The median of the deviations of base, SAM and ASAM.
+  unit = np.std([0, 1, 2.5], ddof=1)
+  mean = analysis.mean_difference(every, comparison)
+  assert mean.mean == pytest.approx(np.mean([5, 5, 5.5]) / unit)
+  other = dataclasses.replace(comparison, variant='asam')
+  claim = claims.Claim('Both are better.', 'nobody', (comparison, other))
+  found = analysis.results(every, claim)
+  plain = analysis.difference(every['conv_noise'], comparison).p_value
+  for result in found:
+    # The smallest two of four p-values.
+    adjusted = result.cells['conv_noise'].adjusted_p_value
+    assert adjusted == pytest.approx(4 * plain)
+  assert analysis.verdict(found) == 'shown'
+
+
+def test_a_claim_waits_for_all_of_its_variants(tmp_path):
+  runs = runs_of(tmp_path, {BASE: [1, 2], SAM: [3, 5]})
+  every = {'digits_noise': runs}
+  assert not any(x.cells for x in analysis.results(every, claims.CLAIMS[6]))
+  page_text = page.text(every)
+  assert '## 6.' not in page_text
+  assert f'2 of {len(claims.variants_of("digits_noise"))} variants' in page_text
+
+
+def test_cost_to_the_target_counts_gradients(tmp_path):
+  runs = Runs(tmp_path, 'digits_noise')
+  for seed in range(3):
+    runs.add(run(BASE, seed, 5, curve='1 2 3 4 5 5 5 4'))
+    runs.add(run(SAM, seed, 5, curve='1 2 5 5', gradients=2.0))
+    runs.add(run('ae_sam', seed, 5, curve='1 2 3 4'))
+  assert analysis.gradients_to_target(runs, SAM) == pytest.approx(6 / 5)
+  assert analysis.gradients_to_target(runs, 'ae_sam') is None
+
+
+def test_rank_correlation_ignores_what_was_not_measured(tmp_path):
+  runs = Runs(tmp_path, 'digits_noise')
+  for seed, (score, sharpness) in enumerate(
+    ((1, 0.3), (2, 0.2), (3, 0.1), (9, math.nan))
+  ):
+    runs.add(run(BASE, seed, score, sharpness=sharpness))
+  runs.add(run(BASE, 9, 5, tuning=True))
+  found = analysis.rank_correlation(runs, 'sam_sharpness')
+  assert found == (pytest.approx(-1), 3)
+
+
+def test_every_comparison_names_variants_that_run_together():
+  for claim in claims.CLAIMS.values():
     for comparison in claim.comparisons:
-      assert {comparison.variant, comparison.against} <= set(VARIANTS)
-      assert hasattr(outcome(0), comparison.measure)
-  used = claims.variants_of(list(claims.CLAIMS))
-  assert set(used) == set(VARIANTS)
-
-
-def test_the_cost_in_the_plot_is_that_of_the_runs(tmp_path):
-  runs = Runs(tmp_path, 'digits')
-  for seed, gain in ((0, 0.1), (1, 0.3)):
-    runs.add(run(BASE, seed, 0.5))
-    runs.add(run(BASE, 1000 + seed, 0.5, tuning=True))
-    runs.add(run('ae_sam', 1000 + seed, 0.5, tuning=True))
-    half = outcome(0.5 + gain, fraction=0.5)
-    runs.add(dataclasses.replace(run('ae_sam', seed, 0), outcome=half))
-  ((cost, gain),) = picture.points({'digits': runs}).values()
-  assert cost == 1.5
-  assert gain.mean == pytest.approx(0.2)
+      names = {comparison.variant, comparison.against}
+      assert names <= set(VARIANTS)
+      assert any(names <= set(claims.variants_of(name)) for name in PROBLEMS)
+      assert comparison.measure in {x.name for x in dataclasses.fields(Outcome)}
+  for problem in claims.tasks(claims.CLAIMS, PROBLEMS, VARIANTS):
+    assert set(workers.needs(problem)) <= set(
+      claims.tasks(claims.CLAIMS, PROBLEMS, VARIANTS)
+    )
 
 
 def test_the_number_of_wrong_labels_is_exact():
-  import jax
-  import numpy as np
+  problem = PROBLEMS['digits_noise']
+  true, _ = problems.draw(dataclasses.replace(problem, label_noise=0.0), 3)
+  noisy, validation = problems.draw(problem, 3)
+  np.testing.assert_array_equal(true['inputs'], noisy['inputs'])
+  assert np.mean(true['labels'] != noisy['labels']) == 0.4
+  assert len(validation['labels']) == problem.validation
+  again, _ = problems.draw(problem, 3)
+  np.testing.assert_array_equal(again['labels'], noisy['labels'])
 
-  problem = problems.PROBLEMS['mnist1d_noise40']
-  labels = np.arange(4000) % 10
-  pool = {'inputs': np.arange(4000.0, dtype=np.float32), 'labels': labels}
-  train, validation = problems.draw(jax.random.key(0), pool, problem, 10)
-  for part in (train, validation):
-    true = np.asarray(part['inputs']).astype(int) % 10
-    assert np.mean(true != part['labels']) == 0.4
-  drawn = [set(np.asarray(part['inputs'])) for part in (train, validation)]
-  assert [len(each) for each in drawn] == [1000, 1000]
-  assert not drawn[0] & drawn[1]
+
+def test_every_epoch_has_each_example_once():
+  problem = PROBLEMS['digits_noise']
+  rows = problems.order(problem, 0, 30)
+  assert rows.shape == (30, problem.batch_size)
+  for epoch in np.split(rows[:24], 2):
+    assert len(np.unique(epoch)) == problem.examples
+
+
+@pytest.fixture
+def few(monkeypatch):
+  small = dataclasses.replace(
+    PROBLEMS['digits_noise'],
+    steps=PARTS,
+    examples=100,
+    validation=50,
+    tuning_seeds=1,
+    measured=16,
+  )
+  for module in (problems, workers, claims, analysis, page, pictures):
+    monkeypatch.setattr(module, 'PROBLEMS', {'digits_noise': small})
+  monkeypatch.setattr(evidence, 'PROBLEMS', {'digits_noise': small})
+  monkeypatch.setattr(observations, 'PROBLEMS', {'digits_noise': small})
+  return small
+
+
+def test_a_run_has_the_steps_and_the_cost_of_its_variant(few):
+  trainer = Trainer(few, VARIANTS['late_sam'], 0.0)
+  found = trainer.outcome(0, 0.1, 0.1, PARTS, measured=False)
+  # The last fifth of eight steps.
+  assert found.second_gradients == 2 / 8
+  assert found.gradients == 1.25
+  assert len(found.curve.split()) == PARTS
+  assert math.isnan(found.top_eigenvalue)
+  half = Trainer(few, VARIANTS['layers'], 0.0)
+  found = half.outcome(0, 0.1, 0.1, 1, measured=False)
+  assert 1 < found.gradients < 2
 
 
 @pytest.mark.slow
-def test_an_interrupted_command_resumes(tmp_path, monkeypatch, capsys):
-  comparison = Comparison('sam', BASE, Expected.HIGHER)
-  small = claims.Claim('SAM is better.', 'nobody', (comparison,), ('mnist1d',))
-  for module in (problems, evidence, claims, page, workers):
-    monkeypatch.setattr(module, 'PROBLEMS', TINY)
-  monkeypatch.setattr(claims, 'CLAIMS', {1: small})
+@pytest.mark.usefixtures('few')
+def test_an_interrupted_command_resumes(tmp_path, capsys):
   options = evidence.Options(
-    claims=(1,),
-    problems=('digits', 'mnist1d'),  # the first does not belong to the claim
+    problems=('digits_noise',),
+    variants=(SAM,),
     seeds=2,
-    tuning_seeds=1,
     workers=1,
     output=tmp_path,
   )
   evidence.main(options)
-  assert '6 runs' in (said := capsys.readouterr().out)
-  assert '7 runs' in said
-  table = tmp_path / 'mnist1d.csv'
+  said = capsys.readouterr().out
+  table = tmp_path / 'digits_noise.csv'
   whole = table.read_text().splitlines()
-  assert len(whole) == 1 + 6 + 7
+  counts = [int(x) for x in re.findall(r'(\d+) runs in', said)]
+  assert len(whole) == 1 + sum(counts)
   table.write_text('\n'.join([*whole[:2], *whole[4:]]) + '\n')
   evidence.main(options)
-  said = capsys.readouterr().out
-  assert '2 runs' in said
-  assert '0 runs' in said
-  assert table.read_text().splitlines() == whole
-  written = (tmp_path / 'evidence.md').read_text()
-  assert '## 1. SAM is better.' in written
-  assert 'Of 1 comparisons' in written
-  assert 'digits' not in written
-  assert (tmp_path / 'evidence.png').stat().st_size > 1000
+  assert (
+    sum(int(x) for x in re.findall(r'(\d+) runs in', capsys.readouterr().out))
+    <= 2
+  )
+  again = table.read_text().splitlines()
+  without_time = lambda lines: [
+    re.sub(r'jax [^,]*,[\d.e-]+,', '', line) for line in lines
+  ]
+  assert without_time(again) == without_time(whole)
+  tried = Runs(tmp_path, 'digits_noise').tried(SAM)
+  assert set(tried) == {'learning_rate', 'rho'}
+  evidence.main(dataclasses.replace(options, list=True))
+  assert 'finished digits_noise' in capsys.readouterr().out
+
+
+def test_the_page_is_that_of_the_records():
+  every = analysis.load(evidence.RESULTS)
+  recorded = (evidence.RESULTS / page.FILE).read_text(encoding='utf-8')
+  # The line with machine and date.
+  line = re.compile(r'^\d{4}-\d\d-\d\d, .*$', re.MULTILINE)
+  assert line.sub('', page.text(every)) == line.sub('', recorded)
+
+
+def test_advice_takes_the_best_method_of_a_budget(tmp_path):
+  scores = {
+    name: [70.0 + i, 71.0 + i, 72.5 + i]
+    for i, name in enumerate(claims.variants_of('digits_noise'))
+    if VARIANTS[name].in_short
+  }
+  every = {'digits_noise': runs_of(tmp_path, scores)}
+  best = list(scores)[-1]
+  assert advice.name_of(best) in advice.which_method(every)
+  assert advice.name_of('sam') == 'SAM (`sam`)'
