@@ -273,8 +273,7 @@ for name, method, second in (
 
 # %% [markdown]
 # - **Two gradients per step are fine:** `friendly_sam`, whose state is an
-#   average of gradients. In the evidence it gained most on average. `sam` is
-#   the reference and stateless.
+#   average of gradients. `sam` is the reference and stateless.
 # - **You want most of the gain for less:** `ae_sam`. Its number of perturbed
 #   gradients depends on the training.
 # - **Each step must take the same time:** `subset_sam`, whose ascent gradient

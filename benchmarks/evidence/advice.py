@@ -1,5 +1,7 @@
 """What the records say, in the words of README and of the guide."""
 
+import textwrap
+
 from benchmarks.evidence import analysis, claims, page
 from benchmarks.evidence.analysis import AllRuns
 from benchmarks.evidence.variants import BASE, VARIANTS
@@ -50,11 +52,18 @@ def which_method(every: AllRuns) -> str:
 
 
 def verdicts(every: AllRuns) -> str:
-  """Returns a line for each claim, and the answers to questions."""
+  """Returns a line for each claim, and for SAM at equal cost."""
   lines = []
   for claim in claims.CLAIMS.values():
     found = analysis.results(every, claim)
     if any(result.mean.mean is not None for result in found):
       verdict = analysis.verdict(found)
       lines.append(f'- **{verdict.capitalize()}**: {claim.sentence}')
-  return '\n'.join([*lines, page.questions(every)])
+  lines += page.questions(every).splitlines()[:1]
+  if page.missing(every):
+    lines.append('- The runs are not complete yet.')
+  wrapped = [
+    textwrap.fill(line, 80, subsequent_indent='  ', break_long_words=False)
+    for line in lines
+  ]
+  return '\n'.join(wrapped)

@@ -128,7 +128,13 @@ def p_value(
 def says(
   found: paired.Difference, expected: Expected, adjusted: float | None
 ) -> str:
-  """Returns the verdict on a mean: 'yes', 'opposite' or 'open'."""
+  """Returns the verdict on a mean: 'yes', 'opposite' or 'open'.
+
+  Args:
+    found: the mean, with its adjusted p-value of no difference.
+    expected: the claimed relation.
+    adjusted: adjusted p-value of `p_value`.
+  """
   if expected is Expected.REPORTED or found.mean is None or adjusted is None:
     return '' if expected is Expected.REPORTED else 'open'
   is_shown = adjusted < _SIGNIFICANT
@@ -137,8 +143,7 @@ def says(
     return ('yes' if is_right else 'opposite') if is_shown else 'open'
   if is_shown:
     return 'yes'
-  is_worse = found.interval is not None and found.interval[1] < 0
-  return 'opposite' if is_worse else 'open'
+  return 'opposite' if found.significant and found.mean < 0 else 'open'
 
 
 def results(every: AllRuns, claim: Claim) -> list[Result]:
@@ -169,25 +174,28 @@ def results(every: AllRuns, claim: Claim) -> list[Result]:
     )
     if comparison.expected is not Expected.REPORTED
   }
-  adjusted = _adjusted(tested)
-  return [
-    Result(
-      comparison,
-      {
-        name: dataclasses.replace(
-          cells[comparison, name],
-          adjusted_p_value=adjusted_cells.get((comparison, name)),
-        )
-        for name in every
-        if cells[comparison, name].mean is not None
-      },
-      mean,
-      says(mean, comparison.expected, adjusted.get(i)),
+  adjusted, differs = (
+    _adjusted(of) for of in (tested, {i: means[i].p_value for i in tested})
+  )
+  found = []
+  for i, comparison in enumerate(claim.comparisons):
+    mean = dataclasses.replace(means[i], adjusted_p_value=differs.get(i))
+    found.append(
+      Result(
+        comparison,
+        {
+          name: dataclasses.replace(
+            cells[comparison, name],
+            adjusted_p_value=adjusted_cells.get((comparison, name)),
+          )
+          for name in every
+          if cells[comparison, name].mean is not None
+        },
+        mean,
+        says(mean, comparison.expected, adjusted.get(i)),
+      )
     )
-    for i, (mean, comparison) in enumerate(
-      zip(means, claim.comparisons, strict=True)
-    )
-  ]
+  return found
 
 
 def verdict(found: Iterable[Result]) -> str:

@@ -75,8 +75,7 @@ FLATNESS = (
 
 CLAIMS = {
   1: Claim(
-    'SAM that perturbs half of the weights is on par with SAM; with 80 and '
-    '90 % sparsity little is lost.',
+    'Sparse SAM, which perturbs half of the weights, is on par with SAM.',
     'Mi et al., 2022',
     (
       *_scores(_PAR, SAM, 'sparse_fisher_50', 'sparse_dynamic_50'),
@@ -92,8 +91,8 @@ CLAIMS = {
     ),
   ),
   2: Claim(
-    'AE-SAM is at least on par with SAM, and better than a random and a '
-    'periodic choice of about as many steps.',
+    'AE-SAM is at least on par with SAM, and better than a random or periodic '
+    'choice of as many steps.',
     'Jiang et al., 2023',
     (
       *_scores(_AT_LEAST, SAM, 'ae_sam'),
@@ -102,8 +101,8 @@ CLAIMS = {
     ),
   ),
   3: Claim(
-    'AE-LookSAM is on par with SAM, and better than LookSAM and a random '
-    'choice of as many steps.',
+    'AE-LookSAM is on par with SAM, and better than LookSAM or a random choice '
+    'of as many steps.',
     'Jiang et al., 2023',
     (
       *_scores(_PAR, SAM, 'ae_look_sam'),

@@ -14,6 +14,8 @@ from benchmarks.evidence.runs import Runs
 from benchmarks.evidence.variants import BASE, SAM, VARIANTS
 
 _BASES = ('base_longer', 'base_twice')
+# Distance between points of nearly equal cost.
+_DODGE = 0.012
 _PLAIN, _RED, _BLUE = '0.35', 'C3', 'C0'
 FRONTIER, PANELS, HEAT_MAP = 'evidence.png', 'problems.png', 'methods.png'
 OBSERVATIONS = 'observations.png'
@@ -43,9 +45,12 @@ def frontier(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
     low, high = gain.interval or (gain.mean, gain.mean)
     points[name] = (cost, gain.mean, low, high)
   _draw_base(axes, {name: x[:2] for name, x in points.items()})
+  beside: dict[float, int] = {}
   for name, (cost, mean, low, high) in points.items():
+    near = round(cost, 1)
+    beside[near] = beside.get(near, -1) + 1
     axes.errorbar(
-      [cost],
+      [cost + _DODGE * beside[near]],
       [mean],
       yerr=[[mean - low], [high - mean]],
       fmt='o',
@@ -57,7 +62,8 @@ def frontier(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
   _label(axes, {VARIANTS[name].title: x[:2] for name, x in points.items()})
   axes.set_xlabel('gradients per step (base optimizer = 1)')
   axes.set_ylabel('mean gain, standard deviations between seeds')
-  axes.set_xlim(0.85, 2.9)
+  axes.set_xlim(0.85, 2.95)
+  axes.set_xticks([1, 1.25, 1.5, 1.75, 2])
   axes.spines[['top', 'right']].set_visible(False)
   return drawing
 
@@ -92,7 +98,7 @@ def _label(axes: Any, points: dict[str, tuple[float, float]]) -> None:
     axes.annotate(
       title,
       points[title],
-      (2.12, place),
+      (2.14, place),
       fontsize=8.5,
       va='center',
       arrowprops={
