@@ -45,9 +45,18 @@ class Result:
   says: str
 
 
-def load(directory: pathlib.Path) -> dict[str, Runs]:
-  """Returns the runs of all problems with runs of base and SAM."""
-  found = {name: Runs(directory, name) for name in PROBLEMS}
+def load(
+  directory: pathlib.Path, *, in_appendix: bool = False
+) -> dict[str, Runs]:
+  """Returns the runs of all problems with runs of base and SAM.
+
+  Without or with only the problems that are left out of the means.
+  """
+  found = {
+    name: Runs(directory, name)
+    for name, problem in PROBLEMS.items()
+    if problem.in_appendix == in_appendix
+  }
   return {name: runs for name, runs in found.items() if runs.has((BASE, SAM))}
 
 

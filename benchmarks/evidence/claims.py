@@ -163,7 +163,7 @@ def variants_of(problem: str) -> list[str]:
     name
     for name, variant in VARIANTS.items()
     if (variant.in_short or not PROBLEMS[problem].in_short)
-    and (problem != 'dense' or not variant.needs_norms)
+    and (PROBLEMS[problem].has_norms or not variant.needs_norms)
   ]
 
 

@@ -78,13 +78,14 @@ def write(directory: pathlib.Path) -> pathlib.Path:
   pictures.draw(directory, every)
   path = directory / FILE
   temporary = path.with_suffix('.partial')
-  temporary.write_text(text(every), encoding='utf-8')
+  appendix = analysis.load(directory, in_appendix=True)
+  temporary.write_text(text(every, appendix), encoding='utf-8')
   temporary.replace(path)
   return path
 
 
-def text(every: AllRuns) -> str:
-  """Returns the page."""
+def text(every: AllRuns, appendix: AllRuns) -> str:
+  """Returns the page, with other problems in an appendix."""
   found = {n: analysis.results(every, x) for n, x in claims.CLAIMS.items()}
   parts = [
     '# Evidence',
@@ -117,6 +118,7 @@ def text(every: AllRuns) -> str:
     ),
     _problems(every),
     _settings(every),
+    _appendix(appendix),
   ]
   return '\n\n'.join(part.strip() for part in parts if part) + '\n'
 
@@ -239,6 +241,8 @@ def missing(every: AllRuns) -> str:
   """Names what has not run yet."""
   found = []
   for problem in PROBLEMS:
+    if PROBLEMS[problem].in_appendix:
+      continue
     could = claims.variants_of(problem)
     runs = every.get(problem)
     ran = sum(runs is not None and runs.has([name]) for name in could)
@@ -438,6 +442,34 @@ def _settings(every: AllRuns) -> str:
       cells.append(cell.replace('%', ' %'))
     if any(cells):
       lines.append(_row([variant.title, *cells]))
+  return '\n'.join(lines)
+
+
+def _appendix(every: AllRuns) -> str:
+  if not every:
+    return ''
+  lines = [
+    '## Appendix',
+    '',
+    (
+      'Gains over the base optimizer on problems that are in no mean above, '
+      'with 95 % intervals.'
+    ),
+    '',
+    _row(
+      [
+        'method',
+        *(f'{PROBLEMS[x].title}, {PROBLEMS[x].unit}' for x in every),
+      ]
+    ),
+    '|---' * (1 + len(every)) + '|',
+  ]
+  for name, variant in VARIANTS.items():
+    found = [
+      analysis.difference(runs, analysis.gain(name)) for runs in every.values()
+    ]
+    if name != BASE and any(x.mean is not None for x in found):
+      lines.append(_row([variant.title, *map(interval, found)]))
   return '\n'.join(lines)
 
 

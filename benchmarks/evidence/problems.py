@@ -83,6 +83,7 @@ class Problem:
     label_noise: fraction of wrong labels.
     is_text: whether the score is in bits per byte, not in accuracy.
     in_short: whether only the variants of the frontier run.
+    in_appendix: whether it is left out of the means.
     trial_length: length of the trials, relative to a run.
     tuning_seeds: number of seeds of each trial.
     evaluated: largest number of training and of test examples to evaluate.
@@ -102,6 +103,7 @@ class Problem:
   label_noise: float = 0.0
   is_text: bool = False
   in_short: bool = False
+  in_appendix: bool = False
   trial_length: float = 0.5
   tuning_seeds: int = 1
   evaluated: int = 10_000
@@ -124,6 +126,11 @@ class Problem:
   def score(self, loss: float, accuracy: float) -> float:
     """Returns the score, higher is better: see `unit`."""
     return -100 * loss / np.log(2) if self.is_text else 100 * accuracy
+
+  @property
+  def has_norms(self) -> bool:
+    """Whether the network has normalization layers."""
+    return self.model is not models.MLP
 
   @property
   def unit(self) -> str:
@@ -205,6 +212,19 @@ PROBLEMS = {
     in_short=True,
     evaluated=1_000,
     measured=32,
+  ),
+  'mnist1d': Problem(
+    title='MNIST-1D, dense net',
+    dataset='mnist1d',
+    model=models.MLP,
+    examples=1_000,
+    validation=1_000,
+    steps=1_000,
+    batch_size=100,
+    learning_rate=0.03,
+    in_short=True,
+    in_appendix=True,
+    trial_length=1.0,
   ),
 }
 

@@ -28,7 +28,7 @@ class Outcome:
   """The results of a run; scores as in `Problem.score`, losses in nats.
 
   Attributes:
-    seconds: time of the run, without compilation.
+    seconds: time of the run, with evaluation, measures and compilation.
     gradients: cost of a step, in gradients over a whole batch.
     second_gradients: fraction of steps with a perturbed gradient.
     train_loss: over some training examples in evaluation mode, including wrong
@@ -178,6 +178,7 @@ class Trainer:
       parts: length of the run, in parts of the problem's.
       measured: whether to measure sharpness.
     """
+    begin = time.perf_counter()
     problem, variant = self.problem, self.variant
     train, validation = (
       jax.tree.map(jnp.asarray, part) for part in problems.draw(problem, seed)
@@ -192,18 +193,14 @@ class Trainer:
     if variant.gradients is None and self._cost is None:
       example = jax.tree.map(lambda x: x[:used], train)
       self._cost = self.cost(example, settings)
-    seconds, curve = 0.0, []
+    curve = []
     for number in range(parts):
-      begin = time.perf_counter()
       chosen = jnp.asarray(rows[number * length :][:length])
-      carry = jax.block_until_ready(self._part(carry, train, chosen, settings))
-      # The first part compiles.
-      seconds += (time.perf_counter() - begin) if number or parts == 1 else 0
+      carry = self._part(carry, train, chosen, settings)
       found = evaluate(self.model, carry, validation)
       curve.append(problem.score(*found))
       if not np.isfinite(found[0]):
         break
-    seconds *= parts / max(1, parts - 1)
     fraction = 0.0
     if variant.factory is not None:
       taken = optax_sam.metrics(carry[2]).get('second_gradients', carry[3])
@@ -212,8 +209,9 @@ class Trainer:
     on_train, on_test = (
       evaluate(self.model, carry, part) for part in (some, self._test)
     )
+    measures = self._measures(carry, train) if measured else {}
     return Outcome(
-      seconds=seconds,
+      seconds=time.perf_counter() - begin,
       gradients=self._cost or variant.gradients(fraction),
       second_gradients=fraction,
       train_loss=on_train[0],
@@ -223,7 +221,7 @@ class Trainer:
       test_loss=on_test[0],
       test_score=problem.score(*on_test),
       curve=' '.join(f'{score:.6g}' for score in curve),
-      **(self._measures(carry, train) if measured else {}),
+      **measures,
     )
 
   def _operations(self, example: Any, settings: Any) -> float:

@@ -143,7 +143,7 @@ def seconds_left(task: Task, plan: Plan) -> float | None:
   cost = 1.3 if variant.gradients is None else variant.gradients(0.5)
   parts = sum(run.parts for run in runs.all if run.variant == task[1])
   whole = variant.parts * (plan.seeds + trials)
-  return min(known) * cost * max(0.0, whole - parts)
+  return statistics.median(known) * cost * max(0.0, whole - parts)
 
 
 def complete(name: str, variant: str, plan: Plan) -> str:

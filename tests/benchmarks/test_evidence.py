@@ -135,7 +135,7 @@ def test_a_claim_waits_for_all_of_its_variants(tmp_path):
   runs = runs_of(tmp_path, {BASE: [1, 2], SAM: [3, 5]})
   every = {'digits_noise': runs}
   assert not any(x.cells for x in analysis.results(every, claims.CLAIMS[6]))
-  page_text = page.text(every)
+  page_text = page.text(every, {})
   assert '## 6.' not in page_text
   assert f'2 of {len(claims.variants_of("digits_noise"))} variants' in page_text
 
@@ -257,11 +257,13 @@ def test_an_interrupted_command_resumes(tmp_path, capsys):
 
 
 def test_the_page_is_that_of_the_records():
-  every = analysis.load(evidence.RESULTS)
+  every, appendix = (
+    analysis.load(evidence.RESULTS, in_appendix=x) for x in (False, True)
+  )
   recorded = (evidence.RESULTS / page.FILE).read_text(encoding='utf-8')
   # The line with machine and date.
   line = re.compile(r'^\d{4}-\d\d-\d\d, .*$', re.MULTILINE)
-  assert line.sub('', page.text(every)) == line.sub('', recorded)
+  assert line.sub('', page.text(every, appendix)) == line.sub('', recorded)
 
 
 def test_advice_takes_the_best_method_of_a_budget(tmp_path):
