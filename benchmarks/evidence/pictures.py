@@ -15,7 +15,7 @@ from benchmarks.evidence.variants import BASE, SAM, VARIANTS
 
 _BASES = ('base_longer', 'base_twice')
 # Distance between points of nearly equal cost.
-_DODGE = 0.012
+_NEAR, _DODGE = 0.05, 0.012
 _PLAIN, _RED, _BLUE = '0.35', 'C3', 'C0'
 FRONTIER, PANELS, HEAT_MAP = 'evidence.png', 'problems.png', 'methods.png'
 OBSERVATIONS = 'observations.png'
@@ -40,26 +40,24 @@ def frontier(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
   del directory
   drawing = figure.Figure(figsize=(8.4, 4.8), layout='constrained')
   axes = drawing.subplots()
-  points = {}
-  for name, (cost, gain) in analysis.frontier(every).items():
+  found, points = analysis.frontier(every), {}
+  _draw_base(axes, {name: (cost, x.mean) for name, (cost, x) in found.items()})
+  for name, (cost, gain) in found.items():
+    near = [x for x, _ in points.values() if abs(x - cost) < _NEAR]
+    place = cost if name in _BASES else cost + _DODGE * len(near)
+    points[name] = place, gain.mean
     low, high = gain.interval or (gain.mean, gain.mean)
-    points[name] = (cost, gain.mean, low, high)
-  _draw_base(axes, {name: x[:2] for name, x in points.items()})
-  beside: dict[float, int] = {}
-  for name, (cost, mean, low, high) in points.items():
-    near = round(cost, 1)
-    beside[near] = beside.get(near, -1) + 1
     axes.errorbar(
-      [cost + _DODGE * beside[near]],
-      [mean],
-      yerr=[[mean - low], [high - mean]],
+      [place],
+      [gain.mean],
+      yerr=[[gain.mean - low], [high - gain.mean]],
       fmt='o',
       markersize=5,
       color=_color(name),
       capsize=2,
       linewidth=0.8,
     )
-  _label(axes, {VARIANTS[name].title: x[:2] for name, x in points.items()})
+  _label(axes, {VARIANTS[name].title: x for name, x in points.items()})
   axes.set_xlabel('gradients per step (base optimizer = 1)')
   axes.set_ylabel('mean gain, standard deviations between seeds')
   axes.set_xlim(0.85, 2.95)

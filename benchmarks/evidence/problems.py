@@ -79,7 +79,7 @@ class Problem:
     batch_size: number of examples in a batch.
     base: `sgd` or `adamw`, the base optimizer.
     learning_rate: where the search for that of the base optimizer starts.
-    rho: where the search for the radius of SAM starts.
+    rho: where the search for the radius starts, for SAM.
     label_noise: fraction of wrong labels.
     is_text: whether the score is in bits per byte, not in accuracy.
     in_short: whether only the variants of the frontier run.
@@ -166,16 +166,6 @@ _DIGITS = Problem(
 
 PROBLEMS = {
   'digits_noise': _DIGITS,
-  'dense': Problem(
-    title='Fashion-MNIST 60k, dense net',
-    dataset='fashion_mnist',
-    model=models.MLP,
-    examples=56_000,
-    validation=4_000,
-    steps=3_360,
-    batch_size=100,
-    trial_length=1.0,
-  ),
   'conv_noise': dataclasses.replace(
     _CONV,
     title='Fashion-MNIST 12k, 40 % wrong labels, conv net',
@@ -197,6 +187,16 @@ PROBLEMS = {
     base='adamw',
     learning_rate=2e-3,
     in_short=True,
+  ),
+  'dense': Problem(
+    title='Fashion-MNIST 60k, dense net',
+    dataset='fashion_mnist',
+    model=models.MLP,
+    examples=56_000,
+    validation=4_000,
+    steps=5_600,
+    batch_size=100,
+    trial_length=1.0,
   ),
   'text': Problem(
     title='King James Bible, language model',

@@ -27,7 +27,7 @@ class Variant:
     gradients: cost of a step in full gradients, from the fraction of steps with
       a perturbed gradient; None if the operations of a step say it.
     settings: settings that differ from the defaults of the factory.
-    radius: where the search for the radius starts, relative to SAM's best.
+    radius: where the search for the radius starts, relative to SAM's.
     parts: length of a run; that of the base optimizer is `PARTS`.
     batch_fraction: fraction of each batch that it uses.
     follows: the variant whose fraction of perturbed gradients is its

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Run, Runs
 from benchmarks.evidence.training import Outcome, Trainer
-from benchmarks.evidence.variants import BASE, SAM, VARIANTS
+from benchmarks.evidence.variants import BASE, VARIANTS
 from optax_sam.train.comparison.search import Point, Score, search
 from optax_sam.train.reports import machine
 
@@ -47,19 +47,12 @@ class Plan:
 def needs(task: Task) -> list[Task]:
   """Returns the tasks whose results a task starts from.
 
-  The searches of the methods start from the learning rate of the base and the
-  radius of SAM. A variant may need how often another one perturbs.
+  All searches start from the learning rate of the base optimizer. A variant may
+  need how often another one perturbs.
   """
   problem, name = task
-  variant = VARIANTS[name]
-  if name == BASE:
-    return []
-  found = [(problem, BASE)]
-  if variant.factory is not None and name != SAM:
-    found.append((problem, SAM))
-  if variant.follows is not None:
-    found.append((problem, variant.follows))
-  return found
+  others = (None if name == BASE else BASE, VARIANTS[name].follows)
+  return [(problem, other) for other in others if other is not None]
 
 
 def run(tasks: list[Task], plan: Plan, count: int) -> Iterator[str]:
@@ -216,9 +209,7 @@ class _Job:
     rate, _ = self.runs.chosen(BASE)
     if self.variant.factory is None:
       return (rate,)
-    if self.key == SAM:
-      return rate, problem.rho
-    return rate, self.runs.chosen(SAM)[1] * self.variant.radius
+    return rate, problem.rho * self.variant.radius
 
   def tune(self) -> tuple[float, float]:
     """Returns learning rate and radius with the best validation score.
