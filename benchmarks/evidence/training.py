@@ -20,6 +20,7 @@ from optax_sam import sharpness
 # Length of the perturbations of the measures.
 _MEASURED_RHO = 0.05
 _NOT_MEASURED = float('nan')
+_UNKNOWN = (_NOT_MEASURED, _NOT_MEASURED)
 _EVALUATED_AT_ONCE = 1_000
 
 
@@ -38,7 +39,7 @@ class Outcome:
     validation_score: likewise.
     test_loss: over the test examples.
     test_score: likewise.
-    curve: validation scores after each part of the run, with a space between.
+    curve: validation scores after each part of the run, or only the last one.
     sam_sharpness: rise of the loss of some training examples after one ascent
       step of length 0.05.
     random_sharpness: its mean rise under noise relative to each parameter.
@@ -176,7 +177,8 @@ class Trainer:
       learning_rate: initial learning rate of the base optimizer.
       rho: radius of the method.
       parts: length of the run, in parts of the problem's.
-      measured: whether to measure sharpness.
+      measured: whether to measure sharpness and all scores, not only the
+        validation score at the end.
     """
     begin = time.perf_counter()
     problem, variant = self.problem, self.variant
@@ -197,17 +199,18 @@ class Trainer:
     for number in range(parts):
       chosen = jnp.asarray(rows[number * length :][:length])
       carry = self._part(carry, train, chosen, settings)
-      found = evaluate(self.model, carry, validation)
-      curve.append(problem.score(*found))
-      if not np.isfinite(found[0]):
-        break
+      # Of a trial only the end counts.
+      if measured or number == parts - 1:
+        found = evaluate(self.model, carry, validation)
+        curve.append(problem.score(*found))
     fraction = 0.0
     if variant.factory is not None:
       taken = optax_sam.metrics(carry[2]).get('second_gradients', carry[3])
       fraction = float(taken) / float(carry[3])
     some = jax.tree.map(lambda x: x[: problem.evaluated // 2], train)
     on_train, on_test = (
-      evaluate(self.model, carry, part) for part in (some, self._test)
+      evaluate(self.model, carry, part) if measured else _UNKNOWN
+      for part in (some, self._test)
     )
     measures = self._measures(carry, train) if measured else {}
     return Outcome(

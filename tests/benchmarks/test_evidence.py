@@ -212,15 +212,17 @@ def few(monkeypatch):
 
 def test_a_run_has_the_steps_and_the_cost_of_its_variant(few):
   trainer = Trainer(few, VARIANTS['late_sam'], 0.0)
-  found = trainer.outcome(0, 0.1, 0.1, PARTS, measured=False)
+  found = trainer.outcome(0, 0.1, 0.1, PARTS, measured=True)
   # The last fifth of eight steps.
   assert found.second_gradients == 2 / 8
   assert found.gradients == 1.25
   assert len(found.curve.split()) == PARTS
-  assert math.isnan(found.top_eigenvalue)
+  assert found.top_eigenvalue > 0
   half = Trainer(few, VARIANTS['layers'], 0.0)
   found = half.outcome(0, 0.1, 0.1, 1, measured=False)
   assert 1 < found.gradients < 2
+  assert len(found.curve.split()) == 1
+  assert math.isnan(found.test_score)
 
 
 @pytest.mark.slow
