@@ -199,10 +199,13 @@ class Trainer:
     for number in range(parts):
       chosen = jnp.asarray(rows[number * length :][:length])
       carry = self._part(carry, train, chosen, settings)
+      is_lost = not np.isfinite(optax.tree.norm(carry[0]))
       # Of a trial only the end counts.
-      if measured or number == parts - 1:
+      if measured or is_lost or number == parts - 1:
         found = evaluate(self.model, carry, validation)
         curve.append(problem.score(*found))
+      if is_lost:
+        break
     fraction = 0.0
     if variant.factory is not None:
       taken = optax_sam.metrics(carry[2]).get('second_gradients', carry[3])

@@ -225,9 +225,7 @@ class _Job:
       rate, *rho = (float(f'{x * _RATIO**power:.3g}') for x, power in pairs)
       return rate, rho[0] if rho else 0.0
 
-    def measure(point: Point, length: float) -> Score:
-      # Short runs favour other settings, so all trials have one length.
-      del length
+    def measure(point: Point) -> Score:
       found = [
         self.outcome(*values(point), TUNING_SEED + seed, parts, tuning=True)
         for seed in range(PROBLEMS[self.name].tuning_seeds)
@@ -244,7 +242,7 @@ class _Job:
       if beyond is None:
         break
       tried.append(beyond)
-      other = measure(beyond, 1.0)
+      other = measure(beyond)
       if other > score:
         best, score = beyond, other
     return values(best)

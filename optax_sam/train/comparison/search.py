@@ -1,4 +1,4 @@
-"""Successive halving over a grid of powers that grows towards the best."""
+"""Search over a grid of powers that grows towards the best."""
 
 import itertools
 import math
@@ -9,34 +9,31 @@ Point = tuple[float, ...]
 # Higher is better; the second number decides between equal first ones.
 Score = tuple[float, float]
 
-# Length of the runs of each round, as a fraction of a complete run. Each round
-# has half as many runs as the one before.
-LENGTHS = (1 / 4, 1 / 2, 1)
 # Distances to the best point so far at which new points are tried, in order.
 _DISTANCES = (1.0, 0.5, 2.0, 3.0)
 _LARGEST_EXPONENT = 20
 
 
 def search(
-  measure: Callable[[Point, float], Score],
+  measure: Callable[[Point], Score],
   axes: int,
   trials: int,
   is_allowed: Callable[[Point], bool] = lambda _: True,
 ) -> tuple[Point, Score, list[Point]]:
-  """Searches for the best point with a fixed number of runs.
+  """Searches for the best point with a fixed number of complete runs.
 
-  The first round tries `trials` points in short runs: half of them in a grid
-  around the start, the others next to the best one so far. So the grid grows
-  where the best point is at its edge, and gets finer where it is not. Each
-  later round repeats the better half in longer runs.
+  Half of the points are a grid around the start, the others are next to the
+  best one so far. So the grid grows where the best point is at its edge, and
+  gets finer where it is not. There are no shorter runs: they favour other
+  settings, such as large learning rates if labels are wrong.
 
   Returns:
-    The best point of the last round, its score, and all points.
+    The best point, its score, and all points.
   """
   scores: dict[Point, Score] = {}
 
-  def run(point: Point, length: float) -> None:
-    score = measure(point, length)
+  def run(point: Point) -> None:
+    score = measure(point)
     is_finite = math.isfinite(score[0])
     scores[point] = score if is_finite else (-math.inf, -sum(point))
 
@@ -44,23 +41,16 @@ def search(
   distances = range(1, _LARGEST_EXPONENT + 1)
   grid = filter(is_allowed, (origin, *_moved(origin, distances)))
   for point in itertools.islice(grid, math.ceil(trials / 2)):
-    run(point, LENGTHS[0])
+    run(point)
   while len(scores) < trials:
     near = _moved(max(scores, key=scores.__getitem__), _DISTANCES)
     allowed = (x for x in near if x not in scores and is_allowed(x))
     point = next(allowed, None)
     if point is None:
       break
-    run(point, LENGTHS[0])
-  tried = list(scores)
-  for number, length in enumerate(LENGTHS[1:], 1):
-    # Python's sort is stable: of equal points the earlier one is first.
-    order = sorted(scores, key=scores.__getitem__, reverse=True)
-    scores.clear()
-    for point in order[: max(1, trials // 2**number)]:
-      run(point, length)
+    run(point)
   best = max(scores, key=scores.__getitem__)
-  return best, scores[best], tried
+  return best, scores[best], list(scores)
 
 
 def _moved(point: Point, distances: Iterable[float]) -> Iterator[Point]:

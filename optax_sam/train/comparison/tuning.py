@@ -176,20 +176,19 @@ class Trials:
       return False
     return True
 
-  def score(self, point: Point, length: float) -> Score:
+  def score(self, point: Point) -> Score:
     """Returns metric and loss on the validation examples, higher is better."""
-    steps = max(1, round(length * self.config.steps))
-    key = (self.name, self.values(point), steps)
+    values = self.values(point)
     for trial in self.stored.trials:
-      if (trial.method, trial.settings, trial.steps) == key:
+      if (trial.method, trial.settings) == (self.name, values):
         break
     else:
-      trial = self._train(*key[1:])
+      trial = self._train(values)
       self.stored.add_trial(trial)
     sign = self.task.objective.measured.sign
     return sign * trial.validation_metric, -trial.validation_loss
 
-  def _train(self, values: dict[str, Any], steps: int) -> Trial:
+  def _train(self, values: dict[str, Any]) -> Trial:
     row = METHODS[self.name].row if self.name in METHODS else None
     traced = {
       key: value
@@ -197,9 +196,9 @@ class Trials:
       if isinstance(value, float) and (row is None or key not in row.static)
     }
     static = {key: x for key, x in values.items() if key not in traced}
-    place = (steps, *static.items())
+    place = tuple(static.items())
     if place not in self._trainers:
-      config = dataclasses.replace(self.config, steps=steps, evaluations=0)
+      config = dataclasses.replace(self.config, evaluations=0)
       self._trainers[place] = TracedTrainer(
         config, self.task, self.name, self.own | static
       )
@@ -216,7 +215,6 @@ class Trials:
       method=self.name,
       settings=values,
       seed=SEED,
-      steps=steps,
       validation_loss=loss,
       validation_metric=math.nan if lost else value,
     )

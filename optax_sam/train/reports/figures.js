@@ -260,7 +260,6 @@ const figuresOf = (page, options, hidden) => {
   function line(curve) {
     const style = page.styles[curve.method];
     const marked = curve.size || Object.keys(page.styles).length > 8;
-    const open = (isOpen) => style.symbol + (isOpen ? '-open' : '');
     return {
       type: 'scatter',
       mode: marked ? 'lines+markers' : 'lines',
@@ -270,7 +269,7 @@ const figuresOf = (page, options, hidden) => {
       y: curve.y,
       line: {color: color(style.color), dash: style.dash, width: 2},
       marker: curve.size
-        ? {symbol: curve.open.map(open), size: curve.size, opacity: 1}
+        ? {symbol: style.symbol, size: curve.size, opacity: 1}
         : {symbol: style.symbol, size: 6, maxdisplayed: 7},
       hovertemplate: `${style.text}: %{y:.4~g} at %{x:.4~g}<extra></extra>`,
     };

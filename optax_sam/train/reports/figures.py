@@ -147,14 +147,13 @@ def _value(key: str, scale: float = 1.0) -> Callable[[Row], float]:
 def sensitivity(comparison: Comparison) -> list[Figure]:
   """Returns the metric on validation examples against each tuned setting.
 
-  Only the longest trials of a value count: those of successive halving have
-  different lengths. Other settings are those with the best metric.
+  Other settings are those with the best metric.
   """
   metric, made = comparison.metric, []
-  best: dict[str, dict[str, dict[float, tuple[int, float]]]] = {}
+  best: dict[str, dict[str, dict[float, float]]] = {}
   for trial in comparison.trials:
-    found = (trial.steps, metric.sign * trial.validation_metric)
-    known = trial.method in comparison.methods and is_drawable(found[1])
+    found = metric.sign * trial.validation_metric
+    known = trial.method in comparison.methods and is_drawable(found)
     for name, x in (
       _named(trial.method, trial.settings).items() if known else ()
     ):
@@ -163,24 +162,23 @@ def sensitivity(comparison: Comparison) -> list[Figure]:
   for name, of_methods in sorted(best.items()):
     shown = []
     for method, points in of_methods.items():
-      runs, longest = comparison.runs_of(method), max(points.values())[0]
+      runs = comparison.runs_of(method)
       chosen = [_named(method, run.settings).get(name) for run in runs]
       xs = sorted(points)
       shown.append(
         {
           'method': method,
           'x': xs,
-          'y': [metric.scale * metric.sign * points[x][1] for x in xs],
+          'y': [metric.scale * metric.sign * points[x] for x in xs],
           'size': [15 if x in chosen else 7 for x in xs],
-          'open': [points[x][0] < longest for x in xs],
         }
       )
     words = name.replace('_', ' ')
     if any(len(curve['x']) > 1 for curve in shown):
       made += _curves(
         f'Sensitivity to the {words}',
-        'Best value on validation examples. The large marker is the chosen one.'
-        ' Open markers: shorter trainings, not comparable with the others.',
+        'Best value on validation examples. The large marker is the chosen '
+        'one.',
         shown,
         log=False,
         label=f'validation {metric.title}{_units(comparison)[0]}',

@@ -53,7 +53,6 @@ class Trial:
   method: str
   settings: dict[str, object]
   seed: int
-  steps: int
   validation_loss: float
   validation_metric: float  # NaN if it diverged
 

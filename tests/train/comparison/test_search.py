@@ -6,8 +6,8 @@ from optax_sam.train.comparison.search import search
 
 
 def peak(*best):
-  """A score whose best exponents are known, for any length of the runs."""
-  return lambda point, _: (-math.dist(point, best), 0.0)
+  """A score whose best exponents are known."""
+  return lambda point: (-math.dist(point, best), 0.0)
 
 
 @pytest.mark.parametrize('best', [0, 1, -1, 2, 0.5, 3, -3, 5, -4])
@@ -18,27 +18,8 @@ def test_the_best_exponent_is_found_in_and_outside_of_the_first_grid(best):
   assert len(tried) == 8
 
 
-def test_each_round_has_half_the_runs_of_the_one_before_at_twice_the_length():
-  lengths = []
-
-  def score(point, length):
-    lengths.append(length)
-    return -abs(point[0] - 1), 0.0
-
-  search(score, axes=1, trials=8)
-  assert lengths == [0.25] * 8 + [0.5] * 4 + [1] * 2
-
-
-def test_later_rounds_decide():
-  # Short runs prefer the start, longer ones larger values.
-  def score(point, length):
-    return (point[0] if length > 0.25 else -abs(point[0])), 0.0
-
-  assert search(score, axes=1, trials=8)[0] == (1,)
-
-
 def test_diverged_points_are_worst_and_smaller_values_are_tried():
-  def score(point, _):
+  def score(point):
     return (math.nan if point[0] > -3 else -abs(point[0] + 4)), 0.0
 
   assert search(score, axes=1, trials=8)[0] == (-4,)
@@ -49,7 +30,7 @@ def test_diverged_points_are_worst_and_smaller_values_are_tried():
 
 
 def test_the_loss_decides_between_equal_metrics():
-  best, *_ = search(lambda p, _: (0.5, -abs(p[0] - 2)), axes=1, trials=8)
+  best, *_ = search(lambda p: (0.5, -abs(p[0] - 2)), axes=1, trials=8)
   assert best == (2,)
 
 

@@ -14,7 +14,7 @@ from tests.train import problems
 from tests.train.reports import comparisons
 
 SETTINGS = configs.settings(configs.CompareConfig(steps=20, methods=('sam',)))
-TRIAL = Trial('sam', {'rho': 0.1}, 0, 20, math.inf, math.nan)
+TRIAL = Trial('sam', {'rho': 0.1}, 0, math.inf, math.nan)
 
 
 def opened(target, settings=None, **how):
