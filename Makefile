@@ -37,6 +37,10 @@ $(VENV)/.dev: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $@ $(VENV)/.train
 
+$(VENV)/.test: $(BIN)/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@ $(VENV)/.train
+
 $(VENV)/.lowest: $(BIN)/python pyproject.toml .ci/lowest_versions
 	$(BIN)/python .ci/lowest_versions > $(VENV)/lowest_versions.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check \
@@ -71,7 +75,10 @@ PYTEST := -m pytest -n 2 --dist loadgroup
 test: lint
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
-test-all: test slow newest lowest
+# All tests in one run: collected once, and both workers are busy to the end.
+test-all: lint
+	$(BIN)/python $(PYTEST)
+	$(MAKE) newest lowest
 
 slow: $(VENV)/.dev
 	$(BIN)/python $(PYTEST) -m slow
@@ -79,7 +86,7 @@ slow: $(VENV)/.dev
 # Tests with the newest Python and JAX and the default compiler settings:
 # setting XLA_FLAGS disables the cheap settings of the tests.
 newest:
-	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) .venv-newest/.dev
+	$(MAKE) VENV=.venv-newest PYTHON=$(NEWEST) .venv-newest/.test
 	XLA_FLAGS= .venv-newest/bin/python $(PYTEST) -m 'not slow' \
 	  tests/conformance tests/trees tests/test_training_step.py \
 	  tests/test_flax.py

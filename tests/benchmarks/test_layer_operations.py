@@ -11,8 +11,9 @@ import optax_sam
 from benchmarks import problems
 from tests import compiling
 
+# One process compiles the step of SGD once for all tests.
+pytestmark = pytest.mark.xdist_group('layer operations')
 STRICT = False
-SIZES = ('small', 'large')
 
 
 @functools.cache
@@ -48,9 +49,9 @@ def _flops(name, method=None, *, reports_loss=False):
 
 HALF = optax_sam.sparse_sam_layers()
 QUARTER = optax_sam.sparse_sam_layers(fraction=0.25)
+# Each kind of network, and each size.
 every_network = pytest.mark.parametrize(
-  'name',
-  [f'{kind}, {size}' for kind in ('transformer', 'conv') for size in SIZES],
+  'name', ['transformer, small', 'conv, large']
 )
 
 

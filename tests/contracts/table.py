@@ -1,11 +1,13 @@
 """The rows of the contracts: methods of the catalog and some variants.
 
 A row builds a method alone or with its base optimizer, with settings for which
-a few steps execute both branches. Contracts that depend on the method run over
-all rows; the others run over representatives, one for each kind of method.
+a few steps execute both branches. Contracts that depend on the rule of a method
+run over all rows. Contracts of the engine run over representatives, one for
+each kind of method, or over one row of every path through the engine.
 """
 
 import dataclasses
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -294,6 +296,42 @@ def every_kind(
 ) -> pytest.MarkDecorator:
   """Runs a test for every representative."""
   return _each(REPRESENTATIVES, wanted)
+
+
+@functools.cache
+def _path(name: str) -> tuple[Any, ...]:
+  """Returns what decides which code of the engine a step of a row executes.
+
+  These are its place, its arguments, which of its gradients are averaged over
+  devices, and which of the four components have a state. If it is not composed
+  of these components, the type of its state replaces them.
+  """
+  row = ROWS[name]
+  vector = jax.ShapeDtypeStruct((2,), jnp.float32)
+  state = row.of_method(jax.eval_shape(row.alone().init, vector))
+  kind = type(state).__name__
+  if isinstance(state, optax_sam.SharpnessAwareState):
+    parts = (state.perturbation, state.policy, state.descent, state.selection)
+    kind = tuple(bool(jax.tree.leaves(part)) for part in parts)
+  return row.place, row.method.needs, row.method.collectives, kind
+
+
+def paths() -> list[str]:
+  """Returns the representatives, and the first row of every other path.
+
+  A new row that takes a new path is included without further changes.
+  """
+  known = {_path(name) for name in REPRESENTATIVES}
+  first = {_path(name): name for name in reversed(ROWS)}
+  others = {name for path, name in first.items() if path not in known}
+  return [name for name in ROWS if name in {*REPRESENTATIVES, *others}]
+
+
+def every_path(
+  wanted: Callable[[Row], Any] = lambda _: True,
+) -> pytest.MarkDecorator:
+  """Runs a test for one row of every path through the engine."""
+  return _each(paths(), wanted)
 
 
 def in_chain(row: Row) -> bool:

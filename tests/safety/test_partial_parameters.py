@@ -1,4 +1,9 @@
-"""Frozen parameters: labels, masks, missing gradients and cost."""
+"""Frozen parameters: labels, masks, missing gradients and cost.
+
+The engine separates frozen leaves from the others, so most of these tests run
+over one row of every path through it. The rules of the methods only get the
+others.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -139,7 +144,7 @@ def _trained(name, absent, alone, mask):
 _DRAWN_AT_INIT = ('sparse_sam_dynamic',)
 
 
-@table.every_method(lambda row: row.place != 'after')
+@table.every_path(lambda row: row.place != 'after')
 def test_a_leaf_without_a_gradient_has_no_effect_on_the_step(name):
   masks = [None]
   if 'mask' in table.ROWS[name].parameters:
@@ -153,8 +158,8 @@ def test_a_leaf_without_a_gradient_has_no_effect_on_the_step(name):
     comparisons.assert_close(found, expected)
 
 
-@table.every_method(lambda row: 'mask' in row.parameters)
-def test_frozen_labels_work_with_every_method(name):
+@table.every_path(lambda row: 'mask' in row.parameters)
+def test_frozen_labels_work_with_every_kind_of_method(name):
   """The others are trained as if the frozen parameters were constants."""
   row, params, batch = table.ROWS[name], training.params(), training.batch()
   labels = {'dense': 'frozen', 'norm': 'trained'}
@@ -219,7 +224,7 @@ def test_an_average_of_masked_parameters_raises():
     optax_sam.swad().init(nodes)
 
 
-@table.every_method(lambda row: 'mask' in row.parameters)
+@table.every_kind(lambda row: 'mask' in row.parameters)
 def test_masked_complex_parameters_are_updated(name):
   """They do not affect the real parameters."""
   row, batch = table.ROWS[name], training.batch()
@@ -248,7 +253,7 @@ def test_masked_complex_parameters_are_updated(name):
   comparisons.assert_close(found, update(params)[0])
 
 
-@table.every_method(table.in_chain)
+@table.every_path(table.in_chain)
 def test_frozen_leaves_cost_nothing(name):
   """Counted in operations; nearly all parameters are frozen."""
   row, rows, batch = table.ROWS[name], jnp.ones((64, 256)), jnp.ones((4, 64))

@@ -157,7 +157,7 @@ def assert_whole(target, whole):
 
 @pytest.mark.parametrize(
   ('sent', 'times'),
-  [(signal.SIGKILL, 20), (signal.SIGTERM, 4), (signal.SIGINT, 4)],
+  [(signal.SIGKILL, 9), (signal.SIGTERM, 4), (signal.SIGINT, 4)],
 )
 def test_the_same_command_goes_on_after_a_signal_at_any_moment(
   runner, whole, tmp_path, sent, times

@@ -8,6 +8,8 @@ import nbclient
 import nbformat
 import pytest
 
+from tests import compiling
+
 pytestmark = pytest.mark.slow
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'notebooks'
@@ -79,7 +81,9 @@ def test_stored_outputs_are_complete_and_clean(path):
 
 
 @each_notebook
-def test_notebook_runs_with_outputs_of_the_same_kinds(path):
+def test_notebook_runs_with_outputs_of_the_same_kinds(path, monkeypatch):
+  # Compiling takes most of the time.
+  monkeypatch.setenv('XLA_FLAGS', compiling.FLAGS)
   stored = nbformat.read(path, as_version=4)
   notebook = nbformat.read(path, as_version=4)
   nbclient.NotebookClient(

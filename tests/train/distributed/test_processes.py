@@ -271,20 +271,24 @@ def test_processes_that_do_not_fit_end_within_a_minute(tmp_path):
   assert not list(tmp_path.glob('* run'))
 
 
-# Kills of two processes beside the accidents; each takes half a minute.
-KILLS = int(os.environ.get('KILLS', '2'))
+# Kills of one process, and of two beside the accidents: a third of them while
+# the processes start, the first one too.
+KILLS = int(os.environ.get('KILLS', '1'))
 ACCIDENTS = [
   (sent, index) for sent in (signal.SIGKILL, signal.SIGSTOP) for index in (0, 1)
 ]
 
 
 @pytest.mark.parametrize(
-  ('count', 'kills', 'accidents'), [(1, 20, []), (2, KILLS, ACCIDENTS)]
+  ('count', 'kills', 'accidents'),
+  [(1, 8 * KILLS, []), (2, KILLS, ACCIDENTS)],
 )
 def test_kills_and_accidents_change_nothing(count, kills, accidents, tmp_path):
   chance = random.Random(count)
   given = problems.train_config(
-    method='ae_look_sam', output=tmp_path / 'run', **(LONG | {'steps': 400})
+    method='ae_look_sam',
+    output=tmp_path / 'run',
+    **(LONG | {'steps': 200 + 40 * KILLS}),
   )
 
   def start(name):
