@@ -75,10 +75,7 @@ PYTEST := -m pytest -n 2 --dist loadgroup
 test: lint
 	$(BIN)/python $(PYTEST) -m 'not slow'
 
-# All tests in one run: collected once, and both workers are busy to the end.
-test-all: lint
-	$(BIN)/python $(PYTEST)
-	$(MAKE) newest lowest
+test-all: test slow newest lowest
 
 slow: $(VENV)/.dev
 	$(BIN)/python $(PYTEST) -m slow
