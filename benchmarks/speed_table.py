@@ -109,10 +109,17 @@ def _line(entry: Entry) -> str:
   return f'| {" | ".join(cells)} |'
 
 
-def overview(entries: Sequence[Entry]) -> str:
-  """Returns a table of the time of a step relative to SGD, by network."""
+def overview(entries: Sequence[Entry], names: Sequence[tuple[str, str]]) -> str:
+  """Returns a table of the time of a step relative to SGD, by network.
+
+  Args:
+    entries: the rows of all networks; a network may lack some.
+    names: group and name of the rows in their order; others come last.
+  """
   problems = list(dict.fromkeys(entry.problem for entry in entries))
-  rows = dict.fromkeys((entry.group, entry.row) for entry in entries)
+  measured = dict.fromkeys((entry.group, entry.row) for entry in entries)
+  ordered = [key for key in names if key in measured]
+  rows = dict.fromkeys([*ordered, *measured])
   found = {(e.group, e.row, e.problem): e for e in entries}
   lines = [
     f'| step | {" | ".join(problems)} |',
@@ -165,11 +172,11 @@ def write(
     ),
   )
   text = f'# Time of a step relative to SGD\n\n{heading()}\n\n'
-  text += f'{overview(entries)}\n## By network\n\n{markdown(entries)}'
+  text += f'{overview(entries, names)}\n## By network\n\n{markdown(entries)}'
   (directory / 'speed.md').write_text(text, encoding='utf-8')
   with (directory / 'speed.csv').open('w', newline='') as file:
-    names = [field.name for field in dataclasses.fields(Entry)]
-    writer = csv.DictWriter(file, names)
+    fields = [field.name for field in dataclasses.fields(Entry)]
+    writer = csv.DictWriter(file, fields)
     writer.writeheader()
     writer.writerows(dataclasses.asdict(entry) for entry in entries)
   _plot(directory / 'speed.png', entries)
