@@ -13,13 +13,13 @@ import argparse
 import optax
 
 import optax_sam
-from benchmarks import problems, rows, speed_table, steps
+from benchmarks import loop_operations, problems, rows, speed_table, steps
 
 
 def operations(row: rows.Row, problem: problems.Problem) -> float:
   """Returns XLA's operations of a step."""
   ((program, arguments),) = row.build(problem, 100).programs.values()
-  return program.lower(*arguments).compile().cost_analysis()['flops']
+  return loop_operations.count(program.lower(*arguments).compile())
 
 
 def masked_sam(problem: problems.Problem, total_steps: int) -> steps.Steps:

@@ -26,6 +26,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from benchmarks import loop_operations
 from optax_sam import catalog
 
 DEVICES = 8
@@ -97,7 +98,7 @@ def _measured(program: Any, *given: Any) -> dict[str, int]:
   shapes = re.findall(r'\w+\[([\d,]*)\]', ' '.join(reduces))
   sizes = (math.prod(map(int, filter(None, x.split(',')))) for x in shapes)
   memory = compiled.memory_analysis().temp_size_in_bytes
-  operations = int(compiled.cost_analysis()['flops'])
+  operations = int(loop_operations.count(compiled))
   return dict(
     zip(FIELDS, (operations, len(reduces), sum(sizes), memory), strict=True)
   )

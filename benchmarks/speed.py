@@ -2,7 +2,7 @@
 
 All rows of a problem alternate in one process, so that load on the machine
 affects all of them; ratios are to SGD of the same framework in the same round.
-Operations and memory are those that XLA reports for the compiled step. Rows of
+Operations and memory are from XLA's report of the compiled step. Rows of
 PyTorch run in a separate process, with the same networks on the same machine.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import tyro
 
 import optax_sam
-from benchmarks import problems, rows, speed_table
+from benchmarks import loop_operations, problems, rows, speed_table
 from optax_sam.engine import info
 from optax_sam.engine.info import SharpnessAwareState
 
@@ -73,7 +73,7 @@ class Runner:
         + memory.output_size_in_bytes
         - memory.alias_size_in_bytes
       )
-      total['flops'] += compiled.cost_analysis()['flops']
+      total['flops'] += loop_operations.count(compiled)
       total['bytes'] = max(total['bytes'], peak)
     return total
 

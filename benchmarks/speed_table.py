@@ -4,9 +4,9 @@ import csv
 import dataclasses
 import datetime as dt
 import itertools
-import math
 import pathlib
 import platform
+import statistics
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,11 +51,16 @@ class Entry:
   counterpart: str | None = None
 
   @property
+  def expected(self) -> float:
+    """Cost of a step in gradients, of the steps that were taken."""
+    if self.gradients is not None:
+      return self.gradients
+    return 1 + (self.fraction or 0)
+
+  @property
   def overhead(self) -> float:
     """Time of a step over the expected time of its gradients."""
-    if self.gradients is not None:
-      return self.wall / self.gradients
-    return self.wall / (1 + (self.fraction or 0))
+    return self.wall / self.expected
 
 
 def heading() -> str:
@@ -109,28 +114,52 @@ def _line(entry: Entry) -> str:
   return f'| {" | ".join(cells)} |'
 
 
-def overview(entries: Sequence[Entry]) -> str:
-  """Returns a table of the time of a step relative to SGD, by network."""
-  problems = list(dict.fromkeys(entry.problem for entry in entries))
-  rows = dict.fromkeys((entry.group, entry.row) for entry in entries)
-  found = {(e.group, e.row, e.problem): e for e in entries}
-  lines = [
-    f'| step | {" | ".join(problems)} |',
-    f'|---|{"---|" * len(problems)}',
-  ]
-  former = None
-  for group, row in rows:
-    if group != former:
-      former = group
-      lines.append(f'| **{group}** |{"|" * len(problems)}')
-    cells = [
-      f'{found[group, row, problem].wall:.2f}'
-      if (group, row, problem) in found
-      else ''
-      for problem in problems
+def overview(
+  entries: Sequence[Entry],
+  names: Sequence[tuple[str, str]],
+  problems: Sequence[str],
+) -> str:
+  """Returns the time of a step relative to SGD, a table for each group.
+
+  The gradients of a step are the median over the networks, if they depend on
+  the steps that are taken.
+
+  Args:
+    entries: the rows of all networks; a network may lack some.
+    names: group and name of the rows in their order; others come last.
+    problems: names of the networks, one column each.
+  """
+  found: dict[tuple[str, str], dict[str, Entry]] = {}
+  for entry in entries:
+    if entry.problem in problems:
+      key = entry.group, entry.row
+      found.setdefault(key, {})[entry.problem] = entry
+  ordered = dict.fromkeys([*(key for key in names if key in found), *found])
+  parts = []
+  for group, keys in itertools.groupby(ordered, lambda key: key[0]):
+    lines = [
+      f'| step | gradients | {" | ".join(problems)} |',
+      f'|---|---|{"---|" * len(problems)}',
     ]
-    lines.append(f'| {row} | {" | ".join(cells)} |')
-  return '\n'.join(lines) + '\n'
+    for key in keys:
+      measured = found[key]
+      counts = [entry.expected for entry in measured.values()]
+      times = [
+        f'{measured[name].wall:.2f}' if name in measured else ''
+        for name in problems
+      ]
+      cells = (_title(key), f'{statistics.median(counts):.2f}', *times)
+      lines.append(f'| {" | ".join(cells)} |')
+    parts.append(f'### {group[0].upper()}{group[1:]}\n\n' + '\n'.join(lines))
+  return '\n\n'.join(parts) + '\n'
+
+
+def _title(key: tuple[str, str]) -> str:
+  """Returns the name of a row, with the name of a method as code."""
+  group, row = key
+  name, comma, label = row.partition(',')
+  is_method = name.islower() and group != 'baselines'
+  return f'`{name}`{comma}{label}' if is_method else row
 
 
 def write(
@@ -153,7 +182,7 @@ def write(
   def place(entry: Entry) -> tuple[str, str, str]:
     return entry.problem, entry.group, entry.row
 
-  former = _read(directory / 'speed.csv')
+  former = read(directory / 'speed.csv')
   by_place = {place(entry): entry for entry in (*former, *entries)}
   networks = list(dict.fromkeys(problem for problem, _, _ in by_place))
   order = {key: number for number, key in enumerate(names)}
@@ -165,17 +194,20 @@ def write(
     ),
   )
   text = f'# Time of a step relative to SGD\n\n{heading()}\n\n'
-  text += f'{overview(entries)}\n## By network\n\n{markdown(entries)}'
+  text += f'## By kind of method\n\n{overview(entries, names, networks)}\n'
+  text += f'## By network\n\n{markdown(entries)}'
   (directory / 'speed.md').write_text(text, encoding='utf-8')
   with (directory / 'speed.csv').open('w', newline='') as file:
-    names = [field.name for field in dataclasses.fields(Entry)]
-    writer = csv.DictWriter(file, names)
+    fields = [field.name for field in dataclasses.fields(Entry)]
+    writer = csv.DictWriter(file, fields)
     writer.writeheader()
     writer.writerows(dataclasses.asdict(entry) for entry in entries)
-  _plot(directory / 'speed.png', entries)
+  from benchmarks import speed_picture
+
+  speed_picture.draw(directory / 'speed.png', entries)
 
 
-def _read(path: pathlib.Path) -> list[Entry]:
+def read(path: pathlib.Path) -> list[Entry]:
   """Returns the entries of a CSV file, none without a file."""
   if not path.exists():
     return []
@@ -191,45 +223,3 @@ def _read(path: pathlib.Path) -> list[Entry]:
       Entry(**{name: value(name, text) for name, text in row.items()})
       for row in csv.DictReader(file)
     ]
-
-
-def _plot(path: pathlib.Path, entries: Sequence[Entry]) -> None:
-  from matplotlib import figure
-
-  groups = [
-    (problem, list(found))
-    for problem, found in itertools.groupby(entries, lambda e: e.problem)
-  ]
-  columns = min(3, len(groups))
-  lines = math.ceil(len(groups) / columns)
-  height = 0.2 * max(len(found) for _, found in groups) + 1
-  drawing = figure.Figure(
-    figsize=(5 * columns, height * lines), layout='constrained'
-  )
-  places = drawing.subplots(lines, columns, squeeze=False).flatten()
-  for axes in places:
-    axes.set_axis_off()
-  for axes, (problem, found) in zip(places, groups, strict=False):
-    axes.set_axis_on()
-    positions = range(len(found))
-    errors = (
-      [entry.wall - entry.low for entry in found],
-      [entry.high - entry.wall for entry in found],
-    )
-    colors = {
-      name: f'C{number}'
-      for number, name in enumerate(dict.fromkeys(e.group for e in found))
-    }
-    axes.barh(
-      positions,
-      [entry.wall for entry in found],
-      xerr=errors,
-      color=[colors[entry.group] for entry in found],
-    )
-    axes.set_yticks(positions, [entry.row for entry in found])
-    axes.invert_yaxis()
-    axes.set_title(problem)
-    axes.set_xlabel('time of a step relative to SGD')
-    for limit in (1, 2):
-      axes.axvline(limit, color='black', linewidth=0.8, linestyle=':')
-  drawing.savefig(path, dpi=100)

@@ -18,6 +18,7 @@ import optax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
+from benchmarks import rows, speed_table
 from benchmarks.evidence import advice, analysis
 from optax_sam import (
   descents,
@@ -30,6 +31,7 @@ from optax_sam.catalog import GROUPS, METHODS
 ROOT = pathlib.Path(__file__).parents[1]
 PAGES = (
   'README.md',
+  'benchmarks/README.md',
   'docs/conventions.md',
 )
 _BLOCK = re.compile(
@@ -196,6 +198,15 @@ def _collectives() -> str:
   return _table(head, rows)
 
 
+def _speed() -> str:
+  """Times on the larger network of each kind."""
+  path = ROOT / 'benchmarks' / 'results' / 'speed.csv'
+  entries = speed_table.read(path)
+  names = [(row.group, row.name) for row in rows.rows()]
+  networks = [f'{kind}, large' for kind in ('dense', 'conv', 'transformer')]
+  return speed_table.overview(entries, names, networks).strip()
+
+
 @functools.cache
 def _runs() -> analysis.AllRuns:
   return analysis.load(ROOT / 'benchmarks' / 'results' / 'evidence')
@@ -211,6 +222,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'components': _components,
   'use when': _use_when,
   'collectives': _collectives,
+  'speed': _speed,
   'which method': lambda: advice.which_method(_runs()),
   'verdicts': lambda: advice.verdicts(_runs()),
 }

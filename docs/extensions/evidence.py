@@ -1,16 +1,16 @@
-"""Tables of the recorded runs: test accuracy and time of a step."""
+"""Results of the recorded runs: test accuracy and time of a step."""
 
-import csv
 import functools
 import pathlib
 import statistics
 from collections.abc import Callable, Mapping
 
+from benchmarks import speed_table
 from benchmarks.evidence import analysis, page, pictures
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Runs
 from benchmarks.evidence.variants import VARIANTS
-from optax_sam.catalog import METHODS, Method
+from optax_sam.catalog import Method
 from optax_sam.train.reports import paired
 
 _RESULTS = pathlib.Path(page.__file__).parents[1] / 'results'
@@ -22,7 +22,7 @@ PICTURES = {
     pictures.HEAT_MAP,
     pictures.OBSERVATIONS,
   )
-}
+} | {'speed.png': _RESULTS / 'speed.png'}
 
 
 @functools.cache
@@ -74,12 +74,9 @@ def _mean_gain(name: str) -> paired.Difference:
 def _times() -> dict[str, dict[str, float]]:
   """Returns the time of a step relative to SGD, by row and network."""
   found: dict[str, dict[str, float]] = {}
-  path = _RESULTS / 'speed.csv'
-  with path.open(encoding='utf-8', newline='') as file:
-    for line in csv.DictReader(file):
-      framework, comma, _ = line['group'].partition(', ')
-      name = f'{framework}: {line["row"]}' if comma else line['row']
-      found.setdefault(name, {})[line['problem']] = float(line['wall'])
+  for entry in speed_table.read(_RESULTS / 'speed.csv'):
+    if not entry.group.startswith('PyTorch'):
+      found.setdefault(entry.row, {})[entry.problem] = entry.wall
   return found
 
 
@@ -120,18 +117,6 @@ def _summary() -> str:
   return _table(head, rows)
 
 
-def _speed() -> str:
-  """Times on the larger network of each kind."""
-  kinds = ('dense', 'conv', 'transformer')
-  rows = []
-  for name, found in _times().items():
-    title = f'`{name}`' if name in METHODS else name
-    times = [found.get(f'{kind}, large') for kind in kinds]
-    rows.append([title, *('' if x is None else f'{x:.2f}' for x in times)])
-  return _table(['step', *kinds], rows)
-
-
 TABLES: dict[str, Callable[[], str]] = {
-  'speed': _speed,
   'summary of the evidence': _summary,
 }

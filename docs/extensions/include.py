@@ -18,6 +18,7 @@ _PAGES = {
   '../docs/howto/lora.md': '../howto/lora.md',
   '../docs/pods.md': '../pods.md',
   'docs/conventions.md': 'conventions.md',
+  'results/speed.png': '../speed.png',
   'results/evidence/evidence.md': '../evidence.md',
 }
 # Files that are not on the site: data and code.
