@@ -4,6 +4,7 @@ import textwrap
 
 from benchmarks.evidence import analysis, claims, page
 from benchmarks.evidence.analysis import AllRuns
+from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.variants import BASE, VARIANTS
 from optax_sam.catalog import METHODS
 
@@ -61,7 +62,12 @@ def verdicts(every: AllRuns) -> str:
       lines.append(f'- **{verdict.capitalize()}**: {claim.sentence}')
   lines += page.questions(every).splitlines()[:1]
   if page.missing(every):
-    lines.append('- The runs are not complete yet.')
+    whole = sum(not problem.in_appendix for problem in PROBLEMS.values())
+    lines.insert(
+      0,
+      f'- **Not complete yet**: what follows is from {len(every)} of {whole} '
+      'problems.',
+    )
   wrapped = [
     textwrap.fill(line, 80, subsequent_indent='  ', break_long_words=False)
     for line in lines

@@ -90,9 +90,9 @@ def text(every: AllRuns, appendix: AllRuns) -> str:
   parts = [
     '# Evidence',
     f'![Gain against gradients per step]({pictures.FRONTIER})',
+    missing(every),
     _summary(found),
     questions(every),
-    missing(every),
     '## Every method on every problem',
     (
       'Gain over the base optimizer with as many steps, in the unit of the '
