@@ -130,7 +130,7 @@ def test_a_comparison_with_search_and_budget(tmp_path):
   comparison, text = run(config)
   sgd, sam = comparison.runs
   assert comparison.budget == 'gradients'
-  assert len(comparison.trials) == 8
+  assert len(comparison.trials) == 4
   assert sam.settings['rho'] in {
     trial.settings['rho'] for trial in comparison.trials[4:]
   }
