@@ -75,7 +75,7 @@ def example():
     ],
     timings=[timing(name, [1.0, 1.9, 2.1]) for name in made.methods],
     trials=[
-      Trial('sam', {'rho': rho}, 0, 20, 1.0, 0.9 - rho) for rho in (0.1, 0.2)
+      Trial('sam', {'rho': rho}, 0, 1.0, 0.9 - rho) for rho in (0.1, 0.2)
     ],
     planes=planes,
     spectra={'sgd': spectrum},
