@@ -142,13 +142,16 @@ _CONV = Problem(
   title='Fashion-MNIST 12k, conv net',
   dataset='fashion_mnist',
   model=lambda classes: Quartered(
-    models.ResNet(classes, blocks=(1, 1), width=16, small_images=True)
+    Quartered(
+      models.ResNet(classes, blocks=(1, 1), width=24, small_images=True)
+    )
   ),
   examples=12_000,
   validation=4_000,
-  steps=720,
+  steps=1_440,
   batch_size=100,
   in_short=True,
+  trial_length=1.0,
 )
 _DIGITS = Problem(
   title='digits, 40 % wrong labels, conv net',
@@ -182,11 +185,12 @@ PROBLEMS = {
     ),
     examples=12_000,
     validation=4_000,
-    steps=720,
+    steps=1_440,
     batch_size=100,
     base='adamw',
     learning_rate=2e-3,
     in_short=True,
+    trial_length=1.0,
   ),
   'dense': Problem(
     title='Fashion-MNIST 60k, dense net',
