@@ -40,13 +40,12 @@ _HOW = """\
 Every seed draws training and validation examples, wrong labels in both, initial
 parameters and order; the test examples are always the same, with true labels.
 Learning rate and radius of every variant, the base optimizer included, were
-tuned with the search of `optax-sam compare --tune`: {trials} trials of all steps
-(of the language model half of them), by the score on the validation examples,
-with one seed (on the digits four) that no
-comparison has. While the best value was the smallest or
-the largest one tried, up to {wider} more trials went further. Then every
-variant ran with {seeds} other seeds to the last step, without choosing a
-step.
+tuned with the search of `optax-sam compare --tune`: {trials} trials of all
+steps (of the language model half of them), by the score on the validation
+examples, with one seed (on the digits four) that no comparison has. While the
+best value was the smallest or the largest one tried, up to {wider} more trials
+went further. Then every variant ran with {seeds} other seeds to the last step,
+without choosing a step.
 
 A gain is a paired difference over the seeds, with a 95 % Student-t interval.
 Scores of different problems have different units; so their mean is in standard
