@@ -5,7 +5,7 @@ import textwrap
 from benchmarks.evidence import analysis, claims, page
 from benchmarks.evidence.analysis import AllRuns
 from benchmarks.evidence.problems import PROBLEMS
-from benchmarks.evidence.variants import BASE, VARIANTS
+from benchmarks.evidence.variants import VARIANTS
 from optax_sam.catalog import METHODS
 
 # Largest numbers of gradients per step that are asked for.
@@ -41,9 +41,10 @@ def which_method(every: AllRuns) -> str:
     best = max(methods, key=lambda name: allowed[name][1].mean)
     cost, gain = allowed[best]
     shown = f'{page.interval(gain)} at {cost:.2f} gradients'
-    longer = [name for name in allowed if name not in methods and name != BASE]
     longer = [
-      name for name in longer if allowed[name][1].mean > allowed[best][1].mean
+      name
+      for name in allowed
+      if name not in methods and allowed[name][1].mean > allowed[best][1].mean
     ]
     for name in longer:
       cost, gain = allowed[name]

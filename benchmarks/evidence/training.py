@@ -34,11 +34,11 @@ class Outcome:
     second_gradients: fraction of steps with a perturbed gradient.
     train_loss: over some training examples in evaluation mode, including wrong
       labels.
-    train_score: likewise.
+    train_score: score of these examples.
     validation_loss: over the validation examples.
-    validation_score: likewise.
+    validation_score: score of the validation examples.
     test_loss: over the test examples.
-    test_score: likewise.
+    test_score: score of the test examples.
     curve: validation scores after each part of the run, or only the last one.
     sam_sharpness: rise of the loss of some training examples after one ascent
       step of length 0.05.
