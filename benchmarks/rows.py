@@ -214,6 +214,8 @@ def rows() -> list[Row]:
     ),
   ]
   for method in catalog.METHODS.values():
+    if method.place == 'adapters':  # see `benchmarks.fine_tuning`
+      continue
     variants = _VARIANTS.get(method.name, (_Variant(),))
     found += [_row(method, variant) for variant in variants]
   return found

@@ -45,6 +45,7 @@ _PLACEMENTS = {
   'replaces': 'replaces',
   'loss': 'auxiliary loss',
   'outside': 'outside of the chain',
+  'adapters': 'low-rank adapters',
 }
 # Groups with separate tables.
 _OPTIMIZERS = 'wraps or replaces the optimizer'
@@ -105,7 +106,7 @@ def _arguments() -> str:
     return _code(
       method.name
       for method in METHODS.values()
-      if method.needs == needs and method.place not in ('loss', 'outside')
+      if method.needs == needs and method.is_transformation
     )
 
   rows = (
@@ -190,7 +191,8 @@ def _collectives() -> str:
   rows = [
     (f'`{method.name}`', *method.collectives)
     for method in METHODS.values()
-    if method.place not in ('after', 'loss', 'outside')
+    if method.is_transformation
+    and method.place != 'after'
     and method.collectives != others
   ]
   rows.append(('all others', *others))

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import optax_sam
+import optax_sam.lora
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Method:
     place: placement relative to the base optimizer. 'chain': before it in
       `optax.chain`; 'after': after it; 'wraps': takes it as an argument;
       'replaces': is an optimizer; 'loss': an auxiliary loss; 'outside': called
-      outside of the optimizer.
+      outside of the optimizer; 'adapters': trains low-rank adapters.
     state: its state, without counters, metrics and the state of the base
       optimizer.
     needs: arguments of `update` other than `params`. 'value_fn': `value_fn` or
@@ -75,9 +76,9 @@ class Method:
   use_when: str
   group: str = 'every step'
   gradients: str = '2'
-  place: Literal['chain', 'wraps', 'replaces', 'after', 'loss', 'outside'] = (
-    'chain'
-  )
+  place: Literal[
+    'chain', 'wraps', 'replaces', 'after', 'loss', 'outside', 'adapters'
+  ] = 'chain'
   state: str = 'none'
   needs: Literal['value_fn', 'examples', 'loss', ''] = 'value_fn'
   collectives: tuple[str, str] = ('none', '1 a step')
@@ -89,6 +90,17 @@ class Method:
   def name(self) -> str:
     """Public name of the function."""
     return self.function.__name__
+
+  @property
+  def path(self) -> str:
+    """Public name with its module."""
+    package = 'optax_sam.lora' if self.place == 'adapters' else 'optax_sam'
+    return f'{package}.{self.name}'
+
+  @property
+  def is_transformation(self) -> bool:
+    """Whether it is a gradient transformation for any model."""
+    return self.place in ('chain', 'wraps', 'replaces', 'after')
 
   @property
   def static(self) -> tuple[str, ...]:
@@ -114,6 +126,9 @@ GROUPS = {
     'Placed after the base optimizer, or called outside of it (`swad`).'
   ),
   'auxiliary losses': 'Losses that you add to yours.',
+  'low-rank adapters': (
+    'For fine-tuning with low-rank adapters; import `optax_sam.lora`.'
+  ),
 }
 
 _ONE_GRADIENT = 'one gradient'
@@ -122,6 +137,7 @@ _SOME_EXAMPLES = 'some examples'
 _OPTIMIZERS = 'wraps or replaces the optimizer'
 _AFTER = 'noise and averages'
 _LOSSES = 'auxiliary losses'
+_ADAPTERS = 'low-rank adapters'
 
 _LOOK_SAM = Paper('Liu et al.', 2022, '2203.02714')
 _AE_SAM = Paper('Jiang et al.', 2023, '2304.14647')
@@ -612,6 +628,40 @@ _ROWS = (
     radius=None,
     unverified='`tau**2`: the paper and the published code differ; the first '
     'epoch, known from the published code',
+  ),
+  Method(
+    optax_sam.lora.flat_noise,
+    title='Flat-LoRA',
+    paper=Paper('Li et al.', 2025, '2409.14396'),
+    group=_ADAPTERS,
+    gradients='1',
+    use_when='the merged weights should lie in a flat region, at one gradient',
+    place='adapters',
+    needs='',
+    collectives=_NOTHING_AVERAGED,
+    radius='sigma',
+    example={
+      'merged': jnp.ones((4, 4)),
+      'key': 0,
+      'step': 0,
+      'total_steps': 1000,
+    },
+  ),
+  Method(
+    optax_sam.lora.bi_lora,
+    title='Bi-LoRA',
+    paper=Paper('Liu et al.', 2026, '2508.19564'),
+    group=_ADAPTERS,
+    gradients='1',
+    use_when='the ascent should follow the gradient, but you can pay for one '
+    'only',
+    place='adapters',
+    state='base optimizer of the second pair',
+    needs='',
+    collectives=_NOTHING_AVERAGED,
+    example={'labels': {'lora': 'lora', 'second': 'ascent'}, 'rho': 0.05},
+    unverified="the order of ascent and weight decay: the authors' program "
+    'could not be read',
   ),
 )
 

@@ -10,13 +10,12 @@ import optax
 import pytest
 
 import optax_sam
+import optax_sam.lora
 from optax_sam.catalog import GROUPS, METHODS
 
 PARAMS = jnp.arange(1.0, 4.0)
 BATCH = {'x': jnp.ones((8, 3)), 'y': jnp.ones(8)}
-TRANSFORMATIONS = [
-  name for name, row in METHODS.items() if row.place not in ('loss', 'outside')
-]
+TRANSFORMATIONS = [x.name for x in METHODS.values() if x.is_transformation]
 every_row = pytest.mark.parametrize('name', METHODS)
 every_transformation = pytest.mark.parametrize('name', TRANSFORMATIONS)
 
@@ -31,7 +30,7 @@ def mean_loss(params):
 
 def build(name):
   row = METHODS[name]
-  base = {'base': optax.sgd(0.1)} if row.place == 'wraps' else {}
+  base = {'base': optax.sgd(0.1)} if 'base' in parameters(name) else {}
   return row.function(**base, **row.example)
 
 
@@ -55,14 +54,19 @@ def test_every_public_function_that_builds_a_method_has_a_row():
     returns = inspect.signature(function).return_annotation
     return inspect.isclass(returns) and hasattr(returns, 'init')
 
-  public = {name: getattr(optax_sam, name) for name in optax_sam.__all__}
+  public = {
+    name: getattr(module, name)
+    for module in (optax_sam, optax_sam.lora)
+    for name in module.__all__
+  }
   found = {
     name
     for name, member in public.items()
     if inspect.isfunction(member) and builds_a_method(member)
   }
   helpers = {'alternating', 'hide_arguments', 'sharpness_aware'}
-  assert found - helpers == set(METHODS)
+  # A part of `bi_lora`, and a function that returns noise.
+  assert found - helpers - {'clip_products'} == set(METHODS) - {'flat_noise'}
   assert all(row.function is public[name] for name, row in METHODS.items())
   assert {row.group for row in METHODS.values()} == set(GROUPS)
 
@@ -125,7 +129,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize('name', [n for n in METHODS if n != 'saf_loss'])
+@pytest.mark.parametrize('name', [*TRANSFORMATIONS, 'swad', 'mesa_loss'])
 def test_the_state_agrees_with_the_row(name):
   params = jnp.zeros(7)
   paths, _ = jax.tree.flatten_with_path(build(name).init(params))
@@ -152,7 +156,9 @@ def test_every_method_is_in_the_file_of_its_family():
   package = pathlib.Path(optax_sam.__file__).parent
   files = [x for x in package.rglob('*.py') if x.stem != '__init__']
   families = {x.stem for x in files if x.parent == package / 'methods'}
-  assert families == {row.family for row in METHODS.values()}
-  for name, row in METHODS.items():
+  rows = [row for row in METHODS.values() if row.place != 'adapters']
+  assert families == {row.family for row in rows}
+  for row in rows:
+    name = row.name
     assert set(row.family.split('_')) <= set(name.split('_'))
   assert len({x.stem for x in files}) == len(files)  # unique names

@@ -70,7 +70,8 @@ def test_every_public_name_is_on_exactly_one_page():
   listed = [name for name in listed if 'optax_sam.train.' not in name]
   # The pages of the methods are generated from the catalog and these texts.
   for name, text in tomllib.loads(TEXTS.read_text()).items():
-    listed += [f'optax_sam.{x}' for x in (name, *text.get('also', ()))]
+    module = METHODS[name].path.rpartition('.')[0]
+    listed += [f'{module}.{x}' for x in (name, *text.get('also', ()))]
   assert sorted(listed) == sorted(PUBLIC)
 
 

@@ -36,7 +36,7 @@ _DOCTEST = re.compile(r'^( *)(>>> .*(?:\n\1.+)*)', re.MULTILINE)
 # Names with a place in the reference, or a page as a method.
 _DOCS = pathlib.Path(__file__).parents[1]
 _LISTED = re.compile(r'^::: (\S+)$', re.MULTILINE)
-PUBLIC = {f'optax_sam.{name}' for name in METHODS}
+PUBLIC = {method.path for method in METHODS.values()}
 for _page in _DOCS.rglob('*.md'):
   PUBLIC.update(_LISTED.findall(_page.read_text(encoding='utf-8')))
 

@@ -44,6 +44,6 @@ def included(text: str, tables: Mapping[str, Callable[[], str]]) -> str:
 
 def _with_link(row: re.Match[str]) -> str:
   """Links from the first column to the page of the method."""
-  return (
-    f'| [`{row[1]}`][optax_sam.{row[1]}] |' if row[1] in METHODS else row[0]
-  )
+  if row[1] not in METHODS:
+    return row[0]
+  return f'| [`{row[1]}`][{METHODS[row[1]].path}] |'

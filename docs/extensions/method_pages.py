@@ -25,6 +25,7 @@ _PLACES = {
   'replaces': 'replaces the base optimizer',
   'loss': 'auxiliary loss',
   'outside': 'outside of the chain, called after each step',
+  'adapters': 'trains low-rank adapters of the model',
 }
 _NEEDS = {
   'value_fn': '`value_fn` or `grad_fn`',
@@ -40,12 +41,15 @@ _TITLES = {
   'wraps or replaces the optimizer': 'Wrap or replace the optimizer',
   'noise and averages': 'Noise and averages',
   'auxiliary losses': 'Auxiliary losses',
+  'low-rank adapters': 'Low-rank adapters',
 }
 _GUIDES = {
   'wraps or replaces the optimizer': 'wrappers',
   'noise and averages': 'averages',
   'auxiliary losses': 'auxiliary_losses',
+  'low-rank adapters': 'lora',
 }
+_OF_ADAPTERS = '../howto/lora.md#what-is-learned-what-is-forgotten'
 _LEGENDS = (
   (r'^1 \+ s$', '`s`: fraction of steps that take an ascent step.'),
   (r'\(\+ 1/3\)', '(+ 1/3): a forward pass, if the unperturbed loss is used.'),
@@ -110,7 +114,7 @@ def how_to_choose() -> str:
 
 def program(method: Method) -> str:
   """Returns a program that trains with a method; '' for those outside of it."""
-  if method.place in ('loss', 'outside'):
+  if not method.is_transformation:
     return ''
   arguments = ', '.join(
     f'{key}={_value(key, value)}' for key, value in method.example.items()
@@ -186,7 +190,6 @@ def _short(method: Method) -> str:
 def _page(method: Method) -> str:
   text = texts()[method.name]
   rule, fidelity, references, example = _docstring(method)
-  name = f'optax_sam.{method.name}'
   code = program(method)
   parts = [
     f'# {method.title}',
@@ -196,11 +199,12 @@ def _page(method: Method) -> str:
     _facts(method),
     f'## Rule\n\n{rule}',
     '## Code\n\n' + (f'```python\n{code}```' if code else example),
-    f'## Arguments\n\n{_reference(name)}',
+    f'## Arguments\n\n{_reference(method.path)}',
   ]
   if guide := _GUIDES.get(method.group):
     parts.insert(-1, f'[How to use it in training](../howto/{guide}.md).')
-  parts += [_reference(f'optax_sam.{also}') for also in text.get('also', ())]
+  module = method.path.rpartition('.')[0]
+  parts += [_reference(f'{module}.{also}') for also in text.get('also', ())]
   if code and example:
     parts.append(f'## Checked by hand\n\n{example}')
   parts += [
@@ -230,14 +234,16 @@ def _facts(method: Method) -> str:
     'Placement': _PLACES[method.place],
     'Needed by `update`': _NEEDS[method.needs],
   }
-  if method.place not in ('loss', 'outside', 'after'):
+  if method.is_transformation and method.place != 'after':
     local, synchronized = method.collectives
     rows['All-reduces beyond those of SGD'] = (
       f'{local}; with `sync_ascent=True`: {synchronized} '
       '([legend](../conventions.md#devices))'
     )
-  if method.place == 'loss':
+  if method.place in ('loss', 'adapters'):
     del rows['Needed by `update`']
+  if method.place == 'adapters':
+    rows['Time of a step, SGD = 1'] = f'[work and state]({_OF_ADAPTERS})'
   lines = [f'| {key} | {value} |' for key, value in rows.items()]
   return '\n'.join(['| | |', '|---|---|', *lines])
 
@@ -285,6 +291,8 @@ def _docstring(method: Method) -> tuple[str, str, str, str]:
 
 
 def _evidence(method: Method) -> str:
+  if method.place == 'adapters':
+    return f'[What is learned, what is forgotten]({_OF_ADAPTERS}).'
   if not evidence.variants(method):
     missing = 'This method is not among those whose test accuracy is compared.'
     measured = ' Its [speed](../speed.md) is measured.'

@@ -6,7 +6,7 @@ functions take arrays or pytrees of them, of any framework. Import this module
 by `import optax_sam.lora`.
 """
 
-from optax_sam.lora.bi_lora import bi_lora, clip_products, product_norm
+from optax_sam.lora.adapter_pairs import bi_lora, clip_products, product_norm
 from optax_sam.lora.flat_lora import flat_noise, merge
 
 __all__ = ['bi_lora', 'clip_products', 'flat_noise', 'merge', 'product_norm']

@@ -79,7 +79,7 @@ def test_every_method_has_a_page(site, name):
   page = read(site, f'methods/{name}')
   text = words(page)
   assert f'<a href="{row.paper.link}">' in page
-  assert f'id="optax_sam.{name}"' in page
+  assert f'id="{row.path}"' in page
   assert f'eprint = {{{row.paper.arxiv}}}' in text
   for part in (row.use_when, row.gradients, row.state, row.unverified):
     assert part.replace('`', '').replace('**', '') in text.replace('**', '')
@@ -87,7 +87,7 @@ def test_every_method_has_a_page(site, name):
   for left in ('`_', '::\n', '.. math', ':math:', '{{ ', '| |'):
     assert left not in text
   index = read(site, 'methods')
-  assert re.search(rf'<a [^>]*href="{name}/#optax_sam.{name}"', index)
+  assert re.search(rf'<a [^>]*href="{name}/#{row.path}"', index)
 
 
 def test_a_page_of_a_method_shows_rule_arguments_evidence(site):

@@ -153,7 +153,7 @@ def optimizer(
 
 def external(name: str, settings: Mapping[str, Any]) -> Any:
   """Returns the auxiliary loss or average that a method is, None for others."""
-  if method(name).row.place not in ('loss', 'outside'):
+  if method(name).row.is_transformation:
     return None
   return _built(name, settings)
 

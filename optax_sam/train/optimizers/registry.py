@@ -139,10 +139,12 @@ def _method(row: catalog.Method) -> Method:
   return Method(row, **given | _SPECIAL.get(row.name, {}))
 
 
+# Without methods for low-rank adapters, which the models of the trainer lack.
 # Auxiliary losses are registered without the ending of their names.
 METHODS: dict[str, Method] = {
   name.removesuffix('_loss'): _method(row)
   for name, row in catalog.METHODS.items()
+  if row.place != 'adapters'
 }
 METHODS['sam_on'] = Method(
   dataclasses.replace(
