@@ -48,6 +48,12 @@ def canonical_name(name: str, base: str, what: str) -> str:
   if name.lower() in optimizers and name.lower() not in (base, *METHODS):
     msg = f'{what} {name!r} is a base optimizer; write --base {name.lower()}'
     raise ValueError(msg)
+  if name in catalog.METHODS and catalog.METHODS[name].place == 'adapters':
+    msg = (
+      f'{what} {name!r} trains low-rank adapters, which the models of the '
+      f'trainer lack; write {catalog.METHODS[name].path} in your own program'
+    )
+    raise ValueError(msg)
   titles = {key: one.row.title for key, one in METHODS.items()}
   return names.find(
     what,

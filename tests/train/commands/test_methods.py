@@ -67,3 +67,7 @@ def test_json_has_the_same_facts(capsys):
 
 def test_an_unknown_method_is_refused(capsys):
   assert 'did you mean asam' in refused(capsys, 'methods', 'asm')
+
+
+def test_methods_for_adapters_are_refused_with_their_module(capsys):
+  assert 'optax_sam.lora.bi_lora' in refused(capsys, 'methods', 'bi_lora')
