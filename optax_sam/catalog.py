@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 import optax_sam
 import optax_sam.lora
@@ -641,7 +642,7 @@ _ROWS = (
     collectives=_NOTHING_AVERAGED,
     radius='sigma',
     example={
-      'merged': jnp.ones((4, 4)),
+      'merged': np.ones((4, 4), np.float32),
       'key': 0,
       'step': 0,
       'total_steps': 1000,

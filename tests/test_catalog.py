@@ -3,6 +3,8 @@
 import inspect
 import pathlib
 import re
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -162,3 +164,11 @@ def test_every_method_is_in_the_file_of_its_family():
     name = row.name
     assert set(row.family.split('_')) <= set(name.split('_'))
   assert len({x.stem for x in files}) == len(files)  # unique names
+
+
+def test_the_catalog_starts_no_backend():
+  """Devices can be configured after its import."""
+  program = (
+    "import jax, optax_sam.catalog\njax.config.update('jax_num_cpu_devices', 2)"
+  )
+  subprocess.run([sys.executable, '-c', program], check=True, timeout=120)
