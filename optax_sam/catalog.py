@@ -22,7 +22,7 @@ class Paper:
 
   Attributes:
     authors: as in a citation, 'Foret et al.'.
-    year: year of publication.
+    year: year of publication, or of the preprint.
     arxiv: number of the preprint.
   """
 
@@ -164,7 +164,7 @@ _ROWS = (
     title='ASAM',
     paper=Paper('Kwon et al.', 2021, '2102.11600'),
     use_when='weights or layers differ much in scale',
-    unverified='the rule, known from the author, not from the paper',
+    unverified='the rule, known from the author, not read in the paper',
   ),
   Method(
     optax_sam.friendly_sam,
@@ -173,7 +173,7 @@ _ROWS = (
     use_when='batches are small or gradients are noisy',
     state='average of gradients',
     collectives=('1 a step', '1 a step'),
-    unverified='when the average is updated, known from restatements only',
+    unverified='when the average is updated: known from restatements only',
   ),
   Method(
     optax_sam.gsam,
@@ -185,7 +185,7 @@ _ROWS = (
     optax_sam.gradient_norm_penalty,
     title='Gradient norm penalty (GNP)',
     paper=Paper('Zhao et al.', 2022, '2202.03599'),
-    use_when='you want a mixture of the unperturbed and the perturbed gradient',
+    use_when='you want to penalize the norm of the gradient',
   ),
   Method(
     optax_sam.wsam,
@@ -198,14 +198,14 @@ _ROWS = (
     title='Fisher SAM',
     paper=Paper('Kim et al.', 2022, '2206.04920'),
     use_when='perturbations should be measured by Fisher information',
-    unverified='the defaults; the squared gradient of the batch, in place of '
-    'squares of per-example gradients',
+    unverified='the defaults; the squared gradient of the batch instead of the '
+    'squared per-example gradients',
   ),
   Method(
     optax_sam.unnormalized_sam,
     title='Unnormalized SAM (USAM)',
     paper=Paper('Andriushchenko and Flammarion', 2022, '2206.06232'),
-    use_when='you study SAM without normalization, which fades near a minimum',
+    use_when='you study SAM without normalization, near a minimum',
     example={'rho': 0.05},
   ),
   Method(
@@ -222,7 +222,7 @@ _ROWS = (
     gradients='3',
     use_when='you can afford a third gradient, to penalize curvature',
     collectives=('none', '2 a step, 1 joined'),
-    unverified='how the rule follows from the trace in the paper',
+    unverified='how the rule follows from the trace that the paper penalizes',
   ),
   Method(
     optax_sam.eigen_sam,
@@ -270,7 +270,7 @@ _ROWS = (
     optax_sam.gcsam,
     title='GCSAM',
     paper=Paper('Hassan et al.', 2025, '2501.11584'),
-    use_when='you centralize gradients anyway',
+    use_when='your training centralizes gradients anyway',
     unverified='the rule, known from a restatement and the published code only',
   ),
   Method(
@@ -329,7 +329,7 @@ _ROWS = (
     paper=Paper('Yun', 2025, '2505.02369'),
     use_when='only the entries with the largest gradients should be perturbed',
     unverified='whether the paper means the radius of all leaves together, or '
-    'of each, as the published code',
+    'of each leaf, as in the published code',
   ),
   Method(
     optax_sam.async_sam,
@@ -371,7 +371,7 @@ _ROWS = (
     paper=Paper('Zhou et al.', 2024, '2410.10373'),
     group=_SOME_STEPS,
     gradients='1, then 2',
-    use_when='you know the length of the training and can spare little',
+    use_when='you know the length of the training and can spare little time',
     collectives=('none', '1 an ascent step'),
     example={'start': 900},
   ),
@@ -453,7 +453,8 @@ _ROWS = (
     state='PRNG key',
     needs='examples',
     example={'key': 0},
-    unverified='which leaves `beta` keeps, and the factor of the radius',
+    unverified='whether a fraction `beta` is kept or dropped; the factor of '
+    'the radius',
   ),
   Method(
     optax_sam.ordered_sgd,
@@ -547,7 +548,7 @@ _ROWS = (
     paper=Paper('Chaudhari et al.', 2017, '1611.01838'),
     group=_OPTIMIZERS,
     gradients='1',
-    use_when='gradients are cheap: an update of the outer iterate takes 20',
+    use_when='gradients are cheap: one update of the outer iterate takes 20',
     place='replaces',
     state='two points, momentum, PRNG key',
     needs='',
@@ -621,7 +622,7 @@ _ROWS = (
     paper=_SAF,
     group=_LOSSES,
     gradients='4/3',
-    use_when='you would use SAF, but cannot store the logits of all examples',
+    use_when='you cannot store the logits of all examples, as SAF needs',
     place='loss',
     state='average of the weights',
     needs='',
@@ -654,8 +655,8 @@ _ROWS = (
     paper=Paper('Liu et al.', 2026, '2508.19564'),
     group=_ADAPTERS,
     gradients='1',
-    use_when='the ascent should follow the gradient, but you can pay for one '
-    'only',
+    use_when='the perturbation should follow the gradient, for one gradient a '
+    'step',
     place='adapters',
     state='base optimizer of the second pair',
     needs='',
