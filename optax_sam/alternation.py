@@ -16,9 +16,9 @@ from optax_sam.trees import control_flow, tree_math
 class AlternatingState(NamedTuple):
   """State of `alternating`.
 
-  `method` and `base` are the states of both parts, `is_perturbed` whether the
-  parameters are perturbed. If so, `unperturbed` and `gradient` are the
-  unperturbed parameters and the gradient there.
+  `method` and `base` are the states of both parts; `is_perturbed` is whether
+  the parameters are perturbed. If they are, `unperturbed` and `gradient` are
+  the unperturbed parameters and the gradient there.
   """
 
   method: Any
@@ -47,10 +47,11 @@ def alternating(
   policy skips is a single call. After a first call the parameters are
   perturbed: evaluate and save `optax_sam.unperturbed_params(params, state)`.
 
-  Transformations after the method are a part of `base`; weight decay gets `w`.
-  Nothing may follow in a chain, since it would change `u_2`; clipping before it
-  applies to both gradients. On several devices average the gradients first;
-  inside `jax.pmap` or `jax.shard_map` build the method with `axis_name=()`.
+  Transformations after the method are a part of `base`; weight decay uses `w`.
+  In a chain, place nothing after this optimizer, because that would change
+  `u_2`; clipping before it applies to both gradients. On several devices
+  average the gradients before `update`; inside `jax.pmap` or `jax.shard_map`
+  build the method with `axis_name=()`.
 
   Args:
     method: a method with one gradient at perturbed parameters and without
@@ -58,8 +59,8 @@ def alternating(
     base: base optimizer, chained with its weight decay, clipping and so on.
 
   Returns:
-    An optimizer, whose `init` raises a ValueError for other methods; its state
-    is the states of both parts, and a copy of parameters and gradient.
+    An optimizer, whose `init` raises a ValueError for other methods. Its state
+    has the states of both parts, and a copy of parameters and gradient.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam
   >>> tx = optax_sam.alternating(optax_sam.sam(rho=0.5), optax.sgd(0.1))
@@ -141,7 +142,7 @@ def alternating(
           is_perturbed=jnp.ones((), bool),
         )
 
-      # A gradient that isn't finite: the base optimizer may reject it.
+      # If a gradient isn't finite, the base optimizer may reject it.
       finite = tree_math.all_finite(leaves.split(updates))
       moves = metrics(after)['decided'] & finite
       stay = lambda: step(updates, params, ascend=False)

@@ -1,4 +1,4 @@
-"""Recomputes the running statistics of batch norm, as for averaged weights."""
+"""Recomputes the running statistics of batch norm, for averaged weights."""
 
 import functools
 import itertools
@@ -31,9 +31,10 @@ def reestimate_batch_norm(
   Averaged or otherwise changed parameters need other running statistics: the
   mean over batches of the mean or variance that the layer computes in training
   mode. Every batch counts the same, so leave out a smaller last one. Means are
-  in float32 or wider. The momentum of the layer is removed: `new = momentum *
-  old + (1 - momentum) * s` is solved for it in two further passes of the first
-  batch. Statistics of frozen layers, and integers, are returned unchanged.
+  in float32 or wider. The momentum of the layer has no effect: two further
+  passes of the first batch determine it from `new = momentum * old + (1 -
+  momentum) * s`. Statistics of frozen layers, and integers, are returned
+  unchanged.
 
   Args:
     apply_fn: from variables and a batch to the collections that a pass in

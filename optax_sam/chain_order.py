@@ -29,9 +29,9 @@ _DROPPING = ('LookaheadState', 'SplitRealAndImaginaryState', *_HIDDEN)
 class Node(NamedTuple):
   """A method, or a chain or a wrapper that contains it.
 
-  `name` is the class of its state, or the function that built it, `function`
-  its update function, None if unknown. `parts` are (state, update function) of
-  a chain, of which the one at `position` contains the method.
+  `name` is the class of its state, or the function that built it. `function` is
+  its update function, None if unknown. `parts` are the (state, update function)
+  pairs of a chain; the one at `position` contains the method.
   """
 
   name: str
@@ -44,12 +44,13 @@ def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
   """Raises if a method of the library is misplaced in an optimizer.
 
   A method must be first. It forwards the perturbed gradient only, so a
-  transformation before it has no effect. After the base optimizer the sign is
-  lost (gradient ascent). An optimizer has at most one method, not inside of
-  `optax.masked`, `optax.partition` or a wrapper that drops the loss. `swa`
-  and `anti_pgd` are last. Transformations that return gradients unchanged,
-  such as `optax.identity`, may be anywhere. `optax_sam.make_step` calls this;
-  in other steps, call it once before training. It computes nothing.
+  transformation before it has no effect. After the base optimizer, a method
+  loses the sign of the update (gradient ascent). An optimizer may have at most one
+  method, not inside of `optax.masked`, `optax.partition` or a wrapper that
+  drops the loss. `swa` and `anti_pgd` must be last. Transformations that return
+  gradients unchanged, such as `optax.identity`, may be anywhere.
+  `optax_sam.make_step` calls this; in other steps, call it once before
+  training. It computes nothing.
 
   Args:
     tx: the optimizer, with or without a method.

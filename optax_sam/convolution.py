@@ -24,9 +24,9 @@ def conv_general_dilated(
   Inside `jax.lax.cond` (methods that skip), `jax.lax.scan` or `jax.lax.map`
   (micro-batches), XLA's CPU backend does not use its fast kernels for gradients
   of convolutions, and is about twenty times slower. This function writes the
-  gradients as convolutions in the order of dimensions of these kernels: dk of x
-  with batch and features swapped and dy, dx of dy and the flipped k with input
-  and output features swapped.
+  gradients as convolutions with the order of dimensions of these kernels: dk
+  from dy and x with batch and features swapped, dx from dy and the flipped k
+  with input and output features swapped.
 
   Its values, and on other devices its gradients, are those of
   `jax.lax.conv_general_dilated`. Forward mode (`jax.jvp`) works on its

@@ -27,9 +27,9 @@ def equinox_value_fn(
 ) -> ValueFn:
   """Returns the loss of an Equinox model as a function of its parameters.
 
-  Call it before the first pass, with the same arguments: it stores the keys and
-  the state of stateful layers, which may be used only once. The state that the
-  second pass returns is dropped::
+  Call it before the first pass, with the same arguments: it copies the keys and
+  the state of stateful layers, which Equinox lets you use only once. The state
+  that the second pass returns is dropped::
 
     value_fn = optax_sam.equinox.equinox_value_fn(model, loss_fn, batch, key)
     value, grads = eqx.filter_value_and_grad(loss_fn)(model, batch, key)

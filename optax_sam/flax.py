@@ -1,6 +1,6 @@
 """Sharpness-aware steps in Flax: a linen train state, and functions for NNX.
 
-Both passes of a step must see the same dropout mask, and only the first may
+Both passes of a step must use the same dropout mask, and only the first may
 update the running statistics of batch norm. Needs `optax-sam[flax]`.
 """
 

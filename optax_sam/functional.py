@@ -22,9 +22,9 @@ def functional_grad_fn(
     \end{align*}
 
   :math:`F(w)` are the outputs (logits) of the batch, :math:`J_F` is their
-  Jacobian. SAM has :math:`c` at :math:`w + \epsilon`; in language models this
-  part of its gradient dominates, and SAM is worse than the base optimizer. Any
-  method and perturbation can use the function::
+  Jacobian. SAM takes :math:`c` at :math:`w + \epsilon`; in language models this
+  change of the gradient dominates, and SAM is worse than the base optimizer.
+  The function works with any method and perturbation::
 
     grad_fn = optax_sam.functional_grad_fn(outputs_fn, loss_fn, params, batch)
     updates, state = tx.update(grads, state, params, grad_fn=grad_fn)
@@ -36,8 +36,9 @@ def functional_grad_fn(
     batch: the batch, a pytree.
 
   Returns:
-    A function from parameters to a gradient like them. It costs a gradient, and
-    once a forward pass, which XLA merges with that of your gradient if it can.
+    A function from parameters to a gradient like them. Each call costs a
+    gradient. The first pass, at `params`, costs a forward pass, unless XLA
+    merges it with that of your gradient.
 
   .. note::
     No code of the authors is public. A loss that is linear in the outputs gives

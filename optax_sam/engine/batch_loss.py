@@ -16,8 +16,8 @@ from optax_sam.trees import control_flow, tree_math
 class BatchLoss(NamedTuple):
   """The loss of one batch as a function of the parameters, part by part.
 
-  The functions are those of `make_step`, `args` their further arguments, and
-  `parts` the number of equal parts in which the loss is computed.
+  The functions are those of `make_step`; `args` are their further arguments,
+  and `parts` is the number of equal parts in which the loss is computed.
   """
 
   loss_fn: Any
@@ -144,7 +144,7 @@ def _num_examples(batch: Any) -> int:
 
 
 def _scan(add: Callable[..., Any], total: Any, parts: Any) -> tuple[Any, Any]:
-  """Scans; outside of `jax.jit` in Python, as JAX would recompile each call."""
+  """Scans; without `jax.jit` by a Python loop, as JAX would recompile it."""
   if control_flow.is_traced():
     return jax.lax.scan(add, total, parts)
   found = []
@@ -174,5 +174,5 @@ def _split(batch: Any, parts: int) -> Any:
 
 
 def _joined(stacked: jax.Array) -> jax.Array:
-  """Undoes `_split` for one number per example."""
+  """Undoes `_split`, for an array with one number per example."""
   return stacked.swapaxes(0, 1).reshape(stacked.size)

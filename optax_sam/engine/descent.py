@@ -3,9 +3,9 @@
 A combination rule (`Descent`) has `init(params)`, `on_ascent(clean, at,
 state)` for steps with a perturbed gradient, and `on_skip(clean, state)` for the
 others. Both return (direction, new state). `clean` is the unperturbed gradient,
-`at(t)` the one at `w + t * epsilon`: SAM returns `at(1)`, and each other
-multiple costs one more gradient. A rule with state gets gradients that are
-averaged over the devices. Pass one to `optax_sam.sharpness_aware`.
+and `at(t)` the gradient at `w + t * epsilon`: SAM returns `at(1)`; each further
+multiple costs one more gradient. The gradients that a rule with state receives
+are averaged over the devices. Pass a rule to `optax_sam.sharpness_aware`.
 """
 
 from collections.abc import Callable
@@ -83,7 +83,7 @@ def mix(alpha: float, *, normalize_clean: bool = False) -> Descent:
 
   Args:
     alpha: weight of the difference, any number: 0 is the base optimizer, 1 is
-      SAM, more extrapolates, as in `optax_sam.wsam`.
+      SAM; above 1 it extrapolates, as in `optax_sam.wsam`.
     normalize_clean: whether `g` is normalized to unit length, as in the
       released configuration of GNP, against its own README. A norm that is zero
       or not finite then counts as `g = 0`.

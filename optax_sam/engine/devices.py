@@ -11,7 +11,7 @@ AxisName = Any
 
 
 def average(tree: Any, axis_name: AxisName | None) -> Any:
-  """Averages over the devices of `axis_name`; without one, does nothing."""
+  """Averages over the devices of `axis_name`; if it is None, does nothing."""
   return jax.lax.pmean(tree, axis_name) if axis_name else tree
 
 
@@ -77,8 +77,8 @@ def names(axis_name: AxisName | None) -> tuple[Any, ...]:
 def tracked(axes: tuple[Any, ...]) -> tuple[Any, ...]:
   """Returns the axes for which types say whether an array varies over them.
 
-  Only types inside shard_map with check_vma say so. Elsewhere not even the
-  index of the device is known to vary, and nothing can be cast or checked.
+  Types say so only inside shard_map with check_vma. Elsewhere, even the type of
+  the index of a device does not, and nothing can be cast or checked.
   """
   known = lambda name: name in array_types.varying(jax.lax.axis_index(name))
   return tuple(name for name in axes if known(name))
@@ -119,8 +119,8 @@ def check_loss(
 def replicated(leaf: Any) -> Any:
   """Replicates an array along explicit mesh axes before indexing.
 
-  On axes of type `Explicit` JAX refuses to index a split array; on others the
-  compiler handles it.
+  On axes of type `Explicit` JAX refuses to index a split array; on other axes
+  the compiler can do so.
   """
   split = _explicit_split(leaf)
   if split is None:

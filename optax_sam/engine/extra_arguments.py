@@ -43,7 +43,7 @@ def hide_arguments(
     base: the optimizer to place after a method in `optax.chain`.
 
   Returns:
-    The same optimizer, whose `update` forwards all other arguments, and those
+    The same optimizer. Its `update` forwards only other arguments, and those
     that `value_fn` names.
 
   >>> import jax, jax.numpy as jnp, optax, optax_sam

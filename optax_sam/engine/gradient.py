@@ -1,7 +1,7 @@
 """Incoming gradients: like the parameters, with None for absent gradients.
 
-A leaf without a gradient is not updated, and enters no norm, decision or state
-of this step.
+A leaf without a gradient is not updated, and excluded from the norms, decisions
+and states of this step.
 """
 
 from collections.abc import Callable

@@ -15,13 +15,13 @@ class SharpnessAwareInfo(NamedTuple):
 
   Attributes:
     ascended: whether the last step took an ascent step, a scalar bool.
-    decided: whether the policy decided so, a scalar bool; the same, unless the
-      caller chose the branch with `ascend`.
+    decided: whether the policy decided to take one, a scalar bool; it equals
+      `ascended`, unless the caller chose the branch with `ascend`.
     second_gradients: number of steps so far with a perturbed gradient, int32.
     ascent_norm: norm of the ascent gradient at the last such step, a scalar; 0
       before the first.
     perturbed_loss: loss at the perturbed parameters at that step, a scalar; 0
-      as long as it isn't known, as with a `grad_fn` that returns no loss.
+      if it isn't known, as with a `grad_fn` that returns no loss.
   """
 
   ascended: jax.Array

@@ -1,8 +1,9 @@
 """Checks of the axes of `jax.pmap` and `jax.shard_map` that a step runs in.
 
 In `jax.shard_map` with `check_vma=True`, the type of an array says over which
-axes it varies, and gradients with respect to other arrays are summed over them.
-Elsewhere types say nothing, and the user has to name the axes.
+axes it varies. Gradients with respect to an array that does not vary over an
+axis are summed over it. Elsewhere types do not say so, and the user must name
+the axes.
 """
 
 import dataclasses
@@ -25,9 +26,9 @@ _SPLIT = (
 def check(view: LossView, updates: Any, axis_name: Any) -> None:
   """Raises unless a step is known to be correct on all devices.
 
-  It is not if devices may have different examples along an axis over which the
-  method doesn't average, if incoming gradients were already summed over an
-  axis, or if parameters are split over one.
+  A step is wrong if devices may have different examples along an axis over
+  which the method doesn't average, if incoming gradients were already summed
+  over an axis, or if parameters are split over one.
   """
   _check_bound(axis_name)
   _check_local(updates, axis_name)

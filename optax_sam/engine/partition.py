@@ -80,7 +80,7 @@ class Leaves(NamedTuple):
     return keep(self.movable, tree)
 
   def needed(self, direction: Any) -> Any:
-    """Returns the leaves of a direction whose gradient no base can drop."""
+    """Returns the leaves of a direction that the base optimizer uses."""
     return keep(
       self.movable if self.trained is None else self.trained, direction
     )
@@ -110,7 +110,7 @@ class Leaves(NamedTuple):
 
 
 def _both(left: Any, right: Any) -> Any:
-  """Joins two trees of bools by `and`; None is True everywhere."""
+  """Joins two trees of bools by `and`; None means True everywhere."""
   if left is None or right is None:
     return right if left is None else left
   return jax.tree.map(bool.__and__, left, right)
@@ -154,7 +154,7 @@ def float_leaves(params: optax.Params) -> Any:
 def check_real(params: optax.Params, mask: Mask = None) -> None:
   """Raises if a leaf that may be perturbed is complex.
 
-  No rule says how to perturb one, and skipping it would go unnoticed.
+  No paper says how to perturb one. To exclude it silently would hide this.
   """
   _check_arrays(params)
   warn_if_rounded(params, mask)
@@ -282,7 +282,7 @@ def norm_layers_only(params: optax.Params) -> Any:
   """Chooses the parameters of normalization layers: SAM-ON.
 
   Pass it as `mask=` to any method: all parameters are updated, but only these
-  are perturbed and enter the norm. A leaf is chosen if a part of its path
+  are perturbed and counted in the norm. A leaf is chosen if a part of its path
   contains 'norm' (in any case) or is `bn`, `ln` or `gn` with an optional
   number. Useful radii are larger than without it: the default of the authors'
   class is 0.5, and one of their examples passes 10 to ASAM.

@@ -2,12 +2,12 @@
 
 Each is an `optax.GradientTransformationExtraArgs`; `optax.chain` composes them.
 `optax_sam.sharpness_aware` calls `update` with the ascent gradient, the
-parameters that may be perturbed, and these extra arguments: `axis_name` (inputs
-of a state must be averaged over it), `is_synced` (whether the ascent gradient
-is averaged already), `ascent_grad_fn` (from a perturbation to the ascent
-gradient there) and `loss_view` (the loss of the batch as a function of these
-parameters). The perturbation has the shapes and dtypes of the ascent gradient;
-it is computed in float32, or in float64 for float64 leaves.
+parameters that may be perturbed, and these extra arguments: `axis_name` (what
+enters a state must be averaged over it), `is_synced` (whether the ascent
+gradient is averaged already), `ascent_grad_fn` (from a perturbation to the
+ascent gradient there) and `loss_view` (the loss of the batch as a function of
+these parameters). The perturbation has the shapes and dtypes of the ascent
+gradient; it is computed in float32, or in float64 for float64 leaves.
 """
 
 from collections.abc import Callable
@@ -174,7 +174,7 @@ def on_refresh(
   refresh: Callable[[], Any],
   keep: Callable[[], Any],
 ) -> Any:
-  """Refreshes at every n-th step, the first included; otherwise keeps."""
+  """Calls `refresh` at every n-th step, also the first, otherwise `keep`."""
   due = count % jnp.asarray(every, jnp.int32) == 0
   return control_flow.cond(due, refresh, keep)
 

@@ -1,9 +1,9 @@
 """Policies: does this step compute the perturbed gradient?
 
-A policy is a pair of functions. `init(params)` returns its state, and
-`decide(grads, state)` returns whether this step is an ascent step, and the next
-state; it gets the whole unperturbed gradient, averaged over the devices and not
-masked. A Python `True` means every step, so that no conditional is compiled.
+A policy has two functions. `init(params)` returns its state, and `decide(grads,
+state)` returns whether this step is an ascent step, and the next state. `grads`
+is the whole unperturbed gradient, averaged over the devices and not masked. If
+`decide` returns a Python `True`, no conditional is compiled.
 Pass one as `policy` to `optax_sam.sharpness_aware`. Under `jax.vmap` the
 conditional becomes a select, which computes both branches: to skip, scan over
 the members, or pass `ascend=` to `update`.
@@ -110,8 +110,8 @@ def every(period: int) -> Policy:
 def after(start: int, policy: Policy | None = None) -> Policy:
   """Skips all perturbed gradients before step `start`, then follows a policy.
 
-  The state of the policy advances from the first step, counted as 0, so that
-  its statistics are warm at `start`.
+  The state of the policy is updated from step 0 on, so that its statistics are
+  known at `start`.
 
   Args:
     start: first step that may be an ascent step, a whole number of at least 0.
@@ -133,7 +133,7 @@ def between(
 ) -> Policy:
   """Follows a policy from step `start` until before step `end`.
 
-  All other steps are skipped. The state of the policy advances at every step.
+  All other steps are skipped. The state of the policy is updated at every step.
 
   Args:
     start: first step that may be an ascent step, a whole number of at least 0.

@@ -86,8 +86,8 @@ def top_k(ascent: float | None, descent: float) -> Selection:
   the unperturbed parameters, gives both sets, so the larger one contains the
   smaller one. Losses that aren't finite rank last, equal ones by their
   position; rows of padding, with a loss of 0, rank after examples with a
-  positive one. On several devices each ranks its own rows. Papers:
-  `optax_sam.k_sam`, `optax_sam.ordered_sgd`.
+  positive one. Each device ranks its own rows. For the papers see
+  `optax_sam.k_sam` and `optax_sam.ordered_sgd`.
 
   Args:
     ascent: size of the set of the ascent gradient: a number of examples if an
@@ -133,11 +133,12 @@ def weighted(weights_fn: Callable[[Any], jax.Array]) -> Selection:
   With the loss :math:`S(w) = \sum_i v_i \ell_i(w) / B`, where :math:`v_i` are
   the weights and :math:`B` is the size of the batch, both gradients are those
   of :math:`S`. With the combination rule `descents.add_change` the direction
-  has the unperturbed gradient of the rest, :math:`u = g + \nabla S(w +
-  \epsilon) - \nabla S(w)`, for 3 gradients: ImbSAM, if the weights are 1 for
-  examples of rare classes and 0 for others; Focal-SAM, if they are
-  :math:`\lambda (1 - \pi_c)^\gamma` for a class with the share :math:`\pi_c`
-  of the training examples. Weights of 1 give SAM, of 0 the base optimizer.
+  includes the unperturbed gradient of the rest, :math:`u = g + \nabla S(w +
+  \epsilon) - \nabla S(w)`, for 3 gradients. This is ImbSAM if the weights are 1
+  for examples of rare classes and 0 for others, and Focal-SAM if they are
+  :math:`\lambda (1 - \pi_c)^\gamma`, where the class has the fraction
+  :math:`\pi_c` of the training examples. Weights of 1 give SAM, weights of 0
+  the base optimizer.
 
   Args:
     weights_fn: from the batch to the weights, shape (B,).

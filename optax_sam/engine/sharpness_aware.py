@@ -43,13 +43,15 @@ def sharpness_aware(
 
   :math:`g` is the incoming, unperturbed gradient; the ascent gradient, by
   default :math:`g`, and :math:`\tilde g` are over the selected examples. The
-  rest of the chain gets the direction `u` and applies it at `w`: the parameters
-  never stay perturbed, and no copy of them is stored.
+  rest of the chain receives the direction `u` and applies it at `w`: the
+  parameters are perturbed only inside of `update`, and no copy of them is
+  stored.
 
-  A stateless perturbation is computed at ascent steps only, one with state at
-  every step, to keep its statistics complete. Under `jax.jit` a policy branches
-  by `jax.lax.cond`, outside of it in Python, so that a skipped step does not
-  call a jitted `grad_fn`. `policies.always` has no conditional.
+  A stateless perturbation is computed at ascent steps only. A perturbation with
+  state is computed at every step, so that its statistics include all of them.
+  Under `jax.jit` a policy branches by `jax.lax.cond`, outside of it in Python,
+  so that a skipped step does not call a jitted `grad_fn`. `policies.always` has
+  no conditional.
 
   Args:
     perturbation: from the ascent gradient to epsilon, a gradient transformation
@@ -67,7 +69,7 @@ def sharpness_aware(
     axis_name: axis of `jax.pmap` or `jax.shard_map` whose devices have
       different parts of the batch, or a tuple of axes; () if the devices train
       independently. Incoming gradients are local, the direction is averaged.
-      Inside such an axis `update` raises without it.
+      Inside such an axis, `update` raises an error without it.
     sync_ascent: whether the ascent gradient is averaged over that axis first.
       Otherwise each device perturbs by its own gradient (m-sharpness), without
       further communication.
@@ -76,10 +78,10 @@ def sharpness_aware(
     A transformation whose `update` also takes `value_fn` (from the parameters
     to the scalar loss of the batch), or `grad_fn` (to its gradient, or to
     (loss, gradient)), or `per_example_value_fn` and `batch` (to the per-example
-    losses, which `losses`, their values at `params`, saves computing again).
+    losses; `losses`, their values at `params`, saves a forward pass).
     `ascend=True` or `False` selects a branch whatever the policy decides, for
-    functions that are compiled for one branch; the statistics of the policy
-    advance, and its decision is in the state.
+    functions that are compiled for one branch; the statistics of the policy are
+    updated, and its decision is in the state.
 
   References:
     Foret, Kleiner, Mobahi, Neyshabur, `Sharpness-Aware Minimization for

@@ -149,11 +149,11 @@ def take_step(
     at = lambda t: second.gradient if t == 1 else second_at(t).gradient
     clean = averaged if plan.by_descent else local
     direction, found = descent.on_ascent(clean, at, state.descent)
-    # Here, as a branch that returns its old state needs no select.
+    # Inside the branch: one that returns its old state needs no select.
     valid = jnp.isfinite(second.norm)
     descent_state = accept(direction, found, state.descent, valid)
     found = plan.ascended((direction, second.norm, second.loss))
-    # The two branches must agree in what varies over devices.
+    # The results of both branches must vary over the same axes.
     return vary_like((*found, descent_state), averaged)
 
   def skipping() -> tuple[optax.Updates, jax.Array, jax.Array, Any]:

@@ -10,8 +10,8 @@ import optax
 class Trainable(NamedTuple):
   """A mask from labels; see `trainable`.
 
-  `among` is a tree of bools, False at leaves that are not perturbed whatever
-  their labels say.
+  `among` is a tree of bools, False at leaves that are not perturbed even if
+  their labels say so.
   """
 
   labels: Any
@@ -67,16 +67,17 @@ def trainable(
       ),
     )
 
-  Frozen leaves enter no norm, decision or state, and are not differentiated:
-  their incoming gradients are returned, averaged over devices. Leaves that any
-  other `mask` excludes are trained by the gradient at the perturbed parameters.
+  Frozen leaves are excluded from norms, decisions and states, and no further
+  gradients are computed for them: their incoming gradients are returned,
+  averaged over devices. Leaves that any other `mask` excludes are trained by
+  the gradient at the perturbed parameters.
 
   With `perturbed` some leaves are perturbed and others are updated, for example
   a frozen base and its adapters. Then :math:`\epsilon` and its norm are of the
   gradient of the perturbed leaves alone, and the direction is the gradient of
-  the trained leaves at :math:`w + \epsilon`. Compiled, leaves that are only
-  perturbed cost no other weight gradient than that of the ascent step.
-  Directions that are made of whole gradients, as in `gsam` or `look_sam`, count
+  the trained leaves at :math:`w + \epsilon`. In a compiled step, leaves that
+  are only perturbed cost one weight gradient, for the ascent step. Directions
+  that are computed from whole gradients, as in `gsam` or `look_sam`, include
   both kinds of leaves.
 
   Args:

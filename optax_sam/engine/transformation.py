@@ -57,7 +57,7 @@ def transformation(
     view = LossView.open(
       params, updates, extra_args, mask=mask, axis_name=axis_name
     )
-    # Whatever the step decides: a missing argument must raise now.
+    # A missing argument must raise an error also at a skipped step.
     view.check_given(examples=needs_examples)
     local = view.leaves.split(updates)
     manual_axes.check(view, local, axis_name)

@@ -111,7 +111,7 @@ def line(
     params: the middle of the line, a pytree of floating-point arrays.
     direction: d, like the parameters; see `random_direction`.
     radius: half of the length, in units of the direction, above 0.
-    points: number of positions, at least 2; an odd number has the middle.
+    points: number of positions, at least 2; an odd number includes the middle.
     args: arrays that differ from call to call; see `sharpness.sam_sharpness`.
     batches: data to average over; see `sharpness.sam_sharpness`.
 
@@ -183,9 +183,9 @@ def path(
   r"""Returns the loss along the straight path from one solution to another.
 
   It is :math:`L((1 - a) w_0 + a w_1)` at `points` values of a from `-beyond` to
-  `1 + beyond`, with `start` and `end` for the weights. Running statistics of
-  batch norm belong to one solution only: include them in the parameters, or
-  recompute them at every point.
+  `1 + beyond`, where :math:`w_0` is `start` and :math:`w_1` is `end`. Running
+  statistics of batch norm belong to one solution only: include them in the
+  parameters, or recompute them at every point.
 
   Args:
     value_fn: as in `line`.

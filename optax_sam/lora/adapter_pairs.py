@@ -18,7 +18,7 @@ def product_norm(factors: Any) -> jax.Array:
 
   The two factors of a layer are the two arrays with a common parent in the
   tree, such as `lora_a` and `lora_b` of `nnx.LoRA`. Their product is not
-  computed: the norm is that of two matrices of rank x rank.
+  computed: the norm follows from two matrices of shape (rank, rank).
 
   Args:
     factors: pytree of factors, shapes (..., inputs, rank) and (..., rank,
@@ -148,16 +148,16 @@ def bi_lora(
   :math:`\sqrt{\rho / c}` if :math:`c > \rho`. After training drop :math:`A_2
   B_2`: evaluate and `merge` the first pair alone.
 
-  The perturbation is a state that develops over the steps, not a function of
-  the present batch. Like the product of the first pair, it starts at 0 if
-  :math:`B_2` does.
+  The perturbation :math:`A_2 B_2` changes from step to step, and is not a
+  function of the current batch alone. It starts at 0 if :math:`B_2` does.
 
   Args:
     base: the optimizer of both pairs, with its learning rate.
     labels: the `param_labels` of `optax.partition`: a tree of labels that is a
       prefix of the parameters, or a function from the parameters to one.
     rho: :math:`\rho`, largest length of the products, at least 0, or a schedule
-      of it by the step. A scale of the adapters (alpha / rank) is not in it.
+      of it by the step. It does not include a scale of the adapters (alpha /
+      rank).
     ascent: the label of :math:`A_2` and :math:`B_2`. The two factors of a layer
       have a common parent in the tree of parameters, with no other array.
     frozen: the label of leaves that are not trained. All others descend.

@@ -49,9 +49,9 @@ def flat_noise(
 
   :math:`M = W + s A B` is the merged kernel, :math:`n` its number of inputs and
   :math:`z` standard normal. The loss of a step is that with :math:`M + N` in
-  place of :math:`M`; one gradient, of :math:`A` and :math:`B`, is all that it
-  costs. Column :math:`j` of a kernel has the weights of output :math:`j`; its
-  norm is a constant of the gradient::
+  place of :math:`M`; a step costs one gradient, of :math:`A` and :math:`B`.
+  Column :math:`j` of a kernel has the weights of output :math:`j`; its norm is
+  not differentiated::
 
     def layer(x, w, a, b, key, step):
       merged = optax_sam.lora.merge(w, a, b)

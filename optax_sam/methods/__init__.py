@@ -1,4 +1,4 @@
-"""Published methods: each is a few lines over `sharpness_aware`.
+"""Published methods: most are a few lines over `sharpness_aware`.
 
 `optax_sam.catalog` has a row for each of them. The conventions that they share
 are in docs/conventions.md: norms, gradients that are not finite, masks, costs,
