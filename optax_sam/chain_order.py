@@ -45,8 +45,8 @@ def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
 
   A method must be first. It forwards the perturbed gradient only, so a
   transformation before it has no effect. After the base optimizer, a method
-  loses the sign of the update (gradient ascent). An optimizer may have at most one
-  method, not inside of `optax.masked`, `optax.partition` or a wrapper that
+  loses the sign of the update (gradient ascent). An optimizer may have at most
+  one method, not inside of `optax.masked`, `optax.partition` or a wrapper that
   drops the loss. `swa` and `anti_pgd` must be last. Transformations that return
   gradients unchanged, such as `optax.identity`, may be anywhere.
   `optax_sam.make_step` calls this; in other steps, call it once before

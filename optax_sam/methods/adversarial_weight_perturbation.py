@@ -27,21 +27,22 @@ def adversarial_weight_perturbation(
     \tilde g &= \nabla L(w + \epsilon)
 
   If :math:`w_l` or :math:`g_l` is 0, :math:`\epsilon_l = 0`. A factor on the
-  loss changes nothing. In adversarial training let `value_fn` be the loss of
-  adversarial examples, which you compute at the unperturbed parameters.
+  loss does not change :math:`\epsilon`. In adversarial training let `value_fn`
+  be the loss of adversarial examples, computed at the unperturbed parameters.
 
   Args:
     gamma: length of the perturbation over that of the leaf, at least 0, or a
-      schedule; the authors' 0.01, with TRADES 0.005 after 10 epochs of 0.
+      schedule; the authors use 0.01, and with TRADES 0 for 10 epochs, then
+      0.005.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note:: In the authors' code running statistics of batch norm do not see
-    this pass, only leaves named "weight" are perturbed, and weight decay is
-    that of the perturbed weights.
+  .. note:: In the authors' code the perturbed pass does not update the running
+    statistics of batch norm, only leaves named "weight" are perturbed, and
+    weight decay uses the perturbed weights.
 
   References:
     Wu, Xia, Wang, `Adversarial Weight Perturbation Helps Robust Generalization

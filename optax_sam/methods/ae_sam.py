@@ -19,9 +19,10 @@ from optax_sam.trees import tree_math
 class SharpGradientsState(NamedTuple):
   """State of `on_sharp_gradients`: `step_count` and the squared norms' moments.
 
-  They are `mean` and `variance`; `squared_norm` is the last finite one,
-  `threshold` its bound for an ascent step. `unit` is the unit of the norms, a
-  power of two: 1, unless fourth powers would underflow or overflow.
+  The moments are `mean` and `variance`; `squared_norm` is the last finite
+  squared norm, and `threshold` the smallest one for an ascent step. `unit` is
+  the unit of the norms, a power of two: 1, unless fourth powers would under- or
+  overflow.
   """
 
   step_count: jax.Array
@@ -119,18 +120,18 @@ def ae_sam(
     c &= (t / T)\, \lambda_1 + (1 - t / T)\, \lambda_2 \\
     u &= \tilde g \text{ of SAM if } x \ge \mu + c\, \sigma, \text{ else } g
 
-  :math:`g` is averaged over devices here, and :math:`\mu = \sigma = 0` at first
-  and not corrected for it: training starts with a burst of SAM steps. For a
+  Here :math:`g` is averaged over devices. At first :math:`\mu = \sigma = 0`,
+  without bias correction, so training starts with many SAM steps. For a
   normally distributed :math:`x` the defaults take 50 % SAM steps: 24, 41, 59
   and 77 % in the quarters of the training. Real norms are skewed: expect 2 to
-  17 points less. A factor on the loss changes no decision.
+  17 percentage points less. A factor on the loss changes no decision.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     total_steps: number T of all steps, at least 1; t counts from 0 up to T.
     decay: weight b of the past in the moments, in [0, 1); try 0.5 to 0.99.
     lambda_1: threshold at the end, in standard deviations above the mean.
-    lambda_2: threshold at the start; above `1 / sqrt(1 - decay)` it warns.
+    lambda_2: the same at the start; a value above `1 / sqrt(1 - decay)` warns.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
@@ -196,8 +197,9 @@ def ae_look_sam(
     state: moments, direction of `v`. It costs 1 gradient, 2 at a SAM step.
 
   .. note:: For a normally distributed squared norm the defaults take 19.5 % SAM
-    steps; the paper is quoted with "about 20 %". The first step is one from
-    `decay=0.75` on. Unverified: the defaults and the exact algorithm.
+    steps; the paper is quoted with "about 20 %". The first step is a SAM step
+    if `decay` is at least 0.75. Unverified: the defaults and the exact
+    algorithm.
 
   References:
     Jiang, Yang, Zhang, Kwok, `An Adaptive Policy to Employ Sharpness-Aware

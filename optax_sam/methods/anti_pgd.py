@@ -37,7 +37,8 @@ def anti_pgd(
 
   Args:
     sigma: standard deviation of every entry, in the unit of the parameters, at
-      least 0, or a schedule of it by the step. No learning rate scales it.
+      least 0, or a schedule of it by the step. The learning rate does not scale
+      it.
     key: integer seed or typed key, the same on all devices.
 
   Returns:

@@ -71,18 +71,20 @@ def asam(
       authors' default, also for CIFAR-10; they use 1.0 for CIFAR-100.
     eta: at least 0; 0.01 in the authors' class, 0 in their example script.
     scaled: leaves to scale: a bool, a prefix tree of bools, or a function from
-      parameters to one; None: all not named `bias`, `b`, `beta` or `offset`.
+      parameters to one; None for all leaves except those named `bias`, `b`,
+      `beta` or `offset`.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
-  .. note:: The authors' code scales parameters with "weight" in their name, so
-    a weight called `w` differs; the author has confirmed which are scaled.
-    `asam(2.0, eta=0.0, scaled=True)` is davda54/sam, which does not perturb a
-    bias of zero; `scaled=True` alone is dbahri/universal_sam. The rule `rho *
-    abs(w) * g / norm(g)` is not ASAM. Unverified: the rule of the paper.
+  .. note:: The authors' code scales only parameters with "weight" in their
+    name, not a weight called `w`; the author has confirmed which leaves are
+    scaled. `asam(2.0, eta=0.0, scaled=True)` is davda54/sam, which does not
+    perturb a bias of zero; `scaled=True` alone is dbahri/universal_sam. The
+    rule `rho * abs(w) * g / norm(g)` is not ASAM. Unverified: the rule of the
+    paper.
 
   References:
     Kwon et al., `ASAM: Adaptive Sharpness-Aware Minimization for

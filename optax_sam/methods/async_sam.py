@@ -22,7 +22,7 @@ def delay(
 ) -> optax.GradientTransformationExtraArgs:
   """Returns the ascent gradient of the last step; see `optax_sam.async_sam`.
 
-  Place it before a radius.
+  Place it before a component that scales to a radius.
   """
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)
 
@@ -58,7 +58,7 @@ def async_sam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     accumulator_dtype: dtype of the stored gradient; None: float32 or wider.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`; the last one
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`; `sync_ascent`
       makes no difference.
 
   Returns:
@@ -66,7 +66,7 @@ def async_sam(
     needs `value_fn` or `grad_fn`; state: one gradient. It costs 2 gradients.
 
   .. note:: The rule follows second-hand accounts of the paper. Ascent gradients
-    of a smaller batch are not offered: we found no description of them.
+    of a smaller batch are not offered, because we found no description of them.
 
   References:
     Jo, Lim, Lee, `Asynchronous Sharpness-Aware Minimization For Fast and

@@ -54,7 +54,8 @@ def b_sam(
   The precision :math:`s` sets both step size and perturbation, so bSAM replaces
   the base optimizer. :math:`E` averages over parts of the batch, each with its
   own standard normal :math:`z`; :math:`m = 0` at first. The weight decay is
-  :math:`\lambda` = `prior_precision / num_data`. A factor on the loss matters.
+  :math:`\lambda` = `prior_precision / num_data`. A factor on the loss changes
+  the update.
 
   Args:
     learning_rate: factor :math:`\eta` of the update, at least 0, or a schedule.
@@ -75,12 +76,12 @@ def b_sam(
 
   Returns:
     An optimizer with the learning rate, whose `update` needs `params`, and
-    `per_example_value_fn` and `batch`, or with one part `value_fn` or
+    `per_example_value_fn` and `batch`, or with `micro_batches=1` `value_fn` or
     `grad_fn`; state: `m`, `s`, key. It costs 2 gradients (the incoming one is
-    unused), and a normal number for each parameter and part.
+    unused), and draws a normal number for each parameter and part.
 
-  .. note:: The rule was checked against the authors' code; another port has
-    another rule. Batch norm normalizes each part separately.
+  .. note:: The rule was checked against the authors' code; a port of it has
+    a different rule. Batch norm normalizes each part separately.
 
   References:
     Moellenhoff, Khan, `SAM as an Optimal Relaxation of Bayes

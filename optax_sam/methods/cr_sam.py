@@ -46,7 +46,8 @@ def cr_sam(
     u &= g_+ + \gamma\, (g_+ + g_- - 2 g) + \beta\, (g_+ - g_-)
 
   To lowest order, the last bracket is :math:`2 H \epsilon`, with the Hessian
-  :math:`H`, the other one the change of :math:`H \epsilon` along it.
+  :math:`H`, and the first one is the change of :math:`H \epsilon` along
+  :math:`\epsilon`.
 
   Args:
     rho: radius, at least 0, or a schedule of it. All defaults are the authors'.

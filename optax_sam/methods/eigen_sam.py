@@ -141,10 +141,10 @@ def eigen_sam(
     needs a twice differentiable `value_fn` or a differentiable `grad_fn`;
     state: `v`. It costs 2 gradients, about 2 * `power_steps` more at a refresh.
 
-  .. note:: All defaults are those of the authors' documented run, whose command
-    line has `rho=0.05` if nothing is given. Given `v`, their code gives the
-    same numbers. But it has no `v` for its first 100 steps and perturbs by
-    `rho * g`, not normalized, until then.
+  .. note:: All defaults are those of the authors' documented run; the default
+    of their command line is `rho=0.05`. For the same `v`, their code gives the
+    same numbers. But their code has no `v` for the first 100 steps, and
+    perturbs by `rho * g`, not normalized, until then.
 
   References:
     Luo et al., `Explicit Eigenvalue Regularization Improves Sharpness-Aware

@@ -48,16 +48,17 @@ def entropy_sgd(
     x &\leftarrow x - \alpha\, (x - \mu), \quad w, \mu \leftarrow x, \quad
       v \leftarrow 0, \quad n \leftarrow n + 1
 
-  Calls are inner steps of :math:`w`; the last row follows `inner_steps` calls.
-  At first :math:`x = \mu = w`, :math:`v = 0`; :math:`z` is standard normal.
-  Evaluate the outer iterate :math:`x`, `optax_sam.outer_params(w, opt_state)`.
+  Each call is an inner step of :math:`w`; after `inner_steps` calls, the last
+  row follows. At first :math:`x = \mu = w`, :math:`v = 0`; :math:`z` is
+  standard normal. Evaluate the outer iterate :math:`x`,
+  `optax_sam.outer_params(w, opt_state)`.
 
   Args:
     learning_rate: fraction of the way to `mu`, at least 0, or a schedule of it.
     inner_steps: calls between two steps of `x`, at least 1.
     inner_learning_rate: :math:`\eta`, at least 0, or a schedule by the call.
     gamma: pull back to `x`, at least 0; the authors' 0.03, and 1e-4 on MNIST.
-    scoping: :math:`\kappa`, its growth each round (n from 1), at least 0.
+    scoping: :math:`\kappa`, growth of `gamma` by round (n from 1), at least 0.
     noise: :math:`\nu`, factor of the noise, at least 0.
     weight_decay: :math:`\lambda`, at least 0; the authors' 0, 1e-3 on CIFAR.
     key: integer seed or typed key, the same on all devices.
@@ -67,8 +68,8 @@ def entropy_sgd(
     An optimizer that includes the learning rate, whose `update` needs `params`;
     state: `x`, `mu`, `v`, key. Cost: 1 gradient, a normal number a parameter.
 
-  .. note:: The rule was read in the authors' Lua code, not run. It also takes a
-    gradient that it does not use; their Python code differs.
+  .. note:: The authors' Lua code was read, not run. It also computes a gradient
+    that it does not use. Their Python code differs.
 
   References:
     Chaudhari et al., `Entropy-SGD: Biasing Gradient Descent Into Wide Valleys

@@ -74,9 +74,9 @@ def esam(
     needs `per_example_value_fn` and `batch`; state: the key. It costs 4 / 3 +
     `gamma` gradients, 1 / 3 more without `losses` at `w`, unless XLA merges it.
 
-  .. note:: Examples rank as in `k_sam`. All passes must see the same
-    randomness, or :math:`d_i` is noise; batch norm of the last pass sees only
-    the selected examples. The authors' code takes examples strictly above the
+  .. note:: Examples rank as in `k_sam`. All passes must use the same random
+    numbers, or :math:`d_i` is noise; batch norm of the last pass uses only the
+    selected examples. The authors' code takes examples strictly above the
     k-th largest rise: one fewer, or none if all are equal (`gamma=7` is its 7
     of 16). It perturbs all leaves at the first step, and fails if it perturbs
     none. Unverified: whether a fraction `beta` is kept or dropped, and the

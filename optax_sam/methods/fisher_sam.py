@@ -47,7 +47,8 @@ def fisher_sam(
     \tilde g &= \nabla L(w + \epsilon)
 
   :math:`\epsilon` maximizes the linearized loss within :math:`\sum F \epsilon^2
-  \le \rho^2`, so steep entries move less. A factor on the loss changes it.
+  \le \rho^2`, so steep entries move less. A factor on the loss changes
+  :math:`\epsilon`.
 
   Args:
     rho: radius in that metric, at least 0, or a schedule of it by the step.

@@ -29,8 +29,9 @@ def subtract_ema(
 ) -> optax.GradientTransformationExtraArgs:
   """Subtracts a moving average from the ascent gradient (Friendly SAM).
 
-  Place it before a radius: it returns the `d` of `optax_sam.friendly_sam`, 0 if
-  it is rounding, at most `8 * eps * norm(g)`.
+  Place it before a component that scales to a radius. It returns the `d` of
+  `optax_sam.friendly_sam`, or 0 if the norm of `d` is at most
+  `8 * eps * norm(g)`, which is rounding error.
   """
   validation.check_choice('order', order, ('paper', 'official'))
   validation.check_number('sigma', sigma, at_least=0, at_most=1)
@@ -99,11 +100,12 @@ def friendly_sam(
   Args:
     rho: radius, at least 0, or a schedule of it by the step. 0.05 is the
       default of the authors' class; their CIFAR runs use 0.1 to 0.2.
-    sigma: part of `m` subtracted, in [0, 1]: 0 is SAM, 1 the paper's (quoted).
+    sigma: fraction of `m` to subtract, in [0, 1]: 0 is SAM; the paper is quoted
+      with 1.
     decay: weight :math:`\delta` of the past, in [0, 1), above 0 with 'paper';
       the paper's value is unverified. 0.9 is the default of the authors' class;
       their runs have 0.95, since October 2024 0.6, `rho=0.2` and `sigma=1`.
-    order: 'paper' subtracts the new `m`, 'official' the old one.
+    order: 'paper' subtracts the new `m`, 'official' the old `m`.
     accumulator_dtype: dtype of `m`; None for float32 or wider. In bfloat16 at
       `decay=0.9` an `m` within 4 % of the gradient may stop moving.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.

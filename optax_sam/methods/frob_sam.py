@@ -38,8 +38,9 @@ def frob_sam(
   the gradient of the variance. To leading order, :math:`u` is the gradient of
   :math:`L + \frac{\lambda}{2} \|\nabla L\|^2 + \frac{\lambda \rho^2}{4}
   \|H\|_F^2`, with the Hessian :math:`H` and its Frobenius norm. A factor on the
-  loss scales the penalty too. `rho=0` gives :math:`u = g`. A penalty that
-  overflows where losses and gradients are finite is left out.
+  loss changes the relative weight of the penalty. `rho=0` gives :math:`u = g`.
+  If the penalty overflows although losses and gradients are finite, it is
+  omitted.
 
   Args:
     rho: standard deviation of each entry of a perturbation, at least 0, or a
@@ -55,7 +56,8 @@ def frob_sam(
     needs `value_fn`, or a `grad_fn` that returns (loss, gradient); state: the
     key. It costs 1 + `num_samples` gradients, all in memory at once.
 
-  .. note:: The rule and the defaults were read, and no code was run.
+  .. note:: The rule and the defaults were read in published sources; no code
+    was run.
 
   References:
     Tahmasebi et al., `A Universal Class of Sharpness-Aware Minimization

@@ -39,8 +39,8 @@ def gradient_norm_penalty(
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
   .. note:: The authors' released configuration has `normalize_clean=True`,
-    against their README. The penalty can hurt Adam in the warm-up (arXiv
-    2406.09723): let `rho` start at 0.
+    contrary to their README. The penalty can harm Adam in the warm-up (arXiv
+    2406.09723): use a schedule of `rho` that starts at 0.
 
   References:
     Zhao et al., `Penalizing Gradient Norm for Efficiently Improving

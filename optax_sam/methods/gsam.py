@@ -59,8 +59,9 @@ def gsam(
     u &= \tilde g - \alpha\, p
 
   To first order, :math:`-p` lowers the gap between both losses and leaves the
-  perturbed one unchanged. A :math:`p` that is rounding is 0, as is one
-  orthogonal to 0. The paper couples `rho` by `rho_like_learning_rate`.
+  perturbed loss unchanged. :math:`p = 0` if it is only rounding error, or if
+  :math:`\tilde g = 0`. The paper couples `rho` to the learning rate, as
+  `rho_like_learning_rate` does.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -68,9 +69,10 @@ def gsam(
     adaptive: multiplies entries of `epsilon` by the sizes of their weights, as
       in big_vision, with ten times larger radii. The norm is that of `g`.
     minimize_fp: whether the perturbed loss is minimized with the gap, as in the
-      paper. False minimizes the unperturbed loss with it, :math:`u = g + \alpha
-      (\tilde g - (g^\top \tilde g / \|g\|^2)\, g)`: fewer spikes of the loss,
-      says big_vision. Then `alpha=0` is the base optimizer.
+      paper. False minimizes the unperturbed loss and the gap, :math:`u = g +
+      \alpha (\tilde g - (g^\top \tilde g / \|g\|^2)\, g)`; according to
+      big_vision, the loss then has fewer spikes. Then `alpha=0` is the base
+      optimizer.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. By default
       each device has its own `p`, as in the authors' code.
 
@@ -117,9 +119,9 @@ def rho_like_learning_rate(
 
   The radius is clamped to its bounds: a warm-up of the learning rate
   :math:`\eta_t` may start below `lr_min`. The trainer in big_vision does not
-  clamp, and counts from 1 here but from 0 in the optimizer. So its radius, like
-  that of the linear schedulers in the authors' README, is one step ahead of the
-  rate: pass `lambda t: lr(t + 1)` for these numbers.
+  clamp, and counts steps from 1 for the radius but from 0 in the optimizer. So
+  its radius, like that of the linear schedulers in the authors' README, is one
+  step ahead of the rate: pass `lambda t: lr(t + 1)` to reproduce their numbers.
 
   Args:
     learning_rate: schedule of the learning rate, not of a factor in [0, 1].

@@ -28,16 +28,18 @@ def k_sam(
     \tilde g &= \text{mean of } \nabla \ell_i(w + \epsilon) \text{ over } Q_2
 
   :math:`Q_1` and :math:`Q_2` have the `ascent` and the `descent` examples with
-  the largest losses :math:`\ell_i(w)`. A loss that is not finite ranks last,
-  equal ones by position, so shuffle: a network that fits its data has nearly
-  equal losses. Padding must have a loss of 0. The incoming gradient is unused:
-  in a jitted step XLA drops its backward pass, and ranks by its forward pass.
+  the largest losses :math:`\ell_i(w)`. Losses that are not finite rank last,
+  and equal losses by position. So shuffle the data: a network that fits them
+  has nearly equal losses. Padding must have a loss of 0. The incoming gradient
+  is unused: in a jitted step XLA drops its backward pass, and the forward pass
+  gives the losses to rank by.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     ascent: size of Q1: a number of examples if an int of at least 1, a
       fraction of the batch in (0, 1] if a float. 1 is one example, 1.0 all.
-    descent: size of Q2, in the same way. A third each costs as much as SGD.
+    descent: size of Q2, like `ascent`. With a third for each, a step costs as
+      much as one of SGD.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each
       device ranks its own examples; under jit the ranking is global.
 
@@ -50,7 +52,8 @@ def k_sam(
     on other examples differ in each set: with normalized advantages,
     contrastive terms or batch norm, which needs more than one example. So does
     noise drawn by row. No code is public, and the paper's sizes could not be
-    read. Unverified: the mean, not the sum. Random subsets did harm there.
+    read. Unverified: the mean, not the sum. In the paper, random subsets were
+    harmful.
 
   References:
     Ni et al., `K-SAM: Sharpness-Aware Minimization at the Speed of SGD

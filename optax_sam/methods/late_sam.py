@@ -32,9 +32,9 @@ def late_sam(
 
   Args:
     rho: radius, at least 0, or a schedule counted from step 0; 0.05 is SAM's.
-    start: first step of SAM, from 0; derive it from the steps that will run.
+    start: first step of SAM, from 0; compute it from the steps that will run.
     end: step after the last one of SAM; None is the end of the training.
-    total_steps: steps of the training, if known, to warn of a later `start`.
+    total_steps: steps of the training, if known; a later `start` warns.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:

@@ -20,7 +20,7 @@ def scale_to_loss_rise(
 
   def perturb(rise: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     size = tree_math.norm(updates)
-    # Otherwise `scale_to` returns 0 for any length.
+    # For an unusable norm `scale_to` returns 0, whatever the length.
     divisor = jnp.where(tree_math.is_usable(size), size, 1)
     length = jnp.asarray(rise, size.dtype) / tree_math.stabilized(divisor)
     length = jnp.minimum(length, jnp.asarray(max_radius, size.dtype))

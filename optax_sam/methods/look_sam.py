@@ -155,9 +155,10 @@ def look_sam(
     needs `value_fn` or `grad_fn`; state: `v`; 1 + 1 / `period` gradients.
 
   .. note:: The authors have no public code; the text of their algorithm is
-    unverified. Ports take norms over all leaves, or leaf by leaf and return NaN
-    where a leaf has no gradient, unlike `per_leaf=True`. Unlike ours, some
-    count from 1, do not sum the inner product, or double :math:`g` in between.
+    unverified. Some ports take norms over all leaves. Others take them leaf by
+    leaf, and return NaN where a leaf has no gradient, unlike `per_leaf=True`.
+    Unlike ours, some count steps from 1, do not sum the inner product, or
+    double :math:`g` at the steps in between.
 
   References:
     Liu et al., `Towards Efficient and Scalable Sharpness-Aware Minimization
@@ -205,12 +206,14 @@ def look_layer_sam(
     \text{unit: } &\rho\, g_l / \|g_l\| \\
     \text{relative: } &\rho\, \|w_l\|\, g_l / \|g_l\|
 
-  They are 0 where :math:`\|g_l\|` is, or, except with 'unit', :math:`\|w_l\|`.
-  The first two grow as gradients shrink, and a factor on the loss changes them.
+  They are 0 where :math:`\|g_l\| = 0`, and, except with 'unit', where
+  :math:`\|w_l\| = 0`. The first two grow as gradients shrink, and a factor on
+  the loss changes them.
 
   Args:
-    rho: factor, at least 0, or a schedule; the length of a layer's epsilon with
-      'unit', over that of the layer with 'relative'. 0.05 is SAM's.
+    rho: factor, at least 0, or a schedule of it. With 'unit' it is the length
+      of a layer's epsilon, with 'relative' this length over that of the layer.
+      0.05 is SAM's.
     period, alpha: see `look_sam`.
     rule: 'global', 'layer', 'unit' or 'relative'.
     max_ratio: upper bound :math:`r_{\max}`, above 0. 20 is a port's.

@@ -35,10 +35,11 @@ def lookbehind(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Lookbehind-SAM: several ascent and descent steps, then a part of the way.
 
-  From :math:`p = f = w` and the gradient :math:`h` at :math:`w`, these rows run
-  `steps` times; then the update is :math:`\alpha (f - w)`. The base optimizer
-  takes `steps` steps a batch, so this wraps it, and its schedules must be
-  `steps` times as long. `steps=1, alpha=1` is SAM.
+  Starting from :math:`p = f = w` and the gradient :math:`h` at :math:`w`, the
+  rows below are repeated `steps` times; then the update is :math:`\alpha (f -
+  w)`. The base optimizer takes `steps` steps for each batch. So this method
+  wraps it, and its schedules must be `steps` times as long. `steps=1, alpha=1`
+  is SAM.
 
   .. math::
     p &\leftarrow p + \rho\, h / (\|h\| + 10^{-12}) \text{ (not projected)} \\
@@ -49,8 +50,9 @@ def lookbehind(
     base: base optimizer, with everything that belongs to it in a chain.
     rho: length of each ascent step, at least 0, or a schedule of it by the
       step. 0.05 is from the authors' example; their class has 0.5, for ASAM.
-    steps: number of ascent steps, at least 1; the authors' example 2, class 5.
-    alpha: fraction of the way taken, in [0, 1]; the authors' 0.2 to 0.8.
+    steps: number of ascent steps, at least 1; 2 in the authors' example, 5 in
+      their class.
+    alpha: fraction of the way taken, in [0, 1]; the authors use 0.2 to 0.8.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:

@@ -32,7 +32,7 @@ def lpf_sgd(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Low-pass filtering SGD (LPF-SGD): the gradient of a smoothed loss.
 
-  Noise takes the place of the ascent step, for each of M parts of the batch.
+  Random noise replaces the ascent step, for each of M parts of the batch.
 
   .. math::
     \gamma_t &= \gamma\, (1 + (r - 1) (1 - \cos(\pi t / T)) / 2) \\
@@ -50,7 +50,8 @@ def lpf_sgd(
     micro_batches: number M of consecutive parts, from 1 to one per example.
     final_ratio: :math:`r`, growth of `gamma`, at least 0; 1 is constant. The
       authors use 35 and 25 for WRN-28-10.
-    total_steps: :math:`T`, steps of this growth, at least 1; constant after it.
+    total_steps: :math:`T`, steps of this growth, at least 1; then it is
+      constant.
     key: integer seed or typed key, the same on all devices.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. Each device
       splits its own examples, with the same M noises. Without an ascent
@@ -63,9 +64,9 @@ def lpf_sgd(
     gradient (the incoming one is unused), 1 / 3 more if you use the loss at
     `w`, and M normal numbers per parameter; parts run one by one.
 
-  .. note:: The rule was read in the authors' code, not run. The split of a
-    batch that M does not divide, and steps after the last one, are our choice.
-    Batch norm normalizes each part separately.
+  .. note:: The authors' code was read, not run. The split of a batch that M
+    does not divide, and the noise after step T, are our choice. Batch norm
+    normalizes each part separately.
 
   References:
     Bisla, Wang, Choromanska, `Low-Pass Filtering SGD for Recovering Flat Optima

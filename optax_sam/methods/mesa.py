@@ -62,8 +62,8 @@ def mesa_loss(
     loss = loss + mesa.loss(logits, targets, epoch)
 
   With batch norm, average the running statistics too, in one tree with the
-  parameters, as the authors' code does. Other leaves than floating-point ones
-  are copied, and weights that are not finite are skipped. On several devices
+  parameters, as the authors' code does. Leaves that are not floating-point are
+  copied, and weights that are not finite are not averaged. On several devices
   the average is split like the parameters, without communication.
 
   Args:
@@ -73,8 +73,8 @@ def mesa_loss(
     decay: :math:`\beta`, in [0, 1). The average is over the last
       1 / (1 - decay) steps, 5000 by default: use a smaller decay for a short
       run, or its targets are those of the start.
-    start_epoch: first epoch with the loss; 5 is the authors', or 30 % of the
-      epochs. With 0 every step has it.
+    start_epoch: first epoch with the loss, from 0; the authors use 5, or 30 %
+      of the epochs.
 
   Returns:
     A `MesaLoss`, whose state is the average; a step costs 4 / 3 gradients.

@@ -33,8 +33,8 @@ def momentum_sam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Momentum-SAM (MSAM): perturbs along the momentum, at the cost of SGD.
 
-  The momentum takes the place of the ascent gradient. The perturbation points
-  forward along the update. At first :math:`v = 0`.
+  The momentum replaces the ascent gradient. The perturbation points in the
+  direction of the next update. At first :math:`v = 0`.
 
   .. math::
     \epsilon &= -\rho\, v / (\|v\| + 10^{-12}) \\
@@ -46,8 +46,8 @@ def momentum_sam(
       class) for ResNet on ImageNet, and 10 for ViT, with 0 in the warm-up.
     decay: :math:`\beta`, in [0, 1): SGD's momentum or Adam's b1.
     accumulator_dtype: dtype of `v`, e.g. bfloat16; None for float32 or wider.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `v` averages
-      over devices, so `sync_ascent` makes no difference.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `v` is
+      averaged over devices, so `sync_ascent` makes no difference.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`

@@ -40,7 +40,7 @@ def ordered_sgd(
     gradients a step, k as a fraction.
 
   .. note:: The authors' code ranks inside a full forward pass, where batch norm
-    sees the whole batch; ours selects the examples first.
+    uses the whole batch; ours selects the examples before the pass.
 
   References:
     Kawaguchi, Lu, `Ordered SGD: A New Stochastic Optimization Framework for

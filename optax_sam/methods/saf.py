@@ -47,8 +47,9 @@ def saf_loss(
 ) -> SafLoss:
   r"""Sharpness-aware training for free (SAF): agreement with earlier epochs.
 
-  SAF adds an auxiliary loss :math:`D`: from epoch `start_epoch`, it penalizes
-  the divergence from an example's logits of `lag` epochs before, in a table.
+  From epoch `start_epoch` on, SAF adds an auxiliary loss :math:`D`. It
+  penalizes the divergence from an example's logits of `lag` epochs before,
+  which are in a table.
 
   .. math::
     y_i &= \text{table}[i, e \bmod \text{lag}] \\
@@ -88,9 +89,10 @@ def saf_loss(
 
   .. note:: :math:`\tau^2` is in the authors' code, not in the paper's
     equations; without it the loss is 25 times weaker. Their documented run has
-    `lag=2` and weight 0.3; 3 and 0.16 are defaults of their command line. They
-    start an epoch later, and have a table per process but deal the examples
-    again every epoch: with 8 processes, 13 % of targets have the right age.
+    `lag=2` and weight 0.3; 3 and 0.16 are defaults of their command line. Their
+    code starts an epoch later. It has one table per process but distributes the
+    examples again every epoch: with 8 processes, 13 % of targets have the right
+    age.
 
   References:
     Du, Zhou, Feng, Tan, Zhou, `Sharpness-Aware Training for Free

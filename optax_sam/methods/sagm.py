@@ -23,8 +23,8 @@ def sagm(
 ) -> optax.GradientTransformationExtraArgs:
   r"""SAGM: aligns the gradients of the loss and of the perturbed loss.
 
-  A perturbation that is shorter by a multiple of the gradient itself rewards
-  equal directions of both gradients. For domain generalization.
+  The perturbation is shorter by a multiple of the gradient itself. This rewards
+  equal directions of both gradients. SAGM is for domain generalization.
 
   .. math::
     \epsilon &= (\rho / (\|g\| + 10^{-12}) - \alpha) g, \quad g = \nabla L(w) \\

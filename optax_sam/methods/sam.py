@@ -17,8 +17,8 @@ def ascend_repeatedly(
 ) -> optax.GradientTransformationExtraArgs:
   """Takes several ascent steps in the ball of radius rho: `optax_sam.sam`.
 
-  Each step after the first costs one gradient, with a schedule of `rho` even if
-  a policy skips the step, and needs `ascent_grad_fn`.
+  Each ascent step after the first needs `ascent_grad_fn` and costs one
+  gradient; if `rho` is a schedule, even at a step that a policy skips.
   """
   validation.check_static_integer('steps', steps)
   validation.check_choice('p', p, (2, float('inf')))

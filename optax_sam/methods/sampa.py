@@ -55,9 +55,9 @@ def sampa(
     mix: :math:`\lambda`, in [0, 1]. 0.2 is the authors'.
     batch_like: a batch, or its shapes and dtypes (`jax.ShapeDtypeStruct`), with
       the same number of examples, along axis 0, at every step.
-    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `batch`, also
-      in the state, is local: split it over the devices. `h` is the same on all
-      of them, so `sync_ascent` makes no difference.
+    mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. `batch` and
+      its copy in the state are local: split them over the devices. `h` is the
+      same on all devices, so `sync_ascent` makes no difference.
 
   Returns:
     An optimizer that includes the learning rate, whose `update` needs `params`,
@@ -65,8 +65,9 @@ def sampa(
     2 gradients; the incoming one is unused.
 
   .. note:: With dropout, put the keys into `batch`; otherwise the last batch
-    gets the masks of this one. The rule was traced in the authors' code, not
-    run: it stores both gradients mixed and divides :math:`h` out of them.
+    gets the masks of this one. The rule was derived from the authors' code,
+    which was not run: it stores the mixed gradients and computes :math:`h` from
+    them.
 
   References:
     Xie, Pethick, Cevher, `SAMPa: Sharpness-aware Minimization Parallelized

@@ -165,12 +165,12 @@ def sparse_sam_dynamic(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; state: mask and key. It costs 2 gradients.
 
-  .. note:: In the authors' code the size of the mask drifts by one and, as only
-    growth is limited to what is left, falls below the target if
-    `sparsity < r / (1 + r)`; here it is exact. `drop_rate` and criteria are
-    those of their command line, whose `sparsity` is 0.2; their README's example
-    has 0.5. Their criterion 'weight', an option of `keep_dynamic`, reads
-    perturbed weights. Unverified: the paper's values.
+  .. note:: In the authors' code the size of the mask may be off by one. Only
+    growth is limited to the entries that are left, so the mask becomes smaller
+    if `sparsity < r / (1 + r)`. Here its size is exact. `drop_rate` and
+    criteria are the defaults of their command line, where `sparsity` is 0.2;
+    their README's example has 0.5. Their criterion 'weight', an option of
+    `keep_dynamic`, reads perturbed weights. Unverified: the paper's values.
 
   References:
     Mi et al., `Make Sharpness-Aware Minimization Stronger: A Sparsified

@@ -40,10 +40,10 @@ def sparse_sam_layers(
       u &= \nabla L(w + \epsilon) \text{ of all leaves}
     \end{align*}
 
-  The rule is `sam` with a mask. It costs less: the ascent gradient stops at the
-  first perturbed leaf, and what the loss computes before it is shared by both
-  gradients. A mask that changes inside of the compiled step, as that of
-  `sparse_sam_fisher`, saves nothing.
+  The rule is `sam` with a mask, at lower cost: the backward pass of the ascent
+  gradient stops at the first perturbed leaf, and both gradients share the
+  forward pass up to that leaf. A mask that changes inside of the compiled step,
+  as in `sparse_sam_fisher`, saves nothing.
 
   Args:
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
@@ -52,16 +52,17 @@ def sparse_sam_layers(
       a tree of bools or a function, as for `mask`, such as a tree from
       `optax_sam.choose_leaves`.
     fraction: part of the batch for the ascent gradient, as in
-      `optax_sam.subset_sam`; 1.0 is the whole batch. Less needs
+      `optax_sam.subset_sam`; 1.0 is the whole batch. A smaller part needs
       `per_example_value_fn` and `batch`.
-    mask: the leaves to choose from, also `optax_sam.trainable`; by default all.
+    mask: the leaves to choose from, such as `optax_sam.trainable`; all by
+      default.
     axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; stateless. With the last half of a network it
     costs about 1.5 gradients a step, with a quarter of the batch 1.2. With
-    `grad_fn` and without `jax.jit` nothing is shared.
+    `grad_fn`, or without `jax.jit`, no forward pass is shared.
 
   .. note::
     Unverified: the paper chooses single weights, and saves no time with them;
@@ -135,13 +136,14 @@ def choose_leaves(
   *,
   by: str = 'fisher',
 ) -> Any:
-  """Chooses a share of the leaves: a mask for any method.
+  """Chooses a fraction of the leaves: a mask for any method.
 
-  By Fisher information, the leaves with the largest mean square of an entry of
-  the gradient of one example. By depth, the last ones in the order in which the
-  loss reads them. Call it outside of the compiled step, in which the mask is a
-  constant. To refresh the mask, call it again, and build and compile the step
-  again; the state of `sparse_sam_layers` does not depend on it.
+  By Fisher information, it chooses the leaves whose entries have the largest
+  mean squared gradient of single examples; by depth, the last leaves in the
+  order in which the loss reads them. Call it outside of the compiled step, in
+  which the mask is a constant. To refresh the mask, call it again, and build
+  and compile the step again; the state of `sparse_sam_layers` does not depend
+  on it.
 
   Args:
     per_example_value_fn: from the parameters and a batch to the per-example

@@ -42,7 +42,7 @@ def stable_sam(
     \tilde g &= \nabla L(w + \epsilon) \\
     u &= \|g\|\, \tilde g / (\|\tilde g\| + 10^{-12})
 
-  The norms are over all leaves, whatever `mask` excludes. For another
+  The norms are over all leaves, also those that `mask` excludes. For another
   perturbation write `sharpness_aware(..., descent=descents.clean_length())`.
 
   Args:
@@ -55,7 +55,8 @@ def stable_sam(
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
   .. note:: The rule is that of the authors' code, where a limit of 1 on the
-    factor is commented out. The paper also says SSAM, the name of Sparse SAM.
+    factor is commented out. The paper also calls it SSAM, the name of Sparse
+    SAM.
 
   References:
     Tan et al., `Stabilizing Sharpness-Aware Minimization Through a Simple

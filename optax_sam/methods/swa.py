@@ -35,7 +35,8 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
 
   Args:
     start: number of steps after which parameters first enter, at least 1.
-    every: steps from one entry to the next, at least 1; often an epoch's.
+    every: steps from one entry to the next, at least 1; often those of an
+      epoch.
 
   Returns:
     A gradient transformation to place **last** in `optax.chain`, whose `update`
@@ -43,7 +44,8 @@ def swa(start: int, *, every: int = 1) -> optax.GradientTransformationExtraArgs:
 
   .. note:: The authors average once an epoch, from epoch 161 of 200 to 300.
     Their learning rate is constant for half of the budget, falls to 0.05 at
-    nine tenths, and stays there: with one of 0 there is little to average.
+    nine tenths, and stays there. If it decayed to 0, the averaged parameters
+    would hardly differ.
 
   References:
     Izmailov et al., `Averaging Weights Leads to Wider Optima and Better

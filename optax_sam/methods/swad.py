@@ -64,8 +64,8 @@ def swad(
     \theta &= (1 + \text{tolerance})\, \text{mean}(L_{i-c+1}, \ldots, L_i) \\
     \theta &< \min(L_{j-r+1}, \ldots, L_j), \quad j-r+1 \ge f, \quad \ell = j-r
 
-  If it never ends, :math:`\ell` is the last with :math:`L_\ell \le \theta`.
-  Use it outside of the chain::
+  If it never ends, :math:`\ell` is the last segment with :math:`L_\ell \le
+  \theta`. Use SWAD outside of the chain::
 
     averaging = optax_sam.swad()
     state = averaging.init(params)

@@ -29,8 +29,9 @@ def tsam(
 ) -> optax.GradientTransformationExtraArgs:
   r"""Tilted SAM (TSAM): several perturbations, weighted by the losses there.
 
-  Each perturbation is a random one and an ascent step from there. The direction
-  is the gradient of :math:`\frac{1}{t} \log \text{mean}_j \exp(t L_j)`.
+  Each perturbation is a random vector plus an ascent step from there. The
+  direction is the gradient of :math:`\frac{1}{t} \log \text{mean}_j \exp(t
+  L_j)`.
 
   .. math::
     n_j &= z_j \min(1, r / \|z_j\|), \quad z_j \sim N(0, r^2 I),
@@ -40,14 +41,15 @@ def tsam(
     L_j &= L(w + \epsilon_j), \quad
       u = \textstyle\sum_j \text{softmax}(t L)_j\, \nabla L(w + \epsilon_j)
 
-  Without noise it is SAM. The unperturbed gradient is not used.
+  With `noise=0` it is SAM. The unperturbed gradient is not used.
 
   Args:
     rho: radius of the ascent step, at least 0, or a schedule of it by the step.
     num_perturbations: number of perturbations, at least 1.
     tilt: :math:`t`, at least 0: 0 is the mean, large values the largest loss.
       The paper searches among 0, 1, 5, 20 and 100.
-    noise: random length over `rho`, at least 0. The authors' is 1 / 0.05.
+    noise: largest length of the random vector over `rho`, at least 0. The
+      authors use 1 / 0.05.
     key: integer seed or typed key, the same on all devices.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`. With
       `sync_ascent` `h_j` and `L_j` are averaged too.

@@ -44,13 +44,13 @@ def unnormalized_sam(
   .. math:: \tilde g = \nabla L(w + \rho\, g), \quad g = \nabla L(w)
 
   With `clip`, the perturbation is :math:`\rho\, g / \max(\|g\|, 1)`. A factor
-  on the loss changes it.
+  on the loss changes the perturbation.
 
   Args:
     rho: factor of at least 0, in the unit of the parameters over that of the
       gradient, or a schedule of it by the step. There is no default.
-    clip: whether to shorten perturbations to length `rho`, as on one path of
-      the authors' code, tml-epfl/understanding-sam, with which the rule agrees.
+    clip: whether to shorten perturbations to length `rho`, as one branch of
+      the authors' code, tml-epfl/understanding-sam. The rule agrees with it.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:

@@ -25,7 +25,7 @@ def average_gradient(
 ) -> optax.GradientTransformationExtraArgs:
   """Averages the ascent gradient to the `d` of `optax_sam.vasso`.
 
-  Place it before a radius.
+  Place it before a component that scales to a radius.
   """
   validation.check_number('theta', theta, above=0, at_most=1)
   validation.check_float_dtype('accumulator_dtype', accumulator_dtype)

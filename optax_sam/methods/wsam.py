@@ -43,7 +43,8 @@ def wsam(
     needs `value_fn` or `grad_fn`; stateless. It costs 2 gradients.
 
   .. note:: The rule is that of the authors' code. `wsam_decoupled`, their
-    default, adds the second term after the base optimizer: equal under SGD.
+    default, adds the second term after the base optimizer. With SGD without
+    momentum both are equal.
 
   References:
     Yue et al., `Sharpness-Aware Minimization Revisited: Weighted Sharpness as a
@@ -61,7 +62,7 @@ def wsam(
 
 
 class WsamDecoupledState(NamedTuple):
-  """State of `wsam_decoupled`: of the method and of the base optimizer."""
+  """State of `wsam_decoupled`: those of the method and of the optimizer."""
 
   ascent: Any
   base: optax.OptState
@@ -78,10 +79,10 @@ def wsam_decoupled(
   axis_name: Any = None,
   sync_ascent: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-  r"""Weighted SAM (WSAM), decoupled: the base optimizer sees no sharpness.
+  r"""Weighted SAM (WSAM), decoupled: adds the sharpness after the optimizer.
 
-  The sharpness enters neither momentum nor weight decay nor preconditioning, so
-  this wraps the base optimizer. The rule is that of the authors' code.
+  The sharpness does not affect the momentum or the preconditioning of the base
+  optimizer, so this method wraps it. The rule is that of the authors' code.
 
   .. math::
     \epsilon &= \rho\, g / (\|g\| + 10^{-12}), \quad g = \nabla L(w) \\

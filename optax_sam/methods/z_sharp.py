@@ -35,7 +35,8 @@ def scale_outliers_to_radius(
 ) -> optax.GradientTransformationExtraArgs:
   """Perturbs every leaf by rho: 'per_tensor' of `optax_sam.z_sharp`.
 
-  A leaf without outliers is not perturbed, no leaf is if a norm is not finite.
+  A leaf without outliers is not perturbed. If a norm is not finite, no leaf is
+  perturbed.
   """
   sparse_masks.check_fraction('quantile', quantile, below=1)
 
@@ -101,7 +102,8 @@ def z_sharp(
     rho: radius, at least 0, or a schedule of it by the step; 0.05 is SAM's.
     quantile: fraction of the entries of a leaf that is not perturbed, a Python
       number in [0, 1). 0.95 is the author's value.
-    radius: `rho` is the length of all leaves, 'global', or each, 'per_tensor'.
+    radius: whether `rho` is the length over all leaves, 'global', or that of
+      each leaf, 'per_tensor'.
     mask, axis_name, sync_ascent: see `optax_sam.sharpness_aware`.
 
   Returns:
