@@ -22,7 +22,7 @@ _OPTIMIZERS = (
 _AFTER = (AntiPgdState, SwaState)
 # Wrappers without a state, and the variable with the wrapped transformation.
 _HIDDEN = {'with_extra_args_support': 'tx', 'flatten': 'inner'}
-# Wrappers that don't forward the loss, or the parameters unchanged.
+# Wrappers that don't forward the loss, or change the parameters.
 _DROPPING = ('LookaheadState', 'SplitRealAndImaginaryState', *_HIDDEN)
 
 
@@ -90,10 +90,10 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
       wrapper = _name(dropping[0].function) or dropping[0].name
       yield (
         f'tx must not have a method of optax_sam inside of {wrapper}, which '
-        f'does not forward the loss, or not the parameters unchanged: place '
-        f'the method before it, or leave {wrapper} out. A wrapper whose update '
-        f'takes **extra_args, as that of MultiSteps, gets them if you write '
-        f'optax.GradientTransformationExtraArgs(*wrapper).'
+        f'does not forward the loss, or changes the parameters: place the '
+        f'method before it, or leave {wrapper} out. If the update of a wrapper '
+        f'takes **extra_args, as that of MultiSteps, it receives the loss if '
+        f'you write optax.GradientTransformationExtraArgs(*wrapper).'
       )
     if len(methods) > 1:
       yield (
@@ -104,8 +104,8 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
     if names := _changing(path, params, before=True):
       yield (
         f'tx must have the method of optax_sam first, got {names} before it: '
-        f'its effect on the gradient is dropped, since a method forwards only '
-        f'the perturbed gradient, and after a base optimizer the sign is lost '
+        f'its effect on the gradient is dropped, because a method forwards the '
+        f'perturbed gradient only; after a base optimizer, the sign is lost '
         f'(gradient ascent). Place it after the method: '
         f'optax.chain(optax_sam.sam(), {names}, ...).'
       )
@@ -120,8 +120,9 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
   for path in paths(_AFTER, state, tx.update):
     if names := _changing(path, params, before=False):
       yield (
-        f'tx must have swa and anti_pgd last, got {names} after them: place it '
-        f'before, as in optax.chain(base, optax_sam.swa(start=1000)).'
+        f'tx must have swa and anti_pgd last, got {names} after them: place '
+        f'{names} before them, as in optax.chain(base, '
+        f'optax_sam.swa(start=1000)).'
       )
 
 

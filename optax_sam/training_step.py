@@ -170,9 +170,9 @@ def _check_whole(tx: Any, opt_state: Any) -> None:
       accumulates = every is not None and bool(every(0) > 1)
     if accumulates:
       msg = (
-        'tx must not have optax.MultiSteps with a method: if it wraps the '
-        'method, the perturbed gradient is of the last batch only; if it is '
-        'after it, step counts, periods and schedules of the method run k times'
-        ' too fast. Leave it out, and write make_step(..., accumulate_steps=k).'
+        'tx must not have optax.MultiSteps with a method: if MultiSteps wraps '
+        'the method, the perturbed gradient is of the last batch only; after '
+        'the method, its step counts, periods and schedules run k times too '
+        'fast. Leave it out, and write make_step(..., accumulate_steps=k).'
       )
       raise ValueError(msg)

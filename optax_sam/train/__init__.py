@@ -1,6 +1,6 @@
 """The trainer: compares sharpness-aware methods, command `optax-sam`.
 
-`optax_sam.train.compare` compares them on an own model and own data.
+`optax_sam.train.compare` compares them on your model and your data.
 """
 
 import importlib

@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.exit(_status(list(arguments)))
   _prepare_process()
   status = _status(sys.argv[1:])
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is said
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is printed
   if status == errors.INTERRUPTED:
     # Threads of JAX may still run, and Python could crash on its way out.
     sys.stdout.flush()

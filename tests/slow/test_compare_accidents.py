@@ -185,7 +185,7 @@ def test_the_same_command_goes_on_after_a_signal_at_any_moment(
       continue
     runs = len(list((target / 'runs').glob('[!.]*.json')))
     assert f'{runs} finished run' in out.splitlines()[-1]
-    assert 'repeat the command to go on' in out.splitlines()[-1]
+    assert 'repeat the command to continue' in out.splitlines()[-1]
   target = tmp_path / str(number)
   assert runner.run(target)[0] == 0
   assert_whole(target, whole)

@@ -21,7 +21,7 @@ def run(
 ) -> results.Comparison:
   """Compares methods and writes a report.
 
-  What an earlier comparison in the same output has finished is not repeated.
+  Runs that an earlier command has finished in the same output are not repeated.
   """
   target = config.output or output_dir.dated(configs.dataset_name(config))
   adding = None
@@ -63,7 +63,7 @@ def run(
 def _how_to_go_on(config: configs.CompareConfig, target: pathlib.Path) -> str:
   runs = formats.count(len(store.files(target, 'runs')), 'finished run')
   how = ' without --overwrite' if config.overwrite else ''
-  text = f'{target} has {runs}; repeat the command{how} to go on'
+  text = f'{target} has {runs}; repeat the command{how} to continue'
   if config.data_dir or config.dataset == 'own data':
     return text
   command = shlex.join(['optax-sam', 'compare', '--output', str(target)])

@@ -96,7 +96,7 @@ def run(
         this.measure(command, started)
     except KeyboardInterrupt:
       if jax.process_count() > 1:
-        raise  # the other processes do not know
+        raise  # the other processes must end too
       finished = False
     except (ValueError, OSError) as error:
       if finished is None or not saved_steps(target):

@@ -24,8 +24,8 @@ _TIMING_ROUNDS = 5
 def resolve(config: Config) -> tuple[Config, dict[str, Any] | None]:
   """Returns the configuration with the settings of an earlier comparison.
 
-  A command that gives only the output takes all settings from there. If what
-  is added was interrupted, the same command goes on and adds no more.
+  A command that gives only the output takes all settings from there. If a
+  command that adds runs was interrupted, the same command continues it.
   """
   seeds, methods, output = config.add_seeds, config.add_methods, config.output
   adding = {'seeds': seeds, 'methods': list(methods)}
@@ -109,8 +109,8 @@ def steps(
   """Returns the number of training steps of each method.
 
   With the budget `steps` they are equal. With `gradients` or `seconds`, the
-  most expensive method takes `config.steps`, and the others as many more as
-  their steps are cheaper. Methods that are added to those with `known` steps
+  most expensive method takes `config.steps` steps, and cheaper methods take
+  proportionally more. Methods that are added to those with `known` steps
   get the same budget.
   """
   known = {name: known[name] for name in settings if name in known}
@@ -134,7 +134,7 @@ def steps(
 
 
 def _gradients(pilots: Mapping[str, Trainer], base: str) -> dict[str, float]:
-  """Returns the mean cost of a step; a pilot run tells how many are skipped."""
+  """Returns the mean cost of a step; a pilot run counts the skipped ones."""
   costs = {}
   for name, cost in step_costs(pilots, base).items():
     costs[name] = cost.ascended

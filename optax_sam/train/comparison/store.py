@@ -132,7 +132,7 @@ def opened(
   overwrite: bool = False,
   adding: dict[str, Any] | None = None,
 ) -> Iterator[Store]:
-  """Opens the store of a comparison, new or to go on with, for one process.
+  """Opens the store of a comparison, new or to continue, for one process.
 
   A new directory is removed again if nothing is finished in it.
   """
@@ -157,7 +157,7 @@ def opened(
 def former_output(
   directory: pathlib.Path, *, overwrite: bool
 ) -> dict[str, Any] | None:
-  """Returns the config.json of the comparison to go on with, if any."""
+  """Returns the config.json of the comparison to continue, if any."""
   former = output_dir.read_config(directory)
   is_own = former is not None and former[output_dir.MARK] == 'compare'
   if is_own and not overwrite:
@@ -188,7 +188,7 @@ def check_same(
 
 
 def describe(task: Any) -> dict[str, Any]:
-  """Returns a description of data and model, to notice that they differ."""
+  """Returns a description of data and model, to detect that they differ."""
   data = (task.inputs.train(), list(task.inputs.test()))
   params = jax.eval_shape(task.init, jax.random.key(0))[0]
   checksum = zlib.crc32(str(jax.tree.leaves(params)).encode())
@@ -206,7 +206,7 @@ def _read(path: pathlib.Path, kind: type) -> Any:
   try:
     return msgspec.convert(json.loads(path.read_bytes()), kind)
   except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-    msg = f'{path} is damaged ({error}); remove it, and it is made again'
+    msg = f'{path} is damaged ({error}); remove it, and repeat the command'
     raise ValueError(msg) from None
 
 

@@ -37,8 +37,8 @@ def measure(
   """Times the steps of several methods.
 
   In each round every method runs a few steps from each of its starts. The
-  methods alternate at every start, so that load on the machine affects all of
-  them. Skipped steps are included.
+  methods alternate at every start, so that other load on the machine affects
+  all of them. Skipped steps are included.
   """
   turns = max(map(len, starts.values()))
   seconds = np.zeros((1 + rounds, len(trainers)))

@@ -84,7 +84,7 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
     train, held_out = datasets.hold_out(train, config.validation, seed=0)
   left = len(train['labels'])
   if not len(held_out['labels']):
-    msg = f'--validation {config.validation} holds out no example; give more'
+    msg = f'--validation {config.validation} holds out no example; increase it'
     raise ValueError(msg)
   if config.batch_size > left:
     msg = (
@@ -111,9 +111,10 @@ def tune(
 ) -> Settings:
   """Returns the settings of all methods, with those of the best trials.
 
-  The base optimizer comes first. The methods take its learning rate, those that
-  tune their own start from it. A method with a learning rate among its settings
-  keeps it. The searches of the methods are independent and run in threads.
+  The base optimizer is tuned first. The methods use its learning rate, or start
+  from it if they tune their own. A method that has a learning rate among its
+  settings uses that. The searches of the methods are independent and run in
+  threads.
   """
   chosen: Settings = {}
   stop = threading.Event()

@@ -59,8 +59,8 @@ class Data:
   data_dir: Annotated[
     pathlib.Path | None, flag(default='/usr/share/datasets')
   ] = None
-  # Train on the first examples only: so many, with the same fraction of every
-  # class.
+  # Number of training examples to use: the first ones, with the same fraction
+  # of every class.
   train_examples: Annotated[Count | None, flag(default='all')] = None
   # Fraction of the training labels that are replaced by a wrong one.
   label_noise: Fraction = 0.0
@@ -85,7 +85,7 @@ class Model:
   # cross_entropy of classes, mean_squared_error of numbers, or next_token for
   # sequences of tokens.
   loss: Annotated[str, flag(value='NAME')] = 'cross_entropy'
-  # What methods are compared by, on the test examples.
+  # Metric on the test examples, by which methods are compared.
   metric: Annotated[
     str | None, flag(default='the usual one of the loss', value='NAME')
   ] = None
@@ -130,9 +130,9 @@ class Method:
   set: Annotated[
     tuple[str, ...], tyro.conf.UseAppendAction, flag(value='NAME.SETTING=VALUE')
   ] = ()
-  # Where a method decides to skip the perturbed gradient: inside the compiled
-  # step (jit), or on the host, between two compiled functions; auto takes the
-  # faster one, which is jit with the built-in models.
+  # Where a method decides to skip the perturbed gradient: inside of the
+  # compiled step (jit), or on the host, between two compiled functions; auto
+  # selects the faster one, which is jit for the built-in models.
   execution: Execution = 'auto'
 
 
@@ -169,14 +169,14 @@ class Comparison:
   trials: Annotated[int, msgspec.Meta(ge=2, le=4096)] = 8
   # With --tune: fraction of the training examples that no run trains on.
   validation: Annotated[float, msgspec.Meta(gt=0, lt=1)] = 0.2
-  # What is equal for all methods. With gradients or seconds, cheaper methods
-  # take more steps than --steps, as many as the most expensive one affords.
+  # What is equal for all methods. With gradients or seconds, the most expensive
+  # method takes --steps steps, and cheaper ones take proportionally more.
   budget: Budget = 'steps'
   # Rounds of timing after training; 0 leaves the timing out.
   timing_rounds: SizeOrZero = 5
-  # Train so many further seeds for the comparison in --output.
+  # Number of further seeds to train for the comparison in --output.
   add_seeds: SizeOrZero = 0
-  # Train these methods too for the comparison in --output.
+  # Methods to add to the comparison in --output.
   add_methods: Annotated[
     tuple[str, ...], flag(default='none', value='NAME,NAME')
   ] = ()

@@ -71,7 +71,7 @@ def write_config(
 def read_config(directory: pathlib.Path) -> dict[str, Any] | None:
   """Returns the content of `config.json`, None if it has another format."""
   path = directory / CONFIG
-  if not path.is_file():  # reading a pipe could wait for ever
+  if not path.is_file():  # reading a pipe could block forever
     return None
   try:
     found = msgspec.json.decode(path.read_bytes(), type=_Config)
@@ -178,7 +178,7 @@ def locked(directory: pathlib.Path) -> Iterator[None]:
     except OSError:
       pass  # a file system without locks
     try:
-      file.write(' ' * 4096)  # a full disk is noticed here
+      file.write(' ' * 4096)  # raises if the disk is full
       file.flush()
       file.truncate(0)
       yield

@@ -1,4 +1,4 @@
-"""Datasets of arrays: own ones in Python, and those of files, checked."""
+"""Checked datasets of arrays, from Python or from files."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ class Dataset:
 def dataset(
   train: Any, test: Any, validation: Any = None, *, loss: str | None = None
 ) -> Dataset:
-  """Returns a dataset of own examples, checked.
+  """Returns a checked dataset of examples of the user.
 
   Each part is one of
 
@@ -64,11 +64,11 @@ def dataset(
 
 
 def dataset_of(parts: Parts, loss: str, classes: int | None) -> Dataset:
-  """Returns a dataset of the arrays of files, checked.
+  """Returns a checked dataset of the arrays of files.
 
-  As `dataset`, but inputs become float32, images of bytes of shape (examples,
-  height, width) get an axis of channels, and so do targets of one number.
-  `classes` is None for that of the training labels.
+  Unlike `dataset`, it converts inputs to float32, and adds an axis to images of
+  bytes of shape (examples, height, width) and to targets of one number. If
+  `classes` is None, the training labels determine the number of classes.
   """
   given = {name: _of_file(name, *part, loss) for name, part in parts.items()}
   batches = _batches(given, loss)

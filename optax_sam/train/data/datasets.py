@@ -190,7 +190,7 @@ def hold_out(train: Batch, fraction: float, seed: int) -> tuple[Batch, Batch]:
   labels = train['labels']
   if labels.ndim > 1 or labels.dtype.kind == 'f':  # no classes
     labels = np.zeros(len(labels), int)
-  # A third number keeps this seed apart from those of the epochs.
+  # The third number distinguishes this seed from those of the epochs.
   generator = np.random.default_rng((seed, 0, 1))
   is_held_out = np.zeros(len(labels), bool)
   for label in np.unique(labels):

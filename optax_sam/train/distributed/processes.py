@@ -1,10 +1,11 @@
 """Several processes that train one model together.
 
-All processes must execute the same collectives in the same order: a process in
-a collective waits for one that has stopped. So an error on one process is
-raised on all (`together`), and a value that only the first process knows is
-broadcast (`broadcast`). If a process ends early or does not respond, JAX ends
-the others: at once if a collective fails, otherwise by its heartbeats.
+All processes must execute the same collectives in the same order. Otherwise a
+process in a collective waits for another one that has stopped. So an error on
+one process is raised on all (`together`), and a value that only the first
+process knows is broadcast (`broadcast`). If a process ends early or does not
+respond, JAX ends the others: at once if a collective fails, otherwise by its
+heartbeats.
 
 Nothing that the processes exchange is encrypted or authenticated, so the
 network between them must be trusted.
@@ -27,7 +28,7 @@ from jax._src import distributed
 from optax_sam.train.config import configs, errors
 from optax_sam.train.distributed import last_line
 
-# Whoever waits for another process ends within a minute.
+# A process that waits for another one ends within a minute.
 _MEETING_SECONDS, _HEARTBEAT_SECONDS = 40, 30
 # Gathered texts are padded to a multiple, because each length is compiled.
 _PADDING = 1024

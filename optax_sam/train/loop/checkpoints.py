@@ -23,7 +23,7 @@ from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.loop.training_progress import Progress
 
 _KEPT = 3
-# Settings that a run may change when it goes on.
+# Settings that may differ when a run is resumed.
 _FREE = ('steps', 'checkpoint_every')
 # Fields of `Progress` in the record beside the arrays.
 _RECORDED = ('step', 'log', 'evaluations', 'validations')
@@ -124,8 +124,8 @@ class Checkpoints:
     names = self._settings.keys() & former.keys() - set(_FREE)
     if different := configs.differences(former, self._settings, names):
       msg = (
-        f'the checkpoint of step {step} in {self._directory} is of other '
-        f'settings: {"; ".join(different)}; remove it, or give its settings'
+        f'the checkpoint of step {step} in {self._directory} has other '
+        f'settings: {"; ".join(different)}; remove it, or use its settings'
       )
       raise ValueError(msg)
 

@@ -1,8 +1,8 @@
 """The training loop of one run and its evaluations.
 
-A run with more steps than it had before goes on from where it ended. Its
-schedules, such as that of the learning rate, are from then on those of a run
-with the new number of steps, at the step that was reached.
+A run can be prolonged. From then on its schedules, such as that of the learning
+rate, are those of a run with the new number of steps, at the step that was
+reached.
 """
 
 import dataclasses

@@ -8,11 +8,12 @@ from optax_sam.train.loop.train_step import TrainingState
 
 Row = dict[str, float]
 
-# A loss that rises above its start by so many times its start, and by at least
-# so much, is far above it. Cross entropy starts at the logarithm of the number
-# of classes, and 10 is the loss at a probability of 0.005%.
+# The loss is too high if it exceeds its start by more than this multiple of the
+# start, and by more than this minimum. Cross entropy starts at the logarithm of
+# the number of classes, and 10 is the loss at a probability of 0.005%.
 _RISE = 10.0
-# It must be so for this fraction of the steps, and for this number of rows.
+# It must be too high for this fraction of the steps, and for this number of
+# rows.
 _LONG = 0.1
 _ROWS = 3
 

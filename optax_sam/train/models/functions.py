@@ -40,7 +40,7 @@ class ModelFunctions:
 
 
 def from_model(model: Any) -> ModelFunctions:
-  """Returns the functions of a model; raises a ValueError if it is none.
+  """Returns the functions of a model; raises a ValueError for anything else.
 
   A model is one of
 

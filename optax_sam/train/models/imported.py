@@ -23,7 +23,7 @@ _CONSTRUCTORS = ('rngs', 'key')
 
 
 def build(reference: str, outputs: int) -> Any:
-  """Imports a model and gives it the number of outputs, if it wants one.
+  """Imports a model, and passes it the number of outputs if it takes one.
 
   The reference is MODULE:NAME, where the module is in the current directory or
   installed, or FILE.py:NAME. Raises a ValueError in one line if it can't be

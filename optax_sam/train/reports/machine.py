@@ -1,4 +1,4 @@
-"""Versions and hardware, on which the numbers of a report depend."""
+"""Versions and hardware, which affect the numbers of a report."""
 
 import contextlib
 import importlib.metadata

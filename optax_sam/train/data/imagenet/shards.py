@@ -130,7 +130,7 @@ def open_images(directory: pathlib.Path) -> Images:
   if path.exists():
     check_path(path)
     with readable(path, 'convert the images again, into an empty directory'):
-      if not path.is_file():  # reading a pipe could wait for ever
+      if not path.is_file():  # reading a pipe could block forever
         msg = 'it is not a file'
         raise ValueError(msg)
       found = msgspec.json.decode(path.read_bytes(), type=Manifest)
