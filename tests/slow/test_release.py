@@ -155,7 +155,9 @@ def test_the_readme_names_the_lowest_versions():
   readme = (ROOT / 'README.md').read_text()
   bounds = dict(x.split('>=') for x in PROJECT['dependencies'])
   python = PROJECT['requires-python'].removeprefix('>=')
-  named = f'Python {python}, jax {bounds["jax"]}, optax {bounds["optax"]}, or'
+  named = (
+    f'Python {python}, jax {bounds["jax"]} and optax {bounds["optax"]} or newer'
+  )
   assert named in readme
   for extra in ('flax', 'equinox'):
     (bound,) = PROJECT['optional-dependencies'][extra]
