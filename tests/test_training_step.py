@@ -49,7 +49,7 @@ def made(tx, loss_fn=training.loss, **kwargs):
 
 @table.every_path()
 def test_the_hlo_equals_that_of_the_handwritten_step(name):
-  """So its results are bit-identical, and its cost is the same.
+  """The results are bit-identical, and the cost is the same.
 
   What `make_step` passes to a method does not depend on its rule.
   """
@@ -257,7 +257,7 @@ def test_steps_outside_of_jit_do_not_recompile(name, parts):
 
 
 def test_both_passes_use_the_same_key_and_aux_is_of_the_first():
-  """With accumulation, aux has an entry per micro-batch."""
+  """With accumulation, aux has one entry for each micro-batch."""
 
   def loss_fn(w, batch, key, scale):
     noise = jax.random.normal(key, w.shape)
@@ -315,7 +315,7 @@ def test_line_searches_get_their_arguments(method, parts):
 
 
 def test_a_mesa_loss_can_be_used():
-  """Its average is an argument, its logits are the aux."""
+  """The average of MESA is an argument, the logits are the aux."""
   mesa = optax_sam.mesa_loss(temperature=1.0, weight=1.0, decay=0.5)
   epoch = 5
 

@@ -57,7 +57,7 @@ every_network = pytest.mark.parametrize(
 
 @every_network
 def test_the_last_half_costs_at_most_1_6_gradients(name):
-  """Also if the step returns the unperturbed loss."""
+  """This also holds if the step returns the unperturbed loss."""
   assert _flops(name, HALF, reports_loss=True) < 1.6 * _flops(name)
 
 

@@ -77,7 +77,7 @@ def test_the_picture_has_one_point_for_each_method():
 
 
 def test_labels_of_the_picture_do_not_overlap():
-  """Also if all points are at the same place."""
+  """This also holds if all points are at the same place."""
   same = [
     speed_picture.Point(f'method_{number}', 'optax_sam', 2.0, 2.0)
     for number in range(30)

@@ -52,7 +52,7 @@ def test_every_method_reaches_the_minimum(name):
 
 @table.every_method(lambda row: row.place in ('wraps', 'replaces'))
 def test_every_method_reaches_a_wide_minimum(name):
-  """With a small radius; b_sam only nearly, because its noise remains."""
+  """The radius is small. The noise of b_sam remains near the minimum."""
   target = {'dense': jnp.array([1.0, -2.0]), 'norm': jnp.array([0.5])}
 
   def losses(params, batch):

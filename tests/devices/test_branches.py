@@ -80,7 +80,7 @@ def test_a_non_finite_gradient_on_one_device_is_detected_by_all(name):
 
 
 def test_local_decisions_of_devices_would_differ():
-  """With local gradients the devices would disagree in most steps."""
+  """Decisions by local gradients would differ in most steps."""
   batches = jax.tree.map(np.asarray, adversarial_batches())
   moments, disagreements = [(0.0, 0.0)] * 8, 0
   for t in range(NETWORK.steps):
@@ -118,7 +118,7 @@ print(jax.block_until_ready(jax.jit(step)(jax.numpy.arange(8.0))))
 
 @pytest.mark.slow
 def test_devices_in_different_branches_end_the_process():
-  """So the tests above detect a decision that differs between devices."""
+  """The tests above therefore detect decisions that differ."""
   result = subprocess.run(
     [sys.executable, '-c', _DIVERGENT],
     env=processes.environment(8, patience=3),

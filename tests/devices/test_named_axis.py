@@ -103,7 +103,7 @@ def test_average_of_the_parameters_is_on_all_devices():
 
 
 def test_local_and_synced_rules_differ():
-  """And synced devices perturb like one device with the global batch."""
+  """Synced devices perturb like one device with the global batch."""
   for name, sync in (x.values for x in OF_METHODS):
     if sync:
       local, synced, alone = (

@@ -42,7 +42,7 @@ def chosen(*given, **settings):
 
 @pytest.mark.parametrize('as_numpy', [False, True])
 def test_all_leaves_of_a_batch_are_gathered(as_numpy):
-  """Also those of a batch of NumPy arrays when a step is compiled."""
+  """A compiled step also gathers leaves that are NumPy arrays."""
   generator = np.random.default_rng(0)
   batch = {
     'image': generator.normal(size=(6, 2, 3)).astype(np.float32),

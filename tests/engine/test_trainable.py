@@ -186,7 +186,7 @@ def test_leaves_that_are_only_perturbed_cost_the_ascent_gradient_alone():
 
 
 @pytest.mark.parametrize('name', ['ae_sam', 'friendly_sam', 'asam', 'z_sharp'])
-def test_other_methods_leave_the_perturbed_base_as_it_is(name):
+def test_other_methods_do_not_update_the_perturbed_base(name):
   given = {'total_steps': 9} if name == 'ae_sam' else {}
   mask = optax_sam.trainable(LABELS, frozen='frozen', perturbed='frozen')
   tx = optimizer(

@@ -75,7 +75,7 @@ def transcription(rho, zeros=False, has_second=True):
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('rho', [0.3, 3.0, 100.0])
 def test_training_follows_the_rule(rho):
-  """With a limit that always, sometimes and never applies."""
+  """The limit applies at every step, at some steps, or never."""
   found = train(lora.bi_lora(optax.sgd(0.01), LABELS, rho=rho))
   networks.assert_close(found, transcription(rho))
 
@@ -111,7 +111,7 @@ def test_labels_may_be_a_function_and_the_radius_a_schedule():
 
 @pytest.mark.usefixtures('float64')
 def test_devices_follow_the_rule():
-  """Each has half of the batch."""
+  """Each device has half of the batch."""
 
   def on_devices(loss_fn, tx):
     step = optax_sam.make_step(loss_fn, tx, axis_name='data')

@@ -12,7 +12,7 @@ test_follows_the_rule = checks.follows(rule.CASES)
 test_is_the_base_optimizer = checks.is_base(BUILD, {'gamma': 0.0})
 
 
-def test_zeros_stay_and_a_factor_of_the_loss_changes_nothing():
+def test_zeros_are_not_perturbed_and_a_factor_of_the_loss_has_no_effect():
   w = {'a': jnp.zeros((2, 2)), 'b': jnp.ones((2, 2)), 'c': jnp.ones((2, 2))}
   g = {'a': jnp.ones((2, 2)), 'b': jnp.zeros((2, 2)), 'c': -jnp.ones((2, 2))}
   found = checks.perturbed(BUILD(0.5), g, w)

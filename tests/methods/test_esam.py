@@ -41,7 +41,7 @@ def test_rises_of_half_precision_losses_are_not_rounded():
 
 @pytest.mark.usefixtures('float64')
 def test_perturbs_whole_tensors_to_the_full_radius():
-  """Also in the first recorded step, which selects every tensor."""
+  """This includes the first recorded step, which selects every tensor."""
   recording = Recording('P1_esam_dydjw9')
   scale = perturbations.scale_to_radius(0.05 / 0.6)
   for t in range(recording.steps):

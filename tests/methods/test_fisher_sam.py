@@ -19,7 +19,7 @@ test_is_sam = checks.is_sam(optax_sam.fisher_sam, {'eta': 0.0})
 
 @pytest.mark.usefixtures('float64')
 def test_length_is_rho_in_the_metric():
-  """Another port rescales it to Euclidean length rho."""
+  """Another port rescales the perturbation to Euclidean length rho."""
   gradient = jnp.array([1.0, 3.0])
   epsilon = checks.perturbed(optax_sam.fisher_sam(0.1), gradient, jnp.zeros(2))
   metric = 1 + np.square(gradient)

@@ -33,7 +33,7 @@ test_leaf_without_gradient = checks.leaf_without_gradient(SAM)
   ('sigma', 'official'), [(1.0, 1.0), (0.5, 0.5 * 0.9 / (1 - 0.5 * 0.1))]
 )
 def test_both_orders_give_the_same_direction(sigma, official):
-  """With equal averages, for sigma = 1 and, with converted sigma, below."""
+  """The averages are equal. Below sigma = 1, sigma is converted."""
   assert sigma == 1 or official == pytest.approx(0.4737, abs=5e-5)
   recording = Recording('P1_fsam09_nblt')
   gradient, ema = recording['g'][3], recording['fsam_m'][2]

@@ -22,7 +22,7 @@ test_is_sam = checks.is_sam(
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('size', [0.1, 5.0])
 def test_the_linearized_loss_rises_by_sigma(size):
-  """Unless the radius would be above `rho_max`."""
+  """If the radius reaches `rho_max`, the rise is smaller."""
   gradient = size * jnp.array([0.6, 0.8])
   epsilon = checks.perturbed(optax_sam.le_sam(0.3), gradient, jnp.zeros(2))
   np.testing.assert_allclose(epsilon @ gradient, min(0.3, 0.5 * size))

@@ -71,7 +71,7 @@ def test_the_problems_equal_those_of_the_golden_values():
 
 
 def test_sides_of_the_identities_differ():
-  """Otherwise the identities would hold for any method."""
+  """If they were equal, the identities would hold for any method."""
   sam_path, base_path = (checks.expected_path(rho) for rho in (RHO, None))
   assert np.abs(sam_path[-1] - base_path[-1]).max() > 1e-3
 
@@ -103,7 +103,7 @@ def test_golden_values_with_a_mask():
   ],
 )
 def test_stabilizer_is_1e_12(run, length):
-  """With a gradient of 6.5e-9 other stabilizers give other lengths."""
+  """For a gradient of 6.5e-9, another stabilizer gives another length."""
   theirs = Recording(run)
   first = np.linalg.norm(theirs['eps'][0])
   np.testing.assert_allclose(first, length, rtol=0.02)
@@ -130,7 +130,7 @@ def test_several_ascent_steps_stay_in_the_ball(p, expected):
 
 
 def test_several_ascent_steps_are_rounded_once():
-  """Also in half precision, the steps are added in float32."""
+  """The steps are added in float32, also in half precision."""
   gradients = [jnp.sin(k + jnp.arange(1.0, 65.0)) for k in range(4)]
   gradients = [gradient.astype(jnp.bfloat16) for gradient in gradients]
 
@@ -159,7 +159,7 @@ def test_epsilon_is_a_constant_in_derivatives():
   np.testing.assert_allclose(found, 4 * (w + epsilon) ** 3, rtol=1e-10)
 
 
-def test_small_gradients_are_scaled_too():
+def test_small_gradients_are_also_scaled():
   zero = jnp.zeros(())
   epsilon = checks.perturbed(optax_sam.sam(0.05), zero + 1e-8, zero)
   np.testing.assert_allclose(epsilon, 0.05, rtol=1.1e-4)

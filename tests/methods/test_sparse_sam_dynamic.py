@@ -118,7 +118,7 @@ def test_a_refresh_with_recorded_counts_equals_the_recorded_mask(name):
 @pytest.mark.usefixtures('float64')
 @pytest.mark.parametrize('name', RECORDED)
 def test_the_number_of_grown_entries_equals_the_recorded_one(name):
-  """Their rate counts epochs of 4 steps, ours steps: equal at a refresh."""
+  """Their rate counts epochs of 4 steps, ours counts steps."""
   recording = Recording(name)
   settings = recording.settings['settings']
   perturbation = dynamic(

@@ -207,7 +207,7 @@ def _without_gradient(tree):
 
 
 def test_frozen_leaves_are_not_differentiated():
-  """By labels or by an absent gradient; the share counts the others."""
+  """Labels or absent gradients freeze leaves, which are not counted."""
   params = {name: x for name, x in PARAMS.items() if name != 'steps'}
   labels = {name: 'frozen' if name == 'early' else 'ours' for name in params}
   value_fn = lambda p: jnp.mean(network(p, X))

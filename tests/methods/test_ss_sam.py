@@ -14,7 +14,7 @@ test_is_base = checks.is_base(SAM, {'probability': 0.0, 'key': 0})
 test_is_sam = checks.is_sam(SAM, {'probability': 1, 'key': 0})
 
 
-def test_coins_do_not_depend_on_the_gradient():
+def test_draws_do_not_depend_on_the_gradient():
   tx = SAM(probability=0.3, key=0)
   ones = checks.decisions(tx, jnp.ones((4000, 2)))
   others = checks.decisions(tx, jnp.zeros((4000, 2)))

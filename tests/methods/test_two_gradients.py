@@ -43,7 +43,7 @@ def test_single_precision_suffices_at_any_size(size, other):
 @pytest.mark.parametrize('size', SIZES)
 @pytest.mark.parametrize('slope', [-3.7, 0.0, 0.1, 1 / 3, 1.0])
 def test_parallel_gradients_have_no_orthogonal_component(slope, size):
-  """Otherwise normalized rounding errors would be the direction."""
+  """Normalized rounding errors would be a meaningless direction."""
   g = np.float32(size) * CLEAN
   gp = np.float32(slope) * g
   _, state = first_step(LOOK_SAM, g, gp)

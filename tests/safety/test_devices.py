@@ -110,7 +110,7 @@ def test_pmap_without_axis_name_raises(given, words):
 @pytest.mark.parametrize('vma', [False, True])
 @pytest.mark.parametrize('row', INSIDE, ids=lambda row: row.name)
 def test_all_methods_raise_for_any_decision(row, vma):
-  """Also with gradients that pass the other check, and in skipped steps."""
+  """Skipped steps raise too, and gradients that pass the other check."""
   batch = {'x': jnp.ones((8, 3)), 'y': jnp.ones((8, 2)), 'weight': jnp.ones(8)}
   if 'batch_like' in row.parameters:
     tx = row.alone(batch_like=jax.tree.map(lambda x: x[:1], batch))
@@ -236,7 +236,7 @@ def test_a_loss_of_the_whole_batch_needs_no_name():
 
 
 def test_an_averaged_loss_with_local_parameters_raises():
-  """Its local gradient is too small by the number of devices."""
+  """The local gradient is too small by the number of devices."""
   tx = optax_sam.sam(RHO, axis_name='data')
   f = lambda w, x: jax.lax.pmean(loss(w, x), 'data')
   one = lambda w, x: step(tx, w, x, jax.grad(f)(cast(w), x), f)
@@ -262,7 +262,7 @@ def test_a_gradient_function_of_local_examples_raises(has_loss):
 @pytest.mark.parametrize('axis_name', [None, 'data'])
 @pytest.mark.parametrize('vma', [False, True])
 def test_manually_sharded_parameters_raise(vma, axis_name):
-  """Otherwise four local norms, from 4.4 to 398, replace the norm of 430."""
+  """Four local norms, 4.4 to 398, would replace the norm of 430."""
   tx = optax_sam.sam(axis_name=axis_name)
 
   def fsdp(x):

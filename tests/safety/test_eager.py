@@ -19,7 +19,7 @@ DECISIONS = [
 
 @pytest.mark.parametrize(('row', 'ascend'), DECISIONS)
 def test_a_missing_function_raises_for_any_decision(row, ascend):
-  """Also in skipped steps, and for missing examples."""
+  """Skipped steps and missing examples raise too."""
   tx, given = row.alone(), {} if ascend is None else {'ascend': ascend}
   w, batch = training.params(), training.batch()
   g, functions = training.gradient(w, batch), training.functions(batch)

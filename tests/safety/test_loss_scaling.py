@@ -118,7 +118,7 @@ def test_a_constant_scale_gives_correct_steps():
 
 
 def test_a_dynamic_scale_decreases_and_gives_correct_steps():
-  """It starts so high that the first steps overflow and are skipped."""
+  """The scale starts so high that the first steps overflow."""
   tx, p, scale = optimizer(), params(), DynamicScale(scale=2.0**33)
   state = tx.init(p)
   step = jax.jit(functools.partial(dynamic_step, tx))

@@ -131,7 +131,7 @@ def test_multi_steps_skip_bad_gradients(name, bad_is_clean):
 
 
 def test_all_methods_forward_non_finite_gradients():
-  """Also if the perturbed gradient is finite, and with a mask."""
+  """They do so with a mask, and if the perturbed gradient is finite."""
   grads = {'a': jnp.array([jnp.inf, 1.0]), 'b': jnp.ones(2)}
   params = jax.tree.map(jnp.ones_like, grads)
   for name in ('sam', 'gsam', 'asam', 'look_sam', 'gradient_norm_penalty'):
@@ -151,7 +151,7 @@ def test_all_methods_forward_non_finite_gradients():
 
 
 def test_large_gradients_are_not_rejected():
-  """Their squares overflow. A gradient of zero is not rejected either."""
+  """The squares overflow. A gradient of zero is not rejected either."""
   params = jnp.array([1.0, 2.0])
   tx = optax_sam.friendly_sam(0.5)
   for grads in (jnp.array([3e30, 4e30]), jnp.zeros(2)):

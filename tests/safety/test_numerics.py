@@ -67,7 +67,7 @@ def test_the_scale_of_the_loss_does_not_change_the_direction_in_float64(factor):
 
 @table.every_row(lambda row: row.name not in DEPENDS_ON_SCALE)
 def test_no_method_depends_on_the_scale_of_the_loss(name):
-  """From 1e-15 to 1e15, by powers of two, so that nothing else is rounded."""
+  """The scales from 1e-15 to 1e15 are powers of two: no rounding."""
   row = table.ROWS[name]
 
   # The factor is an argument, so that one program is compiled for all scales.

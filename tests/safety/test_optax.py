@@ -389,7 +389,7 @@ def test_the_state_of_another_optimizer_raises(name):
 
 @pytest.mark.parametrize('name', ['ae_sam', 'look_sam', 'ss_sam'])
 def test_a_missing_function_in_a_skipped_step_raises(name):
-  """Also outside of `jax.jit`, where a policy branches in Python."""
+  """It also raises outside of `jax.jit`, where Python branches."""
   settings = {'ss_sam': {'probability': 1e-9}, 'look_sam': {'period': 10**6}}
   tx = table.ROWS[name].alone(**settings.get(name, {}))
   _, state = one(tx, value_fn=loss)

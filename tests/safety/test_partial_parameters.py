@@ -160,7 +160,7 @@ def test_a_leaf_without_a_gradient_has_no_effect_on_the_step(name):
 
 @table.every_path(lambda row: 'mask' in row.parameters)
 def test_frozen_labels_work_with_every_kind_of_method(name):
-  """The others are trained as if the frozen parameters were constants."""
+  """Trained parameters move as if the frozen ones were constants."""
   row, params, batch = table.ROWS[name], training.params(), training.batch()
   labels = {'dense': 'frozen', 'norm': 'trained'}
   mask = optax_sam.trainable(labels, frozen='frozen')
@@ -226,7 +226,7 @@ def test_an_average_of_masked_parameters_raises():
 
 @table.every_kind(lambda row: 'mask' in row.parameters)
 def test_masked_complex_parameters_are_updated(name):
-  """They do not affect the real parameters."""
+  """The complex parameters do not affect the real ones."""
   row, batch = table.ROWS[name], training.batch()
   mask = lambda p: {key: key != 'complex' for key in p}
   tx = row.alone(0.5, mask=mask, base=lambda: optax.sgd(0.1))

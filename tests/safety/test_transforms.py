@@ -57,7 +57,7 @@ def _derivative(name):
 
 @table.every_row()
 def test_derivatives_of_updates_are_finite(name):
-  """Also if a norm is 0, and for metrics."""
+  """This includes metrics, and norms of 0."""
   for w, b, bend in POINTS.values():
     params = {'w': jnp.array(w), 'b': jnp.array(b), 'bend': jnp.float32(bend)}
     assert comparisons.all_finite(_derivative(name)(params))
@@ -104,7 +104,7 @@ def _lookbehind(w, epsilons):
   ],
 )
 def test_derivatives_treat_the_perturbation_as_constant(rule, method):
-  """They equal finite differences of the rule with constant epsilon."""
+  """Derivatives equal finite differences with constant epsilon."""
   w, direction = np.array([0.7, -0.4, 1.1]), np.array([0.3, 0.9, -0.5])
   epsilons, point = [], w
   for _ in range(2):

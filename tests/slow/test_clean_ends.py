@@ -72,7 +72,7 @@ def test_a_closed_or_full_standard_output_does_not_end_a_run(tmp_path, whole):
     assert (tmp_path / name / 'metrics.jsonl').read_bytes() == expected
 
 
-def test_a_full_disk_is_one_line_that_says_what_is_there(copy, tmp_path):
+def test_a_full_disk_gives_one_line_with_the_saved_files(copy, tmp_path):
   limited = {'shell': 'ulimit -f 100;'}
   more = ('--output', copy, '--resume', '--steps', '80')
   status, _, error = ended(start(*more, **limited))

@@ -159,7 +159,7 @@ def assert_whole(target, whole):
   ('sent', 'times'),
   [(signal.SIGKILL, 9), (signal.SIGTERM, 4), (signal.SIGINT, 4)],
 )
-def test_the_same_command_goes_on_after_a_signal_at_any_moment(
+def test_the_same_command_continues_after_a_signal_at_any_moment(
   runner, whole, tmp_path, sent, times
 ):
   choose, stopped, number = random.Random(0), 0, 0
@@ -192,7 +192,7 @@ def test_the_same_command_goes_on_after_a_signal_at_any_moment(
 
 
 @pytest.mark.parametrize('limit', [500, 7500, 60_000])
-def test_a_full_disk_costs_one_line_and_no_finished_run(
+def test_a_full_disk_gives_one_line_and_loses_no_finished_run(
   runner, whole, tmp_path, limit
 ):
   target = tmp_path / 'out'
@@ -226,7 +226,7 @@ def test_a_closed_standard_output_does_not_end_a_run(runner, whole, tmp_path):
   assert_whole(tmp_path / 'out', whole)
 
 
-def test_a_removed_output_is_not_said_to_be_stored(runner, tmp_path):
+def test_a_removed_output_is_not_reported_as_stored(runner, tmp_path):
   target = tmp_path / 'out'
   number, log = runner.start(target)
   while not (target / 'runs').exists():

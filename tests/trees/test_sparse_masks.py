@@ -97,7 +97,7 @@ def test_exactly_k_entries_of_the_largest_rank_are_selected():
 
 @pytest.mark.parametrize('to_choose_from', ['scores', 'ranks'])
 def test_no_temporary_array_has_the_size_of_a_leaf(to_choose_from):
-  """Not even one bool per entry, in addition to inputs and outputs."""
+  """Inputs and outputs do; no further array has even a bool per entry."""
   tree = {'a': jnp.ones((500, 1000)), 'b': jnp.ones((500_000,))}
   given = tree if to_choose_from == 'scores' else rank_bits(tree)
   compiled = largest.lower(given, 10).compile(**compiling.READ_AS_USERS)

@@ -97,7 +97,7 @@ def test_bad_input_is_refused_before_training(
   assert problems.names(tmp_path / 'precious') == {'file'}
 
 
-def test_a_run_that_diverges_is_named_and_the_others_go_on(
+def test_a_run_that_diverges_is_reported_and_the_others_continue(
   tmp_path, monkeypatch
 ):
   original = Trainer._log_row

@@ -175,7 +175,7 @@ def refused_late(capsys, *arguments):
 @pytest.mark.parametrize(
   'name', ['checkpoints', 'metrics.jsonl', 'report.html']
 )
-def test_a_file_of_the_wrong_type_is_noticed_first(name, copy, capsys):
+def test_a_file_of_the_wrong_type_is_refused_first(name, copy, capsys):
   path = copy.output / name
   if path.is_dir():
     shutil.rmtree(path)
@@ -189,7 +189,7 @@ def test_a_file_of_the_wrong_type_is_noticed_first(name, copy, capsys):
 
 @pytest.mark.parametrize('method', ['compile', 'measure_sharpness'])
 @pytest.mark.parametrize('sent', [signal.SIGINT, signal.SIGTERM])
-def test_after_an_interrupt_at_any_time_a_run_says_how_to_go_on(
+def test_after_an_interrupt_at_any_time_a_run_says_how_to_continue(
   method, sent, whole, tmp_path, monkeypatch
 ):
   config = dataclasses.replace(whole[0], output=tmp_path / 'run')
@@ -244,7 +244,7 @@ def test_a_run_older_than_a_flag_resumes_with_its_default(whole, copy):
 
 
 @pytest.mark.parametrize(('step', 'saved'), [(1, ''), (8, '3, 6')])
-def test_a_run_that_diverges_exits_with_1_and_says_what_is_on_disk(
+def test_a_run_that_diverges_exits_with_1_and_names_the_saved_files(
   step, saved, tmp_path, capsys, monkeypatch
 ):
   original = Trainer._log_row

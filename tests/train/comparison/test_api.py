@@ -114,7 +114,7 @@ def test_the_output_is_that_of_the_command(tmp_path, capsys):
   assert capsys.readouterr().out == ''
 
 
-def test_own_methods_and_an_own_base_equal_those_of_the_catalog():
+def test_methods_and_a_base_of_the_user_equal_those_of_the_catalog():
   names = evaluations(
     compare(
       PLAIN,
@@ -151,7 +151,7 @@ def test_own_methods_and_an_own_base_equal_those_of_the_catalog():
   assert registry.METHODS['sam'].row.radius == 'rho'
 
 
-def test_regression_with_own_loss_and_metric():
+def test_regression_with_a_loss_and_a_metric_of_the_user():
   def absolute(outputs, targets):
     return jnp.mean(jnp.abs(outputs - targets), axis=1)
 
@@ -207,7 +207,7 @@ def test_search_and_budget_are_those_of_the_command():
     compare(PLAIN, TRAIN, TEST, validation=0.8, **SMALL, **given)
 
 
-def test_the_same_call_goes_on_from_its_output(tmp_path, monkeypatch):
+def test_the_same_call_continues_from_its_output(tmp_path, monkeypatch):
   given = SMALL | {'output': tmp_path / 'out', 'methods': ('sam',)}
   first = compare(PLAIN, TRAIN, TEST, **given)
   with monkeypatch.context() as patch:

@@ -50,7 +50,7 @@ def test_cheaper_methods_get_more_steps_for_the_same_gradients(costs):
   assert found == {'sgd': 300, 'sam': 150, 'k_sam': 400, 'cr_sam': 100}
 
 
-def test_a_pilot_run_tells_the_fraction_of_ascent_steps(costs, monkeypatch):
+def test_a_pilot_run_measures_the_fraction_of_ascent_steps(costs, monkeypatch):
   costs(sgd=1.0, ae_sam=2.0)
   config, task, settings = setting(
     methods=('ae_sam',), budget='gradients', steps=100
@@ -87,7 +87,7 @@ def test_seconds_are_measured_alternately(monkeypatch):
   assert found == {'sgd': 100, 'sam': 40}
 
 
-def test_methods_that_are_added_get_what_the_former_ones_had(costs):
+def test_added_methods_get_the_budget_of_the_former_ones(costs):
   costs(sgd=1.0, sam=2.0, cr_sam=4.0)
   config, task, settings = setting(
     methods=('sam', 'cr_sam'), budget='gradients', steps=100

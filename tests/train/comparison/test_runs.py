@@ -107,7 +107,7 @@ def interrupt():
   time.sleep(1)  # the main thread handles it
 
 
-def test_after_ctrl_c_the_same_command_goes_on(
+def test_after_ctrl_c_the_same_command_continues(
   tmp_path, monkeypatch, uninterrupted, trained
 ):
   one_at_a_time(monkeypatch)
@@ -208,7 +208,7 @@ def test_added_seeds_and_methods_equal_those_from_the_start(
     ({'add_methods': ('asam',), 'output': None}, 'there is no comparison in'),
   ],
 )
-def test_nothing_can_be_added_to_no_comparison(tmp_path, changes, named):
+def test_adding_without_a_comparison_is_refused(tmp_path, changes, named):
   with pytest.raises(ValueError, match=named):
     run(config_of(tmp_path / 'out', **changes))
   assert not problems.names(tmp_path)

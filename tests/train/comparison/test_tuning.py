@@ -97,7 +97,7 @@ def test_radii_are_found_around_the_learning_rate_of_the_base(known_best):
     ('asam', ('look_sam.period',), {'rho': 0.5}),
   ],
 )
-def test_every_method_has_something_to_tune(name, tuned, expected):
+def test_every_method_has_a_setting_to_tune(name, tuned, expected):
   config = problems.compare_config(tune=tuned)
   own = build.complete_settings(name, {}, None)
   assert tuning.start(config, name, own) == expected
@@ -247,7 +247,7 @@ def test_finished_trials_are_not_repeated(known_best):
 
 
 @pytest.mark.usefixtures('quick_eigenvalues')
-def test_an_interrupted_search_goes_on_with_the_same_command(
+def test_the_same_command_continues_an_interrupted_search(
   tmp_path, monkeypatch
 ):
   config = problems.compare_config(

@@ -64,7 +64,7 @@ def test_a_second_process_is_refused(target):
   assert text(target) == 'old'
 
 
-def test_what_an_interrupted_command_left_is_no_obstacle(tmp_path):
+def test_files_of_an_interrupted_command_are_accepted(tmp_path):
   (tmp_path / '.lock').touch()
   (tmp_path / '.config.json.unfinished').touch()
   (tmp_path / '.unfinished').mkdir()

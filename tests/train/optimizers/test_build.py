@@ -117,7 +117,7 @@ def test_schedules_account_for_several_base_steps_per_step():
   [('chain', -0.2), ('after', 0.9), ('wraps', 1.0), ('replaces', 1.0)],
 )
 def test_a_method_is_placed_as_its_row_says(place, expected, replaced):
-  """It adds 1; the base multiplies by -0.1."""
+  """The method adds 1; the base multiplies by -0.1."""
   add = optax.stateless(lambda g, _: jax.tree.map(lambda x: x + 1, g))
   one = optax.stateless(lambda g, _: jax.tree.map(jnp.ones_like, g))
 

@@ -160,7 +160,7 @@ def test_a_corrupt_image_displaces_no_other_image(own_folder, processes):
     np.testing.assert_array_equal(batch['ids'], shown)
 
 
-def test_without_spare_images_one_is_repeated(own_folder, damaged, said):
+def test_without_other_images_one_is_repeated(own_folder, damaged, said):
   known = pictures.colours(imagenet.open_images(own_folder).train)
   images = _inputs(own_folder, say=said.append)
   assert images.skipped == 0

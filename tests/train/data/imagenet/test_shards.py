@@ -116,7 +116,7 @@ def test_wrong_data_are_reported_in_one_line(own_shards, damage, message):
 def test_a_label_outside_of_the_classes_raises_when_it_is_read(
   own_shards, monkeypatch
 ):
-  """Even if fingerprint and last label agree."""
+  """The fingerprint and the last label agree."""
   images = imagenet.ImageInputs(
     own_shards, batch_size=12, size=8, threads=2, say=pytest.fail
   )
