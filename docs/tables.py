@@ -113,7 +113,7 @@ def _arguments() -> str:
     (
       '`value_fn`',
       'parameters to scalar loss',
-      f'all methods but those of the third row and {names("")}',
+      f'all methods except those of the third row and {names("")}',
     ),
     (
       '`grad_fn`',
