@@ -193,9 +193,9 @@ def _perturb(method: Any, clean: Any, state: Any, params: Any) -> Any:
   if len(points) != 1:
     msg = (
       f'method must take one perturbed gradient a step, got one that takes '
-      f'{len(points)}, as sam with ascent_steps=2, cr_sam, eigen_sam and '
-      f'sparse_sam_layers do: pass value_fn to tx.update, with tx = '
-      f'optax.chain(method, base).'
+      f'{len(points)}, such as sam with ascent_steps=2, cr_sam, eigen_sam or '
+      f'sparse_sam_layers: write tx = optax.chain(method, base), and pass '
+      f'value_fn to tx.update.'
     )
     raise ValueError(msg)
   return points[0], after
@@ -209,8 +209,9 @@ def _check(method: Any, params: Any) -> None:
   if not isinstance(inner, SharpnessAwareState):
     msg = (
       f'method must be one to place before a base optimizer, such as '
-      f'optax_sam.sam(), got one with a {type(inner).__name__}: pass value_fn '
-      f'to tx.update of a wrapper, and put all else into base.'
+      f'optax_sam.sam(), got one with a {type(inner).__name__}. If it wraps the '
+      f'base optimizer, pass value_fn to tx.update instead. Put all other '
+      f'transformations into base.'
     )
     raise ValueError(msg)
   zeros = jax.eval_shape(lambda p: jax.tree.map(jnp.zeros_like, p), params)
@@ -221,12 +222,13 @@ def _check(method: Any, params: Any) -> None:
   except (NameError, ValueError, jax.errors.UnexpectedTracerError) as error:
     cause = error
     if not isinstance(error, NameError) and 'axis_name' not in str(error):
-      msg = f'method must need one perturbed gradient and no more: {error}'
+      msg = f'method must need one perturbed gradient and nothing else: {error}'
       raise ValueError(msg) from error
   if 'psum' in traced:
     msg = (
-      'method must not average over devices, whose parameters would then '
-      'differ: average the gradients before tx.update, and build the method '
-      'without axis_name, inside jax.pmap and jax.shard_map with axis_name=().'
+      'method must not average over devices, because their parameters would '
+      'then differ: average the gradients before tx.update, and build the '
+      'method without axis_name; inside jax.pmap and jax.shard_map, with '
+      'axis_name=().'
     )
     raise ValueError(msg) from cause

@@ -165,8 +165,8 @@ def _of_params(
   def value_fn(params: optax.Params, *batch: Any) -> Any:
     if _structure(params) != structure:
       msg = (
-        'params must be made of the model that equinox_value_fn got, by '
-        'eqx.filter(model, eqx.is_inexact_array): their structures differ.'
+        'params must have the structure of the model that equinox_value_fn '
+        'got: write eqx.filter(model, eqx.is_inexact_array).'
       )
       raise ValueError(msg)
     args, kwargs = jax.tree.unflatten(tree, leaves)
