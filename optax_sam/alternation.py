@@ -209,8 +209,8 @@ def _check(method: Any, params: Any) -> None:
   if not isinstance(inner, SharpnessAwareState):
     msg = (
       f'method must be one to place before a base optimizer, such as '
-      f'optax_sam.sam(), got one with a {type(inner).__name__}. If it wraps the '
-      f'base optimizer, pass value_fn to tx.update instead. Put all other '
+      f'optax_sam.sam(), got one with a {type(inner).__name__}. If it wraps '
+      f'the base optimizer, pass value_fn to tx.update instead. Put all other '
       f'transformations into base.'
     )
     raise ValueError(msg)
