@@ -89,8 +89,8 @@ def test_other_methods_raise(name):
   with pytest.raises(ValueError, match=r'^method must ') as error:
     tx.init(training.params())
   words = {
-    'sam in steps': 'takes 2, as sam with ascent_steps=2',
-    'cr_sam': 'takes 2, as .* cr_sam, ',
+    'sam in steps': 'takes 2, such as sam with ascent_steps=2',
+    'cr_sam': 'takes 2, such as .* cr_sam, ',
     'frob_sam': 'frob_sam needs the loss',
     'm_sam': 'needs per-example losses',
     'lookbehind': 'got one with a LookbehindState',
