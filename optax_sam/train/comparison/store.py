@@ -37,7 +37,7 @@ Settings = dict[str, dict[str, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-  """What a comparison has besides its runs and trials."""
+  """The data of a comparison other than its runs and trials."""
 
   settings: Settings  # complete ones of each method, base optimizer first
   steps: dict[str, int]
@@ -46,7 +46,7 @@ class Record:
 
 
 class Store:
-  """The finished runs of a comparison, and what it has besides."""
+  """The finished runs of a comparison, its trials and its other data."""
 
   def __init__(self, directory: pathlib.Path | None = None) -> None:
     """Reads what is stored."""
@@ -80,7 +80,7 @@ class Store:
       self.trials.append(trial)
 
   def save(self, record: Record) -> None:
-    """Stores what the comparison has besides its runs."""
+    """Stores the data of the comparison other than its runs."""
     self._write('comparison.json', record)
     self.record = record
 
@@ -206,7 +206,7 @@ def _read(path: pathlib.Path, kind: type) -> Any:
   try:
     return msgspec.convert(json.loads(path.read_bytes()), kind)
   except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-    msg = f'{path} is damaged ({error}); remove it, and repeat the command'
+    msg = f'{path} is damaged ({error}); remove it, and it is made again'
     raise ValueError(msg) from None
 
 

@@ -14,7 +14,7 @@ _MOST_WORKERS = 4
 
 
 class StoppedError(Exception):
-  """Ends a run whose comparison was interrupted, or had an error."""
+  """Ends a run after an interrupt, or an error in another run."""
 
 
 def check(stop: threading.Event) -> None:

@@ -1,9 +1,9 @@
 """The last line of a process, also if JAX aborts it.
 
-JAX aborts a process if another one has ended or does not respond, from C++ and
-with a stack trace. So a helper process reads standard error. It leaves out what
-C++ writes, and if this process ends early it prints the line set for that case.
-The helper runs this file as a program.
+If another process has ended or does not respond, JAX aborts a process from C++,
+with a stack trace. So a helper process reads standard error and omits what C++
+writes. If this process ends early, the helper prints the line that was set for
+this case. The helper runs this file as a program.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""What a method adds outside of the optimizer: SAF, MESA and SWAD."""
+"""Parts of a method outside of the optimizer: SAF, MESA and SWAD."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -17,7 +17,7 @@ PerExample = Callable[[Any, Any], jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Objective:
-  """What a task minimizes, and what it is judged by."""
+  """The loss of a task, and the metric by which it is evaluated."""
 
   loss: PerExample  # in evaluation
   training_loss: PerExample  # the same with label smoothing

@@ -25,7 +25,7 @@ class TrainingState(NamedTuple):
   statistics: Statistics  # of batch norm; empty without it
   opt_state: Any  # of method and base optimizer
   key: jax.Array  # typed, of the run, constant; dropout folds in the step
-  memory: Any = ()  # of what the method adds outside of the optimizer
+  memory: Any = ()  # state of the method outside of the optimizer
 
 
 Step = Callable[[TrainingState, Batch], tuple[TrainingState, Metrics]]

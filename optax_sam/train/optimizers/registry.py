@@ -114,7 +114,7 @@ class Method:
     return bool(self.row.needs)
 
 
-# The other methods of their groups, and those that need examples, do without.
+# The other methods of their groups, and those that need examples, don't use it.
 _USE_GRADIENT = frozenset({'esam', 'sparse_sam_fisher'})
 # Attributes of `Method` that differ from their defaults.
 _SPECIAL: dict[str, dict[str, Any]] = {
@@ -122,7 +122,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
   'entropy_sgd': {'solution': optax_sam.outer_params},
   'lookbehind': {'base_steps': 'steps'},
   'sparse_sam_fisher': {'takes_per_example_losses': True},
-  # It reads a part, and would not save the rest if a metric reads all.
+  # It uses a part of the gradient; a metric of all of it would cost the rest.
   'sparse_sam_layers': {'uses_gradient': False},
   'late_sam': {'factory': _late_sam},
   'swa': {'factory': _swa, 'solution': optax_sam.averaged_params},

@@ -51,7 +51,7 @@ class Difference:
 
   @property
   def verdict(self) -> str:
-    """What the difference shows: better, worse, or nothing clear."""
+    """The conclusion: better, worse, or no clear difference."""
     if self.significant:
       is_positive = (self.mean or 0.0) > 0
       return 'better' if is_positive == self.higher_is_better else 'worse'

@@ -19,7 +19,7 @@ Rows = list[dict[str, float]]
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """What a comparison is judged by, besides the loss."""
+  """The metric by which methods are compared, besides the loss."""
 
   name: str = 'accuracy'  # in the rows: `test_accuracy`
   higher_is_better: bool = True
