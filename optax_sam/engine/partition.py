@@ -154,7 +154,8 @@ def float_leaves(params: optax.Params) -> Any:
 def check_real(params: optax.Params, mask: Mask = None) -> None:
   """Raises if a leaf that may be perturbed is complex.
 
-  No paper says how to perturb one. To exclude it silently would hide this.
+  The rules are for real numbers. A leaf that is excluded silently would not be
+  noticed.
   """
   _check_arrays(params)
   warn_if_rounded(params, mask)

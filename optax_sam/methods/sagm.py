@@ -23,8 +23,8 @@ def sagm(
 ) -> optax.GradientTransformationExtraArgs:
   r"""SAGM: aligns the gradients of the loss and of the perturbed loss.
 
-  The perturbation is shorter by a multiple of the gradient itself. This rewards
-  equal directions of both gradients. SAGM is for domain generalization.
+  The perturbation is that of SAM, shortened by a multiple of the gradient. This
+  rewards equal directions of both gradients. SAGM is for domain generalization.
 
   .. math::
     \epsilon &= (\rho / (\|g\| + 10^{-12}) - \alpha) g, \quad g = \nabla L(w) \\

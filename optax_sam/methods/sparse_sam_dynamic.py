@@ -165,7 +165,7 @@ def sparse_sam_dynamic(
     A gradient transformation to place first in `optax.chain`, whose `update`
     needs `value_fn` or `grad_fn`; state: mask and key. It costs 2 gradients.
 
-  .. note:: In the authors' code the size of the mask may be off by one. Only
+  .. note:: In the authors' code the size of the mask drifts by one. Only
     growth is limited to the entries that are left, so the mask becomes smaller
     if `sparsity < r / (1 + r)`. Here its size is exact. `drop_rate` and
     criteria are the defaults of their command line, where `sparsity` is 0.2;
