@@ -166,7 +166,7 @@ def compare(
 
 def _config(given: dict[str, Any], examples: int) -> configs.CompareConfig:
   """Returns the checked configuration."""
-  # Names that the command does not have are replaced by known ones.
+  # Names that only an own comparison has are replaced by known ones.
   known: dict[str, Any] = {'loss': 'cross_entropy', 'metric': None}
   known |= {'dataset': 'digits', 'model': 'mlp', 'methods': ()}
   own_base = not isinstance(given['base'], str)
