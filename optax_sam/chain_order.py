@@ -31,13 +31,15 @@ class Node(NamedTuple):
 
   `name` is the class of its state, or the function that built it, `function`
   its update function, None if unknown. `parts` are (state, update function) of
-  a chain, of which the one at `position` contains the method.
+  a chain, of which the one at `position` contains the method. `is_of_optax` is
+  whether the class of the state is Optax's.
   """
 
   name: str
   function: Any
   parts: tuple[tuple[Any, Any], ...] = ()
   position: int = 0
+  is_of_optax: bool = False
 
 
 def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
@@ -149,8 +151,11 @@ def paths(
     only = functions[0] if len(functions) == 1 else None
     functions = [None if is_chain else only] * len(state)
   parts = tuple(zip(state, functions, strict=True))
+  is_of_optax = type(state).__module__.partition('.')[0] == 'optax'
   for position, (child, inner) in enumerate(parts):
-    node = Node(name, function, parts if is_chain else (), position)
+    node = Node(
+      name, function, parts if is_chain else (), position, is_of_optax
+    )
     yield from paths(kinds, child, inner, (*path, node))
 
 
@@ -164,6 +169,17 @@ def _changing(path: tuple[Node, ...], params: Any, *, before: bool) -> str:
     and (isinstance(state, _AFTER) and before)
     | (not isinstance(state, _AFTER) and not _passes(state, function, params))
   )
+
+
+def adds_nothing(node: Node, params: Any) -> bool:
+  """Whether a chain or wrapper is known to return what a method returns.
+
+  A wrapper of Optax changes no sign, so it does not make an optimizer of it.
+  """
+  if not node.parts:
+    return node.is_of_optax
+  after = node.parts[node.position + 1 :]
+  return all(_passes(state, function, params) for state, function in after)
 
 
 def _passes(state: Any, function: Any, params: optax.Params) -> bool:

@@ -387,6 +387,56 @@ def test_the_state_of_another_optimizer_raises(name):
     tx.update(_GRADS, state, _PARAMS, **_FUNCTIONS)
 
 
+@table.every_method(lambda row: 'mask' in row.parameters)
+def test_the_state_of_another_method_raises(name):
+  def update(tx, state):
+    return tx.update(_GRADS, state, _PARAMS, **_FUNCTIONS)
+
+  others = {}
+  for row in ('sam', 'ae_sam', 'look_sam', 'vasso', 'esam'):
+    state = table.ROWS[row].alone().init(_PARAMS)
+    others.setdefault(jax.tree.structure(state), state)
+  own = jax.tree.structure(table.ROWS[name].alone().init(_PARAMS))
+  others.pop(own, None)
+  assert others
+  for state in others.values():
+    words = r'state must be (that of the same method .*|a .*, got a .*): pass'
+    with pytest.raises(ValueError, match=words):
+      update(table.ROWS[name].alone(), state)
+
+
+def test_the_state_of_other_parameters_raises():
+  tx = optax_sam.look_sam()
+  with pytest.raises(ValueError, match=r'same parameters, got .* another desc'):
+    tx.update(_GRADS, tx.init(_GRADS['norm']), _PARAMS, **_FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+  ('radius', 'words'),
+  [
+    (float('inf'), 'rho must be at least 0 and below inf, got inf'),
+    (lambda _: None, 'rho of a step must be a number, got None'),
+    (lambda _: -0.1, 'rho of a step must be at least 0 .* got -0.1'),
+    (lambda _: np.ones(1), r'rho of a step .* got an array of shape \(1,\)'),
+    (optax_sam.sam, 'rho of a step .* got a gradient transformation'),
+  ],
+)
+@pytest.mark.parametrize('name', ['sam', 'eigen_sam', 'lookbehind', 'tsam'])
+def test_invalid_radii_raise(name, radius, words):
+  with pytest.raises(ValueError, match=words):
+    one(table.ROWS[name].alone(rho=radius), value_fn=loss)
+
+
+def test_arrays_of_numpy_in_float64_are_accepted():
+  """Without float64 in JAX they become float32, with no warning."""
+  w = np.array([3.0, -1.0, 2.0])
+  tx = optax.chain(optax_sam.look_sam(), optax.sgd(0.1))
+  step = jax.jit(optax_sam.make_step(lambda w, _: loss(w), tx))
+  found, _, _ = step(w, tx.init(w), None)
+  expected, _, _ = step(W, tx.init(W), None)
+  np.testing.assert_array_equal(found, expected)
+
+
 @pytest.mark.parametrize('name', ['ae_sam', 'look_sam', 'ss_sam'])
 def test_a_missing_function_in_a_skipped_step_raises(name):
   """Also outside of `jax.jit`, where a policy branches in Python."""

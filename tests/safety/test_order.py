@@ -223,7 +223,20 @@ def test_clipping_and_decay_after_a_method_apply_to_the_perturbed_gradient():
     np.testing.assert_allclose(after, w - expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('tx', [sam, chain(sam), chain(optax.identity(), sam)])
+@pytest.mark.parametrize(
+  'tx',
+  [
+    sam,
+    chain(sam),
+    chain(optax.identity(), sam),
+    chain(sam, optax.identity()),
+    chain(sam, swa),
+    injected(optax_sam.sam),
+    optax.apply_if_finite(sam, 5),
+    optax.conditionally_transform(chain(sam), lambda step: step < 5),
+    optax.contrib.schedule_free(sam, 0.1),
+  ],
+)
 def test_a_step_of_a_method_without_a_base_optimizer_raises(tx):
   with pytest.raises(ValueError, match=r'tx must end with a base optimizer'):
     optax_sam.make_step(lambda w, _: loss(w), tx)(W, tx.init(W), None)
