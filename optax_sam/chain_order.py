@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from optax_sam.alternation import AlternatingState
 from optax_sam.engine.info import SharpnessAwareState
 from optax_sam.methods.anti_pgd import AntiPgdState
 from optax_sam.methods.entropy_sgd import EntropySgdState
@@ -48,10 +49,10 @@ def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
   A method must be first. It forwards the perturbed gradient only, so a
   transformation before it has no effect. After the base optimizer the sign is
   lost (gradient ascent). An optimizer has at most one method, not inside of
-  `optax.masked`, `optax.partition` or a wrapper that drops the loss. `swa`
-  and `anti_pgd` are last. Transformations that return gradients unchanged,
-  such as `optax.identity`, may be anywhere. `optax_sam.make_step` calls this;
-  in other steps, call it once before training. It computes nothing.
+  `optax.masked`, `optax.partition` or a wrapper that drops the loss. `swa`,
+  `anti_pgd` and `alternating` are last. Transformations that return gradients
+  unchanged, such as `optax.identity`, may be anywhere. `optax_sam.make_step`
+  calls this; in other steps, call it once before training. It computes nothing.
 
   Args:
     tx: the optimizer, with or without a method.
@@ -102,7 +103,9 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
         f'perturbed gradient of one would be dropped by the next. Keep one, '
         f'first in optax.chain, and none in the base= of another.'
       )
-    if names := _changing(path, params, before=True):
+    # Before `alternating` a change applies to both gradients.
+    alternates = 'AlternatingState' in classes
+    if not alternates and (names := _changing(path, params, before=True)):
       yield (
         f'tx must have the method of optax_sam first, got {names} before it: '
         f'its effect on the gradient is dropped, since a method forwards only '
@@ -117,6 +120,14 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
         f'tx must have no base optimizer after a method that returns the whole '
         f'update, got {descending}: the sign is lost (gradient ascent). Pass '
         f'it as base= if the method has that, or leave it out.'
+      )
+  for path in paths((AlternatingState,), state, tx.update):
+    if names := _changing(path, params, before=False):
+      yield (
+        f'tx must have nothing after alternating, got {names} after it: it '
+        f'would change the updates that move the parameters back. Place it in '
+        f'base, as in optax_sam.alternating(method, optax.chain({names}, '
+        f'base)).'
       )
   for path in paths(_AFTER, state, tx.update):
     if names := _changing(path, params, before=False):

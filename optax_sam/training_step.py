@@ -159,7 +159,7 @@ def _check_state(tx: Any, opt_state: Any, params: Any) -> None:
   """Raises unless a state has the structure of the one that `init` returns."""
   if not isinstance(tx, optax.GradientTransformation):
     return  # another check raises
-  wanted = jax.tree.structure(jax.eval_shape(tx.init, params))
+  wanted = jax.tree.structure(jax.eval_shape(lambda: tx.init(params)))
   if jax.tree.structure(opt_state) != wanted:
     msg = (
       f'opt_state must be tx.init(params), or what the last step of the same '
