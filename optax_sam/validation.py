@@ -173,6 +173,16 @@ def at_step(radius: Any, step_count: Any, name: str = 'rho') -> Any:
   return found
 
 
+def check_component(name: str, value: Any, kind: type, example: str) -> None:
+  """Raises unless a component of a method is of its class."""
+  if not isinstance(value, kind):
+    msg = (
+      f'{name} must be a {kind.__name__}, got {value!r}: write, for example, '
+      f'{name}=optax_sam.{example}.'
+    )
+    raise ValueError(msg)
+
+
 def check_base(base: Any) -> None:
   """Raises unless a value is an optimizer."""
   if not isinstance(base, optax.GradientTransformation):

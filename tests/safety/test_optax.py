@@ -312,6 +312,25 @@ def test_invalid_calls_raise(build, words):
     build()
 
 
+@pytest.mark.parametrize('value', [3, 'every', optax_sam.policies.always])
+@pytest.mark.parametrize(
+  ('name', 'words'),
+  [
+    ('perturbation', 'a GradientTransformation, got .*=optax_sam.perturbat'),
+    ('policy', 'a Policy, got .*policy=optax_sam.policies.every'),
+    ('descent', 'a Descent, got .*descent=optax_sam.descents.mix'),
+    ('selection', 'a Selection, got .*selection=optax_sam.selections.micro'),
+  ],
+)
+def test_components_of_another_kind_raise(name, words, value):
+  epsilon = optax_sam.perturbations.scale_to_radius(0.05)
+  given = {'perturbation': epsilon, name: value}
+  with pytest.raises(ValueError, match=f'{name} must be {words}'):
+    optax_sam.sharpness_aware(**given)
+  with pytest.raises(ValueError, match='policy must be a Policy'):
+    optax_sam.policies.after(5, value)
+
+
 _PARAMS, _BATCH = training.params(), training.batch()
 _GRADS = training.gradient(_PARAMS, _BATCH)
 _FUNCTIONS = training.functions(_BATCH)
