@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from optax_sam.alternation import AlternatingState
 from optax_sam.engine.info import SharpnessAwareState
 from optax_sam.methods.anti_pgd import AntiPgdState
 from optax_sam.methods.entropy_sgd import EntropySgdState
@@ -31,13 +32,15 @@ class Node(NamedTuple):
 
   `name` is the class of its state, or the function that built it. `function` is
   its update function, None if unknown. `parts` are the (state, update function)
-  pairs of a chain; the one at `position` contains the method.
+  pairs of a chain; the one at `position` contains the method. `is_of_optax` is
+  whether the class of the state is Optax's.
   """
 
   name: str
   function: Any
   parts: tuple[tuple[Any, Any], ...] = ()
   position: int = 0
+  is_of_optax: bool = False
 
 
 def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
@@ -47,10 +50,10 @@ def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
   transformation before it has no effect. After the base optimizer, a method
   loses the sign of the update (gradient ascent). An optimizer may have at most
   one method, not inside of `optax.masked`, `optax.partition` or a wrapper that
-  drops the loss. `swa` and `anti_pgd` must be last. Transformations that return
-  gradients unchanged, such as `optax.identity`, may be anywhere.
-  `optax_sam.make_step` calls this; in other steps, call it once before
-  training. It computes nothing.
+  drops the loss. `swa`, `anti_pgd` and `alternating` must be last.
+  Transformations that return gradients unchanged, such as `optax.identity`, may
+  be anywhere. `optax_sam.make_step` calls this; in other steps, call it once
+  before training. It computes nothing.
 
   Args:
     tx: the optimizer, with or without a method.
@@ -101,7 +104,9 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
         f'perturbed gradient of one would be dropped by the next. Keep one, '
         f'first in optax.chain, and none in the base= of another.'
       )
-    if names := _changing(path, params, before=True):
+    # Before `alternating` a change applies to both gradients.
+    alternates = 'AlternatingState' in classes
+    if not alternates and (names := _changing(path, params, before=True)):
       yield (
         f'tx must have the method of optax_sam first, got {names} before it: '
         f'its effect on the gradient is dropped, because a method forwards the '
@@ -116,6 +121,14 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
         f'tx must have no base optimizer after a method that returns the whole '
         f'update, got {descending}: the sign is lost (gradient ascent). Pass '
         f'it as base= if the method has that, or leave it out.'
+      )
+  for path in paths((AlternatingState,), state, tx.update):
+    if names := _changing(path, params, before=False):
+      yield (
+        f'tx must have nothing after alternating, got {names} after it: it '
+        f'would change the updates that move the parameters back. Place it in '
+        f'base, as in optax_sam.alternating(method, optax.chain({names}, '
+        f'base)).'
       )
   for path in paths(_AFTER, state, tx.update):
     if names := _changing(path, params, before=False):
@@ -151,8 +164,11 @@ def paths(
     only = functions[0] if len(functions) == 1 else None
     functions = [None if is_chain else only] * len(state)
   parts = tuple(zip(state, functions, strict=True))
+  is_of_optax = type(state).__module__.partition('.')[0] == 'optax'
   for position, (child, inner) in enumerate(parts):
-    node = Node(name, function, parts if is_chain else (), position)
+    node = Node(
+      name, function, parts if is_chain else (), position, is_of_optax
+    )
     yield from paths(kinds, child, inner, (*path, node))
 
 
@@ -166,6 +182,17 @@ def _changing(path: tuple[Node, ...], params: Any, *, before: bool) -> str:
     and (isinstance(state, _AFTER) and before)
     | (not isinstance(state, _AFTER) and not _passes(state, function, params))
   )
+
+
+def adds_nothing(node: Node, params: Any) -> bool:
+  """Whether a chain or wrapper is known to return what a method returns.
+
+  A wrapper of Optax changes no sign, so it does not make an optimizer of it.
+  """
+  if not node.parts:
+    return node.is_of_optax
+  after = node.parts[node.position + 1 :]
+  return all(_passes(state, function, params) for state, function in after)
 
 
 def _passes(state: Any, function: Any, params: optax.Params) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 
 from optax_sam import chain_order, validation
@@ -101,9 +102,11 @@ def make_step(
   def step(
     params: optax.Params, opt_state: optax.OptState, batch: Any, *args: Any
   ) -> tuple[optax.Params, optax.OptState, StepOutput]:
+    manual_axes.check_bound(axis_name)
     if not checked:
+      _check_state(tx, opt_state, params)
       chain_order.check(tx, params)
-      _check_whole(tx, opt_state)
+      _check_whole(tx, opt_state, params)
       checked.append(True)
     loss = BatchLoss(
       loss_fn, per_example_loss_fn, has_aux, batch, args, accumulate_steps
@@ -152,11 +155,25 @@ def _update(tx: Any, grads: Any, state: Any, params: Any, extra: Any) -> Any:
     raise ValueError(msg) from error
 
 
-def _check_whole(tx: Any, opt_state: Any) -> None:
+def _check_state(tx: Any, opt_state: Any, params: Any) -> None:
+  """Raises unless a state has the structure of the one that `init` returns."""
+  if not isinstance(tx, optax.GradientTransformation):
+    return  # another check raises
+  wanted = jax.tree.structure(jax.eval_shape(lambda: tx.init(params)))
+  if jax.tree.structure(opt_state) != wanted:
+    msg = (
+      f'opt_state must be tx.init(params), or what the last step of the same '
+      f'tx returned, got a {type(opt_state).__name__} of another structure: '
+      f'write step(params, opt_state, batch).'
+    )
+    raise ValueError(msg)
+
+
+def _check_whole(tx: Any, opt_state: Any, params: Any) -> None:
   """Raises if an optimizer is correct in other training steps only."""
   methods = list(chain_order.paths(chain_order.METHODS, opt_state, tx.update))
   for *around, node in methods:
-    alone = all(len(node.parts) == node.position + 1 for node in around)
+    alone = all(chain_order.adds_nothing(node, params) for node in around)
     if alone and node.name == 'SharpnessAwareState':
       msg = (
         'tx must end with a base optimizer, got a method alone, whose update '
@@ -167,7 +184,8 @@ def _check_whole(tx: Any, opt_state: Any) -> None:
   for path in chain_order.paths(kinds, opt_state, tx.update) if methods else ():
     every = chain_order.held(path[-1].function).get('_every_k_schedule')
     with jax.ensure_compile_time_eval():
-      accumulates = every is not None and bool(every(0) > 1)
+      times = (0, np.iinfo(np.int32).max)  # it may be a schedule
+      accumulates = every is not None and any(every(t) > 1 for t in times)
     if accumulates:
       msg = (
         'tx must not have optax.MultiSteps with a method: if MultiSteps wraps '

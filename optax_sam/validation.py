@@ -161,7 +161,26 @@ def _check_scalar(name: str, value: Any) -> None:
 def check_radius(value: Any, name: str = 'rho') -> None:
   """Raises if a radius is neither a number of at least 0 nor a schedule."""
   if not callable(value):
-    check_number(name, value, at_least=0)
+    check_number(name, value, at_least=0, below=float('inf'))
+
+
+def at_step(radius: Any, step_count: Any, name: str = 'rho') -> Any:
+  """Returns a radius, or that of a schedule at a step."""
+  if not callable(radius):
+    return radius
+  found = radius(step_count)
+  check_number(f'{name} of a step', found, at_least=0, below=float('inf'))
+  return found
+
+
+def check_component(name: str, value: Any, kind: type, example: str) -> None:
+  """Raises unless a component of a method is of its class."""
+  if not isinstance(value, kind):
+    msg = (
+      f'{name} must be a {kind.__name__}, got {value!r}: write, for example, '
+      f'{name}=optax_sam.{example}.'
+    )
+    raise ValueError(msg)
 
 
 def check_base(base: Any) -> None:

@@ -169,6 +169,12 @@ def test_a_model_instead_of_parameters_raises():
     tx.update(*given, model, value_fn=loss)
   with pytest.raises(ValueError, match=f"{ADVICE}.*'NoneType' object is not"):
     tx.update(*given, params, value_fn=loss)
+  chained = optax.chain(tx, optax.sgd(0.1))
+  step = optax_sam.make_step(lambda m, _: loss(m), chained)
+  with pytest.raises(ValueError, match=f"a \\w+ at 'act.*{ADVICE}"):
+    step(model, chained.init(params), None)
+  with pytest.raises(ValueError, match=f"{ADVICE}.*'NoneType' object is not"):
+    step(params, chained.init(params), None)
 
 
 def test_parameters_of_another_model_raise():

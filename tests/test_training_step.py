@@ -214,6 +214,31 @@ def test_a_missing_axis_name_raises(mode):
     run(*training.start(tx), batch)
 
 
+@pytest.mark.parametrize('axis_name', ['data', ['data']])
+@pytest.mark.parametrize('tx', [SAM, optax.sgd(0.1)])
+def test_an_axis_name_outside_of_devices_raises(tx, axis_name):
+  step = optax_sam.make_step(training.loss, tx, axis_name=axis_name)
+  with pytest.raises(ValueError, match='axis_name must name axes of the'):
+    jax.jit(step)(*training.start(tx), training.batch())
+
+
+@pytest.mark.parametrize('tx', [SAM, optax.adam(0.1)])
+def test_arguments_in_another_order_and_other_states_raise(tx):
+  (params, state), batch = training.start(tx), training.batch()
+  of_another = optax.chain(optax_sam.look_sam(), optax.sgd(0.1)).init(params)
+  of_less = tx.init(params['dense'])
+  for given in (
+    (state, params, batch),
+    (params, batch, state),
+    (params, None, batch),
+    (params, of_another, batch),
+    *(() if of_less == state else ((params, of_less, batch),)),
+  ):
+    step = optax_sam.make_step(training.loss, tx)
+    with pytest.raises(ValueError, match=r'opt_state must be tx\.init'):
+      step(*given)
+
+
 @pytest.mark.parametrize('parts', [1, 2])
 def test_an_averaged_loss_raises(parts):
   tx = METHODS_OF_DEVICES['sam']('data')

@@ -9,6 +9,7 @@ import optax
 
 from optax_sam.engine import devices
 from optax_sam.engine.loss_view import LossView
+from optax_sam.engine.models import explained
 from optax_sam.engine.partition import Leaves
 from optax_sam.trees import control_flow, tree_math
 
@@ -32,7 +33,7 @@ class BatchLoss(NamedTuple):
     if self.loss_fn is None:
       losses = self.of_examples(params, batch)
       return jnp.mean(losses), losses
-    found = self.loss_fn(params, batch, *self.args)
+    found = explained(self.loss_fn)(params, batch, *self.args)
     if self.has_aux and not (isinstance(found, tuple) and len(found) == 2):
       msg = (
         f'loss_fn must return (loss, aux) with has_aux=True, got '
@@ -51,7 +52,8 @@ class BatchLoss(NamedTuple):
 
   def of_examples(self, params: optax.Params, batch: Any) -> jax.Array:
     """Returns the per-example losses of some examples."""
-    losses = self.per_example_loss_fn(params, batch, *self.args)
+    losses_fn = explained(self.per_example_loss_fn)
+    losses = losses_fn(params, batch, *self.args)
     wanted, got = (_num_examples(batch),), jax.tree.map(jnp.shape, losses)
     if got != wanted:
       msg = (

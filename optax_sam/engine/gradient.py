@@ -86,7 +86,7 @@ def _difference(updates: Any, params: optax.Params) -> str:
     return f'a{ours[path]} at {path!r}, where they have no leaf'
   for path in (x for x in wanted if x not in ours):
     return f'nothing at {path!r}'
-  return str(jax.tree.structure(updates))
+  return f'{jax.tree.structure(updates)} for {jax.tree.structure(params)}'
 
 
 def without_absent(

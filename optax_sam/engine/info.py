@@ -184,12 +184,32 @@ def _fields(state: Any, prefix: str) -> dict[str, Any]:
   }
 
 
+_PASS = (
+  'pass the result of tx.init(params) or of the last tx.update of the same tx.'
+)
+
+
 def check_state(state: Any, kind: type) -> None:
-  """Raises unless a state is one that `init` of the same method returned."""
+  """Raises unless a state is of the class that `init` returns."""
   if not isinstance(state, kind):
     msg = (
-      f'state must be a {kind.__name__}, got a {type(state).__name__}: pass '
-      f'the result of tx.init(params) or of the last tx.update of the same tx.'
+      f'state must be a {kind.__name__}, got a {type(state).__name__}: {_PASS}'
+    )
+    raise ValueError(msg)
+
+
+def check_components(state: SharpnessAwareState, wanted: Any) -> None:
+  """Raises unless a state has the structure of the one that `init` returns."""
+  differing = [
+    name
+    for name in state._fields
+    if jax.tree.structure(getattr(state, name))
+    != jax.tree.structure(getattr(wanted, name))
+  ]
+  if differing:
+    msg = (
+      f'state must be that of the same method for the same parameters, got one '
+      f'with another {" and ".join(differing)}: {_PASS}'
     )
     raise ValueError(msg)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
@@ -13,7 +14,7 @@ import optax
 from optax_sam.engine import devices
 from optax_sam.engine.extra_arguments import bound
 from optax_sam.engine.gradient import gradient_like
-from optax_sam.engine.partition import Leaves, Mask
+from optax_sam.engine.partition import Leaves, Mask, name_of
 
 ValueFn = Callable[[optax.Params], jax.Array]
 GradFn = Callable[[optax.Params], Any]
@@ -220,17 +221,21 @@ class LossView:
 
 
 def _num_rows(batch: Any) -> int:
-  shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(batch)]
-  if () in shapes or len({shape[0] for shape in shapes}) != 1:
+  paths = jax.tree_util.tree_leaves_with_path(batch)
+  shapes = {name_of(path): jnp.shape(leaf) for path, leaf in paths}
+  if () in shapes.values() or len({x[0] for x in shapes.values()}) != 1:
+    first = dict(itertools.islice(shapes.items(), 10))
     msg = (
       f'batch must be a pytree whose leaves all have the examples on axis '
-      f'0, got leaves of shapes {shapes}.'
+      f'0, got leaves of shapes {first}: turn lists into arrays, and close '
+      f'over what belongs to no example.'
     )
     raise ValueError(msg)
-  if not shapes[0][0]:
+  rows = next(iter(shapes.values()))[0]
+  if not rows:
     msg = f'batch must hold an example, got leaves of shapes {shapes}.'
     raise ValueError(msg)
-  return shapes[0][0]
+  return rows
 
 
 def _as_scalar(value_fn: ValueFn) -> ValueFn:

@@ -30,7 +30,7 @@ def check(view: LossView, updates: Any, axis_name: Any) -> None:
   which the method doesn't average, if incoming gradients were already summed
   over an axis, or if parameters are split over one.
   """
-  _check_bound(axis_name)
+  check_bound(axis_name)
   _check_local(updates, axis_name)
   mesh = jax.sharding.get_abstract_mesh()
   axes = tuple(name for name in mesh.manual_axes if mesh.shape[name] > 1)
@@ -72,14 +72,15 @@ def check(view: LossView, updates: Any, axis_name: Any) -> None:
     raise ValueError(_left_out(wrong, axis_name, fix))
 
 
-def _check_bound(axis_name: Any) -> None:
+def check_bound(axis_name: Any) -> None:
+  """Raises unless `update` runs inside of all axes that are named."""
   try:
     devices.tracked(devices.names(axis_name))
-  except NameError as error:
+  except (NameError, TypeError) as error:
     msg = (
       f'axis_name must name axes of the jax.pmap or jax.shard_map that update '
-      f'runs inside of, got axis_name={axis_name!r}: give both one name, or '
-      f'leave it out under jax.jit with sharded arrays.'
+      f'runs inside of, got axis_name={axis_name!r}: give both one name, or a '
+      f'tuple of names, or leave it out under jax.jit with sharded arrays.'
     )
     raise ValueError(msg) from error
 

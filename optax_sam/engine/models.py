@@ -11,9 +11,14 @@ import jax
 _EQUINOX = (
   'split it by params, static = eqx.partition(model, eqx.is_inexact_array), '
   'and write value_fn=lambda p: loss_fn(eqx.combine(p, static), batch), or '
-  'value_fn=optax_sam.equinox.equinox_value_fn(model, loss_fn, batch)'
+  'value_fn=optax_sam.equinox.equinox_value_fn(model, loss_fn, batch); to '
+  'make_step pass lambda p, batch: loss_fn(eqx.combine(p, static), batch)'
 )
-_NNX = 'write value_fn=optax_sam.flax.nnx_value_fn(model, loss_fn, batch)'
+_NNX = (
+  'write value_fn=optax_sam.flax.nnx_value_fn(model, loss_fn, batch); to '
+  'make_step pass lambda p, batch: loss_fn(nnx.merge(graph, p), batch), with '
+  'graph, p = nnx.split(model)'
+)
 # For a function that needs more arguments than the parameters.
 OF_MODELS = (
   'For the loss of a model, optax_sam.flax.nnx_value_fn and '

@@ -48,7 +48,7 @@ def with_radius(
   ) -> tuple[Any, Any]:
     radius = rho
     if callable(rho):
-      radius = rho(state.step_count)
+      radius = validation.at_step(rho, state.step_count)
       state = RadiusState(tree_math.increment(state.step_count))
     return perturb(radius, updates, params=params, **extra_args), state
 

@@ -158,6 +158,7 @@ def between(
       msg = f'end must be at least start={start!r}, got {end!r}.'
       raise ValueError(msg)
   followed = always() if policy is None else policy
+  validation.check_component('policy', followed, Policy, 'policies.every(5)')
 
   def init(params: optax.Params) -> AfterState:
     return AfterState(jnp.zeros((), jnp.int32), followed.init(params))

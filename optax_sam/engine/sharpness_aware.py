@@ -107,12 +107,20 @@ def sharpness_aware(
   >>> bool(optax_sam.metrics(state)['ascended'])
   True
   """
-  choices = Choices(
-    perturbation,
-    policy or always(),
-    descent or perturbed_gradient(),
-    selection or all_examples(),
+  policy = always() if policy is None else policy
+  descent = perturbed_gradient() if descent is None else descent
+  selection = all_examples() if selection is None else selection
+  choices = Choices(perturbation, policy, descent, selection)
+  examples = (
+    (optax.GradientTransformation, 'perturbations.scale_to_radius(0.05)'),
+    (Policy, 'policies.every(5)'),
+    (Descent, 'descents.mix(0.5)'),
+    (Selection, 'selections.micro_batches(8)'),
   )
+  for name, value, example in zip(
+    Choices._fields, choices, examples, strict=True
+  ):
+    validation.check_component(name, value, *example)
   return compose(choices, mask, axis_name, sync_ascent)
 
 

@@ -121,6 +121,7 @@ def checked(
   without these leaves; the updates that it returns for them are dropped.
   """
   _check_perturbed(mask, kind)
+  seen = []
 
   def checked_init(params: optax.Params) -> Any:
     partition.check_real(params, mask)
@@ -137,6 +138,9 @@ def checked(
       raise ValueError(msg)
     info.check_state(state, kind)
     partition.float_leaves(params)  # checks them
+    if kind is info.SharpnessAwareState and not seen:
+      info.check_components(state, jax.eval_shape(init, params))
+      seen.append(True)
     given = gradient.gradient_like(updates, params)
     narrowed, widen = gradient.without_absent(given, state, params)
     found, new_state = update(given, narrowed, params, **extra_args)

@@ -107,7 +107,7 @@ def clip_products(
       raise ValueError(msg)
     radius = rho
     if callable(rho):
-      radius = rho(state.step_count)
+      radius = validation.at_step(rho, state.step_count)
       state = RadiusState(tree_math.increment(state.step_count))
     chosen = partition.chosen_leaves(mask, params)
     moves, w = partition.keep(chosen, updates), partition.keep(chosen, params)
@@ -187,6 +187,7 @@ def bi_lora(
   >>> round(float(product_norm(params['second'])), 4)  # 12 without the limit
   9.0
   """
+  validation.check_base(base)
 
   def of(params: optax.Params) -> Any:
     found = labels(params) if callable(labels) else labels

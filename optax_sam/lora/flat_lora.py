@@ -1,5 +1,6 @@
 """Flat-LoRA: noise on frozen kernels while their adapters are trained."""
 
+import math
 from typing import Any
 
 import jax
@@ -27,6 +28,15 @@ def merge(
   >>> merge(w, a, b, scale=2.0).tolist()
   [[1.0, 3.0], [1.0, 3.0]]
   """
+  _check_kernel(kernel, 'kernel')
+  inner, outer = jnp.shape(a), jnp.shape(b)
+  wanted = (*inner[:-1], *outer[-1:])
+  if inner[-1:] != outer[-2:-1] or wanted != kernel.shape:
+    msg = (
+      f'a and b must have shapes (..., inputs, rank) and (..., rank, outputs) '
+      f'for a kernel of shape {kernel.shape}, got {inner} and {outer}.'
+    )
+    raise ValueError(msg)
   change = jnp.asarray(scale, kernel.dtype) * (a @ b).astype(kernel.dtype)
   return kernel + change
 
@@ -71,7 +81,8 @@ def flat_noise(
       this function itself, the key of the layer, such as `fold_in(key, layer)`.
     step: :math:`t`, the step from 0. The first step has no noise. Micro-batches
       of a step share its noise.
-    total_steps: :math:`T`, steps of the run; None for :math:`f = 1`.
+    total_steps: :math:`T`, steps of the run, after which :math:`f` stays 1;
+      None for :math:`f = 1` at all steps.
     sigma: :math:`\sigma`, at least 0. 0.05 is the paper's for language models;
       0.15 for CLIP, 0.1 for SDXL.
 
@@ -103,16 +114,16 @@ def flat_noise(
   leaves, structure = jax.tree.flatten(merged)
   found = []
   for number, leaf in enumerate(leaves):
-    _check_kernel(leaf)
+    _check_kernel(leaf, 'merged')
     if leaf.ndim < 2:
       found.append(jnp.zeros_like(leaf))
       continue
     wide = tree_math.widen(jax.lax.stop_gradient(leaf))
-    inputs = leaf.size // leaf.shape[-1]
+    inputs = math.prod(leaf.shape[:-1])
     axes = tuple(range(leaf.ndim - 1))
     norm = jnp.sqrt(jnp.sum(jnp.square(wide), axis=axes, keepdims=True))
     ramp = _ramp(step, total_steps, wide.dtype)
-    size = ramp * jnp.asarray(sigma / inputs**0.5, wide.dtype) * norm
+    size = ramp * jnp.asarray(sigma / max(inputs, 1) ** 0.5, wide.dtype) * norm
     z = jax.random.normal(
       jax.random.fold_in(draw, number), leaf.shape, wide.dtype
     )
@@ -123,14 +134,15 @@ def flat_noise(
 def _ramp(step: Any, total_steps: int | None, dtype: Any) -> jax.Array:
   if total_steps is None:
     return jnp.ones((), dtype)
-  done = jnp.asarray(step, dtype) / jnp.asarray(total_steps, dtype)
+  # The cosine would fall again after the run.
+  done = jnp.minimum(jnp.asarray(step, dtype) / total_steps, 1)
   return (1 - jnp.cos(jnp.pi * done)) / 2
 
 
-def _check_kernel(leaf: Any) -> None:
-  if not tree_math.is_float(leaf):
+def _check_kernel(leaf: Any, name: str) -> None:
+  if not hasattr(leaf, 'dtype') or not tree_math.is_float(leaf):
     msg = (
-      f'merged must hold floating-point arrays, got {leaf!r}: pass dequantized '
-      f'kernels.'
+      f'{name} must hold floating-point arrays, got {leaf!r}: pass '
+      f'dequantized kernels.'
     )
     raise ValueError(msg)

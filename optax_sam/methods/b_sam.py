@@ -118,7 +118,7 @@ def b_sam(
     w, s = view.leaves.split(params), state.precision
     manual_axes.check(view, None, axis_name)
     count = state.ascent.step_count
-    radius = rho(count) if callable(rho) else rho
+    radius = validation.at_step(rho, count)
     rate = learning_rate(count) if callable(learning_rate) else learning_rate
     step_key = jax.random.fold_in(state.key, count)
 

@@ -76,7 +76,7 @@ def scale_toward_eigenvector(
 
     keep = lambda: state.direction
     direction = on_refresh(state.step_count, refresh_every, refresh, keep)
-    radius = rho(state.step_count) if callable(rho) else rho
+    radius = validation.at_step(rho, state.step_count)
     size = tree_math.norm(updates)
     usable = tree_math.is_usable(size)
     size = tree_math.stabilized(jnp.where(usable, size, 1))

@@ -79,7 +79,7 @@ def frob_sam(
   def step(view: LossView, clean: Any, state: Any, count: Any, key: Any) -> Any:
     leaves = view.leaves
     w = leaves.split(view.params)
-    radius = rho(count) if callable(rho) else rho
+    radius = validation.at_step(rho, count)
     samples = []
     for sample in range(num_samples):
       z = draw_normal(key, sample, leaves.inside(w))

@@ -136,7 +136,7 @@ def sampa(
     batch = jax.tree.map(take, view.batch, state.batch)
     w, like = leaves.split(params), leaves.split(updates)
     count, predicted = state.ascent.step_count, state.gradient
-    radius = rho(count) if callable(rho) else rho
+    radius = validation.at_step(rho, count)
 
     def base_update(gradient: optax.Updates) -> tuple[Any, optax.OptState]:
       whole = leaves.join(optax.tree.cast_like(gradient, like), updates)

@@ -84,7 +84,7 @@ def tsam(
   def step(view: LossView, clean: Any, state: Any, count: Any, key: Any) -> Any:
     leaves = view.leaves
     w = leaves.split(view.params)
-    radius = rho(count) if callable(rho) else rho
+    radius = validation.at_step(rho, count)
 
     def sample(number: int) -> tuple[Any, Any, Any]:
       z = draw_normal(key, number, leaves.inside(w))

@@ -24,7 +24,9 @@ def is_float(leaf: Any) -> bool:
 def wide_dtype(*leaves: Any) -> jnp.dtype:
   """Returns float64 if any of the leaves is float64, else float32."""
   double = jnp.dtype('float64')
-  is_double = any(leaf.dtype == double for leaf in leaves)
+  # Without jax_enable_x64 an array of NumPy in float64 becomes one in float32.
+  kind = jax.dtypes.canonicalize_dtype
+  is_double = any(kind(leaf.dtype) == double for leaf in leaves)
   return double if is_double else jnp.dtype('float32')
 
 

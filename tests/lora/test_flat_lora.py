@@ -126,6 +126,33 @@ def test_vectors_have_no_noise_and_integers_raise():
     lora.flat_noise(jnp.ones((2, 2), jnp.int8), 0, 1, total_steps=2)
 
 
+def test_the_noise_stays_at_its_largest_after_the_run():
+  last, later = (
+    lora.flat_noise(jnp.ones((2, 2)), 0, 30, total_steps=total)
+    for total in (None, 10)
+  )
+  np.testing.assert_allclose(later, last, rtol=1e-6)
+
+
+def test_an_empty_kernel_has_no_noise():
+  noise = lora.flat_noise(jnp.ones((0, 2)), 0, 1, total_steps=2)
+  assert noise.shape == (0, 2)
+
+
+@pytest.mark.parametrize(
+  ('kernel', 'a', 'b', 'words'),
+  [
+    (jnp.ones((3, 4)), (2, 4), (3, 2), r'shape \(3, 4\), got \(2, 4\) and'),
+    (jnp.ones((3, 4)), (3,), (3,), r'got \(3,\) and \(3,\)'),
+    (jnp.ones((3, 4)), (1, 2), (2, 4), r'got \(1, 2\) and \(2, 4\)'),
+    (jnp.ones((3, 4), jnp.int8), (3, 2), (2, 4), 'kernel must hold floating'),
+  ],
+)
+def test_kernels_that_cannot_be_merged_raise(kernel, a, b, words):
+  with pytest.raises(ValueError, match=words):
+    lora.merge(kernel, jnp.ones(a), jnp.ones(b))
+
+
 @pytest.mark.parametrize('bad', [{'total_steps': 0}, {'sigma': -1.0}])
 def test_settings_out_of_range_raise(bad):
   with pytest.raises(ValueError, match=next(iter(bad))):

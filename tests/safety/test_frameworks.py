@@ -1,5 +1,6 @@
 """Common usage of Flax, Equinox and others: equal passes, or an error."""
 
+import flax.core
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -172,6 +173,30 @@ def test_a_loss_of_an_nnx_model_instead_of_parameters_raises(wrong):
   grads = nnx.grad(loss_fn)(model, X, nnx.Rngs(1))
   with pytest.raises(ValueError, match=r'optax_sam\.flax\.nnx_value_fn'):
     optimizer.update(model, grads, value_fn=wrong)
+
+
+@pytest.mark.parametrize('parts', [1, 2])
+@pytest.mark.parametrize('name', ['loss_fn', 'per_example_loss_fn'])
+def test_a_step_with_the_loss_of_an_nnx_model_raises(name, parts):
+  graph, params = nnx.split(nnx.Linear(8, 1, rngs=nnx.Rngs(0)))
+  tx = optax.chain(optax_sam.sam(), optax.sgd(RATE))
+
+  def run(make_loss):
+    given = {'loss_fn': None, name: make_loss}
+    step = optax_sam.make_step(tx=tx, accumulate_steps=parts, **given)
+    return step(params, tx.init(params), X)
+
+  reduce = jnp.mean if name == 'loss_fn' else lambda x: x[:, 0]
+  with pytest.raises(ValueError, match=r'needs a model: .* make_step pass'):
+    run(lambda model, x: reduce(model(x)))
+  run(lambda p, x: reduce(nnx.merge(graph, p)(x)))  # the advice
+
+
+def test_frozen_and_other_dictionaries_are_told_apart():
+  w, frozen = {'w': jnp.ones(3)}, flax.core.freeze({'w': jnp.ones(3)})
+  state = TrainState.create(apply_fn=None, params=frozen, tx=optax_sam.sam())
+  with pytest.raises(ValueError, match=r'got PyTreeDef.* for .*FrozenDict'):
+    state.apply_gradients(grads=w, value_fn=lambda p: jnp.sum(p['w']))
 
 
 def test_the_train_state_of_flax_raises_with_our_replacement():

@@ -312,6 +312,25 @@ def test_invalid_calls_raise(build, words):
     build()
 
 
+@pytest.mark.parametrize('value', [3, 'every', optax_sam.policies.always])
+@pytest.mark.parametrize(
+  ('name', 'words'),
+  [
+    ('perturbation', 'a GradientTransformation, got .*=optax_sam.perturbat'),
+    ('policy', 'a Policy, got .*policy=optax_sam.policies.every'),
+    ('descent', 'a Descent, got .*descent=optax_sam.descents.mix'),
+    ('selection', 'a Selection, got .*selection=optax_sam.selections.micro'),
+  ],
+)
+def test_components_of_another_kind_raise(name, words, value):
+  epsilon = optax_sam.perturbations.scale_to_radius(0.05)
+  given = {'perturbation': epsilon, name: value}
+  with pytest.raises(ValueError, match=f'{name} must be {words}'):
+    optax_sam.sharpness_aware(**given)
+  with pytest.raises(ValueError, match='policy must be a Policy'):
+    optax_sam.policies.after(5, value)
+
+
 _PARAMS, _BATCH = training.params(), training.batch()
 _GRADS = training.gradient(_PARAMS, _BATCH)
 _FUNCTIONS = training.functions(_BATCH)
@@ -385,6 +404,56 @@ def test_the_state_of_another_optimizer_raises(name):
   tx, state = table.ROWS[name].alone(), optax.sgd(0.1, 0.9).init(_PARAMS)
   with pytest.raises(ValueError, match=r'state must be .*, got a tuple: pass'):
     tx.update(_GRADS, state, _PARAMS, **_FUNCTIONS)
+
+
+@table.every_method(lambda row: 'mask' in row.parameters)
+def test_the_state_of_another_method_raises(name):
+  def update(tx, state):
+    return tx.update(_GRADS, state, _PARAMS, **_FUNCTIONS)
+
+  others = {}
+  for row in ('sam', 'ae_sam', 'look_sam', 'vasso', 'esam'):
+    state = table.ROWS[row].alone().init(_PARAMS)
+    others.setdefault(jax.tree.structure(state), state)
+  own = jax.tree.structure(table.ROWS[name].alone().init(_PARAMS))
+  others.pop(own, None)
+  assert others
+  for state in others.values():
+    words = r'state must be (that of the same method .*|a .*, got a .*): pass'
+    with pytest.raises(ValueError, match=words):
+      update(table.ROWS[name].alone(), state)
+
+
+def test_the_state_of_other_parameters_raises():
+  tx = optax_sam.look_sam()
+  with pytest.raises(ValueError, match=r'same parameters, got .* another desc'):
+    tx.update(_GRADS, tx.init(_GRADS['norm']), _PARAMS, **_FUNCTIONS)
+
+
+@pytest.mark.parametrize(
+  ('radius', 'words'),
+  [
+    (float('inf'), 'rho must be at least 0 and below inf, got inf'),
+    (lambda _: None, 'rho of a step must be a number, got None'),
+    (lambda _: -0.1, 'rho of a step must be at least 0 .* got -0.1'),
+    (lambda _: np.ones(1), r'rho of a step .* got an array of shape \(1,\)'),
+    (optax_sam.sam, 'rho of a step .* got a gradient transformation'),
+  ],
+)
+@pytest.mark.parametrize('name', ['sam', 'eigen_sam', 'lookbehind', 'tsam'])
+def test_invalid_radii_raise(name, radius, words):
+  with pytest.raises(ValueError, match=words):
+    one(table.ROWS[name].alone(rho=radius), value_fn=loss)
+
+
+def test_arrays_of_numpy_in_float64_are_accepted():
+  """Without float64 in JAX they become float32, with no warning."""
+  w = np.array([3.0, -1.0, 2.0])
+  tx = optax.chain(optax_sam.look_sam(), optax.sgd(0.1))
+  step = jax.jit(optax_sam.make_step(lambda w, _: loss(w), tx))
+  found, _, _ = step(w, tx.init(w), None)
+  expected, _, _ = step(W, tx.init(W), None)
+  np.testing.assert_array_equal(found, expected)
 
 
 @pytest.mark.parametrize('name', ['ae_sam', 'look_sam', 'ss_sam'])

@@ -63,6 +63,9 @@ RIGHT = {
   'replaces the base': chain(
     b_sam, optax.apply_if_finite(optax.identity(), 5), optax.scale(0.5)
   ),
+  'alternating': chain(
+    optax.clip(1.0), optax_sam.alternating(sam, chain(optax.clip(1.0), sgd))
+  ),
   'averaged': chain(sam, sgd, swa, optax_sam.anti_pgd(0.1, key=0)),
   'in a wrapper whose state is a pair': optax.GradientTransformation(
     lambda params: (jnp.zeros(()), sam.init(params)), doubled
@@ -74,6 +77,7 @@ MASKED = r'optax.masked or optax.partition[\s\S]* mask='
 DROPPED = r'inside of {}, which .*(place the method before it|ExtraArgs)'
 TURNED = r'no base optimizer after .*got {}: .*gradient ascent'
 LAST = r'swa and anti_pgd last, got .*{} after them'
+ALTERNATING = r'nothing after alternating, got {} after it: .* in base'
 WRONG = {
   'after adam': (
     chain(optax.adam(0.1), sam),
@@ -153,6 +157,14 @@ WRONG = {
     chain(optax_sam.entropy_sgd(key=0), optax.adam(cosine)),
     TURNED.format('scale_by_adam, scale_by_schedule'),
   ),
+  'a base after alternating': (
+    chain(optax_sam.alternating(sam, sgd), sgd),
+    ALTERNATING.format('scale'),
+  ),
+  'a decay after alternating': (
+    chain(optax_sam.alternating(sam, sgd), optax.add_decayed_weights(0.1)),
+    ALTERNATING.format('add_decayed_weights'),
+  ),
   'an average first': (chain(swa, sgd), LAST.format('scale')),
   'an average between': (chain(sam, swa, sgd), LAST.format('scale')),
   'no transformation': (
@@ -223,7 +235,20 @@ def test_clipping_and_decay_after_a_method_apply_to_the_perturbed_gradient():
     np.testing.assert_allclose(after, w - expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize('tx', [sam, chain(sam), chain(optax.identity(), sam)])
+@pytest.mark.parametrize(
+  'tx',
+  [
+    sam,
+    chain(sam),
+    chain(optax.identity(), sam),
+    chain(sam, optax.identity()),
+    chain(sam, swa),
+    injected(optax_sam.sam),
+    optax.apply_if_finite(sam, 5),
+    optax.conditionally_transform(chain(sam), lambda step: step < 5),
+    optax.contrib.schedule_free(sam, 0.1),
+  ],
+)
 def test_a_step_of_a_method_without_a_base_optimizer_raises(tx):
   with pytest.raises(ValueError, match=r'tx must end with a base optimizer'):
     optax_sam.make_step(lambda w, _: loss(w), tx)(W, tx.init(W), None)
