@@ -119,8 +119,13 @@ def _grouped(config: type) -> Any:
 
 def _given(arguments: Sequence[str], known: set[str]) -> Counter[str]:
   """Returns how often each flag is given."""
-  written = [text.partition('=')[0] for text in arguments if text[0] == '-']
-  names = [text.lstrip('-').replace('-', '_') for text in written]
+  names = [
+    text[2:].partition('=')[0].replace('-', '_')
+    if text.startswith('--')
+    else text[1:2]  # its value may follow at once, as in -oruns/sam
+    for text in arguments
+    if text[0] == '-'
+  ]
   found = (_ALIASES.get(name, name) for name in names)
   return Counter(name for name in found if name in known)
 

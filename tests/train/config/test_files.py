@@ -60,6 +60,8 @@ def test_the_command_line_overrides_the_file(write):
   found = parse(f'--config={path}', '--steps=300', '--set', 'sam.rho=2')
   assert (found.steps, found.epochs) == (300, None)
   assert found.set == ('sam.rho=1', 'sam.rho=2')
+  found = parse(f'--config={path}', '-masam', '-oruns/x')
+  assert (found.method, found.output) == ('asam', pathlib.Path('runs/x'))
   found = parse('--config', write({'steps': 90}), '--epochs', '1')
   assert (found.steps, found.epochs) == (configs.TrainConfig.steps, 1)
 
