@@ -150,7 +150,9 @@ def compare(
     console = Console(quiet=not verbose)
     text = f'optax_sam.train.compare({config.model}, ...)'
     bases: Any = {} if isinstance(base, str) else {config.base: base}
-    with registry.added(_registered(given, problem), bases):
+    own_methods = given if isinstance(methods, Mapping) else {}
+    found = _registered(own_methods, problem, config.base)
+    with registry.added(found, bases):
       if config.output is not None:
         return command.run(config, console, text, problem)
       chosen, stored = plan.method_settings(config), store.Store()
@@ -200,7 +202,7 @@ def _config(given: dict[str, Any], examples: int) -> configs.CompareConfig:
 
 
 def _methods(given: Any, base: str) -> dict[str, Any]:
-  """Returns the methods by name; those of the catalog are None."""
+  """Returns the methods by name, checked; None for names without methods."""
   if isinstance(given, str):
     msg = f'methods must be a tuple of names; write methods=({given!r},)'
     raise ValueError(msg)
@@ -209,7 +211,8 @@ def _methods(given: Any, base: str) -> dict[str, Any]:
     return dict.fromkeys(find(name, base, 'methods:') for name in given)
   for name in given:
     # It is part of the names of files.
-    if not re.fullmatch(r'(?=.{1,40}$)\w[\w.+-]*( [\w.+-]+)*', str(name)):
+    pattern = r'(?=.{1,40}$)\w[\w.+-]*( [\w.+-]+)*'
+    if not (isinstance(name, str) and re.fullmatch(pattern, name)):
       msg = (
         f'methods: the name {name!r} must begin with a letter or digit and '
         f'have at most 40 letters, digits, single spaces and any of _ . + -'
@@ -219,14 +222,15 @@ def _methods(given: Any, base: str) -> dict[str, Any]:
 
 
 def _registered(
-  given: Mapping[str, Any], problem: task.Task
+  given: Mapping[str, Any], problem: task.Task, base: str
 ) -> dict[str, registry.Method]:
   """Returns the methods that are not of the catalog, each tried once."""
   found = {}
   params: Any = problem.init(jax.random.key(0))[0]
   for name, value in given.items():
-    if value is None:
-      continue
+    if name == base:
+      msg = f'methods: {name!r} is the base optimizer; choose another name'
+      raise ValueError(msg)
     tx = value
     if callable(value) and not isinstance(tx, optax.GradientTransformation):
       tx = value(optax.sgd(0.1))
