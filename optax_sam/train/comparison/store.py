@@ -13,6 +13,7 @@ runs in progress.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import threading
@@ -76,7 +77,11 @@ class Store:
   def add_trial(self, trial: Trial) -> None:
     """Stores a run of the search for settings."""
     with self._lock:  # searches run in threads
-      self._write(f'trials/{len(self.trials):05}.json', trial)
+      names = (f'trials/{k:05}.json' for k in itertools.count(len(self.trials)))
+      where = self.directory
+      # A damaged file may have been removed, so that its number is missing.
+      is_free = lambda name: where is None or not (where / name).exists()
+      self._write(next(filter(is_free, names)), trial)
       self.trials.append(trial)
 
   def save(self, record: Record) -> None:
