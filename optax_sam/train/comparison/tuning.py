@@ -227,12 +227,13 @@ class Trials:
       f'{max(each[key] for each in tried):g})'
       for key, value in self.values(best).items()
     ]
-    metric, value = self.task.objective.measured, abs(score[0])
-    shown = f'{100 * value:.2f} %' if metric.percent else f'{value:.4g}'
+    metric = self.task.objective.measured
+    value = metric.sign * score[0]
     if not math.isfinite(value):
       return f'  {self.name}: all trials diverged; it uses {", ".join(parts)}'
     return (
-      f'  {self.name}: {", ".join(parts)}, validation {metric.title} {shown}'
+      f'  {self.name}: {", ".join(parts)}, validation {metric.title} '
+      f'{metric.text(value)}'
     )
 
 

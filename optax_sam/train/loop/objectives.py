@@ -229,8 +229,7 @@ def shown(measured: Metric, row: Mapping[str, float]) -> str:
   if measured.name == 'loss':
     return loss
   value = row[f'test_{measured.name}']
-  text = f'{100 * value:.2f} %' if measured.percent else f'{value:.4g}'
-  return f'test {measured.title} {text}, {loss}'
+  return f'test {measured.title} {measured.text(value)}, {loss}'
 
 
 def first_line(error: Exception) -> str:

@@ -45,6 +45,10 @@ class Metric:
     """1 if a larger value is better, else -1."""
     return 1 if self.higher_is_better else -1
 
+  def text(self, value: float) -> str:
+    """Returns a value as pages show it, with its unit."""
+    return f'{self.scale * value:{self.spec}}{" %" * self.percent}'
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
