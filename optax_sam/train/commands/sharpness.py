@@ -21,7 +21,10 @@ from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.reports import formats, results, sharpness_report
 
 # Settings that must agree for the numbers to be comparable.
-_DATA = ('dataset', 'label_noise', 'image_size')
+_ALIKE = (
+  *('dataset', 'train_examples', 'label_noise', 'resize', 'image_size'),
+  'loss',
+)
 _VECTORS = 20
 
 
@@ -88,11 +91,11 @@ def _settings(
     checks.validate(given)
     found[path] = given
     first = found[config.runs[0]]
-    for name in _DATA:
+    for name in _ALIKE:
       value, other = getattr(given, name), getattr(first, name)
       if value != other:
         msg = (
-          f'the runs must use the same data: {name} is {other!r} in '
+          f'the runs must have the same data and loss: {name} is {other!r} in '
           f'{config.runs[0]} and {value!r} in {path}; measure them separately'
         )
         raise ValueError(msg)

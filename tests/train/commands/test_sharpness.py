@@ -124,15 +124,24 @@ def test_bad_values_write_nothing(changes, named, runs, tmp_path):
 
 def test_only_finished_runs_of_one_dataset_are_measured(runs, tmp_path, capsys):
   first, half, noisy = runs[0].output, tmp_path / 'half', tmp_path / 'noisy'
-  for path, changed in ((half, {}), (noisy, {'label_noise': 0.5})):
+  part, other = tmp_path / 'part', tmp_path / 'other'
+  for path, changed in (
+    (half, {}),
+    (noisy, {'label_noise': 0.5}),
+    (part, {'train_examples': 200}),
+    (other, {'loss': 'mean_squared_error'}),
+  ):
     path.mkdir()
     settings = configs.settings(runs[0]) | changed
     output_dir.write_config(path, 'train', settings)
-  (noisy / 'metrics.jsonl').touch()
+  for path in (noisy, part, other):
+    (path / 'metrics.jsonl').touch()
   for paths, named in (
     ([tmp_path], 'is not a run'),
     ([half], 'has not finished'),
     ([first, noisy], 'label_noise is 0.0 in'),
+    ([first, part], 'train_examples is None in'),
+    ([first, other], 'loss is'),
     ([first, first], 'different names'),
     ([], 'at least one run'),
   ):
