@@ -103,8 +103,6 @@ class MethodsConfig:
   names: Annotated[
     tyro.conf.Positional[tuple[str, ...]], flags.flag(default='all')
   ] = ()
-  # Print JSON.
-  json: bool = False
 
 
 # Flags that do not change the numbers: paths, devices, threads. A run may
