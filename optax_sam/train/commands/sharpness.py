@@ -15,6 +15,7 @@ from optax_sam import sharpness
 from optax_sam.train.commands import progress, train
 from optax_sam.train.comparison import surroundings
 from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.data import inputs
 from optax_sam.train.loop import task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Trainer
@@ -135,12 +136,8 @@ def _measured(
       )
     if found is None or found.step != given.steps:
       raise _lacks_checkpoint(path, given)
-    if examples > problem.inputs.train_examples:
-      msg = (
-        f'--examples must be at most {problem.inputs.train_examples}, the '
-        f'training examples of {given.dataset}, not {examples}'
-      )
-      raise ValueError(msg)
+    which, known = f' of {given.dataset}', problem.inputs.train_examples
+    inputs.check_count('examples', examples, known, which)
     params, statistics = trainer.solution(found.state)
     args = (statistics, jax.device_put(problem.inputs.fixed(examples)))
     loss = problem.evaluation_loss

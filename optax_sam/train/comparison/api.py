@@ -15,7 +15,7 @@ from optax_sam.train.commands import compare as command
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import plan, runs, store
 from optax_sam.train.config import checks, configs, names
-from optax_sam.train.data import arrays
+from optax_sam.train.data import arrays, inputs
 from optax_sam.train.loop import objectives, task
 from optax_sam.train.models import functions
 from optax_sam.train.optimizers import build, registry
@@ -190,13 +190,8 @@ def _config(given: dict[str, Any], examples: int) -> configs.CompareConfig:
   config = configs.CompareConfig(**given, dataset='own data')
   checked = dataclasses.replace(config, **known)
   checks.validate(checked)
-  for name in ('batch_size', 'sharpness_examples'):
-    if given[name] > examples:
-      msg = (
-        f'{name} must be at most {examples}, the number of training examples, '
-        f'not {given[name]}'
-      )
-      raise ValueError(msg)
+  inputs.check_count('batch-size', config.batch_size, examples)
+  inputs.check_count('sharpness-examples', config.sharpness_examples, examples)
   base = config.base if own_base else checks.canonical(checked).base
   return dataclasses.replace(config, base=base)
 

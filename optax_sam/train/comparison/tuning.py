@@ -86,12 +86,8 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
   if not len(held_out['labels']):
     msg = f'--validation {config.validation} holds out no example; give more'
     raise ValueError(msg)
-  if config.batch_size > left:
-    msg = (
-      f'--batch-size must be at most {left}, the number of training examples '
-      f'that --validation {config.validation} leaves, not {config.batch_size}'
-    )
-    raise ValueError(msg)
+  which = f' that --validation {config.validation} leaves'
+  inputs.check_count('batch-size', config.batch_size, left, which)
 
   def changed(test: Any) -> Task:
     dataset = dataclasses.replace(data.dataset, train=train, test=test)

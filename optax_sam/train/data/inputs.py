@@ -143,6 +143,16 @@ def process(given: tuple[int, int] | None) -> tuple[int, int]:
   return given or (jax.process_index(), jax.process_count())
 
 
+def check_count(flag: str, count: int, examples: int, which: str = '') -> None:
+  """Raises a ValueError if a flag asks for too many training examples."""
+  if count > examples:
+    msg = (
+      f'--{flag} must be at most {examples}, the number of training '
+      f'examples{which}, not {count}'
+    )
+    raise ValueError(msg)
+
+
 def steps_per_epoch(inputs: Inputs) -> int:
   """Returns the number of full batches in an epoch."""
   return max(1, inputs.train_examples // inputs.batch_size)

@@ -140,14 +140,12 @@ def build(
     ValueError: if the dataset is missing, too small, or does not fit the model.
   """
   examples, dtype = _inputs(config, say), jnp.dtype(config.dtype)
-  for name in ('batch_size', 'sharpness_examples'):
-    if getattr(config, name) > examples.train_examples:
-      msg = (
-        f'--{name.replace("_", "-")} must be at most '
-        f'{examples.train_examples}, the number of training examples of '
-        f'{config.dataset}, not {getattr(config, name)}'
-      )
-      raise ValueError(msg)
+  for flag, count in (
+    ('batch-size', config.batch_size),
+    ('sharpness-examples', config.sharpness_examples),
+  ):
+    which = f' of {config.dataset}'
+    inputs.check_count(flag, count, examples.train_examples, which)
   shape = examples.sample()['inputs'].shape[1:]
   objective = objectives.build(
     config.loss, config.metric, label_smoothing=config.label_smoothing

@@ -334,12 +334,10 @@ def _without_held_out(
       f'{inputs.train_examples} training examples; give a larger one'
     )
     raise ValueError(msg)
-  if parts.batch_size > parts.train_examples:
-    msg = (
-      f'--batch-size must be at most {parts.train_examples}, the training '
-      f'examples that {name} does not hold out, not {parts.batch_size}'
-    )
-    raise ValueError(msg)
+  which = f' that {name} does not hold out'
+  inputs_lib.check_count(
+    'batch-size', parts.batch_size, parts.train_examples, which
+  )
   return parts
 
 
