@@ -14,7 +14,7 @@ import optax_sam
 from optax_sam.train.commands import compare as command
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import plan, runs, store
-from optax_sam.train.config import checks, configs, names
+from optax_sam.train.config import checks, configs, flags, names
 from optax_sam.train.data import arrays, inputs
 from optax_sam.train.loop import objectives, task
 from optax_sam.train.models import functions
@@ -37,7 +37,7 @@ def compare(
   loss: str | objectives.PerExample = 'cross_entropy',
   metric: str | objectives.PerExample | None = None,
   higher_is_better: bool | None = None,
-  methods: Sequence[str] | Mapping[str, Any] = configs.DEFAULT_METHODS,
+  methods: Sequence[str] | Mapping[str, Any] = flags.DEFAULT_METHODS,
   settings: Mapping[str, Mapping[str, Any]] | None = None,
   base: str | Callable[[Any], optax.GradientTransformation] = 'sgd',
   learning_rate: float | None = None,

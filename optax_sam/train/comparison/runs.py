@@ -18,7 +18,7 @@ from optax_sam.train.comparison import (
   timing,
 )
 from optax_sam.train.config import configs
-from optax_sam.train.loop import objectives, task
+from optax_sam.train.loop import evaluation, objectives, task
 from optax_sam.train.loop.trainer import Progress, Trainer
 from optax_sam.train.reports import results
 
@@ -199,7 +199,9 @@ class _Runs:
       sharpness=sharpness,
       landscape=line,
       seconds=time.perf_counter() - start,
-      test_values=trainer.test_values(end.state),
+      test_values=evaluation.test_values(
+        self.problem, *trainer.solution(end.state), trainer.placement
+      ),
       stopped=end.stopped,
     )
     self.stored.add(run)

@@ -178,16 +178,12 @@ def check_same(
   what: str = '',
 ) -> None:
   """Raises a ValueError that lists every setting that differs."""
-  former, now = _plain(former), _plain(now)
-  different = [
-    f'{what}{name} was {former.get(name)!r} and is now {now.get(name)!r}'
-    for name in sorted(former.keys() | now.keys())
-    if former.get(name) != now.get(name)
-  ]
+  different = configs.differences(_plain(former), _plain(now))
   if different:
+    listed = '; '.join(f'{what}{text}' for text in different)
     msg = (
       f'--output {directory} has a comparison with other settings: '
-      f'{"; ".join(different)}; choose another directory or add --overwrite'
+      f'{listed}; choose another directory or add --overwrite'
     )
     raise ValueError(msg)
 

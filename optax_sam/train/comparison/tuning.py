@@ -17,7 +17,6 @@ from optax_sam.train.comparison.search import Point, Score, search
 from optax_sam.train.comparison.store import Settings, Store
 from optax_sam.train.config import configs
 from optax_sam.train.data import datasets, inputs
-from optax_sam.train.loop import evaluation
 from optax_sam.train.loop.task import Task
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import build
@@ -202,10 +201,8 @@ class Trials:
     trainer.traced = traced
     end = trainer.start(SEED)
     trainer.run(end, SEED, lambda _: threads.check(self.stop))
-    solution, examples = trainer.solution(end.state), self.task.inputs.test()
-    loss, value = evaluation.evaluate(
-      self.task, *solution, examples, trainer.placement
-    )
+    examples = self.task.inputs.test()
+    loss, value = trainer.evaluate(*trainer.solution(end.state), examples)
     lost = end.stopped or not math.isfinite(loss)
     return Trial(
       method=self.name,

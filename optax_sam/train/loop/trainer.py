@@ -191,12 +191,6 @@ class Trainer:
     )
     return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
 
-  def test_values(self, state: TrainingState) -> list[float]:
-    """Returns the metric of every test example, for data in memory."""
-    return evaluation.test_values(
-      self.task, *self.solution(state), self.placement
-    )
-
   def solution(self, state: TrainingState) -> tuple[Any, Statistics]:
     """Returns parameters and statistics of the solution of a run so far.
 
@@ -292,7 +286,7 @@ class Trainer:
     averaging: Any = self.averaging
     held_out: Any = self.inputs.held_out(seed)
     state = progress.state
-    loss, value = self._evaluate(state.params, state.statistics, [held_out])
+    loss, value = self.evaluate(state.params, state.statistics, [held_out])
     memory = self.placement.made(
       averaging.functions.validate, state.memory, loss
     )
@@ -310,14 +304,15 @@ class Trainer:
       parts['train'] = [train]
     row: Row = {'step': progress.step}
     for part, batches in parts.items():
-      loss, value = self._evaluate(*solution, batches)
+      loss, value = self.evaluate(*solution, batches)
       row[f'{part}_loss'] = loss
       row[f'{part}_{self.task.objective.measured.name}'] = value
     return row
 
-  def _evaluate(
+  def evaluate(
     self, params: Any, statistics: Statistics, batches: Any
   ) -> tuple[float, float]:
+    """Returns mean loss and mean metric, see `evaluation.evaluate`."""
     return evaluation.evaluate(
       self.task, params, statistics, batches, self.placement
     )
