@@ -126,9 +126,7 @@ def run(
 def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
   """Returns the method's complete settings, after building it once."""
   name = config.method
-  given = build.parse_settings(config.set, [name]).get(name, {})
-  settings = build.complete_settings(name, given, config.rho)
-  build.optimizer(name, settings, config, seed=config.seed)
+  settings = build.method_settings([name], config)[name]
   if build.method(name).row.place == 'outside' and config.dataset == 'imagenet':
     msg = (
       f'--method {name} validates on held-out training examples, '
