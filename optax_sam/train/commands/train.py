@@ -319,10 +319,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _interrupts_between_steps() -> Iterator[threading.Event]:
-  """Yields an event that Ctrl-C or SIGTERM sets; a second one stops at once.
-
-  A checkpoint of a step that is only partly recorded would resume wrongly.
-  """
+  """Yields an event that Ctrl-C or SIGTERM sets; a second one stops at once."""
   event = threading.Event()
 
   def handle(*_: object) -> None:

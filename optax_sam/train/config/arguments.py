@@ -102,10 +102,7 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 def _grouped(config: type) -> Any:
-  """Returns a dataclass whose fields are the groups of flags of a command.
-
-  tyro shows each field that is a dataclass as a group.
-  """
+  """Returns a dataclass of the groups of flags, which tyro shows as groups."""
   groups: list[Any] = [
     (group.__name__.lower(), Annotated[group, tyro.conf.arg(help='')])
     for group in config.__mro__

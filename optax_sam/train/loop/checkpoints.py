@@ -171,10 +171,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[ocp.Checkpointer]:
-  """Yields a checkpointer that does not wait for other processes.
-
-  The manager does, and forever if one of them cannot read its part.
-  """
+  """Yields a checkpointer that waits for no process, unlike the manager."""
   index = jax.process_index()
   options = ocp.options.MultiprocessingOptions(
     primary_host=index,

@@ -33,7 +33,7 @@ def build(
 
   Args:
     name: one of `NAMES`, or a reference as in `imported.build`.
-    classes: number of classes.
+    classes: number of outputs.
     input_shape: shape of one example, channels last. `mlp` takes any shape,
       `cnn` images or 1-D signals, the others images; the sides for `vit_s16`
       must be multiples of 16.

@@ -234,10 +234,7 @@ def _places(blocks: Sequence[int]) -> list[tuple[str, int, int]]:
 
 
 def _logits(x: jax.Array, classes: int) -> jax.Array:
-  """Returns the logits of features (examples, height, width, channels).
-
-  All in float32: it is cheap, and the loss must resolve the small difference
-  that an ascent step makes.
-  """
+  """Returns the logits of features (examples, height, width, channels)."""
+  # In float32, so that the loss resolves the small change of an ascent step.
   x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
   return nn.Dense(classes, dtype=jnp.float32, name='head')(x)
