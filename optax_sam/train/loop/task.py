@@ -127,6 +127,11 @@ def _checked_outputs(task: Task) -> Any:
       f'{batch["inputs"].shape}: {objectives.first_line(error)}'
     )
     raise ValueError(msg) from error
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(where[0])}
+  if not dtypes or not all(jnp.issubdtype(x, jnp.inexact) for x in dtypes):
+    found = ', '.join(sorted(map(str, dtypes))) or 'none'
+    msg = f'model {task.model.name} needs parameters of floats, not {found}'
+    raise ValueError(msg)
   objectives.check(task.objective, outputs, batch['labels'])
   return outputs
 

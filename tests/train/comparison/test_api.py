@@ -238,6 +238,11 @@ OTHER = {
       'model .* fails on inputs of',
     ),
     (
+      {'model': (lambda *_: {'n': jnp.int32(1)}, lambda _, x: x)},
+      'needs parameters of floats, not int32',
+    ),
+    ({'model': (lambda *_: {}, lambda _, x: x)}, 'floats, not none'),
+    (
       {'train': (X[:40], Y[:39])},
       'train: inputs has 40 examples and targets has 39',
     ),
