@@ -276,7 +276,7 @@ class _Run:
     kinds['evaluation'] = now.evaluations
     rows = [{'kind': kind, **x} for kind, part in kinds.items() for x in part]
     # msgspec writes NaN and infinity, which JSON lacks, as null.
-    lines = b''.join(msgspec.json.encode(x) + b'\n' for x in (*rows, last))
+    lines = msgspec.json.Encoder().encode_lines([*rows, last])
     processes.on_first(lambda: output_dir.write(target / METRICS, lines))
     # The time of a resumed run is that of more than one process.
     spent = dt.datetime.now().astimezone() - started

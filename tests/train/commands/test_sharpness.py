@@ -13,7 +13,6 @@ from optax_sam.train.commands import sharpness
 from optax_sam.train.config import configs, output_dir
 from optax_sam.train.data import datasets
 from optax_sam.train.loop import task
-from optax_sam.train.reports import sharpness_report
 from tests.train import problems
 from tests.train.reports.comparisons import Page
 from tests.train.runs import arrays, call, refused, run
@@ -92,7 +91,7 @@ def test_numbers_are_measured_at_the_last_checkpoint(solutions, both):
     numbers = [float(row[name]) for name in row if name != 'run']
     assert np.isfinite(numbers).all()
     assert f'{accuracy:.4g}' in printed
-  assert problems.names(target) == sharpness_report.FILES | {output_dir.LOCK}
+  assert problems.names(target) == sharpness.FILES | {output_dir.LOCK}
   assert str(target / 'report.html') in printed
 
 
