@@ -37,13 +37,7 @@ FILES = frozenset({output_dir.CONFIG, _NUMBERS, _POINTS, _PAGE})
 def run(
   config: configs.SharpnessConfig, console: Console, command: str = ''
 ) -> None:
-  """Measures finished runs of `optax-sam train` and writes a report.
-
-  Raises:
-    ValueError: if a directory is not a finished run, if the runs use different
-      data, or if a value is out of range.
-    OSError: if the output cannot be written.
-  """
+  """Measures finished runs of `optax-sam train` and writes a report."""
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
   settings = _settings(config)
   target = config.output or output_dir.dated('sharpness')

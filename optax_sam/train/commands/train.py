@@ -41,14 +41,8 @@ def run(
 ) -> bool:
   """Trains one model, from the start or from the last checkpoint.
 
-  Returns:
-    True if the run is finished; False after Ctrl-C or SIGTERM.
-
-  Raises:
-    ValueError: if the configuration is invalid, or differs from that of the run
-      to resume; raised before any training.
-    OSError: if the output cannot be written.
-    DivergedError: if the run diverged; its metrics are written.
+  Returns whether the run is finished, which it is not after Ctrl-C or SIGTERM.
+  Raises a DivergedError if the run diverged; its metrics are written.
   """
   started = dt.datetime.now().astimezone()
   checks.validate(config)

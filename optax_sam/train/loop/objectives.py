@@ -91,16 +91,7 @@ def build(
   higher_is_better: bool | None = None,
   label_smoothing: float = 0.0,
 ) -> Objective:
-  """Returns the objective of a task.
-
-  Args:
-    loss: a name, or a function from outputs and targets of a batch to
-      per-example losses (B,).
-    metric: a name or a function like a loss; None for the usual one of it.
-    higher_is_better: direction of a metric that is a function.
-    label_smoothing: fraction of a training label that is spread over all
-      classes; with `cross_entropy` only.
-  """
+  """Returns the objective of a task; for the arguments see `compare`."""
   if metric is None:
     metric = _USUAL.get(str(loss), 'loss')
   given: tuple[Any, ...] = (('loss', loss, LOSSES), ('metric', metric, METRICS))

@@ -23,21 +23,14 @@ def build(
   *,
   dtype: Any = jnp.float32,
 ) -> Any:
-  """Returns a model by name, or one of the user.
+  """Returns a model by name, or one of the user as in `imported.build`.
 
-  Models with batch norm have the collection `batch_stats`; dropout needs the
-  key `dropout`.
+  The input shape is that of one example, channels last. `mlp` takes any shape,
+  `cnn` images or 1-D signals, the others images; `vit_s16` needs sides that are
+  multiples of 16. The dtype is that of the computation except for the head.
 
   >>> build('resnet18', 10, (32, 32, 3)).small_images
   True
-
-  Args:
-    name: one of `NAMES`, or a reference as in `imported.build`.
-    classes: number of outputs.
-    input_shape: shape of one example, channels last. `mlp` takes any shape,
-      `cnn` images or 1-D signals, the others images; the sides for `vit_s16`
-      must be multiples of 16.
-    dtype: dtype of the computation except for the head.
   """
   if ':' in name:
     return imported.build(name, classes)

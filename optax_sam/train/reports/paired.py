@@ -63,13 +63,10 @@ def paired_difference(
   base: dict[int, float],
   examples: tuple[Examples, Examples] = ({}, {}),
 ) -> Difference:
-  """Compares two sets of scores, by seed, on their common seeds.
+  """Compares scores by seed of a method and the base on their common seeds.
 
-  Args:
-    method: Scores of the method.
-    base: Scores of the base optimizer.
-    examples: Values of the test examples of both, whose means are the scores.
-      They are used only if the seeds have no variance.
+  Values of the test examples of both, whose means are the scores, are used only
+  if the seeds have no variance.
   """
   by_seed = {seed: method[seed] - base[seed] for seed in method if seed in base}
   if not by_seed:

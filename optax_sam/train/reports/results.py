@@ -217,10 +217,7 @@ class Comparison:
 
     It may be the base optimizer, which comes first among equal ones. The best
     method need not be better than the next one by more than chance: `table` has
-    the intervals.
-
-    Raises:
-      ValueError: If no run has a score.
+    the intervals. Raises a ValueError if no run has a score.
     """
     if not self.ranking():
       msg = 'comparison: no run is finished, so there is no best method'
