@@ -8,7 +8,9 @@ FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 _LONGEST = 1500
-_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]')
+_CONTROL = re.compile(
+  r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+)
 
 
 class DivergedError(RuntimeError):

@@ -124,7 +124,7 @@ def together(action: Callable[[], Result]) -> Result:
   except (ValueError, OSError) as error:
     if jax.process_count() == 1:
       raise
-    message = errors.describe(error) or type(error).__name__
+    message = errors.describe(error)
   for index, other in enumerate(gather(message)):
     if other:
       raise RefusedError(message or f'process {index}: {other}')
