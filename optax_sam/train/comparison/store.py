@@ -27,6 +27,7 @@ import msgspec
 import numpy as np
 
 from optax_sam.train.config import configs, output_dir
+from optax_sam.train.data.arrays import readable
 from optax_sam.train.reports.results import Comparison, Run, Trial
 
 FILES = frozenset(
@@ -204,11 +205,8 @@ def files(directory: pathlib.Path, part: str) -> list[pathlib.Path]:
 
 
 def _read(path: pathlib.Path, kind: type) -> Any:
-  try:
+  with readable(path, 'it is damaged; remove it, and it is made again'):
     return msgspec.convert(json.loads(path.read_bytes()), kind)
-  except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-    msg = f'{path} is damaged ({error}); remove it, and it is made again'
-    raise ValueError(msg) from None
 
 
 def _plain(value: Any) -> Any:

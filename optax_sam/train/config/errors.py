@@ -35,6 +35,11 @@ def describe(error: BaseException) -> str:
   return str(error) or type(error).__name__
 
 
+def first_line(error: Exception) -> str:
+  """Returns the first line of an error message."""
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def print_error(message: str) -> None:
   """Prints an error in one line."""
   line = printable(' '.join(message.split()))

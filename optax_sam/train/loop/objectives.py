@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_sam.train.config import errors
 from optax_sam.train.reports.results import Metric
 
 # From outputs and targets of a batch to one value per example.
@@ -166,7 +167,7 @@ def check(objective: Objective, outputs: Any, targets: Any) -> None:
     try:
       found: Any = jax.eval_shape(getattr(objective, kind), outputs, targets)
     except (TypeError, ValueError) as error:
-      msg = f'{kind} fails on outputs and targets: {first_line(error)}'
+      msg = f'{kind} fails on outputs and targets: {errors.first_line(error)}'
       raise ValueError(msg) from error
     shape = getattr(found, 'shape', type(found).__name__)
     if shape != (1,):
@@ -221,8 +222,3 @@ def shown(measured: Metric, row: Mapping[str, float]) -> str:
     return loss
   value = row[f'test_{measured.name}']
   return f'test {measured.title} {measured.text(value)}, {loss}'
-
-
-def first_line(error: Exception) -> str:
-  """Returns the first line of an error message."""
-  return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.train import models
-from optax_sam.train.config import configs
+from optax_sam.train.config import configs, errors
 from optax_sam.train.data import datasets, inputs
 from optax_sam.train.loop import objectives
 from optax_sam.train.models import functions
@@ -124,7 +124,7 @@ def _checked_outputs(task: Task) -> Any:
   except Exception as error:
     msg = (
       f'model {task.model.name} fails on inputs of shape '
-      f'{batch["inputs"].shape}: {objectives.first_line(error)}'
+      f'{batch["inputs"].shape}: {errors.first_line(error)}'
     )
     raise ValueError(msg) from error
   dtypes = {leaf.dtype for leaf in jax.tree.leaves(where[0])}

@@ -145,7 +145,7 @@ class ImageInputs(inputs.Inputs):
             )
         yield batch
     except ValueError as error:  # Grain adds lines
-      raise ValueError(str(error).split('\n')[0]) from None
+      raise ValueError(errors.first_line(error)) from None
     finally:
       batches.close()
 
