@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from rich.console import Console
 
@@ -111,7 +112,7 @@ def compare(
       higher_is_better=higher_is_better,
       label_smoothing=options.get('label_smoothing', 0.0),
     )
-    split = isinstance(validation, float)
+    split = isinstance(validation, float | np.floating)
     examples = None if split else validation
     dataset = arrays.dataset(train, test, examples, loss=objective.names[0])
     if isinstance(tune, bool):
@@ -122,14 +123,14 @@ def compare(
         names.find('argument', x, _OPTIONS.split()): value
         for x, value in options.items()
       }
-      | ({'validation': validation} if split else {})
+      | ({'validation': float(validation)} if split else {})
       | {
         'model': own.name,
         'loss': objective.names[0] or 'function',
         'metric': objective.measured.name,
         'methods': tuple(given),
         'set': tuple(
-          f'{name}.{key}={value!r}'
+          f'{name}.{key}={_plain(value)!r}'
           for name, values in (settings or {}).items()
           for key, value in values.items()
         ),
@@ -168,6 +169,7 @@ def compare(
 
 def _config(given: dict[str, Any], examples: int) -> configs.CompareConfig:
   """Returns the checked configuration."""
+  given = {name: _plain(value) for name, value in given.items()}
   # Names that only an own comparison has are replaced by known ones.
   known: dict[str, Any] = {'loss': 'cross_entropy', 'metric': None}
   known |= {'dataset': 'digits', 'model': 'mlp', 'methods': ()}
@@ -194,6 +196,12 @@ def _config(given: dict[str, Any], examples: int) -> configs.CompareConfig:
   inputs.check_count('sharpness-examples', config.sharpness_examples, examples)
   base = config.base if own_base else checks.canonical(checked).base
   return dataclasses.replace(config, base=base)
+
+
+def _plain(value: Any) -> Any:
+  """Returns a number of Python for a scalar of NumPy or JAX."""
+  is_scalar = isinstance(value, np.generic | jax.Array) and not value.shape
+  return value.item() if is_scalar else value
 
 
 def _methods(given: Any, base: str) -> dict[str, Any]:

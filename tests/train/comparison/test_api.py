@@ -218,6 +218,27 @@ def test_the_same_call_goes_on_from_its_output(tmp_path, monkeypatch):
     compare(PLAIN, TRAIN, TEST, **given | {'steps': 5})
 
 
+def test_scalars_of_numpy_and_jax_are_numbers():
+  given = SMALL | {'methods': ('sam',)}
+  plain = compare(
+    PLAIN,
+    TRAIN,
+    TEST,
+    settings={'sam': {'rho': 0.25}},
+    learning_rate=0.5,
+    **given,
+  )
+  scalars = compare(
+    PLAIN,
+    TRAIN,
+    TEST,
+    settings={'sam': {'rho': jnp.float32(0.25)}},
+    learning_rate=np.float64(0.5),
+    **given | {'steps': np.int64(given['steps'])},
+  )
+  assert evaluations(scalars) == evaluations(plain)
+
+
 OTHER = {
   'model': Net(),
   'train': TRAIN,
