@@ -45,6 +45,8 @@ class Record:
   steps: dict[str, int]
   problem: dict[str, Any]  # of `describe`
   comparison: Comparison
+  # Checksums of the steps of methods with functions of the caller.
+  functions: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Store:

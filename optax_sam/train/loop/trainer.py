@@ -8,7 +8,9 @@ with the new number of steps, at the step that was reached.
 import dataclasses
 import functools
 import math
+import re
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -229,27 +231,31 @@ class Trainer:
     params = jax.lax.with_sharding_constraint(params, self.placement.replicated)
     return self.task.evaluation_loss(params, statistics, batch)
 
-  def _compile(self) -> Any:
-    optimizer, state = self.optimizer(seed=0), self.start(seed=0).state
-    sample = dict(self.task.inputs.sample())
+  def checksum(self) -> str:
+    """Returns a checksum of the operations of a step and of an evaluation."""
+    state, batch, _ = self._examples()
+    evaluation = jax.make_jaxpr(self.task.evaluate)(
+      state.params, state.statistics, batch
+    )
+    text = f'{self._traced().jaxpr} {evaluation}'
+    # Without the addresses of objects.
+    return f'{zlib.crc32(re.sub("0x[0-9a-f]+", "", text).encode()):08x}'
+
+  def _examples(self) -> tuple[TrainingState, datasets.Batch, Any]:
+    """Returns a state and a batch to trace with, and the sharding."""
+    state, sample = self.start(seed=0).state, dict(self.task.inputs.sample())
     if self.external is not None and self.external.by_example:
       sample['ids'] = np.zeros_like(sample['labels'])
-    batch = self.placement.batch(sample)
     sharding = None
     if self.placement.mesh is not None:
       sharding = self.placement.shardings(state)
-    if self.on_host:
-      # Two functions, compiled at their first calls.
-      step = train_step.branching_on_host(
-        self.task, optimizer, sharding=sharding
-      )
-      for _ in range(_WARM_UP_STEPS):
-        state, _ = step(state, batch)
-      jax.block_until_ready(state)
-      return step
+    return state, self.placement.batch(sample), sharding
+
+  def _traced(self) -> Any:
+    state, batch, sharding = self._examples()
     jitted: Any = train_step.jitted_step(
       self.task,
-      optimizer,
+      self.optimizer(seed=0),
       uses_gradient=self.method.uses_gradient,
       takes_per_example_losses=self.method.takes_per_example_losses,
       external=self.external,
@@ -257,7 +263,20 @@ class Trainer:
       donates=True,
       sharding=sharding,
     )
-    traced = jitted.trace(state, batch)
+    return jitted.trace(state, batch)
+
+  def _compile(self) -> Any:
+    if self.on_host:
+      state, batch, sharding = self._examples()
+      # Two functions, compiled at their first calls.
+      step = train_step.branching_on_host(
+        self.task, self.optimizer(seed=0), sharding=sharding
+      )
+      for _ in range(_WARM_UP_STEPS):
+        state, _ = step(state, batch)
+      jax.block_until_ready(state)
+      return step
+    traced = self._traced()
     self.repetition = cost.repetition(traced.jaxpr)
     compiled = traced.lower().compile()
     memory = compiled.memory_analysis()

@@ -218,6 +218,29 @@ def test_the_same_call_goes_on_from_its_output(tmp_path, monkeypatch):
     compare(PLAIN, TRAIN, TEST, **given | {'steps': 5})
 
 
+def test_an_output_of_other_own_functions_is_refused(tmp_path):
+  def run(rho, name='out', power=2.0, decay=0.0):
+    return compare(
+      PLAIN,
+      TRAIN,
+      TEST,
+      methods={'mine': optax_sam.sam(rho=rho)},
+      base=lambda rate: optax.chain(
+        optax.add_decayed_weights(decay), optax.sgd(rate)
+      ),
+      learning_rate=0.1,
+      loss=lambda outputs, labels: jnp.abs(outputs[:, 0] - labels) ** power,
+      output=tmp_path / name,
+      **SMALL,
+    )
+
+  first = run(0.1)
+  assert evaluations(run(0.1)) == evaluations(first)
+  for changes in ({'rho': 0.2}, {'power': 3.0}, {'decay': 0.5}):
+    with pytest.raises(ValueError, match=r'own functions: .* choose another'):
+      run(**({'rho': 0.1} | changes))
+
+
 def test_scalars_of_numpy_and_jax_are_numbers():
   given = SMALL | {'methods': ('sam',)}
   plain = compare(
