@@ -111,7 +111,7 @@ def headline(
   score = comparison.scores(comparison.base)
   others = {x: d for x, d in differences.items() if x != comparison.base}
   if not score:
-    return f'No comparison: {base} has no finished run'
+    return f'No comparison: {base} has no finite test {metric.title}'
   if not others:
     text = formats.score(mean(score.values()), metric) + '%' * metric.percent
     return f'{base} on {_data(comparison)}: {text} test {metric.title}'
