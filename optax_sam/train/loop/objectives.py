@@ -148,13 +148,6 @@ def _smoothed(smoothing: float) -> PerExample:
   return losses
 
 
-def classes(objective: Objective, outputs: Any) -> int | None:
-  """Returns the number of classes, None if targets are no classes."""
-  if objective.names[0] in (*_CLASSES, *_TOKENS):
-    return outputs.shape[-1]
-  return None
-
-
 def check(objective: Objective, outputs: Any, targets: Any) -> None:
   """Raises a ValueError if a model does not fit the targets.
 

@@ -102,9 +102,10 @@ def create(
   If the targets are classes, their number becomes that of the outputs.
   """
   task = Task(model, inputs.InMemory(dataset, batch_size), objective)
-  count = objectives.classes(objective, _checked_outputs(task))
-  if count is None:
+  outputs = _checked_outputs(task)
+  if objective.names[0] not in ('cross_entropy', 'next_token'):
     return task
+  count = outputs.shape[-1]
   for part in ('train', 'test', 'validation'):
     if getattr(dataset, part) is not None:
       labels = getattr(dataset, part)['labels']
