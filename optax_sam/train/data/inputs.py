@@ -58,10 +58,6 @@ class Inputs(abc.ABC):
     """Returns all training examples, None if they are too many."""
     return None
 
-  def held_out(self, seed: int) -> Batch | None:  # noqa: ARG002
-    """Returns the training examples that a run doesn't train on, if any."""
-    return None
-
   @abc.abstractmethod
   def fixed(self, count: int) -> Batch:
     """Returns `count` training examples, the same at every call."""

@@ -303,8 +303,8 @@ class Trainer:
   def _validate(self, progress: Progress, seed: int) -> None:
     """Updates an average with the loss on the held-out examples."""
     averaging: Any = self.averaging
-    held_out: Any = self.inputs.held_out(seed)
-    state = progress.state
+    inputs: Any = self.inputs  # in memory, see `_without_held_out`
+    held_out, state = inputs.held_out(seed), progress.state
     loss, value = self.evaluate(state.params, state.statistics, [held_out])
     memory = self.placement.made(
       averaging.functions.validate, state.memory, loss
