@@ -117,9 +117,9 @@ def _run(config: Any, command: str) -> int:
 
       sharpness.run(config, console, command)
     case configs.ReportConfig():
-      from optax_sam.train.commands import report
+      from optax_sam.train.commands import compare
 
-      report.run(config, console)
+      compare.report(config, console)
     case configs.ConvertConfig():
       return _convert(config, console)
     case _:

@@ -1,4 +1,4 @@
-"""The command `compare`: trains methods and seeds, then writes the report."""
+"""The commands `compare`, which trains, and `report`, its report again."""
 
 import contextlib
 import pathlib
@@ -41,8 +41,7 @@ def run(
       comparison = runs.measure(
         config, settings, reporter, command, problem, stored
       )
-      comparison_report.print_table(comparison, console)
-      page = comparison_report.write_report(comparison, target)
+      page = _write(comparison, target, console)
       if not comparison.interrupted:  # nothing is to be added any more
         output_dir.write_config(target, 'compare', kept)
   except (KeyboardInterrupt, OSError, MemoryError, RuntimeError) as error:
@@ -58,6 +57,19 @@ def run(
   if comparison.interrupted:
     progress.say(console, _how_to_go_on(config, target))
   return comparison
+
+
+def report(config: configs.ReportConfig, console: Console) -> None:
+  """Writes the report of a comparison again, from its saved results."""
+  page = _write(store.read(config.directory), config.directory, console)
+  progress.say(console, f'Report: {page}')
+
+
+def _write(
+  comparison: results.Comparison, target: pathlib.Path, console: Console
+) -> pathlib.Path:
+  comparison_report.print_table(comparison, console)
+  return comparison_report.write_report(comparison, target)
 
 
 def _how_to_go_on(config: configs.CompareConfig, target: pathlib.Path) -> str:

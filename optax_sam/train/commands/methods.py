@@ -1,11 +1,9 @@
 """The command `methods`: lists methods, or describes some."""
 
 import inspect
-import json
 import re
 import textwrap
 import unicodedata
-from typing import Any
 
 from rich.console import Console
 
@@ -52,17 +50,12 @@ def run(config: configs.MethodsConfig, console: Console) -> None:
     for text in config.names
     for name in text.split(',')
   ]
-  if config.json:
-    text = json.dumps([_facts(name) for name in names or METHODS], indent=2)
-  elif names:
-    text = '\n\n\n'.join(map(_describe, names))
-  else:
-    text = _list()
-  progress.say(console, text)
+  described = '\n\n\n'.join(map(_describe, names))
+  progress.say(console, described or _list())
 
 
-def _facts(name: str) -> dict[str, Any]:
-  """Returns what is known of a method, ready for JSON."""
+def _describe(name: str) -> str:
+  """Returns a description of a method in plain text."""
   method, row = METHODS[name], METHODS[name].row
   documentation = inspect.getdoc(row.function) or ''
   factory = getattr(method.factory, 'func', method.factory)  # if partial
@@ -70,51 +63,25 @@ def _facts(name: str) -> dict[str, Any]:
   for source in (inspect.getdoc(factory) or '', documentation):
     section = _ARGUMENTS.search(f'{source}\n')
     for entry in _ENTRY.finditer(section[1] if section else ''):
-      meaning = paragraphs(entry[2], 10**6)
-      meanings |= dict.fromkeys(entry[1].split(', '), meaning)
-  rule = documentation.split('\nArgs:')[0].strip()
-  rule = paragraphs(rule, _WIDTH)
-  return {
-    'name': name,
-    'title': row.title,
-    'group': row.group,
-    'summary': rule.split('\n')[0],
-    'use_when': row.use_when,
-    'gradients': _plain(row.gradients),
-    'state': _plain(row.state),
-    'paper': str(row.paper),
-    'address': row.paper.link,
-    'rule': rule,
-    'settings': {
-      key: {
-        'default': x if isinstance(x, int | float | str | None) else str(x),
-        'meaning': meanings.get(key, ''),
-      }
-      for key, x in build.complete_settings(name, {}, None).items()
-    },
-    'unverified': _plain(row.unverified),
-  }
-
-
-def _describe(name: str) -> str:
-  """Returns a description of a method in plain text."""
-  known = _facts(name)
-  lines = [f'{known["title"]} ({name})', '', known['rule'], '', 'Settings']
-  for key, setting in known['settings'].items():
-    lines.append(f'  --set {name}.{key}={setting["default"]}')
+      meanings |= dict.fromkeys(entry[1].split(', '), entry[2])
+  rule = paragraphs(documentation.split('\nArgs:')[0].strip(), _WIDTH)
+  lines = [f'{row.title} ({name})', '', rule, '', 'Settings']
+  settings = build.complete_settings(name, {}, None)
+  for key, default in settings.items():
+    lines.append(f'  --set {name}.{key}={default}')
+    meaning = paragraphs(meanings.get(key, ''), 10**6)
     indent = {'initial_indent': 6 * ' ', 'subsequent_indent': 6 * ' '}
-    lines += textwrap.wrap(setting['meaning'], _WIDTH, **indent)
-  lines += ['' if known['settings'] else '  none\n']
-  known['reference'] = f'{known["paper"]}, {known["address"]}'
-  for title, key in (
-    ('Gradients a step', 'gradients'),
-    ('State', 'state'),
-    ('Use it when', 'use_when'),
-    ('Unverified', 'unverified'),
-    ('Paper', 'reference'),
+    lines += textwrap.wrap(meaning, _WIDTH, **indent)
+  lines += ['' if settings else '  none\n']
+  for title, text in (
+    ('Gradients a step', row.gradients),
+    ('State', row.state),
+    ('Use it when', row.use_when),
+    ('Unverified', row.unverified),
+    ('Paper', f'{row.paper}, {row.paper.link}'),
   ):
-    if known[key]:
-      text = f'{title}: {known[key]}'
+    if text:
+      text = _plain(f'{title}: {text}')
       lines += textwrap.wrap(text, _WIDTH, subsequent_indent='  ')
   return '\n'.join(lines)
 

@@ -9,11 +9,12 @@ from rich import progress as rich_progress
 from rich.console import Console
 
 from optax_sam.train.config import errors
+from optax_sam.train.reports import formats
 
 
 def say(console: Console, text: str) -> None:
   """Prints lines as they are, with escaped control characters."""
-  text = '\n'.join(map(errors.printable, text.split('\n')))
+  text = formats.printable(text)
   console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -1,4 +1,4 @@
-"""Compares finished runs: sharpness and loss landscape."""
+"""The command `sharpness`: compares finished runs, writes the report."""
 
 import contextlib
 import dataclasses
@@ -10,37 +10,38 @@ from typing import Any
 
 import jax
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from optax_sam import sharpness
 from optax_sam.train.commands import progress, train
 from optax_sam.train.comparison import surroundings
 from optax_sam.train.config import checks, configs, output_dir
+from optax_sam.train.data import inputs
 from optax_sam.train.loop import task
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Trainer
-from optax_sam.train.reports import formats, results, sharpness_report
+from optax_sam.train.reports import figures, formats, page, results, tables
 
 # Settings that must agree for the numbers to be comparable.
-_DATA = ('dataset', 'label_noise', 'image_size')
+_ALIKE = (
+  *('dataset', 'train_examples', 'label_noise', 'resize', 'image_size'),
+  'loss',
+)
 _VECTORS = 20
+_ASCENT_STEPS = 20  # for a SAM sharpness close to the maximum
+_NUMBERS, _POINTS, _PAGE = 'sharpness.csv', 'landscape.csv', 'report.html'
+FILES = frozenset({output_dir.CONFIG, _NUMBERS, _POINTS, _PAGE})
 
 
 def run(
   config: configs.SharpnessConfig, console: Console, command: str = ''
 ) -> None:
-  """Measures finished runs of `optax-sam train` and writes a report.
-
-  Raises:
-    ValueError: if a directory is not a finished run, if the runs use different
-      data, or if a value is out of range.
-    OSError: if the output cannot be written.
-  """
+  """Measures finished runs of `optax-sam train` and writes a report."""
   started, start = dt.datetime.now().astimezone(), time.perf_counter()
   settings = _settings(config)
   target = config.output or output_dir.dated('sharpness')
-  with output_dir.opened(
-    target, overwrite=config.overwrite, known=sharpness_report.FILES
-  ):
+  with output_dir.opened(target, overwrite=config.overwrite, known=FILES):
     with progress.Reporter(console) as reporter:
       runs = [
         _measured(path, given, config, reporter)
@@ -56,10 +57,10 @@ def run(
       sharpness_radius=config.rho,
     )
     with output_dir.staged(target) as directory:
-      sharpness_report.write(measured, config, directory)
+      _write(measured, config, directory)
       output_dir.write_config(directory, 'sharpness', vars(config))
-  sharpness_report.print_table(measured, config, console)
-  progress.say(console, f'Report: {target / "report.html"}')
+  _print_table(measured, config, console)
+  progress.say(console, f'Report: {target / _PAGE}')
 
 
 def _settings(
@@ -88,11 +89,11 @@ def _settings(
     checks.validate(given)
     found[path] = given
     first = found[config.runs[0]]
-    for name in _DATA:
+    for name in _ALIKE:
       value, other = getattr(given, name), getattr(first, name)
       if value != other:
         msg = (
-          f'the runs must use the same data: {name} is {other!r} in '
+          f'the runs must have the same data and loss: {name} is {other!r} in '
           f'{config.runs[0]} and {value!r} in {path}; measure them separately'
         )
         raise ValueError(msg)
@@ -132,12 +133,8 @@ def _measured(
       )
     if found is None or found.step != given.steps:
       raise _lacks_checkpoint(path, given)
-    if examples > problem.inputs.train_examples:
-      msg = (
-        f'--examples must be at most {problem.inputs.train_examples}, the '
-        f'training examples of {given.dataset}, not {examples}'
-      )
-      raise ValueError(msg)
+    which, known = f' of {given.dataset}', problem.inputs.train_examples
+    inputs.check_count('examples', examples, known, which)
     params, statistics = trainer.solution(found.state)
     args = (statistics, jax.device_put(problem.inputs.fixed(examples)))
     loss = problem.evaluation_loss
@@ -184,7 +181,7 @@ def _sharpness(
   trace = sharpness.hessian_trace(
     loss, params, probes=config.probes, seed=config.seed, **given
   )
-  rise, steps = sharpness.sam_sharpness, sharpness_report.ASCENT_STEPS
+  rise, steps = sharpness.sam_sharpness, _ASCENT_STEPS
   return {
     'sam_sharpness': rise(loss, params, config.rho, **given),
     'sam_sharpness_20_steps': rise(
@@ -200,3 +197,69 @@ def _sharpness(
     'trace': trace.value,
     'trace_standard_error': trace.standard_error,
   }
+
+
+def _write(
+  measured: results.Comparison,
+  config: configs.SharpnessConfig,
+  directory: pathlib.Path,
+) -> None:
+  """Writes the page and the numbers into an existing directory."""
+  points = [
+    {'run': run.method, **row} for run in measured.runs for row in run.landscape
+  ]
+  title = f'Sharpness of {formats.count(len(measured.runs), "finished run")}'
+  files = {
+    _NUMBERS: tables.csv_of(_rows(measured)),
+    _POINTS: tables.csv_of(points),
+    _PAGE: page.render(
+      measured,
+      [tables.results(measured)],
+      {'Sharpness and landscape': figures.solutions(measured)},
+      title=title,
+      headline=title,
+      setup=_setup(config),
+      warnings=[],
+      glossary='sharpness_glossary.html',
+      config=config,
+      facts={'Settings': {run.method: run.settings for run in measured.runs}},
+    ),
+  }
+  for name, text in files.items():
+    output_dir.write(directory / name, text.encode())
+
+
+def _rows(measured: results.Comparison) -> list[dict[str, Any]]:
+  name = 'test_accuracy'
+  return [
+    {'run': run.method, name: run.last(name), **run.sharpness}
+    for run in measured.runs
+  ]
+
+
+def _print_table(
+  measured: results.Comparison,
+  config: configs.SharpnessConfig,
+  console: Console,
+) -> None:
+  """Prints the numbers, a column per run."""
+  table = Table(title='Sharpness', caption=_setup(config))
+  rows = _rows(measured)
+  table.add_column('', no_wrap=True)
+  for row in rows:
+    header = Text(formats.printable(row.pop('run')))
+    table.add_column(header, justify='right', overflow='fold')
+  for name in rows[0]:
+    numbers = [f'{row[name]:.4g}' for row in rows]
+    table.add_row(name.replace('_', ' '), *numbers)
+  console.print(table)
+
+
+def _setup(config: configs.SharpnessConfig) -> str:
+  examples = formats.count(config.examples, 'training example')
+  return (
+    f'On the first {examples}, in evaluation mode. SAM sharpness at radius '
+    f'{config.rho}, in 1 step and in {_ASCENT_STEPS}; adaptive sharpness at '
+    f'radius {config.adaptive_rho}; trace by {config.probes} random vectors; '
+    f'seed {config.seed}.'
+  )

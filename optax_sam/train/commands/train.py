@@ -41,14 +41,8 @@ def run(
 ) -> bool:
   """Trains one model, from the start or from the last checkpoint.
 
-  Returns:
-    True if the run is finished; False after Ctrl-C or SIGTERM.
-
-  Raises:
-    ValueError: if the configuration is invalid, or differs from that of the run
-      to resume; raised before any training.
-    OSError: if the output cannot be written.
-    DivergedError: if the run diverged; its metrics are written.
+  Returns whether the run is finished, which it is not after Ctrl-C or SIGTERM.
+  Raises a DivergedError if the run diverged; its metrics are written.
   """
   started = dt.datetime.now().astimezone()
   checks.validate(config)
@@ -126,9 +120,7 @@ def run(
 def method_settings(config: configs.TrainConfig) -> dict[str, Any]:
   """Returns the method's complete settings, after building it once."""
   name = config.method
-  given = build.parse_settings(config.set, [name]).get(name, {})
-  settings = build.complete_settings(name, given, config.rho)
-  build.optimizer(name, settings, config, seed=config.seed)
+  settings = build.method_settings([name], config)[name]
   if build.method(name).row.place == 'outside' and config.dataset == 'imagenet':
     msg = (
       f'--method {name} validates on held-out training examples, '
@@ -278,7 +270,7 @@ class _Run:
     kinds['evaluation'] = now.evaluations
     rows = [{'kind': kind, **x} for kind, part in kinds.items() for x in part]
     # msgspec writes NaN and infinity, which JSON lacks, as null.
-    lines = b''.join(msgspec.json.encode(x) + b'\n' for x in (*rows, last))
+    lines = msgspec.json.Encoder().encode_lines([*rows, last])
     processes.on_first(lambda: output_dir.write(target / METRICS, lines))
     # The time of a resumed run is that of more than one process.
     spent = dt.datetime.now().astimezone() - started
@@ -321,10 +313,7 @@ class _Run:
 
 @contextlib.contextmanager
 def _interrupts_between_steps() -> Iterator[threading.Event]:
-  """Yields an event that Ctrl-C or SIGTERM sets; a second one stops at once.
-
-  A checkpoint of a step that is only partly recorded would resume wrongly.
-  """
+  """Yields an event that Ctrl-C or SIGTERM sets; a second one stops at once."""
   event = threading.Event()
 
   def handle(*_: object) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 from rich.console import Console
 
@@ -14,8 +15,8 @@ import optax_sam
 from optax_sam.train.commands import compare as command
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import plan, runs, store
-from optax_sam.train.config import checks, configs, names
-from optax_sam.train.data import arrays
+from optax_sam.train.config import checks, configs, flags, names
+from optax_sam.train.data import arrays, inputs
 from optax_sam.train.loop import objectives, task
 from optax_sam.train.models import functions
 from optax_sam.train.optimizers import build, registry
@@ -37,7 +38,7 @@ def compare(
   loss: str | objectives.PerExample = 'cross_entropy',
   metric: str | objectives.PerExample | None = None,
   higher_is_better: bool | None = None,
-  methods: Sequence[str] | Mapping[str, Any] = configs.DEFAULT_METHODS,
+  methods: Sequence[str] | Mapping[str, Any] = flags.DEFAULT_METHODS,
   settings: Mapping[str, Mapping[str, Any]] | None = None,
   base: str | Callable[[Any], optax.GradientTransformation] = 'sgd',
   learning_rate: float | None = None,
@@ -111,7 +112,7 @@ def compare(
       higher_is_better=higher_is_better,
       label_smoothing=options.get('label_smoothing', 0.0),
     )
-    split = isinstance(validation, float)
+    split = isinstance(validation, float | np.floating)
     examples = None if split else validation
     dataset = arrays.dataset(train, test, examples, loss=objective.names[0])
     if isinstance(tune, bool):
@@ -122,14 +123,14 @@ def compare(
         names.find('argument', x, _OPTIONS.split()): value
         for x, value in options.items()
       }
-      | ({'validation': validation} if split else {})
+      | ({'validation': float(validation)} if split else {})
       | {
         'model': own.name,
         'loss': objective.names[0] or 'function',
         'metric': objective.measured.name,
         'methods': tuple(given),
         'set': tuple(
-          f'{name}.{key}={value!r}'
+          f'{name}.{key}={_plain(value)!r}'
           for name, values in (settings or {}).items()
           for key, value in values.items()
         ),
@@ -150,7 +151,9 @@ def compare(
     console = Console(quiet=not verbose)
     text = f'optax_sam.train.compare({config.model}, ...)'
     bases: Any = {} if isinstance(base, str) else {config.base: base}
-    with registry.added(_registered(given, problem), bases):
+    own_methods = given if isinstance(methods, Mapping) else {}
+    found = _registered(own_methods, problem, config.base)
+    with registry.added(found, bases):
       if config.output is not None:
         return command.run(config, console, text, problem)
       chosen, stored = plan.method_settings(config), store.Store()
@@ -166,6 +169,7 @@ def compare(
 
 def _config(given: dict[str, Any], examples: int) -> configs.CompareConfig:
   """Returns the checked configuration."""
+  given = {name: _plain(value) for name, value in given.items()}
   # Names that only an own comparison has are replaced by known ones.
   known: dict[str, Any] = {'loss': 'cross_entropy', 'metric': None}
   known |= {'dataset': 'digits', 'model': 'mlp', 'methods': ()}
@@ -188,19 +192,20 @@ def _config(given: dict[str, Any], examples: int) -> configs.CompareConfig:
   config = configs.CompareConfig(**given, dataset='own data')
   checked = dataclasses.replace(config, **known)
   checks.validate(checked)
-  for name in ('batch_size', 'sharpness_examples'):
-    if given[name] > examples:
-      msg = (
-        f'{name} must be at most {examples}, the number of training examples, '
-        f'not {given[name]}'
-      )
-      raise ValueError(msg)
+  inputs.check_count('batch-size', config.batch_size, examples)
+  inputs.check_count('sharpness-examples', config.sharpness_examples, examples)
   base = config.base if own_base else checks.canonical(checked).base
   return dataclasses.replace(config, base=base)
 
 
+def _plain(value: Any) -> Any:
+  """Returns a number of Python for a scalar of NumPy or JAX."""
+  is_scalar = isinstance(value, np.generic | jax.Array) and not value.shape
+  return value.item() if is_scalar else value
+
+
 def _methods(given: Any, base: str) -> dict[str, Any]:
-  """Returns the methods by name; those of the catalog are None."""
+  """Returns the methods by name, checked; None for names without methods."""
   if isinstance(given, str):
     msg = f'methods must be a tuple of names; write methods=({given!r},)'
     raise ValueError(msg)
@@ -209,7 +214,8 @@ def _methods(given: Any, base: str) -> dict[str, Any]:
     return dict.fromkeys(find(name, base, 'methods:') for name in given)
   for name in given:
     # It is part of the names of files.
-    if not re.fullmatch(r'(?=.{1,40}$)\w[\w.+-]*( [\w.+-]+)*', str(name)):
+    pattern = r'(?=.{1,40}$)\w[\w.+-]*( [\w.+-]+)*'
+    if not (isinstance(name, str) and re.fullmatch(pattern, name)):
       msg = (
         f'methods: the name {name!r} must begin with a letter or digit and '
         f'have at most 40 letters, digits, single spaces and any of _ . + -'
@@ -219,14 +225,15 @@ def _methods(given: Any, base: str) -> dict[str, Any]:
 
 
 def _registered(
-  given: Mapping[str, Any], problem: task.Task
+  given: Mapping[str, Any], problem: task.Task, base: str
 ) -> dict[str, registry.Method]:
   """Returns the methods that are not of the catalog, each tried once."""
   found = {}
   params: Any = problem.init(jax.random.key(0))[0]
   for name, value in given.items():
-    if value is None:
-      continue
+    if name == base:
+      msg = f'methods: {name!r} is the base optimizer; choose another name'
+      raise ValueError(msg)
     tx = value
     if callable(value) and not isinstance(tx, optax.GradientTransformation):
       tx = value(optax.sgd(0.1))

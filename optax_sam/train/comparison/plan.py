@@ -62,18 +62,9 @@ def resolve(config: Config) -> tuple[Config, dict[str, Any] | None]:
 
 
 def method_settings(config: Config) -> Settings:
-  """Returns the complete settings of each method, base optimizer first.
-
-  Builds every method once, so bad settings raise before any training.
-  """
+  """Returns the complete settings of each method, base optimizer first."""
   names = list(dict.fromkeys((config.base, *config.methods)))
-  given = build.parse_settings(config.set, names)
-  settings = {
-    name: build.complete_settings(name, given.get(name, {}), config.rho)
-    for name in names
-  }
-  for name in names:
-    build.optimizer(name, settings[name], config, seed=0)
+  settings = build.method_settings(names, config)
   if config.tune is not None:
     tuning.check(config, settings)
   return settings

@@ -18,8 +18,9 @@ from optax_sam.train.comparison import (
   timing,
 )
 from optax_sam.train.config import configs
-from optax_sam.train.loop import objectives, task
+from optax_sam.train.loop import evaluation, objectives, task
 from optax_sam.train.loop.trainer import Progress, Trainer
+from optax_sam.train.optimizers import registry
 from optax_sam.train.reports import results
 
 
@@ -64,11 +65,20 @@ def measure(
     if former.comparison.settings != comparison.settings:  # something is added
       kept['command'] += f' && {command}'
     comparison = dataclasses.replace(comparison, **kept)
-  stored.save(store.Record(settings, steps, described, comparison))
   trainers = {}
   for name, own in settings.items():
     of_method = dataclasses.replace(config, steps=steps[name])
     trainers[name] = Trainer(of_method, problem, name, own)
+  own_task = config.base in registry.BASES or None in problem.objective.names
+  functions = {
+    name: trainer.checksum()
+    for name, trainer in trainers.items()
+    if stored.directory and (own_task or trainer.method.is_own)
+  }
+  if former is not None:
+    known = {name: functions.get(name) for name in former.functions}
+    same(former.functions, known, 'own functions: ')
+  stored.save(store.Record(settings, steps, described, comparison, functions))
   runs = _Runs(config, problem, trainers, reporter, stored)
   try:
     runs.train_all()
@@ -199,7 +209,9 @@ class _Runs:
       sharpness=sharpness,
       landscape=line,
       seconds=time.perf_counter() - start,
-      test_values=trainer.test_values(end.state),
+      test_values=evaluation.test_values(
+        self.problem, *trainer.solution(end.state), trainer.placement
+      ),
       stopped=end.stopped,
     )
     self.stored.add(run)

@@ -13,6 +13,7 @@ runs in progress.
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import pathlib
 import threading
@@ -26,6 +27,7 @@ import msgspec
 import numpy as np
 
 from optax_sam.train.config import configs, output_dir
+from optax_sam.train.data.arrays import readable
 from optax_sam.train.reports.results import Comparison, Run, Trial
 
 FILES = frozenset(
@@ -43,6 +45,8 @@ class Record:
   steps: dict[str, int]
   problem: dict[str, Any]  # of `describe`
   comparison: Comparison
+  # Checksums of the steps of methods with functions of the caller.
+  functions: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 class Store:
@@ -76,7 +80,11 @@ class Store:
   def add_trial(self, trial: Trial) -> None:
     """Stores a run of the search for settings."""
     with self._lock:  # searches run in threads
-      self._write(f'trials/{len(self.trials):05}.json', trial)
+      names = (f'trials/{k:05}.json' for k in itertools.count(len(self.trials)))
+      where = self.directory
+      # A damaged file may have been removed, so that its number is missing.
+      is_free = lambda name: where is None or not (where / name).exists()
+      self._write(next(filter(is_free, names)), trial)
       self.trials.append(trial)
 
   def save(self, record: Record) -> None:
@@ -173,16 +181,12 @@ def check_same(
   what: str = '',
 ) -> None:
   """Raises a ValueError that lists every setting that differs."""
-  former, now = _plain(former), _plain(now)
-  different = [
-    f'{what}{name} was {former.get(name)!r} and is now {now.get(name)!r}'
-    for name in sorted(former.keys() | now.keys())
-    if former.get(name) != now.get(name)
-  ]
+  different = configs.differences(_plain(former), _plain(now))
   if different:
+    listed = '; '.join(f'{what}{text}' for text in different)
     msg = (
       f'--output {directory} has a comparison with other settings: '
-      f'{"; ".join(different)}; choose another directory or add --overwrite'
+      f'{listed}; choose another directory or add --overwrite'
     )
     raise ValueError(msg)
 
@@ -203,11 +207,8 @@ def files(directory: pathlib.Path, part: str) -> list[pathlib.Path]:
 
 
 def _read(path: pathlib.Path, kind: type) -> Any:
-  try:
+  with readable(path, 'it is damaged; remove it, and it is made again'):
     return msgspec.convert(json.loads(path.read_bytes()), kind)
-  except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-    msg = f'{path} is damaged ({error}); remove it, and it is made again'
-    raise ValueError(msg) from None
 
 
 def _plain(value: Any) -> Any:

@@ -17,7 +17,6 @@ from optax_sam.train.comparison.search import Point, Score, search
 from optax_sam.train.comparison.store import Settings, Store
 from optax_sam.train.config import configs
 from optax_sam.train.data import datasets, inputs
-from optax_sam.train.loop import evaluation
 from optax_sam.train.loop.task import Task
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import build
@@ -86,12 +85,8 @@ def split(config: configs.CompareConfig, task: Task) -> tuple[Task, Task]:
   if not len(held_out['labels']):
     msg = f'--validation {config.validation} holds out no example; increase it'
     raise ValueError(msg)
-  if config.batch_size > left:
-    msg = (
-      f'--batch-size must be at most {left}, the number of training examples '
-      f'that --validation {config.validation} leaves, not {config.batch_size}'
-    )
-    raise ValueError(msg)
+  which = f' that --validation {config.validation} leaves'
+  inputs.check_count('batch-size', config.batch_size, left, which)
 
   def changed(test: Any) -> Task:
     dataset = dataclasses.replace(data.dataset, train=train, test=test)
@@ -207,10 +202,8 @@ class Trials:
     trainer.traced = traced
     end = trainer.start(SEED)
     trainer.run(end, SEED, lambda _: threads.check(self.stop))
-    solution, examples = trainer.solution(end.state), self.task.inputs.test()
-    loss, value = evaluation.evaluate(
-      self.task, *solution, examples, trainer.placement
-    )
+    examples = self.task.inputs.test()
+    loss, value = trainer.evaluate(*trainer.solution(end.state), examples)
     lost = end.stopped or not math.isfinite(loss)
     return Trial(
       method=self.name,
@@ -228,12 +221,13 @@ class Trials:
       f'{max(each[key] for each in tried):g})'
       for key, value in self.values(best).items()
     ]
-    metric, value = self.task.objective.measured, abs(score[0])
-    shown = f'{100 * value:.2f} %' if metric.percent else f'{value:.4g}'
+    metric = self.task.objective.measured
+    value = metric.sign * score[0]
     if not math.isfinite(value):
       return f'  {self.name}: all trials diverged; it uses {", ".join(parts)}'
     return (
-      f'  {self.name}: {", ".join(parts)}, validation {metric.title} {shown}'
+      f'  {self.name}: {", ".join(parts)}, validation {metric.title} '
+      f'{metric.text(value)}'
     )
 
 

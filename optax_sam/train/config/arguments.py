@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import tyro
 
 from optax_sam.train.config import configs, errors, flags, output_dir
+from optax_sam.train.data import arrays
 
 _COMMANDS = {
   'compare': configs.CompareConfig,
@@ -101,10 +102,7 @@ def parse(arguments: Sequence[str]) -> Any:
 
 
 def _grouped(config: type) -> Any:
-  """Returns a dataclass whose fields are the groups of flags of a command.
-
-  tyro shows each field that is a dataclass as a group.
-  """
+  """Returns a dataclass of the groups of flags, which tyro shows as groups."""
   groups: list[Any] = [
     (group.__name__.lower(), Annotated[group, tyro.conf.arg(help='')])
     for group in config.__mro__
@@ -119,8 +117,13 @@ def _grouped(config: type) -> Any:
 
 def _given(arguments: Sequence[str], known: set[str]) -> Counter[str]:
   """Returns how often each flag is given."""
-  written = [text.partition('=')[0] for text in arguments if text[0] == '-']
-  names = [text.lstrip('-').replace('-', '_') for text in written]
+  names = [
+    text[2:].partition('=')[0].replace('-', '_')
+    if text.startswith('--')
+    else text[1:2]  # its value may follow at once, as in -oruns/sam
+    for text in arguments
+    if text[0] == '-'
+  ]
   found = (_ALIASES.get(name, name) for name in names)
   return Counter(name for name in found if name in known)
 
@@ -156,24 +159,13 @@ def _with(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read(path: pathlib.Path) -> dict[str, Any]:
   """Returns the flags in a JSON file."""
-  where, reason = f'--config {path}', ''
-  content: Any = {}
-  try:
-    if path.exists() and not path.is_file():
-      reason = 'is not a regular file'
-    else:
+  where, content = f'--config {path}', None
+  with arrays.readable(where, 'give one JSON object of flags, without config'):
+    if not path.exists() or path.is_file():  # others may have no end
       text = path.read_text(encoding='utf-8')
       content = json.loads(text, object_pairs_hook=_once)
-  except OSError as error:
-    reason = f'cannot be read: {error.strerror}'
-  except (ValueError, RecursionError) as error:
-    reason = f'is not JSON: {error}'
-  if not isinstance(content, dict):
-    reason = 'must be one object that maps flags to values'
-  elif 'config' in content:
-    reason = 'must not set config; give one file'
-  if reason:
-    msg = f'{where} {reason}'
+  if not isinstance(content, dict) or 'config' in content:
+    msg = f'{where} must be a file of one JSON object of flags, without config'
     raise ValueError(msg)
   content.pop('about', None)
   content = {key: x for key, x in content.items() if x is not None}

@@ -12,8 +12,6 @@ import tyro
 
 from optax_sam.train.config import flags
 
-DEFAULT_METHODS = flags.DEFAULT_METHODS
-
 # Defaults of --learning-rate and --weight-decay.
 _RATES, _OTHER_RATE = {'sgd': 0.1, 'adamw': 0.003}, 0.001
 _DECAYS = {'sgd': 5e-4, 'adamw': 0.05}
@@ -103,8 +101,6 @@ class MethodsConfig:
   names: Annotated[
     tyro.conf.Positional[tuple[str, ...]], flags.flag(default='all')
   ] = ()
-  # Print JSON.
-  json: bool = False
 
 
 # Flags that do not change the numbers: paths, devices, threads. A run may
@@ -164,13 +160,15 @@ def settings(config: Experiment) -> dict[str, Any]:
 
 
 def differences(
-  former: Mapping[str, Any], now: Mapping[str, Any], names: Iterable[str]
+  former: Mapping[str, Any],
+  now: Mapping[str, Any],
+  names: Iterable[str] | None = None,
 ) -> list[str]:
-  """Returns what differs between two settings, in words."""
+  """Returns what differs between two settings, in words; some names or all."""
   return [
-    f'{name} was {former[name]!r} and is now {now[name]!r}'
-    for name in sorted(names)
-    if former[name] != now[name]
+    f'{name} was {former.get(name)!r} and is now {now.get(name)!r}'
+    for name in sorted(former.keys() | now.keys() if names is None else names)
+    if former.get(name) != now.get(name)
   ]
 
 

@@ -8,7 +8,9 @@ FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 _LONGEST = 1500
-_CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\ud800-\udfff]')
+_CONTROL = re.compile(
+  r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
+)
 
 
 class DivergedError(RuntimeError):
@@ -31,6 +33,11 @@ def describe(error: BaseException) -> str:
     where = f'{error.filename}: ' if error.filename else ''
     return f'cannot write the output: {where}{error.strerror or error}'
   return str(error) or type(error).__name__
+
+
+def first_line(error: Exception) -> str:
+  """Returns the first line of an error message."""
+  return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def print_error(message: str) -> None:

@@ -89,9 +89,7 @@ def write_run(path: pathlib.Path, config: configs.TrainConfig) -> None:
 def read_run(path: pathlib.Path | None, flag: str = '') -> configs.TrainConfig:
   """Returns the configuration of a run, which `optax-sam train` has written.
 
-  Raises:
-    ValueError: if there is none, or it has an invalid setting; the message
-      begins with the flag that gave the path.
+  The message of a ValueError begins with the flag that gave the path.
   """
   if path is None:
     msg = '--resume needs --output, the directory of the run to resume'
@@ -160,12 +158,7 @@ def created(target: pathlib.Path) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def locked(directory: pathlib.Path) -> Iterator[None]:
-  """Holds the lock of an output directory, one process at a time.
-
-  Raises:
-    ValueError: if another process holds it.
-    OSError: if the directory cannot be written.
-  """
+  """Holds the lock of a directory; a ValueError if another process does."""
   with (directory / LOCK).open('w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

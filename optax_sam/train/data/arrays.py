@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from optax_sam.train.config import errors
+
 Batch = dict[str, np.ndarray]
 # Inputs and targets of `train` and `test`, and possibly of `validation`.
 Parts = dict[str, tuple[Any, Any]]
@@ -102,8 +104,8 @@ def readable(where: Any, advice: str = '') -> Generator[None]:
   try:
     yield
   except Exception as error:  # noqa: BLE001
-    reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
-    msg = f'{where} cannot be read: {reason[:300] or type(error).__name__}'
+    reason = getattr(error, 'strerror', None) or errors.first_line(error)
+    msg = f'{where} cannot be read: {reason[:300]}'
     raise ValueError(f'{msg}; {advice}' if advice else msg) from None
 
 

@@ -45,18 +45,9 @@ def load(
   max_pixels: int = 2**26,
   loss: str = 'cross_entropy',
 ) -> Dataset:
-  """Loads a dataset, the same at every call.
+  """Loads a dataset by name or path, the same at every call.
 
-  Args:
-    name: one of `NAMES`, or the path of an .npz file, of a directory of IDX or
-      CIFAR files, or of a folder of images.
-    label_noise: fraction of the training labels replaced by another class.
-    data_dir: directory with the files of a named dataset; None searches for it.
-    train_examples: number of training examples to use: the first ones, with the
-      same fraction of every class; None for all.
-    resize: height and width to which the images of a folder are resized.
-    max_pixels: larger images of a folder are refused.
-    loss: name of the loss, which says what the targets are.
+  For the arguments see the flags of `Data`; the loss says what the targets are.
   """
   if name in NAMES and loss != 'cross_entropy':
     msg = f'--loss {loss} is not for --dataset {name}; leave it out'
@@ -77,10 +68,8 @@ def load(
   if train_examples is not None:
     train = _first(train, train_examples, loss, name)
   if label_noise:
-    generator, examples = (
-      np.random.default_rng(_DATA_SEED),
-      len(train['labels']),
-    )
+    generator = np.random.default_rng(_DATA_SEED)
+    examples = len(train['labels'])
     wrong = generator.permutation(examples)[: round(label_noise * examples)]
     shift = generator.integers(1, dataset.classes, len(wrong))
     labels = train['labels'].copy()
@@ -173,10 +162,7 @@ def _first(train: Batch, count: int, loss: str, name: str) -> Batch:
 
 @functools.lru_cache(maxsize=4)
 def order(examples: int, seed: int, epoch: int) -> np.ndarray:
-  """Returns the order of all examples in an epoch.
-
-  Those that don't fill a batch are left out of it.
-  """
+  """Returns the order of all examples in an epoch."""
   return np.random.default_rng((seed, epoch)).permutation(examples)
 
 

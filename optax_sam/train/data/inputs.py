@@ -58,10 +58,6 @@ class Inputs(abc.ABC):
     """Returns all training examples, None if they are too many."""
     return None
 
-  def held_out(self, seed: int) -> Batch | None:  # noqa: ARG002
-    """Returns the training examples that a run doesn't train on, if any."""
-    return None
-
   @abc.abstractmethod
   def fixed(self, count: int) -> Batch:
     """Returns `count` training examples, the same at every call."""
@@ -141,6 +137,16 @@ class InMemory(Inputs):
 def process(given: tuple[int, int] | None) -> tuple[int, int]:
   """Returns index of this process and number of processes, by default JAX's."""
   return given or (jax.process_index(), jax.process_count())
+
+
+def check_count(flag: str, count: int, examples: int, which: str = '') -> None:
+  """Raises a ValueError if a flag asks for too many training examples."""
+  if count > examples:
+    msg = (
+      f'--{flag} must be at most {examples}, the number of training '
+      f'examples{which}, not {count}'
+    )
+    raise ValueError(msg)
 
 
 def steps_per_epoch(inputs: Inputs) -> int:

@@ -125,7 +125,7 @@ def together(action: Callable[[], Result]) -> Result:
   except (ValueError, OSError) as error:
     if jax.process_count() == 1:
       raise
-    message = errors.describe(error) or type(error).__name__
+    message = errors.describe(error)
   for index, other in enumerate(gather(message)):
     if other:
       raise RefusedError(message or f'process {index}: {other}')
@@ -157,12 +157,7 @@ def interrupt() -> None:
 
 
 def should_stop(step: int, interrupted: bool) -> bool:
-  """Whether all processes stop after this step.
-
-  Every process must call this after every step. After `interrupt`, or a SIGTERM
-  of any process, they stop one or two steps later. A single process stops if it
-  was interrupted.
-  """
+  """Whether all processes stop after this step, after which all call this."""
   if jax.process_count() == 1:
     return interrupted
   from jax.experimental import multihost_utils

@@ -42,11 +42,9 @@ class Placement:
   def shardings(self, abstract_state: Any) -> Any:
     """Returns the shardings of the arrays of a state, None without a mesh.
 
-    An array is split along its largest axis that the size of `fsdp` divides,
-    the first one if several are equally long. It is replicated if there is
-    none, or if it has fewer than 1024 entries. Only the shape matters, so
-    momentum is split like its parameter. SAF's table is split by example over
-    all devices if they divide it.
+    An array is split along its largest axis that the size of `fsdp` divides, so
+    momentum is split like its parameter. It is replicated if there is none, or
+    if it is small. SAF's table is split by example over all devices.
     """
     is_table = lambda node: isinstance(node, optax_sam.SafState)
 

@@ -93,12 +93,8 @@ class Checkpoints:
 
     `like` is a state of the same run, for shapes and dtypes. Damaged
     checkpoints are reported by `say`. If an older one is read and the run
-    `goes_on`, they are removed, so that the run can write them again.
-
-    Raises:
-      ValueError: if there are checkpoints and none can be read, or if one was
-        saved under other settings, except for the number of steps and how often
-        a checkpoint is due.
+    `goes_on`, they are removed, so that the run can write them again. Raises a
+    ValueError if none of them can be read, or if one is of other settings.
     """
     self._manager.wait_until_finished()
     steps = processes.broadcast(sorted(self._manager.all_steps(), reverse=True))
@@ -171,10 +167,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def _alone() -> Iterator[ocp.Checkpointer]:
-  """Yields a checkpointer that does not wait for other processes.
-
-  The manager does, and forever if one of them cannot read its part.
-  """
+  """Yields a checkpointer that waits for no process, unlike the manager."""
   index = jax.process_index()
   options = ocp.options.MultiprocessingOptions(
     primary_host=index,

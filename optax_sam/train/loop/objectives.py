@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from optax_sam.train.config import errors
 from optax_sam.train.reports.results import Metric
 
 # From outputs and targets of a batch to one value per example.
@@ -91,16 +92,7 @@ def build(
   higher_is_better: bool | None = None,
   label_smoothing: float = 0.0,
 ) -> Objective:
-  """Returns the objective of a task.
-
-  Args:
-    loss: a name, or a function from outputs and targets of a batch to
-      per-example losses (B,).
-    metric: a name or a function like a loss; None for the usual one of it.
-    higher_is_better: direction of a metric that is a function.
-    label_smoothing: fraction of a training label that is spread over all
-      classes; with `cross_entropy` only.
-  """
+  """Returns the objective of a task; for the arguments see `compare`."""
   if metric is None:
     metric = _USUAL.get(str(loss), 'loss')
   given: tuple[Any, ...] = (('loss', loss, LOSSES), ('metric', metric, METRICS))
@@ -156,13 +148,6 @@ def _smoothed(smoothing: float) -> PerExample:
   return losses
 
 
-def classes(objective: Objective, outputs: Any) -> int | None:
-  """Returns the number of classes, None if targets are no classes."""
-  if objective.names[0] in (*_CLASSES, *_TOKENS):
-    return outputs.shape[-1]
-  return None
-
-
 def check(objective: Objective, outputs: Any, targets: Any) -> None:
   """Raises a ValueError if a model does not fit the targets.
 
@@ -175,7 +160,7 @@ def check(objective: Objective, outputs: Any, targets: Any) -> None:
     try:
       found: Any = jax.eval_shape(getattr(objective, kind), outputs, targets)
     except (TypeError, ValueError) as error:
-      msg = f'{kind} fails on outputs and targets: {first_line(error)}'
+      msg = f'{kind} fails on outputs and targets: {errors.first_line(error)}'
       raise ValueError(msg) from error
     shape = getattr(found, 'shape', type(found).__name__)
     if shape != (1,):
@@ -229,10 +214,4 @@ def shown(measured: Metric, row: Mapping[str, float]) -> str:
   if measured.name == 'loss':
     return loss
   value = row[f'test_{measured.name}']
-  text = f'{100 * value:.2f} %' if measured.percent else f'{value:.4g}'
-  return f'test {measured.title} {text}, {loss}'
-
-
-def first_line(error: Exception) -> str:
-  """Returns the first line of an error message."""
-  return next(iter(str(error).strip().splitlines()), type(error).__name__)
+  return f'test {measured.title} {measured.text(value)}, {loss}'

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_sam.train import models
-from optax_sam.train.config import configs
+from optax_sam.train.config import configs, errors
 from optax_sam.train.data import datasets, inputs
 from optax_sam.train.loop import objectives
 from optax_sam.train.models import functions
@@ -102,9 +102,10 @@ def create(
   If the targets are classes, their number becomes that of the outputs.
   """
   task = Task(model, inputs.InMemory(dataset, batch_size), objective)
-  count = objectives.classes(objective, _checked_outputs(task))
-  if count is None:
+  outputs = _checked_outputs(task)
+  if objective.names[0] not in ('cross_entropy', 'next_token'):
     return task
+  count = outputs.shape[-1]
   for part in ('train', 'test', 'validation'):
     if getattr(dataset, part) is not None:
       labels = getattr(dataset, part)['labels']
@@ -124,9 +125,14 @@ def _checked_outputs(task: Task) -> Any:
   except Exception as error:
     msg = (
       f'model {task.model.name} fails on inputs of shape '
-      f'{batch["inputs"].shape}: {objectives.first_line(error)}'
+      f'{batch["inputs"].shape}: {errors.first_line(error)}'
     )
     raise ValueError(msg) from error
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves(where[0])}
+  if not dtypes or not all(jnp.issubdtype(x, jnp.inexact) for x in dtypes):
+    found = ', '.join(sorted(map(str, dtypes))) or 'none'
+    msg = f'model {task.model.name} needs parameters of floats, not {found}'
+    raise ValueError(msg)
   objectives.check(task.objective, outputs, batch['labels'])
   return outputs
 
@@ -140,14 +146,12 @@ def build(
     ValueError: if the dataset is missing, too small, or does not fit the model.
   """
   examples, dtype = _inputs(config, say), jnp.dtype(config.dtype)
-  for name in ('batch_size', 'sharpness_examples'):
-    if getattr(config, name) > examples.train_examples:
-      msg = (
-        f'--{name.replace("_", "-")} must be at most '
-        f'{examples.train_examples}, the number of training examples of '
-        f'{config.dataset}, not {getattr(config, name)}'
-      )
-      raise ValueError(msg)
+  for flag, count in (
+    ('batch-size', config.batch_size),
+    ('sharpness-examples', config.sharpness_examples),
+  ):
+    which = f' of {config.dataset}'
+    inputs.check_count(flag, count, examples.train_examples, which)
   shape = examples.sample()['inputs'].shape[1:]
   objective = objectives.build(
     config.loss, config.metric, label_smoothing=config.label_smoothing

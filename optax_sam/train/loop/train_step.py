@@ -141,15 +141,10 @@ def jitted_step(
 ) -> Step:
   """Returns a step as one compiled function; skipping is a conditional in it.
 
-  Args:
-    task: what to train.
-    optimizer: the complete optimizer, method and base.
-    sharding: sharding of the next state: one for all leaves, or a state of
-      shardings, of which that of `step` also applies to the metrics. None
-      leaves the choice to the compiler.
-    donates: whether the step donates the buffers of its input state; callers
-      that read that state later must `copy` it first.
-    **options: see `_Step`.
+  The sharding of the next state is one for all leaves, or a state of shardings,
+  of which that of `step` also applies to the metrics. If the step `donates` the
+  buffers of its input state, callers that read that state later must `copy` it
+  first. For the options see `_Step`.
   """
   parts = _Step(task, optimizer, **options)
 

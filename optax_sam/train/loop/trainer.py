@@ -8,7 +8,9 @@ reached.
 import dataclasses
 import functools
 import math
+import re
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -191,12 +193,6 @@ class Trainer:
     )
     return {'sam_sharpness': rise, 'top_eigenvalue': eigenvalue}
 
-  def test_values(self, state: TrainingState) -> list[float]:
-    """Returns the metric of every test example, for data in memory."""
-    return evaluation.test_values(
-      self.task, *self.solution(state), self.placement
-    )
-
   def solution(self, state: TrainingState) -> tuple[Any, Statistics]:
     """Returns parameters and statistics of the solution of a run so far.
 
@@ -235,27 +231,31 @@ class Trainer:
     params = jax.lax.with_sharding_constraint(params, self.placement.replicated)
     return self.task.evaluation_loss(params, statistics, batch)
 
-  def _compile(self) -> Any:
-    optimizer, state = self.optimizer(seed=0), self.start(seed=0).state
-    sample = dict(self.task.inputs.sample())
+  def checksum(self) -> str:
+    """Returns a checksum of the operations of a step and of an evaluation."""
+    state, batch, _ = self._examples()
+    evaluation = jax.make_jaxpr(self.task.evaluate)(
+      state.params, state.statistics, batch
+    )
+    text = f'{self._traced().jaxpr} {evaluation}'
+    # Without the addresses of objects.
+    return f'{zlib.crc32(re.sub("0x[0-9a-f]+", "", text).encode()):08x}'
+
+  def _examples(self) -> tuple[TrainingState, datasets.Batch, Any]:
+    """Returns a state and a batch to trace with, and the sharding."""
+    state, sample = self.start(seed=0).state, dict(self.task.inputs.sample())
     if self.external is not None and self.external.by_example:
       sample['ids'] = np.zeros_like(sample['labels'])
-    batch = self.placement.batch(sample)
     sharding = None
     if self.placement.mesh is not None:
       sharding = self.placement.shardings(state)
-    if self.on_host:
-      # Two functions, compiled at their first calls.
-      step = train_step.branching_on_host(
-        self.task, optimizer, sharding=sharding
-      )
-      for _ in range(_WARM_UP_STEPS):
-        state, _ = step(state, batch)
-      jax.block_until_ready(state)
-      return step
+    return state, self.placement.batch(sample), sharding
+
+  def _traced(self) -> Any:
+    state, batch, sharding = self._examples()
     jitted: Any = train_step.jitted_step(
       self.task,
-      optimizer,
+      self.optimizer(seed=0),
       uses_gradient=self.method.uses_gradient,
       takes_per_example_losses=self.method.takes_per_example_losses,
       external=self.external,
@@ -263,7 +263,20 @@ class Trainer:
       donates=True,
       sharding=sharding,
     )
-    traced = jitted.trace(state, batch)
+    return jitted.trace(state, batch)
+
+  def _compile(self) -> Any:
+    if self.on_host:
+      state, batch, sharding = self._examples()
+      # Two functions, compiled at their first calls.
+      step = train_step.branching_on_host(
+        self.task, self.optimizer(seed=0), sharding=sharding
+      )
+      for _ in range(_WARM_UP_STEPS):
+        state, _ = step(state, batch)
+      jax.block_until_ready(state)
+      return step
+    traced = self._traced()
     self.repetition = cost.repetition(traced.jaxpr)
     compiled = traced.lower().compile()
     memory = compiled.memory_analysis()
@@ -290,9 +303,9 @@ class Trainer:
   def _validate(self, progress: Progress, seed: int) -> None:
     """Updates an average with the loss on the held-out examples."""
     averaging: Any = self.averaging
-    held_out: Any = self.inputs.held_out(seed)
-    state = progress.state
-    loss, value = self._evaluate(state.params, state.statistics, [held_out])
+    inputs: Any = self.inputs  # in memory, see `_without_held_out`
+    held_out, state = inputs.held_out(seed), progress.state
+    loss, value = self.evaluate(state.params, state.statistics, [held_out])
     memory = self.placement.made(
       averaging.functions.validate, state.memory, loss
     )
@@ -310,14 +323,15 @@ class Trainer:
       parts['train'] = [train]
     row: Row = {'step': progress.step}
     for part, batches in parts.items():
-      loss, value = self._evaluate(*solution, batches)
+      loss, value = self.evaluate(*solution, batches)
       row[f'{part}_loss'] = loss
       row[f'{part}_{self.task.objective.measured.name}'] = value
     return row
 
-  def _evaluate(
+  def evaluate(
     self, params: Any, statistics: Statistics, batches: Any
   ) -> tuple[float, float]:
+    """Returns mean loss and mean metric, see `evaluation.evaluate`."""
     return evaluation.evaluate(
       self.task, params, statistics, batches, self.placement
     )
@@ -334,12 +348,10 @@ def _without_held_out(
       f'{inputs.train_examples} training examples; give a larger one'
     )
     raise ValueError(msg)
-  if parts.batch_size > parts.train_examples:
-    msg = (
-      f'--batch-size must be at most {parts.train_examples}, the training '
-      f'examples that {name} does not hold out, not {parts.batch_size}'
-    )
-    raise ValueError(msg)
+  which = f' that {name} does not hold out'
+  inputs_lib.check_count(
+    'batch-size', parts.batch_size, parts.train_examples, which
+  )
   return parts
 
 

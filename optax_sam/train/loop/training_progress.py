@@ -42,12 +42,7 @@ def is_due(step: int, steps: int, count: int) -> bool:
 
 
 def divergence(log: Sequence[Row], steps: int) -> str:
-  """Returns the reason why a run of `steps` diverged, '' if it did not.
-
-  A run diverged if a parameter is not finite, if the loss is not finite in two
-  rows in a row or at the end, or if the loss is far above that of the first row
-  for a tenth of the steps. A single spike is not a divergence.
-  """
+  """Returns the reason why a run of `steps` diverged, '' if it did not."""
   last, start = log[-1], log[0]['loss']
   if not math.isfinite(last.get('parameter_norm', 0.0)):
     return 'the parameters are not finite'

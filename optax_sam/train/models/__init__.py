@@ -1,17 +1,17 @@
 """Models in Flax linen."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 
+from optax_sam.train.config.flags import MODELS as NAMES
 from optax_sam.train.models import imported
 from optax_sam.train.models.networks import CNN, MLP, ResNet, WideResNet
 from optax_sam.train.models.vit import ViT
 
 __all__ = ['CNN', 'MLP', 'NAMES', 'ResNet', 'ViT', 'WideResNet', 'build']
-
-NAMES = ('mlp', 'cnn', 'resnet18', 'resnet50', 'wideresnet28x10', 'vit_s16')
 
 _SMALL_IMAGE = 64
 
@@ -22,25 +22,15 @@ def build(
   input_shape: Sequence[int],
   *,
   dtype: Any = jnp.float32,
-  axis_name: str | None = None,
 ) -> Any:
-  """Returns a model by name, or one of the user.
+  """Returns a model by name, or one of the user as in `imported.build`.
 
-  Models with batch norm have the collection `batch_stats`; dropout needs the
-  key `dropout`. For `dtype` and `axis_name` see `networks`.
+  The input shape is that of one example, channels last. `mlp` takes any shape,
+  `cnn` images or 1-D signals, the others images; `vit_s16` needs sides that are
+  multiples of 16. The dtype is that of the computation except for the head.
 
-  >>> model = build('resnet18', 10, (32, 32, 3), axis_name='batch')
-  >>> model.axis_name, model.small_images
-  ('batch', True)
-
-  Args:
-    name: one of `NAMES`, or a reference as in `imported.build`.
-    classes: number of classes.
-    input_shape: shape of one example, channels last. `mlp` takes any shape,
-      `cnn` images or 1-D signals, the others images; the sides for `vit_s16`
-      must be multiples of 16.
-    dtype: dtype of the computation except for the head.
-    axis_name: name of the mapped axis over which batch norm averages.
+  >>> build('resnet18', 10, (32, 32, 3)).small_images
+  True
   """
   if ':' in name:
     return imported.build(name, classes)
@@ -55,18 +45,16 @@ def build(
       f'{tuple(input_shape)}; choose mlp or your own'
     )
     raise ValueError(msg)
-  norms = {'dtype': dtype, 'axis_name': axis_name}
-  small = {'small_images': min(input_shape[:2], default=0) < _SMALL_IMAGE}
-  match name:
-    case 'mlp':
-      return MLP(classes, dtype=dtype)
-    case 'cnn':
-      return CNN(classes, kernel=5 if axes == 2 else 3, **norms)
-    case 'vit_s16':
-      return ViT(classes, dtype=dtype)
-    case 'wideresnet28x10':
-      return WideResNet(classes, **norms)
-    case 'resnet18':
-      return ResNet(classes, **small, **norms)
-    case _:
-      return ResNet(classes, (3, 4, 6, 3), bottleneck=True, **small, **norms)
+  small = min(input_shape[:2], default=0) < _SMALL_IMAGE
+  residual = functools.partial(ResNet, small_images=small)
+  makers = {
+    'mlp': MLP,
+    'cnn': functools.partial(CNN, kernel=5 if axes == 2 else 3),
+    'vit_s16': ViT,
+    'wideresnet28x10': WideResNet,
+    'resnet18': residual,
+    'resnet50': functools.partial(
+      residual, blocks=(3, 4, 6, 3), bottleneck=True
+    ),
+  }
+  return makers[name](classes, dtype=dtype)

@@ -129,10 +129,7 @@ def _from_pair(
 
 
 def _from_nnx(build: Callable[..., Any], abstract: Any) -> ModelFunctions:
-  """Splits a module into parameters and statistics.
-
-  Random states are no statistics: the key of a step determines them.
-  """
+  """Splits a module into parameters and statistics, without random states."""
 
   def split(module: Any) -> tuple[Any, ...]:
     nnx.pop(module, nnx.Intermediate)

@@ -1,9 +1,8 @@
 """Networks: MLP, CNN, ResNet and WideResNet.
 
 `dtype` is that of the computation. Parameters, statistics and logits are
-float32. Batch norm averages its statistics over the mapped axis `axis_name`,
-needed only inside `jax.shard_map` or `jax.vmap`. `convolve` is the convolution;
-that of JAX is slow inside a conditional on CPU.
+float32. `convolve` is the convolution; that of JAX is slow inside a conditional
+on CPU.
 """
 
 import functools
@@ -49,7 +48,6 @@ class CNN(nn.Module):
   widths: Sequence[int] = (32, 64, 64)
   kernel: int = 3
   dtype: Any = jnp.float32
-  axis_name: str | None = None
   convolve: Callable[..., jax.Array] = optax_sam.conv_general_dilated
 
   @nn.compact
@@ -66,10 +64,7 @@ class CNN(nn.Module):
         dtype=self.dtype,
         conv_general_dilated=self.convolve,
       )(x)
-      x = nn.BatchNorm(
-        not train, momentum=0.9, dtype=self.dtype, axis_name=self.axis_name
-      )(x)
-      x = nn.relu(x)
+      x = nn.relu(nn.BatchNorm(not train, momentum=0.9, dtype=self.dtype)(x))
     x = jnp.mean(x, axis=tuple(range(1, 1 + axes)), dtype=jnp.float32)
     return nn.Dense(self.classes, dtype=jnp.float32)(x)
 
@@ -148,7 +143,6 @@ class ResNet(nn.Module):
   width: int = 64
   small_images: bool = False
   dtype: Any = jnp.float32
-  axis_name: str | None = None
   convolve: Callable[..., jax.Array] = optax_sam.conv_general_dilated
 
   @nn.compact
@@ -180,7 +174,6 @@ class WideResNet(nn.Module):
   widening: int = 10
   dropout: float = 0.0
   dtype: Any = jnp.float32
-  axis_name: str | None = None
   convolve: Callable[..., jax.Array] = optax_sam.conv_general_dilated
 
   @nn.compact
@@ -223,7 +216,6 @@ def _layers(network: Any, train: bool) -> tuple[Any, Any]:
     momentum=0.9,
     epsilon=1e-5,
     dtype=network.dtype,
-    axis_name=network.axis_name,
   )
   return convolution, norm
 
@@ -242,10 +234,7 @@ def _places(blocks: Sequence[int]) -> list[tuple[str, int, int]]:
 
 
 def _logits(x: jax.Array, classes: int) -> jax.Array:
-  """Returns the logits of features (examples, height, width, channels).
-
-  All in float32: it is cheap, and the loss must resolve the small difference
-  that an ascent step makes.
-  """
+  """Returns the logits of features (examples, height, width, channels)."""
+  # In float32, so that the loss resolves the small change of an ascent step.
   x = jnp.mean(x, axis=(1, 2), dtype=jnp.float32)
   return nn.Dense(classes, dtype=jnp.float32, name='head')(x)

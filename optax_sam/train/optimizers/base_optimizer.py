@@ -52,7 +52,8 @@ def schedule(config: configs.Experiment) -> optax.Schedule:
   shape = optax.warmup_cosine_decay_schedule(
     init_value=0.0,
     peak_value=1.0,
-    warmup_steps=round(config.warmup * config.steps),
+    # At least one step is left for the decay.
+    warmup_steps=min(round(config.warmup * config.steps), config.steps - 1),
     decay_steps=config.steps,
   )
   return lambda count: highest * shape(count)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -112,6 +112,20 @@ def complete_settings(
   if rho is not None and 'rho' in chosen:
     chosen['rho'] = rho
   return {**chosen, **given}
+
+
+def method_settings(
+  names: Sequence[str], config: configs.Experiment
+) -> dict[str, dict[str, Any]]:
+  """Returns the complete settings of methods, after building each once."""
+  given = parse_settings(config.set, names)
+  settings = {
+    name: complete_settings(name, given.get(name, {}), config.rho)
+    for name in names
+  }
+  for name in names:
+    optimizer(name, settings[name], config, seed=0)
+  return settings
 
 
 def optimizer(

@@ -102,6 +102,7 @@ class Method:
   # From parameters and optimizer state to the solution of a run, if that
   # differs from the trained parameters.
   solution: Callable[[optax.Params, Any], optax.Params] | None = None
+  is_own: bool = False  # not of the catalog
 
   @property
   def skips(self) -> bool:
@@ -175,7 +176,7 @@ def own(name: str, given: Any, *, reports: bool) -> Method:
     radius=None,
   )
   factory = (lambda base: given(base)) if is_function else (lambda: given)
-  return Method(row, factory)
+  return Method(row, factory, is_own=True)
 
 
 @contextlib.contextmanager

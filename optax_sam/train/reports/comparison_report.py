@@ -24,14 +24,10 @@ _ROWS = ('log', 'validations', 'evaluations', 'landscape')
 def write_report(comparison: Comparison, path: pathlib.Path) -> pathlib.Path:
   """Writes the report; returns the path of its page.
 
-  Args:
-    comparison: The results.
-    path: A file that ends in `.html`; or a directory, which gets report.html,
-      results.csv, and metrics.jsonl with a line for every logged step,
-      evaluation and landscape point. Each has `method`, `seed` and `kind`:
-      'log', 'validation', 'evaluation', or 'landscape'. NaN and infinity, which
-      JSON lacks, are null. All files are rendered before the first is written;
-      each is written atomically.
+  The path is a file that ends in `.html`; or a directory, which also gets
+  results.csv, and metrics.jsonl with the rows of all runs. Each has `method`,
+  `seed` and `kind`. NaN and infinity, which JSON lacks, are null. All files are
+  rendered before the first is written; each is written atomically.
   """
   text = render_page(comparison).encode()
   if path.suffix == '.html':
@@ -115,7 +111,7 @@ def headline(
   score = comparison.scores(comparison.base)
   others = {x: d for x, d in differences.items() if x != comparison.base}
   if not score:
-    return f'No comparison: {base} has no finished run'
+    return f'No comparison: {base} has no finite test {metric.title}'
   if not others:
     text = formats.score(mean(score.values()), metric) + '%' * metric.percent
     return f'{base} on {_data(comparison)}: {text} test {metric.title}'

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from optax_sam.catalog import METHODS
+from optax_sam.train.config import errors
 from optax_sam.train.reports.results import Metric
 
 MISSING = '\N{EN DASH}'
@@ -56,9 +57,8 @@ def count(size: int, noun: str) -> str:
 
 
 def printable(text: str) -> str:
-  """Escapes control characters, which terminals would obey."""
-  shown = lambda c: c.isprintable() or c in '\n\N{NO-BREAK SPACE}'
-  return ''.join(c if shown(c) else repr(c)[1:-1] for c in text)
+  """Escapes control characters except line breaks."""
+  return '\n'.join(map(errors.printable, text.split('\n')))
 
 
 def in_words(value: object) -> str:

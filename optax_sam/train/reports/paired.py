@@ -17,9 +17,6 @@ CONFIDENCE = 0.95
 # difference may survive the correction for 100 methods.
 _RESAMPLES = 4000
 
-STUDENT = 'Student t over seeds'
-BOOTSTRAP = 'bootstrap over test examples and seeds'
-
 # Values of single test examples by seed, in one order for all methods.
 Examples = Mapping[int, Sequence[float]]
 
@@ -33,7 +30,6 @@ class Difference:
   # At 95%, of the mean, not corrected for the number of methods.
   interval: tuple[float, float] | None = None
   reason: str = ''  # of a missing interval
-  method: str = ''  # `STUDENT`, `BOOTSTRAP`, or none
   p_value: float | None = None  # two-sided, of a difference of 0
   adjusted_p_value: float | None = None  # by Holm's correction
   higher_is_better: bool = True
@@ -63,13 +59,10 @@ def paired_difference(
   base: dict[int, float],
   examples: tuple[Examples, Examples] = ({}, {}),
 ) -> Difference:
-  """Compares two sets of scores, by seed, on their common seeds.
+  """Compares scores by seed of a method and the base on their common seeds.
 
-  Args:
-    method: Scores of the method.
-    base: Scores of the base optimizer.
-    examples: Values of the test examples of both, whose means are the scores.
-      They are used only if the seeds have no variance.
+  Values of the test examples of both, whose means are the scores, are used only
+  if the seeds have no variance.
   """
   by_seed = {seed: method[seed] - base[seed] for seed in method if seed in base}
   if not by_seed:
@@ -90,7 +83,7 @@ def paired_difference(
     test = stats.ttest_1samp(values, 0.0)
     low, high = map(float, test.confidence_interval(CONFIDENCE))
     p_value = float(test.pvalue)
-    return Difference(by_seed, center, (low, high), '', STUDENT, p_value)
+    return Difference(by_seed, center, (low, high), '', p_value)
   pairs = [[of.get(seed, ()) for of in examples] for seed in by_seed]
   sizes = {len(values) for pair in pairs for values in pair}
   if len(sizes) > 1 or not max(sizes) or not np.isfinite(pairs).all():
@@ -98,9 +91,9 @@ def paired_difference(
   values = np.subtract.reduce(pairs, axis=1)  # (seeds, examples)
   if values.any():
     interval, p_value = _bootstrap(values)
-    return Difference(by_seed, center, interval, '', BOOTSTRAP, p_value)
+    return Difference(by_seed, center, interval, '', p_value)
   reason = 'all test examples have the same values'
-  return Difference(by_seed, center, None, reason, BOOTSTRAP, 1.0)
+  return Difference(by_seed, center, None, reason, 1.0)
 
 
 def differences(comparison: Comparison) -> dict[str, Difference]:

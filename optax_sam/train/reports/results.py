@@ -45,6 +45,10 @@ class Metric:
     """1 if a larger value is better, else -1."""
     return 1 if self.higher_is_better else -1
 
+  def text(self, value: float) -> str:
+    """Returns a value as pages show it, with its unit."""
+    return f'{self.scale * value:{self.spec}}{" %" * self.percent}'
+
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
@@ -213,10 +217,7 @@ class Comparison:
 
     It may be the base optimizer, which comes first among equal ones. The best
     method need not be better than the next one by more than chance: `table` has
-    the intervals.
-
-    Raises:
-      ValueError: If no run has a score.
+    the intervals. Raises a ValueError if no run has a score.
     """
     if not self.ranking():
       msg = 'comparison: no run is finished, so there is no best method'

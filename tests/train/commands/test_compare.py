@@ -78,7 +78,7 @@ def test_the_same_comparison_gives_the_same_numbers(small, tmp_path):
     ({'set': ('sam.rho=-1',)}, 'sam.rho=-1: rho must be above 0'),
     ({'batch_size': 1001}, '--batch-size must be at most 1000'),
     ({'sharpness_examples': 1001}, '--sharpness-examples'),
-    ({'methods': ('swad',), 'batch_size': 950}, 'at most 900, the training'),
+    ({'methods': ('swad',), 'batch_size': 950}, 'at most 900, the number'),
     ({'output': 'precious'}, '--output'),
     ({'output': 'precious', 'overwrite': True}, '--output'),
   ],

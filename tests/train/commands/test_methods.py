@@ -1,5 +1,3 @@
-import json
-
 import pytest
 
 from optax_sam import catalog
@@ -55,14 +53,6 @@ def test_the_rule_of_sam_is_readable(capsys):
 )
 def test_formulas_are_written_in_unicode(latex, expected):
   assert methods.formula(latex) == expected
-
-
-def test_json_has_the_same_facts(capsys):
-  found = json.loads(printed(capsys, '--json'))
-  assert [one['name'] for one in found] == list(registry.METHODS)
-  (one,) = json.loads(printed(capsys, 'AE-SAM', '--json'))
-  assert one['settings']['lambda_2']['default'] == 1.0
-  assert one['address'] == 'https://arxiv.org/abs/2304.14647'
 
 
 def test_an_unknown_method_is_refused(capsys):

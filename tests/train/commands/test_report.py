@@ -4,7 +4,7 @@ import json
 import pytest
 from rich.console import Console
 
-from optax_sam.train.commands import compare, report
+from optax_sam.train.commands import compare
 from optax_sam.train.config.configs import ReportConfig
 from tests.train import problems
 from tests.train.runs import refused
@@ -23,7 +23,7 @@ def test_saved_results_give_the_same_report(tmp_path):
   for name in FILES:
     (tmp_path / 'out' / name).unlink()
   text = io.StringIO()
-  report.run(ReportConfig(directory=tmp_path / 'out'), Console(file=text))
+  compare.report(ReportConfig(directory=tmp_path / 'out'), Console(file=text))
   assert 'SAM' in text.getvalue()
   for name in FILES[:2]:
     assert (tmp_path / 'out' / name).read_text() == written[name]

@@ -13,7 +13,6 @@ from optax_sam.train.commands import sharpness
 from optax_sam.train.config import configs, output_dir
 from optax_sam.train.data import datasets
 from optax_sam.train.loop import task
-from optax_sam.train.reports import sharpness_report
 from tests.train import problems
 from tests.train.reports.comparisons import Page
 from tests.train.runs import arrays, call, refused, run
@@ -92,7 +91,7 @@ def test_numbers_are_measured_at_the_last_checkpoint(solutions, both):
     numbers = [float(row[name]) for name in row if name != 'run']
     assert np.isfinite(numbers).all()
     assert f'{accuracy:.4g}' in printed
-  assert problems.names(target) == sharpness_report.FILES | {output_dir.LOCK}
+  assert problems.names(target) == sharpness.FILES | {output_dir.LOCK}
   assert str(target / 'report.html') in printed
 
 
@@ -124,15 +123,24 @@ def test_bad_values_write_nothing(changes, named, runs, tmp_path):
 
 def test_only_finished_runs_of_one_dataset_are_measured(runs, tmp_path, capsys):
   first, half, noisy = runs[0].output, tmp_path / 'half', tmp_path / 'noisy'
-  for path, changed in ((half, {}), (noisy, {'label_noise': 0.5})):
+  part, other = tmp_path / 'part', tmp_path / 'other'
+  for path, changed in (
+    (half, {}),
+    (noisy, {'label_noise': 0.5}),
+    (part, {'train_examples': 200}),
+    (other, {'loss': 'mean_squared_error'}),
+  ):
     path.mkdir()
     settings = configs.settings(runs[0]) | changed
     output_dir.write_config(path, 'train', settings)
-  (noisy / 'metrics.jsonl').touch()
+  for path in (noisy, part, other):
+    (path / 'metrics.jsonl').touch()
   for paths, named in (
     ([tmp_path], 'is not a run'),
     ([half], 'has not finished'),
     ([first, noisy], 'label_noise is 0.0 in'),
+    ([first, part], 'train_examples is None in'),
+    ([first, other], 'loss is'),
     ([first, first], 'different names'),
     ([], 'at least one run'),
   ):

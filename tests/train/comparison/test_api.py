@@ -218,6 +218,50 @@ def test_the_same_call_continues_from_its_output(tmp_path, monkeypatch):
     compare(PLAIN, TRAIN, TEST, **given | {'steps': 5})
 
 
+def test_an_output_of_other_own_functions_is_refused(tmp_path):
+  def run(rho, name='out', power=2.0, decay=0.0):
+    return compare(
+      PLAIN,
+      TRAIN,
+      TEST,
+      methods={'mine': optax_sam.sam(rho=rho)},
+      base=lambda rate: optax.chain(
+        optax.add_decayed_weights(decay), optax.sgd(rate)
+      ),
+      learning_rate=0.1,
+      loss=lambda outputs, labels: jnp.abs(outputs[:, 0] - labels) ** power,
+      output=tmp_path / name,
+      **SMALL,
+    )
+
+  first = run(0.1)
+  assert evaluations(run(0.1)) == evaluations(first)
+  for changes in ({'rho': 0.2}, {'power': 3.0}, {'decay': 0.5}):
+    with pytest.raises(ValueError, match=r'own functions: .* choose another'):
+      run(**({'rho': 0.1} | changes))
+
+
+def test_scalars_of_numpy_and_jax_are_numbers():
+  given = SMALL | {'methods': ('sam',)}
+  plain = compare(
+    PLAIN,
+    TRAIN,
+    TEST,
+    settings={'sam': {'rho': 0.25}},
+    learning_rate=0.5,
+    **given,
+  )
+  scalars = compare(
+    PLAIN,
+    TRAIN,
+    TEST,
+    settings={'sam': {'rho': jnp.float32(0.25)}},
+    learning_rate=np.float64(0.5),
+    **given | {'steps': np.int64(given['steps'])},
+  )
+  assert evaluations(scalars) == evaluations(plain)
+
+
 OTHER = {
   'model': Net(),
   'train': TRAIN,
@@ -238,6 +282,11 @@ OTHER = {
       'model .* fails on inputs of',
     ),
     (
+      {'model': (lambda *_: {'n': jnp.int32(1)}, lambda _, x: x)},
+      'needs parameters of floats, not int32',
+    ),
+    ({'model': (lambda *_: {}, lambda _, x: x)}, 'floats, not none'),
+    (
       {'train': (X[:40], Y[:39])},
       'train: inputs has 40 examples and targets has 39',
     ),
@@ -256,6 +305,9 @@ OTHER = {
     ({'methods': ('sma',)}, "'sma'"),
     ({'methods': {'mine': 3}}, "'mine' must be a gradient transformation"),
     ({'methods': {'mine': optax_sam.sam}}, 'got a gradient transformation'),
+    ({'methods': {'mine': None}}, 'gradient transformation, .* not NoneType'),
+    ({'methods': {'sgd': optax.identity()}}, "'sgd' is the base optimizer;"),
+    ({'methods': {1: optax.identity()}}, 'the name 1 must begin'),
     ({'methods': {'a/b': optax.identity()}}, "the name 'a/b' must begin"),
     ({'methods': {'.a': optax.identity()}}, "the name '.a' must begin"),
     ({'methods': {'a' * 250: optax.identity()}}, 'at most 40 letters'),

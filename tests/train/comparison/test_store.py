@@ -82,6 +82,18 @@ def test_a_renamed_run_is_refused(target):
     store.read(target)
 
 
+def test_a_trial_does_not_replace_another_after_one_was_removed(target):
+  with opened(target) as stored:
+    for rho in (0.2, 0.3):
+      trial = dataclasses.replace(TRIAL, settings={'rho': rho})
+      stored.add_trial(trial)
+  (target / 'trials/00001.json').unlink()
+  with opened(target) as stored:
+    stored.add_trial(dataclasses.replace(TRIAL, settings={'rho': 0.4}))
+  found = [trial.settings['rho'] for trial in store.Store(target).trials]
+  assert found == [0.1, 0.3, 0.4]
+
+
 def test_other_directories_are_not_comparisons(tmp_path):
   with pytest.raises(ValueError, match='not an output of'):
     store.read(tmp_path)

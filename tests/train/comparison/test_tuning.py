@@ -3,6 +3,7 @@ import dataclasses
 import io
 import math
 import re
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import optax_sam
 from optax_sam.train.commands import compare, progress
 from optax_sam.train.comparison import plan, store, tuning
 from optax_sam.train.data import datasets, inputs
-from optax_sam.train.loop import evaluation
+from optax_sam.train.loop import evaluation, objectives
 from optax_sam.train.loop.trainer import Trainer
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
@@ -152,6 +153,21 @@ def test_diverged_trials_are_named(known_best):
   chosen, text, _ = tune(problems.compare_config(tune=(), trials=4))
   assert 'sam: all trials diverged' in text
   assert 0 < chosen['sam']['rho'] < 0.05
+
+
+def test_the_sign_of_a_metric_is_shown():
+  objective = objectives.build(
+    metric=lambda _, labels: labels - 3.0, higher_is_better=True
+  )
+  task = dataclasses.replace(
+    problems.small_task('mlp', 100), objective=objective
+  )
+  config = problems.compare_config(tune=())
+  trials = tuning.Trials(
+    config, task, 'sam', {'rho': 0.1}, store.Store(), threading.Event()
+  )
+  line = trials.summary((0.0,), (-0.25, -1.0), [(0.0,)])
+  assert line.endswith('validation metric -0.25')
 
 
 class _NoTest(inputs.InMemory):

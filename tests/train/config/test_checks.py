@@ -4,8 +4,7 @@ import pathlib
 
 import pytest
 
-from optax_sam.train import models
-from optax_sam.train.config import checks, configs, flags
+from optax_sam.train.config import checks, configs
 from tests.train.runs import refused
 
 
@@ -67,10 +66,6 @@ def test_each_base_has_its_own_defaults():
   given = dataclasses.replace(adamw, learning_rate=0.5, weight_decay=0)
   assert configs.learning_rate(given) == 0.5
   assert configs.weight_decay(given) == 0
-
-
-def test_names_are_those_of_models_and_losses():
-  assert flags.MODELS == models.NAMES
 
 
 def test_paths_devices_and_processes_are_not_settings():

@@ -60,6 +60,8 @@ def test_the_command_line_overrides_the_file(write):
   found = parse(f'--config={path}', '--steps=300', '--set', 'sam.rho=2')
   assert (found.steps, found.epochs) == (300, None)
   assert found.set == ('sam.rho=1', 'sam.rho=2')
+  found = parse(f'--config={path}', '-masam', '-oruns/x')
+  assert (found.method, found.output) == ('asam', pathlib.Path('runs/x'))
   found = parse('--config', write({'steps': 90}), '--epochs', '1')
   assert (found.steps, found.epochs) == (configs.TrainConfig.steps, 1)
 
@@ -68,7 +70,7 @@ def test_the_command_line_overrides_the_file(write):
   ('content', 'message'),
   [
     ({'stepz': 1}, "unknown flag 'stepz'; choose among base, batch-size"),
-    ({'config': 'x'}, 'must not set config'),
+    ({'config': 'x'}, 'without config'),
     ({'steps': 'many'}, "--steps must be int, got str, not 'many'"),
     ({'seed': [1, 2]}, '--seed must be int, got array, not [1, 2]'),
     ({'seed': []}, '--seed must be int, got array'),
@@ -81,12 +83,12 @@ def test_the_command_line_overrides_the_file(write):
     ({'data-dir': ''}, "--data-dir '' must be printable text"),
     ('{"seed": 1, "seed": 1}', "'seed' is given twice"),
     ('{"batch-size": 1, "batch_size": 1}', "'batch_size' is given twice"),
-    ('{"steps": 1' + 5000 * '0' + '}', 'is not JSON'),
-    ('[' * 100_000, 'is not JSON'),
+    ('{"steps": 1' + 5000 * '0' + '}', 'cannot be read'),
+    ('[' * 100_000, 'cannot be read'),
     ({'steps': {'a': 1}}, '--steps must be int, got object'),
     ({'steps': 1, 'epochs': 1}, '--steps and --epochs both give the length'),
-    ([1], 'must be one object'),
-    ('{', 'is not JSON'),
+    ([1], 'must be a file of one JSON object'),
+    ('{', 'cannot be read'),
   ],
 )
 def test_an_invalid_file_is_reported_in_one_line(
@@ -104,7 +106,7 @@ def test_one_regular_file_is_given(write, capsys, tmp_path):
   os.mkfifo(tmp_path / 'pipe')
   for special in ('/dev/zero', tmp_path, tmp_path / 'pipe'):
     named = refused(capsys, 'train', '--config', special)
-    assert f'--config {special} is not a regular file' in named
+    assert f'--config {special} must be a file' in named
 
 
 @pytest.mark.parametrize(

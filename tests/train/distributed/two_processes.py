@@ -148,8 +148,8 @@ def test_every_test_example_counts_once():
     mine = np.array_split(rows, 2)[jax.process_index()]
     batch = {name: values[mine % 797] for name, values in test.items()}
     batches.append({**batch, 'is_example': mine < 797})
-  found = one._evaluate(one.placement.state(params), statistics, batches)
-  expected = alone._evaluate(params, statistics, [test])
+  found = one.evaluate(one.placement.state(params), statistics, batches)
+  expected = alone.evaluate(params, statistics, [test])
   assert found == pytest.approx(expected, rel=1e-5)
 
 

@@ -72,7 +72,7 @@ def test_the_solution_equals_that_of_a_handwritten_loop():
   assert distance > 1e-3
   by_hand = reestimated(one, params, progress.state.statistics)
   assert_close(statistics['batch_stats'], by_hand, atol=1e-5)
-  loss, _ = one._evaluate(params, statistics, one.task.inputs.test())
+  loss, _ = one.evaluate(params, statistics, one.task.inputs.test())
   assert progress.evaluations[-1]['test_loss'] == loss
 
 

@@ -170,9 +170,9 @@ def test_padding_rows_have_weight_zero(one):
   found = one.task.evaluation_loss(*where, masked)
   np.testing.assert_allclose(found, loss, rtol=1e-5)
   # In batches, and without any example
-  found = one._evaluate(*where, [masked, masked])
+  found = one.evaluate(*where, [masked, masked])
   np.testing.assert_allclose(found, (loss, accuracy), rtol=1e-5)
-  assert np.isnan(one._evaluate(*where, [])).all()
+  assert np.isnan(one.evaluate(*where, [])).all()
 
 
 def test_the_method_gets_unclipped_gradients():

@@ -63,10 +63,10 @@ def test_the_solution_is_evaluated_with_recomputed_statistics(
   by_hand = reestimated(trainer, params, state.statistics)
   assert_close(statistics['batch_stats'], by_hand, atol=1e-5)
   found = progress.evaluations[-1]['test_loss']
-  assert found == trainer._evaluate(params, statistics, test)[0]
+  assert found == trainer.evaluate(params, statistics, test)[0]
   # It differs from the trained parameters and their statistics.
   for other in ((state.params, statistics), (params, state.statistics)):
-    assert found != trainer._evaluate(*other, test)[0]
+    assert found != trainer.evaluate(*other, test)[0]
   if name == 'swa':  # averages each epoch from the eleventh step
     assert int(state.opt_state[-1].average.size) == 2
   if name == 'entropy_sgd':  # its own learning rate is logged

@@ -114,3 +114,13 @@ def test_arguments_are_checked(base, setting, message):
   with pytest.raises(ValueError, match=message) as error:
     base_optimizer.base_optimizer(config(base, setting))
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('steps', 'warmup'), [(1, 0.9), (10, 0.96)])
+def test_the_warm_up_leaves_a_step_for_the_decay(steps, warmup):
+  given = config('sgd', steps=steps, warmup=warmup)
+  rates = [
+    float(base_optimizer.schedule(given)(step)) for step in range(steps + 1)
+  ]
+  assert rates.index(max(rates)) == steps - 1
+  assert rates[-1] == 0

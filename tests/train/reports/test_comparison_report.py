@@ -69,6 +69,12 @@ def test_the_headline_claims_no_more_than_the_intervals(accuracies, claims):
   assert found == claims
 
 
+def test_finished_runs_without_a_finite_metric_are_not_called_missing():
+  made = of_accuracies(sgd=[math.nan, math.nan], sam=BETTER[:2])
+  said = headline(made, differences(made))
+  assert said == 'No comparison: SGD has no finite test accuracy'
+
+
 def test_csv_has_a_row_per_run_in_full_precision(tmp_path):
   third = run('sam', 1, 1 / 3, fraction=1 / 7, settings={'period': 5})
   made = comparison([run('sgd', 0, 0.1 + 0.2), run('sam', 0, 0.9), third])

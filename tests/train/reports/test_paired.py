@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from optax_sam.train.reports import paired
 from optax_sam.train.reports.paired import holm, paired_difference
 
 
@@ -14,7 +13,6 @@ def test_student_t_is_that_of_scipy():
   base = {0: 0.9, 1: 0.92, 2: 0.95, 7: 0.1}
   found = paired_difference(method, base)
   test = stats.ttest_rel([0.93, 0.951, 0.942], [0.9, 0.92, 0.95])
-  assert found.method == paired.STUDENT
   assert found.p_value == pytest.approx(test.pvalue)
   interval = test.confidence_interval(0.95)
   assert found.interval == pytest.approx((interval.low, interval.high))
@@ -25,10 +23,10 @@ def test_student_t_is_that_of_scipy():
 def test_zero_variance_is_judged_relative_to_the_scores(scale):
   base = {seed: scale * value for seed, value in enumerate([1, 2, 3])}
   varied = {0: scale * 1.1, 1: scale * 2.2, 2: scale * 3.4}
-  assert paired_difference(varied, base).method == paired.STUDENT
+  assert paired_difference(varied, base).p_value is not None
   shifted = {seed: value + 0.1 * scale for seed, value in base.items()}
   found = paired_difference(shifted, base)
-  assert (found.method, found.p_value) == ('', None)
+  assert found.p_value is None
   assert 'same amount' in found.reason
 
 
@@ -71,7 +69,6 @@ def test_with_one_seed_the_examples_decide():
   method, base = correct(400, 20, 21), correct(400, *range(20))
   found = of_examples(method, base)
   exact = stats.binomtest(20, 22).pvalue
-  assert found.method == paired.BOOTSTRAP
   assert found.significant
   assert found.p_value < 0.001
   assert exact < 0.001
@@ -111,7 +108,6 @@ def test_without_variance_seeds_and_examples_are_resampled_together():
     for of in (method, base)
   ]
   found = paired_difference(*means, (method, base))
-  assert found.method == paired.BOOTSTRAP
   assert found.mean == pytest.approx(0.05)
   # By hand: the variance over examples of the mean over seeds, and that of
   # seeds drawn three times, which changes how often an example counts.
@@ -146,5 +142,5 @@ def test_equal_examples_are_no_difference():
 )
 def test_without_paired_examples_there_is_no_test(examples):
   found = paired_difference({0: 0.9}, {0: 0.8}, examples)
-  assert (found.method, found.p_value, found.interval) == ('', None, None)
+  assert (found.p_value, found.interval) == (None, None)
   assert 'one seed' in found.reason

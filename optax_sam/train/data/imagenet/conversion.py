@@ -40,19 +40,12 @@ def convert(
 ) -> shards_lib.Manifest:
   """Converts an image folder, or resumes that; returns the manifest.
 
-  Args:
-    source: the image folder.
-    target: a new or empty directory, or that of an interrupted conversion.
-    shards: number of shards of the training images, at most one per image.
-      Validation shards have the same size.
-    threads: images that are read and checked concurrently.
-    max_pixels: larger images are left out, without decoding them.
-    say: called with a message for every shard and every omitted image.
+  For the arguments see the flags of `convert`; `say` is called with a message
+  for every shard and every omitted image.
   """
   if target == pathlib.Path():
     msg = '--output must be the path of a directory, not empty or .'
     raise ValueError(msg)
-  shards_lib.check_path(target)
   classes, splits = shards_lib.folder(source)
   images = len(splits['train'])
   if not 1 <= shards <= images:

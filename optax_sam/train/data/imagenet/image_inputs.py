@@ -51,16 +51,9 @@ class ImageInputs(inputs.Inputs):
   ) -> None:
     """Opens an image folder or shards; raises a ValueError if it is invalid.
 
-    Args:
-      directory: the image folder, or the directory of its shards.
-      batch_size: images in a step, over all processes.
-      size: height and width of the images in pixels.
-      threads: batches that this process makes concurrently.
-      prefetch: batches that this process makes in advance.
-      max_pixels: larger images are skipped as corrupt, without decoding them.
-      process: index of this process and number of processes; None for JAX's.
-      dtype: dtype of normalized images.
-      say: called with a message for every corrupt image.
+    The numbers are those of the flags of `train`. The process is its index and
+    the number of processes, by default JAX's; `dtype` is that of normalized
+    images; `say` is called with a message for every corrupt image.
     """
     self._images = images = shards.open_images(directory)
     for name, source in (('train', images.train), ('val', images.val)):
@@ -112,10 +105,8 @@ class ImageInputs(inputs.Inputs):
     return self._read(source, self._rows(examples))
 
   def fixed(self, count: int) -> inputs.Batch:
-    """Returns evenly spaced training images, cropped as for evaluation.
-
-    Neighbours belong to the same class. Every process loads all of them.
-    """
+    """Returns evenly spaced training images, cropped as for evaluation."""
+    # Neighbours belong to the same class.
     source = self._images.train
     chosen = [k * len(source) // count for k in range(count)]
     examples = self._evaluation(source, chosen, count).batch(count)
@@ -154,7 +145,7 @@ class ImageInputs(inputs.Inputs):
             )
         yield batch
     except ValueError as error:  # Grain adds lines
-      raise ValueError(str(error).split('\n')[0]) from None
+      raise ValueError(errors.first_line(error)) from None
     finally:
       batches.close()
 

@@ -84,10 +84,7 @@ class ShardSource:
     return len(self._records)
 
   def __getitem__(self, index: int) -> Example:
-    """Reads one image; raises a CorruptImage if the record is damaged.
-
-    Raises another ValueError if its label is not that of a class.
-    """
+    """Reads one image; raises a CorruptImage if the record is damaged."""
     try:
       record = self._records[index]
     except RuntimeError as error:
@@ -128,7 +125,6 @@ def open_images(directory: pathlib.Path) -> Images:
   """
   path = directory / MANIFEST
   if path.exists():
-    check_path(path)
     with readable(path, 'convert the images again, into an empty directory'):
       if not path.is_file():  # reading a pipe could block forever
         msg = 'it is not a file'
@@ -185,12 +181,3 @@ def fingerprint(path: pathlib.Path) -> str:
     file.seek(max(0, size - _END))
     digest.update(file.read(_END))
   return digest.hexdigest()[:32]
-
-
-def check_path(path: pathlib.Path) -> None:
-  """Raises a ValueError if ArrayRecord can't open files at a path."""
-  try:
-    str(path).encode()
-  except UnicodeEncodeError:
-    msg = f'{path} is not UTF-8; choose another path'
-    raise ValueError(msg) from None
