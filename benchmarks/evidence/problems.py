@@ -130,7 +130,7 @@ class Problem:
   @property
   def has_norms(self) -> bool:
     """Whether the network has normalization layers."""
-    return self.model is not models.MLP
+    return getattr(self.model, 'func', self.model) is not models.MLP
 
   @property
   def unit(self) -> str:
@@ -143,7 +143,7 @@ _CONV = Problem(
   dataset='fashion_mnist',
   model=lambda classes: Quartered(
     Quartered(
-      models.ResNet(classes, blocks=(1, 1), width=24, small_images=True)
+      models.ResNet(classes, blocks=(1, 1, 1), width=16, small_images=True)
     )
   ),
   examples=12_000,
@@ -172,6 +172,7 @@ PROBLEMS = {
   'conv_noise': dataclasses.replace(
     _CONV,
     title='Fashion-MNIST 12k, 40 % wrong labels, conv net',
+    steps=1_920,
     learning_rate=0.05,
     in_short=False,
     label_noise=0.4,
@@ -181,11 +182,11 @@ PROBLEMS = {
     title='Fashion-MNIST 12k, vision transformer',
     dataset='fashion_mnist',
     model=functools.partial(
-      models.ViT, width=64, depth=3, heads=4, hidden=128, patch=7
+      models.ViT, width=64, depth=2, heads=4, hidden=128, patch=7
     ),
     examples=12_000,
     validation=4_000,
-    steps=1_440,
+    steps=1_920,
     batch_size=100,
     base='adamw',
     learning_rate=2e-3,
@@ -195,11 +196,11 @@ PROBLEMS = {
   'dense': Problem(
     title='Fashion-MNIST 60k, dense net',
     dataset='fashion_mnist',
-    model=models.MLP,
+    model=functools.partial(models.MLP, widths=(256, 256), dropout=0.0),
     examples=56_000,
     validation=4_000,
-    steps=5_600,
-    batch_size=100,
+    steps=4_480,
+    batch_size=200,
     trial_length=1.0,
   ),
   'text': Problem(
