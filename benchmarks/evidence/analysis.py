@@ -50,14 +50,22 @@ def load(
 ) -> dict[str, Runs]:
   """Returns the runs of all problems with runs of base and SAM.
 
-  Without or with only the problems that are left out of the means.
+  Without or with only the problems of the appendix. Problems that lack a
+  variant that another problem has are left out: they are still running, and a
+  mean over some variants of them would compare unequal problems.
   """
   found = {
     name: Runs(directory, name)
     for name, problem in PROBLEMS.items()
     if problem.in_appendix == in_appendix
   }
-  return {name: runs for name, runs in found.items() if runs.has((BASE, SAM))}
+  found = {name: x for name, x in found.items() if x.has((BASE, SAM))}
+  ran = {x for x in VARIANTS if any(runs.has([x]) for runs in found.values())}
+  return {
+    name: runs
+    for name, runs in found.items()
+    if runs.has(ran.intersection(claims.variants_of(name)))
+  }
 
 
 @functools.cache

@@ -247,10 +247,11 @@ def missing(every: AllRuns) -> str:
     runs = every.get(problem)
     ran = sum(runs is not None and runs.has([name]) for name in could)
     if ran < len(could):
-      found.append(f'{PROBLEMS[problem].title}: {ran} of {len(could)} variants')
+      some = f' ({ran} of {len(could)} variants)' if ran else ''
+      found.append(f'{PROBLEMS[problem].title}{some}')
   if not found:
     return ''
-  return f'**Not complete yet.** {"; ".join(found)}.'
+  return f'**Not complete yet.** Missing: {"; ".join(found)}.'
 
 
 def interval(found: paired.Difference, digits: int = 2) -> str:
