@@ -158,10 +158,12 @@ def _check_scalar(name: str, value: Any) -> None:
   raise ValueError(msg)
 
 
-def check_radius(value: Any, name: str = 'rho') -> None:
+def check_radius(
+  value: Any, name: str = 'rho', *, below: float | None = float('inf')
+) -> None:
   """Raises if a radius is neither a number of at least 0 nor a schedule."""
   if not callable(value):
-    check_number(name, value, at_least=0, below=float('inf'))
+    check_number(name, value, at_least=0, below=below)
 
 
 def at_step(radius: Any, step_count: Any, name: str = 'rho') -> Any:

@@ -28,14 +28,18 @@ class RadiusState(NamedTuple):
 
 
 def with_radius(
-  rho: optax.ScalarOrSchedule, perturb: Callable[..., optax.Updates]
+  rho: optax.ScalarOrSchedule,
+  perturb: Callable[..., optax.Updates],
+  *,
+  below: float | None = float('inf'),
 ) -> optax.GradientTransformationExtraArgs:
   """Builds a perturbation whose only state is the step count of a schedule.
 
   `perturb` gets the radius and the ascent gradient, and the parameters and the
-  extra arguments by name, and returns epsilon.
+  extra arguments by name, and returns epsilon. With `below=None` the radius may
+  be infinite.
   """
-  validation.check_radius(rho)
+  validation.check_radius(rho, below=below)
 
   def init(params: optax.Params) -> RadiusState | optax.EmptyState:
     del params
