@@ -214,7 +214,7 @@ class _Job:
   def tune(self) -> tuple[float, float]:
     """Returns learning rate and radius with the best validation score.
 
-    The search is that of `optax-sam compare --tune`. It goes on while the best
+    The search is that of `optax-sam compare --tune`. It continues while the best
     value of a setting is the smallest or the largest one tried.
     """
     start = self.start()

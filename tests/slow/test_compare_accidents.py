@@ -200,7 +200,7 @@ def test_a_full_disk_gives_one_line_and_loses_no_finished_run(
   assert status == 2
   assert err.count('\n') == 1
   assert str(target) in err
-  assert target.exists() == ('go on' in out)
+  assert target.exists() == ('to continue' in out)
   if limit == 60_000:
     assert '4 finished runs' in out.splitlines()[-1]
   assert runner.run(target)[0] == 0
@@ -235,4 +235,4 @@ def test_a_removed_output_is_not_reported_as_stored(runner, tmp_path):
   status, out, err = runner.wait(number, log)
   assert status == 2
   assert err.count('\n') == 1
-  assert 'go on' not in out
+  assert 'to continue' not in out
