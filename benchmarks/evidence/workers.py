@@ -214,8 +214,8 @@ class _Job:
   def tune(self) -> tuple[float, float]:
     """Returns learning rate and radius with the best validation score.
 
-    The search is that of `optax-sam compare --tune`. It continues while the best
-    value of a setting is the smallest or the largest one tried.
+    The search is that of `optax-sam compare --tune`. More trials follow while
+    the best value of a setting is the smallest or the largest one tried.
     """
     start = self.start()
     parts = round(PROBLEMS[self.name].trial_length * self.variant.parts)

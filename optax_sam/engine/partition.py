@@ -255,7 +255,17 @@ def chosen_leaves(mask: Mask, params: optax.Params, name: str = 'mask') -> Any:
       f'{prefix_tree}, that of params {jax.tree.structure(params)}.'
     )
     raise ValueError(msg) from error
-  return jax.tree.map(spread, prefix, params)
+  chosen = jax.tree.map(spread, prefix, params)
+  # A function is a rule, such as a pattern of names, that may fit no leaf.
+  if name == 'mask' and callable(mask) and not any(jax.tree.leaves(chosen)):
+    paths, _ = jax.tree.flatten_with_path(params)
+    names = ', '.join(repr(name_of(path)) for path, _ in paths[:10])
+    msg = (
+      f'mask must choose a leaf, got a function that chooses none of {names}: '
+      f'change its rule, or leave the method out.'
+    )
+    raise ValueError(msg)
+  return chosen
 
 
 def keep(chosen: Any, tree: Any) -> Any:

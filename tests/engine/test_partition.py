@@ -38,6 +38,12 @@ def test_a_norm_layer_mask_without_such_layers_raises():
     optax_sam.sam(mask=optax_sam.norm_layers_only).init({'dense': jnp.ones(2)})
 
 
+def test_a_function_that_chooses_no_leaf_is_refused():
+  rule = lambda params: {name: 'kernel' in name for name in params}
+  with pytest.raises(ValueError, match="chooses none of 'weights'"):
+    optax_sam.sam(mask=rule).init({'weights': jnp.ones(2)})
+
+
 @pytest.mark.parametrize(
   ('name', 'is_norm'),
   [
