@@ -166,12 +166,18 @@ def check_radius(
     check_number(name, value, at_least=0, below=below)
 
 
-def at_step(radius: Any, step_count: Any, name: str = 'rho') -> Any:
+def at_step(
+  radius: Any,
+  step_count: Any,
+  name: str = 'rho',
+  *,
+  below: float | None = float('inf'),
+) -> Any:
   """Returns a radius, or that of a schedule at a step."""
   if not callable(radius):
     return radius
   found = radius(step_count)
-  check_number(f'{name} of a step', found, at_least=0, below=float('inf'))
+  check_number(f'{name} of a step', found, at_least=0, below=below)
   return found
 
 

@@ -31,15 +31,16 @@ def with_radius(
   rho: optax.ScalarOrSchedule,
   perturb: Callable[..., optax.Updates],
   *,
+  name: str = 'rho',
   below: float | None = float('inf'),
 ) -> optax.GradientTransformationExtraArgs:
   """Builds a perturbation whose only state is the step count of a schedule.
 
   `perturb` gets the radius and the ascent gradient, and the parameters and the
-  extra arguments by name, and returns epsilon. With `below=None` the radius may
-  be infinite.
+  extra arguments by name, and returns epsilon. Errors call the radius `name`;
+  with `below=None` it may be infinite.
   """
-  validation.check_radius(rho, below=below)
+  validation.check_radius(rho, name, below=below)
 
   def init(params: optax.Params) -> RadiusState | optax.EmptyState:
     del params
@@ -52,7 +53,7 @@ def with_radius(
   ) -> tuple[Any, Any]:
     radius = rho
     if callable(rho):
-      radius = validation.at_step(rho, state.step_count)
+      radius = validation.at_step(rho, state.step_count, name, below=below)
       state = RadiusState(tree_math.increment(state.step_count))
     return perturb(radius, updates, params=params, **extra_args), state
 

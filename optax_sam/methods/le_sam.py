@@ -15,7 +15,6 @@ def scale_to_loss_rise(
   sigma: optax.ScalarOrSchedule, *, max_radius: float = 0.5
 ) -> optax.GradientTransformationExtraArgs:
   """Scales to the rise of `optax_sam.le_sam`; `max_radius` is its `rho_max`."""
-  validation.check_radius(sigma, 'sigma', below=None)
   validation.check_number('max_radius', max_radius, at_least=0)
 
   def perturb(rise: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
@@ -26,7 +25,7 @@ def scale_to_loss_rise(
     length = jnp.minimum(length, jnp.asarray(max_radius, size.dtype))
     return tree_math.scale_to(length, updates, size)
 
-  return with_radius(sigma, perturb, below=None)
+  return with_radius(sigma, perturb, name='sigma', below=None)
 
 
 @validation.method()

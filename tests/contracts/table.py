@@ -200,7 +200,7 @@ class Row:
 METHODS = {
   name: Row(name, method)
   for name, method in catalog.METHODS.items()
-  if method.place in ('chain', 'wraps', 'replaces', 'after')
+  if method.is_transformation
 }
 
 
