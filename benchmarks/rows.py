@@ -9,7 +9,7 @@ from typing import Any
 import optax
 
 import optax_sam
-from benchmarks import steps, term_steps
+from benchmarks import adapter_steps, steps, term_steps
 from benchmarks.problems import Problem
 from optax_sam import catalog
 
@@ -134,6 +134,8 @@ def _swad(problem: Problem, total_steps: int) -> steps.Steps:
 
 # Steps of methods that are not transformations.
 _BUILDERS: dict[str, Callable[[Problem, int], steps.Steps]] = {
+  'bi_lora': adapter_steps.with_bi_lora,
+  'flat_noise': adapter_steps.with_flat_noise,
   'mesa_loss': lambda problem, _: term_steps.with_mesa(problem),
   'saf_loss': lambda problem, _: term_steps.with_saf(problem),
   'swad': _swad,
@@ -214,8 +216,8 @@ def rows() -> list[Row]:
     ),
   ]
   for method in catalog.METHODS.values():
-    if method.place == 'adapters':  # see `benchmarks.fine_tuning`
-      continue
+    if method.place == 'adapters' and found[-1].group != method.group:
+      found.append(Row('SGD on adapters', method.group, adapter_steps.plain, 1))
     variants = _VARIANTS.get(method.name, (_Variant(),))
     found += [_row(method, variant) for variant in variants]
   return found

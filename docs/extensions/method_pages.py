@@ -242,8 +242,6 @@ def _facts(method: Method) -> str:
     )
   if method.place in ('loss', 'adapters'):
     del rows['Needed by `update`']
-  if method.place == 'adapters':
-    rows['Time of a step, SGD = 1'] = f'[work and state]({_OF_ADAPTERS})'
   lines = [f'| {key} | {value} |' for key, value in rows.items()]
   return '\n'.join(['| | |', '|---|---|', *lines])
 

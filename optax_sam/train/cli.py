@@ -26,8 +26,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
   if arguments is not None:
     sys.exit(_status(list(arguments)))
   _prepare_process()
-  status = _status(sys.argv[1:])
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # everything is printed
+  try:
+    status = _status(sys.argv[1:])
+  except SystemExit as stop:
+    status = stop.code
+  except KeyboardInterrupt:  # another one, while the first was reported
+    status = errors.INTERRUPTED
+  for number in errors.ENDING_SIGNALS:
+    signal.signal(number, signal.SIG_IGN)  # everything is printed
   if status == errors.INTERRUPTED:
     # Threads of JAX may still run, and Python could crash on its way out.
     sys.stdout.flush()
@@ -46,13 +52,17 @@ def _prepare_process() -> None:
       stream, errors='backslashreplace', line_buffering=True
     )
     setattr(sys, name, text)
-  for ending in (signal.SIGTERM, signal.SIGHUP):
-    if signal.getsignal(ending) is not signal.SIG_IGN:  # as under nohup
-      signal.signal(ending, signal.default_int_handler)
+  for number in errors.heard_signals():
+    signal.signal(number, _interrupt)
   # Libraries report what ends here as one line.
   logging.disable(logging.CRITICAL)
   warnings.simplefilter('ignore')
   sys.unraisablehook = threading.excepthook = lambda _: None
+
+
+def _interrupt(*_: object) -> None:
+  if not errors.is_repeated_signal():
+    raise KeyboardInterrupt
 
 
 class _Unfailing(io.FileIO):

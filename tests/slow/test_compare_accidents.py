@@ -25,7 +25,7 @@ from tests.train.comparison.test_runs import assert_same
 pytestmark = pytest.mark.slow
 
 PROGRAM = """
-import json, os, resource, signal, sys, time
+import json, os, resource, signal, sys, time, traceback
 from optax_sam import sharpness
 from optax_sam.train import cli
 from optax_sam.train.commands import compare
@@ -60,12 +60,15 @@ def command(job):
     cli.main()
   except SystemExit as stop:
     status = stop.code
+  except BaseException:
+    traceback.print_exc()
   finally:
     # The command has ended: a late signal is not its matter.
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, signal.SIGTERM])
     with open(job['out'] + '.count', 'w') as file:
       file.write(str(count))
     sys.stdout.flush()
+    sys.stderr.flush()
     os._exit(status)
 
 running = {}

@@ -317,20 +317,20 @@ def _interrupts_between_steps() -> Iterator[threading.Event]:
   event = threading.Event()
 
   def handle(*_: object) -> None:
+    repeated = errors.is_repeated_signal()
     if event.is_set():
-      processes.stop_at_once()
+      if not repeated:
+        processes.stop_at_once()
+      return
     event.set()
     processes.interrupt()
 
   if threading.current_thread() is not threading.main_thread():
     yield event  # only the main thread may install a handler
     return
-  # With several processes JAX handles SIGTERM and notifies the others.
-  heard = {signal.SIGINT}
-  if jax.process_count() == 1:
-    heard |= {signal.SIGTERM, signal.SIGHUP}
-  if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # as under nohup
-    heard -= {signal.SIGHUP}
+  heard = errors.heard_signals()
+  if jax.process_count() > 1:  # JAX handles SIGTERM and notifies the others
+    heard &= {signal.SIGINT}
   former = {number: signal.signal(number, handle) for number in heard}
   try:
     yield event

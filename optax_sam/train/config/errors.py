@@ -1,12 +1,17 @@
 """Error messages of the command, and its exit status."""
 
 import contextlib
+import math
 import re
+import signal
 import sys
+import time
 
 FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
+ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_REPEATED = 0.5  # seconds
 _LONGEST = 1500
 _CONTROL = re.compile(
   r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
@@ -15,6 +20,29 @@ _CONTROL = re.compile(
 
 class DivergedError(RuntimeError):
   """A training run that diverged and was stopped."""
+
+
+def heard_signals() -> set[signal.Signals]:
+  """Returns the ending signals that the process does not ignore."""
+  ignored = signal.SIG_IGN  # SIGHUP under nohup, for example
+  return {x for x in ENDING_SIGNALS if signal.getsignal(x) is not ignored}
+
+
+_last_signal = -math.inf
+
+
+def is_repeated_signal() -> bool:
+  """Whether a signal follows another one within half a second.
+
+  Shells and schedulers send a signal to a process and to its group, so it
+  arrives twice. The second one must not disturb the handling of the first.
+  """
+  global _last_signal
+  now = time.monotonic()
+  if now - _last_signal < _REPEATED:
+    return True
+  _last_signal = now
+  return False
 
 
 def printable(text: str) -> str:

@@ -4,6 +4,7 @@ import math
 import os
 import shutil
 import signal
+import time
 
 import pytest
 
@@ -65,12 +66,19 @@ def test_resume_is_bit_identical(whole, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_saves_no_partial_step(whole, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+  ('pause', 'kept'),
+  [(0, 8), (0.6, 6)],  # sent twice; pressed twice
+)
+def test_a_second_ctrl_c_saves_no_partial_step(
+  pause, kept, whole, tmp_path, monkeypatch
+):
   original = Trainer._log_row
 
   def row(self, progress, metrics):
     if progress.step == 8:
       os.kill(os.getpid(), signal.SIGINT)
+      time.sleep(pause)
       os.kill(os.getpid(), signal.SIGINT)
     return original(self, progress, metrics)
 
@@ -78,7 +86,8 @@ def test_a_second_ctrl_c_saves_no_partial_step(whole, tmp_path, monkeypatch):
   monkeypatch.setattr(Trainer, '_log_row', row)
   assert not run(config)[0]
   monkeypatch.undo()
-  assert 'Resuming from the checkpoint of step 6' in resume(config)
+  text = resume(config)
+  assert f'Resuming from the checkpoint of step {kept}' in text
   assert_same_end(config, whole[0])
 
 
