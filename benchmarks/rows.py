@@ -51,14 +51,15 @@ class _Variant:
     settings: arguments.
     gradients: see `Row`; None for that of the catalog.
     fraction: see `Row`.
-    reports_loss: whether the step returns the unperturbed loss.
+    uses_clean_pass: whether the step returns the unperturbed loss and updates
+      the statistics of batch norm.
   """
 
   label: str = ''
   settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   gradients: float | None = None
   fraction: float | None = None
-  reports_loss: bool = True
+  uses_clean_pass: bool = True
 
 
 # Arguments that override those of the catalog, for all rows of a method.
@@ -71,7 +72,9 @@ _SETTINGS: dict[str, dict[str, Any]] = {
   'swa': {'start': 1, 'every': 1},
   'wsam_decoupled': {'learning_rate': 0.01},
 }
-_WITHOUT_LOSS = _Variant('loss not reported', reports_loss=False)
+_WITHOUT_CLEAN_PASS = _Variant(
+  'loss and statistics unused', uses_clean_pass=False
+)
 _VARIANTS: dict[str, tuple[_Variant, ...]] = {
   'ae_sam': (
     _Variant(),
@@ -85,16 +88,16 @@ _VARIANTS: dict[str, tuple[_Variant, ...]] = {
     _Variant('skipped', {'period': _NEVER}, 1),
     _Variant('full', {'period': 1}, 2, 1),
   ),
-  'momentum_sam': (_WITHOUT_LOSS, _Variant()),
+  'momentum_sam': (_WITHOUT_CLEAN_PASS, _Variant()),
   'sparse_sam_layers': (
     _Variant(),
     # The last half of the network: 3/2 of a gradient, and 2/3 of a quarter.
     _Variant('quarter batch', {'fraction': 0.25}, 4 / 3),
     _Variant(
-      'quarter batch, loss not reported',
+      'quarter batch, loss and statistics unused',
       {'fraction': 0.25},
       7 / 6,
-      reports_loss=False,
+      uses_clean_pass=False,
     ),
   ),
   'ss_sam': (
@@ -103,7 +106,7 @@ _VARIANTS: dict[str, tuple[_Variant, ...]] = {
     _Variant('skipped', {'probability': 1e-12}, 1, 0),
     _Variant('full', {'probability': 1.0}, 2, 1),
   ),
-  'subset_sam': (_WITHOUT_LOSS, _Variant()),
+  'subset_sam': (_WITHOUT_CLEAN_PASS, _Variant()),
 }
 _COUNTERPARTS = {
   'friendly_sam': 'FriendlySAM',
@@ -143,14 +146,14 @@ _BUILDERS: dict[str, Callable[[Problem, int], steps.Steps]] = {
 
 
 def count_gradients(
-  method: catalog.Method, settings: Mapping[str, Any], *, reports_loss: bool
+  method: catalog.Method, settings: Mapping[str, Any], *, uses_clean_pass: bool
 ) -> float | None:
   """Evaluates the gradients per step that the catalog states.
 
   Args:
     method: row of the catalog.
     settings: arguments other than the defaults.
-    reports_loss: whether the unperturbed loss is used.
+    uses_clean_pass: see `_Variant`.
 
   Returns:
     The number; None if it depends on the steps that are taken.
@@ -162,7 +165,7 @@ def count_gradients(
   parameters = inspect.signature(method.function).parameters
   values = {name: value.default for name, value in parameters.items()}
   found = eval(formula, {'__builtins__': {}}, {**values, **settings})
-  return found + ('(+ 1/3)' in text and reports_loss) / 3
+  return found + ('(+ 1/3)' in text and uses_clean_pass) / 3
 
 
 def _row(method: catalog.Method, variant: _Variant) -> Row:
@@ -189,12 +192,12 @@ def _row(method: catalog.Method, variant: _Variant) -> Row:
       tx = optax.chain(tx, base)
     if method.place == 'after':
       tx = optax.chain(base, tx)
-    return steps.jitted_step(problem, tx, reports_loss=variant.reports_loss)
+    return steps.jitted_step(problem, tx, uses_clean_pass=variant.uses_clean_pass)
 
   gradients = variant.gradients
   if gradients is None:
     gradients = count_gradients(
-      method, settings, reports_loss=variant.reports_loss
+      method, settings, uses_clean_pass=variant.uses_clean_pass
     )
   return Row(
     name=', '.join(filter(None, (method.name, variant.label))),

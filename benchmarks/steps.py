@@ -46,17 +46,25 @@ def jitted_step(
   problem: Problem,
   optimizer: optax.GradientTransformation,
   *,
-  reports_loss: bool = True,
+  uses_clean_pass: bool = True,
 ) -> Steps:
-  """Returns the jitted training step of this library."""
+  """Returns the jitted training step of this library.
+
+  Args:
+    problem: the network and its batches.
+    optimizer: the whole optimizer.
+    uses_clean_pass: whether the step returns the unperturbed loss and updates
+      the statistics of batch norm; if not, measure these after training.
+  """
   tx = optax.with_extra_args_support(optimizer)
   descend = _descending(problem, tx)
 
   @jax.jit
   def step(state, batch):
     (loss, losses), statistics, grads = _clean_pass(problem, state, batch)
-    state = descend(state, batch, statistics, grads, losses)
-    return state, loss if reports_loss else None
+    if not uses_clean_pass:
+      loss, statistics = None, state.statistics
+    return descend(state, batch, statistics, grads, losses), loss
 
   return _steps(problem, tx, step, step)
 
