@@ -20,11 +20,10 @@ def scale_to_fisher_radius(
 
   def perturb(radius: Any, updates: optax.Updates, **_: Any) -> optax.Updates:
     wide = jax.tree.map(tree_math.widen, updates)
-    root = lambda g: jnp.sqrt(1 + jnp.asarray(eta, g.dtype) * g * g)
-    roots = jax.tree.map(root, wide)
-    once = jax.tree.map(jnp.divide, wide, roots)
-    natural = jax.tree.map(jnp.divide, once, roots)
-    epsilon = tree_math.scale_to(radius, natural, tree_math.norm(once))
+    metric = lambda g: 1 + jnp.asarray(eta, g.dtype) * jnp.square(g)
+    natural = jax.tree.map(lambda g: g / metric(g), wide)
+    size = jnp.sqrt(tree_math.dot(natural, wide))
+    epsilon = tree_math.scale_to(radius, natural, size)
     return optax.tree.cast_like(epsilon, updates)
 
   return with_radius(rho, perturb)

@@ -1,5 +1,6 @@
 """Norms, inner products and safe scaling, accumulated in float32 or wider."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_sam.trees import array_types, control_flow
+from optax_sam.trees import control_flow
 
 STABILIZER = 1e-12
 _SMALLEST_STABILIZED = 5e-10
@@ -95,23 +96,32 @@ def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
   The unit is 1, or a power of two, which changes no other bit, where squares
   would under- or overflow. `norm = sqrt(square) * unit`.
   """
-  square = dot(tree, tree)
-  exponent = jnp.finfo(square.dtype).maxexp
-
-  def in_unit() -> tuple[jax.Array, jax.Array]:
-    power = jnp.where(square < 1, -5, 5) * (exponent // 8)
-    unit = jnp.ldexp(jnp.ones_like(square), power)
-    # Changes nothing. But for a constant x XLA computes x * x * unit**-2, even
-    # after a barrier, and that over- and underflows.
-    at_most = lambda x: jnp.minimum(x, jnp.finfo(x.dtype).max)
-    scaled = jax.tree.map(at_most, divide(tree, unit))
-    return array_types.vary_like((dot(scaled, scaled), unit), square)
-
-  one = array_types.vary_like(jnp.ones_like(square), square)
+  dtype, add = accumulator_dtype(tree), functools.partial(_over_leaves, jnp.sum)
+  sums = jax.tree.map(lambda x: jnp.sum(jnp.square(widen(x))), tree)
+  square, exponent = add(jax.tree.leaves(sums), dtype), jnp.finfo(dtype).maxexp
   # Within these limits the squares that underflow are too small to matter.
   low, high = 2.0 ** -(exponent // 2), 2.0 ** (exponent * 3 // 4)
   is_usual = (square > low) & (square < high)
-  return control_flow.cond(is_usual, lambda: (square, one), in_unit)
+  power = jnp.where(square < 1, -5, 5) * (exponent // 8)
+  unit = jnp.ldexp(jnp.ones_like(square), jnp.where(is_usual, 0, power))
+  # A second sum is faster than a branch, for which XLA writes the tree to
+  # memory if it is not there yet.
+  scaled = jax.tree.map(functools.partial(_divide_exactly, unit), tree, sums)
+  return dot(scaled, scaled), unit
+
+
+def _divide_exactly(
+  unit: jax.Array, leaf: jax.Array, square: jax.Array
+) -> jax.Array:
+  """Divides a leaf by a power of two; `square` is the sum of its squares."""
+  kind = wide_dtype(leaf)
+  numbers = (1 / unit).astype(kind), jnp.asarray(jnp.finfo(kind).max, kind)
+  # After a barrier with a number of the leaf they are those of one leaf. XLA
+  # writes numbers that leaves of equal shape share to an array.
+  factor, largest, _ = jax.lax.optimization_barrier((*numbers, square))
+  # The minimum changes nothing. But for a constant leaf XLA computes leaf *
+  # leaf * factor**2, even after a barrier, and that over- and underflows.
+  return jnp.minimum(widen(leaf) * factor, largest)
 
 
 @jax.custom_jvp
