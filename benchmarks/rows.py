@@ -192,7 +192,9 @@ def _row(method: catalog.Method, variant: _Variant) -> Row:
       tx = optax.chain(tx, base)
     if method.place == 'after':
       tx = optax.chain(base, tx)
-    return steps.jitted_step(problem, tx, uses_clean_pass=variant.uses_clean_pass)
+    return steps.jitted_step(
+      problem, tx, uses_clean_pass=variant.uses_clean_pass
+    )
 
   gradients = variant.gradients
   if gradients is None:
