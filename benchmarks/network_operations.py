@@ -4,8 +4,8 @@
     python -m benchmarks.network_operations sam subset_sam
 
 A step is compiled, not run. It returns the unperturbed loss and updates the
-statistics of batch norm, unless the row says otherwise. `sam` with a mask perturbs the
-leaves that `sparse_sam_layers` perturbs by default.
+statistics of batch norm, unless the row says otherwise. `sam` with a mask
+perturbs the leaves that `sparse_sam_layers` perturbs by default.
 """
 
 import argparse
