@@ -26,9 +26,12 @@ def name_of(variant: str) -> str:
 
 
 def which_method(every: AllRuns) -> str:
-  """Returns the table of the best method for each budget."""
+  """Returns the table of the best method for each budget.
+
+  Budgets with the same best method have one row.
+  """
   points = analysis.frontier(every)
-  lines = ['| situation | method | mean gain |', '|---|---|---|']
+  rows: dict[str, list[str]] = {}
   for situation, most in _BUDGETS.items():
     allowed = {
       name: (cost, gain)
@@ -49,7 +52,13 @@ def which_method(every: AllRuns) -> str:
     for name in longer:
       cost, gain = allowed[name]
       shown += f'; {VARIANTS[name].title}: {page.interval(gain)} at {cost:.2f}'
-    lines.append(f'| {situation} | {name_of(best)} | {shown} |')
+    row = f'{name_of(best)} | {shown} |'
+    rows.setdefault(row, []).append(situation)
+  lines = ['| situation | method | mean gain |', '|---|---|---|']
+  for row, situations in rows.items():
+    first, *others = situations
+    alike = [f', or {other.removeprefix("You ")}' for other in others]
+    lines.append(f'| {first}{"".join(alike)} | {row}')
   return '\n'.join(lines)
 
 

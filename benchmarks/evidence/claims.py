@@ -91,8 +91,8 @@ CLAIMS = {
     ),
   ),
   2: Claim(
-    'AE-SAM is at least on par with SAM, and better than a random or periodic '
-    'choice of as many steps.',
+    'AE-SAM is at least on par with SAM, and better than SAM at the same '
+    'number of random or regularly spaced steps.',
     'Jiang et al., 2023',
     (
       *_scores(_AT_LEAST, SAM, 'ae_sam'),
@@ -101,8 +101,8 @@ CLAIMS = {
     ),
   ),
   3: Claim(
-    'AE-LookSAM is on par with SAM, and better than LookSAM or a random choice '
-    'of as many steps.',
+    'AE-LookSAM is on par with SAM, and better than LookSAM and than SAM at '
+    'the same number of random steps.',
     'Jiang et al., 2023',
     (
       *_scores(_PAR, SAM, 'ae_look_sam'),

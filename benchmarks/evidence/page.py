@@ -90,12 +90,12 @@ def text(every: AllRuns, appendix: AllRuns) -> str:
     '# Evidence',
     f'![Gain against gradients per step]({pictures.FRONTIER})',
     missing(every),
-    _summary(found),
+    _summary(found, is_complete=not missing(every)),
     questions(every),
     '## Every method on every problem',
     (
-      'Gain over the base optimizer with as many steps, in the unit of the '
-      'problem. The colour is the gain in standard deviations between seeds; '
+      'Gain over the base optimizer with the same number of steps, in the unit '
+      'of the problem. The colour is the gain in standard deviations between seeds; '
       'hatched cells have an interval that contains 0.'
     ),
     f'![Gain of each method on each problem]({pictures.HEAT_MAP})',
@@ -132,9 +132,10 @@ rest does. K-SAM: the gain against the number of examples of a batch, those with
 the largest losses or random ones; 1 is SAM."""
 
 
-def _summary(found: dict[int, list[Result]]) -> str:
+def _summary(found: dict[int, list[Result]], *, is_complete: bool) -> str:
   """Returns a line for each claim, with its verdict."""
-  lines = ['| claim | verdict |', '|---|---|']
+  verdict = 'verdict' if is_complete else 'verdict so far'
+  lines = [f'| claim | {verdict} |', '|---|---|']
   for number, claim in claims.CLAIMS.items():
     if any(result.mean.mean is not None for result in found[number]):
       verdict = analysis.verdict(found[number])
@@ -162,16 +163,17 @@ def questions(every: AllRuns) -> str:
     )
     lines.append(
       f'- **Does SAM beat training twice as long?** {answer.capitalize()}: '
-      f'{interval(twice)} deviations on average; better on {better}, worse on '
-      f'{worse} of {len(each)} problems.'
+      f'{interval(twice)} deviations on average; better on {better} and worse '
+      f'on {worse} of {_problems_in_all(len(each))}.'
     )
   fast = _fastest(every)
   if fast is not None:
     name, value, reached = fast
+    over = f' (geometric mean of {reached} problems)' if reached > 1 else ''
     lines.append(
       "- **Which method reaches the base optimizer's best validation score "
-      f'first?** {VARIANTS[name].title}, with {value:.2f} times the gradients '
-      f'(geometric mean of {reached} problems).'
+      f'first?** {VARIANTS[name].title}, with {value:.2f} times the gradients'
+      f'{over}.'
     )
   rank = {
     measure: statistics.fmean(
@@ -191,6 +193,10 @@ def questions(every: AllRuns) -> str:
       'negative if flatter minima have better scores.'
     )
   return '\n'.join(lines)
+
+
+def _problems_in_all(count: int) -> str:
+  return f'{count} problem{"s" * (count != 1)}'
 
 
 def _fastest(every: AllRuns) -> tuple[str, float, int] | None:
