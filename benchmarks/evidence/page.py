@@ -95,8 +95,8 @@ def text(every: AllRuns, appendix: AllRuns) -> str:
     '## Every method on every problem',
     (
       'Gain over the base optimizer with the same number of steps, in the unit '
-      'of the problem. The colour is the gain in standard deviations between seeds; '
-      'hatched cells have an interval that contains 0.'
+      'of the problem. The colour is the gain in standard deviations between '
+      'seeds; hatched cells have an interval that contains 0.'
     ),
     f'![Gain of each method on each problem]({pictures.HEAT_MAP})',
     '## The frontier',
