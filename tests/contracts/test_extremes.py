@@ -31,7 +31,7 @@ def steps_of(name, params, losses, batch, steps=3):
 
 @every_element
 def test_gradients_whose_squares_overflow_or_underflow_give_finite_steps(name):
-  """The norm is taken in a unit of the largest entry."""
+  """The norm is then taken in a unit that is a power of two."""
   losses = lambda p, batch: batch * jnp.sum(p['w'])
   params = {'w': jnp.ones((2, 2))}
   for size in (1e-30, 1e30):
