@@ -22,7 +22,7 @@ def scale_to_fisher_radius(
     wide = jax.tree.map(tree_math.widen, updates)
     metric = lambda g: 1 + jnp.asarray(eta, g.dtype) * jnp.square(g)
     natural = jax.tree.map(lambda g: g / metric(g), wide)
-    _, unit = tree_math.squared_norm(wide)
+    unit = tree_math.squared_norm(wide)[1]
     along = tree_math.dot(natural, tree_math.divide(wide, unit))
     size = jnp.sqrt(along) * jnp.sqrt(unit)
     epsilon = tree_math.scale_to(radius, natural, size)
