@@ -104,8 +104,8 @@ def squared_norm(tree: optax.Updates) -> tuple[jax.Array, jax.Array]:
   is_usual = (square > low) & (square < high)
   power = jnp.where(square < 1, -5, 5) * (exponent // 8)
   unit = jnp.ldexp(jnp.ones_like(square), jnp.where(is_usual, 0, power))
-  # A second sum is faster than a branch, for which XLA writes the tree to
-  # memory if it is not there yet.
+  # A second sum takes less memory than a branch, for which XLA writes the tree
+  # if it is not in memory yet.
   scaled = jax.tree.map(functools.partial(_divide_exactly, unit), tree, sums)
   return dot(scaled, scaled), unit
 
@@ -116,8 +116,8 @@ def _divide_exactly(
   """Divides a leaf by a power of two; `square` is the sum of its squares."""
   kind = wide_dtype(leaf)
   numbers = (1 / unit).astype(kind), jnp.asarray(jnp.finfo(kind).max, kind)
-  # After a barrier with a number of the leaf they are those of one leaf. XLA
-  # writes numbers that leaves of equal shape share to an array.
+  # XLA writes an array of a number that leaves of equal shape share. After a
+  # barrier with a sum of the leaf, the numbers are those of one leaf.
   factor, largest, _ = jax.lax.optimization_barrier((*numbers, square))
   # The minimum changes nothing. But for a constant leaf XLA computes leaf *
   # leaf * factor**2, even after a barrier, and that over- and underflows.
