@@ -161,10 +161,13 @@ def questions(every: AllRuns) -> str:
       sum(x.significant and sign * (x.mean or 0) > 0 for x in each)
       for sign in (1, -1)
     )
+    counts = (
+      f'; better on {better} and worse on {worse} of {len(each)} problems'
+    )
     lines.append(
       f'- **Does SAM beat training twice as long?** {answer.capitalize()}: '
-      f'{interval(twice)} deviations on average; better on {better} and worse '
-      f'on {worse} of {_problems_in_all(len(each))}.'
+      f'{interval(twice)} deviations on average'
+      f'{counts if len(each) > 1 else ""}.'
     )
   fast = _fastest(every)
   if fast is not None:
@@ -193,10 +196,6 @@ def questions(every: AllRuns) -> str:
       'negative if flatter minima have better scores.'
     )
   return '\n'.join(lines)
-
-
-def _problems_in_all(count: int) -> str:
-  return f'{count} problem{"s" * (count != 1)}'
 
 
 def _fastest(every: AllRuns) -> tuple[str, float, int] | None:

@@ -1,10 +1,12 @@
 """Comparisons of trees."""
 
+import pathlib
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 
 
 def assert_equal(left: Any, right: Any) -> None:
@@ -18,6 +20,21 @@ def assert_equal(left: Any, right: Any) -> None:
     if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
       x, y = jax.random.key_data(x), jax.random.key_data(y)
     np.testing.assert_array_equal(np.asarray(x), np.asarray(y), where)
+
+
+def saved_and_restored(tree: Any, path: pathlib.Path) -> Any:
+  """Returns a tree from a checkpoint of it, after a comparison."""
+  # Orbax promotes dtypes implicitly.
+  with (
+    jax.numpy_dtype_promotion('standard'),
+    ocp.StandardCheckpointer() as checkpointer,
+  ):
+    checkpointer.save(path, tree)
+    checkpointer.wait_until_finished()
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)
+    restored = checkpointer.restore(path, abstract)
+  assert_equal(restored, tree)
+  return restored
 
 
 def are_equal(left: Any, right: Any) -> bool:

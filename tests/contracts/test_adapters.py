@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
@@ -178,15 +177,7 @@ def test_a_restored_checkpoint_continues_bit_identically(name, tmp_path):
   step = jax.jit(step)
   params = start(name)
   saved = train(step, (params, tx.init(params)), range(3))
-  with (
-    jax.numpy_dtype_promotion('standard'),  # Orbax promotes dtypes
-    ocp.StandardCheckpointer() as checkpointer,
-  ):
-    checkpointer.save(tmp_path / 'state', saved)
-    checkpointer.wait_until_finished()
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, saved)
-    restored = checkpointer.restore(tmp_path / 'state', abstract)
-  comparisons.assert_equal(restored, saved)
+  restored = comparisons.saved_and_restored(saved, tmp_path / 'state')
   comparisons.assert_equal(
     train(step, restored, range(3, 7)), train(step, saved, range(3, 7))
   )

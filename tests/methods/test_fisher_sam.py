@@ -25,3 +25,10 @@ def test_length_is_rho_in_the_metric():
   metric = 1 + np.square(gradient)
   np.testing.assert_allclose(np.sum(metric * epsilon**2), 0.01, rtol=1e-10)
   assert np.linalg.norm(epsilon) < 0.06
+
+
+def test_a_gradient_whose_squares_underflow_is_perturbed_as_by_sam():
+  """Then the metric is 1."""
+  gradient = jnp.array([3e-25, 4e-25], jnp.float32)
+  epsilon = checks.perturbed(optax_sam.fisher_sam(1.0), gradient, jnp.zeros(2))
+  np.testing.assert_allclose(epsilon, [0.6, 0.8], rtol=1e-5)

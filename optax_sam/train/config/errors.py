@@ -11,7 +11,8 @@ FAILED = 1
 USAGE_ERROR = 2
 INTERRUPTED = 130
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_REPEATED = 0.5  # seconds
+_REPEAT_SECONDS = 0.5
+_last_signal = -math.inf
 _LONGEST = 1500
 _CONTROL = re.compile(
   r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]'
@@ -28,9 +29,6 @@ def heard_signals() -> set[signal.Signals]:
   return {x for x in ENDING_SIGNALS if signal.getsignal(x) is not ignored}
 
 
-_last_signal = -math.inf
-
-
 def is_repeated_signal() -> bool:
   """Whether a signal follows another one within half a second.
 
@@ -39,7 +37,7 @@ def is_repeated_signal() -> bool:
   """
   global _last_signal
   now = time.monotonic()
-  if now - _last_signal < _REPEATED:
+  if now - _last_signal < _REPEAT_SECONDS:
     return True
   _last_signal = now
   return False
