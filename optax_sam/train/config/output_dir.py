@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Iterator
 from typing import Any, NotRequired, TypedDict, cast
 
@@ -202,9 +203,20 @@ def clear(directory: pathlib.Path, known: frozenset[str]) -> None:
   for name in sorted(known - {LOCK}, key=CONFIG.__eq__):
     for path in (directory / name, unfinished(directory / name)):
       if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        _remove_tree(path)
       else:
         path.unlink(missing_ok=True)
+
+
+def _remove_tree(path: pathlib.Path) -> None:
+  """Removes a directory, to which a write that failed may add files."""
+  for _ in range(20):
+    with contextlib.suppress(OSError):
+      shutil.rmtree(path)
+    if not path.exists():
+      return
+    time.sleep(0.05)
+  shutil.rmtree(path)
 
 
 @contextlib.contextmanager

@@ -9,6 +9,8 @@ import functools
 import hashlib
 import json
 import pathlib
+import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
@@ -23,6 +25,8 @@ from optax_sam.train.loop.train_step import TrainingState
 from optax_sam.train.loop.training_progress import Progress
 
 _KEPT = 3
+_LONGEST_WAIT = 10.0  # seconds, for threads of Orbax that wait for each other
+_TENSORSTORE_SECONDS = 0.3  # its threads cannot be joined
 # Settings that may differ when a run is resumed.
 _FREE = ('steps', 'checkpoint_every')
 # Fields of `Progress` in the record beside the arrays.
@@ -160,9 +164,23 @@ class Checkpoints:
       is_lost = isinstance(error, jax.errors.JaxRuntimeError)
       if is_lost and jax.process_count() > 1:
         raise processes.LostError(str(error)) from None
+      _wait_for_other_writes()
       reason = str(error).rpartition(': ')[2].partition(' [')[0]
       msg = f'{self._directory}: a checkpoint cannot be written: {reason}'
       raise ValueError(msg) from None
+
+
+def _wait_for_other_writes() -> None:
+  """Waits for what is still being written after one write has failed.
+
+  It could create files in a directory that the caller removes.
+  """
+  deadline = time.monotonic() + _LONGEST_WAIT
+  for thread in threading.enumerate():
+    if type(thread).__module__.startswith('orbax.'):
+      with contextlib.suppress(Exception):  # its error, or this time-out
+        thread.join(timeout=max(0.0, deadline - time.monotonic()))
+  time.sleep(_TENSORSTORE_SECONDS)
 
 
 @contextlib.contextmanager

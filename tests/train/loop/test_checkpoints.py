@@ -2,12 +2,15 @@ import dataclasses
 import json
 import resource
 import shutil
+import threading
+import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from optax_sam.train.config import output_dir
 from optax_sam.train.loop.checkpoints import Checkpoints
 from optax_sam.train.loop.trainer import Progress, is_due
 from tests.train import problems
@@ -144,6 +147,36 @@ def test_a_checkpoint_that_cannot_be_written_is_one_error(
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
   assert capfd.readouterr().err == ''
+
+
+def test_nothing_is_written_after_a_checkpoint_has_failed(
+  start, tmp_path, monkeypatch
+):
+  run, late = threading.Thread.run, []
+
+  def run_late(thread):
+    if thread.name == 'array_type_handler':
+      time.sleep(0.5)
+      late.append(thread)
+    run(thread)
+
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  store = Checkpoints(tmp_path, SETTINGS)
+  store.save(at(start, 1))  # compiles
+  store._manager.wait_until_finished()
+  monkeypatch.setattr(threading.Thread, 'run', run_late)
+  # The record fails first.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+  try:
+    store.save(at(start, 2))
+    with pytest.raises(ValueError, match='a checkpoint cannot be written: '):
+      store.__exit__(None)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  (thread,) = late
+  assert not thread.is_alive()
+  output_dir.clear(tmp_path.parent, frozenset({tmp_path.name}))
+  assert not tmp_path.exists()
 
 
 def test_rows_added_during_a_write_are_not_in_the_checkpoint(start, tmp_path):
