@@ -137,7 +137,7 @@ def _measured(
     inputs.check_count('examples', examples, known, which)
     params, statistics = trainer.solution(found.state)
     args = (statistics, jax.device_put(problem.inputs.fixed(examples)))
-    loss = problem.evaluation_loss
+    loss = trainer.task.evaluation_loss
     # The settings of the method include the effect of these two flags.
     del kept['rho'], kept['set']
     # The accuracy is not known with another metric.

@@ -24,7 +24,7 @@ from optax_sam.train.reports import results
 
 # Flags of the command that are further arguments.
 _OPTIONS = (
-  'rho warmup clip_norm label_smoothing evaluations log_every '
+  'rho warmup clip_norm label_smoothing evaluations log_every adapter_rank '
   'execution sharpness_radius sharpness_examples timing_rounds overwrite'
 )
 
@@ -94,8 +94,8 @@ def compare(
     budget: what is equal for all methods: `steps`, `gradients` or `seconds`.
     output: directory of the report and of finished runs; None for none.
     verbose: whether to show the progress.
-    **options: flags of `optax-sam compare`: `rho`, `warmup`, `clip_norm`,
-      `label_smoothing`, `evaluations`, `log_every`, `execution`,
+    **options: flags of `optax-sam compare`: `adapter_rank`, `rho`, `warmup`,
+      `clip_norm`, `label_smoothing`, `evaluations`, `log_every`, `execution`,
       `sharpness_radius`, `sharpness_examples`, `timing_rounds`, `overwrite`.
 
   Returns:

@@ -142,7 +142,8 @@ class _Runs:
     with self.reporter.phase('Measuring', len(new)) as phase:
       for name in new:
         params, statistics = self.solutions[name]
-        given = self.problem.evaluation_loss, params, (statistics, self.batch)
+        loss = self.trainers[name].task.evaluation_loss
+        given = loss, params, (statistics, self.batch)
         planes[name] = surroundings.plane(*given)
         spectra[name] = surroundings.spectrum(*given)
         phase.advance()
@@ -196,8 +197,9 @@ class _Runs:
       sharpness = trainer.measure_sharpness(end.state)
       if seed == 0:
         params, statistics = self.solutions[name]
-        # The loss of the task compiles once for all methods.
-        given = self.problem.evaluation_loss, params, (statistics, self.batch)
+        # Without adapters it compiles once for all methods.
+        loss = trainer.task.evaluation_loss
+        given = loss, params, (statistics, self.batch)
         line = surroundings.line(*given)
     run = results.Run(
       method=name,
@@ -210,7 +212,7 @@ class _Runs:
       landscape=line,
       seconds=time.perf_counter() - start,
       test_values=evaluation.test_values(
-        self.problem, *trainer.solution(end.state), trainer.placement
+        trainer.task, *trainer.solution(end.state), trainer.placement
       ),
       stopped=end.stopped,
     )

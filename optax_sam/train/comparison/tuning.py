@@ -186,10 +186,14 @@ class Trials:
 
   def _train(self, values: dict[str, Any]) -> Trial:
     row = METHODS[self.name].row if self.name in METHODS else None
+    # The optimizer does not read settings of losses and averages.
+    is_read = row is None or row.is_transformation
+    fixed = () if row is None else row.static
     traced = {
       key: value
       for key, value in values.items()
-      if isinstance(value, float) and (row is None or key not in row.static)
+      if isinstance(value, float)
+      and (key == RATE or (is_read and key not in fixed))
     }
     static = {key: x for key, x in values.items() if key not in traced}
     place = tuple(static.items())

@@ -79,6 +79,9 @@ class Model:
   # resnet18, resnet50, wideresnet28x10, vit_s16, or your own as
   # package.module:Name or file.py:Name.
   model: Annotated[str, flag(value='NAME|MODULE:NAME')] = 'cnn'
+  # Rank of low-rank adapters (LoRA), which are then trained alone. The weights
+  # of the model, such as those that your own `init` reads, are frozen.
+  adapter_rank: Annotated[Count | None, flag(default='none')] = None
   # Dtype of the computation; parameters are always float32. Your own model
   # chooses its own.
   dtype: Dtype = 'float32'

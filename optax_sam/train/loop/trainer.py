@@ -35,6 +35,7 @@ from optax_sam.train.loop.training_progress import (
   divergence,
   is_due,
 )
+from optax_sam.train.models import adapters
 from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.base_optimizer import schedule
 from optax_sam.train.optimizers.registry import ValidatedAveraging
@@ -63,6 +64,12 @@ class Trainer:
     self.inputs: inputs_lib.Inputs = task.inputs
     self.averaging: ValidatedAveraging | None = None
     built = build.external(name, settings)
+    if config.adapter_rank is not None:
+      noise = None
+      if self.method.needs_adapters and built is not None:
+        noise, built = functools.partial(built, total_steps=config.steps), None
+      task = _with_adapters(task, config.adapter_rank, self.method, noise)
+      self.task = task
     if isinstance(built, ValidatedAveraging):
       self.averaging = built
       self.inputs = _without_held_out(task.inputs, built.held_out, name)
@@ -335,6 +342,16 @@ class Trainer:
     return evaluation.evaluate(
       self.task, params, statistics, batches, self.placement
     )
+
+
+def _with_adapters(
+  task: Task, rank: int, method: Any, noise: Callable[..., Any] | None
+) -> Task:
+  """Returns a task whose parameters are low-rank adapters."""
+  model = adapters.adapted(
+    task.model, rank, has_second_pair=method.has_second_pair, noise=noise
+  )
+  return dataclasses.replace(task, model=model)
 
 
 def _without_held_out(

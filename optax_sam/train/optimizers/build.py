@@ -48,12 +48,6 @@ def canonical_name(name: str, base: str, what: str) -> str:
   if name.lower() in optimizers and name.lower() not in (base, *METHODS):
     msg = f'{what} {name!r} is a base optimizer; write --base {name.lower()}'
     raise ValueError(msg)
-  if name in catalog.METHODS and catalog.METHODS[name].place == 'adapters':
-    msg = (
-      f'{what} {name!r} trains low-rank adapters, which the models of the '
-      f'trainer lack; write {catalog.METHODS[name].path} in your own program'
-    )
-    raise ValueError(msg)
   titles = {key: one.row.title for key, one in METHODS.items()}
   return names.find(
     what,
@@ -145,6 +139,9 @@ def optimizer(
   if name not in METHODS:
     return optax.chain(optax.identity(), base_optimizer(config))
   own, parameters = METHODS[name], _parameters(name)
+  if own.needs_adapters and config.adapter_rank is None:
+    msg = f'{name} trains low-rank adapters; add --adapter-rank, such as 8'
+    raise ValueError(msg)
   base = base_optimizer(
     config, settings[own.base_steps] if own.base_steps else 1
   )
@@ -172,7 +169,7 @@ def optimizer(
 
 
 def external(name: str, settings: Mapping[str, Any]) -> Any:
-  """Returns the auxiliary loss or average that a method is, None for others."""
+  """Returns the auxiliary loss, noise or average that a method is, or None."""
   if method(name).row.is_transformation:
     return None
   return _built(name, settings)

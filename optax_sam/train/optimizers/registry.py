@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import optax
 
 import optax_sam
+import optax_sam.lora
 from optax_sam import catalog, validation
 from optax_sam.methods.swad import Swad
 
@@ -89,6 +90,20 @@ def _swad(  # noqa: D417 (the others: see `optax_sam.swad`)
   return ValidatedAveraging(functions, share, epochs)
 
 
+def _flat_noise(*, sigma: float = 0.05) -> Callable[..., Any]:
+  """Returns Flat-LoRA's noise, without the number of steps."""
+  optax_sam.lora.flat_noise((), 0, 0, total_steps=None, sigma=sigma)  # checks
+  return functools.partial(optax_sam.lora.flat_noise, sigma=sigma)
+
+
+def _bi_lora(
+  base: optax.GradientTransformation, *, rho: float = 0.05
+) -> optax.GradientTransformation:
+  """Returns Bi-LoRA for the parameters of `models.adapters`."""
+  labels = {'lora': 'lora', 'second': 'ascent'}
+  return optax_sam.lora.bi_lora(base, labels, rho=rho)
+
+
 @dataclasses.dataclass(frozen=True)
 class Method:
   """The trainer's description of a method."""
@@ -103,11 +118,17 @@ class Method:
   # differs from the trained parameters.
   solution: Callable[[optax.Params, Any], optax.Params] | None = None
   is_own: bool = False  # not of the catalog
+  has_second_pair: bool = False  # of low-rank adapters
 
   @property
   def skips(self) -> bool:
     """Whether it skips the ascent step in some steps."""
     return self.row.group == 'some steps'
+
+  @property
+  def needs_adapters(self) -> bool:
+    """Whether it trains low-rank adapters only."""
+    return self.row.group == 'low-rank adapters'
 
   @property
   def reports(self) -> bool:
@@ -119,6 +140,15 @@ class Method:
 _USE_GRADIENT = frozenset({'esam', 'sparse_sam_fisher'})
 # Attributes of `Method` that differ from their defaults.
 _SPECIAL: dict[str, dict[str, Any]] = {
+  'bi_lora': {
+    'row': dataclasses.replace(catalog.METHODS['bi_lora'], place='wraps'),
+    'factory': _bi_lora,
+    'has_second_pair': True,
+  },
+  'flat_noise': {
+    'row': dataclasses.replace(catalog.METHODS['flat_noise'], place='loss'),
+    'factory': _flat_noise,
+  },
   'anti_pgd': {'solution': optax_sam.without_noise},
   'entropy_sgd': {'solution': optax_sam.outer_params},
   'lookbehind': {'base_steps': 'steps'},
@@ -134,18 +164,17 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 def _method(row: catalog.Method) -> Method:
   needs_none = row.group == 'one gradient' or row.needs == 'examples'
   given: dict[str, Any] = {
+    'row': row,
     'factory': row.function,
     'uses_gradient': row.name in _USE_GRADIENT or not needs_none,
   }
-  return Method(row, **given | _SPECIAL.get(row.name, {}))
+  return Method(**given | _SPECIAL.get(row.name, {}))
 
 
-# Without methods for low-rank adapters, which the models of the trainer lack.
 # Auxiliary losses are registered without the ending of their names.
 METHODS: dict[str, Method] = {
   name.removesuffix('_loss'): _method(row)
   for name, row in catalog.METHODS.items()
-  if row.place != 'adapters'
 }
 METHODS['sam_on'] = Method(
   dataclasses.replace(

@@ -57,7 +57,3 @@ def test_formulas_are_written_in_unicode(latex, expected):
 
 def test_an_unknown_method_is_refused(capsys):
   assert 'did you mean asam' in refused(capsys, 'methods', 'asm')
-
-
-def test_methods_for_adapters_are_refused_with_their_module(capsys):
-  assert 'optax_sam.lora.bi_lora' in refused(capsys, 'methods', 'bi_lora')

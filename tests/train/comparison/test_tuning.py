@@ -339,17 +339,45 @@ def test_settings_in_the_state_train_as_those_of_the_method():
   )
 
 
+@pytest.mark.parametrize(
+  ('name', 'given', 'setting', 'values'),
+  [
+    ('saf', {'lag': 1, 'start_epoch': 1}, 'weight', (0.1, 30.0)),
+    ('flat_noise', {}, 'sigma', (0.01, 3.0)),
+    ('bi_lora', {}, 'rho', (0.01, 30.0)),
+  ],
+)
+def test_tuned_settings_of_losses_noise_and_optimizers_take_effect(
+  name, given, setting, values
+):
+  config = problems.compare_config(
+    batch_size=250, adapter_rank=2, tune=(f'{name}.{setting}',)
+  )
+  own = build.complete_settings(name, given, None)
+  trials = tuning.Trials(
+    config,
+    problems.small_task('mlp', 250),
+    name,
+    own,
+    store.Store(),
+    threading.Event(),
+  )
+  found = [trials._train({setting: value}) for value in values]
+  assert found[0].validation_loss != found[1].validation_loss
+
+
 @pytest.mark.parametrize('name', METHODS)
 def test_radius_and_learning_rate_may_be_traced(name):
   task = problems.small_task('cnn' if name == 'sam_on' else 'mlp', 50)
-  config = problems.compare_config()
+  rank = 2 if METHODS[name].needs_adapters else None
+  config = problems.compare_config(adapter_rank=rank)
   own = build.complete_settings(name, {}, None)
   start = tuning.start(
     dataclasses.replace(config, tune=('radius', 'learning_rate')), name, own
   )
   trainer = tuning.TracedTrainer(config, task, name, own)
   trainer.traced = {key: float(value) for key, value in start.items()}
-  batch = dict(task.inputs.sample())
+  task, batch = trainer.task, dict(task.inputs.sample())
   tx = trainer.optimizer(seed=0)
 
   def update(key):

@@ -1,0 +1,91 @@
+"""Low-rank adapters for any model, whose own parameters are frozen."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_sam import lora
+from optax_sam.train.models.functions import ModelFunctions, Statistics
+
+# The collections of the adapters that descend, and of the second pair of
+# Bi-LoRA, which is a perturbation and no part of the model after training.
+TRAINED, SECOND = 'lora', 'second'
+_FROZEN = 'frozen'
+
+
+def adapted(
+  model: ModelFunctions,
+  rank: int,
+  *,
+  has_second_pair: bool = False,
+  noise: Callable[..., Any] | None = None,
+) -> ModelFunctions:
+  """Returns the same model, of which only low-rank adapters are parameters.
+
+  Every array with at least two axes has adapters. It is read as a matrix, with
+  the outputs on the last axis, as in Flax. All parameters of the model are
+  frozen and belong to the statistics. The adapters start at 0: `a` as in
+  `flax.nnx.LoRA`, `b` with zeros. Their scale is 1.
+
+  Args:
+    model: the model; its `init` returns the weights to fine-tune.
+    rank: largest rank of the adapters.
+    has_second_pair: whether there is a second pair of adapters, in training
+      mode only.
+    noise: from merged kernels, a key and the number of the step, to noise that
+      is added to them in training mode.
+  """
+  names = (TRAINED, SECOND) if has_second_pair else (TRAINED,)
+
+  def init(key: jax.Array, example: Any) -> tuple[optax.Params, Statistics]:
+    weights, statistics = model.init(key, example)
+    leaves, tree = jax.tree.flatten(weights)
+    params = {}
+    for place, name in enumerate(names, start=1):
+      draw = jax.random.fold_in(key, place)
+      pairs = (
+        _pair(leaf, jax.random.fold_in(draw, number), rank)
+        for number, leaf in enumerate(leaves)
+      )
+      params[name] = tree.unflatten(pairs)
+    own = {'weights': weights, 'step': jnp.zeros((), jnp.int32)}
+    return params, {**statistics, _FROZEN: own}
+
+  def apply(
+    params: Any, statistics: Statistics, inputs: Any, *, train: bool, key: Any
+  ) -> tuple[Any, Statistics]:
+    rest = dict(statistics)
+    own = rest.pop(_FROZEN)
+    weights = own['weights']
+    for name in names if train else (TRAINED,):
+      weights = jax.tree.map(_merged, weights, params[name])
+    if train and noise is not None:
+      drawn = noise(weights, key, own['step'])
+      weights = jax.tree.map(jnp.add, weights, drawn)
+    outputs, rest = model.apply(weights, rest, inputs, train=train, key=key)
+    own = {**own, 'step': own['step'] + train}
+    return outputs, {**rest, _FROZEN: own}
+
+  return ModelFunctions(init, apply, model.name)
+
+
+def _pair(
+  kernel: jax.Array, key: jax.Array, rank: int
+) -> dict[str, jax.Array] | None:
+  """Returns new adapters of an array; a vector has none."""
+  if kernel.ndim < 2:
+    return None
+  inputs, outputs = kernel.size // kernel.shape[-1], kernel.shape[-1]
+  rank = min(rank, inputs, outputs)
+  a = jax.nn.initializers.he_uniform()(key, (inputs, rank), kernel.dtype)
+  return {'a': a, 'b': jnp.zeros((rank, outputs), kernel.dtype)}
+
+
+def _merged(kernel: jax.Array, pair: dict[str, jax.Array] | None) -> jax.Array:
+  if pair is None:
+    return kernel
+  matrix = kernel.reshape(-1, kernel.shape[-1])
+  return lora.merge(matrix, pair['a'], pair['b']).reshape(kernel.shape)
