@@ -69,7 +69,7 @@ def test_the_command_line_overrides_the_file(write):
 @pytest.mark.parametrize(
   ('content', 'message'),
   [
-    ({'stepz': 1}, "unknown flag 'stepz'; choose among base, batch-size"),
+    ({'stepz': 1}, "unknown flag 'stepz'; choose among adapter-rank, base"),
     ({'config': 'x'}, 'without config'),
     ({'steps': 'many'}, "--steps must be int, got str, not 'many'"),
     ({'seed': [1, 2]}, '--seed must be int, got array, not [1, 2]'),
