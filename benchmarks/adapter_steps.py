@@ -14,6 +14,7 @@ import optax
 import optax_sam.lora
 from benchmarks.problems import Problem
 from benchmarks.steps import State, Steps, base_optimizer
+from optax_sam.train.models import adapters
 
 _RANK = 4
 _RHO = 0.05
@@ -58,7 +59,7 @@ def _steps(
     def loss(params):
       weights = frozen
       for pair in params.values():
-        weights = jax.tree.map(_merged, weights, pair)
+        weights = adapters.merged(weights, pair)
       if noise:
         weights = jax.tree.map(jnp.add, weights, noise(weights, count))
       return problem.loss(weights, statistics, batch)
@@ -71,25 +72,10 @@ def _steps(
 
   def init():
     frozen, statistics = problem.init()
-    params = {name: jax.tree.map(_pair, frozen) for name in pairs}
+    key = jax.random.key(0)
+    params = {name: adapters.new(frozen, key, _RANK) for name in pairs}
     rest = (statistics, frozen, jnp.zeros((), jnp.int32))
     return State(params, rest, jax.jit(tx.init)(params))
 
   arguments = (jax.eval_shape(init), problem.batches[0])
   return Steps(init, step, {'step': (step, arguments)})
-
-
-def _pair(kernel: jax.Array) -> dict[str, jax.Array] | None:
-  """Returns new adapters of an array; a vector has none."""
-  if kernel.ndim < 2:
-    return None
-  inputs, outputs = kernel.size // kernel.shape[-1], kernel.shape[-1]
-  a = jax.random.normal(jax.random.key(0), (inputs, _RANK)) / _RANK
-  return {'a': a, 'b': jnp.zeros((_RANK, outputs))}
-
-
-def _merged(kernel: jax.Array, pair: dict[str, jax.Array] | None) -> jax.Array:
-  if pair is None:
-    return kernel
-  matrix = kernel.reshape(-1, kernel.shape[-1])
-  return optax_sam.lora.merge(matrix, **pair).reshape(kernel.shape)

@@ -42,15 +42,10 @@ def adapted(
 
   def init(key: jax.Array, example: Any) -> tuple[optax.Params, Statistics]:
     weights, statistics = model.init(key, example)
-    leaves, tree = jax.tree.flatten(weights)
-    params = {}
-    for place, name in enumerate(names, start=1):
-      draw = jax.random.fold_in(key, place)
-      pairs = (
-        _pair(leaf, jax.random.fold_in(draw, number), rank)
-        for number, leaf in enumerate(leaves)
-      )
-      params[name] = tree.unflatten(pairs)
+    params = {
+      name: new(weights, jax.random.fold_in(key, place), rank)
+      for place, name in enumerate(names, start=1)
+    }
     own = {'weights': weights, 'step': jnp.zeros((), jnp.int32)}
     return params, {**statistics, _FROZEN: own}
 
@@ -61,7 +56,7 @@ def adapted(
     own = rest.pop(_FROZEN)
     weights = own['weights']
     for name in names if train else (TRAINED,):
-      weights = jax.tree.map(_merged, weights, params[name])
+      weights = merged(weights, params[name])
     if train and noise is not None:
       drawn = noise(weights, key, own['step'])
       weights = jax.tree.map(jnp.add, weights, drawn)
@@ -72,20 +67,29 @@ def adapted(
   return ModelFunctions(init, apply, model.name)
 
 
-def _pair(
-  kernel: jax.Array, key: jax.Array, rank: int
-) -> dict[str, jax.Array] | None:
-  """Returns new adapters of an array; a vector has none."""
-  if kernel.ndim < 2:
-    return None
-  inputs, outputs = kernel.size // kernel.shape[-1], kernel.shape[-1]
-  rank = min(rank, inputs, outputs)
-  a = jax.nn.initializers.he_uniform()(key, (inputs, rank), kernel.dtype)
-  return {'a': a, 'b': jnp.zeros((rank, outputs), kernel.dtype)}
+def new(weights: Any, key: jax.Array, rank: int) -> Any:
+  """Returns new adapters of all arrays of a tree; a vector has None."""
+  leaves, tree = jax.tree.flatten(weights)
+  pairs = []
+  for number, kernel in enumerate(leaves):
+    if kernel.ndim < 2:
+      pairs.append(None)
+      continue
+    inputs, outputs = kernel.size // kernel.shape[-1], kernel.shape[-1]
+    size = min(rank, inputs, outputs)
+    draw = jax.random.fold_in(key, number)
+    a = jax.nn.initializers.he_uniform()(draw, (inputs, size), kernel.dtype)
+    pairs.append({'a': a, 'b': jnp.zeros((size, outputs), kernel.dtype)})
+  return tree.unflatten(pairs)
 
 
-def _merged(kernel: jax.Array, pair: dict[str, jax.Array] | None) -> jax.Array:
-  if pair is None:
-    return kernel
-  matrix = kernel.reshape(-1, kernel.shape[-1])
-  return lora.merge(matrix, pair['a'], pair['b']).reshape(kernel.shape)
+def merged(weights: Any, pairs: Any) -> Any:
+  """Returns weights with the products of their adapters added."""
+
+  def of_leaf(kernel: jax.Array, pair: dict[str, jax.Array] | None) -> Any:
+    if pair is None:
+      return kernel
+    matrix = kernel.reshape(-1, kernel.shape[-1])
+    return lora.merge(matrix, pair['a'], pair['b']).reshape(kernel.shape)
+
+  return jax.tree.map(of_leaf, weights, pairs)
