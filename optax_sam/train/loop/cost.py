@@ -32,7 +32,7 @@ def _operations(jaxpr: Any, *, repeats: bool) -> float:
   total = 0.0
   for equation in jaxpr.eqns:
     name, given = equation.primitive.name, equation.params
-    out = math.prod(getattr(equation.outvars[0].aval, 'shape', ()))
+    out = sum(math.prod(getattr(x.aval, 'shape', ())) for x in equation.outvars)
     if name == 'dot_general':
       (contracted, _), _ = given['dimension_numbers']
       shape = equation.invars[0].aval.shape

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import optax_sam
+from optax_sam.train.loop import cost
+from optax_sam.train.optimizers.registry import METHODS
 from tests.train import problems
 from tests.train.problems import (
   assert_close,
@@ -84,6 +86,25 @@ def test_the_base_optimizer_takes_no_perturbed_gradient():
   assert [row['step'] for row in log] == [5, 10, 12]
   assert log[-1]['second_gradients'] == 0
   assert math.isnan(log[-1]['perturbed_loss'])
+
+
+@pytest.mark.parametrize('name', METHODS)
+def test_each_method_has_a_training_step_of_known_cost(name):
+  rank = 2 if METHODS[name].needs_adapters else None
+  model = 'cnn' if name == 'sam_on' else 'mlp'
+  one = problems.trainer(name, model=model, adapter_rank=rank)
+  assert cost.repetition(one._traced().jaxpr) >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', METHODS)
+def test_each_method_trains(name):
+  rank = 2 if METHODS[name].needs_adapters else None
+  model = 'cnn' if name == 'sam_on' else 'mlp'
+  one = problems.trainer(name, model=model, adapter_rank=rank, steps=30)
+  end = problems.finished(one)
+  assert not end.stopped
+  assert end.evaluations[-1]['test_loss'] < math.log(10)  # that of a guess
 
 
 def test_training_learns():
