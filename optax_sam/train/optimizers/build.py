@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 
@@ -19,6 +20,7 @@ _NOT_SETTABLE = frozenset(
   {'base', 'batch_like', 'num_data', 'total_steps', 'key', 'refresh_every'}
   | {'mask', 'axis_name', 'sync_ascent', 'scaled'}
 )
+_ONE_NUMBER = jax.ShapeDtypeStruct((1,), np.float32)
 _BASE = Method(
   dataclasses.replace(catalog.METHODS['sam'], group='every step', needs=''),
   optax.identity,
@@ -129,7 +131,7 @@ def optimizer(
   *,
   seed: int,
   epoch_steps: int = 1,
-  batch_like: Any = None,
+  batch_like: Any = _ONE_NUMBER,
   num_data: int = 1,
 ) -> optax.GradientTransformation:
   """Returns the optimizer of a method, or the base optimizer alone."""

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from optax_sam.catalog import METHODS
 from optax_sam.train.reports import curves, formats
 from optax_sam.train.reports.curves import Row, is_drawable
 from optax_sam.train.reports.paired import Difference
@@ -190,7 +189,7 @@ def sensitivity(comparison: Comparison) -> list[Figure]:
 
 def _named(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
   """Returns settings, in which the radius of a method has this name."""
-  radius = METHODS[method].radius if method in METHODS else None
+  radius = formats.ROWS[method].radius if method in formats.ROWS else None
   return {'radius' if k == radius else k: v for k, v in settings.items()}
 
 

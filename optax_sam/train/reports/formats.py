@@ -5,8 +5,8 @@ import math
 import re
 from collections.abc import Sequence
 
-from optax_sam.catalog import METHODS
 from optax_sam.train.config import errors
+from optax_sam.train.optimizers import registry
 from optax_sam.train.reports.results import Metric
 
 MISSING = '\N{EN DASH}'
@@ -23,6 +23,8 @@ ROUNDS = (
   ('longdash', 'square'),
   ('longdashdot', 'cross'),
 )
+# Those of the library; methods of a user have no paper.
+ROWS = {name: method.row for name, method in registry.METHODS.items()}
 _BASES = {'sgd': 'SGD', 'adamw': 'AdamW', 'adam': 'Adam', 'lion': 'Lion'}
 
 
@@ -76,15 +78,15 @@ def in_words(value: object) -> str:
 
 def title(name: str) -> str:
   """Returns the name of a method in its paper."""
-  if name in METHODS:
-    return METHODS[name].title
+  if name in ROWS:
+    return ROWS[name].title
   return _BASES.get(name, printable(name))
 
 
 def short_title(name: str) -> str:
   """Returns the abbreviation in brackets of a name, if it has one."""
   label = title(name)
-  return re.sub(r'.*\((\S+)\)$', r'\1', label) if name in METHODS else label
+  return re.sub(r'.*\((\S+)\)$', r'\1', label) if name in ROWS else label
 
 
 def styles(names: Sequence[str], base: str) -> dict[str, dict[str, str]]:
@@ -109,6 +111,6 @@ def styles(names: Sequence[str], base: str) -> dict[str, dict[str, str]]:
       'color': color,
       'dash': dash,
       'symbol': symbol,
-      'link': METHODS[name].paper.link if name in METHODS else '',
+      'link': ROWS[name].paper.link if name in ROWS else '',
     }
   return found

@@ -7,6 +7,7 @@ import pytest
 
 import optax_sam
 from optax_sam.train.loop import cost
+from optax_sam.train.optimizers import build
 from optax_sam.train.optimizers.registry import METHODS
 from tests.train import problems
 from tests.train.problems import (
@@ -93,6 +94,7 @@ def test_each_method_has_a_training_step_of_known_cost(name):
   rank = 2 if METHODS[name].needs_adapters else None
   model = 'cnn' if name == 'sam_on' else 'mlp'
   one = problems.trainer(name, model=model, adapter_rank=rank)
+  assert build.method_settings([name], one.config)[name] == one.settings
   assert cost.repetition(one._traced().jaxpr) >= 1
 
 
