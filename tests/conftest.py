@@ -1,6 +1,7 @@
 """Strict promotion for the tests of the library, and shared settings."""
 
 import shutil
+import signal
 import tempfile
 
 import jax
@@ -20,6 +21,9 @@ _ROUNDED = 'params hold .*float.* rounds most of a small perturbation'
 def pytest_configure(config):
   """Sets XLA's flags before this process compiles anything."""
   jax.config.update('jax_num_cpu_devices', 8)
+  # A shell ignores Ctrl-C for what runs in its background; some tests send it.
+  if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   for warning in (
     f'{compiling.TORN}:UserWarning',
     f'{_ROUNDED}:UserWarning',
