@@ -209,7 +209,7 @@ def clear(directory: pathlib.Path, known: frozenset[str]) -> None:
 
 
 def _remove_tree(path: pathlib.Path) -> None:
-  """Removes a directory, to which a write that failed may add files."""
+  """Removes a directory; tries again if a file is created meanwhile."""
   for _ in range(20):
     with contextlib.suppress(OSError):
       shutil.rmtree(path)

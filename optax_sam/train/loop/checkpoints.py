@@ -171,9 +171,9 @@ class Checkpoints:
 
 
 def _wait_for_other_writes() -> None:
-  """Waits for what is still being written after one write has failed.
+  """Waits until the other writes of a failed checkpoint have ended.
 
-  It could create files in a directory that the caller removes.
+  Otherwise they could create files in a directory that the caller removes.
   """
   deadline = time.monotonic() + _LONGEST_WAIT
   for thread in threading.enumerate():

@@ -68,8 +68,13 @@ class Trainer:
       noise = None
       if self.method.needs_adapters and built is not None:
         noise, built = functools.partial(built, total_steps=config.steps), None
-      task = _with_adapters(task, config.adapter_rank, self.method, noise)
-      self.task = task
+      model = adapters.adapted(
+        task.model,
+        config.adapter_rank,
+        has_second_pair=self.method.has_second_pair,
+        noise=noise,
+      )
+      self.task = task = dataclasses.replace(task, model=model)
     if isinstance(built, ValidatedAveraging):
       self.averaging = built
       self.inputs = _without_held_out(task.inputs, built.held_out, name)
@@ -342,16 +347,6 @@ class Trainer:
     return evaluation.evaluate(
       self.task, params, statistics, batches, self.placement
     )
-
-
-def _with_adapters(
-  task: Task, rank: int, method: Any, noise: Callable[..., Any] | None
-) -> Task:
-  """Returns a task whose parameters are low-rank adapters."""
-  model = adapters.adapted(
-    task.model, rank, has_second_pair=method.has_second_pair, noise=noise
-  )
-  return dataclasses.replace(task, model=model)
 
 
 def _without_held_out(

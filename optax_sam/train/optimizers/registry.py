@@ -118,7 +118,7 @@ class Method:
   # differs from the trained parameters.
   solution: Callable[[optax.Params, Any], optax.Params] | None = None
   is_own: bool = False  # not of the catalog
-  has_second_pair: bool = False  # of low-rank adapters
+  has_second_pair: bool = False  # whether it trains two pairs of adapters
 
   @property
   def skips(self) -> bool:

@@ -132,20 +132,25 @@ def test_other_settings_are_refused_but_more_steps_are_not(saved, start):
   assert (found.step, said) == (2, [])
 
 
-def test_a_checkpoint_that_cannot_be_written_is_one_error(
-  start, tmp_path, capfd
-):
+def assert_cannot_save(store, progress, size):
+  """Saves on a disk where files cannot be larger than `size` bytes."""
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  store = Checkpoints(tmp_path, SETTINGS)
-  store.save(at(start, 1))
-  store._manager.wait_until_finished()
-  resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # a full disk
+  resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
   try:
-    store.save(at(start, 2))
+    store.save(progress)
     with pytest.raises(ValueError, match='a checkpoint cannot be written: '):
       store.__exit__(None)
   finally:
     resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_one_error(
+  start, tmp_path, capfd
+):
+  store = Checkpoints(tmp_path, SETTINGS)
+  store.save(at(start, 1))
+  store._manager.wait_until_finished()
+  assert_cannot_save(store, at(start, 2), size=4096)
   assert capfd.readouterr().err == ''
 
 
@@ -160,19 +165,11 @@ def test_nothing_is_written_after_a_checkpoint_has_failed(
       late.append(thread)
     run(thread)
 
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   store = Checkpoints(tmp_path, SETTINGS)
   store.save(at(start, 1))  # compiles
   store._manager.wait_until_finished()
   monkeypatch.setattr(threading.Thread, 'run', run_late)
-  # The record fails first.
-  resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
-  try:
-    store.save(at(start, 2))
-    with pytest.raises(ValueError, match='a checkpoint cannot be written: '):
-      store.__exit__(None)
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert_cannot_save(store, at(start, 2), size=10)  # the record fails first
   (thread,) = late
   assert not thread.is_alive()
   output_dir.clear(tmp_path.parent, frozenset({tmp_path.name}))
