@@ -25,9 +25,9 @@ def adapted(
 ) -> ModelFunctions:
   """Returns the same model, of which only low-rank adapters are parameters.
 
-  Every array with at least two axes has adapters. It is read as a matrix, with
-  the outputs on the last axis, as in Flax. All parameters of the model are
-  frozen and belong to the statistics. The adapters start at 0: `a` as in
+  Every array with at least two axes has adapters. It is read as a matrix whose
+  columns are the last axis, the outputs in Flax. All parameters of the model
+  are frozen and belong to the statistics. The adapters start at 0: `a` as in
   `flax.nnx.LoRA`, `b` with zeros. Their scale is 1.
 
   Args:
@@ -37,7 +37,17 @@ def adapted(
       mode only.
     noise: from merged kernels, a key and the number of the step, to noise that
       is added to them in training mode.
+
+  Raises:
+    ValueError: if there is noise and kernels have the outputs on another axis.
   """
+  if noise is not None and not model.outputs_last:
+    msg = (
+      f'Flat-LoRA scales its noise by the outputs, the last axis of kernels, '
+      f'which is the inputs in the Equinox module {model.name}; leave '
+      f'flat_noise out, or call optax_sam.lora.flat_noise in your own program'
+    )
+    raise ValueError(msg)
   names = (TRAINED, SECOND) if has_second_pair else (TRAINED,)
 
   def init(key: jax.Array, example: Any) -> tuple[optax.Params, Statistics]:

@@ -31,12 +31,14 @@ class ModelFunctions:
   pytrees. Statistics are a dict: what a pass in training mode updates, such as
   running means. `apply` maps (parameters, statistics, inputs) and the keywords
   `train` and `key` to outputs and the next statistics. `key` is for dropout; it
-  may be None in evaluation.
+  may be None in evaluation. `outputs_last` is false if kernels have the outputs
+  on another axis than the last one.
   """
 
   init: Callable[[jax.Array, Any], tuple[optax.Params, Statistics]]
   apply: Callable[..., tuple[Any, Statistics]]
   name: str = 'model'
+  outputs_last: bool = True
 
 
 def from_model(model: Any) -> ModelFunctions:
@@ -230,7 +232,8 @@ def _from_equinox(build: Callable[..., Any], abstract: Any) -> ModelFunctions:
       statistics = {'state': others(jax.tree.leaves((module, after)))}
     return outputs, statistics
 
-  return ModelFunctions(init, apply, type(module).__name__)
+  kind = type(module).__name__
+  return ModelFunctions(init, apply, kind, outputs_last=False)
 
 
 def _from_constructor(build: Callable[..., Any]) -> ModelFunctions:

@@ -13,6 +13,7 @@ from optax_sam.train.comparison import plan
 from optax_sam.train.models import adapters
 from optax_sam.train.models.functions import from_model
 from tests.train import problems
+from tests.train.models.test_functions import FRAMEWORKS, X
 
 RANDOM = np.random.default_rng(0)
 IMAGES = jnp.asarray(RANDOM.normal(size=(6, 8, 8, 1)), jnp.float32)
@@ -68,6 +69,32 @@ def test_new_adapters_change_nothing_and_kernels_alone_have_them():
   for kernel in kernels:
     inputs, rank = kernel.size // kernel.shape[-1], min(3, *kernel.shape[-1:])
     assert {(inputs, rank), (rank, kernel.shape[-1])} <= set(shapes.values())
+
+
+@pytest.mark.parametrize('name', FRAMEWORKS)
+def test_models_of_all_frameworks_have_adapters(name):
+  model = from_model(FRAMEWORKS[name][0](0.2))
+  if name == 'equinox':  # its kernels have the outputs first
+    with pytest.raises(ValueError, match='leave flat_noise out'):
+      adapters.adapted(model, 2, noise=noise)
+  given = noise if model.outputs_last else None
+  own = adapters.adapted(model, 2, has_second_pair=True, noise=given)
+  weights, statistics = model.init(KEY, X[:1])
+  params, frozen = own.init(KEY, X[:1])
+  expected = model.apply(weights, statistics, X, train=False, key=None)[0]
+  found = own.apply(params, frozen, X, train=False, key=None)[0]
+  np.testing.assert_array_equal(found, expected)
+
+  def loss(params):
+    outputs, _ = own.apply(params, frozen, X, train=True, key=KEY)
+    return jnp.mean(outputs**2)
+
+  grads = jax.grad(loss)(params)
+  for pair in grads.values():
+    leaves = jax.tree_util.tree_leaves_with_path(pair)
+    moved = [jnp.any(leaf) for path, leaf in leaves if path[-1].key == 'b']
+    assert moved
+    assert all(moved)
 
 
 def test_the_second_pair_and_the_noise_act_in_training_only():
