@@ -192,7 +192,6 @@ PROBLEMS = {
     learning_rate=2e-3,
     rho=0.02,
     in_short=True,
-    trial_length=1.0,
   ),
   'dense': Problem(
     title='Fashion-MNIST 60k, dense net',
