@@ -1,5 +1,8 @@
 """Sharpness-aware minimization for Optax: exact, composable, fast."""
 
+import importlib
+from typing import Any
+
 from optax_sam import descents, perturbations, policies, selections
 from optax_sam.alternation import (
   AlternatingState,
@@ -146,3 +149,13 @@ __all__ = [
   'wsam_decoupled',
   'z_sharp',
 ]
+
+# Imported at first use, because they need further packages or more time.
+_MODULES = ('equinox', 'flax', 'landscape', 'lora', 'sharpness', 'train')
+
+
+def __getattr__(name: str) -> Any:
+  if name in _MODULES:
+    return importlib.import_module(f'{__name__}.{name}')
+  msg = f'module {__name__!r} has no attribute {name!r}'
+  raise AttributeError(msg)

@@ -307,7 +307,27 @@ def test_the_core_imports_none_of_the_extras():
   extras = {'equinox', 'flax', 'scipy', 'matplotlib', 'orbax'}
   extras |= {'optax_sam.train'}
   code = f'import sys, optax_sam; print(*{extras} & sys.modules.keys())'
+  assert _printed(code).split() == []
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    'equinox.equinox_value_fn',
+    'flax.nnx_value_fn',
+    'landscape.line',
+    'lora.merge',
+    'sharpness.top_eigenvalue',
+    'train.compare',
+  ],
+)
+def test_other_modules_are_imported_at_first_use(name):
+  code = f'import optax_sam; print(optax_sam.{name}.__name__)'
+  assert _printed(code) == f'{name.rpartition(".")[2]}\n'
+
+
+def _printed(code):
   done = subprocess.run(
     [sys.executable, '-c', code], check=True, capture_output=True, text=True
   )
-  assert done.stdout.split() == []
+  return done.stdout

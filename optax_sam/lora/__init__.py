@@ -3,7 +3,6 @@ r"""Sharpness-aware fine-tuning with low-rank adapters: Flat-LoRA and Bi-LoRA.
 A layer with the frozen kernel :math:`W`, of shape (inputs, outputs), and the
 adapters :math:`A` and :math:`B` has the merged kernel :math:`W + s A B`. The
 functions take arrays of any framework, and all but `merge` pytrees of them.
-Import this module by `import optax_sam.lora`.
 """
 
 from optax_sam.lora.adapter_pairs import bi_lora, clip_products, product_norm
