@@ -57,7 +57,7 @@ def which_method(every: AllRuns) -> str:
   lines = ['| situation | method | mean gain |', '|---|---|---|']
   for row, situations in rows.items():
     first, *others = situations
-    alike = [f', or {other.removeprefix("You ")}' for other in others]
+    alike = [f', or {other[0].lower()}{other[1:]}' for other in others]
     lines.append(f'| {first}{"".join(alike)} | {row}')
   return '\n'.join(lines)
 

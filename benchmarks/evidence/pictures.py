@@ -17,6 +17,8 @@ _BASES = ('base_longer', 'base_twice')
 # Distance between points of nearly equal cost.
 _NEAR, _DODGE = 0.05, 0.012
 _PLAIN, _RED, _BLUE = '0.35', 'C3', 'C0'
+# Of the heat map: the largest shade, and those with white numbers.
+_LARGEST, _DARK = 4, 2.8
 FRONTIER, PANELS, HEAT_MAP = 'evidence.png', 'problems.png', 'methods.png'
 OBSERVATIONS = 'observations.png'
 
@@ -182,10 +184,11 @@ def heat_map(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
         ha='center',
         va='center',
         fontsize=8,
+        color='white' if abs(mean / unit) > _DARK else 'black',
       )
       if not found[name].significant:
         axes.add_patch(_hatched(row, column))
-  axes.imshow(shades, cmap='RdBu', vmin=-4, vmax=4, aspect='auto')
+  axes.imshow(shades, cmap='RdBu', vmin=-_LARGEST, vmax=_LARGEST, aspect='auto')
   titles = [PROBLEMS[name].title.replace(', ', '\n') for name in every]
   axes.set_xticks(range(len(titles)), titles, fontsize=8)
   axes.set_yticks(
