@@ -88,8 +88,9 @@ def compare(
     steps: training steps of a run.
     batch_size: examples in a batch.
     seeds: runs of each method, with seeds 0, 1, ...
-    tune: what to choose for every method on validation examples: `radius` (or
-      True), `learning_rate`, METHOD.SETTING, or several; None for nothing.
+    tune: what to choose for every method on validation examples: `radius`,
+      `learning_rate`, METHOD.SETTING, or several; True for the first two, None
+      for nothing.
     trials: values that are tried for each method, with `tune`.
     budget: what is equal for all methods: `steps`, `gradients` or `seconds`.
     output: directory of the report and of finished runs; None for none.

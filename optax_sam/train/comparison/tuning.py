@@ -54,8 +54,9 @@ def start(
 ) -> dict[str, Any]:
   """Returns the settings that a method tunes, and where the search starts.
 
-  A method without any of the named settings tunes its radius, or without a
-  radius its learning rate. So every method, and the base, has a search.
+  If no setting is named, these are radius and learning rate. A method without
+  any of the named settings tunes its radius, or without a radius its learning
+  rate. So every method, and the base, has a search.
   """
   values = {RATE: configs.learning_rate(config), **own}
   radius = METHODS[name].row.radius if name in METHODS else None
@@ -64,6 +65,8 @@ def start(
     f'{name}.{key}': key for key in values
   }
   wanted = [asked[text] for text in config.tune or () if text in asked]
+  if not config.tune:
+    wanted = [default, RATE]
   return {key: values[key] for key in wanted or [default]}
 
 

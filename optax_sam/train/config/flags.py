@@ -163,8 +163,8 @@ class Comparison:
   )
   # Runs of each method, with seeds 0, 1, ...
   seeds: Size = 3
-  # Choose settings of every method on validation examples: radius (which --tune
-  # alone means), learning_rate, or METHOD.SETTING.
+  # Choose settings of every method on validation examples: radius,
+  # learning_rate (--tune alone: both), or METHOD.SETTING.
   tune: Annotated[
     tuple[str, ...] | None, flag(default='no search', value='[NAME ...]')
   ] = None

@@ -83,8 +83,9 @@ def parse_settings(
         )
         raise ValueError(msg) from None
     what = f'--set {text}: setting of {name}'
-    setting = names.find(what, setting, settable(name))
-    default = complete_settings(name, {}, None).get(setting)
+    known = dict.fromkeys((*settable(name), 'learning_rate'))
+    setting = names.find(what, setting, known)
+    default = complete_settings(name, {}, None).get(setting, 1.0)
     value = names.parse_value(text, setting, written, default)
     if setting == METHODS[name].row.radius and not np.float32(value) > 0:
       msg = f'--set {text}: {setting} must be above 0, not {written}'

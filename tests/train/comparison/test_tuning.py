@@ -68,7 +68,9 @@ def test_radii_are_found_around_the_learning_rate_of_the_base(known_best):
       'swa': {'learning_rate': 0.2},
     }
   )
-  config = problems.compare_config(methods=('sam', 'asam', 'swa'), tune=())
+  config = problems.compare_config(
+    methods=('sam', 'asam', 'swa'), tune=('radius',)
+  )
   chosen, text, _ = tune(config)
   assert chosen['sgd'] == {'learning_rate': 0.4}
   assert chosen['sam']['rho'] == 0.8
@@ -85,11 +87,12 @@ def test_radii_are_found_around_the_learning_rate_of_the_base(known_best):
 @pytest.mark.parametrize(
   ('name', 'tuned', 'expected'),
   [
-    ('sam', (), {'rho': 0.05}),
+    ('sam', (), {'rho': 0.05, 'learning_rate': 0.1}),
+    ('sam', ('radius',), {'rho': 0.05}),
     ('sgd', (), {'learning_rate': 0.1}),
     ('sgd', ('sam.rho',), {'learning_rate': 0.1}),
     ('swa', ('radius',), {'learning_rate': 0.1}),
-    ('lpf_sgd', (), {'gamma': 0.0005}),
+    ('lpf_sgd', ('radius',), {'gamma': 0.0005}),
     ('entropy_sgd', ('learning_rate',), {'learning_rate': 1.0}),
     ('sam', ('learning_rate',), {'learning_rate': 0.1}),
     ('sam', ('radius', 'learning_rate'), {'rho': 0.05, 'learning_rate': 0.1}),
@@ -150,7 +153,7 @@ def test_diverged_trials_are_named(known_best):
     {'sgd': {'learning_rate': 0.1}, 'sam': {'rho': 0.1}},
     is_finite=lambda name, _: name != 'sam',
   )
-  chosen, text, _ = tune(problems.compare_config(tune=(), trials=4))
+  chosen, text, _ = tune(problems.compare_config(tune=('radius',), trials=4))
   assert 'sam: all trials diverged' in text
   assert 0 < chosen['sam']['rho'] < 0.05
 
@@ -162,7 +165,7 @@ def test_the_sign_of_a_metric_is_shown():
   task = dataclasses.replace(
     problems.small_task('mlp', 100), objective=objective
   )
-  config = problems.compare_config(tune=())
+  config = problems.compare_config(tune=('radius',))
   trials = tuning.Trials(
     config, task, 'sam', {'rho': 0.1}, store.Store(), threading.Event()
   )
@@ -215,7 +218,7 @@ def test_a_search_reads_no_test_example_and_trains_on_no_validation_example():
 
 
 def test_validation_examples_of_the_dataset_are_used_instead_of_a_split():
-  config = problems.compare_config(tune=())
+  config = problems.compare_config(tune=('radius',))
   task = problems.small_task('mlp', 50)
   data = task.inputs.dataset
   own = {name: values[:70] for name, values in data.test.items()}
@@ -254,7 +257,7 @@ def test_targets_that_are_no_classes_are_split_at_random():
 def test_finished_trials_are_not_repeated(known_best):
   best = {'sgd': {'learning_rate': 0.2}, 'sam': {'rho': 0.1}}
   started = known_best(best)
-  config = problems.compare_config(tune=())
+  config = problems.compare_config(tune=('radius',))
   chosen, text, made = tune(config)
   assert len(started) == len(made) == 2 * 8
   # After an interruption the rest is trained, with the same result.

@@ -177,11 +177,33 @@ def test_a_value_out_of_range_raises_with_the_method(name, given, message):
     build.optimizer(name, given, CONFIG, seed=0)
 
 
+def test_a_method_may_have_a_learning_rate_of_its_own():
+  config = problems.compare_config(
+    methods=('sam', 'unnormalized_sam'),
+    set=('sam.learning_rate=0.5', 'sam.rho=0.3'),
+    learning_rate=0.1,
+    warmup=0.0,
+    weight_decay=0.0,
+  )
+  updates = {}
+  for name, own in plan.method_settings(config).items():
+    tx = optax.with_extra_args_support(
+      build.optimizer(name, own, config, seed=0)
+    )
+    grads, state = {'w': jnp.asarray(1.0)}, tx.init({'w': jnp.zeros(())})
+    found, _ = tx.update(
+      grads, state, {'w': jnp.zeros(())}, value_fn=lambda p: p['w']
+    )
+    updates[name] = float(found['w'])
+  expected = {'sgd': -0.1, 'sam': -0.5, 'unnormalized_sam': -0.1}
+  assert updates == pytest.approx(expected)
+
+
 @pytest.mark.parametrize('name', registry.METHODS)
 def test_values_that_no_array_can_have_are_refused_in_one_line(name):
   defaults = build.complete_settings(name, {}, None)
-  for setting in build.settable(name):
-    default = defaults.get(setting)
+  for setting in {*build.settable(name), 'learning_rate'}:
+    default = defaults.get(setting, 0.1)
     wrong = ['1e400', '-1e400', '1e39', '9' * 150, "'x'", '-' * 150 + '1']
     if setting == registry.METHODS[name].row.radius:
       wrong += ['0', '1e-50', '-1']  # as with --rho
