@@ -51,14 +51,17 @@ $(VENV)/.bench: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@ $(VENV)/.train
 
-# The radii are the best of a coarse grid on held-out training examples.
+# With `--tune radius` and other starts, these learning rates and radii are those
+# with the best accuracy on held-out training examples: docs/trainer.md.
+DEMO := sam asam friendly_sam ae_sam momentum_sam
 demo: $(VENV)/.train
 	$(BIN)/optax-sam compare --output $(OUTPUT) --overwrite \
 	  --label-noise 0.3 --seeds 5 --steps 200 \
 	  --sharpness-examples 64 --timing-rounds 3 \
-	  --methods sam asam friendly_sam ae_sam ae_look_sam \
-	  --set sam.rho=1 --set asam.rho=5 --set friendly_sam.rho=1 \
-	  --set ae_sam.rho=2 --set ae_look_sam.rho=2
+	  --methods $(DEMO) --learning-rate 0.00625 \
+	  $(foreach name,$(DEMO),--set $(name).learning_rate=0.1) \
+	  --set sam.rho=1 --set asam.rho=4 --set friendly_sam.rho=1 \
+	  --set ae_sam.rho=16 --set momentum_sam.rho=6
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -28,8 +28,8 @@ DEFAULT_METHODS = (
   'asam',
   'friendly_sam',
   'ae_sam',
-  'ae_look_sam',
   'look_sam',
+  'momentum_sam',
 )
 
 
