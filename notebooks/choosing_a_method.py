@@ -17,12 +17,13 @@
 # # Which method, and which radius?
 #
 # Every method has one hyperparameter that you must tune: the radius `rho`, the
-# size of the perturbation. Here SAM and ASAM are trained with several radii, a
-# validation set selects one for each, and independent test images measure the
-# gain. A guide to the other methods is at the end.
+# size of the perturbation. Here SGD is trained with several learning rates. SAM
+# and ASAM are trained with the best of them and several radii. A validation set
+# selects the values, and independent test images measure the gain. A guide to
+# the other methods is at the end.
 #
-# The same procedure works for your network: a coarse grid of radii with a
-# factor of about two between them, and more than one seed.
+# The same procedure works for your network: a coarse grid with a factor of
+# about two between the values, and more than one seed.
 
 # %%
 import functools
@@ -69,9 +70,9 @@ print(f'so about {1 - NOISE:.0%} is all that validation can show')
 # %% [markdown]
 # ## One run
 #
-# The network has one hidden layer. The optimizer is SGD with momentum, with a
-# method before it. The whole run is one function, so JAX can vectorize it over
-# radii and seeds.
+# The network has one hidden layer. The optimizer is SGD with momentum, with or
+# without a method before it. The whole run is one function, so JAX can
+# vectorize it over settings and seeds.
 
 # %%
 EPOCHS, BATCH_SIZE, SEEDS = 30, 50, np.arange(4)
@@ -102,9 +103,9 @@ def losses(params, batch):
   return optax.softmax_cross_entropy_with_integer_labels(found, y)
 
 
-def train(method, rho, seed):
+def train(optimizer, value, seed):
   """Trains once; returns the parameters and the training loss by epoch."""
-  tx = optax.chain(method(rho), optax.sgd(0.1, momentum=0.9))
+  tx = optax.with_extra_args_support(optimizer(value))
 
   def step(carry, rows):
     params, state = carry
@@ -122,22 +123,28 @@ def train(method, rho, seed):
 # %% [markdown]
 # ## The sweep
 #
-# There are six radii and four seeds. The first radius is 0, which is plain SGD
-# in the same compiled function. ASAM's radius is relative to each weight, so
-# its values are larger.
+# There are six values and four seeds. SGD must be tuned first: with a small
+# learning rate it has no time to memorize the wrong labels, so SGD with an
+# arbitrary learning rate would be a weak opponent. ASAM's radius is relative to
+# each weight, so its values are larger.
 
 # %%
-RADII = {
-  'SAM': np.array([0, 0.05, 0.1, 0.2, 0.4, 0.8]),
-  'ASAM': np.array([0, 0.25, 0.5, 1, 2, 4]),
+VALUES = {
+  'SGD': np.array([0.003, 0.006, 0.0125, 0.025, 0.05, 0.1]),
+  'SAM': np.array([0.0125, 0.025, 0.05, 0.1, 0.2, 0.4]),
+  'ASAM': np.array([0.0625, 0.125, 0.25, 0.5, 1, 2]),
 }
-METHODS = {'SAM': optax_sam.sam, 'ASAM': optax_sam.asam}
+SETTING = {'SGD': 'learning rate', 'SAM': 'rho', 'ASAM': 'rho'}
 
 
-def over_radii_and_seeds(method):
-  """Trains a method at all its radii with all seeds."""
-  over_seeds = jax.vmap(functools.partial(train, method), (None, 0))
-  return jax.jit(jax.vmap(over_seeds, (0, None)))
+def sgd(learning_rate):
+  return optax.sgd(learning_rate, momentum=0.9)
+
+
+def over_values_and_seeds(name, optimizer):
+  """Trains with all values of the setting and all seeds."""
+  over_seeds = jax.vmap(functools.partial(train, optimizer), (None, 0))
+  return jax.jit(jax.vmap(over_seeds, (0, None)))(VALUES[name], SEEDS)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -150,32 +157,35 @@ def accuracies(name, params):
   return jnp.mean(found == y, axis=-1)
 
 
-runs = {
-  name: over_radii_and_seeds(method)(RADII[name], SEEDS)
-  for name, method in METHODS.items()
-}
-validated = {
-  name: np.array(accuracies('validation', params))
-  for name, (params, _) in runs.items()
-}
-best = {name: found.mean(axis=1).argmax() for name, found in validated.items()}
+def best(name):
+  """Returns the position of the value with the best validation accuracy."""
+  return accuracies('validation', runs[name][0]).mean(axis=1).argmax()
+
+
+runs = {'SGD': over_values_and_seeds('SGD', sgd)}
+base = sgd(VALUES['SGD'][best('SGD')])
+for name, method in {'SAM': optax_sam.sam, 'ASAM': optax_sam.asam}.items():
+  runs[name] = over_values_and_seeds(
+    name, lambda rho, method=method: optax.chain(method(rho), base)
+  )
 
 # %% [markdown]
 # The line is the mean over the seeds; the band is the range from the lowest to
-# the highest. If accuracy drops after the best radius, try values in between,
-# or take the smaller radius if its accuracy is within the band.
+# the highest. If accuracy drops after the best value, try values in between. If
+# the best value is the first or the last one, extend the grid.
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
-for axis, (name, found) in zip(axes, validated.items(), strict=True):
-  places = np.arange(len(RADII[name]))
+figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
+for axis, (name, (params, _)) in zip(axes, runs.items(), strict=True):
+  found = accuracies('validation', params)
+  places = np.arange(len(VALUES[name]))
   axis.fill_between(
     places, found.min(axis=1), found.max(axis=1), color=COLORS[name], alpha=0.2
   )
   axis.plot(places, found.mean(axis=1), color=COLORS[name], marker='o')
-  axis.axvline(best[name], color='black', linestyle=':', label='chosen')
-  axis.set_xticks(places, [f'{rho:g}' for rho in RADII[name]])
-  axis.set(title=name, xlabel='rho')
+  axis.axvline(best(name), color='black', linestyle=':', label='chosen')
+  axis.set_xticks(places, [f'{x:.2g}'.lstrip('0') for x in VALUES[name]])
+  axis.set(title=name, xlabel=SETTING[name])
 axes[0].set_ylabel('validation accuracy')
 axes[0].legend(loc='lower left')
 plt.show()
@@ -190,40 +200,43 @@ plt.show()
 
 # %%
 colors = SEQUENCE(np.linspace(0, 0.9, 6))
-figure, axes = plt.subplots(1, 2, figsize=(9, 3), sharey=True)
+figure, axes = plt.subplots(1, 3, figsize=(9, 3), sharey=True)
 for axis, (name, (_, loss)) in zip(axes, runs.items(), strict=True):
-  for rho, curve, color in zip(
-    RADII[name], loss.mean(axis=1), colors, strict=True
+  for value, curve, color in zip(
+    VALUES[name], loss.mean(axis=1), colors, strict=True
   ):
-    axis.plot(np.arange(1, EPOCHS + 1), curve, color=color, label=f'{rho:g}')
+    axis.plot(np.arange(1, EPOCHS + 1), curve, color=color, label=f'{value:g}')
   axis.set(title=f'{name}, mean of the seeds', xlabel='epoch')
-  axis.legend(title='rho', ncols=2)
+  axis.legend(title=SETTING[name], ncols=2, fontsize=7)
 axes[0].set_ylabel('training loss')
 plt.show()
 
 # %% [markdown]
 # ## The gain on test images
 #
-# The validation accuracy of the best radius is biased by the selection, so the
-# test images measure the gain. Runs with the same seed start from the same
-# weights and see the same batches, so the differences are paired.
+# The validation accuracy of the best value is biased by the selection, so the
+# test images measure the gain over SGD with its best learning rate. Runs with
+# the same seed start from the same weights and see the same batches, so the
+# differences are paired.
 
 # %%
-for name, (params, _) in runs.items():
-  found = np.array(accuracies('test', params))
-  difference = 100 * (found[best[name]] - found[0])
-  rho = float(RADII[name][best[name]])
+found = {
+  name: np.array(accuracies('test', params)[best(name)])
+  for name, (params, _) in runs.items()
+}
+for name, scores in found.items():
+  difference = 100 * (scores - found['SGD'])
   error = difference.std(ddof=1) / len(difference) ** 0.5
   print(
-    f'{name:4} rho={rho:<4g} test accuracy {found[best[name]].mean():.3f}, '
-    f'SGD {found[0].mean():.3f}, difference {difference.mean():+.1f} points '
+    f'{name:4} {SETTING[name]}={VALUES[name][best(name)]:<6g} test accuracy '
+    f'{scores.mean():.3f}, difference to SGD {difference.mean():+.1f} points '
     f'(standard error {error:.1f})'
   )
 
 # %% [markdown]
 # Four seeds and one split are enough to find a radius, but not to rank two
 # methods with overlapping results. `optax-sam compare` reports confidence
-# intervals.
+# intervals, and with `--tune` it searches radius and learning rate together.
 #
 # ## Which method?
 #
@@ -272,18 +285,16 @@ for name, method, second in (
   )
 
 # %% [markdown]
-# - **Two gradients per step are fine:** `friendly_sam`, whose state is an
-#   average of gradients. `sam` is the reference and stateless.
-# - **You want most of the gain for less:** `ae_sam`. Its number of perturbed
-#   gradients depends on the training.
-# - **Each step must take the same time:** `subset_sam`, whose ascent gradient
-#   is over a part of the batch.
-# - **One gradient per step:** `momentum_sam`. `k_sam` costs as little, but only
-#   for correct labels. It trains on the examples with the largest losses; with
-#   wrong labels, many of these are mislabelled.
+# `docs/learn/how_to_choose.md` has the method with the largest mean gain in our
+# runs for each cost. Besides the cost:
+#
+# - **Each step must take the same time:** all but methods that skip, such as
+#   `ae_sam` and `look_sam`.
+# - **Some labels are wrong:** not `k_sam`. It trains on the examples with the
+#   largest losses, and many of these are mislabelled.
 # - **Layers of very different scale, no normalization:** `asam`. Its radius has
 #   other units and must be tuned separately.
 #
-# None of these is better in general. Tune the radius of each method that you
-# compare. Compare at equal time if time is limited. Stay with SGD if the
+# No method is better in general. Tune every method that you compare, SGD
+# included. Compare at equal time if time is limited. Stay with SGD if the
 # difference is within the seed-to-seed variance.
