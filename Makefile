@@ -51,8 +51,7 @@ $(VENV)/.bench: $(BIN)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[bench]'
 	@touch $@ $(VENV)/.train
 
-# With `--tune radius` and other starts, these learning rates and radii are those
-# with the best accuracy on held-out training examples: docs/trainer.md.
+# docs/trainer.md has the command that chose these settings.
 DEMO := sam asam friendly_sam ae_sam momentum_sam
 demo: $(VENV)/.train
 	$(BIN)/optax-sam compare --output $(OUTPUT) --overwrite \

@@ -41,11 +41,11 @@ Every seed draws training and validation examples, wrong labels in both, initial
 parameters and order; the test examples are always the same, with true labels.
 Learning rate and radius of every variant, the base optimizer included, were
 tuned with the search of `optax-sam compare --tune`: {trials} trials of all
-steps (of the language model half of them), by the score on the validation
-examples, with one seed (on the digits four) that no comparison has. While the
-best value was the smallest or the largest one tried, up to {wider} more trials
-went further. Then every variant ran with {seeds} other seeds to the last step,
-without choosing a step.
+steps ({shorter}: half of them), by the
+score on the validation examples, with one seed (on the digits four) that no
+comparison has. While the best value was the smallest or the largest one tried,
+up to {wider} more trials went further. Then every variant ran with {seeds}
+other seeds to the last step, without choosing a step.
 
 A gain is a paired difference over the seeds, with a 95 % Student-t interval.
 Scores of different problems have different units; so their mean is in standard
@@ -110,6 +110,7 @@ def text(every: AllRuns, appendix: AllRuns) -> str:
     _HOW.format(
       trials=workers.TRIALS,
       wider=workers.WIDER,
+      shorter=_shorter(),
       seeds=_seeds(every),
       margin=claims.MARGIN,
       units=_units(every),
@@ -169,7 +170,7 @@ def questions(every: AllRuns) -> str:
       f'{interval(twice)} deviations on average'
       f'{counts if len(each) > 1 else ""}.'
     )
-  fast = _fastest(every)
+  fast = _first_to_target(every)
   if fast is not None:
     name, value, reached = fast
     over = ''
@@ -200,7 +201,7 @@ def questions(every: AllRuns) -> str:
   return '\n'.join(lines)
 
 
-def _fastest(every: AllRuns) -> tuple[str, float, int] | None:
+def _first_to_target(every: AllRuns) -> tuple[str, float, int] | None:
   """Returns the variant that reaches the most targets, at the least cost."""
   found = {}
   for name in VARIANTS:
@@ -377,6 +378,16 @@ def _seeds(every: AllRuns) -> str:
     for name in (BASE, SAM)
   }
   return ' to '.join(map(str, sorted(found)))
+
+
+def _shorter() -> str:
+  """Returns the networks whose trials take half of the steps."""
+  found = [
+    problem.title.rpartition(', ')[2]
+    for problem in PROBLEMS.values()
+    if problem.trial_length == 0.5
+  ]
+  return ' and '.join(found)
 
 
 def _units(every: AllRuns) -> str:

@@ -83,6 +83,7 @@ def parse_settings(
         )
         raise ValueError(msg) from None
     what = f'--set {text}: setting of {name}'
+    # A method may have a learning rate of its own, a float.
     known = dict.fromkeys((*settable(name), 'learning_rate'))
     setting = names.find(what, setting, known)
     default = complete_settings(name, {}, None).get(setting, 1.0)
