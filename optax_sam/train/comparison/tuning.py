@@ -59,7 +59,7 @@ def start(
   rate. So every method, and the base, has a search.
   """
   values = {RATE: configs.learning_rate(config), **own}
-  radius = METHODS[name].row.radius if name in METHODS else None
+  radius = build.method(name).row.radius
   default = radius if radius in own else RATE
   asked = {RATE: RATE, RADIUS: default} | {
     f'{name}.{key}': key for key in values
@@ -159,8 +159,9 @@ class Trials:
     found: dict[str, Any] = {}
     for (key, value), exponent in zip(self.start.items(), point, strict=True):
       moved = value * 2**exponent
-      # Floats are short enough to be typed.
-      is_int = isinstance(value, int)
+      # A radius of 1 is a float too. Floats are short enough to be typed.
+      is_float = key in (RATE, build.method(self.name).row.radius)
+      is_int = isinstance(value, int) and not is_float
       found[key] = max(1, round(moved)) if is_int else float(f'{moved:.3g}')
     return found
 

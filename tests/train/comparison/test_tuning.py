@@ -129,6 +129,15 @@ def test_invalid_flags_are_refused(changes, message):
     compare.run(config, Console(quiet=True))
 
 
+def test_a_radius_that_is_written_as_an_integer_can_become_smaller(known_best):
+  known_best({'sgd': {'learning_rate': 0.1}, 'sam': {'rho': 0.125}})
+  config = problems.compare_config(
+    methods=('sam',), tune=('radius',), set=('sam.rho=1',)
+  )
+  chosen, _, _ = tune(config)
+  assert chosen['sam']['rho'] == 0.125
+
+
 def test_integers_are_tried_once_and_only_if_the_method_accepts_them(
   known_best,
 ):
