@@ -59,8 +59,8 @@ demo: $(VENV)/.train
 	  --sharpness-examples 64 --timing-rounds 3 \
 	  --methods $(DEMO) --learning-rate 0.00625 \
 	  $(foreach name,$(DEMO),--set $(name).learning_rate=0.1) \
-	  --set sam.rho=1 --set asam.rho=4 --set friendly_sam.rho=1 \
-	  --set ae_sam.rho=16 --set momentum_sam.rho=6
+	  --set sam.rho=0.707 --set asam.rho=4 --set friendly_sam.rho=0.707 \
+	  --set ae_sam.rho=16 --set momentum_sam.rho=5.66
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
