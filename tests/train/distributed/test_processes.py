@@ -33,10 +33,11 @@ ROOT = pathlib.Path(__file__).parents[3]
 TIMEOUT = 900
 # Timeout from the end of the first process to that of the second one.
 GRACE = 60
-# What a collective prints when it connects, in two parts.
+# What collectives print when they connect. Their threads print it in pieces,
+# and a piece of one may lie between two pieces of another.
 GLOO = (
-  r'\[Gloo\] Rank ',
-  r'\d+ is connected to \d+ peer ranks\..* connected peer ranks is : \d+\n?',
+  r'\[Gloo\] Rank |\d* is connected to |\d* peer ranks\. '
+  r'|Expected number of connected peer ranks is : '
 )
 
 
@@ -80,10 +81,8 @@ class Started:
 
   def output(self, index):
     """Returns the output of a process without messages of its collectives."""
-    text = self._outputs[index].read_text()
-    for part in GLOO:  # other lines may be printed between them
-      text = re.sub(part, '', text)
-    return text
+    text = re.sub(GLOO, '', self._outputs[index].read_text())
+    return re.sub(r'^\d*\n', '', text, flags=re.MULTILINE)
 
   def wait_until(self, holds):
     """Waits until a condition holds while both run."""
