@@ -148,15 +148,14 @@ def overview(
         f'{measured[name].wall:.2f}' if name in measured else ''
         for name in problems
       ]
-      cells = (_title(key), f'{statistics.median(counts):.2f}', *times)
+      cells = (title(key[1], group), f'{statistics.median(counts):.2f}', *times)
       lines.append(f'| {" | ".join(cells)} |')
     parts.append(f'### {group[0].upper()}{group[1:]}\n\n' + '\n'.join(lines))
   return '\n\n'.join(parts) + '\n'
 
 
-def _title(key: tuple[str, str]) -> str:
+def title(row: str, group: str = '') -> str:
   """Returns the name of a row, with the name of a method as code."""
-  group, row = key
   name, comma, label = row.partition(',')
   is_method = name.islower() and group != 'baselines'
   return f'`{name}`{comma}{label}' if is_method else row

@@ -18,7 +18,7 @@ import optax
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from benchmarks import rows, speed_table
+from benchmarks import rows, speed_table, speed_targets
 from benchmarks.evidence import advice, analysis
 from optax_sam import (
   descents,
@@ -200,13 +200,15 @@ def _collectives() -> str:
   return _table(head, rows)
 
 
+def _measured() -> list[speed_table.Entry]:
+  return speed_table.read(ROOT / 'benchmarks' / 'results' / 'speed.csv')
+
+
 def _speed() -> str:
   """Times on the larger network of each kind."""
-  path = ROOT / 'benchmarks' / 'results' / 'speed.csv'
-  entries = speed_table.read(path)
   names = [(row.group, row.name) for row in rows.rows()]
   networks = [f'{kind}, large' for kind in ('dense', 'conv', 'transformer')]
-  return speed_table.overview(entries, names, networks).strip()
+  return speed_table.overview(_measured(), names, networks).strip()
 
 
 @functools.cache
@@ -225,6 +227,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'use when': _use_when,
   'collectives': _collectives,
   'speed': _speed,
+  'speed targets': lambda: speed_targets.table(_measured()),
   'which method': lambda: advice.which_method(_runs()),
   'verdicts': lambda: advice.verdicts(_runs()),
 }

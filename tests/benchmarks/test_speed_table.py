@@ -5,7 +5,7 @@ import itertools
 from matplotlib import text as mtext
 from matplotlib.backends import backend_agg
 
-from benchmarks import speed_picture, speed_table
+from benchmarks import speed_picture, speed_table, speed_targets
 
 
 def entry(problem, row, group='every step', wall=2.0, **given):
@@ -58,6 +58,29 @@ def test_a_network_without_the_row_has_an_empty_cell():
   text = speed_table.overview(entries, [], ['small', 'large'])
   assert '| `sam` | 2.00 | 2.00 | 1.50 |' in text
   assert '| `late` | 1.50 |  | 2.00 |' in text
+
+
+def test_a_missed_target_is_bold():
+  entries = [
+    entry('conv', 'ae_sam, skipped', wall=1.05),
+    entry('conv', 'sam', wall=1.8, gradients=2.0, counterpart='SAM'),
+    entry('conv', 'SAM', 'PyTorch', wall=2.2, gradients=2.0),
+    entry('dense', 'ae_sam, skipped', wall=1.05),
+    entry('dense', 'SAM by hand', 'baselines', wall=2.0),
+    entry('dense', 'sam', wall=2.1, gradients=2.0, counterpart='SAM'),
+    entry('dense', 'SAM', 'PyTorch', wall=2.0, gradients=2.0),
+  ]
+  text = speed_targets.table(entries)
+  assert '| number | target | conv | dense |' in text
+  skipped = '| `ae_sam`, skipped: time | 1.03 (conv: 1.08) | 1.05 | **1.05** |'
+  assert skipped in text
+  # 2.1 / 2.0, and no such row on the conv network.
+  by_hand = '| `sam`: time relative to SAM by hand | 1.03 |  | **1.05** |'
+  assert by_hand in text
+  pytorch = '| `sam`: time per gradient relative to SAM in PyTorch '
+  assert f'{pytorch}| 1.00 | 0.82 | **1.05** |' in text
+  # Their operations are not known.
+  assert '| `sam`: operations | 2.01 |  |  |' in text
 
 
 def test_the_picture_has_one_point_for_each_method():
