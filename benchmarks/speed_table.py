@@ -1,5 +1,6 @@
 """The speed table as Markdown, CSV and a plot."""
 
+import contextlib
 import csv
 import dataclasses
 import datetime as dt
@@ -8,6 +9,7 @@ import pathlib
 import platform
 import statistics
 from collections.abc import Sequence
+from importlib import metadata
 from typing import Any
 
 import jax
@@ -66,11 +68,20 @@ class Entry:
 def heading() -> str:
   """Returns date, hardware and versions."""
   found = machine.describe()
-  return (
-    f'{dt.datetime.now(dt.UTC):%Y-%m-%d}, {found["cores"]} cores of an '
-    f'{found["processor"]}, {found["system"]}, '
-    f'Python {platform.python_version()}, JAX {jax.__version__}'
-  )
+  parts = [
+    f'{dt.datetime.now(dt.UTC):%Y-%m-%d}',
+    f'{found["cores"]} cores of an {found["processor"]}',
+    found['system'],
+    f'Python {platform.python_version()}',
+    f'JAX {jax.__version__}',
+  ]
+  for name, package in (
+    ('PyTorch', 'torch'),
+    ('pytorch_optimizer', 'pytorch_optimizer'),
+  ):
+    with contextlib.suppress(metadata.PackageNotFoundError):
+      parts.append(f'{name} {metadata.version(package)}')
+  return ', '.join(parts)
 
 
 def markdown(entries: Sequence[Entry]) -> str:

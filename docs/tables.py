@@ -204,6 +204,12 @@ def _measured() -> list[speed_table.Entry]:
   return speed_table.read(ROOT / 'benchmarks' / 'results' / 'speed.csv')
 
 
+def _speed_machine() -> str:
+  """Date, hardware and versions of the measurement."""
+  text = (ROOT / 'benchmarks' / 'results' / 'speed.md').read_text('utf-8')
+  return text.splitlines()[2] + '.'
+
+
 def _speed() -> str:
   """Times on the larger network of each kind."""
   names = [(row.group, row.name) for row in rows.rows()]
@@ -227,6 +233,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
   'use when': _use_when,
   'collectives': _collectives,
   'speed': _speed,
+  'speed machine': _speed_machine,
   'speed targets': lambda: speed_targets.table(_measured()),
   'which method': lambda: advice.which_method(_runs()),
   'verdicts': lambda: advice.verdicts(_runs()),
