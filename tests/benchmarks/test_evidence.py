@@ -21,6 +21,7 @@ from benchmarks.evidence.problems import PARTS, PROBLEMS
 from benchmarks.evidence.runs import Run, Runs
 from benchmarks.evidence.training import Outcome, Trainer
 from benchmarks.evidence.variants import BASE, SAM, VARIANTS
+from optax_sam.train.config import flags
 
 STRICT = False  # flax's layer norm promotes
 
@@ -278,3 +279,18 @@ def test_advice_takes_the_best_method_of_a_budget(tmp_path):
   best = list(scores)[-1]
   assert advice.name_of(best) in advice.which_method(every)
   assert advice.name_of('sam') == 'SAM (`sam`)'
+
+
+def test_recommended_methods_gain_as_much_as_sam_and_compare_trains_them():
+  every = analysis.load(evidence.RESULTS)
+  per_gradient = {
+    advice.name_of(name): gain.mean / cost
+    for name, (cost, gain) in analysis.frontier(every).items()
+    if gain.mean is not None
+  }
+  text = advice.which_method(every)
+  recommended = [title for title in per_gradient if title in text]
+  assert recommended
+  for title in recommended:
+    assert per_gradient[title] >= per_gradient['SAM (`sam`)']
+    assert re.search(r'`(\w+)`', title)[1] in flags.DEFAULT_METHODS
