@@ -2,6 +2,7 @@
 
 import pathlib
 import statistics
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,8 @@ from benchmarks.evidence.variants import BASE, SAM, VARIANTS
 _BASES = ('base_longer', 'base_twice')
 # Distance between points of nearly equal cost.
 _NEAR, _DODGE = 0.05, 0.012
+# Where the axis of the costs begins.
+_LEFT = 0.7
 _PLAIN, _RED, _BLUE = '0.35', 'C3', 'C0'
 # Of the heat map: the largest shade, and those with white numbers.
 _LARGEST, _DARK = 4, 2.8
@@ -62,8 +65,6 @@ def frontier(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
   _label(axes, {VARIANTS[name].title: x for name, x in points.items()})
   axes.set_xlabel('gradients per step (base optimizer = 1)')
   axes.set_ylabel('mean gain, standard deviations between seeds')
-  axes.set_xlim(0.85, 2.95)
-  axes.set_xticks([1, 1.25, 1.5, 1.75, 2])
   axes.spines[['top', 'right']].set_visible(False)
   return drawing
 
@@ -75,7 +76,7 @@ def _color(name: str) -> str:
 def _draw_base(axes: Any, points: dict[str, tuple[float, float]]) -> None:
   """Draws the base optimizer, with its longer runs as a line."""
   line = [(1.0, 0.0), *(points[name] for name in _BASES if name in points)]
-  axes.axhline(0, color='0.8', linewidth=0.8, zorder=0)
+  axes.hlines(0, _LEFT, 2.1, color='0.8', linewidth=0.8, zorder=0)
   axes.plot(*zip(*line, strict=True), 'o-', color=_PLAIN, markersize=4)
   axes.annotate(
     'base',
@@ -90,6 +91,8 @@ def _draw_base(axes: Any, points: dict[str, tuple[float, float]]) -> None:
 
 def _label(axes: Any, points: dict[str, tuple[float, float]]) -> None:
   """Writes the labels in a column at the right, in the order of the points."""
+  axes.set_xlim(_LEFT, 2.95)
+  axes.set_xticks([1, 1.25, 1.5, 1.75, 2])
   heights = [y for _, y in points.values()]
   low, high = min([0, *heights]), max([0, *heights])
   order = sorted(points, key=lambda title: points[title][1])
@@ -111,9 +114,12 @@ def _label(axes: Any, points: dict[str, tuple[float, float]]) -> None:
 
 
 def panels(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
-  """Draws the gain against the cost, one panel for each problem."""
+  """Draws the gain against the cost, one panel for each problem.
+
+  SAM has its name, and all methods that gain more than the cheaper ones.
+  """
   del directory
-  columns = 3
+  columns = 2
   rows = -(-len(every) // columns)
   drawing = figure.Figure(figsize=(9.6, 3.1 * rows), layout='constrained')
   grid = drawing.subplots(rows, columns, squeeze=False)
@@ -126,24 +132,18 @@ def panels(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
       if name != BASE and mean is not None and variant.in_short:
         points[name] = (analysis.cost({problem: runs}, name), mean)
     _draw_base(axes, points)
-    best = -np.inf
+    best, named = 0.0, {}
     for name in sorted(points, key=points.__getitem__):
       cost, mean = points[name]
       axes.plot([cost], [mean], 'o', color=_color(name), markersize=4)
-      if mean > max(best, 0) or name == SAM:
+      if mean > best or name == SAM:  # better than all that cost less
         best = max(best, mean)
-        axes.annotate(
-          VARIANTS[name].title,
-          (cost, mean),
-          (0, 5),
-          textcoords='offset points',
-          ha='center',
-          fontsize=6.5,
-        )
+        named[VARIANTS[name].title] = cost, mean
+    _label(axes, named)
     axes.set_title(PROBLEMS[problem].title, fontsize=9)
     axes.set_ylabel(PROBLEMS[problem].unit, fontsize=8)
     axes.tick_params(labelsize=8)
-    axes.margins(0.18)
+    axes.margins(y=0.1)
     axes.spines[['top', 'right']].set_visible(False)
   drawing.supxlabel('gradients per step (base optimizer = 1)', fontsize=9)
   return drawing
@@ -189,8 +189,7 @@ def heat_map(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
       if not found[name].significant:
         axes.add_patch(_hatched(row, column))
   axes.imshow(shades, cmap='RdBu', vmin=-_LARGEST, vmax=_LARGEST, aspect='auto')
-  titles = [PROBLEMS[name].title.replace(', ', '\n') for name in every]
-  axes.set_xticks(range(len(titles)), titles, fontsize=8)
+  axes.set_xticks(range(len(every)), _titles(every), fontsize=8)
   axes.set_yticks(
     range(len(names)), [VARIANTS[name].title for name in names], fontsize=8
   )
@@ -198,6 +197,12 @@ def heat_map(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
   axes.tick_params(length=0)
   axes.spines[:].set_visible(False)
   return drawing
+
+
+def _titles(names: Iterable[str]) -> list[str]:
+  """Returns the titles of problems, on narrow lines."""
+  titles = [PROBLEMS[name].title.replace(', ', '\n') for name in names]
+  return [title.replace('MNIST ', 'MNIST\n') for title in titles]
 
 
 def _hatched(row: int, column: int) -> Any:
@@ -246,8 +251,7 @@ def _draw_scores(
     gains = [_scaled_gain(every[problem], name) for problem in problems]
     at = np.arange(len(problems)) + (place - 1) * width
     axes.bar(at, gains, width, label=label)
-  titles = [PROBLEMS[name].title.replace(', ', '\n') for name in problems]
-  axes.set_xticks(range(len(problems)), titles, fontsize=6.5)
+  axes.set_xticks(range(len(problems)), _titles(problems), fontsize=6.5)
   axes.axhline(0, color='0.5', linewidth=0.8)
   axes.set_ylabel('gain, standard deviations', fontsize=8)
   axes.set_title(title, fontsize=9)
