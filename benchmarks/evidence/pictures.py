@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import figure
+from scipy import optimize
 
 from benchmarks.evidence import analysis, observations
 from benchmarks.evidence.claims import SCORE
@@ -43,7 +44,7 @@ def draw(directory: pathlib.Path, every: analysis.AllRuns) -> None:
 def frontier(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
   """Draws the mean gain of each variant against its cost."""
   del directory
-  drawing = figure.Figure(figsize=(8.4, 4.8), layout='constrained')
+  drawing = figure.Figure(figsize=(8.4, 3.4), layout='constrained')
   axes = drawing.subplots()
   found, points = analysis.frontier(every), {}
   _draw_base(axes, {name: (cost, x.mean) for name, (cost, x) in found.items()})
@@ -62,10 +63,10 @@ def frontier(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
       capsize=2,
       linewidth=0.8,
     )
-  _label(axes, {VARIANTS[name].title: x for name, x in points.items()})
   axes.set_xlabel('gradients per step (base optimizer = 1)')
-  axes.set_ylabel('mean gain, standard deviations between seeds')
+  axes.set_ylabel('mean gain, standard deviations')
   axes.spines[['top', 'right']].set_visible(False)
+  _label(axes, {VARIANTS[name].title: x for name, x in points.items()}, 19)
   return drawing
 
 
@@ -89,14 +90,26 @@ def _draw_base(axes: Any, points: dict[str, tuple[float, float]]) -> None:
   )
 
 
-def _label(axes: Any, points: dict[str, tuple[float, float]]) -> None:
-  """Writes the labels in a column at the right, in the order of the points."""
+def _label(
+  axes: Any, points: dict[str, tuple[float, float]], lines: int
+) -> None:
+  """Writes the labels in a column at the right, each near its point.
+
+  Args:
+    axes: the axes, with all that they will contain.
+    points: titles and coordinates.
+    lines: number of lines of text in the height of the axes.
+  """
   axes.set_xlim(_LEFT, 2.95)
   axes.set_xticks([1, 1.25, 1.5, 1.75, 2])
-  heights = [y for _, y in points.values()]
-  low, high = min([0, *heights]), max([0, *heights])
+  low, high = axes.get_ylim()
+  axes.set_ylim(low, high)
+  gap = (high - low) / lines
   order = sorted(points, key=lambda title: points[title][1])
-  places = np.linspace(low, high, len(order))
+  least = gap * np.arange(len(order))
+  heights = np.array([points[title][1] for title in order])
+  # The nearest places with at least this gap between them.
+  places = optimize.isotonic_regression(heights - least).x + least
   for title, place in zip(order, places, strict=True):
     axes.annotate(
       title,
@@ -139,11 +152,11 @@ def panels(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
       if mean > best or name == SAM:  # better than all that cost less
         best = max(best, mean)
         named[VARIANTS[name].title] = cost, mean
-    _label(axes, named)
     axes.set_title(PROBLEMS[problem].title, fontsize=9)
     axes.set_ylabel(PROBLEMS[problem].unit, fontsize=8)
     axes.tick_params(labelsize=8)
     axes.margins(y=0.1)
+    _label(axes, named, 15)
     axes.spines[['top', 'right']].set_visible(False)
   drawing.supxlabel('gradients per step (base optimizer = 1)', fontsize=9)
   return drawing
