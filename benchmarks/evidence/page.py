@@ -439,8 +439,7 @@ def _settings(every: AllRuns) -> str:
     '',
     (
       'Learning rate and radius, and the fraction of steps with a perturbed '
-      'gradient. A star: a value at the edge of those tried, '
-      f'{len(edges)} in all; the search ended after its last trial there.'
+      f'gradient. {_why_at_edge(every, edges)}'
     ),
     '',
     _row(['variant', *(PROBLEMS[name].title for name in every)]),
@@ -462,6 +461,28 @@ def _settings(every: AllRuns) -> str:
     if any(cells):
       lines.append(_row([variant.title, *cells]))
   return '\n'.join(lines)
+
+
+def _why_at_edge(
+  every: AllRuns, edges: Sequence[tuple[str, str, str, float]]
+) -> str:
+  """Says how many chosen values are at an edge, and of which kind they are."""
+  if not edges:
+    return 'Each is between smaller and larger values that were tried.'
+  text = (
+    f'A star: a value at the edge of those tried, {len(edges)} in all; the '
+    'search ended after its last trial there.'
+  )
+  smallest = sum(
+    setting == 'rho' and value == every[problem].tried(name)[setting].low
+    for problem, name, setting, value in edges
+  )
+  if smallest:
+    text += (
+      f' Of these, {smallest} are the smallest radius: no larger one had a '
+      'better validation score.'
+    )
+  return text
 
 
 def _appendix(every: AllRuns) -> str:
