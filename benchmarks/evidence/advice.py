@@ -11,54 +11,64 @@ from optax_sam.catalog import METHODS
 # Largest numbers of gradients per step that are asked for.
 _BUDGETS = {
   'Two gradients a step are fine': 2.1,
-  'You want most of the gain for less': 1.6,
-  'You can afford little more than one gradient': 1.25,
+  'Most of the gain for less': 1.6,
+  'Little more than one gradient': 1.25,
 }
+# Number of methods that are named for each.
+_NAMED = 2
 
 
 def name_of(variant: str) -> str:
   """Returns the title of a variant, with the name of its method."""
-  found = VARIANTS[variant]
-  method = next(
-    (m.name for m in METHODS.values() if m.function is found.factory), None
-  )
-  return found.title if method is None else f'{found.title} (`{method}`)'
+  title, method = VARIANTS[variant].title, _method(variant)
+  return title if method is None else f'{title} (`{method}`)'
+
+
+def _method(variant: str) -> str | None:
+  """Returns the name of a variant in the catalog, if it has one."""
+  factory = VARIANTS[variant].factory
+  found = (m.name for m in METHODS.values() if m.function is factory)
+  return next(found, None)
+
+
+def _is_advice(variant: str) -> bool:
+  return VARIANTS[variant].factory is None or _method(variant) is not None
 
 
 def which_method(every: AllRuns) -> str:
-  """Returns the table of the best method for each budget.
+  """Returns the table of the best methods for each budget.
 
-  Budgets with the same best method have one row.
+  It has the method with the largest mean gain, and the next one if its gain is
+  statistically significant; only rows of the catalog. Longer training is named
+  before methods that gain less. Budgets with equal answers have one row.
   """
   points = analysis.frontier(every)
   rows: dict[str, list[str]] = {}
   for situation, most in _BUDGETS.items():
-    allowed = {
-      name: (cost, gain)
-      for name, (cost, gain) in points.items()
-      if cost <= most and gain.mean is not None
-    }
-    methods = [name for name in allowed if VARIANTS[name].factory is not None]
-    if not methods:
-      continue
-    best = max(methods, key=lambda name: allowed[name][1].mean)
-    cost, gain = allowed[best]
-    shown = f'{page.interval(gain)} at {cost:.2f} gradients'
-    longer = [
-      name
-      for name in allowed
-      if name not in methods and allowed[name][1].mean > allowed[best][1].mean
-    ]
-    for name in longer:
-      cost, gain = allowed[name]
-      shown += f'; {VARIANTS[name].title}: {page.interval(gain)} at {cost:.2f}'
-    row = f'{name_of(best)} | {shown} |'
-    rows.setdefault(row, []).append(situation)
-  lines = ['| situation | method | mean gain |', '|---|---|---|']
-  for row, situations in rows.items():
-    first, *others = situations
+    ordered = sorted(
+      (
+        name
+        for name, (cost, gain) in points.items()
+        if cost <= most and gain.mean is not None and _is_advice(name)
+      ),
+      key=lambda name: -points[name][1].mean,
+    )
+    found, methods = [], 0
+    for name in ordered:
+      cost, gain = points[name]
+      if VARIANTS[name].factory is not None:
+        if methods and not (gain.significant and gain.mean > 0):
+          continue
+        methods += 1
+      found.append(f'{name_of(name)}: {page.interval(gain)} at {cost:.2f}')
+      if methods == _NAMED:
+        break
+    if methods:
+      rows.setdefault('<br>'.join(found), []).append(situation)
+  lines = ['| situation | methods, with their mean gain |', '|---|---|']
+  for shown, (first, *others) in rows.items():
     alike = [f', or {other[0].lower()}{other[1:]}' for other in others]
-    lines.append(f'| {first}{"".join(alike)} | {row}')
+    lines.append(f'| {first}{"".join(alike)} | {shown} |')
   return '\n'.join(lines)
 
 
