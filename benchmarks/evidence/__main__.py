@@ -74,23 +74,42 @@ def main(options: Options) -> None:
     return
   if not options.page:
     page.record(options.output)
-  print(f'Page: {page.write(options.output)}')
+  print(f'Page: {page.write(options.output, _recorded(options))}')
   _print_verdicts(options)
+
+
+def _recorded(options: Options) -> pathlib.Path | None:
+  """Returns the directory of the records, if the output is another one."""
+  return None if options.output.resolve() == RESULTS else RESULTS
 
 
 def _print_verdicts(options: Options) -> None:
   """Prints the verdicts, of another directory with the recorded ones."""
-  directories = dict.fromkeys((options.output.resolve(), RESULTS))
+  here = analysis.load(options.output, recorded=_recorded(options))
+  recorded = analysis.load(RESULTS) if _recorded(options) else None
   for number in options.claims:
-    words = [
-      analysis.verdict(
-        analysis.results(analysis.load(directory), claims.CLAIMS[number])
-      )
-      for directory in directories
-    ]
-    here, *recorded = words
-    recorded = [f' (recorded: {word})' for word in recorded]
-    print(f'Claim {number}: {here}{"".join(recorded)}')
+    claim = claims.CLAIMS[number]
+    line = f'Claim {number}: {analysis.verdict(analysis.results(here, claim))}'
+    if recorded:
+      word = analysis.verdict(analysis.results(recorded, claim))
+      line += f' (recorded: {word})'
+    print(line)
+  if recorded:
+    print(_compared(options))
+
+
+def _compared(options: Options) -> str:
+  """Says how many runs with test seeds have the scores of the records."""
+  here, recorded = {}, {}
+  for directory, found in ((options.output, here), (RESULTS, recorded)):
+    for problem, variant in claims.tasks(
+      options.claims, options.problems, options.variants
+    ):
+      for run in Runs(directory, problem).find(variant, tuning=False):
+        score = run.outcome.validation_score, run.outcome.test_score
+        found[problem, variant, run.seed] = score
+  equal = sum(recorded.get(key) == score for key, score in here.items())
+  return f'{equal} of {len(here)} runs have exactly the recorded scores.'
 
 
 def _state(task: workers.Task, plan: workers.Plan) -> str:

@@ -18,7 +18,7 @@ from benchmarks.evidence import claims
 from benchmarks.evidence.claims import Claim, Comparison, Expected
 from benchmarks.evidence.problems import PARTS, PROBLEMS
 from benchmarks.evidence.runs import Runs
-from benchmarks.evidence.variants import BASE, SAM, VARIANTS
+from benchmarks.evidence.variants import BASE, VARIANTS
 from optax_sam.train.reports import paired
 
 _SIGNIFICANT = 1 - paired.CONFIDENCE
@@ -46,20 +46,36 @@ class Result:
 
 
 def load(
-  directory: pathlib.Path, *, in_appendix: bool = False
+  directory: pathlib.Path,
+  *,
+  in_appendix: bool = False,
+  recorded: pathlib.Path | None = None,
 ) -> dict[str, Runs]:
-  """Returns the runs of all problems with runs of base and SAM.
+  """Returns the runs of all problems with runs of the base and of a method.
 
   Without or with only the problems of the appendix. Problems that lack a
   variant that another problem has are left out: they are still running, and a
   mean over some variants of them would compare unequal problems.
+
+  Args:
+    directory: directory of the runs.
+    in_appendix: whether to load the problems of the appendix instead.
+    recorded: directory of the runs that define the units of a mean.
   """
   found = {
     name: Runs(directory, name)
     for name, problem in PROBLEMS.items()
     if problem.in_appendix == in_appendix
   }
-  found = {name: x for name, x in found.items() if x.has((BASE, SAM))}
+  others = [name for name in VARIANTS if name != BASE]
+  found = {
+    name: runs
+    for name, runs in found.items()
+    if runs.has([BASE]) and any(runs.has([x]) for x in others)
+  }
+  if recorded is not None:
+    for name, runs in found.items():
+      runs.units = Runs(recorded, name)
   ran = {x for x in VARIANTS if any(runs.has([x]) for runs in found.values())}
   return {
     name: runs
@@ -73,7 +89,7 @@ def deviation(runs: Runs, measure: str = claims.SCORE) -> float:
   """Returns the median, over variants, of the deviation between seeds."""
   found = []
   for name in VARIANTS:
-    values = list(runs.by_seed(name, measure).values())
+    values = list(runs.units.by_seed(name, measure).values())
     if len(values) >= _FEWEST and np.all(np.isfinite(values)):
       found.append(statistics.stdev(values))
   return statistics.median(found) if found else math.nan

@@ -176,13 +176,14 @@ def tasks(
   """
   numbers = tuple(numbers)
   wanted = set(variants)
+  compared = [x for n in numbers for x in CLAIMS[n].comparisons]
   if set(numbers) < set(CLAIMS):
-    compared = [x for n in numbers for x in CLAIMS[n].comparisons]
     wanted &= {name for x in compared for name in (x.variant, x.against)}
   problems = [
     name
     for name in problems
     if any(name in (CLAIMS[n].problems or PROBLEMS) for n in numbers)
+    and any({x.variant, x.against} <= set(variants_of(name)) for x in compared)
   ]
   found: dict[workers.Task, None] = {}
   for problem in problems:

@@ -50,6 +50,7 @@ other seeds to the last step, without choosing a step.
 A gain is a paired difference over the seeds, with a 95 % Student-t interval.
 Scores of different problems have different units; so their mean is in standard
 deviations between seeds: on each problem the median of those of the variants.
+A claim that is rerun alone has the recorded deviations.
 {units} "On par" means that two one-sided tests exclude a difference of
 {margin} in the unit of the problem. Within a claim, p-values have Holm's
 correction, those of the means and those of the single problems each.
@@ -63,15 +64,22 @@ are the operations of the compiled step relative to the base optimizer's.
 `python -m benchmarks.evidence` runs what is missing, resumes after an
 interruption, and prints what is left; `--list` names every run, its state and
 its command. `make evidence CLAIM=1` reruns one claim from nothing in
-`runs/evidence`, and prints its verdict beside the recorded one. The runs, with
-seeds, settings and versions, are in `benchmarks/results/evidence`, a CSV file
-for each problem.
+`runs/evidence`, and prints its verdict, the recorded one, and how many runs
+have exactly the recorded scores. The runs, with seeds, settings and versions,
+are in `benchmarks/results/evidence`, a CSV file for each problem.
 """
 
 
-def write(directory: pathlib.Path) -> pathlib.Path:
-  """Writes page and pictures of the runs in a directory; returns its path."""
-  every = analysis.load(directory)
+def write(
+  directory: pathlib.Path, recorded: pathlib.Path | None = None
+) -> pathlib.Path:
+  """Writes page and pictures of the runs in a directory; returns its path.
+
+  Args:
+    directory: directory of the runs.
+    recorded: see `analysis.load`.
+  """
+  every = analysis.load(directory, recorded=recorded)
   for runs in every.values():
     runs.sort()
   pictures.draw(directory, every)
@@ -376,6 +384,7 @@ def _seeds(every: AllRuns) -> str:
     len(runs.by_seed(name, claims.SCORE))
     for runs in every.values()
     for name in (BASE, SAM)
+    if runs.has([name])
   }
   return ' to '.join(map(str, sorted(found)))
 
@@ -415,7 +424,9 @@ def _problems(every: AllRuns) -> str:
   ]
   for name, runs in every.items():
     problem = PROBLEMS[name]
-    scores = ', '.join(f'{runs.mean(x, claims.SCORE):.2f}' for x in (BASE, SAM))
+    scores = ', '.join(
+      f'{runs.mean(x, claims.SCORE):.2f}' for x in (BASE, SAM) if runs.has([x])
+    )
     lines.append(
       _row(
         [

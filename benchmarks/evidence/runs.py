@@ -59,7 +59,13 @@ _COLUMNS = [field.name for field in (*_SETTINGS, *_MEASURES)]
 
 
 class Runs:
-  """The runs of one problem, in one file."""
+  """The runs of one problem, in one file.
+
+  Attributes:
+    all: the runs.
+    units: the runs whose deviations between seeds are the units of a mean over
+      problems: these, or recorded ones if these are of some variants only.
+  """
 
   def __init__(self, directory: pathlib.Path, problem: str):
     """Reads the existing runs.
@@ -71,6 +77,7 @@ class Runs:
     directory.mkdir(parents=True, exist_ok=True)
     self._path = directory / f'{problem}.csv'
     self.all: list[Run] = list(self._read())
+    self.units: Runs = self
 
   def find(self, variant: str, *, tuning: bool) -> list[Run]:
     """Returns the runs of a variant."""

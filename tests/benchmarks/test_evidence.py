@@ -269,6 +269,33 @@ def test_the_page_is_that_of_the_records():
   assert line.sub('', page.text(every, appendix)) == line.sub('', recorded)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('number', claims.CLAIMS)
+def test_the_runs_of_a_claim_alone_have_its_verdict(number, tmp_path, capsys):
+  tasks = claims.tasks([number], PROBLEMS, VARIANTS)
+  for name in {problem for problem, _ in tasks}:
+    head, *lines = (evidence.RESULTS / f'{name}.csv').read_text().splitlines()
+    ran = [x for x in lines if (name, x.split(',')[1]) in tasks]
+    (tmp_path / f'{name}.csv').write_text('\n'.join([head, *ran, '']))
+  evidence.main(evidence.Options((number,), output=tmp_path, page=True))
+  page_line, verdict, scores = capsys.readouterr().out.splitlines()
+  assert page_line == f'Page: {tmp_path / page.FILE}'
+  found = re.fullmatch(rf'Claim {number}: (.*) \(recorded: (.*)\)', verdict)
+  assert found[1] == found[2]
+  assert found[1] in ('shown', 'not shown', 'contradicted')
+  count, whole = re.findall(r'\d+', scores)
+  assert count == whole == str(5 * len(tasks))
+
+
+def test_a_claim_runs_only_on_problems_on_which_it_compares():
+  # The vision transformer has no variant of K-SAM.
+  assert {x for x, _ in claims.tasks([5], PROBLEMS, VARIANTS)} == {
+    'digits_noise',
+    'conv_noise',
+    'dense',
+  }
+
+
 def test_advice_takes_the_best_method_of_a_budget(tmp_path):
   scores = {
     name: [70.0 + i, 71.0 + i, 72.5 + i]
