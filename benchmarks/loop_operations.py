@@ -13,6 +13,7 @@ from jaxlib import _hlo, _jax
 
 # May contain any text; that of one computation refers to tables of the whole.
 _METADATA = re.compile(r', metadata=\{(?:[^{}"]|"(?:\\.|[^"\\])*")*\}')
+_NAME = re.compile(r'[\w.\-]+')
 _HEADER = re.compile(r'(?:ENTRY )?%?([\w.\-]+) \(.*\{$')
 _LOOP = re.compile(
   r' while\(.*\bbody=%?(?P<body>[\w.\-]+).*?'
@@ -77,10 +78,24 @@ class _Counter:
   def _counted(self, name: str) -> float:
     """Returns the operations of a computation, with loops counted once."""
     parts = ['HloModule part, is_scheduled=true']
+    used = self._used_by(name)
+    # In their order, since a computation is defined before its use.
     for other, lines in self._lines.items():
+      if other not in used:
+        continue
       first, *rest = lines
       first = first.removeprefix('ENTRY ')
       parts += ['', f'ENTRY {first}' if other == name else first, *rest]
     module = _hlo.hlo_module_from_text('\n'.join(parts))
     client = jax.devices()[0].client
     return _jax.hlo_module_cost_analysis(client, module).get('flops', 0.0)
+
+  def _used_by(self, name: str) -> set[str]:
+    """Returns a computation and all that it refers to."""
+    found, left = set(), [name]
+    while left:
+      found.add(new := left.pop())
+      for line in self._lines[new]:
+        names = set(_NAME.findall(line)).intersection(self._lines)
+        left += names - found
+    return found
