@@ -186,7 +186,7 @@ class Options:
 def main(options: Options) -> None:
   """Prints the table by problem, then writes it in three formats."""
   with tempfile.TemporaryDirectory() as directory:
-    # The report on a step compiles it again.
+    # The report compiles each step a second time.
     jax.config.update('jax_compilation_cache_dir', directory)
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

@@ -477,7 +477,7 @@ def _settings(every: AllRuns) -> str:
 def _why_at_edge(
   every: AllRuns, edges: Sequence[tuple[str, str, str, float]]
 ) -> str:
-  """Says how many chosen values are at an edge, and of which kind they are."""
+  """Says how many chosen values are at an edge of those tried, and which."""
   if not edges:
     return 'Each is between smaller and larger values that were tried.'
   text = (

@@ -129,7 +129,7 @@ def _label(
 def panels(directory: pathlib.Path, every: analysis.AllRuns) -> figure.Figure:
   """Draws the gain against the cost, one panel for each problem.
 
-  SAM has its name, and all methods that gain more than the cheaper ones.
+  It names SAM, and each method that gains more than all cheaper ones.
   """
   del directory
   columns = 2
