@@ -15,7 +15,14 @@ from typing import Annotated
 import jax
 import tyro
 
-from benchmarks.evidence import analysis, claims, page, workers
+from benchmarks.evidence import (
+  analysis,
+  claims,
+  measurement,
+  observations,
+  page,
+  workers,
+)
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Runs
 from benchmarks.evidence.variants import VARIANTS
@@ -73,9 +80,17 @@ def main(options: Options) -> None:
     print(_left(tasks, plan, options.workers))
     return
   if not options.page:
-    page.record(options.output)
+    _observe(options.output)
   print(f'Page: {page.write(options.output, _recorded(options))}')
   _print_verdicts(options)
+
+
+def _observe(directory: pathlib.Path) -> None:
+  """Records the observations, if all variants ran on all problems."""
+  every = analysis.load(directory)
+  if not measurement.missing(every):
+    for name in every:
+      observations.record(directory, name)
 
 
 def _recorded(options: Options) -> pathlib.Path | None:

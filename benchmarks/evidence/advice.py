@@ -2,8 +2,9 @@
 
 import textwrap
 
-from benchmarks.evidence import analysis, claims, page
+from benchmarks.evidence import analysis, answers, claims, measurement
 from benchmarks.evidence.analysis import AllRuns
+from benchmarks.evidence.formats import interval
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.variants import VARIANTS
 from optax_sam.catalog import METHODS
@@ -60,7 +61,7 @@ def which_method(every: AllRuns) -> str:
         if methods and not (gain.significant and gain.mean > 0):
           continue
         methods += 1
-      found.append(f'{name_of(name)}: {page.interval(gain)} at {cost:.2f}')
+      found.append(f'{name_of(name)}: {interval(gain)} at {cost:.2f}')
       if methods == _NAMED:
         break
     if methods:
@@ -80,8 +81,8 @@ def verdicts(every: AllRuns) -> str:
     if any(result.mean.mean is not None for result in found):
       verdict = analysis.verdict(found)
       lines.append(f'- **{verdict.capitalize()}**: {claim.sentence}')
-  lines += page.questions(every).splitlines()[:1]
-  if page.missing(every):
+  lines += answers.questions(every).splitlines()[:1]
+  if measurement.missing(every):
     whole = sum(not problem.in_appendix for problem in PROBLEMS.values())
     lines.insert(
       0,

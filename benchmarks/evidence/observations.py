@@ -20,7 +20,7 @@ _SEED = 0
 _PERCENTILES = (1, 5, *range(10, 100, 10), 95, 99, 99.9, 100)
 # Weight of the past in the mean and variance of AE-SAM.
 _DECAY = 0.9
-_FILE = 'observations.csv'
+FILE = 'observations.csv'
 _COLUMNS = ('problem', 'kind', 'step', 'place', 'value')
 
 
@@ -31,7 +31,7 @@ def record(directory: pathlib.Path, name: str) -> None:
   difference between SAM's and SGD's gradient, relative to its root mean square.
   Rows 'norm' have the squared norm of the gradient at every step.
   """
-  path = directory / _FILE
+  path = directory / FILE
   rows = _read(path)
   if any(row['problem'] == name for row in rows):
     return
@@ -96,7 +96,7 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 
 def _of(directory: pathlib.Path, kind: str) -> dict[str, list[dict[str, Any]]]:
   found: dict[str, list[dict[str, Any]]] = {}
-  for row in _read(directory / _FILE):
+  for row in _read(directory / FILE):
     if row['kind'] == kind:
       found.setdefault(row['problem'], []).append(row)
   return found

@@ -27,14 +27,17 @@ FRONTIER, PANELS, HEAT_MAP = 'evidence.png', 'problems.png', 'methods.png'
 OBSERVATIONS = 'observations.png'
 
 
-def draw(directory: pathlib.Path, every: analysis.AllRuns) -> None:
-  """Draws all pictures."""
-  for name, make in (
-    (FRONTIER, frontier),
-    (PANELS, panels),
-    (HEAT_MAP, heat_map),
-    (OBSERVATIONS, observed),
-  ):
+def draw(
+  directory: pathlib.Path,
+  every: analysis.AllRuns,
+  *,
+  with_observations: bool,
+) -> None:
+  """Draws the pictures, with or without that of the observations."""
+  makers = {FRONTIER: frontier, PANELS: panels, HEAT_MAP: heat_map}
+  if with_observations:
+    makers[OBSERVATIONS] = observed
+  for name, make in makers.items():
     drawing = make(directory, every)
     temporary = (directory / name).with_suffix('.partial')
     drawing.savefig(temporary, dpi=140, format='png')

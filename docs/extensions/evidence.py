@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Callable, Mapping
 
 from benchmarks import speed_table
-from benchmarks.evidence import analysis, page, pictures
+from benchmarks.evidence import analysis, formats, pictures
 from benchmarks.evidence.problems import PROBLEMS
 from benchmarks.evidence.runs import Runs
 from benchmarks.evidence.variants import VARIANTS
 from optax_sam.catalog import Method
 from optax_sam.train.reports import paired
 
-_RESULTS = pathlib.Path(page.__file__).parents[1] / 'results'
+_RESULTS = pathlib.Path(pictures.__file__).parents[1] / 'results'
 PICTURES = {
   name: _RESULTS / 'evidence' / name
   for name in (
@@ -93,7 +93,7 @@ def time(method: Method) -> str:
 
 
 def _interval(found: paired.Difference) -> str:
-  shown = page.interval(found)
+  shown = formats.interval(found)
   center, space, interval = shown.partition(' ')
   return f'**{center}**{space}{interval}' if found.significant else shown
 

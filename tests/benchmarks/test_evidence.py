@@ -1,3 +1,4 @@
+import csv
 import dataclasses
 import math
 import re
@@ -9,7 +10,9 @@ from benchmarks.evidence import __main__ as evidence
 from benchmarks.evidence import (
   advice,
   analysis,
+  answers,
   claims,
+  measurement,
   observations,
   page,
   pictures,
@@ -204,10 +207,19 @@ def few(monkeypatch):
     tuning_seeds=1,
     measured=16,
   )
-  for module in (problems, workers, claims, analysis, page, pictures):
+  for module in (
+    problems,
+    workers,
+    claims,
+    analysis,
+    answers,
+    measurement,
+    observations,
+    page,
+    pictures,
+    evidence,
+  ):
     monkeypatch.setattr(module, 'PROBLEMS', {'digits_noise': small})
-  monkeypatch.setattr(evidence, 'PROBLEMS', {'digits_noise': small})
-  monkeypatch.setattr(observations, 'PROBLEMS', {'digits_noise': small})
   return small
 
 
@@ -257,6 +269,30 @@ def test_an_interrupted_command_resumes(tmp_path, capsys):
   assert set(tried) == {'learning_rate', 'rho'}
   evidence.main(dataclasses.replace(options, list=True))
   assert 'finished digits_noise' in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures('few')
+def test_an_observation_is_recorded_once(tmp_path):
+  runs_of(tmp_path, {SAM: [70, 71]})
+  observations.record(tmp_path, 'digits_noise')
+  path = tmp_path / observations.FILE
+  with path.open(encoding='utf-8', newline='') as file:
+    rows = list(csv.DictReader(file))
+  norms = [float(x['value']) for x in rows if x['kind'] == 'norm']
+  assert len(norms) == PARTS
+  assert min(norms) > 0
+  for step in range(PARTS):
+    at_step = [
+      float(x['value'])
+      for x in rows
+      if (x['kind'], x['step']) == ('difference', f'{step}')
+    ]
+    assert at_step == sorted(at_step)
+    # Relative to the root mean square.
+    assert at_step[0] < 1 < at_step[-1]
+  recorded = path.read_text()
+  observations.record(tmp_path, 'digits_noise')
+  assert path.read_text() == recorded
 
 
 def test_the_page_is_that_of_the_records():
