@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_sam.alternation import AlternatingState
 from optax_sam.engine.info import SharpnessAwareState
+from optax_sam.engine.partition import name_of
 from optax_sam.methods.anti_pgd import AntiPgdState
 from optax_sam.methods.entropy_sgd import EntropySgdState
 from optax_sam.methods.swa import SwaState
@@ -52,8 +54,9 @@ def check(tx: optax.GradientTransformation, params: optax.Params) -> None:
   one method, not inside of `optax.masked`, `optax.partition` or a wrapper that
   drops the loss. `swa`, `anti_pgd` and `alternating` must be last.
   Transformations that return gradients unchanged, such as `optax.identity`, may
-  be anywhere. `optax_sam.make_step` calls this; in other steps, call it once
-  before training. It computes nothing.
+  be anywhere. A leaf that all others leave unchanged, such as one that
+  `optax.masked` excludes, would move along its gradient. `optax_sam.make_step`
+  calls this; in other steps, call it once before training. It computes nothing.
 
   Args:
     tx: the optimizer, with or without a method.
@@ -121,6 +124,16 @@ def _faults(tx: Any, params: optax.Params) -> Iterator[str]:
         f'tx must have no base optimizer after a method that returns the whole '
         f'update, got {descending}: the sign is lost (gradient ascent). Pass '
         f'it as base= if the method has that, or leave it out.'
+      )
+    if names := _unchanged(path, params):
+      some = ', '.join(map(repr, names[:10]))
+      yield (
+        f'tx must change the gradient of every leaf after the method, got '
+        f'{some} unchanged: apply_updates would add this gradient (gradient '
+        f'ascent). optax.masked returns what it excludes. To freeze leaves '
+        f"write optax.partition({{'train': base, 'frozen': "
+        f'optax.set_to_zero()}}, labels), and in the method '
+        f"mask=optax_sam.trainable(labels, frozen='frozen')."
       )
   for path in paths((AlternatingState,), state, tx.update):
     if names := _changing(path, params, before=False):
@@ -197,17 +210,46 @@ def adds_nothing(node: Node, params: Any) -> bool:
 
 def _passes(state: Any, function: Any, params: optax.Params) -> bool:
   """Whether a transformation returns its gradients unchanged."""
+  found = _passed(state, function, params)
+  return found is not None and all(found)
+
+
+def _passed(
+  state: Any, function: Any, params: optax.Params
+) -> list[bool] | None:
+  """Whether a transformation returns each gradient unchanged; None: unknown."""
   found = []
 
   def run(state: Any, params: Any) -> None:
     updates, _ = function(params, state, params)
     pairs = zip(jax.tree.leaves(updates), jax.tree.leaves(params), strict=True)
-    found.append(all(x is y for x, y in pairs))
+    found.append([x is y for x, y in pairs])
 
   # A function of the user, or an unknown one, may raise anything.
   with contextlib.suppress(Exception):
     jax.eval_shape(run, state, params)
-  return found == [True]
+  return found[0] if found else None
+
+
+def _unchanged(path: tuple[Node, ...], params: optax.Params) -> list[str]:
+  """Names the leaves that all transformations after a method leave as they are.
+
+  Without such transformations, or if they change no leaf, none.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  passed = [True] * len(leaves)
+  after = [x for node in path for x in node.parts[node.position + 1 :]]
+  for state, function in after:
+    found = _passed(state, function, params) or [False] * len(leaves)
+    passed = [x and y for x, y in zip(passed, found, strict=True)]
+  if all(passed):
+    return []
+  # The gradients of integers are zeros.
+  return [
+    name_of(path)
+    for (path, leaf), is_passed in zip(leaves, passed, strict=True)
+    if is_passed and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+  ]
 
 
 def _descends(function: Any) -> bool:

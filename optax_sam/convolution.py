@@ -23,7 +23,7 @@ def conv_general_dilated(
 
   Inside `jax.lax.cond` (methods that skip), `jax.lax.scan` or `jax.lax.map`
   (micro-batches), XLA's CPU backend does not use its fast kernels for gradients
-  of convolutions, and is about twenty times slower. This function writes the
+  of convolutions, and is many times slower. This function writes the
   gradients as convolutions with the order of dimensions of these kernels: dk
   from dy and x with batch and features swapped, dx from dy and the flipped k
   with input and output features swapped.

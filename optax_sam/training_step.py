@@ -107,6 +107,7 @@ def make_step(
       _check_state(tx, opt_state, params)
       chain_order.check(tx, params)
       _check_whole(tx, opt_state, params)
+      _check_axis(tx, opt_state, axis_name)
       checked.append(True)
     loss = BatchLoss(
       loss_fn, per_example_loss_fn, has_aux, batch, args, accumulate_steps
@@ -117,7 +118,9 @@ def make_step(
     view = LossView(value_fn=loss.value_fn, leaves=leaves, params=params)
     manual_axes.check(view, leaves.split(grads), axis_name)
     value = devices.average(value, axis_name)
-    if not list(chain_order.paths(chain_order.METHODS, opt_state, None)):
+    methods = list(chain_order.paths(chain_order.METHODS, opt_state, tx.update))
+    # A method averages by itself, except inside of `alternating`.
+    if all(_alternates(path) for path in methods):
       grads = devices.average(grads, axis_name)
     extra = {'value': value, 'value_fn': loss.value_fn}
     if axis_name is None:
@@ -135,6 +138,10 @@ def make_step(
     return params, opt_state, StepOutput(value, aux, metrics)
 
   return step
+
+
+def _alternates(path: tuple[chain_order.Node, ...]) -> bool:
+  return any(node.name == 'AlternatingState' for node in path)
 
 
 def _update(tx: Any, grads: Any, state: Any, params: Any, extra: Any) -> Any:
@@ -167,6 +174,21 @@ def _check_state(tx: Any, opt_state: Any, params: Any) -> None:
       f'write step(params, opt_state, batch).'
     )
     raise ValueError(msg)
+
+
+def _check_axis(tx: Any, opt_state: Any, axis_name: Any) -> None:
+  """Raises if a method averages over no device, but the step over some."""
+  paths = chain_order.paths(chain_order.METHODS, opt_state, tx.update)
+  for path in paths if axis_name else ():
+    inside = chain_order.held(path[-1].function)
+    inside |= chain_order.held(inside.get('update'))
+    if inside.get('axis_name') == () and not _alternates(path):
+      msg = (
+        f'axis_name must be that of the method, got {axis_name!r} for a method '
+        f'with axis_name=(), which does not average gradients: give both the '
+        f'same.'
+      )
+      raise ValueError(msg)
 
 
 def _check_whole(tx: Any, opt_state: Any, params: Any) -> None:

@@ -210,10 +210,10 @@ def check_count(name: str, value: Any, *, at_least: int = 1) -> None:
 
 
 def check_static(name: str, value: Any, kind: str = 'number') -> None:
-  """Raises if a value that shapes the compiled function is an array."""
+  """Raises if a static argument is an array."""
   if isinstance(value, (jax.Array, np.ndarray)):
     msg = (
-      f'{name} shapes the compiled function and must be a Python {kind}, got '
+      f'{name} is a static argument and must be a Python {kind}, got '
       f"an array. With optax.inject_hyperparams write static_args=('{name}',)."
     )
     raise ValueError(msg)

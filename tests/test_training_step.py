@@ -214,6 +214,61 @@ def test_a_missing_axis_name_raises(mode):
     run(*training.start(tx), batch)
 
 
+def _on_two_devices(tx, loss_fn, params):
+  step = jax.pmap(
+    optax_sam.make_step(loss_fn, tx, axis_name='data'),
+    axis_name='data',
+    in_axes=(None, None, 0),
+  )
+  return step(params, tx.init(params), jnp.array([[1.0], [9.0]]))[0]
+
+
+def test_gradients_for_alternating_are_averaged_over_devices():
+  tx = optax_sam.alternating(optax_sam.sam(0.5, axis_name=()), optax.sgd(0.1))
+  loss_fn = lambda w, x: jnp.mean((x * w - 1) ** 2)
+  found = _on_two_devices(tx, loss_fn, jnp.ones(()))
+  # The first call perturbs along the mean gradient, (0 + 144) / 2.
+  np.testing.assert_allclose(found, [1.5, 1.5], rtol=1e-6)
+
+
+def test_a_method_that_averages_over_no_device_raises():
+  tx = optax.chain(optax_sam.sam(axis_name=()), optax.sgd(0.1))
+  with pytest.raises(
+    ValueError, match=r"axis_name must be .* got 'data' .*\(\)"
+  ):
+    _on_two_devices(tx, lambda w, x: jnp.mean((x * w) ** 2), jnp.ones(()))
+
+
+@pytest.mark.parametrize('kind', ['lookbehind', 'sampa'])
+def test_frozen_leaves_do_not_make_the_steps_of_devices_differ(kind):
+  """The base optimizer clips by a norm that includes the frozen leaf."""
+  labels = {'a': 'frozen', 'b': 'trained'}
+  base = optax.chain(
+    optax.clip_by_global_norm(0.1),
+    optax.partition(
+      {'trained': optax.sgd(0.1), 'frozen': optax.set_to_zero()}, labels
+    ),
+  )
+  given = {
+    'mask': optax_sam.trainable(labels, frozen='frozen'),
+    'axis_name': 'data',
+  }
+  if kind == 'sampa':
+    tx = optax_sam.sampa(base, batch_like=jnp.ones(1), **given)
+  else:
+    tx = optax_sam.lookbehind(base, **given)
+  params = {'a': jnp.ones(()), 'b': jnp.ones(())}
+  losses = lambda p, x: (x * p['a'] * p['b']) ** 2
+  step = jax.pmap(
+    optax_sam.make_step(None, tx, per_example_loss_fn=losses, axis_name='data'),
+    axis_name='data',
+    in_axes=(None, None, 0),
+  )
+  after, _, _ = step(params, tx.init(params), jnp.array([[1.0], [9.0]]))
+  assert after['b'][0] == after['b'][1] != 1
+  np.testing.assert_array_equal(after['a'], [1, 1])
+
+
 @pytest.mark.parametrize('axis_name', ['data', ['data']])
 @pytest.mark.parametrize('tx', [SAM, optax.sgd(0.1)])
 def test_an_axis_name_outside_of_devices_raises(tx, axis_name):

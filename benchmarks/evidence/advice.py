@@ -81,6 +81,11 @@ def verdicts(every: AllRuns) -> str:
     if any(result.mean.mean is not None for result in found):
       verdict = analysis.verdict(found)
       lines.append(f'- **{verdict.capitalize()}**: {claim.sentence}')
+  if any('on par' in line for line in lines):
+    lines.append(
+      f'- "On par" means a mean difference below {analysis.margin(every):.1f} '
+      'standard deviations between seeds.'
+    )
   lines += answers.questions(every).splitlines()[:1]
   if measurement.missing(every):
     whole = sum(not problem.in_appendix for problem in PROBLEMS.values())

@@ -33,6 +33,8 @@ def short(found: paired.Difference) -> str:
   """Returns a mean difference, bold if statistically significant."""
   mean = found.mean or 0.0
   shown = signed(mean, 1 if abs(mean) >= 1 else 2)
+  if 0 < abs(mean) < 0.01:  # one digit
+    shown = f'{mean:+.1g}'.replace('-', '\N{MINUS SIGN}')
   return f'**{shown}**' if found.significant else shown
 
 

@@ -26,10 +26,14 @@ other seeds to the last step, without choosing a step.
 A gain is a paired difference over the seeds, with a 95 % Student-t interval.
 Scores of different problems have different units; so their mean is in standard
 deviations between seeds: on each problem the median of those of the variants.
-A claim that is rerun alone has the recorded deviations.
-{units} "On par" means that two one-sided tests exclude a difference of
-{margin} in the unit of the problem. Within a claim, p-values have Holm's
-correction, those of the means and those of the single problems each.
+The deviations are {units} If you rerun one claim, its means use these recorded
+deviations.
+
+"On par" means that two one-sided tests exclude a mean difference of {margin}
+deviations, the average over the problems of {unit_margin} in their units.
+Within a claim, p-values have Holm's correction, those of the means and those of
+the single problems each. Intervals are not corrected, so a verdict may be "not
+shown" although an interval excludes 0.
 
 The gradients of a step are those over the whole batch; a forward pass counts a
 third of one. For methods that perturb some layers or use some examples, they
@@ -53,7 +57,8 @@ def text(every: AllRuns, appendix: AllRuns) -> str:
     wider=workers.WIDER,
     shorter=_shorter(),
     seeds=_seeds(every),
-    margin=claims.MARGIN,
+    margin=f'{analysis.margin(every):.1f}',
+    unit_margin=claims.MARGIN,
     units=_units(every),
     heading=_heading(every),
   )
@@ -104,7 +109,7 @@ def _units(every: AllRuns) -> str:
     f'{PROBLEMS[name].title}'
     for name, runs in every.items()
   ]
-  return f'These are {"; ".join(found)}.'
+  return f'{"; ".join(found)}.'
 
 
 def _heading(every: AllRuns) -> str:
@@ -180,8 +185,8 @@ def _why_at_edge(
   if not edges:
     return 'Each is between smaller and larger values that were tried.'
   text = (
-    f'A star: a value at the edge of those tried, {len(edges)} in all; the '
-    'search ended after its last trial there.'
+    'A star marks a value at the edge of those tried, where the search ended '
+    f'after its last trial; there are {len(edges)}.'
   )
   smallest = sum(
     setting == 'rho' and value == every[problem].tried(name)[setting].low
@@ -189,7 +194,7 @@ def _why_at_edge(
   )
   if smallest:
     text += (
-      f' Of these, {smallest} are the smallest radius: no larger one had a '
+      f' {smallest} of them are the smallest radius tried: no larger one had a '
       'better validation score.'
     )
   return text

@@ -13,9 +13,12 @@ from benchmarks.evidence import (
 from benchmarks.evidence.analysis import AllRuns, Result
 from benchmarks.evidence.formats import MEASURES, interval, row, short
 from benchmarks.evidence.problems import PROBLEMS
-from benchmarks.evidence.variants import VARIANTS
+from benchmarks.evidence.runs import Runs
+from benchmarks.evidence.variants import SAM, VARIANTS
 
 FILE = 'evidence.md'
+# A difference of fewer deviations counts as none.
+_EQUAL = 0.01
 _WORDS = {
   'yes': 'shown',
   'opposite': 'contradicted',
@@ -79,6 +82,8 @@ def text(every: AllRuns, appendix: AllRuns) -> str:
     '## The frontier',
     answers.goal(every),
     f'![Gain against cost, by problem]({pictures.PANELS})',
+    '## Claim by claim',
+    _reading(every),
     *(_claim(number, results) for number, results in found.items()),
     answers.tables(every),
     '' if missing else _OBSERVATIONS,
@@ -101,6 +106,31 @@ def _summary(found: dict[int, list[Result]], *, is_complete: bool) -> str:
   return '\n'.join(lines)
 
 
+def _reading(every: AllRuns) -> str:
+  """Says how to read the tables of the claims."""
+  text = (
+    'Differences on a problem are in its unit; bold ones are statistically '
+    "significant after Holm's correction."
+  )
+  same = [
+    PROBLEMS[name].title
+    for name, runs in every.items()
+    if _is_nearly_equal(runs)
+  ]
+  if same:
+    text += (
+      f' On {", ".join(same)} the best radius of SAM was almost 0, so that SAM '
+      'is the base optimizer there. These differences of 0 are a part of the '
+      'means.'
+    )
+  return text
+
+
+def _is_nearly_equal(runs: Runs) -> bool:
+  mean = analysis.difference(runs, analysis.gain(SAM)).mean
+  return mean is not None and abs(mean) < _EQUAL * analysis.deviation(runs)
+
+
 def _claim(number: int, found: Sequence[Result]) -> str:
   claim = claims.CLAIMS[number]
   names = [name for name in PROBLEMS if any(name in x.cells for x in found)]
@@ -110,7 +140,7 @@ def _claim(number: int, found: Sequence[Result]) -> str:
   lines = [
     f'<a id="claim-{number}"></a>',
     '',
-    f'## {number}. {claim.sentence}',
+    f'### {number}. {claim.sentence}',
     '',
     f'**{analysis.verdict(found).capitalize()}** ({claim.source}).',
     '',

@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from optax_sam.trees import array_types
 
@@ -13,6 +14,18 @@ AxisName = Any
 def average(tree: Any, axis_name: AxisName | None) -> Any:
   """Averages over the devices of `axis_name`; if it is None, does nothing."""
   return jax.lax.pmean(tree, axis_name) if axis_name else tree
+
+
+def average_numbers(updates: Any, axis_name: AxisName | None) -> Any:
+  """Averages gradients, without those of integers, which are of another kind.
+
+  So leaves that a method returns as they came stay equal on all devices.
+  Gradients that the base optimizer does not use are not communicated.
+  """
+  is_number = lambda x: jnp.issubdtype(jnp.result_type(x), jnp.inexact)
+  return jax.tree.map(
+    lambda x: average(x, axis_name) if is_number(x) else x, updates
+  )
 
 
 def average_ascent(

@@ -25,7 +25,9 @@ _DROPPED = (
   'arguments: the TrainState of Flax (optax_sam.flax.TrainState does), '
   'optax.lookahead, optax.contrib.split_real_and_imaginary, and '
   'optax.MultiSteps(...).gradient_transformation(). Place the method before '
-  'them: optax.chain(method, wrapper(base)).'
+  'them, as in optax.chain(method, wrapper(base)), or leave out the two of '
+  'optax that change the parameters, lookahead and '
+  'split_real_and_imaginary.'
 )
 
 

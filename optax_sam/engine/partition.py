@@ -133,7 +133,13 @@ def _check_gradients(movable: Any, updates: Any, params: optax.Params) -> None:
 
 
 def path_parts(path: tuple[Any, ...]) -> list[str]:
-  """Returns the names along a leaf's path, split at dots too."""
+  """Returns the names along a leaf's path, split at dots too.
+
+  In an `nnx.State` the array of a variable is an attribute below the name of
+  the variable; it is left out.
+  """
+  if path and getattr(path[-1], 'name', None) in ('value', 'raw_value'):
+    path = path[:-1]
   names = []
   for entry in path:
     for attribute in ('key', 'name', 'idx'):
@@ -201,10 +207,11 @@ def _check_arrays(params: optax.Params) -> None:
       msg = (
         f'params hold optax.MaskedNode at {where!r}: the method is inside '
         f'optax.masked or optax.partition, where the loss would not get all '
-        f'parameters. Place it before them, with mask=:\n'
-        f'  optax.chain(optax_sam.sam(mask=mask), optax.masked(base, mask))\n'
+        f'parameters. Place it before optax.partition, with mask=:\n'
         f"  mask = optax_sam.trainable(labels, frozen='frozen')\n"
-        f'  optax.chain(optax_sam.sam(mask=mask), optax.partition(..., labels))'
+        f"  base = optax.partition({{'train': optax.sgd(0.1), "
+        f"'frozen': optax.set_to_zero()}}, labels)\n"
+        f'  optax.chain(optax_sam.sam(mask=mask), base)'
       )
       raise ValueError(msg)
     if not hasattr(leaf, 'dtype'):

@@ -73,11 +73,7 @@ def transformation(
     others, descent = after._replace(descent=state.descent), after.descent
     after = accept(used, others, state, valid)._replace(descent=descent)
     direction = tree_math.nan_unless(valid, direction)
-    # So that frozen leaves stay equal on all devices. Gradients that the base
-    # optimizer does not use are not communicated.
-    others = jax.tree.map(
-      lambda x: devices.average(x, axis_name) if _is_number(x) else x, updates
-    )
+    others = devices.average_numbers(updates, axis_name)
     return view.leaves.join_updates(direction, others), after
 
   return checked(init, update, info.SharpnessAwareState, mask=mask)
@@ -150,11 +146,6 @@ def checked(
     return found, widen(new_state)
 
   return optax.GradientTransformationExtraArgs(checked_init, checked_update)
-
-
-def _is_number(gradient: Any) -> bool:
-  # Integers have gradients of another kind.
-  return jnp.issubdtype(jnp.result_type(gradient), jnp.inexact)
 
 
 def _check_perturbed(mask: partition.Mask, kind: type) -> None:

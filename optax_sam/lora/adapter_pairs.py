@@ -33,13 +33,8 @@ def product_norm(factors: Any) -> jax.Array:
   """
   layers: dict[str, list[jax.Array]] = {}
   for path, leaf in jax.tree_util.tree_leaves_with_path(factors):
-    # NNX states have the value of a variable one level below its name.
-    while path and getattr(path[-1], 'key', getattr(path[-1], 'name', 0)) in (
-      'value',
-      'raw_value',
-    ):
-      path = path[:-1]
-    layers.setdefault(partition.name_of(path[:-1]), []).append(leaf)
+    layer = '/'.join(partition.path_parts(path)[:-1])
+    layers.setdefault(layer, []).append(leaf)
   squares = [_squared_product(name, pair) for name, pair in layers.items()]
   return jnp.sqrt(sum(squares[1:], squares[0])) if squares else jnp.zeros(())
 
@@ -160,7 +155,8 @@ def bi_lora(
       rank).
     ascent: the label of :math:`A_2` and :math:`B_2`. The two factors of a layer
       have a common parent in the tree of parameters, with no other array.
-    frozen: the label of leaves that are not trained. All others descend.
+    frozen: the label of leaves that are not trained. All others descend. It
+      may be absent if there is one other label.
 
   Returns:
     An optimizer; 1 gradient a step, and the state of the base for both pairs.
@@ -191,15 +187,12 @@ def bi_lora(
 
   def of(params: optax.Params) -> Any:
     found = labels(params) if callable(labels) else labels
+    _check_labels(set(jax.tree.leaves(found)), ascent, frozen)
     kinds = {ascent: 'ascend', frozen: 'freeze'}
     return jax.tree.map(lambda label: kinds.get(label, 'descend'), found)
 
   def is_ascending(params: optax.Params) -> Any:
-    kinds = of(params)
-    if 'ascend' not in jax.tree.leaves(kinds):
-      msg = f'ascent must be one of the labels, got {ascent!r}.'
-      raise ValueError(msg)
-    return jax.tree.map(lambda kind: kind == 'ascend', kinds)
+    return jax.tree.map(lambda kind: kind == 'ascend', of(params))
 
   parts: dict[Hashable, optax.GradientTransformation] = {
     'descend': base,
@@ -209,3 +202,20 @@ def bi_lora(
   return optax.chain(
     optax.partition(parts, of), clip_products(rho, is_ascending)
   )
+
+
+def _check_labels(
+  found: set[Hashable], ascent: Hashable, frozen: Hashable
+) -> None:
+  names = sorted(map(str, found))
+  if ascent not in found:
+    msg = f'ascent must be one of the labels {names}, got {ascent!r}.'
+    raise ValueError(msg)
+  # With one other label nothing is frozen; with more, one may be misspelled.
+  if frozen not in found and len(found) > 2:
+    msg = (
+      f'frozen must be one of the labels {names}, got {frozen!r}: else all '
+      f'leaves are trained. If they should be, give those that descend one '
+      f'label.'
+    )
+    raise ValueError(msg)

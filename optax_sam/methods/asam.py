@@ -47,7 +47,7 @@ def _scaled_by_name(params: optax.Params) -> Any:
   return jax.tree_util.tree_map_with_path(is_scaled, params)
 
 
-@validation.method()
+@validation.method('scaled')
 def asam(
   rho: optax.ScalarOrSchedule = 0.5,
   *,

@@ -88,6 +88,7 @@ def lookbehind(
     leaves, before = view.leaves, state.ascent
     w, clean = leaves.split(params), leaves.split(updates)
     manual_axes.check(view, clean, axis_name)
+    updates = devices.average_numbers(updates, axis_name)
     radius = validation.at_step(rho, before.step_count)
     ascent = devices.average(clean, axis_name) if sync_ascent else clean
     norm = tree_math.norm(leaves.inside(ascent))

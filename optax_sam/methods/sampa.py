@@ -123,6 +123,7 @@ def sampa(
     view = LossView.open(params, updates, extra, mask=mask, axis_name=axis_name)
     leaves, _ = view.leaves, view.num_examples  # checks the arguments
     manual_axes.check(view, None, axis_name)
+    updates = devices.average_numbers(updates, axis_name)
     given, wanted = (
       jax.tree.map(lambda x: (jnp.shape(x), str(jnp.result_type(x))), batch)
       for batch in (view.batch, state.batch)

@@ -140,7 +140,7 @@ def test_a_claim_waits_for_all_of_its_variants(tmp_path):
   every = {'digits_noise': runs}
   assert not any(x.cells for x in analysis.results(every, claims.CLAIMS[6]))
   page_text = page.text(every, {})
-  assert '## 6.' not in page_text
+  assert '### 6.' not in page_text
   assert f'2 of {len(claims.variants_of("digits_noise"))} variants' in page_text
 
 

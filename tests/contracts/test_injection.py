@@ -1,11 +1,16 @@
 """Every method inside `optax.inject_hyperparams`, and schedules of rho."""
 
+import collections
+import inspect
+import typing
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import optax_sam
+from optax_sam import catalog
 from tests.contracts import comparisons, table, training
 
 _RADII = jnp.array([0.3, 0.0, 0.1, 0.2])
@@ -44,6 +49,34 @@ def test_a_schedule_equals_radii_set_by_hand(name):
     # A skipped step advances the schedule too.
     counts = optax.tree.get_all_with_path(state[0].perturbation, 'step_count')
     assert {int(count) for _, count in counts} == {4}
+
+
+def test_functions_that_are_no_schedules_are_static():
+  """Otherwise `optax.inject_hyperparams` would call them with the step."""
+  for name, row in catalog.METHODS.items():
+    built = inspect.signature(row.function)
+    if not hasattr(row.function, '__wrapped__'):
+      continue
+    plain = inspect.signature(row.function.__wrapped__)
+    for x in plain.parameters.values():
+      kinds = typing.get_args(x.annotation)
+      takes_any = typing.Any in kinds and any(map(_is_callable, kinds))
+      assert not takes_any or x.name in built.static, (name, x.name)
+
+
+def _is_callable(kind):
+  return typing.get_origin(kind) is collections.abc.Callable
+
+
+def test_a_function_that_chooses_the_scaled_leaves_of_asam_is_injected():
+  scaled = lambda params: jax.tree.map(lambda x: x.ndim > 1, params)
+  w = {'k': jnp.full((2, 2), 3.0), 'c': jnp.ones(2)}
+  loss = lambda w: jnp.sum(w['k'] ** 4) + jnp.sum(w['c'] ** 4)
+  found = []
+  for build in (optax_sam.asam, optax.inject_hyperparams(optax_sam.asam)):
+    tx = build(rho=0.5, scaled=scaled)
+    found.append(tx.update(jax.grad(loss)(w), tx.init(w), w, value_fn=loss)[0])
+  comparisons.assert_close(*found)
 
 
 def test_a_schedule_may_return_another_dtype():

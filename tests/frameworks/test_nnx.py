@@ -1,6 +1,8 @@
 """Flax NNX on digits: random numbers and metrics are arguments of the loss."""
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from sklearn import datasets
@@ -11,6 +13,19 @@ from tests.frameworks import by_hand
 
 STRICT = False  # their libraries need promotion
 RHO = 0.1
+
+
+def test_asam_scales_no_bias_of_a_split_model():
+  _, split = nnx.split(nnx.Linear(2, 2, rngs=nnx.Rngs(0)))
+  found = []
+  for params in (split, nnx.as_pure(split)):
+    tx, grads = optax_sam.asam(0.5), jax.tree.map(jnp.ones_like, params)
+    updates, _ = tx.update(
+      grads, tx.init(params), params, grad_fn=lambda params: params
+    )
+    found.append(jax.tree.leaves(updates))
+  for one, other in zip(*found, strict=True):
+    np.testing.assert_array_equal(one, other)
 
 
 class Network(nnx.Module):

@@ -166,6 +166,15 @@ def test_a_label_that_no_leaf_has_raises():
     tx.init(jax.tree.map(jnp.float32, start()))
 
 
+def test_a_misspelled_frozen_label_raises():
+  layer = {'a': jnp.ones((3, 1)), 'b': jnp.zeros((1, 3))}
+  params = {'w': jnp.eye(3), 'lora': layer, 'second': layer}
+  labels = {'w': 'freeze', 'lora': 'lora', 'second': 'ascent'}
+  tx = lora.bi_lora(optax.sgd(0.1), labels, rho=0.1)
+  with pytest.raises(ValueError, match=r"frozen must be .*'freeze'.*'frozen'"):
+    tx.init(params)
+
+
 def test_parameters_must_be_given():
   params = {'a': jnp.ones((3, 1)), 'b': jnp.ones((1, 3))}
   tx = lora.clip_products(0.1)

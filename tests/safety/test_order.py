@@ -14,6 +14,7 @@ A = jnp.diag(jnp.array([4.0, 2.0, 1.0]))
 W = jnp.array([3.0, -1.0, 2.0])
 PARAMS = {'w': jnp.ones((2, 3)), 'b': jnp.ones(2)}
 MASK = {'w': True, 'b': False}
+OTHERS = {'w': False, 'b': True}
 chain, sam, sgd = optax.chain, optax_sam.sam(), optax.sgd(0.1)
 cosine = optax.cosine_decay_schedule(0.1, 100)
 b_sam = optax_sam.b_sam(num_data=10, key=0)
@@ -55,7 +56,12 @@ RIGHT = {
   ),
   'injected': chain(injected(optax_sam.asam), sgd),
   'injected as a whole': injected(lambda lr: chain(sam, optax.sgd(lr))),
-  'before masks': chain(sam, optax.masked(sgd, MASK)),
+  'before masks of every leaf': chain(
+    sam, optax.masked(sgd, MASK), optax.masked(optax.set_to_zero(), OTHERS)
+  ),
+  'before a mask of weight decay': chain(
+    sam, optax.masked(optax.add_decayed_weights(0.1), MASK), sgd
+  ),
   'before accumulation': chain(sam, around(sgd, 4)),
   'before a line search': chain(sam, optax.lbfgs()),
   'schedule-free': optax.contrib.schedule_free(chain(sam, sgd), 0.1),
@@ -77,8 +83,14 @@ MASKED = r'optax.masked or optax.partition[\s\S]* mask='
 DROPPED = r'inside of {}, which .*(place the method before it|ExtraArgs)'
 TURNED = r'no base optimizer after .*got {}: .*gradient ascent'
 LAST = r'swa and anti_pgd last, got .*{} after them'
+UNCHANGED = r"every leaf after the method, got 'b' unchanged: .*set_to_zero"
 ALTERNATING = r'nothing after alternating, got {} after it: .* in base'
 WRONG = {
+  'before a mask': (chain(sam, optax.masked(sgd, MASK)), UNCHANGED),
+  'before a mask in a wrapper': (
+    around(optax.apply_if_finite(chain(sam, optax.masked(sgd, MASK)), 5)),
+    UNCHANGED,
+  ),
   'after adam': (
     chain(optax.adam(0.1), sam),
     FIRST.format('scale_by_adam, scale') + '.*the sign is lost',

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 from rich.console import Console
 
-import optax_sam
 from optax_sam.train.commands import compare as command
 from optax_sam.train.commands import progress
 from optax_sam.train.comparison import plan, runs, store
@@ -245,9 +244,5 @@ def _registered(
         f'from the base optimizer, not {type(tx).__name__}'
       )
       raise ValueError(msg)
-    try:
-      reports = bool(optax_sam.metrics(tx.init(params)))
-    except ValueError:  # it has no metrics
-      reports = False
-    found[name] = registry.own(name, value, reports=reports)
+    found[name] = registry.own(name, value, tx.init(params))
   return found

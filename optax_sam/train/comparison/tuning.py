@@ -189,16 +189,7 @@ class Trials:
     return sign * trial.validation_metric, -trial.validation_loss
 
   def _train(self, values: dict[str, Any]) -> Trial:
-    row = METHODS[self.name].row if self.name in METHODS else None
-    # The optimizer does not read settings of losses and averages.
-    is_read = row is None or row.is_transformation
-    fixed = () if row is None else row.static
-    traced = {
-      key: value
-      for key, value in values.items()
-      if isinstance(value, float)
-      and (key == RATE or (is_read and key not in fixed))
-    }
+    traced = traced_settings(self.name, values)
     static = {key: x for key, x in values.items() if key not in traced}
     place = tuple(static.items())
     if place not in self._trainers:
@@ -237,6 +228,20 @@ class Trials:
       f'  {self.name}: {", ".join(parts)}, validation {metric.title} '
       f'{metric.text(value)}'
     )
+
+
+def traced_settings(name: str, values: dict[str, Any]) -> dict[str, float]:
+  """Returns the settings that a compiled step may take as arguments."""
+  method = METHODS.get(name)
+  # The optimizer does not read settings of losses and averages.
+  is_read = method is None or method.row.is_transformation
+  fixed = () if method is None else (*method.row.static, *method.static)
+  return {
+    key: value
+    for key, value in values.items()
+    if isinstance(value, float)
+    and (key == RATE or (is_read and key not in fixed))
+  }
 
 
 class TracedTrainer(Trainer):

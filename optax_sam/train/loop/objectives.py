@@ -171,6 +171,48 @@ def check(objective: Objective, outputs: Any, targets: Any) -> None:
       raise ValueError(msg)
 
 
+def check_broadcast(objective: Objective, outputs: Any, targets: Any) -> None:
+  """Raises a ValueError if a function of the user mixes examples by accident.
+
+  Shapes (B, 1) and (B,) broadcast to (B, B): then the loss of an example is a
+  mean over all pairs, though it has the right shape.
+
+  Args:
+    objective: the functions.
+    outputs: shapes of the outputs for some examples.
+    targets: the targets of these examples.
+  """
+  shapes = {tuple(leaf.shape) for leaf in jax.tree.leaves(outputs)}
+  count, target = len(targets), tuple(targets.shape)
+  apart = [x for x in shapes if (*x, 1) == target or x == (*target, 1)]
+  if not apart:
+    return
+  random = np.random.default_rng(0)
+  drawn = jax.tree.map(
+    lambda x: jnp.asarray(random.normal(size=x.shape), x.dtype), outputs
+  )
+  for kind, name in zip(('loss', 'metric'), objective.names, strict=True):
+    if name is not None and name != 'loss':
+      continue
+    values = getattr(objective, kind)
+    each = [
+      values(jax.tree.map(lambda x, i=i: x[i : i + 1], drawn), targets[i:][:1])
+      for i in range(count)
+    ]
+    whole = values(drawn, targets)
+    if whole.shape != (count,) or not np.allclose(
+      whole, jnp.concatenate(each), rtol=1e-3, equal_nan=True
+    ):
+      one, other = apart[0][1:], target[1:]
+      msg = (
+        f'{kind} must return one value per example, but mixes the examples: '
+        f'for each example the outputs have shape {one} and the targets '
+        f'{other}, which broadcast over the batch; reshape one of them, as in '
+        f'outputs.reshape(targets.shape)'
+      )
+      raise ValueError(msg)
+
+
 def _check_named(name: str, outputs: Any, targets: Any) -> None:
   shape, target = getattr(outputs, 'shape', None), targets.shape
   is_integer = jnp.issubdtype(targets.dtype, jnp.integer)

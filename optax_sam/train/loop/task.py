@@ -134,6 +134,9 @@ def _checked_outputs(task: Task) -> Any:
     msg = f'model {task.model.name} needs parameters of floats, not {found}'
     raise ValueError(msg)
   objectives.check(task.objective, outputs, batch['labels'])
+  some = {name: values[:3] for name, values in sample.items()}
+  several = jax.eval_shape(task.evaluation_outputs, *where, some)
+  objectives.check_broadcast(task.objective, several, some['labels'])
   return outputs
 
 

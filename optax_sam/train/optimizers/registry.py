@@ -15,6 +15,10 @@ import optax
 import optax_sam
 import optax_sam.lora
 from optax_sam import catalog, validation
+from optax_sam.engine import info
+from optax_sam.methods.anti_pgd import AntiPgdState
+from optax_sam.methods.entropy_sgd import EntropySgdState
+from optax_sam.methods.swa import SwaState
 from optax_sam.methods.swad import Swad
 
 
@@ -113,6 +117,8 @@ class Method:
   uses_gradient: bool = True  # the unperturbed one of the batch
   # Batch norm must then use its running statistics.
   takes_per_example_losses: bool = False
+  # Settings that `factory` computes with, beside those of the row.
+  static: tuple[str, ...] = ()
   base_steps: str | None = None  # setting: base optimizer steps in a step
   # From parameters and optimizer state to the solution of a run, if that
   # differs from the trained parameters.
@@ -155,8 +161,12 @@ _SPECIAL: dict[str, dict[str, Any]] = {
   'sparse_sam_fisher': {'takes_per_example_losses': True},
   # It uses a part of the gradient; a metric of all of it would cost the rest.
   'sparse_sam_layers': {'uses_gradient': False},
-  'late_sam': {'factory': _late_sam},
-  'swa': {'factory': _swa, 'solution': optax_sam.averaged_params},
+  'late_sam': {'factory': _late_sam, 'static': ('start', 'end')},
+  'swa': {
+    'factory': _swa,
+    'static': ('start',),
+    'solution': optax_sam.averaged_params,
+  },
   'swad': {'factory': _swad},
 }
 
@@ -192,8 +202,26 @@ METHODS['sam_on'] = Method(
 BASES: dict[str, Callable[[Any], optax.GradientTransformation]] = {}
 
 
-def own(name: str, given: Any, *, reports: bool) -> Method:
-  """Returns a method that is not in the catalog."""
+# What reads the solution of a run from a state.
+_SOLUTIONS: dict[type, Callable[[optax.Params, Any], optax.Params]] = {
+  SwaState: optax_sam.averaged_params,
+  AntiPgdState: optax_sam.without_noise,
+  EntropySgdState: optax_sam.outer_params,
+}
+
+
+def own(name: str, given: Any, opt_state: Any) -> Method:
+  """Returns a method that is not in the catalog.
+
+  Args:
+    name: its title.
+    given: a gradient transformation, or a function from the base optimizer.
+    opt_state: a state of it.
+  """
+  reports = bool(info.states(opt_state, info.SharpnessAwareState))
+  solutions = [
+    read for kind, read in _SOLUTIONS.items() if info.states(opt_state, kind)
+  ]
   is_function = not isinstance(given, optax.GradientTransformation)
   row = dataclasses.replace(
     catalog.METHODS['sam'],
@@ -205,7 +233,14 @@ def own(name: str, given: Any, *, reports: bool) -> Method:
     radius=None,
   )
   factory = (lambda base: given(base)) if is_function else (lambda: given)
-  return Method(row, factory, is_own=True)
+  return Method(
+    row,
+    factory,
+    # A method may not use it; a metric of it would then cost a gradient.
+    uses_gradient=not reports,
+    solution=solutions[0] if solutions else None,
+    is_own=True,
+  )
 
 
 @contextlib.contextmanager

@@ -151,6 +151,31 @@ def test_methods_and_a_base_of_the_user_equal_those_of_the_catalog():
   assert registry.METHODS['sam'].row.radius == 'rho'
 
 
+def test_an_own_average_is_evaluated_as_that_of_the_catalog():
+  start = {'swa': {'start': 0.5}}
+  named, own = (
+    evaluations(compare(PLAIN, TRAIN, TEST, methods=methods, **given, **SMALL))
+    for methods, given in (
+      (('swa',), {'settings': start}),
+      ({'own': lambda x: optax.chain(x, optax_sam.swa(2, every=4))}, {}),
+    )
+  )
+  assert own['own'] == named['swa'] != named['sgd']
+
+
+def test_an_own_method_costs_as_much_as_that_of_the_catalog():
+  costs = [
+    compare(PLAIN, TRAIN, TEST, methods=methods, **SMALL)
+    .runs_of(name)[0]
+    .last('gradients')
+    for methods, name in (
+      (('momentum_sam',), 'momentum_sam'),
+      ({'own': optax_sam.momentum_sam(3.0)}, 'own'),
+    )
+  ]
+  assert costs[0] == costs[1]
+
+
 def test_regression_with_a_loss_and_a_metric_of_the_user():
   def absolute(outputs, targets):
     return jnp.mean(jnp.abs(outputs - targets), axis=1)

@@ -1,5 +1,6 @@
 import collections
 import dataclasses
+import inspect
 import io
 import math
 import re
@@ -379,7 +380,7 @@ def test_tuned_settings_of_losses_noise_and_optimizers_take_effect(
 
 
 @pytest.mark.parametrize('name', METHODS)
-def test_radius_and_learning_rate_may_be_traced(name):
+def test_all_settings_but_static_ones_may_be_traced(name):
   task = problems.small_task('cnn' if name == 'sam_on' else 'mlp', 50)
   rank = 2 if METHODS[name].needs_adapters else None
   config = problems.compare_config(adapter_rank=rank)
@@ -388,7 +389,10 @@ def test_radius_and_learning_rate_may_be_traced(name):
     dataclasses.replace(config, tune=('radius', 'learning_rate')), name, own
   )
   trainer = tuning.TracedTrainer(config, task, name, own)
-  trainer.traced = {key: float(value) for key, value in start.items()}
+  parameters = inspect.signature(METHODS[name].factory).parameters.values()
+  defaults = {x.name: x.default for x in parameters}
+  trainer.traced = tuning.traced_settings(name, defaults)
+  trainer.traced |= {key: float(value) for key, value in start.items()}
   task, batch = trainer.task, dict(task.inputs.sample())
   tx = trainer.optimizer(seed=0)
 

@@ -129,6 +129,26 @@ def test_outputs_that_do_not_fit_raise(loss, outputs, targets, message):
   assert '\n' not in str(caught.value)
 
 
+def test_losses_that_broadcast_over_the_batch_raise():
+  outputs = jax.ShapeDtypeStruct((3, 1), jnp.float32)
+  targets = np.arange(3.0)
+  for wrong in (
+    lambda f, y: jnp.mean((f - y) ** 2, axis=-1),
+    lambda f, y: ((f - y) ** 2).ravel(),
+  ):
+    with pytest.raises(
+      ValueError, match=r'mixes the examples.*outputs.reshape'
+    ):
+      objectives.check_broadcast(objectives.build(wrong), outputs, targets)
+  right = lambda f, y: (f[:, 0] - y) ** 2
+  objectives.check_broadcast(objectives.build(right), outputs, targets)
+  # An in-batch loss, such as a contrastive one, of outputs like the targets.
+  other = lambda f, y: jax.nn.softmax(f) * y
+  objectives.check_broadcast(
+    objectives.build(other), jax.ShapeDtypeStruct((3,), jnp.float32), targets
+  )
+
+
 @pytest.mark.parametrize('label', [-1, 3])
 def test_labels_outside_of_the_classes_raise(label):
   with pytest.raises(ValueError, match=f'test has the label {label}, and the'):
