@@ -234,11 +234,14 @@ def _passed(
 def _unchanged(path: tuple[Node, ...], params: optax.Params) -> list[str]:
   """Names the leaves that all transformations after a method leave as they are.
 
-  Without such transformations, or if they change no leaf, none.
+  The base optimizer of a method counts as one after it. Without such
+  transformations, or if they change no leaf, there is none.
   """
   leaves = jax.tree_util.tree_leaves_with_path(params)
   passed = [True] * len(leaves)
   after = [x for node in path for x in node.parts[node.position + 1 :]]
+  bases = filter(_is_one, (_base(node.function) for node in path))
+  after += [(jax.eval_shape(x.init, params), x.update) for x in bases]
   for state, function in after:
     found = _passed(state, function, params) or [False] * len(leaves)
     passed = [x and y for x, y in zip(passed, found, strict=True)]
@@ -250,6 +253,12 @@ def _unchanged(path: tuple[Node, ...], params: optax.Params) -> list[str]:
     for (path, leaf), is_passed in zip(leaves, passed, strict=True)
     if is_passed and jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
   ]
+
+
+def _base(function: Any) -> Any:
+  """Returns what a method or `alternating` wraps, None if there is nothing."""
+  inside = held(function)
+  return (inside | held(inside.get('update'))).get('base')
 
 
 def _descends(function: Any) -> bool:

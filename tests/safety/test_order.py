@@ -87,6 +87,14 @@ UNCHANGED = r"every leaf after the method, got 'b' unchanged: .*set_to_zero"
 ALTERNATING = r'nothing after alternating, got {} after it: .* in base'
 WRONG = {
   'before a mask': (chain(sam, optax.masked(sgd, MASK)), UNCHANGED),
+  'around a mask': (
+    optax_sam.wsam_decoupled(optax.masked(sgd, MASK), learning_rate=0.1),
+    UNCHANGED,
+  ),
+  'around a mask, in two calls': (
+    optax_sam.alternating(sam, optax.masked(sgd, MASK)),
+    UNCHANGED,
+  ),
   'before a mask in a wrapper': (
     around(optax.apply_if_finite(chain(sam, optax.masked(sgd, MASK)), 5)),
     UNCHANGED,
