@@ -240,7 +240,8 @@ def _unchanged(path: tuple[Node, ...], params: optax.Params) -> list[str]:
   leaves = jax.tree_util.tree_leaves_with_path(params)
   passed = [True] * len(leaves)
   after = [x for node in path for x in node.parts[node.position + 1 :]]
-  bases = filter(_is_one, (_base(node.function) for node in path))
+  found = (arguments(node.function).get('base') for node in path)
+  bases: Iterator[Any] = filter(_is_one, found)
   after += [(jax.eval_shape(x.init, params), x.update) for x in bases]
   for state, function in after:
     found = _passed(state, function, params) or [False] * len(leaves)
@@ -255,10 +256,13 @@ def _unchanged(path: tuple[Node, ...], params: optax.Params) -> list[str]:
   ]
 
 
-def _base(function: Any) -> Any:
-  """Returns what a method or `alternating` wraps, None if there is nothing."""
+def arguments(function: Any) -> dict[str, Any]:
+  """Returns the arguments of a method or of `alternating`, and other variables.
+
+  From its update function; that of a method holds the one with the arguments.
+  """
   inside = held(function)
-  return (inside | held(inside.get('update'))).get('base')
+  return inside | held(inside.get('update'))
 
 
 def _descends(function: Any) -> bool:

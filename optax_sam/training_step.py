@@ -180,9 +180,8 @@ def _check_axis(tx: Any, opt_state: Any, axis_name: Any) -> None:
   """Raises if a method averages over no device, but the step over some."""
   paths = chain_order.paths(chain_order.METHODS, opt_state, tx.update)
   for path in paths if axis_name else ():
-    inside = chain_order.held(path[-1].function)
-    inside |= chain_order.held(inside.get('update'))
-    if inside.get('axis_name') == () and not _alternates(path):
+    given = chain_order.arguments(path[-1].function)
+    if given.get('axis_name') == () and not _alternates(path):
       msg = (
         f'axis_name must be that of the method, got {axis_name!r} for a method '
         f'with axis_name=(), which does not average gradients: give both the '

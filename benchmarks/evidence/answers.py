@@ -5,9 +5,10 @@ import statistics
 
 from benchmarks.evidence import analysis, claims
 from benchmarks.evidence.analysis import AllRuns
-from benchmarks.evidence.formats import MEASURES, interval, row, signed
+from benchmarks.evidence.formats import MEASURES, interval, row
 from benchmarks.evidence.problems import PARTS, PROBLEMS
 from benchmarks.evidence.variants import BASE, SAM, VARIANTS
+from optax_sam.train.reports.formats import number
 
 # The goal of the frontier: this share of SAM's gain at this cost.
 _SHARE, _COST = 0.9, 1.2
@@ -60,8 +61,8 @@ def questions(every: AllRuns) -> str:
     lines.append(
       '- **Does a flatter minimum go with a better score?** The rank '
       'correlation over all runs of a problem, averaged over the problems, is '
-      f'between {signed(rank[best])} ({MEASURES[best]}) and '
-      f'{signed(rank[worst])} ({MEASURES[worst]}); '
+      f'between {number(rank[best], "+.2f")} ({MEASURES[best]}) and '
+      f'{number(rank[worst], "+.2f")} ({MEASURES[worst]}); '
       'negative if flatter minima have better scores.'
     )
   return '\n'.join(lines)
@@ -155,7 +156,7 @@ def tables(every: AllRuns) -> str:
   ]
   for measure in claims.FLATNESS:
     cells = [
-      signed(analysis.rank_correlation(runs, measure)[0])
+      number(analysis.rank_correlation(runs, measure)[0], '+.2f')
       for runs in every.values()
     ]
     lines.append(row([MEASURES[measure], *cells]))

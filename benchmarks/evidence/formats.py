@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from optax_sam.train.reports import paired
+from optax_sam.train.reports.formats import number
 
 # What the page calls the measures of sharpness.
 MEASURES = {
@@ -17,24 +18,19 @@ def interval(found: paired.Difference, digits: int = 2) -> str:
   """Returns a mean difference and its interval."""
   if found.mean is None:
     return ''
-  center = signed(found.mean, digits)
+  spec = f'+.{digits}f'
+  center = number(found.mean, spec)
   if found.interval is None:
     return center
-  low, high = (signed(end, digits) for end in found.interval)
+  low, high = (number(end, spec) for end in found.interval)
   return f'{center} [{low}, {high}]'
-
-
-def signed(value: float, digits: int = 2) -> str:
-  """Returns a number with its sign."""
-  return f'{value:+.{digits}f}'.replace('-', '\N{MINUS SIGN}')
 
 
 def short(found: paired.Difference) -> str:
   """Returns a mean difference, bold if statistically significant."""
   mean = found.mean or 0.0
-  shown = signed(mean, 1 if abs(mean) >= 1 else 2)
-  if 0 < abs(mean) < 0.01:  # one digit
-    shown = f'{mean:+.1g}'.replace('-', '\N{MINUS SIGN}')
+  spec = '+.1f' if abs(mean) >= 1 else '+.2f'
+  shown = number(mean, '+.1g' if 0 < abs(mean) < 0.01 else spec)
   return f'**{shown}**' if found.significant else shown
 
 

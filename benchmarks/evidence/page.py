@@ -112,17 +112,13 @@ def _reading(every: AllRuns) -> str:
     'Differences on a problem are in its unit; bold ones are statistically '
     "significant after Holm's correction."
   )
-  same = [
-    PROBLEMS[name].title
-    for name, runs in every.items()
-    if _is_nearly_equal(runs)
-  ]
-  if same:
-    text += (
-      f' On {", ".join(same)} the best radius of SAM was almost 0, so that SAM '
-      'is the base optimizer there. These differences of 0 are a part of the '
-      'means.'
-    )
+  for name, runs in every.items():
+    if _is_nearly_equal(runs):
+      text += (
+        f' On {PROBLEMS[name].title} the chosen radius of SAM is '
+        f'{runs.chosen(SAM)[1]:.1g}, and SAM has the score of the base '
+        'optimizer. Such differences are a part of the means.'
+      )
   return text
 
 

@@ -344,6 +344,26 @@ def test_advice_takes_the_best_method_of_a_budget(tmp_path):
   assert advice.name_of('sam') == 'SAM (`sam`)'
 
 
+def test_sentences_of_the_guides_agree_with_the_records():
+  every = analysis.load(evidence.RESULTS)
+  docs = evidence.RESULTS.parents[2] / 'docs'
+  text = (docs / 'learn' / 'how_sam_works.md').read_text()
+  sentence = 'the mean gain of SAM is not statistically significant'
+  assert sentence in ' '.join(text.split())
+  assert not analysis.mean_difference(every, analysis.gain(SAM)).significant
+  text = (docs / 'methods' / 'texts.toml').read_text()
+  assert 'not show that it is better than random steps' in text
+  against = {
+    x.comparison.against: x.says
+    for x in analysis.results(every, claims.CLAIMS[2])
+  }
+  assert against['ss_sam_like_ae_sam'] == 'open'
+  text = (docs / 'howto' / 'tune_the_radius.md').read_text()
+  below = sum(runs.chosen(SAM)[1] < 0.05 for runs in every.values())
+  assert (below, len(every)) == (4, 6)
+  assert 'below 0.05 on four of six' in ' '.join(text.split())
+
+
 def test_recommended_methods_gain_as_much_as_sam_and_compare_trains_them():
   every = analysis.load(evidence.RESULTS)
   per_gradient = {

@@ -36,9 +36,8 @@ from optax_sam.train.loop.training_progress import (
   is_due,
 )
 from optax_sam.train.models import adapters
-from optax_sam.train.optimizers import build
+from optax_sam.train.optimizers import build, registry
 from optax_sam.train.optimizers.base_optimizer import schedule
-from optax_sam.train.optimizers.registry import ValidatedAveraging
 
 # Enough for a skipping method to run both of its branches.
 _WARM_UP_STEPS = 3
@@ -62,7 +61,7 @@ class Trainer:
     self.method = build.method(name)
     # Evaluation and measures use the examples of the task, as all methods do.
     self.inputs: inputs_lib.Inputs = task.inputs
-    self.averaging: ValidatedAveraging | None = None
+    self.averaging: registry.ValidatedAveraging | None = None
     built = build.external(name, settings)
     if config.adapter_rank is not None:
       noise = None
@@ -75,7 +74,7 @@ class Trainer:
         noise=noise,
       )
       self.task = task = dataclasses.replace(task, model=model)
-    if isinstance(built, ValidatedAveraging):
+    if isinstance(built, registry.ValidatedAveraging):
       self.averaging = built
       self.inputs = _without_held_out(task.inputs, built.held_out, name)
     self.epoch_steps = inputs_lib.steps_per_epoch(self.inputs)
@@ -210,7 +209,8 @@ class Trainer:
 
     Statistics of parameters that are not the trained ones are recomputed.
     """
-    read, kept = self.method.solution, state.opt_state
+    kept = state.opt_state
+    read = registry.solution(kept)
     if self.averaging is not None:
       read, kept = self.averaging.functions.result, state.memory
     if read is None:

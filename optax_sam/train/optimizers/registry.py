@@ -120,9 +120,6 @@ class Method:
   # Settings that `factory` computes with, beside those of the row.
   static: tuple[str, ...] = ()
   base_steps: str | None = None  # setting: base optimizer steps in a step
-  # From parameters and optimizer state to the solution of a run, if that
-  # differs from the trained parameters.
-  solution: Callable[[optax.Params, Any], optax.Params] | None = None
   is_own: bool = False  # not of the catalog
   has_second_pair: bool = False  # whether it trains two pairs of adapters
 
@@ -155,18 +152,12 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     'row': dataclasses.replace(catalog.METHODS['flat_noise'], place='loss'),
     'factory': _flat_noise,
   },
-  'anti_pgd': {'solution': optax_sam.without_noise},
-  'entropy_sgd': {'solution': optax_sam.outer_params},
   'lookbehind': {'base_steps': 'steps'},
   'sparse_sam_fisher': {'takes_per_example_losses': True},
   # It uses a part of the gradient; a metric of all of it would cost the rest.
   'sparse_sam_layers': {'uses_gradient': False},
   'late_sam': {'factory': _late_sam, 'static': ('start', 'end')},
-  'swa': {
-    'factory': _swa,
-    'static': ('start',),
-    'solution': optax_sam.averaged_params,
-  },
+  'swa': {'factory': _swa, 'static': ('start',)},
   'swad': {'factory': _swad},
 }
 
@@ -202,12 +193,20 @@ METHODS['sam_on'] = Method(
 BASES: dict[str, Callable[[Any], optax.GradientTransformation]] = {}
 
 
-# What reads the solution of a run from a state.
+# States with another solution than the trained parameters, and what reads it.
 _SOLUTIONS: dict[type, Callable[[optax.Params, Any], optax.Params]] = {
   SwaState: optax_sam.averaged_params,
   AntiPgdState: optax_sam.without_noise,
   EntropySgdState: optax_sam.outer_params,
 }
+
+
+def solution(
+  opt_state: Any,
+) -> Callable[[optax.Params, Any], optax.Params] | None:
+  """Returns what reads the solution of a run; None: the trained parameters."""
+  found = (f for kind, f in _SOLUTIONS.items() if info.states(opt_state, kind))
+  return next(found, None)
 
 
 def own(name: str, given: Any, opt_state: Any) -> Method:
@@ -219,9 +218,6 @@ def own(name: str, given: Any, opt_state: Any) -> Method:
     opt_state: a state of it.
   """
   reports = bool(info.states(opt_state, info.SharpnessAwareState))
-  solutions = [
-    read for kind, read in _SOLUTIONS.items() if info.states(opt_state, kind)
-  ]
   is_function = not isinstance(given, optax.GradientTransformation)
   row = dataclasses.replace(
     catalog.METHODS['sam'],
@@ -238,7 +234,6 @@ def own(name: str, given: Any, opt_state: Any) -> Method:
     factory,
     # A method may not use it; a metric of it would then cost a gradient.
     uses_gradient=not reports,
-    solution=solutions[0] if solutions else None,
     is_own=True,
   )
 
